@@ -1,0 +1,62 @@
+# Every target sets up what it needs. `make help` lists them.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
+VENV ?= .venv
+OUTPUT ?= output
+PRESET ?= quick
+PORT ?= 8080
+
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(SCANS)") $(if $(ROIS),--rois "$(ROIS)") \
+	$(if $(CROPS),--crops "$(CROPS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones "$(BACKBONES)") \
+	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(SEED),--seed "$(SEED)")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run serve test test-slow lint format compile bench lock clean
+
+help: ## List every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  make run SCANS=dir ROIS=rois.csv CROPS=dir WEIGHTS=imagenet|none|dir-or-file OUTPUT=dir"
+	@echo "           PRESET=quick|standard|full BACKBONES=VGG16,ResNet50 DOMAINS=normal,cropped SEED=0"
+
+setup: $(READY) ## Create the environment from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(None if ok else "error: Python 3.11 to 3.13 is needed (TensorFlow has no wheels for others); this is " + sys.version.split()[0] + ". Name one with: make PYTHON=/path/to/python3.11 ...")'
+	"$(PYTHON)" -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --require-hashes -r requirements.lock
+	"$(BIN)/python" -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch "$@"
+
+run: $(READY) ## Scans to registered model and report on this machine (no arguments: synthetic sample scans)
+	@"$(BIN)/python" -m pipelines run $(RUN_OPTIONS)
+
+serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol (PORT=8080)
+	@"$(BIN)/python" -m thyroid.serve --registry "$(OUTPUT)/registry" --port $(PORT)
+
+test: $(READY) ## Lint, type check and all fast tests
+	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
+	"$(BIN)/python" -m pytest -m "not slow" -n 2
+
+test-slow: $(READY) ## The slow tests: README's commands, the whole run at full quick size, the DDTI run
+	"$(BIN)/python" -m pytest -m slow
+
+lint: $(READY) ## Lint and type check
+	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
+
+format: $(READY) ## Format the code
+	"$(BIN)/ruff" check --fix . && "$(BIN)/ruff" format .
+
+compile: $(READY) ## Write the Kubeflow pipeline to OUTPUT/thyroid.yaml
+	@"$(BIN)/python" -m pipelines compile --output "$(OUTPUT)/thyroid.yaml"
+
+bench: $(READY) ## Ratios against named peers
+	@for b in bench/*.py; do "$(BIN)/python" "$$b" || exit 1; done
+
+lock: ## Resolve requirements.lock anew from pyproject.toml (no URLs in it)
+	"$(BIN)/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra data --extra train --extra serve \
+		--extra pipelines --extra dev --generate-hashes --no-header --no-emit-index-url --no-emit-find-links -q --upgrade -o requirements.lock
+
+clean: ## Remove the environment and OUTPUT
+	rm -rf "$(VENV)" "$(OUTPUT)"

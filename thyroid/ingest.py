@@ -1,0 +1,368 @@
+"""Scans in, one data version out: names parsed, files checked, hashed and grouped, splits dealt, nothing lost.
+
+    python -m thyroid.ingest --scans DIR --rois rois.csv --output DIR
+"""
+
+import argparse
+import hashlib
+import math
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from thyroid import duplicates, errors, images, names, plots, splits, tables
+from thyroid.errors import InputError
+
+GIVEN_SPLITS = ("separate", "keep", "ignore")
+ROI_COLUMNS = ("filename", "x", "y", "width", "height")
+_GIVEN = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """Where the data version is and what it holds (the content of data.json)."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+
+def ingest(
+    scans: Path,
+    output: Path,
+    rois: Path | None = None,
+    crops: Path | None = None,
+    given_splits: str = "separate",
+    previous: Path | None = None,
+    seed: int = 0,
+) -> Ingested:
+    """Check, hash, group and split every file under `scans`, and write a data version to `output`.
+
+    Args:
+        scans: folder of frames, searched recursively. Folders named train, validation and test are given splits.
+        output: folder of the new data version.
+        rois: CSV with filename, x, y, width, height (pixels of the frame); other columns are ignored.
+        crops: folder of images that are already cropped; they make up the cropped domain.
+        given_splits: what to do when given train and test folders share a patient or a near-duplicate: "separate"
+            moves the whole group to the train side, "keep" leaves it (and the leak), "ignore" deals all splits anew.
+        previous: the last data version; its groups keep their splits, and copies of its scans join them.
+        seed: of the dealing of new groups.
+
+    Raises:
+        InputError: nothing usable, one class only, a rois.csv that cannot be read, or a split without a class.
+    """
+    started = time.monotonic()
+    table = _examine(scans, "normal", exclude=rois)
+    if crops is not None:
+        table = pd.concat([table, _examine(crops, "cropped")], ignore_index=True)
+    good = tables.used(table).copy()
+    _require_both_classes(good, table, scans)
+
+    hashes, patients = good["phash"].tolist(), good["patient"].tolist()
+    pairs = duplicates.near_duplicates(hashes)
+    # A crop shows what its frame shows; only copies within one domain are duplicates.
+    domain = good["domain"].tolist()
+    pairs = [(i, j) for i, j in pairs if domain[i] == domain[j]]
+    good["group"] = duplicates.groups(patients, pairs)
+    copies = duplicates.groups(range(len(good)), pairs)
+    notes = _describe_groups(good, pairs)
+
+    if given_splits == "ignore":
+        good["split"] = None
+    moved = _settle_splits(good, given_splits, previous)
+    notes += moved
+    good = _drop_same_bytes(good, table)
+    fractions = dict(splits.FRACTIONS)
+    if good["split"].eq("test").any():  # a given or persisted test set is not added to beyond its share
+        fractions = _without_given(good, fractions, previous)
+    good["split"] = splits.deal(good, fractions, seed)
+    splits.check(good)
+
+    for column in ("group", "split"):
+        table[column] = good[column].reindex(table.index).astype(tables.SCANS[column])
+    regions, refused = _regions(table, rois)
+    facts = {
+        "source": str(scans.resolve()),
+        "digest": tables.digest(table, regions),
+        "scans": len(good),
+        "quarantined": len(table) - len(good) + len(refused),
+        "patients": int(good["patient"].nunique()),
+        "duplicate_groups": int((pd.Series(copies).value_counts() > 1).sum()),
+        "regions": len(regions),
+        "splits": {split: _count(good[good["split"] == split]) for split in tables.SPLITS},
+        "notes": notes,
+        "seconds": {"ingest": round(time.monotonic() - started, 1)},
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    _write_quarantine(output / "quarantine.csv", table, refused)
+    plots.data_statistics(good, regions, output / "statistics.png")
+    tables.write(output, table, regions, facts)
+    _report(facts, good, output)
+    return Ingested(output, facts)
+
+
+def _examine(folder: Path, domain: str, exclude: Path | None = None) -> pd.DataFrame:
+    """One row a file under `folder`, quarantined or not."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of scans")
+    root = folder.resolve()
+    skip = exclude.resolve() if exclude is not None else None
+    files = [path for path in _walk(root) if path != skip]
+    if not files:
+        raise InputError(f"{folder}: no scan found; expected files such as B_001-0002-1.0.jpg in it or in its folders")
+    tasks = [(str(path), str(root), domain) for path in files]
+    with ProcessPoolExecutor() as pool:
+        rows = list(
+            tqdm(pool.map(_examine_file, tasks, chunksize=_CHUNK), total=len(tasks), desc=f"ingest {domain}", unit="scan")
+        )
+    return tables.frame(rows, tables.SCANS)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Files, links to folders and unreadable folders under `root`, sorted; hidden files are left alone."""
+    unreadable: list[Path] = []
+    for directory, folders, files in os.walk(root, onerror=lambda e: unreadable.append(Path(e.filename))):
+        folders.sort()
+        links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
+        for name in sorted(files + links):
+            if not name.startswith("."):
+                yield Path(directory) / name
+    yield from unreadable
+
+
+def _examine_file(task: tuple[str, str, str]) -> dict[str, Any]:
+    """The scans row of one file; whatever is wrong with it becomes its quarantine reason."""
+    path, root, domain = Path(task[0]), Path(task[1]), task[2]
+    # surrogates (names that are not UTF-8) cannot be stored in a table
+    row: dict[str, Any] = {"path": str(path).encode("utf-8", "backslashreplace").decode(), "domain": domain}
+    try:
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise ValueError("symbolic link leaves the folder of scans")
+        if path.is_symlink() and path.is_dir():
+            raise ValueError("symbolic link to a folder; name the folder itself")
+        if path.is_dir():
+            raise ValueError("folder cannot be read")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("not a regular file")
+        name = names.parse(path.name)
+        data = images.read(path)
+        image = images.decode(data)
+    except (ValueError, OSError) as error:
+        return row | {"quarantine_reason": errors.one_line(error)}
+    given = {_GIVEN[p.lower()] for p in path.relative_to(root).parts[:-1] if p.lower() in _GIVEN}
+    return row | {
+        "label": name.label,
+        "patient": name.patient,
+        "image": name.image,
+        "version": name.version,
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "phash": duplicates.perceptual_hash(image),
+        "split": given.pop() if len(given) == 1 else None,
+    }
+
+
+def _require_both_classes(good: pd.DataFrame, table: pd.DataFrame, scans: Path) -> None:
+    if good.empty:
+        row = table.iloc[0]
+        raise InputError(
+            f"{scans}: none of its {len(table)} files can be used; the first is {Path(row['path']).name}: "
+            f"{row['quarantine_reason']}"
+        )
+    missing = set(names.CLASSES) - set(good["label"])
+    if missing:
+        raise InputError(
+            f"{scans}: no usable scan of class {missing.pop()} among {len(good)}; both B (benign) and M (malignant) are "
+            "needed, as the first letter of the file names"
+        )
+
+
+def _describe_groups(good: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[str]:
+    notes = []
+    both = good.groupby("patient")["label"].nunique()
+    both = both[both > 1]
+    if len(both):
+        listed = ", ".join(f"{patient:03d}" for patient in both.index[:20])
+        notes.append(f"{len(both)} patients have scans of both classes (kept, one group each): {listed}")
+    patients = good["patient"].tolist()
+    across = sorted({tuple(sorted((patients[i], patients[j]))) for i, j in pairs if patients[i] != patients[j]})
+    if across:
+        listed = ", ".join(f"{a:03d} = {b:03d}" for a, b in across[:20])
+        notes.append(f"{len(across)} pairs of patient numbers share near-duplicate scans (grouped together): {listed}")
+    return notes
+
+
+def _settle_splits(good: pd.DataFrame, given_splits: str, previous: Path | None) -> list[str]:
+    """Fill `split` of groups whose split is decided already; returns what had to be moved, in words."""
+    notes: list[str] = []
+    persisted = _persisted(good, previous) if previous is not None else {}
+    for group, members in good.groupby("group"):
+        found = sorted(set(members["split"].dropna()))
+        if group in persisted:
+            good.loc[members.index, "split"] = persisted[group]
+        elif len(found) == 1:
+            good.loc[members.index, "split"] = found[0]
+        elif len(found) > 1:
+            who = ", ".join(f"{patient:03d}" for patient in sorted(set(members["patient"]))[:10])
+            where = " and ".join(found)
+            if given_splits == "keep":
+                notes.append(f"LEAK kept: patient {who} is in the given {where} folders")
+            else:
+                files = ", ".join(Path(p).name for p in members["path"][:4])
+                good.loc[members.index, "split"] = "train"
+                notes.append(f"patient {who} was in the given {where} folders ({files}); moved to train")
+    return notes
+
+
+def _persisted(good: pd.DataFrame, previous: Path) -> dict[int, str]:
+    """Group number to the split that the last data version gave it (test wins where it gave two)."""
+    old = tables.used(tables.read(previous)[0])
+    offset = len(old)
+    pairs = duplicates.near_duplicates([*old["phash"], *good["phash"]])
+    strongest = {"test": 0, "validation": 1, "train": 2}
+    by_patient = old.groupby("patient")["split"].agg(lambda s: min(s, key=strongest.__getitem__)).to_dict()
+    claims = [(g, by_patient[p]) for g, p in zip(good["group"], good["patient"], strict=True) if p in by_patient]
+    groups = good["group"].tolist()
+    claims += [(groups[j - offset], old["split"].iloc[i]) for i, j in pairs if i < offset <= j]
+    decided: dict[int, str] = {}
+    for group, split in claims:
+        decided[group] = min(split, decided.get(group, split), key=strongest.__getitem__)
+    return decided
+
+
+def _drop_same_bytes(good: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Quarantine further copies of the same bytes; all of them where they disagree about the label."""
+    for _, copies in good[good.duplicated(["domain", "sha256"], keep=False)].groupby(["domain", "sha256"]):
+        first = Path(copies["path"].iloc[0]).name
+        if copies["label"].nunique() > 1:
+            others = ", ".join(Path(path).name for path in copies["path"])
+            table.loc[copies.index, "quarantine_reason"] = f"same bytes under different labels: {others}"
+        else:
+            table.loc[copies.index[1:], "quarantine_reason"] = f"same bytes as {first}"
+    return good[table.loc[good.index, "quarantine_reason"].isna()].copy()
+
+
+def _without_given(good: pd.DataFrame, fractions: dict[str, float], previous: Path | None) -> dict[str, float]:
+    """Fractions for new groups: a test folder that was given (not persisted) is complete as it is."""
+    if previous is not None:
+        return fractions
+    kept = {s: f for s, f in fractions.items() if s != "test"}
+    # Given train folders hold no validation part: their groups are dealt between train and validation.
+    given_validation = good["split"].eq("validation").any()
+    if not given_validation:
+        only_train = good.groupby("group")["split"].transform(lambda s: s.eq("train").all()).astype(bool)
+        good.loc[only_train, "split"] = None
+    total = sum(kept.values())
+    return {split: share / total for split, share in kept.items()}
+
+
+def _regions(table: pd.DataFrame, rois: Path | None) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+    """The regions table and (file, reason) of rows that cannot be used."""
+    rows: list[dict[str, Any]] = []
+    refused: list[tuple[str, str]] = []
+    good = tables.used(table)
+    for scan in good[good["domain"] == "cropped"].itertuples():
+        rows.append(
+            {"path": scan.path, "index": 0, "x": 0, "y": 0, "width": scan.width, "height": scan.height, "source": "given"}
+        )
+    if rois is not None:
+        normal = good[good["domain"] == "normal"]
+        by_name: dict[str, list[Any]] = {}
+        for scan in normal.itertuples():
+            by_name.setdefault(Path(scan.path).name, []).append(scan)
+        quarantined = {Path(path).name for path in table.loc[table["quarantine_reason"].notna(), "path"]}
+        count: dict[str, int] = {}
+        for line, row in enumerate(_read_rois(rois).itertuples(), start=2):
+            name = str(row.filename)
+            matches = [s for s in by_name.get(Path(name).name, []) if Path(s.path).as_posix().endswith(name.lstrip("./"))]
+            try:
+                if not matches:
+                    raise ValueError("file is quarantined" if Path(name).name in quarantined else "no such scan")
+                if len(matches) > 1:
+                    raise ValueError("several scans have this name; give the path within the folder of scans")
+                x, y, width, height = _box(row, matches[0])
+            except ValueError as error:
+                refused.append((name, f"region in line {line} of {rois.name}: {error}"))
+                continue
+            path = matches[0].path
+            rows.append({"path": path, "index": count.get(path, 0), "x": x, "y": y, "width": width, "height": height, "source": "given"})
+            count[path] = count.get(path, 0) + 1
+    return tables.frame(rows, tables.REGIONS), refused
+
+
+def _read_rois(rois: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(rois, dtype={"filename": "string"}, skipinitialspace=True, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{rois}: no such file of regions") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{rois}: not a CSV table: {error}") from None
+    missing = [column for column in ROI_COLUMNS if column not in table.columns]
+    if missing:
+        raise InputError(f"{rois}: column {', '.join(missing)} is missing; expected {', '.join(ROI_COLUMNS)}")
+    return table
+
+
+def _box(row: Any, scan: Any) -> tuple[int, int, int, int]:
+    """Whole pixels of a region, checked against its scan."""
+    try:
+        x, y, width, height = (float(getattr(row, column)) for column in ROI_COLUMNS[1:])
+    except (TypeError, ValueError):
+        raise ValueError("x, y, width and height must be numbers") from None
+    if not all(math.isfinite(v) for v in (x, y, width, height)):
+        raise ValueError("x, y, width and height must be numbers")
+    if width < 1 or height < 1:
+        raise ValueError(f"region has no size (width {width:g}, height {height:g})")
+    left, top, right, bottom = math.floor(x), math.floor(y), math.ceil(x + width), math.ceil(y + height)
+    if left < 0 or top < 0 or right > scan.width or bottom > scan.height:
+        raise ValueError(f"region x {x:g}..{x + width:g}, y {y:g}..{y + height:g} is outside the {scan.width}x{scan.height} image")
+    return left, top, right - left, bottom - top
+
+
+def _count(scans: pd.DataFrame) -> dict[str, int]:
+    return {label: int((scans["label"] == label).sum()) for label in names.CLASSES} | {
+        "patients": int(scans["patient"].nunique())
+    }
+
+
+def _write_quarantine(path: Path, table: pd.DataFrame, refused: list[tuple[str, str]]) -> None:
+    bad = table[table["quarantine_reason"].notna()]
+    rows = [*zip(bad["path"], bad["quarantine_reason"], strict=True), *refused]
+    pd.DataFrame(rows, columns=["file", "reason"]).to_csv(path, index=False)
+
+
+def _report(facts: dict[str, Any], good: pd.DataFrame, output: Path) -> None:
+    for split, count in facts["splits"].items():
+        total = sum(count[label] for label in names.CLASSES)
+        by_class = ", ".join(f"{label} {count[label]}" for label in names.CLASSES)
+        print(f"{split}: Found {total} images belonging to 2 classes. ({by_class}; {count['patients']} patients)")
+    for note in facts["notes"]:
+        print(f"note: {note}")
+    if facts["quarantined"]:
+        print(f"quarantined: {facts['quarantined']}, see {output / 'quarantine.csv'}")
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m thyroid.ingest", description=__doc__.split("\n")[0])
+    parser.add_argument("--scans", type=Path, required=True, help="folder of frames, searched recursively")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the new data version")
+    parser.add_argument("--rois", type=Path, help="CSV: filename, x, y, width, height in pixels of the frame")
+    parser.add_argument("--crops", type=Path, help="folder of images that are already cropped")
+    parser.add_argument("--given-splits", choices=GIVEN_SPLITS, default="separate", help="train/test folders that share a patient")
+    parser.add_argument("--previous", type=Path, help="the last data version, whose splits are kept")
+    parser.add_argument("--seed", type=int, default=0)
+    ingest(**vars(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,42 @@
+"""File names of scans, parsed in this one place: `{B|M}_{patient}-{image}-{version}.jpg` (the deck's scheme)."""
+
+import re
+from dataclasses import dataclass
+
+CLASSES = ("B", "M")
+"""Class order of every probability vector: benign, malignant."""
+
+POSITIVE = CLASSES.index("M")
+
+_PATTERN = re.compile(
+    r"(?P<label>[BM])_(?P<patient>[0-9]{1,18})-(?P<image>[0-9]{1,18})-(?P<version>[0-9]{1,9}(\.[0-9]{1,9}){0,3})\.jpe?g",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class ScanName:
+    """What a file name says.
+
+    `patient` is the number alone: B_001 and M_001 are the same patient (several nodules), so that no patient can be
+    on two sides of a split.
+    """
+
+    label: str
+    patient: int
+    image: int
+    version: str
+
+
+def parse(filename: str) -> ScanName:
+    """Parse the last component of a path.
+
+    Raises:
+        ValueError: the name does not follow the scheme; the message says what was expected.
+    """
+    match = _PATTERN.fullmatch(filename)
+    if match is None:
+        raise ValueError("name does not parse: expected {B|M}_{patient}-{image}-{version}.jpg, e.g. B_001-0002-1.0.jpg")
+    return ScanName(
+        label=match["label"].upper(), patient=int(match["patient"]), image=int(match["image"]), version=match["version"]
+    )

@@ -1,0 +1,104 @@
+"""The two tables of a data version, `scans` and `regions`, and its digest.
+
+A data version is a folder: `scans.parquet`, `regions.parquet`, `quarantine.csv` and `data.json`.
+
+scans: one row a file.
+    path: where the file is (absolute, or a URI); domain: "normal" for frames, "cropped" for files that came in cropped;
+    label: "B" or "M"; patient, image: numbers; version: text; width, height: pixels; sha256 of the bytes;
+    phash: see `duplicates`; group: patients and near-duplicates that share a split; split: train, validation or test;
+    quarantine_reason: null for scans in use. What is unknown of a quarantined file is null.
+regions: one row a region of interest (ROI).
+    path: of the scan; index: 0, 1, ... within the scan; x, y, width, height: pixels of the frame;
+    source: "given" or "auto"; crop_path: file of the crop relative to the data version, null until cropped.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from thyroid.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+DOMAINS = ("normal", "cropped")
+
+SCANS = {
+    "path": "string",
+    "domain": "string",
+    "label": "string",
+    "patient": "Int64",
+    "image": "Int64",
+    "version": "string",
+    "width": "Int64",
+    "height": "Int64",
+    "sha256": "string",
+    "phash": "string",
+    "group": "Int64",
+    "split": "string",
+    "quarantine_reason": "string",
+}
+REGIONS = {
+    "path": "string",
+    "index": "Int64",
+    "x": "Int64",
+    "y": "Int64",
+    "width": "Int64",
+    "height": "Int64",
+    "source": "string",
+    "crop_path": "string",
+}
+
+
+def frame(rows: list[dict[str, Any]], schema: dict[str, str]) -> pd.DataFrame:
+    """A table of `schema` from row dictionaries; missing values are null."""
+    return pd.DataFrame(rows, columns=list(schema)).astype(schema)
+
+
+def used(scans: pd.DataFrame) -> pd.DataFrame:
+    """The scans that are not quarantined."""
+    return scans[scans["quarantine_reason"].isna()]
+
+
+def write(folder: Path, scans: pd.DataFrame, regions: pd.DataFrame, facts: dict[str, Any]) -> None:
+    """Write the tables and `facts` (data.json) of a data version; data.json comes last and marks it whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scans.to_parquet(folder / "scans.parquet", index=False)
+    regions.to_parquet(folder / "regions.parquet", index=False)
+    write_json(folder / "data.json", facts)
+
+
+def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Read scans, regions and facts of a data version.
+
+    Raises:
+        InputError: the folder is not a whole data version.
+    """
+    for name in ("data.json", "scans.parquet", "regions.parquet"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: not a data version ({name} is missing); run `python -m thyroid.ingest` first")
+    return (
+        pd.read_parquet(folder / "scans.parquet"),
+        pd.read_parquet(folder / "regions.parquet"),
+        json.loads((folder / "data.json").read_text()),
+    )
+
+
+def digest(scans: pd.DataFrame, regions: pd.DataFrame) -> str:
+    """SHA-256 over the sorted (sha256, label, regions) of the scans in use: paths and order do not matter."""
+    boxes: dict[str, list[list[int]]] = {}
+    for row in regions.itertuples():
+        boxes.setdefault(row.path, []).append([int(row.x), int(row.y), int(row.width), int(row.height)])
+    entries = sorted(
+        json.dumps([row.sha256, row.label, sorted(boxes.get(row.path, []))]) for row in used(scans).itertuples()
+    )
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
