@@ -17,9 +17,8 @@ import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from thyroid import errors, images, plots, tables
+from thyroid import errors, images, plots, progress, tables
 from thyroid.errors import InputError
 
 MARGIN = 0.15
@@ -35,11 +34,11 @@ _CHUNK = 32
 class ScanArea:
     """The part of a frame that shows tissue.
 
-    `mask` is bool [height, width]; `box` its bounding box in frame pixels; `found` is False when no area stands out
+    `mask` is uint8 [height, width], 0 or 1; `box` its bounding box in frame pixels; `found` is False when no area stands out
     and the whole frame is taken.
     """
 
-    mask: NDArray[np.bool_]
+    mask: NDArray[np.uint8]
     box: Box
     found: bool
 
@@ -62,7 +61,8 @@ def scan_area(frame: images.Pixels) -> ScanArea:
     Args:
         frame: uint8 [height, width, 3].
     """
-    grey = frame.max(axis=2)
+    red, green, blue = cv2.split(frame)
+    grey = cv2.max(cv2.max(red, green), blue)
     height, width = grey.shape
     background = int(np.bincount(grey.ravel(), minlength=256)[:64].argmax())
     tissue = (grey > background + 4).astype(np.uint8)
@@ -71,7 +71,7 @@ def scan_area(frame: images.Pixels) -> ScanArea:
     thick = max(5, min(height, width) // 12) | 1
     tissue = cv2.morphologyEx(tissue, cv2.MORPH_OPEN, np.ones((thick, thick), np.uint8))
     count, parts, statistics, _ = cv2.connectedComponentsWithStats(tissue)
-    whole = ScanArea(np.ones((height, width), bool), (0, 0, width, height), False)
+    whole = ScanArea(np.ones((height, width), np.uint8), (0, 0, width, height), False)
     if count < 2:
         return whole
     sizes = statistics[1:, cv2.CC_STAT_AREA]
@@ -82,7 +82,7 @@ def scan_area(frame: images.Pixels) -> ScanArea:
     mask = np.zeros((height, width), np.uint8)
     cv2.fillConvexPoly(mask, cv2.convexHull(points), 1)
     x, y, w, h = cv2.boundingRect(points)
-    return ScanArea(mask.astype(bool), (x, y, w, h), True)
+    return ScanArea(mask, (x, y, w, h), True)
 
 
 def normal(frame: images.Pixels, area: ScanArea | None = None) -> images.Pixels:
@@ -99,7 +99,7 @@ def normal(frame: images.Pixels, area: ScanArea | None = None) -> images.Pixels:
     """
     area = area or scan_area(frame)
     x, y, width, height = area.box
-    return np.where(area.mask[..., None], frame, np.uint8(0))[y : y + height, x : x + width]
+    return cv2.copyTo(frame, area.mask)[y : y + height, x : x + width]
 
 
 def region(frame: images.Pixels, box: Box, area: ScanArea | None = None) -> images.Pixels:
@@ -121,11 +121,11 @@ def region(frame: images.Pixels, box: Box, area: ScanArea | None = None) -> imag
         raise ValueError(f"region {box} is outside the {frame.shape[1]}x{frame.shape[0]} image")
     area = area or scan_area(frame)
     mask = area.mask.copy()
-    mask[y : y + height, x : x + width] = True
+    mask[y : y + height, x : x + width] = 1
     dx, dy = round(MARGIN * width), round(MARGIN * height)
     rows = slice(max(0, y - dy), min(frame.shape[0], y + height + dy))
     columns = slice(max(0, x - dx), min(frame.shape[1], x + width + dx))
-    cut = np.where(mask[rows, columns, None], frame[rows, columns], np.uint8(0))
+    cut = cv2.copyTo(frame[rows, columns], mask[rows, columns])
     return images.letterbox(cut, max(cut.shape[:2]))
 
 
@@ -153,7 +153,7 @@ def crop(data: Path, output: Path, domains: Sequence[str] = ()) -> Cropped:
         (row.Index, row.path, row.sha256, row.domain, boxes.get(row.path, []), str(output)) for row in good.itertuples()
     ]
     with ProcessPoolExecutor() as pool:
-        done = list(tqdm(pool.map(_crop_file, tasks, chunksize=_CHUNK), total=len(tasks), desc="crop", unit="scan"))
+        done = list(progress.bar(pool.map(_crop_file, tasks, chunksize=_CHUNK), len(tasks), "crop", "scan"))
 
     scans["normal_path"] = pd.Series(pd.NA, scans.index, "string")
     for column in ("area_x", "area_y", "area_width", "area_height"):

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
-from thyroid import duplicates, errors, images, names, plots, splits, tables
+from thyroid import duplicates, errors, images, names, plots, progress, splits, tables
 from thyroid.errors import InputError
 
 GIVEN_SPLITS = ("separate", "keep", "ignore")
@@ -120,9 +119,8 @@ def _examine(folder: Path, domain: str, exclude: Path | None = None) -> pd.DataF
         raise InputError(f"{folder}: no scan found; expected files such as B_001-0002-1.0.jpg in it or in its folders")
     tasks = [(str(path), str(root), domain) for path in files]
     with ProcessPoolExecutor() as pool:
-        rows = list(
-            tqdm(pool.map(_examine_file, tasks, chunksize=_CHUNK), total=len(tasks), desc=f"ingest {domain}", unit="scan")
-        )
+        results = pool.map(_examine_file, tasks, chunksize=_CHUNK)
+        rows = list(progress.bar(results, len(tasks), f"ingest {domain}", "scan"))
     return tables.frame(rows, tables.SCANS)
 
 

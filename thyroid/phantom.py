@@ -19,9 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
-from thyroid import errors, images
+from thyroid import errors, images, progress
 
 FRAME = (640, 480)
 """Width and height of a frame in pixels."""
@@ -203,7 +202,7 @@ def generate(output: Path, patients: int = 80, images_per_patient: int = 3, seed
         for image in range(1, images_per_patient + 1)
     ]
     with ProcessPoolExecutor() as pool:
-        rows = list(tqdm(pool.map(_write, tasks, chunksize=16), total=len(tasks), desc="phantoms", unit="scan"))
+        rows = list(progress.bar(pool.map(_write, tasks, chunksize=16), len(tasks), "phantoms", "scan"))
     rois = output / "rois.csv"
     with rois.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -1,0 +1,57 @@
+"""Evaluation as a pipeline step: the fan-in of the five named trainings."""
+
+import inspect
+
+from kfp.dsl import HTML, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
+
+from components.step import step
+from thyroid.backbones import BACKBONES
+
+
+def evaluate(
+    images: Input[Dataset],
+    serving_domain: str,
+    seed: int,
+    evaluation: Output[Model],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+    classification: Output[ClassificationMetrics],
+    **models: Input[Model],
+):
+    """Score every model, choose the winner on validation, write the report."""
+    import shutil
+    from pathlib import Path
+
+    import pandas as pd
+
+    from thyroid import evaluate as library
+
+    trained = [Path(model.path) for model in models.values() if model is not None]
+    folders = [folder for model in trained for folder in sorted(model.iterdir()) if (folder / "train.json").is_file()]
+    done = library.evaluate(
+        Path(images.path), folders, Path(evaluation.path), serving_domain=serving_domain or None, seed=seed
+    )
+    shutil.copy(done.folder / "report.html", report.path)
+    best, domain = done.facts["models"][0], done.facts["serving_domain"]
+    evaluation.metadata |= done.facts["winner"]
+    metrics.log_metric("winner", f"{best['backbone']} on {best['train_domain']}")
+    metrics.log_metric("validation_auroc", best["validation"]["auroc"])
+    for name in ("accuracy", "majority"):
+        metrics.log_metric(f"test_{name}", best["test"][domain][name])
+    for name, figure in best["test"][domain]["auroc"].items():
+        if figure is not None:
+            metrics.log_metric(f"test_auroc_{name}", figure)
+    table = library.of_model(pd.read_parquet(done.folder / "predictions.parquet"), best, domain, "test")
+    classification.log_roc_curve(*library.roc_points(table))
+    classification.log_confusion_matrix(["benign", "malignant"], best["test"][domain]["confusion"])
+
+
+# kfp wants a fixed interface: one optional model per row of the backbone table.
+_signature = inspect.signature(evaluate)
+_fixed = [p for p in _signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+_models = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Input[Model]) for name in BACKBONES
+]
+evaluate.__signature__ = _signature.replace(parameters=_fixed + _models)
+evaluate.__annotations__ = {p.name: p.annotation for p in _fixed + _models}
+evaluate = step(image="train")(evaluate)

@@ -1,0 +1,16 @@
+"""Registration of the winner as a pipeline step."""
+
+from kfp.dsl import Artifact, Input, Model, Output
+
+from components.step import step
+
+
+@step(image="ops")
+def register(evaluation: Input[Model], registry: str, model: Output[Model], summary: Output[Artifact]):
+    """Publish the winner as the registry's next version and write the summary."""
+    from pathlib import Path
+
+    from thyroid.register import register as run
+
+    done = run(Path(evaluation.path), Path(registry), Path(summary.path))
+    model.metadata |= {"name": done.name, "version": done.version, "sha256": done.sha256, "folder": done.uri}

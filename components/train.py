@@ -1,0 +1,43 @@
+"""Training of one backbone as a pipeline step."""
+
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+
+from components.step import step
+
+
+@step(image="train")
+def train(
+    images: Input[Dataset],
+    backbone: str,
+    weights: str,
+    image_size: int,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    model: Output[Model],
+    metrics: Output[Metrics],
+    history: Output[HTML],
+):
+    """Train one backbone on every domain of the data version."""
+    from pathlib import Path
+
+    from components.pages import picture_page
+    from thyroid import tables
+    from thyroid.train import train as run
+
+    for domain in tables.read(Path(images.path))[2]["domains"]:
+        done = run(
+            Path(images.path),
+            Path(model.path) / domain,
+            backbone,
+            domain,
+            weights=weights,
+            image_size=image_size,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        metrics.log_metric(f"validation_auroc_{domain}", done.facts["validation"]["auroc"])
+        metrics.log_metric(f"seconds_{domain}", done.facts["seconds"])
+        picture_page(history.path, f"{backbone} on {domain}", done.folder / "history.png")
+    model.metadata["backbone"] = backbone

@@ -1,0 +1,189 @@
+"""The pipeline's command line: compile it for Kubeflow, or run it on this machine.
+
+    python -m pipelines run --scans DIR --rois rois.csv --output DIR
+    python -m pipelines compile --output thyroid.yaml
+"""
+
+import argparse
+import base64
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from thyroid import RESEARCH_USE_ONLY, backbones, crop, errors, ingest, phantom, registry, tables
+from thyroid.errors import InputError
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # minutes on two CPU cores, downloads nothing
+    "quick": {"image_size": 64, "epochs": 3, "batch_size": 32, "weights": "none", "domains": ""},
+    # the deck's setting: 224 pixels, 15 epochs, batches of 32, ImageNet weights
+    "standard": {"image_size": 224, "epochs": 15, "batch_size": 32, "weights": "imagenet", "domains": ""},
+    # both domains, so that the domain matrix is whole; larger images, trained until validation stops improving
+    "full": {"image_size": 320, "epochs": 50, "batch_size": 32, "weights": "imagenet", "domains": "normal,cropped"},
+}
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    compiling = commands.add_parser("compile", help="write the pipeline as YAML for the Kubeflow UI")
+    compiling.add_argument("--output", type=Path, default=Path("thyroid.yaml"))
+    compiling.add_argument("--backbones", default=",".join(backbones.BACKBONES))
+    running = commands.add_parser("run", help="run the whole pipeline on this machine, without a cluster")
+    running.add_argument("--scans", type=Path, help="folder of frames; none: synthetic sample scans")
+    running.add_argument("--rois", type=Path, help="CSV: filename, x, y, width, height in pixels of the frame")
+    running.add_argument("--crops", type=Path, help="folder of images that are already cropped")
+    running.add_argument("--weights", help="imagenet, none, a *.weights.h5 file or a folder of them; default: the preset's")
+    running.add_argument("--output", type=Path, default=Path("output"))
+    running.add_argument("--preset", choices=PRESETS, default="quick")
+    running.add_argument("--backbones", default=",".join(backbones.BACKBONES))
+    running.add_argument("--domains", help="normal, cropped or normal,cropped; default: cropped where there are regions")
+    running.add_argument("--given-splits", choices=ingest.GIVEN_SPLITS, default="separate")
+    running.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    chosen = [backbones.get(name).name for name in arguments.backbones.split(",")]
+    if arguments.command == "compile":
+        compile_pipeline(arguments.output, chosen)
+    else:
+        run(arguments, chosen)
+
+
+def compile_pipeline(output: Path, chosen: Sequence[str]) -> None:
+    """Write the KFP intermediate representation to `output`."""
+    from kfp import compiler
+
+    from pipelines.training import training_pipeline
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(training_pipeline(chosen), str(output))
+    print(f"{output}: upload it in the Kubeflow UI under Pipelines")
+
+
+def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
+    """Run the pipeline with kfp.local, one subprocess a step, and put its results into OUTPUT."""
+    preset = PRESETS[arguments.preset]
+    output = arguments.output.resolve()
+    weights = arguments.weights or preset["weights"]
+    domains = arguments.domains if arguments.domains is not None else preset["domains"]
+    _check(arguments, output, weights, domains, chosen)
+    scans, rois = arguments.scans, arguments.rois
+    if scans is None:
+        print("No SCANS given: drawing synthetic sample scans")
+        scans, rois = output / "sample" / "scans", output / "sample" / "rois.csv"
+        shutil.rmtree(output / "sample", ignore_errors=True)
+        phantom.generate(output / "sample", seed=arguments.seed)
+
+    from kfp import local
+
+    from pipelines.training import training_pipeline
+
+    warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)  # any image will do here
+    shutil.rmtree(output / "pipeline", ignore_errors=True)
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(output / "pipeline"))
+    try:
+        done = training_pipeline(chosen)(
+            scans=_absolute(scans),
+            registry=str(output / "registry"),
+            rois=_absolute(rois),
+            crops=_absolute(arguments.crops),
+            domains=domains,
+            weights=_absolute(Path(weights)) if Path(weights).exists() else weights,
+            image_size=preset["image_size"],
+            epochs=preset["epochs"],
+            batch_size=preset["batch_size"],
+            given_splits=arguments.given_splits,
+            previous=_previous(output / "data", scans),
+            seed=arguments.seed,
+        )
+    except RuntimeError as error:
+        raise InputError(f"the run stopped; the step's own message stands above ({error})") from None
+    _collect(done.outputs, output)
+    _tell(output, arguments.output)
+
+
+def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: str, chosen: Sequence[str]) -> None:
+    """Everything that can be known to be wrong before the first step starts."""
+    for option, path in (("--scans", arguments.scans), ("--crops", arguments.crops)):
+        if path is not None and not path.is_dir():
+            raise InputError(f"{option} {path}: no such folder")
+    if arguments.rois is not None and not arguments.rois.is_file():
+        raise InputError(f"--rois {arguments.rois}: no such file")
+    if arguments.scans is None and (arguments.rois or arguments.crops):
+        raise InputError("--rois and --crops need --scans")
+    for name in chosen:
+        backbones.find_weights(backbones.get(name), weights)
+    wanted = [d for d in domains.split(",") if d]
+    may_have_regions = arguments.scans is None or arguments.rois is not None or arguments.crops is not None
+    crop.resolve_domains(wanted, has_regions=may_have_regions)
+    paths = (output, arguments.scans, arguments.rois, arguments.crops, weights)
+    for path in paths:
+        if path is not None and "python3" in str(Path(path).resolve()):
+            # kfp's SubprocessRunner replaces this text in every argument by the interpreter's path
+            raise InputError(f"{path}: a path that holds the text 'python3' cannot be used here; rename or move it")
+    output.mkdir(parents=True, exist_ok=True)
+    probe = output / ".writable"
+    probe.write_text("")
+    probe.unlink()
+
+
+def _absolute(path: Path | None) -> str:
+    return "" if path is None else str(path.resolve())
+
+
+def _previous(data: Path, scans: Path) -> str:
+    """The last run's data version, if it was made of the same folder of scans."""
+    try:
+        facts = tables.read(data)[2]
+    except InputError:
+        return ""
+    return str(data) if facts["source"] == str(scans.resolve()) else ""
+
+
+def _collect(outputs: dict[str, Any], output: Path) -> None:
+    incoming = output / ".data"
+    shutil.rmtree(incoming, ignore_errors=True)
+    shutil.copytree(outputs["data"].path, incoming)
+    shutil.rmtree(output / "data", ignore_errors=True)
+    os.replace(incoming, output / "data")
+    shutil.copy(outputs["report"].path, output / "report.html")
+    shutil.copy(outputs["summary"].path, output / "summary.json")
+
+
+def _tell(output: Path, given: Path) -> None:
+    summary = json.loads((output / "summary.json").read_text())
+    model = summary["model"]
+    (output / "request.json").write_text(json.dumps({"instances": [_example(output / "data")]}))
+    make = "make serve" + ("" if given == Path("output") else f" OUTPUT={given}")
+    print(
+        f"""
+{RESEARCH_USE_ONLY}
+
+Report    {output / "report.html"}
+Summary   {output / "summary.json"}
+Model     {model["uri"]} ({summary["winner"]["backbone"]}, version {model["version"]})
+
+Serve it  {make}
+Query it  curl -s -H 'Content-Type: application/json' -d @{given / "request.json"} \\
+            http://localhost:8080/v1/models/{registry.NAME}:predict"""
+    )
+
+
+def _example(data: Path) -> dict[str, Any]:
+    """A request with the first test scan, and its region where it has one."""
+    scans, regions, _ = tables.read(data)
+    scan = tables.used(scans).query("split == 'test'").sort_values("path").iloc[0]
+    instance: dict[str, Any] = {"image": {"b64": base64.b64encode(Path(scan["path"]).read_bytes()).decode()}}
+    box = regions[regions["path"] == scan["path"]]
+    if len(box) and scan["domain"] == "normal":
+        instance["roi"] = [int(box.iloc[0][column]) for column in ("x", "y", "width", "height")]
+    return instance
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Keras and TensorFlow, imported without the notices that TensorFlow's C++ part writes on every start.
+
+They go to file descriptor 2 before any log level is read, so the descriptor itself is set aside during the import. A
+failing import still raises its Python error.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+sys.stderr.flush()
+_stderr = os.dup(2)
+_nowhere = os.open(os.devnull, os.O_WRONLY)
+os.dup2(_nowhere, 2)
+try:
+    import keras
+    import tensorflow as tf
+
+    tf.constant(0)  # the rest of the notices comes with the first kernel
+    tf.get_logger().setLevel("ERROR")
+finally:
+    os.dup2(_stderr, 2)
+    os.close(_stderr)
+    os.close(_nowhere)
+
+__all__ = ["keras", "tf"]

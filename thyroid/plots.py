@@ -1,0 +1,180 @@
+"""Every picture. All carry "research use only"; matplotlib without a display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from thyroid import RESEARCH_USE_ONLY, tables
+from thyroid.names import CLASSES
+
+if TYPE_CHECKING:
+    from thyroid.metrics import Interval
+
+COLOURS = {"B": "#2b7bba", "M": "#c0392b"}
+CLASS_NAMES = {"B": "benign", "M": "malignant"}
+_DPI = 110
+_THUMBNAILS = 8
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.text(0.995, 0.004, RESEARCH_USE_ONLY, ha="right", va="bottom", fontsize=6.5, color="#777777")
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+
+
+def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path) -> None:
+    """What the data version holds: images and patients per split and class, images a patient, frame and region sizes."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    figure.suptitle(f"{len(scans)} scans in use, {scans['patient'].nunique()} patients", fontsize=13)
+    for axis, what in zip(axes[0], ("images", "patients"), strict=True):
+        _split_bars(axis, scans, what)
+    axis = axes[1, 0]
+    counts = scans.groupby("patient").size()
+    values, numbers = np.unique(counts, return_counts=True)
+    axis.bar(values, numbers, color="#667788")
+    axis.set(xlabel="images a patient", ylabel="patients", title="Images a patient")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis = axes[1, 1]
+    frames = scans[scans["domain"] == "normal"]
+    axis.scatter(frames["width"].astype(float), frames["height"].astype(float), s=14, color="#667788", label="frame")
+    sized = regions.merge(scans[["path", "label"]], on="path")
+    for label in CLASSES:
+        these = sized[sized["label"] == label]
+        axis.scatter(
+            these["width"].astype(float), these["height"].astype(float),
+            s=8, alpha=0.5, color=COLOURS[label], label=f"region, {CLASS_NAMES[label]}",
+        )
+    axis.set(xlabel="width (pixels)", ylabel="height (pixels)", title="Sizes of frames and regions", xlim=(0, None), ylim=(0, None))
+    axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _split_bars(axis: Axes, scans: pd.DataFrame, what: str) -> None:
+    bottom = np.zeros(len(tables.SPLITS))
+    for label in CLASSES:
+        these = scans[scans["label"] == label]
+        counted = these.groupby("split").size() if what == "images" else these.groupby("split")["patient"].nunique()
+        heights = np.array([int(counted.get(split, 0)) for split in tables.SPLITS], float)
+        bars = axis.bar(tables.SPLITS, heights, bottom=bottom, color=COLOURS[label], label=CLASS_NAMES[label])
+        axis.bar_label(bars, [str(int(h)) for h in heights], label_type="center", color="white", fontsize=9)
+        bottom += heights
+    share = (scans["label"] == CLASSES[0]).mean()
+    axis.set(ylabel=what, title=f"{what.capitalize()} by split (majority class {max(share, 1 - share):.1%} of images)")
+    axis.legend(fontsize=8)
+
+
+def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path) -> None:
+    """crops.png: the first scans of each class in both domains, to see at a glance whether cropping went well."""
+    good = tables.used(scans)
+    normal = good[good["domain"] == "normal"].merge(
+        regions.groupby("path", as_index=False)["crop_path"].first(), on="path", how="left"
+    )
+    rows = normal if len(normal) else good.merge(regions[["path", "crop_path"]], on="path")
+    picked = pd.concat([rows[rows["label"] == label].head(_THUMBNAILS // 2) for label in CLASSES])
+    figure, axes = plt.subplots(2, max(2, len(picked)), figsize=(13, 4), layout="constrained", squeeze=False)
+    for axis in axes.ravel():
+        axis.axis("off")
+    for column, row in enumerate(picked.itertuples()):
+        for axis, file in zip(axes[:, column], (row.normal_path, row.crop_path), strict=True):
+            if isinstance(file, str):
+                axis.imshow(np.asarray(Image.open(folder / file).convert("L")), cmap="gray", vmin=0, vmax=255)
+        axes[0, column].set_title(CLASS_NAMES[row.label], fontsize=9, color=COLOURS[row.label])
+    figure.suptitle("Scan area (above) and first region with its margin (below)", fontsize=11)
+    _save(figure, folder / "crops.png")
+
+
+def history(table: pd.DataFrame, title: str, path: Path) -> None:
+    """Loss and AUROC per epoch of both phases, training against validation."""
+    phases = list(table["phase"].unique())
+    figure, axes = plt.subplots(len(phases), 2, figsize=(10, 3.2 * len(phases)), layout="constrained", squeeze=False)
+    figure.suptitle(title)
+    for row, phase in zip(axes, phases, strict=True):
+        these = table[table["phase"] == phase]
+        for axis, figure_name in zip(row, ("loss", "auroc"), strict=True):
+            axis.plot(these["epoch"], these[figure_name], marker=".", label="training")
+            axis.plot(these["epoch"], these[f"val_{figure_name}"], marker=".", label="validation")
+            axis.set(xlabel="epoch", ylabel=figure_name, title=f"{phase}: {figure_name}")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def roc(truth: Sequence[str], probability: NDArray[np.float64], title: str, auroc: "Interval", path: Path) -> None:
+    """ROC of one model as scikit-plot draws it, with the AUROC's interval in the title.
+
+    Args:
+        truth: class letters [n].
+        probability: [n, classes].
+    """
+    import scikitplot
+
+    figure, axis = plt.subplots(figsize=(5.2, 5), layout="constrained")
+    names = np.array([CLASS_NAMES[label] for label in truth])
+    scikitplot.metrics.plot_roc(names, probability, plot_micro=False, plot_macro=False, ax=axis)
+    axis.set_title(f"{title}\nAUROC {auroc}", fontsize=10)
+    axis.legend(loc="lower right", fontsize=8)
+    _save(figure, path)
+
+
+def confusion(matrix: NDArray[np.int64], title: str, path: Path) -> None:
+    """Counts of true (rows) against predicted (columns) class at probability one half."""
+    figure, axis = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    axis.imshow(matrix, cmap="Blues", vmin=0)
+    for (i, j), count in np.ndenumerate(matrix):
+        axis.text(j, i, str(count), ha="center", va="center", fontsize=14, color="white" if count > matrix.max() / 2 else "black")
+    ticks = [CLASS_NAMES[label] for label in CLASSES]
+    axis.set(xticks=range(len(ticks)), yticks=range(len(ticks)), xlabel="predicted", ylabel="true")
+    axis.set_xticklabels(ticks)
+    axis.set_yticklabels(ticks, rotation=90, va="center")
+    axis.set_title(title, fontsize=10)
+    _save(figure, path)
+
+
+def ranking(rows: Sequence[tuple[str, "Interval", "Interval"]], path: Path) -> None:
+    """Validation and test AUROC with their intervals, best validation first.
+
+    Args:
+        rows: (model, validation, test).
+    """
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.55 * len(rows)), layout="constrained")
+    for shift, (which, colour) in enumerate((("validation", "#888888"), ("test", "#1f5f8b"))):
+        for place, row in enumerate(rows):
+            figure_ = row[1 + shift]
+            y = len(rows) - place - 0.12 + 0.24 * (1 - shift)
+            if figure_.low is not None and figure_.high is not None:
+                axis.plot((figure_.low, figure_.high), (y, y), color=colour, lw=2)
+            axis.plot(figure_.value, y, "o", color=colour, label=which if place == 0 else None)
+    axis.axvline(0.5, color="#bb0000", lw=0.8, ls="--", label="chance")
+    axis.set(xlim=(0, 1.02), xlabel="AUROC with 95 % interval over patients", yticks=range(1, len(rows) + 1))
+    axis.set_yticklabels([row[0] for row in reversed(rows)])
+    axis.legend(fontsize=8, loc="lower left")
+    _save(figure, path)
+
+
+def domain_matrix(cells: Mapping[tuple[str, str], "Interval"], domains: Sequence[str], title: str, path: Path) -> None:
+    """Test AUROC of one backbone, trained on rows and tested on columns."""
+    figure, axis = plt.subplots(figsize=(4.6, 4), layout="constrained")
+    values = np.array([[cells[train, test].value for test in domains] for train in domains])
+    axis.imshow(values, cmap="RdYlGn", vmin=0.3, vmax=1)
+    for i, train in enumerate(domains):
+        for j, test in enumerate(domains):
+            cell = cells[train, test]
+            limits = "" if cell.low is None else f"\n[{cell.low:.2f}, {cell.high:.2f}]"
+            axis.text(j, i, f"{cell.value:.3f}{limits}", ha="center", va="center", fontsize=10)
+    axis.set(xticks=range(len(domains)), yticks=range(len(domains)), xlabel="tested on", ylabel="trained on")
+    axis.set_xticklabels(list(domains))
+    axis.set_yticklabels(list(domains), rotation=90, va="center")
+    axis.set_title(title, fontsize=10)
+    _save(figure, path)

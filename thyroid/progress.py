@@ -1,0 +1,29 @@
+"""Progress of long work: a live bar on a terminal, a line every few seconds in a log."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+LOG_SECONDS = 10.0
+
+
+def bar(iterable: Any, total: int, description: str, unit: str) -> tqdm:
+    """`iterable` with a progress bar."""
+    return tqdm(iterable, total=total, desc=description, unit=unit, mininterval=_interval())
+
+
+def epochs(description: str) -> Any:
+    """A Keras callback with one bar over all epochs."""
+    from tqdm.keras import TqdmCallback  # imports TensorFlow, which ingest and crop do without
+
+    return TqdmCallback(verbose=0, desc=description, mininterval=_interval())
+
+
+def keras_verbose() -> int:
+    """Keras' own bar on a terminal, one line an epoch in a log (its bar there would be a line a step)."""
+    return 1 if sys.stdout.isatty() else 2
+
+
+def _interval() -> float:
+    return 0.1 if sys.stderr.isatty() else LOG_SECONDS

@@ -1,0 +1,59 @@
+"""Publish the evaluation's winner as a registry version and write the run's summary.
+
+    python -m thyroid.register --evaluation DIR --registry DIR --summary summary.json
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from thyroid import errors, registry, tables
+from thyroid.errors import InputError
+
+
+def register(evaluation: Path, registry_root: Path, summary: Path) -> registry.Registered:
+    """Publish `evaluation`'s artefact, with its report, to the registry, and write summary.json.
+
+    Args:
+        evaluation: folder of `evaluate`.
+        registry_root: root of the directory registry.
+        summary: file to write: the evaluation's figures, the registered model and the seconds of every step.
+
+    Raises:
+        InputError: the evaluation is not whole.
+    """
+    started = time.monotonic()
+    try:
+        facts = json.loads((evaluation / "evaluation.json").read_text())
+    except FileNotFoundError:
+        raise InputError(f"{evaluation}: not a finished evaluation (evaluation.json is missing)") from None
+    with tempfile.TemporaryDirectory() as temporary:
+        artefact = Path(temporary) / "artefact"
+        shutil.copytree(evaluation / "artefact", artefact)
+        described = registry.verify(artefact)
+        shutil.copy(evaluation / "report.html", artefact / "report.html")
+        registry.describe(artefact, {k: v for k, v in described.items() if k not in ("files", "code_version")})
+        registered = registry.publish(artefact, registry_root)
+    facts["model"] = asdict(registered)
+    facts["seconds"]["register"] = round(time.monotonic() - started, 1)
+    tables.write_json(summary, facts)
+    print(f"registered {registered.name} version {registered.version}: {registered.uri}")
+    return registered
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m thyroid.register", description=__doc__.split("\n")[0])
+    parser.add_argument("--evaluation", type=Path, required=True, help="folder of thyroid.evaluate")
+    parser.add_argument("--registry", dest="registry_root", type=Path, required=True, help="root of the registry")
+    parser.add_argument("--summary", type=Path, required=True, help="file to write")
+    register(**vars(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
