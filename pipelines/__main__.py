@@ -7,6 +7,7 @@
 import argparse
 import base64
 import json
+import logging
 import os
 import shutil
 import sys
@@ -83,7 +84,10 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
 
     from pipelines.training import training_pipeline
 
-    warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)  # any image will do here
+    # Images, display names and the like mean nothing without a cluster, and kfp says so for every step.
+    warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
+    warnings.filterwarnings("ignore", "Task '.*': settings", UserWarning)
+    logging.getLogger().addFilter(lambda record: " outputs:\n" not in record.getMessage())
     shutil.rmtree(output / "pipeline", ignore_errors=True)
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(output / "pipeline"))
     try:
@@ -101,8 +105,8 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             previous=_previous(output / "data", scans),
             seed=arguments.seed,
         )
-    except RuntimeError as error:
-        raise InputError(f"the run stopped; the step's own message stands above ({error})") from None
+    except RuntimeError:  # kfp's own text only names the step again
+        raise InputError("the run stopped; the step's own message stands above") from None
     _collect(done.outputs, output)
     _tell(output, arguments.output)
 

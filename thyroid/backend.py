@@ -25,4 +25,7 @@ finally:
     os.close(_stderr)
     os.close(_nowhere)
 
-__all__ = ["keras", "tf"]
+XLA = bool(tf.config.list_physical_devices("GPU"))
+"""Compile with XLA? On CPUs it takes minutes to compile a deep backbone and runs slower than a plain graph."""
+
+__all__ = ["XLA", "keras", "tf"]

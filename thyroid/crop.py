@@ -75,10 +75,12 @@ def scan_area(frame: images.Pixels) -> ScanArea:
     if count < 2:
         return whole
     sizes = statistics[1:, cv2.CC_STAT_AREA]
-    keep = np.isin(parts, 1 + np.flatnonzero(sizes >= sizes.max() / 4))
-    points = cv2.findNonZero(keep.astype(np.uint8))
-    if points is None or keep.sum() < 0.1 * height * width:
+    kept = 1 + np.flatnonzero(sizes >= sizes.max() / 4)
+    if statistics[kept, cv2.CC_STAT_AREA].sum() < 0.1 * height * width:
         return whole
+    keep = np.isin(np.arange(count), kept).astype(np.uint8)[parts]
+    contours, _ = cv2.findContours(keep, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    points = np.concatenate(contours)
     mask = np.zeros((height, width), np.uint8)
     cv2.fillConvexPoly(mask, cv2.convexHull(points), 1)
     x, y, w, h = cv2.boundingRect(points)

@@ -80,9 +80,11 @@ def verify(artefact: Path) -> dict[str, Any]:
 
 def load_keras(file: Path) -> Any:
     """A `.keras` file in safe mode (no Lambda, no code), without its compile state."""
-    from thyroid.backend import keras
+    from thyroid.backend import XLA, keras
 
-    return keras.saving.load_model(file, compile=False, safe_mode=True)
+    model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    model.jit_compile = XLA
+    return model
 
 
 def publish(artefact: Path, root: Path) -> Registered:

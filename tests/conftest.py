@@ -1,0 +1,98 @@
+"""Fixtures: small phantoms, and real data where the machine has it."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thyroid import images, phantom
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def write_scan(path: Path, seed: int = 0, size: tuple[int, int] = (96, 80)) -> Path:
+    """A small JPEG of smooth noise, different for every seed."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(40, 255, (12, 12), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(images.encode(np.repeat(pixels[..., None], 3, axis=2)))
+    return path
+
+
+def write_rois(path: Path, rows: list[tuple]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("filename", "x", "y", "width", "height"), *rows])
+    return path
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Twelve patients with two scans each, half of them malignant."""
+    folder = tmp_path / "scans"
+    for patient in range(1, 13):
+        for image in (1, 2):
+            label = "B" if patient % 2 else "M"
+            write_scan(folder / f"{label}_{patient:03d}-{image:04d}-1.0.jpg", seed=patient * 10 + image)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with scans/ and rois.csv: 15 synthetic patients with two images each."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    phantom.generate(folder, patients=15, images_per_patient=2, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cropped(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cropped data version of the phantoms, for both domains."""
+    from thyroid import crop, ingest
+
+    folder = tmp_path_factory.mktemp("data")
+    ingest.ingest(phantoms / "scans", folder / "ingested", rois=phantoms / "rois.csv")
+    crop.crop(folder / "ingested", folder / "cropped", ["cropped", "normal"])
+    return folder / "cropped"
+
+
+@pytest.fixture(scope="session")
+def trained(cropped: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """(backbone, domain) to a training at toy size."""
+    from thyroid import train
+
+    folder = tmp_path_factory.mktemp("models")
+    result = {}
+    for backbone, domain in (("VGG16", "cropped"), ("VGG16", "normal"), ("ResNet50", "cropped")):
+        target = folder / backbone / domain
+        train.train(cropped, target, backbone, domain, weights="none", image_size=32, epochs=1)
+        result[backbone, domain] = target
+    return result
+
+
+@pytest.fixture(scope="session")
+def evaluated(cropped: Path, trained: dict[tuple[str, str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Evaluation of the VGG16 and ResNet50 that were trained on crops."""
+    from thyroid import evaluate
+
+    folder = tmp_path_factory.mktemp("evaluation")
+    evaluate.evaluate(cropped, [trained["VGG16", "cropped"], trained["ResNet50", "cropped"]], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ddti() -> Path:
+    folder = SHARED / "data" / "ddti"
+    if not folder.is_dir():
+        pytest.skip(f"real scans are not here ({folder})")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vgg16_weights() -> Path:
+    file = SHARED / "weights" / "vgg16_hed_notop.weights.h5"
+    if not file.is_file():
+        pytest.skip(f"pre-trained weights are not here ({file})")
+    return file

@@ -1,0 +1,99 @@
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thyroid import images
+
+
+def jpeg(width: int = 40, height: int = 30, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((width, height), 60).convert("RGB").save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def test_decodes_to_rgb():
+    image = images.decode(jpeg())
+    assert image.shape == (30, 40, 3)
+    assert image.dtype == np.uint8
+
+
+def test_applies_exif_orientation():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert images.decode(jpeg(40, 30, exif=exif)).shape == (40, 30, 3)
+
+
+def test_encoding_drops_metadata_and_keeps_grey_exactly_one_channel():
+    image = images.decode(jpeg(exif=b"Exif\x00\x00patient", comment=b"patient"))
+    data = images.encode(image)
+    assert b"patient" not in data
+    assert Image.open(io.BytesIO(data)).mode == "L"
+
+
+def test_a_png_is_not_a_jpeg():
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(buffer, "PNG")
+    with pytest.raises(ValueError, match="not a JPEG"):
+        images.decode(buffer.getvalue())
+
+
+def test_text_is_not_a_jpeg():
+    with pytest.raises(ValueError, match="not a JPEG"):
+        images.decode(b"hello")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_truncated_file_is_damaged(share):
+    data = jpeg(300, 200)
+    with pytest.raises(ValueError, match="damaged JPEG|not a JPEG"):
+        images.decode(data[: int(len(data) * share)])
+
+
+def test_huge_header_is_refused_before_decoding():
+    data = bytearray(jpeg())
+    marker = data.index(b"\xff\xc0")
+    data[marker + 5 : marker + 9] = struct.pack(">HH", 30000, 30000)
+    with pytest.raises(ValueError, match=r"larger than the limit of 50,000,000 pixels"):
+        images.decode(bytes(data))
+    data[marker + 5 : marker + 9] = struct.pack(">HH", 9000, 9000)
+    with pytest.raises(ValueError, match="9000x9000"):
+        images.decode(bytes(data))
+
+
+def test_tiny_image_is_refused():
+    with pytest.raises(ValueError, match="8x8"):
+        images.decode(jpeg(8, 8))
+
+
+def test_empty_file(tmp_path):
+    (tmp_path / "x.jpg").touch()
+    with pytest.raises(ValueError, match="empty file"):
+        images.read(tmp_path / "x.jpg")
+
+
+def test_oversized_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_BYTES", 3)
+    (tmp_path / "x.jpg").write_bytes(b"1234")
+    with pytest.raises(ValueError, match="limit of 3"):
+        images.read(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 40), (40, 100), (33, 77), (10, 500)])
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_letterbox_never_stretches(width, height, size):
+    out = images.letterbox(np.full((height, width, 3), 200, np.uint8), size)
+    assert out.shape == (size, size, 3)
+    rows, columns = np.nonzero(out[..., 0])
+    extent = (np.ptp(columns) + 1, np.ptp(rows) + 1)
+    assert max(extent) == size
+    scale = size / max(width, height)
+    assert extent == pytest.approx((width * scale, height * scale), abs=1)
+    assert out[rows, columns].min() >= 150
+
+
+def test_square_of_the_right_size_is_untouched():
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(images.letterbox(image, 64), image)
