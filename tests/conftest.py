@@ -13,9 +13,9 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 def write_scan(path: Path, seed: int = 0, size: tuple[int, int] = (96, 80)) -> Path:
-    """A small JPEG of smooth noise, different for every seed."""
+    """A small JPEG of speckle-like noise, different for every seed."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(40, 255, (12, 12), dtype=np.uint8))
+    coarse = Image.fromarray(rng.integers(40, 255, (40, 48), dtype=np.uint8))
     pixels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(images.encode(np.repeat(pixels[..., None], 3, axis=2)))

@@ -136,19 +136,24 @@ def calibrate(model: "keras.Model", images: object) -> None:
         model: of `build`.
         images: uint8 [n, size, size, 3], from the training part.
     """
-    from thyroid.backend import keras
+    from thyroid.backend import keras, tf
 
     body = model.get_layer(BODY)
-    normalizers = [layer for layer in body.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    if not normalizers:
-        return
-    momenta = [layer.momentum for layer in normalizers]
-    for layer in normalizers:
-        layer.momentum = 0.0
+    # momentum 0: the layer keeps this batch's statistics; rate 0: dropout would make them those of another network
+    changed = [
+        (layer, name, value)
+        for kind, name, value in ((keras.layers.BatchNormalization, "momentum", 0.0), (keras.layers.Dropout, "rate", 0.0))
+        for layer in body.layers
+        if isinstance(layer, kind)
+    ]
+    before = [(layer, name, getattr(layer, name)) for layer, name, _ in changed]
+    for layer, name, value in changed:
+        setattr(layer, name, value)
     preprocess = getattr(keras.applications, BACKBONES[model.name].module).preprocess_input
-    body(preprocess(keras.ops.cast(images, "float32")), training=True)
-    for layer, momentum in zip(normalizers, momenta, strict=True):
-        layer.momentum = momentum
+    # a graph frees each map after its last use; run eagerly, B7 would hold all of them: gigabytes
+    tf.function(lambda pixels: body(pixels, training=True))(preprocess(keras.ops.cast(images, "float32")))
+    for layer, name, value in before:
+        setattr(layer, name, value)
 
 
 def unfreeze_last_block(model: "keras.Model", backbone: Backbone) -> None:

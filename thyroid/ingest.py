@@ -139,8 +139,8 @@ def _walk(root: Path) -> Iterator[Path]:
 def _examine_file(task: tuple[str, str, str]) -> dict[str, Any]:
     """The scans row of one file; whatever is wrong with it becomes its quarantine reason."""
     path, root, domain = Path(task[0]), Path(task[1]), task[2]
-    # surrogates (names that are not UTF-8) cannot be stored in a table
-    row: dict[str, Any] = {"path": str(path).encode("utf-8", "backslashreplace").decode(), "domain": domain}
+    # a name that is not UTF-8 cannot be stored in a table
+    row: dict[str, Any] = {"path": os.fsencode(path).decode("utf-8", "backslashreplace"), "domain": domain}
     try:
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise ValueError("symbolic link leaves the folder of scans")

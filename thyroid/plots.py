@@ -102,7 +102,7 @@ def history(table: pd.DataFrame, title: str, path: Path) -> None:
     figure.suptitle(title)
     for row, phase in zip(axes, phases, strict=True):
         these = table[table["phase"] == phase]
-        for axis, figure_name in zip(row, ("loss", "auroc"), strict=True):
+        for axis, figure_name in zip(row, ("categorical_crossentropy", "auroc"), strict=True):
             axis.plot(these["epoch"], these[figure_name], marker=".", label="training")
             axis.plot(these["epoch"], these[f"val_{figure_name}"], marker=".", label="validation")
             axis.set(xlabel="epoch", ylabel=figure_name, title=f"{phase}: {figure_name}")

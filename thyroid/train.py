@@ -33,7 +33,10 @@ HEAD_PATIENCE = 10
 VIEWS = 2
 FINETUNE_RATE = 2e-5
 PATIENCE = 5
-CALIBRATION_IMAGES = 64
+CALIBRATION_IMAGES = 32
+
+LOSS = "categorical_crossentropy"
+"""The loss without the head's penalty, which is what one model can be compared with another by."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def train(
     if start is None:
         backbones.calibrate(model, next(iter(pixels["train"].batch(CALIBRATION_IMAGES))))
     history = [_fit_head(model, pixels, truth, balance, batch_size)]
-    best = _best(history[0], "val_loss") | {"epoch": 0}
+    best = _best(history[0], f"val_{LOSS}") | {"epoch": 0}
     if epochs > 0:
         backbones.unfreeze_last_block(model, row)
         head_weights = model.get_weights()
@@ -177,7 +180,7 @@ def _compile(model: keras.Model, rate: float) -> None:
     model.compile(
         keras.optimizers.Adam(rate),
         "categorical_crossentropy",
-        metrics=["accuracy", Auroc(num_thresholds=1000, name="auroc")],
+        metrics=["accuracy", "categorical_crossentropy", Auroc(num_thresholds=1000, name="auroc")],
         jit_compile=XLA,
     )
     # Variables that come into being inside the first step make TensorFlow trace it twice: half a minute for B7.
@@ -227,7 +230,7 @@ def _fit_head(
         class_weight=balance,
         verbose=0,
         callbacks=[
-            keras.callbacks.EarlyStopping("val_loss", patience=HEAD_PATIENCE, restore_best_weights=True),
+            keras.callbacks.EarlyStopping(f"val_{LOSS}", mode="min", patience=HEAD_PATIENCE, restore_best_weights=True),
             progress.epochs(f"{model.name} head"),
         ],
     )
@@ -272,9 +275,11 @@ def _history(log: keras.callbacks.History, phase: str) -> pd.DataFrame:
 
 def _best(history: pd.DataFrame, monitor: str) -> dict[str, Any]:
     """Validation figures of the epoch that EarlyStopping restored (the first best one)."""
-    place = history[monitor].idxmin() if monitor == "val_loss" else history[monitor].idxmax()
+    place = history[monitor].idxmax() if monitor == "val_auroc" else history[monitor].idxmin()
     epoch = history.loc[place]
-    return {"epoch": int(epoch["epoch"])} | {key: float(epoch[f"val_{key}"]) for key in ("auroc", "loss", "accuracy")}
+    return {"epoch": int(epoch["epoch"]), "loss": float(epoch[f"val_{LOSS}"])} | {
+        key: float(epoch[f"val_{key}"]) for key in ("auroc", "accuracy")
+    }
 
 
 @errors.command

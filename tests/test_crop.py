@@ -1,0 +1,182 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.conftest import write_rois, write_scan
+from thyroid import crop, images, ingest, phantom, tables
+from thyroid.errors import InputError
+
+
+def test_blanks_text_and_ticks_and_keeps_the_tissue():
+    for patient in range(8):
+        drawn = phantom.draw("BM"[patient % 2], patient, 1)
+        area = crop.scan_area(drawn.image)
+        assert area.found
+        assert not area.mask[:45].any(), "banner"
+        x, y, width, height = drawn.roi
+        assert area.mask[y : y + height, x : x + width].mean() > 0.98
+
+
+def test_scan_area_of_real_frames_holds_every_region(ddti):
+    rois = pd.read_csv(ddti / "rois.csv").groupby("filename")
+    for name, boxes in rois:
+        area = crop.scan_area(images.decode((ddti / "normal" / name).read_bytes()))
+        assert area.found
+        assert 0.3 < area.mask.mean() < 0.99
+        for row in boxes.itertuples():
+            assert area.mask[row.y : row.y + row.height, row.x : row.x + row.width].mean() > 0.98
+
+
+def test_no_area_means_the_whole_frame():
+    black = np.zeros((100, 120, 3), np.uint8)
+    area = crop.scan_area(black)
+    assert not area.found
+    assert area.box == (0, 0, 120, 100)
+    np.testing.assert_array_equal(crop.normal(black), black)
+
+
+def test_region_margin_is_clipped_and_padded_not_stretched():
+    frame = np.full((100, 200, 3), 90, np.uint8)
+    cut = crop.region(frame, (0, 10, 100, 20))
+    assert cut.shape == (115, 115, 3)  # 100 + 15 on the right alone
+    assert (cut[..., 0] == 90).sum() == 115 * 26  # 20 + 3 above and below
+
+
+def test_region_itself_is_never_blanked():
+    frame = np.zeros((200, 300, 3), np.uint8)
+    frame[60:190, 20:280] = 120
+    frame[5:25, 5:25] = 200
+    assert (crop.region(frame, (5, 5, 20, 20)) == 200).sum() == 20 * 20 * 3
+
+
+@pytest.mark.parametrize("box", [(0, 0, 0, 5), (-1, 0, 5, 5), (195, 0, 10, 5), (0, 99, 5, 5)])
+def test_region_outside_is_refused(box):
+    with pytest.raises(ValueError, match="outside the 200x100 image"):
+        crop.region(np.zeros((100, 200, 3), np.uint8), box)
+
+
+def test_crops_match_the_sets_own(ddti):
+    """DDTI's own crops were cut with the same margin; ours differ by re-encoding and padding alone."""
+    row = pd.read_csv(ddti / "rois.csv").iloc[5]
+    frame = images.decode((ddti / "normal" / row["filename"]).read_bytes())
+    theirs = images.decode((ddti / "cropped" / row["crop_filename"]).read_bytes())
+    ours = crop.region(frame, (row["x"], row["y"], row["width"], row["height"]))
+    theirs = images.letterbox(theirs, ours.shape[0])
+    assert np.abs(ours.astype(int) - theirs).mean() < 4
+
+
+def test_both_domains_with_tables(cropped):
+    scans, regions, facts = tables.read(cropped)
+    assert facts["domains"] == ["cropped", "normal"]
+    assert facts["without_region"] == 0
+    assert regions["crop_path"].notna().all()
+    for domain in tables.DOMAINS:
+        table = crop.examples(cropped, domain)
+        assert len(table) == len(scans) == 30
+        for file in table["file"]:
+            with Image.open(file) as image:
+                assert image.format == "JPEG"
+                assert not image.getexif()
+                assert "comment" not in image.info
+                assert domain == "normal" or image.width == image.height
+
+
+def test_examples_are_split_by_patient(cropped):
+    patients = {split: set(crop.examples(cropped, "cropped", split)["patient"]) for split in tables.SPLITS}
+    assert not patients["train"] & patients["test"]
+    assert not patients["train"] & patients["validation"]
+    assert sum(map(len, patients.values())) == 15
+
+
+def test_is_deterministic(phantoms, tmp_path):
+    for name in ("one", "two"):
+        ingest.ingest(phantoms / "scans", tmp_path / f"{name}-in", rois=phantoms / "rois.csv")
+        crop.crop(tmp_path / f"{name}-in", tmp_path / name)
+    for file in (tmp_path / "one").rglob("*.jpg"):
+        assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_scans_without_a_region_stay_in_normal(scans, tmp_path):
+    rois = write_rois(
+        tmp_path / "rois.csv", [(f.name, 10, 10, 40, 30) for f in sorted(scans.iterdir()) if "-0001-" in f.name]
+    )
+    ingest.ingest(scans, tmp_path / "in", rois=rois)
+    facts = crop.crop(tmp_path / "in", tmp_path / "out").facts
+    assert facts["without_region"] == 12
+    assert facts["domains"] == ["cropped"]
+    assert len(crop.examples(tmp_path / "out", "normal")) == 24
+    assert len(crop.examples(tmp_path / "out", "cropped")) == 12
+
+
+def test_given_crops_come_in_whole(scans, tmp_path):
+    for patient in range(1, 13):
+        label = "B" if patient % 2 else "M"
+        write_scan(tmp_path / "crops" / f"{label}_{patient:03d}-0001-1.0.jpg", seed=900 + patient, size=(40, 30))
+    ingest.ingest(scans, tmp_path / "in", crops=tmp_path / "crops")
+    crop.crop(tmp_path / "in", tmp_path / "out")
+    table = crop.examples(tmp_path / "out", "cropped")
+    assert len(table) == 12
+    with Image.open(table["file"][0]) as image:
+        assert image.size == (40, 40)
+    assert len(crop.examples(tmp_path / "out", "normal")) == 24
+
+
+def test_without_regions_the_default_is_normal(scans, tmp_path):
+    ingest.ingest(scans, tmp_path / "in")
+    assert crop.crop(tmp_path / "in", tmp_path / "out").facts["domains"] == ["normal"]
+
+
+def test_cropped_run_without_any_region_fails_by_name(scans, tmp_path, capsys):
+    ingest.ingest(scans, tmp_path / "in")
+    arguments = ["--data", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--domains", "cropped"]
+    assert crop.main(arguments) == 2
+    assert "--rois" in capsys.readouterr().err
+
+
+def test_unknown_domain():
+    with pytest.raises(InputError, match="'frames' is unknown; choose from normal, cropped"):
+        crop.resolve_domains(["frames"], has_regions=True)
+
+
+def test_what_changed_or_vanished_since_ingest_is_quarantined(scans, tmp_path):
+    ingest.ingest(scans, tmp_path / "in")
+    (scans / "B_001-0001-1.0.jpg").unlink()
+    shutil.copy(scans / "B_003-0001-1.0.jpg", scans / "B_001-0002-1.0.jpg")
+    before = tables.read(tmp_path / "in")[2]
+    facts = crop.crop(tmp_path / "in", tmp_path / "out").facts
+    rows = pd.read_csv(tmp_path / "out" / "quarantine.csv")
+    assert sorted(rows["reason"]) == ["file changed since ingest", "file vanished since ingest"]
+    assert facts["scans"] == before["scans"] - 2
+    assert facts["digest"] != before["digest"]
+    assert json.loads((tmp_path / "out" / "data.json").read_text()) == facts
+
+
+def test_a_class_without_regions_fails_before_training(scans, tmp_path):
+    rois = write_rois(tmp_path / "rois.csv", [(f.name, 10, 10, 40, 30) for f in sorted(scans.glob("B_*"))])
+    ingest.ingest(scans, tmp_path / "in", rois=rois)
+    with pytest.raises(InputError, match="no image of class M"):
+        crop.crop(tmp_path / "in", tmp_path / "out")
+
+
+def test_full_disk_is_one_line(scans, tmp_path):
+    """A file-size limit of 2 kB stands in for a full disk: every write beyond it fails."""
+    ingest.ingest(scans, tmp_path / "in")
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+        "from thyroid import crop; sys.exit(crop.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--data", str(tmp_path / "in"), "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "data.json").exists()

@@ -1,0 +1,66 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thyroid import splits
+from thyroid.errors import InputError
+
+
+def table(sizes: list[int], labels: str | None = None) -> pd.DataFrame:
+    rows = []
+    for group, size in enumerate(sizes):
+        label = (labels or "BM" * len(sizes))[group]
+        rows += [{"group": group, "label": label, "sha256": f"{group:04d}-{i}", "split": None} for i in range(size)]
+    return pd.DataFrame(rows).astype({"split": "string"})
+
+
+@given(st.lists(st.integers(1, 6), min_size=12, max_size=80), st.integers(0, 5))
+@settings(deadline=None)
+def test_groups_stay_whole_and_every_split_has_both_classes(sizes, seed):
+    scans = table(sizes)
+    scans["split"] = splits.deal(scans, seed=seed)
+    assert scans["split"].notna().all()
+    assert (scans.groupby("group")["split"].nunique() == 1).all()
+    splits.check(scans)
+
+
+def test_fractions_hold_within_each_class():
+    rng = np.random.default_rng(0)
+    scans = table(list(rng.integers(1, 5, 600)))
+    scans["split"] = splits.deal(scans)
+    for label in "BM":
+        share = scans.loc[scans["label"] == label, "split"].value_counts(normalize=True)
+        for split, fraction in splits.FRACTIONS.items():
+            assert share[split] == pytest.approx(fraction, abs=0.01)
+
+
+def test_order_of_rows_does_not_matter():
+    scans = table([2, 3, 1] * 20)
+    shuffled = scans.sample(frac=1, random_state=3)
+    pd.testing.assert_series_equal(splits.deal(scans), splits.deal(shuffled).sort_index())
+
+
+def test_seed_matters():
+    scans = table([1] * 100)
+    assert not splits.deal(scans, seed=1).equals(splits.deal(scans, seed=2))
+
+
+def test_a_group_keeps_its_split_and_new_ones_make_up_for_it():
+    scans = table([1] * 200)
+    scans.loc[:99, "split"] = "train"
+    dealt = splits.deal(scans)
+    assert (dealt[:100] == "train").all()
+    assert dealt.value_counts(normalize=True)["train"] == pytest.approx(0.7, abs=0.02)
+
+
+def test_a_giant_group_goes_to_train():
+    scans = table([1] * 40 + [60, 60], "BM" * 21)
+    assert (splits.deal(scans)[scans["group"] >= 40] == "train").all()
+
+
+def test_three_patients_of_a_class_are_enough_and_two_are_not():
+    splits.check(table([1] * 6).assign(split=splits.deal(table([1] * 6))))
+    with pytest.raises(InputError, match=r"class M has 2 patients.*at least 1 more"):
+        splits.deal(table([1] * 5))
