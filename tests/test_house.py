@@ -1,0 +1,94 @@
+"""The house's own rules: who may import whom, and that what is documented exists."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {"thyroid": {"thyroid"}, "components": {"components", "thyroid"}, "pipelines": {"pipelines", "components", "thyroid"}}
+MODULES = [path for folder in ALLOWED for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+def imports(path: Path, top_level: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_dependencies_go_one_way(path):
+    ours = {"thyroid", "components", "pipelines"} & imports(path)
+    assert ours <= ALLOWED[path.parent.name]
+    if path.parent.name == "thyroid":
+        assert "kfp" not in imports(path)
+    if path.parent.name == "components":
+        assert not {"tensorflow", "keras", "pandas"} & imports(path, top_level=True)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_module_says_what_it_is(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize("step", ["ingest", "crop"])
+def test_the_data_image_does_without_tensorflow_and_scikit_learn(step):
+    code = f"import sys, thyroid.{step}; bad = {{'tensorflow', 'keras', 'sklearn', 'kfp', 'kserve'}} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("step", ["register", "registry"])
+def test_the_ops_image_does_without_the_others(step):
+    code = f"import sys, thyroid.{step}; bad = {{'tensorflow', 'keras', 'sklearn', 'cv2', 'matplotlib'}} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("module", ["phantom", "ingest", "crop", "train", "evaluate", "register", "serve"])
+def test_every_step_is_a_command(module):
+    done = subprocess.run([sys.executable, "-m", f"thyroid.{module}", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0
+    assert f"python -m thyroid.{module}" in done.stdout
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_make_help_lists_every_target():
+    done = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT, check=True)
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    assert set(phony[1].split()) == targets()
+    for target in targets():
+        assert f"make {target}" in done.stdout
+
+
+def test_readme_names_only_what_exists():
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"\bmake ([a-z-]+)", readme)) <= targets()
+    for path in re.findall(r"\]\(([^)#:]+)\)", readme):
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"python -m (thyroid\.\w+|pipelines)", readme):
+        subprocess.run([sys.executable, "-m", module, "--help"], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_the_lock_has_hashes_and_no_urls():
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    assert len(re.findall(r"^[a-z0-9-]+(?:\[[a-z]+\])?==", lock, re.MULTILINE)) > 100
+    assert not re.findall(r"^[a-z0-9-]+==[^\\]*$", lock, re.MULTILINE)
+
+
+def test_research_use_only_stands_on_what_people_see():
+    for file in ("README.md", "thyroid/plots.py", "thyroid/templates/report.html", "thyroid/serve.py", "components/pages.py"):
+        text = (ROOT / file).read_text()
+        assert "esearch use only" in text or "RESEARCH_USE_ONLY" in text or "{{ notice }}" in text, file

@@ -1,0 +1,119 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines import __main__ as cli
+from tests.conftest import write_rois
+from thyroid import registry
+
+TOY = {"image_size": 32, "epochs": 1, "batch_size": 8, "weights": "none", "domains": ""}
+
+
+@pytest.fixture(scope="module")
+def output(phantoms, tmp_path_factory) -> Path:
+    """The whole DAG under kfp.local at toy size: both domains, two backbones."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cli.PRESETS, "quick", TOY)
+        code = cli.main(
+            [
+                "run",
+                "--scans", str(phantoms / "scans"),
+                "--rois", str(phantoms / "rois.csv"),
+                "--output", str(folder / "out put"),
+                "--backbones", "VGG16,ResNet50",
+                "--domains", "normal,cropped",
+            ]
+        )  # fmt: skip
+    assert code == 0
+    return folder / "out put"
+
+
+def test_summary_says_everything(output):
+    summary = json.loads((output / "summary.json").read_text())
+    assert {(row["backbone"], row["train_domain"]) for row in summary["models"]} == {
+        (b, d) for b in ("VGG16", "ResNet50") for d in ("normal", "cropped")
+    }
+    assert set(summary["data"]["splits"]) == {"train", "validation", "test"}
+    for row in summary["models"]:
+        assert set(row["test"]) == {"normal", "cropped"}
+        assert set(row["test"]["normal"]) >= {"n", "auroc", "accuracy", "majority"}
+        assert {"parameters", "seconds", "validation"} <= set(row)
+    assert summary["winner"].keys() == {"backbone", "train_domain"}
+    assert len(summary["seconds"]) == 8
+    assert registry.verify(Path(summary["model"]["uri"]))["version"] == 1
+
+
+def test_results_are_where_people_look(output):
+    assert (output / "report.html").stat().st_size > 100_000
+    assert (output / "data" / "statistics.png").is_file()
+    request = json.loads((output / "request.json").read_text())
+    assert set(request["instances"][0]) == {"image", "roi"}
+
+
+def artifacts(output: Path, name: str) -> list[dict]:
+    return [json.loads(path.read_text()) for path in output.glob(f"pipeline/*/*/{name}")]
+
+
+def test_kubeflow_artifacts_are_filled(output):
+    classification = artifacts(output, "classification")[0]
+    points = classification["confidenceMetrics"]
+    assert points[0]["recall"] == 0
+    assert points[-1]["falsePositiveRate"] == 1
+    rows = classification["confusionMatrix"]["rows"]
+    summary = json.loads((output / "summary.json").read_text())
+    best = summary["models"][0]["test"][summary["serving_domain"]]
+    assert [row["row"] for row in rows] == best["confusion"]
+    evaluate = next(m for m in artifacts(output, "metrics") if "winner" in m)
+    assert evaluate["test_auroc_value"] == pytest.approx(best["auroc"]["value"])
+    assert all(value is not None for metrics in artifacts(output, "metrics") for value in metrics.values())
+    pages = [p.read_text() for name in ("statistics", "sheet", "history", "report") for p in output.glob(f"pipeline/*/*/{name}")]
+    assert len(pages) == 5
+    assert all("Research use only" in page for page in pages)
+
+
+def failing(capsys, *arguments: str) -> str:
+    assert cli.main(["run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    return error
+
+
+def test_what_is_wrong_is_said_before_the_first_step(capsys, scans, tmp_path):
+    out = ("--output", str(tmp_path / "out"))
+    assert "'AlexNet' is unknown" in failing(capsys, *out, "--backbones", "AlexNet")
+    assert "no such folder" in failing(capsys, *out, "--scans", str(tmp_path / "no"))
+    assert "no such file" in failing(capsys, *out, "--scans", str(scans), "--rois", str(tmp_path / "no.csv"))
+    assert "expected imagenet, none" in failing(capsys, *out, "--scans", str(scans), "--weights", "/no/where")
+    assert "needs regions" in failing(capsys, *out, "--scans", str(scans), "--domains", "cropped")
+    assert "'frames' is unknown" in failing(capsys, *out, "--scans", str(scans), "--domains", "frames")
+    assert "need --scans" in failing(capsys, *out, "--crops", str(scans))
+    assert "python3" in failing(capsys, "--output", str(tmp_path / "python3.11" / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_that_is_a_file(capsys, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    assert str(tmp_path / "out") in failing(capsys, "--output", str(tmp_path / "out"))
+
+
+def test_a_failing_step_ends_the_run_with_its_message(capfd, scans, tmp_path):
+    for file in scans.glob("M_*"):
+        file.unlink()
+    assert cli.main(["run", "--scans", str(scans), "--output", str(tmp_path / "out")]) == 2
+    captured = capfd.readouterr()
+    assert "error: ingest: " in captured.out
+    assert "no usable scan of class M" in captured.out
+    assert captured.err.rstrip().endswith("error: the run stopped; the step's own message stands above")
+    assert "Traceback" not in captured.out + captured.err
+    assert not (tmp_path / "out" / "registry").exists()
+
+
+def test_weights_of_the_wrong_shape_end_the_run_with_the_file(capfd, scans, tmp_path):
+    (tmp_path / "vgg16.weights.h5").write_bytes(b"no")
+    rois = write_rois(tmp_path / "rois.csv", [(file.name, 10, 10, 40, 30) for file in sorted(scans.iterdir())])
+    arguments = ["--scans", str(scans), "--rois", str(rois), "--output", str(tmp_path / "out")]
+    code = cli.main(["run", *arguments, "--weights", str(tmp_path / "vgg16.weights.h5"), "--backbones", "VGG16"])
+    assert code == 2
+    assert f"{tmp_path / 'vgg16.weights.h5'}: not weights of VGG16" in capfd.readouterr().out
