@@ -37,9 +37,9 @@ serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP proto
 
 test: $(READY) ## Lint, type check and all fast tests
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
-	"$(BIN)/python" -m pytest -m "not slow" -n 2
+	"$(BIN)/python" -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: $(READY) ## The slow tests: README's commands, the whole run at full quick size, the DDTI run
+test-slow: $(READY) ## The slow tests: the README's commands and the run on real scans
 	"$(BIN)/python" -m pytest -m slow
 
 lint: $(READY) ## Lint and type check
@@ -54,7 +54,7 @@ compile: $(READY) ## Write the Kubeflow pipeline to OUTPUT/thyroid.yaml
 bench: $(READY) ## Ratios against named peers
 	@for b in bench/*.py; do "$(BIN)/python" "$$b" || exit 1; done
 
-lock: ## Resolve requirements.lock anew from pyproject.toml (no URLs in it)
+lock: $(READY) ## Resolve requirements.lock anew from pyproject.toml (no URLs in it)
 	"$(BIN)/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra data --extra train --extra serve \
 		--extra pipelines --extra dev --generate-hashes --no-header --no-emit-index-url --no-emit-find-links -q --upgrade -o requirements.lock
 

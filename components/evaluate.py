@@ -52,6 +52,6 @@ _fixed = [p for p in _signature.parameters.values() if p.kind is not inspect.Par
 _models = [
     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Input[Model]) for name in BACKBONES
 ]
-evaluate.__signature__ = _signature.replace(parameters=_fixed + _models)
+evaluate.__signature__ = _signature.replace(parameters=_fixed + _models)  # type: ignore[attr-defined]
 evaluate.__annotations__ = {p.name: p.annotation for p in _fixed + _models}
 evaluate = step(image="train")(evaluate)

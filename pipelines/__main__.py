@@ -1,14 +1,13 @@
 """The pipeline's command line: compile it for Kubeflow, or run it on this machine.
 
-    python -m pipelines run --scans DIR --rois rois.csv --output DIR
-    python -m pipelines compile --output thyroid.yaml
+python -m pipelines run --scans DIR --rois rois.csv --output DIR
+python -m pipelines compile --output thyroid.yaml
 """
 
 import argparse
 import base64
 import json
 import logging
-import os
 import shutil
 import sys
 import warnings
@@ -40,11 +39,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     running.add_argument("--scans", type=Path, help="folder of frames; none: synthetic sample scans")
     running.add_argument("--rois", type=Path, help="CSV: filename, x, y, width, height in pixels of the frame")
     running.add_argument("--crops", type=Path, help="folder of images that are already cropped")
-    running.add_argument("--weights", help="imagenet, none, a *.weights.h5 file or a folder of them; default: the preset's")
+    running.add_argument(
+        "--weights", help="imagenet, none, a *.weights.h5 file or a folder of them; default: the preset's"
+    )
     running.add_argument("--output", type=Path, default=Path("output"))
     running.add_argument("--preset", choices=PRESETS, default="quick")
     running.add_argument("--backbones", default=",".join(backbones.BACKBONES))
-    running.add_argument("--domains", help="normal, cropped or normal,cropped; default: cropped where there are regions")
+    running.add_argument(
+        "--domains", help="normal, cropped or normal,cropped; default: cropped where there are regions"
+    )
     running.add_argument("--given-splits", choices=ingest.GIVEN_SPLITS, default="separate")
     running.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
@@ -154,7 +157,7 @@ def _collect(outputs: dict[str, Any], output: Path) -> None:
     shutil.rmtree(incoming, ignore_errors=True)
     shutil.copytree(outputs["data"].path, incoming)
     shutil.rmtree(output / "data", ignore_errors=True)
-    os.replace(incoming, output / "data")
+    incoming.replace(output / "data")
     shutil.copy(outputs["report"].path, output / "report.html")
     shutil.copy(outputs["summary"].path, output / "summary.json")
 

@@ -56,9 +56,7 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
             previous: Last data version, whose splits are kept; empty for none.
             seed: Of splits, initialisation, shuffling and bootstrap.
         """
-        ingested = ingest(
-            scans=scans, rois=rois, crops=crops, given_splits=given_splits, previous=previous, seed=seed
-        )
+        ingested = ingest(scans=scans, rois=rois, crops=crops, given_splits=given_splits, previous=previous, seed=seed)
         cropped = crop(data=ingested.outputs["data"], domains=domains)
         trained = {
             backbone: train(

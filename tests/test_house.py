@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ALLOWED = {"thyroid": {"thyroid"}, "components": {"components", "thyroid"}, "pipelines": {"pipelines", "components", "thyroid"}}
+ALLOWED = {
+    "thyroid": {"thyroid"},
+    "components": {"components", "thyroid"},
+    "pipelines": {"pipelines", "components", "thyroid"},
+}
 MODULES = [path for folder in ALLOWED for path in sorted((ROOT / folder).glob("*.py"))]
 
 
@@ -54,7 +58,9 @@ def test_the_ops_image_does_without_the_others(step):
 
 @pytest.mark.parametrize("module", ["phantom", "ingest", "crop", "train", "evaluate", "register", "serve"])
 def test_every_step_is_a_command(module):
-    done = subprocess.run([sys.executable, "-m", f"thyroid.{module}", "--help"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", f"thyroid.{module}", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0
     assert f"python -m thyroid.{module}" in done.stdout
 
@@ -89,6 +95,12 @@ def test_the_lock_has_hashes_and_no_urls():
 
 
 def test_research_use_only_stands_on_what_people_see():
-    for file in ("README.md", "thyroid/plots.py", "thyroid/templates/report.html", "thyroid/serve.py", "components/pages.py"):
+    for file in (
+        "README.md",
+        "thyroid/plots.py",
+        "thyroid/templates/report.html",
+        "thyroid/serve.py",
+        "components/pages.py",
+    ):
         text = (ROOT / file).read_text()
         assert "esearch use only" in text or "RESEARCH_USE_ONLY" in text or "{{ notice }}" in text, file

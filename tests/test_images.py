@@ -48,7 +48,7 @@ def test_text_is_not_a_jpeg():
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_truncated_file_is_damaged(share):
     data = jpeg(300, 200)
-    with pytest.raises(ValueError, match="damaged JPEG|not a JPEG"):
+    with pytest.raises(ValueError, match=r"damaged JPEG|not a JPEG"):
         images.decode(data[: int(len(data) * share)])
 
 

@@ -212,7 +212,10 @@ def test_several_regions_of_a_scan_and_fractions_of_pixels(scans, tmp_path):
     )
     ingest.ingest(scans, tmp_path / "out", rois=rois)
     regions = tables.read(tmp_path / "out")[1]
-    assert regions[["index", "x", "y", "width", "height"]].to_numpy().tolist() == [[0, 1, 2, 31, 40], [1, 50, 2, 20, 20]]
+    assert regions[["index", "x", "y", "width", "height"]].to_numpy().tolist() == [
+        [0, 1, 2, 31, 40],
+        [1, 50, 2, 20, 20],
+    ]
     assert set(regions["source"]) == {"given"}
 
 

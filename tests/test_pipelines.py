@@ -68,7 +68,11 @@ def test_kubeflow_artifacts_are_filled(output):
     evaluate = next(m for m in artifacts(output, "metrics") if "winner" in m)
     assert evaluate["test_auroc_value"] == pytest.approx(best["auroc"]["value"])
     assert all(value is not None for metrics in artifacts(output, "metrics") for value in metrics.values())
-    pages = [p.read_text() for name in ("statistics", "sheet", "history", "report") for p in output.glob(f"pipeline/*/*/{name}")]
+    pages = [
+        p.read_text()
+        for name in ("statistics", "sheet", "history", "report")
+        for p in output.glob(f"pipeline/*/*/{name}")
+    ]
     assert len(pages) == 5
     assert all("Research use only" in page for page in pages)
 

@@ -110,7 +110,14 @@ def test_register_publishes_the_report_and_writes_the_summary(evaluated, tmp_pat
 
 
 def test_register_needs_a_finished_evaluation(tmp_path, capsys):
-    arguments = ["--evaluation", str(tmp_path), "--registry", str(tmp_path / "r"), "--summary", str(tmp_path / "s.json")]
+    arguments = [
+        "--evaluation",
+        str(tmp_path),
+        "--registry",
+        str(tmp_path / "r"),
+        "--summary",
+        str(tmp_path / "s.json"),
+    ]
     assert register.main(arguments) == 2
     assert "evaluation.json is missing" in capsys.readouterr().err
 

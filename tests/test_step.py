@@ -116,12 +116,27 @@ def test_modules_import_nothing_heavy(step):
 def test_a_step_reports_bad_input_in_one_line(tmp_path):
     outputs = {
         "artifacts": {
-            name: {"artifacts": [{"name": name, "type": {"schemaTitle": title}, "uri": str(tmp_path / name), "metadata": {}}]}
-            for name, title in (("data", "system.Dataset"), ("metrics", "system.Metrics"), ("statistics", "system.HTML"))
+            name: {
+                "artifacts": [
+                    {"name": name, "type": {"schemaTitle": title}, "uri": str(tmp_path / name), "metadata": {}}
+                ]
+            }
+            for name, title in (
+                ("data", "system.Dataset"),
+                ("metrics", "system.Metrics"),
+                ("statistics", "system.HTML"),
+            )
         },
         "outputFile": str(tmp_path / "out.json"),
     }
-    parameters = {"scans": str(tmp_path / "no"), "rois": "", "crops": "", "given_splits": "separate", "previous": "", "seed": 0}
+    parameters = {
+        "scans": str(tmp_path / "no"),
+        "rois": "",
+        "crops": "",
+        "given_splits": "separate",
+        "previous": "",
+        "seed": 0,
+    }
     request = {"inputs": {"parameterValues": parameters}, "outputs": outputs}
     done = subprocess.run(
         [sys.executable, "-m", "components", "ingest", "--executor-input", json.dumps(request)],
@@ -133,4 +148,3 @@ def test_a_step_reports_bad_input_in_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: ingest: {tmp_path / 'no'}: no such folder of scans"
     assert "Traceback" not in done.stderr
-

@@ -63,7 +63,9 @@ def test_auroc_metric_is_that_of_the_malignant_column():
     rng = np.random.default_rng(0)
     truth, score = rng.random(300) < 0.3, rng.random(300)
     metric = train.Auroc(num_thresholds=1000)
-    metric.update_state(np.stack([~truth, truth], 1).astype("float32"), np.stack([1 - score, score], 1).astype("float32"))
+    metric.update_state(
+        np.stack([~truth, truth], 1).astype("float32"), np.stack([1 - score, score], 1).astype("float32")
+    )
     from sklearn.metrics import roc_auc_score
 
     assert float(metric.result()) == pytest.approx(roc_auc_score(truth, score), abs=2e-3)

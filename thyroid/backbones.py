@@ -129,36 +129,11 @@ def build(backbone: Backbone, size: int, weights: str | Path | None) -> "keras.M
     return keras.Model(image, probability, name=backbone.name)
 
 
-def calibrate(model: "keras.Model", images: object) -> None:
-    """Give a random body's BatchNorm layers the statistics of one batch, so that its features neither vanish nor burst.
-
-    Args:
-        model: of `build`.
-        images: uint8 [n, size, size, 3], from the training part.
-    """
-    from thyroid.backend import keras, tf
-
-    body = model.get_layer(BODY)
-    # momentum 0: the layer keeps this batch's statistics; rate 0: dropout would make them those of another network
-    changed = [
-        (layer, name, value)
-        for kind, name, value in ((keras.layers.BatchNormalization, "momentum", 0.0), (keras.layers.Dropout, "rate", 0.0))
-        for layer in body.layers
-        if isinstance(layer, kind)
-    ]
-    before = [(layer, name, getattr(layer, name)) for layer, name, _ in changed]
-    for layer, name, value in changed:
-        setattr(layer, name, value)
-    preprocess = getattr(keras.applications, BACKBONES[model.name].module).preprocess_input
-    # a graph frees each map after its last use; run eagerly, B7 would hold all of them: gigabytes
-    tf.function(lambda pixels: body(pixels, training=True))(preprocess(keras.ops.cast(images, "float32")))
-    for layer, name, value in before:
-        setattr(layer, name, value)
-
-
 def unfreeze_last_block(model: "keras.Model", backbone: Backbone) -> None:
-    """Make the last block and all after it trainable, and nothing before it."""
-    trainable = False
+    """Make the last block and all after it trainable, but for BatchNorm, and nothing before it."""
+    from thyroid.backend import keras
+
+    reached = False
     for layer in model.get_layer(BODY).layers:
-        trainable = trainable or layer.name.startswith(backbone.last_block)
-        layer.trainable = trainable
+        reached = reached or layer.name.startswith(backbone.last_block)
+        layer.trainable = reached and not isinstance(layer, keras.layers.BatchNormalization)

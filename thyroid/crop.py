@@ -1,6 +1,6 @@
 """The two domains: `normal` (scan area, scanner frame blanked) and `cropped` (one square image a region).
 
-    python -m thyroid.crop --data DIR --output DIR
+python -m thyroid.crop --data DIR --output DIR
 """
 
 import argparse
@@ -245,7 +245,9 @@ def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -
     for split in tables.SPLITS:
         for label in ("B", "M"):
             if (split, label) not in have.index:
-                raise InputError(f"the {domain} domain has no image of class {label} in the {split} split: add regions or scans")
+                raise InputError(
+                    f"the {domain} domain has no image of class {label} in the {split} split: add regions or scans"
+                )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ class InputError(Exception):
     """Something the user gave cannot be used. The message names the file or field and says what to do."""
 
 
-def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], int]:
+def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
     """Wrap a `main(argv)` so that user errors become one line on stderr and exit code 2, never a traceback.
 
     `OSError` counts as one: an unwritable output, a full disk and a vanished file are all the user's to mend.

@@ -1,6 +1,6 @@
 """Score every trained model on validation and test, choose the winner on validation, and write the report.
 
-    python -m thyroid.evaluate --data DIR --models DIR [DIR ...] --output DIR
+python -m thyroid.evaluate --data DIR --models DIR [DIR ...] --output DIR
 """
 
 import argparse
@@ -72,7 +72,9 @@ def evaluate(
     winner_folder = next(f for f, m in trained if {k: m[k] for k in winner} == winner)
 
     result = {
-        "data": {key: facts[key] for key in ("digest", "scans", "quarantined", "patients", "duplicate_groups", "splits")},
+        "data": {
+            key: facts[key] for key in ("digest", "scans", "quarantined", "patients", "duplicate_groups", "splits")
+        },
         "models": rows,
         "winner": winner,
         "serving_domain": serving_domain,
@@ -143,7 +145,12 @@ def _auroc(table: pd.DataFrame, seed: int) -> metrics.Interval:
 
 
 def _figures(
-    folder: Path, model: dict[str, Any], predictions: pd.DataFrame, domains: Sequence[str], serving_domain: str, seed: int
+    folder: Path,
+    model: dict[str, Any],
+    predictions: pd.DataFrame,
+    domains: Sequence[str],
+    serving_domain: str,
+    seed: int,
 ) -> dict[str, Any]:
     """One row of the ranking, as it stands in summary.json."""
     validation = _auroc(of_model(predictions, model, serving_domain, "validation"), seed)

@@ -1,6 +1,6 @@
 """Scans in, one data version out: names parsed, files checked, hashed and grouped, splits dealt, nothing lost.
 
-    python -m thyroid.ingest --scans DIR --rois rois.csv --output DIR
+python -m thyroid.ingest --scans DIR --rois rois.csv --output DIR
 """
 
 import argparse
@@ -129,7 +129,7 @@ def _walk(root: Path) -> Iterator[Path]:
     unreadable: list[Path] = []
     for directory, folders, files in os.walk(root, onerror=lambda e: unreadable.append(Path(e.filename))):
         folders.sort()
-        links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
+        links = [name for name in folders if Path(directory, name).is_symlink()]
         for name in sorted(files + links):
             if not name.startswith("."):
                 yield Path(directory) / name
@@ -270,7 +270,15 @@ def _regions(table: pd.DataFrame, rois: Path | None) -> tuple[pd.DataFrame, list
     good = tables.used(table)
     for scan in good[good["domain"] == "cropped"].itertuples():
         rows.append(
-            {"path": scan.path, "index": 0, "x": 0, "y": 0, "width": scan.width, "height": scan.height, "source": "given"}
+            {
+                "path": scan.path,
+                "index": 0,
+                "x": 0,
+                "y": 0,
+                "width": scan.width,
+                "height": scan.height,
+                "source": "given",
+            }
         )
     if rois is not None:
         normal = good[good["domain"] == "normal"]
@@ -281,7 +289,9 @@ def _regions(table: pd.DataFrame, rois: Path | None) -> tuple[pd.DataFrame, list
         count: dict[str, int] = {}
         for line, row in enumerate(_read_rois(rois).itertuples(), start=2):
             name = str(row.filename)
-            matches = [s for s in by_name.get(Path(name).name, []) if Path(s.path).as_posix().endswith(name.lstrip("./"))]
+            matches = [
+                s for s in by_name.get(Path(name).name, []) if Path(s.path).as_posix().endswith(name.lstrip("./"))
+            ]
             try:
                 if not matches:
                     raise ValueError("file is quarantined" if Path(name).name in quarantined else "no such scan")
@@ -292,7 +302,17 @@ def _regions(table: pd.DataFrame, rois: Path | None) -> tuple[pd.DataFrame, list
                 refused.append((name, f"region in line {line} of {rois.name}: {error}"))
                 continue
             path = matches[0].path
-            rows.append({"path": path, "index": count.get(path, 0), "x": x, "y": y, "width": width, "height": height, "source": "given"})
+            rows.append(
+                {
+                    "path": path,
+                    "index": count.get(path, 0),
+                    "x": x,
+                    "y": y,
+                    "width": width,
+                    "height": height,
+                    "source": "given",
+                }
+            )
             count[path] = count.get(path, 0) + 1
     return tables.frame(rows, tables.REGIONS), refused
 
@@ -322,7 +342,9 @@ def _box(row: Any, scan: Any) -> tuple[int, int, int, int]:
         raise ValueError(f"region has no size (width {width:g}, height {height:g})")
     left, top, right, bottom = math.floor(x), math.floor(y), math.ceil(x + width), math.ceil(y + height)
     if left < 0 or top < 0 or right > scan.width or bottom > scan.height:
-        raise ValueError(f"region x {x:g}..{x + width:g}, y {y:g}..{y + height:g} is outside the {scan.width}x{scan.height} image")
+        raise ValueError(
+            f"region x {x:g}..{x + width:g}, y {y:g}..{y + height:g} is outside the {scan.width}x{scan.height} image"
+        )
     return left, top, right - left, bottom - top
 
 
@@ -356,7 +378,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the new data version")
     parser.add_argument("--rois", type=Path, help="CSV: filename, x, y, width, height in pixels of the frame")
     parser.add_argument("--crops", type=Path, help="folder of images that are already cropped")
-    parser.add_argument("--given-splits", choices=GIVEN_SPLITS, default="separate", help="train/test folders that share a patient")
+    parser.add_argument(
+        "--given-splits", choices=GIVEN_SPLITS, default="separate", help="train/test folders that share a patient"
+    )
     parser.add_argument("--previous", type=Path, help="the last data version, whose splits are kept")
     parser.add_argument("--seed", type=int, default=0)
     ingest(**vars(parser.parse_args(argv)))

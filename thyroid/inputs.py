@@ -66,6 +66,10 @@ def augment(batch: tf.Tensor) -> tf.Tensor:
     zero = tf.zeros([n])
     transform = tf.stack([a, b, shift_x, c, d, shift_y, zero, zero], axis=1)
     moved = keras.ops.image.affine_transform(
-        tf.cast(batch, tf.float32), transform, interpolation="bilinear", fill_mode="nearest", data_format="channels_last"
+        tf.cast(batch, tf.float32),
+        transform,
+        interpolation="bilinear",
+        fill_mode="nearest",
+        data_format="channels_last",
     )
     return tf.cast(tf.round(moved), tf.uint8)

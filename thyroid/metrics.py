@@ -71,7 +71,9 @@ def patient_draws(patient: NDArray[np.generic], draws: int, rng: np.random.Gener
     return rng.multinomial(count, np.full(count, 1 / count), size=draws)[:, code].astype(float)
 
 
-def _weighted_auroc(truth: NDArray[np.bool_], score: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def _weighted_auroc(
+    truth: NDArray[np.bool_], score: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """AUROC per row of `weights`; NaN where a draw has one class only."""
     _, rank = np.unique(score, return_inverse=True)
     starts = np.flatnonzero(np.diff(np.sort(rank), prepend=-1))

@@ -73,14 +73,14 @@ def _nodule(label: str, rng: np.random.Generator) -> Nodule:
 
 def _speckle(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
     """Speckle in dB, mean about 0: lateral resolution is coarser than axial, as with a linear probe."""
-    field = [
-        cv2.GaussianBlur(rng.standard_normal(shape, np.float32), (0, 0), sigmaX=1.9, sigmaY=0.9) for _ in range(2)
-    ]
+    field = [cv2.GaussianBlur(rng.standard_normal(shape, np.float32), (0, 0), sigmaX=1.9, sigmaY=0.9) for _ in range(2)]
     envelope = np.hypot(*field)
     return (20 * np.log10(envelope / envelope.mean() + 1e-3)).astype(np.float32)
 
 
-def _tissue(height: int, width: int, nodule: Nodule, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _tissue(
+    height: int, width: int, nodule: Nodule, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Echogenicity in dB [height, width] and the nodule's mask."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     u, v = x / width, y / height
@@ -89,7 +89,9 @@ def _tissue(height: int, width: int, nodule: Nodule, rng: np.random.Generator) -
     for _ in range(int(rng.integers(3, 6))):  # skin and muscle fasciae
         depth = rng.uniform(0.02, 0.22)
         echo += rng.uniform(6, 14) * np.exp(-(((v - depth - wave) / rng.uniform(0.005, 0.02)) ** 2))
-    lobe = ((u - rng.uniform(0.42, 0.58)) / rng.uniform(0.36, 0.46)) ** 2 + ((v - 0.52) / rng.uniform(0.26, 0.33)) ** 2 < 1
+    lobe = ((u - rng.uniform(0.42, 0.58)) / rng.uniform(0.36, 0.46)) ** 2 + (
+        (v - 0.52) / rng.uniform(0.26, 0.33)
+    ) ** 2 < 1
     echo += cv2.GaussianBlur(lobe.astype(np.float32), (0, 0), 3) * (rng.uniform(0, 3) - echo)
     side = rng.choice([0.06, 0.94])  # carotid artery
     echo[((u - side) * width / height) ** 2 + (v - rng.uniform(0.45, 0.65)) ** 2 < rng.uniform(0.05, 0.09) ** 2] = -30
@@ -118,7 +120,9 @@ def _tissue(height: int, width: int, nodule: Nodule, rng: np.random.Generator) -
     return echo, inside
 
 
-def _scanner_frame(canvas: images.Pixels, area: tuple[int, int, int, int], patient: int, rng: np.random.Generator) -> None:
+def _scanner_frame(
+    canvas: images.Pixels, area: tuple[int, int, int, int], patient: int, rng: np.random.Generator
+) -> None:
     """Burned-in text, ruler ticks and a grey bar around the scan area; none of it depends on the label."""
     left, top, width, height = area
     picture = Image.fromarray(canvas)
@@ -126,8 +130,18 @@ def _scanner_frame(canvas: images.Pixels, area: tuple[int, int, int, int], patie
     small, normal = ImageFont.load_default(11), ImageFont.load_default(13)
     draw.text((6, 4), "SYNTHETIC PHANTOM - NOT A PATIENT", fill=(235, 235, 235), font=normal)
     draw.text((FRAME[0] - 200, 4), f"ID {patient:06d}  THYROID", fill=(200, 200, 200), font=normal)
-    draw.text((6, 22), f"L12-5  {rng.integers(7, 15)} MHz   G {rng.integers(40, 80)}   DR {rng.integers(55, 75)}", fill=(170, 170, 170), font=small)
-    draw.text((6, FRAME[1] - 16), f"MI {rng.uniform(0.5, 1.2):.1f}  TIs {rng.uniform(0.1, 0.6):.1f}", fill=(170, 170, 170), font=small)
+    draw.text(
+        (6, 22),
+        f"L12-5  {rng.integers(7, 15)} MHz   G {rng.integers(40, 80)}   DR {rng.integers(55, 75)}",
+        fill=(170, 170, 170),
+        font=small,
+    )
+    draw.text(
+        (6, FRAME[1] - 16),
+        f"MI {rng.uniform(0.5, 1.2):.1f}  TIs {rng.uniform(0.1, 0.6):.1f}",
+        fill=(170, 170, 170),
+        font=small,
+    )
     for i, y in enumerate(range(top, top + height + 1, max(8, height // 20))):
         draw.line((left - (14 if i % 5 == 0 else 9), y, left - 5, y), fill=(220, 220, 220))
         if i % 5 == 0:
@@ -183,7 +197,7 @@ def _write(task: tuple[str, int, int, int, str]) -> tuple[str, int, int, int, in
     return (name, *phantom.roi)
 
 
-def generate(output: Path, patients: int = 80, images_per_patient: int = 3, seed: int = 0) -> Path:
+def generate(output: Path, patients: int = 120, images_per_patient: int = 2, seed: int = 0) -> Path:
     """Write `patients * images_per_patient` frames to `output/scans` and their nodules to `output/rois.csv`.
 
     Six patients in ten are benign. Reproducible by `seed`, whatever the number of cores.
@@ -215,8 +229,8 @@ def generate(output: Path, patients: int = 80, images_per_patient: int = 3, seed
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m thyroid.phantom", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for scans/ and rois.csv")
-    parser.add_argument("--patients", type=int, default=80)
-    parser.add_argument("--images-per-patient", type=int, default=3)
+    parser.add_argument("--patients", type=int, default=120)
+    parser.add_argument("--images-per-patient", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     rois = generate(arguments.output, arguments.patients, arguments.images_per_patient, arguments.seed)

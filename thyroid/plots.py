@@ -53,10 +53,20 @@ def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path) -> N
     for label in CLASSES:
         these = sized[sized["label"] == label]
         axis.scatter(
-            these["width"].astype(float), these["height"].astype(float),
-            s=8, alpha=0.5, color=COLOURS[label], label=f"region, {CLASS_NAMES[label]}",
+            these["width"].astype(float),
+            these["height"].astype(float),
+            s=8,
+            alpha=0.5,
+            color=COLOURS[label],
+            label=f"region, {CLASS_NAMES[label]}",
         )
-    axis.set(xlabel="width (pixels)", ylabel="height (pixels)", title="Sizes of frames and regions", xlim=(0, None), ylim=(0, None))
+    axis.set(
+        xlabel="width (pixels)",
+        ylabel="height (pixels)",
+        title="Sizes of frames and regions",
+        xlim=(0, None),
+        ylim=(0, None),
+    )
     axis.legend(fontsize=8)
     _save(figure, path)
 
@@ -118,11 +128,11 @@ def roc(truth: Sequence[str], probability: NDArray[np.float64], title: str, auro
         truth: class letters [n].
         probability: [n, classes].
     """
-    import scikitplot
+    from scikitplot.api.metrics import plot_roc
 
     figure, axis = plt.subplots(figsize=(5.2, 5), layout="constrained")
     names = np.array([CLASS_NAMES[label] for label in truth])
-    scikitplot.metrics.plot_roc(names, probability, plot_micro=False, plot_macro=False, ax=axis)
+    plot_roc(names, probability, plot_micro=False, plot_macro=False, ax=axis)
     axis.set_title(f"{title}\nAUROC {auroc}", fontsize=10)
     axis.legend(loc="lower right", fontsize=8)
     _save(figure, path)
@@ -133,7 +143,15 @@ def confusion(matrix: NDArray[np.int64], title: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(4.2, 4), layout="constrained")
     axis.imshow(matrix, cmap="Blues", vmin=0)
     for (i, j), count in np.ndenumerate(matrix):
-        axis.text(j, i, str(count), ha="center", va="center", fontsize=14, color="white" if count > matrix.max() / 2 else "black")
+        axis.text(
+            j,
+            i,
+            str(count),
+            ha="center",
+            va="center",
+            fontsize=14,
+            color="white" if count > matrix.max() / 2 else "black",
+        )
     ticks = [CLASS_NAMES[label] for label in CLASSES]
     axis.set(xticks=range(len(ticks)), yticks=range(len(ticks)), xlabel="predicted", ylabel="true")
     axis.set_xticklabels(ticks)
@@ -149,13 +167,15 @@ def ranking(rows: Sequence[tuple[str, "Interval", "Interval"]], path: Path) -> N
         rows: (model, validation, test).
     """
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.55 * len(rows)), layout="constrained")
-    for shift, (which, colour) in enumerate((("validation", "#888888"), ("test", "#1f5f8b"))):
-        for place, row in enumerate(rows):
-            figure_ = row[1 + shift]
-            y = len(rows) - place - 0.12 + 0.24 * (1 - shift)
-            if figure_.low is not None and figure_.high is not None:
-                axis.plot((figure_.low, figure_.high), (y, y), color=colour, lw=2)
-            axis.plot(figure_.value, y, "o", color=colour, label=which if place == 0 else None)
+    for place, (_, validation, test) in enumerate(rows):
+        for which, colour, shift, auroc in (
+            ("validation", "#888888", 0.12, validation),
+            ("test", "#1f5f8b", -0.12, test),
+        ):
+            y = len(rows) - place + shift
+            if auroc.low is not None and auroc.high is not None:
+                axis.plot((auroc.low, auroc.high), (y, y), color=colour, lw=2)
+            axis.plot(auroc.value, y, "o", color=colour, label=which if place == 0 else None)
     axis.axvline(0.5, color="#bb0000", lw=0.8, ls="--", label="chance")
     axis.set(xlim=(0, 1.02), xlabel="AUROC with 95 % interval over patients", yticks=range(1, len(rows) + 1))
     axis.set_yticklabels([row[0] for row in reversed(rows)])

@@ -1,6 +1,6 @@
 """Publish the evaluation's winner as a registry version and write the run's summary.
 
-    python -m thyroid.register --evaluation DIR --registry DIR --summary summary.json
+python -m thyroid.register --evaluation DIR --registry DIR --summary summary.json
 """
 
 import argparse

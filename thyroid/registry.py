@@ -146,7 +146,9 @@ def find(root: Path, which: str | None = None) -> Path:
     number = aliases.get("champion", aliases.get("candidate")) if which is None else aliases.get(which, which)
     folder = root / NAME / str(number)
     if number is None or not str(number).isdigit() or not folder.is_dir():
-        raise InputError(f"{root}: no registered model{'' if which is None else ' ' + repr(which)}; `make run` registers one")
+        raise InputError(
+            f"{root}: no registered model{'' if which is None else ' ' + repr(which)}; `make run` registers one"
+        )
     return folder
 
 

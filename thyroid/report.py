@@ -48,7 +48,8 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
 
 
 def _interval(figure: dict[str, Any]) -> str:
-    return str(metrics.Interval(figure.get("value", figure.get("auroc")), figure["low"], figure["high"]))
+    value = figure["value"] if "value" in figure else figure["auroc"]
+    return str(metrics.Interval(value, figure["low"], figure["high"]))
 
 
 def _embedded(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The KServe endpoint: one registered model behind V1 `:predict`, with health and readiness.
 
-    python -m thyroid.serve --registry output/registry --port 8080
-    python -m thyroid.serve --model-dir /mnt/models
+python -m thyroid.serve --registry output/registry --port 8080
+python -m thyroid.serve --model-dir /mnt/models
 """
 
 import argparse
@@ -46,7 +46,9 @@ class ThyroidModel(kserve.Model):
         answer = self._probability(images.letterbox(reference, self.facts["image_size"])[None])[0]
         expected = [self.facts["reference"][label] for label in self.facts["classes"]]
         if not np.allclose(answer, expected, atol=1e-3):
-            raise InputError(f"{self.folder}: answers its reference image with {answer.tolist()}, not {expected}; not served")
+            raise InputError(
+                f"{self.folder}: answers its reference image with {answer.tolist()}, not {expected}; not served"
+            )
         self.ready = True
         return self.ready
 
@@ -116,7 +118,7 @@ def _frame(number: int, instance: Any) -> images.Pixels:
         encoded = instance["image"]["b64"]
         data = base64.b64decode(encoded, validate=True)
     except (KeyError, TypeError):
-        raise InvalidInput(f"{field}: missing; an instance is {{\"image\": {{\"b64\": \"...\"}}}}") from None
+        raise InvalidInput(f'{field}: missing; an instance is {{"image": {{"b64": "..."}}}}') from None
     except (binascii.Error, ValueError):
         raise InvalidInput(f"{field}: not base64") from None
     if len(data) > images.MAX_BYTES:
@@ -132,7 +134,9 @@ def _roi(number: int, instance: dict[str, Any]) -> crop.Box | None:
     if roi is None:
         return None
     if not (isinstance(roi, list) and len(roi) == 4 and all(type(v) is int for v in roi)):
-        raise InvalidInput(f"instances[{number}].roi: expected four whole numbers [x, y, width, height] in pixels of the image")
+        raise InvalidInput(
+            f"instances[{number}].roi: expected four whole numbers [x, y, width, height] in pixels of the image"
+        )
     return (roi[0], roi[1], roi[2], roi[3])
 
 

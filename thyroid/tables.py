@@ -14,7 +14,6 @@ regions: one row a region of interest (ROI).
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -101,4 +100,4 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON so that a reader never sees half a file."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    temporary.replace(path)

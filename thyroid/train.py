@@ -33,7 +33,6 @@ HEAD_PATIENCE = 10
 VIEWS = 2
 FINETUNE_RATE = 2e-5
 PATIENCE = 5
-CALIBRATION_IMAGES = 32
 
 LOSS = "categorical_crossentropy"
 """The loss without the head's penalty, which is what one model can be compared with another by."""
@@ -108,8 +107,6 @@ def train(
     balance = dict(enumerate(compute_class_weight("balanced", classes=np.arange(len(CLASSES)), y=labels)))
     print(f"{row.name} on {domain}: {len(part['train'])} images to train, {len(part['validation'])} to validate")
 
-    if start is None:
-        backbones.calibrate(model, next(iter(pixels["train"].batch(CALIBRATION_IMAGES))))
     history = [_fit_head(model, pixels, truth, balance, batch_size)]
     best = _best(history[0], f"val_{LOSS}") | {"epoch": 0}
     if epochs > 0:
@@ -261,7 +258,9 @@ def _finetune(
         class_weight=balance,
         shuffle=False,  # the data set shuffles itself
         verbose=progress.keras_verbose(),
-        callbacks=[keras.callbacks.EarlyStopping("val_auroc", mode="max", patience=PATIENCE, restore_best_weights=True)],
+        callbacks=[
+            keras.callbacks.EarlyStopping("val_auroc", mode="max", patience=PATIENCE, restore_best_weights=True)
+        ],
     )
     return _history(log, "finetune")
 

@@ -1,0 +1,123 @@
+"""README's commands, run as a reader would run them, in a copy of the project."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from thyroid import phantom
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """The tracked and new files of the project, with this environment."""
+    folder = tmp_path_factory.mktemp("readme") / "thyroid"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    phantom.generate(folder / "my", patients=30, images_per_patient=2, seed=3)
+    return folder
+
+
+def shell(command: str, copy: Path, **options) -> subprocess.Popen:
+    environment = os.environ | {"MAKEFLAGS": f"VENV={Path(sys.executable).parents[1]}", "PYTHONPATH": str(copy)}
+    return subprocess.Popen(
+        ["bash", "-c", command],
+        cwd=copy,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def command(start: str) -> str:
+    found = [block.strip() for block in BLOCKS if block.startswith(start)]
+    assert found, f"README has no command {start!r}"
+    return found[0]
+
+
+def test_every_block_is_run_here():
+    ran = ("make run\n", "make test\n", "make serve\n", "curl ", "make run SCANS", "make compile\n")
+    for block in BLOCKS:
+        assert block.startswith(ran), block
+
+
+@pytest.mark.slow
+def test_run_then_serve_then_query(copy):
+    run = shell(command("make run\n"), copy)
+    printed = run.communicate()[0]
+    assert run.returncode == 0, printed[-3000:]
+    assert command("curl ").split("-d ")[1].split()[0] in printed
+    assert command("make serve\n") in printed
+    summary = json.loads((copy / "output" / "summary.json").read_text())
+    assert len(summary["models"]) == 5
+    best = summary["models"][0]["test"][summary["serving_domain"]]
+    assert best["auroc"]["low"] > 0.5, "on the phantoms the winner beats chance"
+
+    server = shell(command("make serve\n"), copy, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            asked = subprocess.run(["bash", "-c", command("curl ")], cwd=copy, capture_output=True, text=True)
+            if asked.returncode == 0:
+                break
+            time.sleep(1)
+        prediction = json.loads(asked.stdout)["predictions"][0]
+        assert prediction["model_version"] == summary["model"]["version"]
+        assert set(prediction["probability"]) == {"B", "M"}
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.communicate(timeout=30)
+
+
+@pytest.mark.slow
+def test_own_scans(copy):
+    run = shell(command("make run SCANS"), copy)
+    printed = run.communicate()[0]
+    assert run.returncode == 0, printed[-3000:]
+    summary = json.loads((copy / "my" / "output" / "summary.json").read_text())
+    assert summary["data"]["scans"] == 60
+    assert {row["backbone"] for row in summary["models"]} == {"VGG16", "ResNet50"}
+
+
+@pytest.mark.slow
+def test_compile(copy):
+    run = shell(command("make compile\n"), copy)
+    printed = run.communicate()[0]
+    assert run.returncode == 0, printed
+    assert "sdkVersion: kfp-2.17.0" in (copy / "output" / "thyroid.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_real_scans_with_all_backbones(copy, ddti, vgg16_weights):
+    """The whole pipeline on DDTI: VGG16 from the given weights, the others from none, and it says so."""
+    run = shell(
+        f"make run SCANS={ddti / 'normal'} ROIS={ddti / 'rois.csv'} WEIGHTS={vgg16_weights.parent} OUTPUT=ddti", copy
+    )
+    printed = run.communicate()[0]
+    assert run.returncode == 0, printed[-3000:]
+    assert "VGG16: starts from " in printed
+    assert printed.count("starts from random weights (none)") == 4
+    summary = json.loads((copy / "ddti" / "summary.json").read_text())
+    assert summary["data"]["scans"] == 243
+    assert summary["data"]["quarantined"] == 0
+    assert {row["backbone"]: row["weights"] for row in summary["models"]}["VGG16"] == vgg16_weights.name
