@@ -74,6 +74,7 @@ def test_report_opens_offline_and_is_honest(evaluated):
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
     assert html.count("data:image/png;base64,") == 2 * 2 + 1 + 2
     assert html.count(RESEARCH_USE_ONLY) == 2
+    assert "30 of 30 scans are synthetic phantoms" in html
     assert "always answering the majority class gives" in html
     for row in facts_of(evaluated)["models"]:
         assert report._interval(row["test"]["cropped"]["auroc"]) in html

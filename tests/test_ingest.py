@@ -25,7 +25,7 @@ def test_writes_tables_statistics_and_the_decks_line(scans, tmp_path, capsys):
     done = ingest.ingest(scans, tmp_path / "out")
     table, _, facts = tables.read(tmp_path / "out")
     assert facts == done.facts
-    assert (facts["scans"], facts["patients"], facts["quarantined"]) == (24, 12, 0)
+    assert (facts["scans"], facts["patients"], facts["quarantined"], facts["synthetic"]) == (24, 12, 0, 0)
     assert (table.groupby("patient")["split"].nunique() == 1).all()
     assert (tmp_path / "out" / "statistics.png").stat().st_size > 10_000
     printed = capsys.readouterr().out

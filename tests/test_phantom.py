@@ -48,7 +48,9 @@ def test_generates_the_naming_scheme_and_rois(phantoms):
 def test_number_of_processes_does_not_matter(phantoms):
     file = sorted((phantoms / "scans").iterdir())[-1]
     name = names.parse(file.name)
-    assert file.read_bytes() == images.encode(phantom.draw(name.label, name.patient, name.image, seed=1).image)
+    assert file.read_bytes() == images.encode(
+        phantom.draw(name.label, name.patient, name.image, seed=1).image, phantom.MARK
+    )
 
 
 def test_signs_are_imperfect():

@@ -69,16 +69,17 @@ def decode(data: bytes) -> Pixels:
         raise ValueError(f"damaged JPEG: {error}") from None
 
 
-def encode(image: Pixels) -> bytes:
+def encode(image: Pixels, comment: bytes | None = None) -> bytes:
     """A JPEG without any metadata; one channel when all three are equal (which is lossless and smaller).
 
     Args:
         image: uint8 [height, width, 3], RGB.
+        comment: the only thing to write beside the pixels.
     """
     grey = bool(np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 0], image[..., 2]))
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image[..., 0]) if grey else image).save(
-        buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0
+        buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, comment=comment
     )
     return buffer.getvalue()
 

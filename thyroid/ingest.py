@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from thyroid import duplicates, errors, images, names, plots, progress, splits, tables
+from thyroid import duplicates, errors, images, names, phantom, plots, progress, splits, tables
 from thyroid.errors import InputError
 
 GIVEN_SPLITS = ("separate", "keep", "ignore")
@@ -96,6 +96,7 @@ def ingest(
         "patients": int(good["patient"].nunique()),
         "duplicate_groups": int((pd.Series(copies).value_counts() > 1).sum()),
         "regions": len(regions),
+        "synthetic": int(good["synthetic"].sum()),
         "splits": {split: _count(good[good["split"] == split]) for split in tables.SPLITS},
         "notes": notes,
         "seconds": {"ingest": round(time.monotonic() - started, 1)},
@@ -103,7 +104,7 @@ def ingest(
     output.mkdir(parents=True, exist_ok=True)
     _write_quarantine(output / "quarantine.csv", table, refused)
     plots.data_statistics(good, regions, output / "statistics.png")
-    tables.write(output, table, regions, facts)
+    tables.write(output, table[list(tables.SCANS)], regions, facts)
     _report(facts, good, output)
     return Ingested(output, facts)
 
@@ -121,7 +122,7 @@ def _examine(folder: Path, domain: str, exclude: Path | None = None) -> pd.DataF
     with ProcessPoolExecutor() as pool:
         results = pool.map(_examine_file, tasks, chunksize=_CHUNK)
         rows = list(progress.bar(results, len(tasks), f"ingest {domain}", "scan"))
-    return tables.frame(rows, tables.SCANS)
+    return tables.frame(rows, {**tables.SCANS, "synthetic": "boolean"})
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -163,6 +164,7 @@ def _examine_file(task: tuple[str, str, str]) -> dict[str, Any]:
         "version": name.version,
         "height": image.shape[0],
         "width": image.shape[1],
+        "synthetic": phantom.MARK in data[:1024],
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": duplicates.perceptual_hash(image),
         "split": given.pop() if len(given) == 1 else None,

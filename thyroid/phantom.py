@@ -22,6 +22,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from thyroid import errors, images, progress
 
+MARK = b"synthetic phantom, not a patient"
+"""JPEG comment of every phantom: cropping removes the banner, but a data version still knows how many it holds."""
+
 FRAME = (640, 480)
 """Width and height of a frame in pixels."""
 
@@ -193,7 +196,7 @@ def _write(task: tuple[str, int, int, int, str]) -> tuple[str, int, int, int, in
     label, patient, image, seed, folder = task
     name = f"{label}_{patient:03d}-{image:04d}-1.0.jpg"
     phantom = draw(label, patient, image, seed)
-    (Path(folder) / name).write_bytes(images.encode(phantom.image))
+    (Path(folder) / name).write_bytes(images.encode(phantom.image, MARK))
     return (name, *phantom.roi)
 
 

@@ -29,6 +29,7 @@ _THUMBNAILS = 8
 
 
 def _save(figure: Figure, path: Path) -> None:
+    figure.set_layout_engine("constrained", rect=(0, 0.04, 1, 0.96))  # room for the line below
     figure.text(0.995, 0.004, RESEARCH_USE_ONLY, ha="right", va="bottom", fontsize=6.5, color="#777777")
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
@@ -36,7 +37,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path) -> None:
     """What the data version holds: images and patients per split and class, images a patient, frame and region sizes."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7))
     figure.suptitle(f"{len(scans)} scans in use, {scans['patient'].nunique()} patients", fontsize=13)
     for axis, what in zip(axes[0], ("images", "patients"), strict=True):
         _split_bars(axis, scans, what)
@@ -45,7 +46,8 @@ def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path) -> N
     values, numbers = np.unique(counts, return_counts=True)
     axis.bar(values, numbers, color="#667788")
     axis.set(xlabel="images a patient", ylabel="patients", title="Images a patient")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xticks(values)
+    axis.set_xlim(0, values.max() + 1)
     axis = axes[1, 1]
     frames = scans[scans["domain"] == "normal"]
     axis.scatter(frames["width"].astype(float), frames["height"].astype(float), s=14, color="#667788", label="frame")
@@ -92,8 +94,10 @@ def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path) -> None
         regions.groupby("path", as_index=False)["crop_path"].first(), on="path", how="left"
     )
     rows = normal if len(normal) else good.merge(regions[["path", "crop_path"]], on="path")
-    picked = pd.concat([rows[rows["label"] == label].head(_THUMBNAILS // 2) for label in CLASSES])
-    figure, axes = plt.subplots(2, max(2, len(picked)), figsize=(13, 4), layout="constrained", squeeze=False)
+    picked = pd.concat(
+        [rows[rows["label"] == label].drop_duplicates("patient").head(_THUMBNAILS // 2) for label in CLASSES]
+    )
+    figure, axes = plt.subplots(2, max(2, len(picked)), figsize=(13, 4), squeeze=False)
     for axis in axes.ravel():
         axis.axis("off")
     for column, row in enumerate(picked.itertuples()):
@@ -108,14 +112,16 @@ def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path) -> None
 def history(table: pd.DataFrame, title: str, path: Path) -> None:
     """Loss and AUROC per epoch of both phases, training against validation."""
     phases = list(table["phase"].unique())
-    figure, axes = plt.subplots(len(phases), 2, figsize=(10, 3.2 * len(phases)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(len(phases), 2, figsize=(10, 3.2 * len(phases)), squeeze=False)
     figure.suptitle(title)
     for row, phase in zip(axes, phases, strict=True):
         these = table[table["phase"] == phase]
-        for axis, figure_name in zip(row, ("categorical_crossentropy", "auroc"), strict=True):
-            axis.plot(these["epoch"], these[figure_name], marker=".", label="training")
-            axis.plot(these["epoch"], these[f"val_{figure_name}"], marker=".", label="validation")
-            axis.set(xlabel="epoch", ylabel=figure_name, title=f"{phase}: {figure_name}")
+        for axis, (column, label) in zip(
+            row, (("categorical_crossentropy", "cross-entropy"), ("auroc", "AUROC")), strict=True
+        ):
+            axis.plot(these["epoch"], these[column], marker=".", label="training")
+            axis.plot(these["epoch"], these[f"val_{column}"], marker=".", label="validation")
+            axis.set(xlabel="epoch", ylabel=label, title=phase)
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.legend(fontsize=8)
     _save(figure, path)
@@ -130,17 +136,25 @@ def roc(truth: Sequence[str], probability: NDArray[np.float64], title: str, auro
     """
     from scikitplot.api.metrics import plot_roc
 
-    figure, axis = plt.subplots(figsize=(5.2, 5), layout="constrained")
-    names = np.array([CLASS_NAMES[label] for label in truth])
-    plot_roc(names, probability, plot_micro=False, plot_macro=False, ax=axis)
+    figure, axis = plt.subplots(figsize=(5.2, 5))
+    plot_roc(
+        np.array(truth),
+        probability,
+        plot_micro=False,
+        plot_macro=False,
+        ax=axis,
+    )
     axis.set_title(f"{title}\nAUROC {auroc}", fontsize=10)
-    axis.legend(loc="lower right", fontsize=8)
+    handles, labels = axis.get_legend_handles_labels()
+    for number, label in enumerate(CLASSES):
+        labels = [text.replace(f"Class {number}", CLASS_NAMES[label]) for text in labels]
+    axis.legend(handles, labels, loc="lower right", fontsize=8)
     _save(figure, path)
 
 
 def confusion(matrix: NDArray[np.int64], title: str, path: Path) -> None:
     """Counts of true (rows) against predicted (columns) class at probability one half."""
-    figure, axis = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(4.2, 4))
     axis.imshow(matrix, cmap="Blues", vmin=0)
     for (i, j), count in np.ndenumerate(matrix):
         axis.text(
@@ -166,7 +180,7 @@ def ranking(rows: Sequence[tuple[str, "Interval", "Interval"]], path: Path) -> N
     Args:
         rows: (model, validation, test).
     """
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.55 * len(rows)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.55 * len(rows)))
     for place, (_, validation, test) in enumerate(rows):
         for which, colour, shift, auroc in (
             ("validation", "#888888", 0.12, validation),
@@ -185,7 +199,7 @@ def ranking(rows: Sequence[tuple[str, "Interval", "Interval"]], path: Path) -> N
 
 def domain_matrix(cells: Mapping[tuple[str, str], "Interval"], domains: Sequence[str], title: str, path: Path) -> None:
     """Test AUROC of one backbone, trained on rows and tested on columns."""
-    figure, axis = plt.subplots(figsize=(4.6, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(4.6, 4))
     values = np.array([[cells[train, test].value for test in domains] for train in domains])
     axis.imshow(values, cmap="RdYlGn", vmin=0.3, vmax=1)
     for i, train in enumerate(domains):
