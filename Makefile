@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(SCANS)") $(if $(ROIS),--rois "$(ROIS)") \
 	$(if $(CROPS),--crops "$(CROPS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones "$(BACKBONES)") \
-	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(SEED),--seed "$(SEED)")
+	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(GIVEN_SPLITS),--given-splits "$(GIVEN_SPLITS)") $(if $(SEED),--seed "$(SEED)")
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-slow lint format compile bench lock clean
@@ -18,7 +18,8 @@ help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  make run SCANS=dir ROIS=rois.csv CROPS=dir WEIGHTS=imagenet|none|dir-or-file OUTPUT=dir"
-	@echo "           PRESET=quick|standard|full BACKBONES=VGG16,ResNet50 DOMAINS=normal,cropped SEED=0"
+	@echo "           PRESET=quick|standard|full BACKBONES=VGG16,ResNet50 DOMAINS=normal,cropped"
+	@echo "           GIVEN_SPLITS=separate|keep|ignore SEED=0"
 
 setup: $(READY) ## Create the environment from requirements.lock
 

@@ -127,6 +127,8 @@ def _predict(data: Path, folder: Path, model: dict[str, Any], domains: Sequence[
                 raise InputError(f"{data}: the {domain} domain has no image in the {split} split")
             pixels = inputs.pixels(table["file"].tolist(), model["image_size"], output / ".cache")
             probability = network.predict(pixels.batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE), verbose=0)
+            if not np.isfinite(probability).all():
+                raise InputError(f"{folder}: the model answers with numbers that are not finite; train it again")
             table.insert(0, "domain", domain)
             table.insert(0, "train_domain", model["train_domain"])
             table.insert(0, "backbone", model["backbone"])

@@ -292,7 +292,7 @@ def _regions(table: pd.DataFrame, rois: Path | None) -> tuple[pd.DataFrame, list
         for line, row in enumerate(_read_rois(rois).itertuples(), start=2):
             name = str(row.filename)
             matches = [
-                s for s in by_name.get(Path(name).name, []) if Path(s.path).as_posix().endswith(name.lstrip("./"))
+                s for s in by_name.get(Path(name).name, []) if Path(s.path).as_posix().endswith("/" + name.lstrip("./"))
             ]
             try:
                 if not matches:
