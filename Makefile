@@ -49,8 +49,8 @@ lint: $(READY) ## Lint and type check
 format: $(READY) ## Format the code
 	"$(BIN)/ruff" check --fix . && "$(BIN)/ruff" format .
 
-compile: $(READY) ## Write the Kubeflow pipeline to OUTPUT/thyroid.yaml
-	@"$(BIN)/python" -m pipelines compile --output "$(OUTPUT)/thyroid.yaml"
+compile: $(READY) ## Write the Kubeflow pipeline to thyroid.yaml
+	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml
 
 bench: $(READY) ## Ratios against named peers
 	@for b in bench/*.py; do "$(BIN)/python" "$$b" || exit 1; done

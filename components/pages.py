@@ -6,10 +6,13 @@ from pathlib import Path
 from thyroid import RESEARCH_USE_ONLY
 
 
-def picture_page(path: str, title: str, picture: Path) -> None:
-    """Write a page that shows one PNG, which it carries inside."""
-    encoded = base64.b64encode(picture.read_bytes()).decode()
+def picture_page(path: str, title: str, *pictures: Path) -> None:
+    """Write a page that shows PNG files, which it carries inside."""
+    shown = "".join(
+        f"<img alt='{title}' style='max-width:100%' "
+        f"src='data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}'>"
+        for picture in pictures
+    )
     Path(path).write_text(
-        f"<!doctype html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1><p>{RESEARCH_USE_ONLY}</p>"
-        f"<img alt='{title}' style='max-width:100%' src='data:image/png;base64,{encoded}'>"
+        f"<!doctype html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1><p>{RESEARCH_USE_ONLY}</p>{shown}"
     )

@@ -39,5 +39,5 @@ def train(
         )
         metrics.log_metric(f"validation_auroc_{domain}", done.facts["validation"]["auroc"])
         metrics.log_metric(f"seconds_{domain}", done.facts["seconds"])
-        picture_page(history.path, f"{backbone} on {domain}", done.folder / "history.png")
+    picture_page(history.path, f"Training {backbone}", *sorted(Path(model.path).glob("*/history.png")))
     model.metadata["backbone"] = backbone

@@ -18,6 +18,8 @@ from typing import Any
 from thyroid import RESEARCH_USE_ONLY, backbones, crop, errors, ingest, phantom, registry, tables
 from thyroid.errors import InputError
 
+MARK = ".thyroid-output"
+
 PRESETS: dict[str, dict[str, Any]] = {
     # minutes on two CPU cores, downloads nothing
     "quick": {"image_size": 64, "epochs": 3, "batch_size": 32, "weights": "none", "domains": ""},
@@ -133,10 +135,16 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
         if path is not None and "python3" in str(Path(path).resolve()):
             # kfp's SubprocessRunner replaces this text in every argument by the interpreter's path
             raise InputError(f"{path}: a path that holds the text 'python3' cannot be used here; rename or move it")
+    for option, path in (("--scans", arguments.scans), ("--crops", arguments.crops)):
+        if path is not None and (output.is_relative_to(path.resolve()) or path.resolve().is_relative_to(output)):
+            raise InputError(f"{option} {path} and the output {output} lie in one another; choose another --output")
+    if not 0 <= arguments.seed < 2**32:
+        raise InputError(f"--seed {arguments.seed}: must be between 0 and 4294967295")
+    # Every run replaces folders of the output, so it must be one that a run has made.
+    if output.is_dir() and any(output.iterdir()) and not (output / MARK).exists():
+        raise InputError(f"{output}: not empty and not the output of an earlier run; choose a new folder with --output")
     output.mkdir(parents=True, exist_ok=True)
-    probe = output / ".writable"
-    probe.write_text("")
-    probe.unlink()
+    (output / MARK).write_text("made by `python -m pipelines run`; its contents are replaced by the next run\n")
 
 
 def _absolute(path: Path | None) -> str:
@@ -155,7 +163,7 @@ def _previous(data: Path, scans: Path) -> str:
 def _collect(outputs: dict[str, Any], output: Path) -> None:
     incoming = output / ".data"
     shutil.rmtree(incoming, ignore_errors=True)
-    shutil.copytree(outputs["data"].path, incoming)
+    shutil.copytree(outputs["data"].path, incoming, ignore=shutil.ignore_patterns(*tables.DOMAINS))
     shutil.rmtree(output / "data", ignore_errors=True)
     incoming.replace(output / "data")
     shutil.copy(outputs["report"].path, output / "report.html")
@@ -182,9 +190,11 @@ Query it  curl -s -H 'Content-Type: application/json' -d @{given / "request.json
 
 
 def _example(data: Path) -> dict[str, Any]:
-    """A request with the first test scan, and its region where it has one."""
+    """A request with a test scan, one with a region if there is any."""
     scans, regions, _ = tables.read(data)
-    scan = tables.used(scans).query("split == 'test'").sort_values("path").iloc[0]
+    tested = tables.used(scans).query("split == 'test'").sort_values("path")
+    marked = tested[tested["path"].isin(regions["path"])]
+    scan = (marked if len(marked) else tested).iloc[0]
     instance: dict[str, Any] = {"image": {"b64": base64.b64encode(Path(scan["path"]).read_bytes()).decode()}}
     box = regions[regions["path"] == scan["path"]]
     if len(box) and scan["domain"] == "normal":

@@ -57,6 +57,7 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
             seed: Of splits, initialisation, shuffling and bootstrap.
         """
         ingested = ingest(scans=scans, rois=rois, crops=crops, given_splits=given_splits, previous=previous, seed=seed)
+        ingested.set_caching_options(False)  # the cache would not notice new scans in the same folder
         cropped = crop(data=ingested.outputs["data"], domains=domains)
         trained = {
             backbone: train(
@@ -78,6 +79,6 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
         )
         registered = register(evaluation=evaluated.outputs["evaluation"], registry=registry)
         registered.set_caching_options(False)
-        return Outputs(ingested.outputs["data"], evaluated.outputs["report"], registered.outputs["summary"])
+        return Outputs(cropped.outputs["images"], evaluated.outputs["report"], registered.outputs["summary"])
 
     return thyroid_training

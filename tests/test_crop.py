@@ -180,3 +180,25 @@ def test_full_disk_is_one_line(scans, tmp_path):
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "data.json").exists()
+
+
+def test_a_region_of_a_few_pixels_can_be_loaded_again(scans, tmp_path):
+    rois = write_rois(tmp_path / "rois.csv", [(file.name, 10, 10, 5, 3) for file in sorted(scans.iterdir())])
+    ingest.ingest(scans, tmp_path / "in", rois=rois)
+    crop.crop(tmp_path / "in", tmp_path / "out")
+    file = crop.examples(tmp_path / "out", "cropped")["file"][0]
+    assert images.load(file, 32).shape == (32, 32, 3)
+
+
+def test_examples_of_an_unknown_domain_are_refused(cropped):
+    with pytest.raises(InputError, match="'Normal' is unknown"):
+        crop.examples(cropped, "Normal")
+
+
+def test_counts_follow_what_is_lost(scans, tmp_path):
+    ingest.ingest(scans, tmp_path / "in")
+    for file in scans.glob("B_001*"):
+        file.unlink()
+    facts = crop.crop(tmp_path / "in", tmp_path / "out").facts
+    assert facts["patients"] == 11
+    assert sum(split[label] for split in facts["splits"].values() for label in "BM") == facts["scans"] == 22

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 
@@ -97,3 +98,22 @@ def test_letterbox_never_stretches(width, height, size):
 def test_square_of_the_right_size_is_untouched():
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     np.testing.assert_array_equal(images.letterbox(image, 64), image)
+
+
+def test_a_strip_is_refused_since_its_square_would_be_huge():
+    with pytest.raises(ValueError, match="longer than the limit of 10,000 pixels"):
+        images.decode(jpeg(12_000, 16))
+
+
+def test_malformed_exif_is_a_damaged_file_not_a_crash():
+    data = bytearray(
+        jpeg(exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00")
+    )
+    start = data.index(b"Exif")
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        broken = bytearray(data)
+        for place in rng.integers(start + 6, start + 32, 3):
+            broken[place] = rng.integers(256)
+        with contextlib.suppress(ValueError):
+            images.decode(bytes(broken))

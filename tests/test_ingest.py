@@ -58,6 +58,9 @@ def test_everything_unusable_is_quarantined_by_name(scans, tmp_path):
     (scans / "notes.txt").write_text("hello")
     (scans / "B_057-0001-1.0.jpg").symlink_to(scans / "nowhere.jpg")
     os.mkfifo(scans / "B_058-0001-1.0.jpg")
+    (scans / "B_059-0001-1.0.jpg").symlink_to(scans / "B_059-0001-1.0.jpg")
+    (scans / ".trash").mkdir()
+    (scans / ".trash" / "B_060-0001-1.0.jpg").write_bytes(good)
     (scans / "linked").symlink_to(tmp_path / "elsewhere")
     (scans / os.fsdecode(b"bad\xff.jpg")).write_bytes(good)
     done = ingest.ingest(scans, tmp_path / "out")
@@ -74,7 +77,8 @@ def test_everything_unusable_is_quarantined_by_name(scans, tmp_path):
         "갑상선 scan.jpg": "does not parse",
         "notes.txt": "does not parse",
         "linked": "leaves the folder",
-        "bad\\xff.jpg": "does not parse",
+        "B_059-0001-1.0.jpg": "Symlink loop",
+        "bad\\xff.jpg": "not UTF-8",
     }
     assert set(found) == set(expected)
     for name, reason in expected.items():
@@ -261,7 +265,7 @@ def test_too_few_patients(scans, tmp_path):
     for file in scans.glob("M_*"):
         if file.name[2:5] not in ("002", "004"):
             file.unlink()
-    assert "class M has 2 patients" in failing(scans, tmp_path / "out")
+    assert "class M has too few patients" in failing(scans, tmp_path / "out")
 
 
 def test_rois_without_columns(scans, tmp_path):
@@ -295,3 +299,57 @@ def test_output_is_a_file(scans, tmp_path, capsys):
     (tmp_path / "out").write_text("in the way")
     assert ingest.main(["--scans", str(scans), "--output", str(tmp_path / "out")]) == 2
     assert str(tmp_path / "out") in capsys.readouterr().err
+
+
+def test_given_folders_win_over_an_earlier_data_version(scans, tmp_path):
+    ingest.ingest(scans, tmp_path / "one")
+    root = deck_folders(scans, tmp_path)
+    ingest.ingest(root, tmp_path / "two", previous=tmp_path / "one")
+    after = split_of(tmp_path / "two")
+    assert all((split == "test") == (int(name[2:5]) > 8) for name, split in after.items())
+    ingest.ingest(root, tmp_path / "three", previous=tmp_path / "two", seed=9)
+    assert split_of(tmp_path / "three") == after
+
+
+def test_ignoring_given_splits_forgets_the_earlier_ones_too(scans, tmp_path):
+    ingest.ingest(scans, tmp_path / "one")
+    ingest.ingest(scans, tmp_path / "two", previous=tmp_path / "one", given_splits="ignore", seed=3)
+    assert split_of(tmp_path / "one") != split_of(tmp_path / "two")
+
+
+def test_crops_within_the_scans_are_not_taken_for_frames(scans, tmp_path):
+    for patient in range(1, 13):
+        label = "B" if patient % 2 else "M"
+        write_scan(scans / "crops" / f"{label}_{patient:03d}-0001-1.0.jpg", seed=900 + patient, size=(40, 30))
+    facts = ingest.ingest(scans, tmp_path / "out", crops=scans / "crops").facts
+    assert (facts["scans"], facts["regions"]) == (36, 12)
+    assert "keep them apart" in failing(scans, tmp_path / "out", crops=scans)
+
+
+def test_output_within_the_scans_is_not_ingested(scans):
+    first = ingest.ingest(scans, scans / "out").facts
+    assert ingest.ingest(scans, scans / "out").facts["quarantined"] == first["quarantined"] == 0
+
+
+@pytest.mark.parametrize("row", [None, ("B_999-0001-1.0.jpg", 5, 5, 10, 10)])
+def test_regions_that_are_all_unusable_end_the_run(scans, tmp_path, row):
+    rois = write_rois(tmp_path / "rois.csv", [row] if row else [])
+    assert "none of its regions can be used" in failing(scans, tmp_path / "out", rois=rois)
+
+
+def test_a_path_in_rois_finds_its_scan_among_namesakes(scans, tmp_path):
+    name = "M_002-0001-1.0.jpg"
+    write_scan(scans / "more" / name, seed=333)
+    rois = write_rois(tmp_path / "rois.csv", [(name, 1, 1, 20, 20), (f"more/{name}", 2, 2, 30, 30)])
+    ingest.ingest(scans, tmp_path / "out", rois=rois)
+    regions = tables.read(tmp_path / "out")[1]
+    assert sorted(zip(regions["path"], regions["x"], strict=True)) == [
+        (str(scans / name), 1),
+        (str(scans / "more" / name), 2),
+    ]
+
+
+def test_a_damaged_data_version_is_named(scans, tmp_path):
+    ingest.ingest(scans, tmp_path / "one")
+    (tmp_path / "one" / "scans.parquet").write_bytes(b"PAR1")
+    assert "damaged data version" in failing(scans, tmp_path / "two", previous=tmp_path / "one")

@@ -121,3 +121,22 @@ def test_weights_of_the_wrong_shape_end_the_run_with_the_file(capfd, scans, tmp_
     code = cli.main(["run", *arguments, "--weights", str(tmp_path / "vgg16.weights.h5"), "--backbones", "VGG16"])
     assert code == 2
     assert f"{tmp_path / 'vgg16.weights.h5'}: not weights of VGG16" in capfd.readouterr().out
+
+
+def test_an_output_that_no_run_made_is_left_alone(capsys, scans, tmp_path):
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    (tmp_path / "mine" / "data" / "precious").write_text("x")
+    assert "not the output of an earlier run" in failing(capsys, "--output", str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "data" / "precious").read_text() == "x"
+
+
+@pytest.mark.parametrize("place", ["scans", "scans/out", "."])
+def test_scans_and_output_may_not_hold_one_another(capsys, scans, place):
+    output = scans.parent / place
+    before = sorted(scans.rglob("*"))
+    assert "lie in one another" in failing(capsys, "--scans", str(scans), "--output", str(output))
+    assert sorted(scans.rglob("*")) == before
+
+
+def test_a_seed_below_zero(capsys, tmp_path):
+    assert "--seed -1" in failing(capsys, "--output", str(tmp_path / "out"), "--seed", "-1")

@@ -104,7 +104,7 @@ def test_compile(copy):
     run = shell(command("make compile\n"), copy)
     printed = run.communicate()[0]
     assert run.returncode == 0, printed
-    assert "sdkVersion: kfp-2.17.0" in (copy / "output" / "thyroid.yaml").read_text()
+    assert "sdkVersion: kfp-2.17.0" in (copy / "thyroid.yaml").read_text()
 
 
 @pytest.mark.slow

@@ -156,6 +156,11 @@ def test_bad_rois_name_the_field(server, phantoms, roi, message):
     assert message in answer["error"]
 
 
+def test_a_tiny_roi_is_answered(server, phantoms):
+    scan = next((phantoms / "scans").iterdir())
+    assert server.ask(PREDICT, {"instances": [{"image": encoded(scan), "roi": [5, 5, 2, 2]}]})[0] == 200
+
+
 def test_body_that_is_not_json(server):
     assert server.ask(PREDICT, b"{not json")[0] == 400
 

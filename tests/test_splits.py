@@ -62,5 +62,12 @@ def test_a_giant_group_goes_to_train():
 
 def test_three_patients_of_a_class_are_enough_and_two_are_not():
     splits.check(table([1] * 6).assign(split=splits.deal(table([1] * 6))))
-    with pytest.raises(InputError, match=r"class M has 2 patients.*at least 1 more"):
+    with pytest.raises(InputError, match=r"class M has too few patients.*at least 1 more"):
         splits.deal(table([1] * 5))
+
+
+def test_patients_with_both_labels_count_for_both():
+    scans = pd.concat([table([2] * 4, "MMMM"), table([2] * 4, "BBBB")], ignore_index=True)  # groups 0..3 hold both
+    scans["sha256"] = [f"{i:03d}" for i in range(len(scans))]
+    scans["split"] = splits.deal(scans)
+    splits.check(scans)

@@ -178,6 +178,8 @@ def crop(data: Path, output: Path, domains: Sequence[str] = ()) -> Cropped:
     facts |= {
         "digest": tables.digest(scans, regions),
         "scans": len(good),
+        "patients": int(good["patient"].nunique()),
+        "splits": tables.count_splits(good),
         "quarantined": facts["quarantined"] + len(lost),
         "regions": len(regions),
         "domains": list(domains),
@@ -222,6 +224,8 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
     Returns:
         One row an image, in a fixed order: file (full path), label, patient, group, split.
     """
+    if domain not in tables.DOMAINS:
+        raise InputError(f"domain {domain!r} is unknown; choose from {', '.join(tables.DOMAINS)}")
     scans, regions, _ = tables.read(folder)
     table = _examples(scans, regions, domain)
     if split is not None:

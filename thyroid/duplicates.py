@@ -39,13 +39,19 @@ def perceptual_hash(image: images.Pixels) -> str:
 
 
 def near_duplicates(hashes: Sequence[str], max_bits: int = MAX_BITS) -> list[tuple[int, int]]:
-    """Index pairs i < j of hashes that differ by at most `max_bits`; compared in blocks, so memory stays flat."""
-    words = np.array([np.frombuffer(bytes.fromhex(h), np.uint64) for h in hashes]).reshape(len(hashes), -1)
-    pairs: list[tuple[int, int]] = []
+    """Index pairs i < j that link all hashes which differ by at most `max_bits`.
+
+    Equal hashes are linked to the first of them only, so that many blank frames do not make a quadratic list; the rest
+    is compared in blocks, so memory stays flat.
+    """
+    first: dict[str, int] = {}
+    pairs = [(first[h], i) for i, h in enumerate(hashes) if first.setdefault(h, i) != i]
+    place = list(first.values())
+    words = np.array([np.frombuffer(bytes.fromhex(h), np.uint64) for h in first]).reshape(len(first), -1)
     for start in range(0, len(words), _BLOCK):
         distance = _hamming(words[start : start + _BLOCK], words[start:])
         rows, columns = np.nonzero(np.triu(distance <= max_bits, 1))
-        pairs += [(start + int(i), start + int(j)) for i, j in zip(rows, columns, strict=True)]
+        pairs += [(place[start + int(i)], place[start + int(j)]) for i, j in zip(rows, columns, strict=True)]
     return pairs
 
 

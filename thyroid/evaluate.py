@@ -58,7 +58,7 @@ def evaluate(
         if model["data_digest"] != facts["digest"]:
             raise InputError(f"{folder}: trained on another data version than {data}")
     domains = [d for d in tables.DOMAINS if d in {model["train_domain"] for _, model in trained}]
-    serving_domain = serving_domain or next(d for d in facts["domains"] if d in domains)
+    serving_domain = serving_domain or next((d for d in facts["domains"] if d in domains), domains[0])
     domains = list(dict.fromkeys([*domains, serving_domain]))
 
     (output / "plots").mkdir(parents=True, exist_ok=True)

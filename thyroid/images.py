@@ -16,6 +16,7 @@ Pixels = NDArray[np.uint8]
 
 MAX_BYTES = 50_000_000
 MAX_PIXELS = 50_000_000
+MAX_SIDE = 10_000
 MIN_SIDE = 16
 JPEG_QUALITY = 95
 
@@ -34,7 +35,7 @@ def read(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
-def decode(data: bytes) -> Pixels:
+def decode(data: bytes, min_side: int = MIN_SIDE) -> Pixels:
     """Decode a JPEG completely.
 
     The header's dimensions are checked before any pixel is decoded (decompression bombs), only Pillow's JPEG plug-in
@@ -42,6 +43,7 @@ def decode(data: bytes) -> Pixels:
 
     Args:
         data: the whole file.
+        min_side: smallest width and height that is taken for a scan.
 
     Returns:
         uint8 [height, width, 3], RGB, 0..255.
@@ -60,12 +62,16 @@ def decode(data: bytes) -> Pixels:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"image of {width}x{height} is larger than the limit of {MAX_PIXELS:,} pixels")
-    if min(width, height) < MIN_SIDE:
-        raise ValueError(f"image of {width}x{height} is smaller than {MIN_SIDE} pixels a side")
+    if max(width, height) > MAX_SIDE:  # letterboxing makes a square of the longer side
+        raise ValueError(f"image of {width}x{height} is longer than the limit of {MAX_SIDE:,} pixels a side")
+    if min(width, height) < min_side:
+        raise ValueError(f"image of {width}x{height} is smaller than {min_side} pixels a side")
     try:
-        upright = ImageOps.exif_transpose(image) or image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # odd metadata beside sound pixels
+            upright = ImageOps.exif_transpose(image) or image
         return np.asarray(upright.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # malformed EXIF raises struct.error, TypeError, AttributeError and others in Pillow
         raise ValueError(f"damaged JPEG: {error}") from None
 
 
@@ -109,5 +115,5 @@ def letterbox(image: Pixels, size: int) -> Pixels:
 
 
 def load(path: str | Path, size: int) -> Pixels:
-    """Read, decode and letterbox one file to uint8 [size, size, 3]; errors as `read` and `decode`."""
-    return letterbox(decode(read(path)), size)
+    """Read, decode and letterbox an image that `crop` wrote to uint8 [size, size, 3]; errors as `read` and `decode`."""
+    return letterbox(decode(read(path), min_side=1), size)

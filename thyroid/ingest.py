@@ -59,7 +59,8 @@ def ingest(
         InputError: nothing usable, one class only, a rois.csv that cannot be read, or a split without a class.
     """
     started = time.monotonic()
-    table = _examine(scans, "normal", exclude=rois)
+    _check_folders(scans, crops)
+    table = _examine(scans, "normal", exclude=(rois, crops, output))
     if crops is not None:
         table = pd.concat([table, _examine(crops, "cropped")], ignore_index=True)
     good = tables.used(table).copy()
@@ -76,18 +77,21 @@ def ingest(
 
     if given_splits == "ignore":
         good["split"] = None
-    moved = _settle_splits(good, given_splits, previous)
-    notes += moved
+        previous = None
+    given = set(good["split"].dropna())
+    notes += _settle_splits(good, given, given_splits, previous)
     good = _drop_same_bytes(good, table)
-    fractions = dict(splits.FRACTIONS)
-    if good["split"].eq("test").any():  # a given or persisted test set is not added to beyond its share
-        fractions = _without_given(good, fractions, previous)
+    # Given folders are complete as they are, but a given train folder holds the validation part, too.
+    open_splits = {
+        s: f for s, f in splits.FRACTIONS.items() if not given or (s not in given - {"train"} and s != "test")
+    }
+    fractions = {split: share / sum(open_splits.values()) for split, share in open_splits.items()}
     good["split"] = splits.deal(good, fractions, seed)
     splits.check(good)
 
     for column in ("group", "split"):
         table[column] = good[column].reindex(table.index).astype(tables.SCANS[column])
-    regions, refused = _regions(table, rois)
+    regions, refused = _regions(table, scans.resolve(), rois)
     facts = {
         "source": str(scans.resolve()),
         "digest": tables.digest(table, regions),
@@ -97,7 +101,7 @@ def ingest(
         "duplicate_groups": int((pd.Series(copies).value_counts() > 1).sum()),
         "regions": len(regions),
         "synthetic": int(good["synthetic"].sum()),
-        "splits": {split: _count(good[good["split"] == split]) for split in tables.SPLITS},
+        "splits": tables.count_splits(good),
         "notes": notes,
         "seconds": {"ingest": round(time.monotonic() - started, 1)},
     }
@@ -109,13 +113,19 @@ def ingest(
     return Ingested(output, facts)
 
 
-def _examine(folder: Path, domain: str, exclude: Path | None = None) -> pd.DataFrame:
-    """One row a file under `folder`, quarantined or not."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of scans")
+def _check_folders(scans: Path, crops: Path | None) -> None:
+    for folder in (scans, crops):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"{folder}: no such folder of scans")
+    if crops is not None and scans.resolve().is_relative_to(crops.resolve()):
+        raise InputError(f"{crops}: the folder of crops holds the folder of scans {scans}; keep them apart")
+
+
+def _examine(folder: Path, domain: str, exclude: Sequence[Path | None] = ()) -> pd.DataFrame:
+    """One row a file under `folder` but for what is in `exclude`, quarantined or not."""
     root = folder.resolve()
-    skip = exclude.resolve() if exclude is not None else None
-    files = [path for path in _walk(root) if path != skip]
+    skip = [path.resolve() for path in exclude if path is not None]
+    files = [path for path in _walk(root) if not any(path.is_relative_to(other) for other in skip)]
     if not files:
         raise InputError(f"{folder}: no scan found; expected files such as B_001-0002-1.0.jpg in it or in its folders")
     tasks = [(str(path), str(root), domain) for path in files]
@@ -126,10 +136,10 @@ def _examine(folder: Path, domain: str, exclude: Path | None = None) -> pd.DataF
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Files, links to folders and unreadable folders under `root`, sorted; hidden files are left alone."""
+    """Files, links to folders and unreadable folders under `root`, sorted; what is hidden (.name) is left alone."""
     unreadable: list[Path] = []
     for directory, folders, files in os.walk(root, onerror=lambda e: unreadable.append(Path(e.filename))):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [name for name in folders if Path(directory, name).is_symlink()]
         for name in sorted(files + links):
             if not name.startswith("."):
@@ -143,6 +153,8 @@ def _examine_file(task: tuple[str, str, str]) -> dict[str, Any]:
     # a name that is not UTF-8 cannot be stored in a table
     row: dict[str, Any] = {"path": os.fsencode(path).decode("utf-8", "backslashreplace"), "domain": domain}
     try:
+        if row["path"] != str(path):
+            raise ValueError("name is not UTF-8; rename the file or its folder")
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise ValueError("symbolic link leaves the folder of scans")
         if path.is_symlink() and path.is_dir():
@@ -154,7 +166,7 @@ def _examine_file(task: tuple[str, str, str]) -> dict[str, Any]:
         name = names.parse(path.name)
         data = images.read(path)
         image = images.decode(data)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
         return row | {"quarantine_reason": errors.one_line(error)}
     given = {_GIVEN[p.lower()] for p in path.relative_to(root).parts[:-1] if p.lower() in _GIVEN}
     return row | {
@@ -201,25 +213,33 @@ def _describe_groups(good: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[s
     return notes
 
 
-def _settle_splits(good: pd.DataFrame, given_splits: str, previous: Path | None) -> list[str]:
-    """Fill `split` of groups whose split is decided already; returns what had to be moved, in words."""
+def _settle_splits(good: pd.DataFrame, given: set[str], given_splits: str, previous: Path | None) -> list[str]:
+    """Fill `split` of groups whose split is decided already; returns what had to be moved, in words.
+
+    A given folder wins over the last data version, which wins over dealing anew.
+    """
     notes: list[str] = []
     persisted = _persisted(good, previous) if previous is not None else {}
     for group, members in good.groupby("group"):
         found = sorted(set(members["split"].dropna()))
-        if group in persisted:
-            good.loc[members.index, "split"] = persisted[group]
-        elif len(found) == 1:
-            good.loc[members.index, "split"] = found[0]
-        elif len(found) > 1:
-            who = ", ".join(f"{patient:03d}" for patient in sorted(set(members["patient"]))[:10])
-            where = " and ".join(found)
-            if given_splits == "keep":
-                notes.append(f"LEAK kept: patient {who} is in the given {where} folders")
-            else:
-                files = ", ".join(Path(p).name for p in members["path"][:4])
-                good.loc[members.index, "split"] = "train"
-                notes.append(f"patient {who} was in the given {where} folders ({files}); moved to train")
+        who = ", ".join(f"{patient:03d}" for patient in sorted(set(members["patient"]))[:10])
+        if len(found) > 1 and given_splits == "keep":
+            notes.append(f"LEAK kept: patient {who} is in the given {' and '.join(found)} folders")
+            continue
+        if len(found) > 1:
+            files = ", ".join(Path(p).name for p in members["path"][:4])
+            notes.append(
+                f"patient {who} was in the given {' and '.join(found)} folders ({files}); moved to the training side"
+            )
+            found = ["train"]
+        before = persisted.get(int(group))
+        if not found:
+            split = before if before != "test" or "test" not in given else "train"
+        elif found == ["train"] and "validation" not in given:
+            split = before if before != "test" else "train"  # None: dealt between train and validation
+        else:
+            split = found[0]
+        good.loc[members.index, "split"] = split
     return notes
 
 
@@ -251,21 +271,7 @@ def _drop_same_bytes(good: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return good[table.loc[good.index, "quarantine_reason"].isna()].copy()
 
 
-def _without_given(good: pd.DataFrame, fractions: dict[str, float], previous: Path | None) -> dict[str, float]:
-    """Fractions for new groups: a test folder that was given (not persisted) is complete as it is."""
-    if previous is not None:
-        return fractions
-    kept = {s: f for s, f in fractions.items() if s != "test"}
-    # Given train folders hold no validation part: their groups are dealt between train and validation.
-    given_validation = good["split"].eq("validation").any()
-    if not given_validation:
-        only_train = good.groupby("group")["split"].transform(lambda s: s.eq("train").all()).astype(bool)
-        good.loc[only_train, "split"] = None
-    total = sum(kept.values())
-    return {split: share / total for split, share in kept.items()}
-
-
-def _regions(table: pd.DataFrame, rois: Path | None) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+def _regions(table: pd.DataFrame, root: Path, rois: Path | None) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
     """The regions table and (file, reason) of rows that cannot be used."""
     rows: list[dict[str, Any]] = []
     refused: list[tuple[str, str]] = []
@@ -294,6 +300,7 @@ def _regions(table: pd.DataFrame, rois: Path | None) -> tuple[pd.DataFrame, list
             matches = [
                 s for s in by_name.get(Path(name).name, []) if Path(s.path).as_posix().endswith("/" + name.lstrip("./"))
             ]
+            matches = [scan for scan in matches if scan.path == str(root / name)] or matches
             try:
                 if not matches:
                     raise ValueError("file is quarantined" if Path(name).name in quarantined else "no such scan")
@@ -316,12 +323,17 @@ def _regions(table: pd.DataFrame, rois: Path | None) -> tuple[pd.DataFrame, list
                 }
             )
             count[path] = count.get(path, 0) + 1
+        if not count:
+            why = f"; the first: {refused[0][0]}: {refused[0][1]}" if refused else " (it has no rows)"
+            raise InputError(f"{rois}: none of its regions can be used{why}")
     return tables.frame(rows, tables.REGIONS), refused
 
 
 def _read_rois(rois: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(rois, dtype={"filename": "string"}, skipinitialspace=True, encoding="utf-8-sig")
+        table = pd.read_csv(
+            rois, dtype={"filename": "string"}, skipinitialspace=True, index_col=False, encoding="utf-8-sig"
+        )
     except FileNotFoundError:
         raise InputError(f"{rois}: no such file of regions") from None
     except (ValueError, UnicodeDecodeError) as error:
@@ -338,7 +350,7 @@ def _box(row: Any, scan: Any) -> tuple[int, int, int, int]:
         x, y, width, height = (float(getattr(row, column)) for column in ROI_COLUMNS[1:])
     except (TypeError, ValueError):
         raise ValueError("x, y, width and height must be numbers") from None
-    if not all(math.isfinite(v) for v in (x, y, width, height)):
+    if not all(math.isfinite(v) for v in (x, y, width, height, x + width, y + height)):
         raise ValueError("x, y, width and height must be numbers")
     if width < 1 or height < 1:
         raise ValueError(f"region has no size (width {width:g}, height {height:g})")
@@ -348,12 +360,6 @@ def _box(row: Any, scan: Any) -> tuple[int, int, int, int]:
             f"region x {x:g}..{x + width:g}, y {y:g}..{y + height:g} is outside the {scan.width}x{scan.height} image"
         )
     return left, top, right - left, bottom - top
-
-
-def _count(scans: pd.DataFrame) -> dict[str, int]:
-    return {label: int((scans["label"] == label).sum()) for label in names.CLASSES} | {
-        "patients": int(scans["patient"].nunique())
-    }
 
 
 def _write_quarantine(path: Path, table: pd.DataFrame, refused: list[tuple[str, str]]) -> None:

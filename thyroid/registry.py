@@ -134,6 +134,8 @@ def read_aliases(root: Path) -> dict[str, int]:
         return json.loads((root / NAME / "aliases.json").read_text())
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        raise InputError(f"{root / NAME / 'aliases.json'}: not JSON: {error}") from None
 
 
 def find(root: Path, which: str | None = None) -> Path:

@@ -85,7 +85,7 @@ class ThyroidModel(kserve.Model):
         """uint8 [size, size, 3] exactly as evaluation saw such an image, and what was done to it."""
         frame = _frame(number, instance)
         roi = _roi(number, instance)
-        if self.facts["domain"] == "normal":
+        if self.facts["serving_domain"] == "normal":
             area = crop.scan_area(frame)
             image = crop.normal(frame, area)
             treatment = {"domain": "normal", "box": list(area.box), "scan_area_found": area.found}
@@ -99,7 +99,7 @@ class ThyroidModel(kserve.Model):
             image = images.letterbox(frame, max(frame.shape[:2]))
             treatment = {"domain": "cropped", "note": "no roi given: the image is taken as a crop of the nodule"}
         # Evaluation read its images from JPEG files of this quality; the round trip makes the answer the same.
-        pixels = images.letterbox(images.decode(images.encode(image)), self.facts["image_size"])
+        pixels = images.letterbox(images.decode(images.encode(image), min_side=1), self.facts["image_size"])
         return pixels, treatment
 
 

@@ -17,8 +17,8 @@ def deal(scans: pd.DataFrame, fractions: Mapping[str, float] = FRACTIONS, seed: 
 
     Groups that have a split keep it (persisted or given), and count towards the fractions. The others are dealt in a
     seeded order that depends on their content alone, each to the split that lacks most images of its class; groups too
-    large for the smallest split come first, and the last ones go to splits that would have none of the class. A group
-    with both labels counts as malignant.
+    large for the smallest split come first, and the last ones go to splits that would have none of the class. Groups
+    with both labels are dealt first and count for both.
 
     Args:
         scans: rows with label, group, sha256 and split (null where it is to be dealt).
@@ -33,35 +33,39 @@ def deal(scans: pd.DataFrame, fractions: Mapping[str, float] = FRACTIONS, seed: 
     by_group = scans.sort_values("sha256").groupby("group", sort=False)
     groups = pd.DataFrame(
         {
-            "label": by_group["label"].max(),  # "M" > "B"
-            "size": by_group.size(),
+            **{label: by_group["label"].agg(lambda labels, label=label: (labels == label).sum()) for label in CLASSES},
             "split": by_group["split"].first(),
         }
     )
-    order = np.random.default_rng(seed).permutation(len(groups))
-    groups = groups.iloc[order]
+    groups = groups.iloc[np.random.default_rng(seed).permutation(len(groups))]
+    mixed = (groups[list(CLASSES)] > 0).all(axis=1)
+    _deal_kind(groups, mixed, groups[list(CLASSES)].sum(axis=1) * mixed, fractions)
     for label in CLASSES:
-        members = groups[groups["label"] == label]
-        have = {split: int(members.loc[members["split"] == split, "size"].sum()) for split in fractions}
-        new = members[members["split"].isna()]
-        want = {split: share * (sum(have.values()) + int(new["size"].sum())) for split, share in fractions.items()}
-        empty = [split for split in fractions if have[split] == 0]
-        if len(new) < len(empty):
+        lacking = _deal_kind(groups, ~mixed & (groups[label] > 0), groups[label], fractions)
+        if lacking:
             raise InputError(
-                f"class {label} has {len(new)} patients to deal among {', '.join(empty)}: add scans of at least "
-                f"{len(empty) - len(new)} more patients of this class"
+                f"class {label} has too few patients to be in every split: add scans of at least {lacking} more, or deal "
+                "all splits anew with --given-splits ignore"
             )
-        giant = new["size"] > min(want.values())
-        for left, (group, size) in zip(
-            range(len(new), 0, -1), pd.concat([new["size"][giant], new["size"][~giant]]).items(), strict=True
-        ):
-            candidates = empty if left == len(empty) else list(fractions)
-            split = max(candidates, key=lambda s: want[s] - have[s])
-            if split in empty:
-                empty.remove(split)
-            groups.loc[group, "split"] = split
-            have[split] += int(size)
     return scans["split"].fillna(scans["group"].map(groups["split"]))
+
+
+def _deal_kind(groups: pd.DataFrame, kind: pd.Series, sizes: pd.Series, fractions: Mapping[str, float]) -> int:
+    """Deal the groups of one kind so that `sizes` hold the fractions; returns how many groups are missing for that."""
+    have = {split: int(sizes[groups["split"] == split].sum()) for split in fractions}
+    new = sizes[kind & groups["split"].isna()]
+    want = {split: share * (sum(have.values()) + int(new.sum())) for split, share in fractions.items()}
+    empty = [split for split in fractions if have[split] == 0]
+    giant = new > min(want.values())
+    ordered = pd.concat([new[giant], new[~giant]])
+    for left, (group, size) in zip(range(len(ordered), 0, -1), ordered.items(), strict=True):
+        candidates = empty if empty and left <= len(empty) else list(fractions)
+        split = max(candidates, key=lambda s: want[s] - have[s])
+        if split in empty:
+            empty.remove(split)
+        groups.loc[group, "split"] = split
+        have[split] += int(size)
+    return len(empty)
 
 
 def check(scans: pd.DataFrame) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from thyroid.errors import InputError
+from thyroid.names import CLASSES
 
 SPLITS = ("train", "validation", "test")
 DOMAINS = ("normal", "cropped")
@@ -78,11 +79,24 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     for name in ("data.json", "scans.parquet", "regions.parquet"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: not a data version ({name} is missing); run `python -m thyroid.ingest` first")
-    return (
-        pd.read_parquet(folder / "scans.parquet"),
-        pd.read_parquet(folder / "regions.parquet"),
-        json.loads((folder / "data.json").read_text()),
-    )
+    try:
+        return (
+            pd.read_parquet(folder / "scans.parquet"),
+            pd.read_parquet(folder / "regions.parquet"),
+            json.loads((folder / "data.json").read_text()),
+        )
+    except ValueError as error:  # also pyarrow's
+        raise InputError(f"{folder}: damaged data version ({error}); remove it and ingest again") from None
+
+
+def count_splits(scans: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Per split the images of each class and the number of patients, of scans in use."""
+    result = {}
+    for split in SPLITS:
+        part = scans[scans["split"] == split]
+        result[split] = {label: int((part["label"] == label).sum()) for label in CLASSES}
+        result[split]["patients"] = int(part["patient"].nunique())
+    return result
 
 
 def digest(scans: pd.DataFrame, regions: pd.DataFrame) -> str:

@@ -95,6 +95,8 @@ def train(
         print(f"{row.name}: starts from {start}")
     model = backbones.build(row, image_size, start)
     output.mkdir(parents=True, exist_ok=True)
+    for stale in output.glob(".cache-*"):  # of a run that was killed
+        stale.unlink()
 
     # Files are listed by class; the fixed shuffle makes every batch a mix, the shuffle buffer only varies it.
     part["train"] = part["train"].sample(frac=1, random_state=seed)
@@ -118,8 +120,6 @@ def train(
             best = tuned
         else:
             model.set_weights(head_weights)
-    if not all(np.isfinite(value) for value in best.values()):
-        raise InputError(f"{row.name} on {domain}: the loss is not a finite number; check the weights")
 
     checkpoint = f"{row.name}-{best['epoch']:03d}-{best['loss']:.4f}-{best['accuracy']:.4f}.keras"
     # A fresh Model object carries no compile state, so that the file loads in safe mode without our metric.
@@ -156,6 +156,8 @@ def read(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "train.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder}: not a finished training (train.json is missing)") from None
+    except ValueError as error:
+        raise InputError(f"{folder / 'train.json'}: not JSON: {error}") from None
 
 
 def _part(data: Path, domain: str, split: str) -> pd.DataFrame:
@@ -274,6 +276,8 @@ def _history(log: keras.callbacks.History, phase: str) -> pd.DataFrame:
 
 def _best(history: pd.DataFrame, monitor: str) -> dict[str, Any]:
     """Validation figures of the epoch that EarlyStopping restored (the first best one)."""
+    if not np.isfinite(history[f"val_{LOSS}"]).any():
+        raise InputError("the validation loss is not a finite number; check the weights")
     place = history[monitor].idxmax() if monitor == "val_auroc" else history[monitor].idxmin()
     epoch = history.loc[place]
     return {"epoch": int(epoch["epoch"]), "loss": float(epoch[f"val_{LOSS}"])} | {
