@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             epochs=preset["epochs"],
             batch_size=preset["batch_size"],
             given_splits=arguments.given_splits,
-            previous=_previous(output / "data", scans),
+            previous="" if arguments.scans is None else _previous(output / "data", scans),
             seed=arguments.seed,
         )
     except RuntimeError:  # kfp's own text only names the step again

@@ -53,7 +53,7 @@ def decode(data: bytes, min_side: int = MIN_SIDE) -> Pixels:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
+            warnings.simplefilter("ignore")  # of bombs (MAX_PIXELS is stricter) and odd metadata beside sound pixels
             image = Image.open(io.BytesIO(data), formats=("JPEG",))
     except Image.DecompressionBombError:
         raise ValueError(f"image is larger than the limit of {MAX_PIXELS:,} pixels") from None
@@ -68,7 +68,7 @@ def decode(data: bytes, min_side: int = MIN_SIDE) -> Pixels:
         raise ValueError(f"image of {width}x{height} is smaller than {min_side} pixels a side")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # odd metadata beside sound pixels
+            warnings.simplefilter("ignore")
             upright = ImageOps.exif_transpose(image) or image
         return np.asarray(upright.convert("RGB"))
     except Exception as error:  # malformed EXIF raises struct.error, TypeError, AttributeError and others in Pillow
