@@ -68,9 +68,6 @@ def ingest(
 
     hashes, patients = good["phash"].tolist(), good["patient"].tolist()
     pairs = duplicates.near_duplicates(hashes)
-    # A crop shows what its frame shows; only copies within one domain are duplicates.
-    domain = good["domain"].tolist()
-    pairs = [(i, j) for i, j in pairs if domain[i] == domain[j]]
     good["group"] = duplicates.groups(patients, pairs)
     copies = duplicates.groups(range(len(good)), pairs)
     notes = _describe_groups(good, pairs)
