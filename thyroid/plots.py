@@ -193,7 +193,7 @@ def ranking(rows: Sequence[tuple[str, "Interval", "Interval"]], path: Path) -> N
     axis.axvline(0.5, color="#bb0000", lw=0.8, ls="--", label="chance")
     axis.set(xlim=(0, 1.02), xlabel="AUROC with 95 % interval over patients", yticks=range(1, len(rows) + 1))
     axis.set_yticklabels([row[0] for row in reversed(rows)])
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     _save(figure, path)
 
 
