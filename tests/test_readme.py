@@ -31,7 +31,7 @@ def copy(tmp_path_factory) -> Path:
     )
     for name in listed.stdout.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
+        shutil.copy2(ROOT / name, folder / name)  # times kept: or else make would set up the environment again
     phantom.generate(folder / "my", patients=30, images_per_patient=2, seed=3)
     return folder
 
