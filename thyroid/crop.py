@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from thyroid import errors, images, plots, progress, tables
 from thyroid.errors import InputError
+from thyroid.names import CLASSES
 
 MARGIN = 0.15
 """A region is widened by this share of its own width (height) on each side and clipped to the frame."""
@@ -247,7 +248,7 @@ def _examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.Dat
 def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> None:
     have = _examples(scans, regions, domain).groupby(["split", "label"]).size()
     for split in tables.SPLITS:
-        for label in ("B", "M"):
+        for label in CLASSES:
             if (split, label) not in have.index:
                 raise InputError(
                     f"the {domain} domain has no image of class {label} in the {split} split: add regions or scans"

@@ -84,7 +84,7 @@ def evaluate(
     _draw(predictions, rows, domains, serving_domain, output / "plots")
     _artefact(winner_folder, rows[0], facts, serving_domain, output / "artefact")
     result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
-    report.write(output, data, facts, result, predictions)
+    report.write(output, data, facts, result)
     tables.write_json(output / "evaluation.json", result)
     _print_ranking(rows, winner, serving_domain)
     return Evaluated(output, result)
@@ -189,7 +189,7 @@ def _draw(
         [
             (
                 f"{row['backbone']} ({row['train_domain']})",
-                metrics.Interval(row["validation"]["auroc"], row["validation"]["low"], row["validation"]["high"]),
+                metrics.Interval.of(row["validation"]),
                 metrics.Interval(**row["test"][serving_domain]["auroc"]),
             )
             for row in rows
@@ -236,7 +236,7 @@ def _print_ranking(rows: Sequence[dict[str, Any]], winner: dict[str, Any], servi
     print(f"\nRanking by validation AUROC in the {serving_domain} domain (95 % intervals over patients)")
     print(f"{'model':<28}{'validation':<24}{'test':<24}{'accuracy':>9}{'majority':>10}{'parameters':>13}{'MB':>7}")
     for row in rows:
-        validation = metrics.Interval(row["validation"]["auroc"], row["validation"]["low"], row["validation"]["high"])
+        validation = metrics.Interval.of(row["validation"])
         test = row["test"][serving_domain]
         print(
             f"{row['backbone'] + ' (' + row['train_domain'] + ')':<28}{validation!s:<24}"

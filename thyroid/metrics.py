@@ -1,6 +1,8 @@
 """Figures with their uncertainty. Patients, not images, are the independent units: intervals resample patients."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +20,12 @@ class Interval:
     value: float
     low: float | None
     high: float | None
+
+    @classmethod
+    def of(cls, figure: Mapping[str, Any]) -> "Interval":
+        """The interval of a figure as summary.json holds it: value (validation: auroc), low and high."""
+        value = figure["value"] if "value" in figure else figure["auroc"]
+        return cls(value, figure["low"], figure["high"])
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:

@@ -14,7 +14,7 @@ from thyroid.names import CLASSES
 _TEMPLATE = "report.html"
 
 
-def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any], predictions: pd.DataFrame) -> None:
+def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any]) -> None:
     """Render report.html into `output`.
 
     Args:
@@ -22,7 +22,6 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
         data: data version of `crop`, for its pictures and quarantine list.
         facts: of the data version.
         result: of the evaluation.
-        predictions: of every model.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("thyroid"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -39,7 +38,6 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
         domain=domain,
         classes=CLASSES,
         quarantine=pd.read_csv(data / "quarantine.csv").to_dict("records"),
-        test_patients=int(predictions.loc[predictions["split"] == "test", "patient"].nunique()),
         draws=metrics.DRAWS,
         pictures={path.stem: _embedded(path) for path in (output / "plots").glob("*.png")}
         | {name: _embedded(data / f"{name}.png") for name in ("statistics", "crops")},
@@ -48,8 +46,7 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
 
 
 def _interval(figure: dict[str, Any]) -> str:
-    value = figure["value"] if "value" in figure else figure["auroc"]
-    return str(metrics.Interval(value, figure["low"], figure["high"]))
+    return str(metrics.Interval.of(figure))
 
 
 def _embedded(path: Path) -> str:
