@@ -13,6 +13,9 @@ def train(
     image_size: int,
     epochs: int,
     batch_size: int,
+    recipe: str,
+    folds: int,
+    work: str,
     seed: int,
     model: Output[Model],
     metrics: Output[Metrics],
@@ -35,6 +38,9 @@ def train(
             image_size=image_size,
             epochs=epochs,
             batch_size=batch_size,
+            recipe=recipe,
+            folds=folds,
+            work=Path(work) if work else None,
             seed=seed,
         )
         metrics.log_metric(f"validation_auroc_{domain}", done.facts["validation"]["auroc"])

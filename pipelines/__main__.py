@@ -50,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     running.add_argument(
         "--domains", help="normal, cropped or normal,cropped; default: cropped where there are regions"
     )
+    running.add_argument(
+        "--recipe", choices=backbones.RECIPES, default="two-phase", help="deck: the slide deck's, mistakes included"
+    )
+    running.add_argument("--folds", type=int, default=0, help="compare models by so many folds of a cross-validation")
     running.add_argument("--given-splits", choices=ingest.GIVEN_SPLITS, default="separate")
     running.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
@@ -106,6 +110,9 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             image_size=preset["image_size"],
             epochs=preset["epochs"],
             batch_size=preset["batch_size"],
+            recipe=arguments.recipe,
+            folds=arguments.folds,
+            work=str(output / "work"),
             given_splits=arguments.given_splits,
             previous="" if arguments.scans is None else _previous(output / "data", scans),
             seed=arguments.seed,
@@ -113,6 +120,7 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
     except RuntimeError:  # kfp's own text only names the step again
         raise InputError("the run stopped; the step's own message stands above") from None
     _collect(done.outputs, output)
+    shutil.rmtree(output / "work", ignore_errors=True)
     _tell(output, arguments.output)
 
 

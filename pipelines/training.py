@@ -35,6 +35,9 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
         image_size: int = 224,
         epochs: int = 15,
         batch_size: int = 32,
+        recipe: str = "two-phase",
+        folds: int = 0,
+        work: str = "",
         given_splits: str = "separate",
         previous: str = "",
         seed: int = 0,
@@ -52,6 +55,9 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
             image_size: Side of the model's square input in pixels.
             epochs: Epochs of fine-tuning.
             batch_size: Images a step while fine-tuning.
+            recipe: two-phase, frozen (its first phase alone) or deck (the slide deck's, mistakes included).
+            folds: 0, or folds of a cross-validation by patient, by which models are then compared.
+            work: Folder on a volume that outlives a pod, where a stopped training goes on; empty for none.
             given_splits: Given train and test folders that share a patient: separate, keep or ignore.
             previous: Last data version, whose splits are kept; empty for none.
             seed: Of splits, initialisation, shuffling and bootstrap.
@@ -67,6 +73,9 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
                 image_size=image_size,
                 epochs=epochs,
                 batch_size=batch_size,
+                recipe=recipe,
+                folds=folds,
+                work=work,
                 seed=seed,
             ).set_display_name(f"train-{backbone}")
             for backbone in backbones

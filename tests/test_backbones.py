@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -25,10 +27,14 @@ def test_every_row_builds_the_same_shape_of_model(name, tmp_path):
         np.asarray(features), np.asarray(maps).mean(axis=(1, 2)), rtol=1e-3, atol=1e-4 * np.abs(np.asarray(maps)).max()
     )
 
-    backbones.unfreeze_last_block(model, row)
-    trainable = [layer.name for layer in model.get_layer(backbones.BODY).layers if layer.trainable]
-    assert trainable[0].startswith(row.last_block)
+    # the two halves are the body, and no BatchNorm is trained
+    trunk, last_block = backbones.split(model)
+    prepared = preprocess(IMAGES[:2].astype("float32"))
+    np.testing.assert_allclose(last_block(trunk(prepared)), np.asarray(maps)[:2], rtol=1e-4, atol=1e-5)
+    trainable = [layer for layer in model.get_layer(backbones.BODY).layers if layer.trainable]
+    assert re.match(r"block(5|7)|conv5", trainable[0].name)
     assert 0 < len(trainable) < len(model.get_layer(backbones.BODY).layers) / 2
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in trainable)
 
     model.save(tmp_path / "model.keras")
     again = registry.load_keras(tmp_path / "model.keras")

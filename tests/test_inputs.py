@@ -1,71 +1,152 @@
+import itertools
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.conftest import write_scan
-from thyroid import images, inputs
-from thyroid.backend import keras
+from thyroid import images, inputs, registry
+from thyroid.backend import keras, tf
+from thyroid.errors import InputError
 
 
-def test_pixels_are_what_load_gives_in_order(tmp_path):
-    files = [str(write_scan(tmp_path / f"{i}.jpg", seed=i)) for i in range(5)]
-    batch = next(iter(inputs.pixels(files, 48, tmp_path / "cache").batch(5))).numpy()
-    assert batch.dtype == np.uint8
-    for image, file in zip(batch, files, strict=True):
-        np.testing.assert_array_equal(image, images.load(file, 48))
+def table_of(files) -> pd.DataFrame:
+    return pd.DataFrame({"file": [str(f) for f in files], "sha256": [registry.sha256(f) for f in files]})
 
 
-@pytest.mark.parametrize("limit", [0, 10**9])
-def test_files_are_decoded_once(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(inputs, "CACHE_BYTES", limit)
-    calls = []
-    load = images.load
-    monkeypatch.setattr(images, "load", lambda *a: calls.append(a) or load(*a))
-    files = [str(write_scan(tmp_path / f"{i}.jpg", seed=i)) for i in range(4)]
-    dataset = inputs.pixels(files, 32, tmp_path / "cache")
-    first, second = (np.stack(list(dataset.as_numpy_iterator())) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    assert len(calls) == 4
-    assert bool(list(tmp_path.glob("cache*"))) == (limit == 0)
+def colour_scan(path):
+    rng = np.random.default_rng(3)
+    path.write_bytes(images.encode(rng.integers(0, 255, (60, 90, 3), dtype=np.uint8)))
+    return path
 
 
-def blob(size: int = 64) -> np.ndarray:
-    y, x = np.mgrid[0:size, 0:size]
-    return np.repeat((np.hypot(x - 31.5, y - 31.5) < 10)[..., None] * np.uint8(200), 3, axis=2).astype(np.uint8)
+def test_pixels_are_what_serving_computes_in_order(tmp_path):
+    files = [write_scan(tmp_path / f"{i}.jpg", seed=i) for i in range(5)]
+    pixels = inputs.decode(table_of(files), 48)
+    assert pixels.shape == (5, 48, 48, 1)
+    for image, file in zip(pixels, files, strict=True):
+        np.testing.assert_array_equal(
+            np.repeat(image, 3, axis=-1), images.letterbox(images.decode(file.read_bytes()), 48)
+        )
 
 
-def test_augmentation_keeps_dtype_and_moves_by_at_most_a_fifth():
-    keras.utils.set_random_seed(0)
-    out = inputs.augment(np.stack([blob()] * 400)).numpy()
-    assert out.dtype == np.uint8
-    assert out.shape == (400, 64, 64, 3)
-    y, x = np.mgrid[0:64, 0:64]
-    mass = (out[..., 0] > 100).sum(axis=(1, 2))
-    centre_x = ((out[..., 0] > 100) * x).sum(axis=(1, 2)) / mass - 31.5
-    centre_y = ((out[..., 0] > 100) * y).sum(axis=(1, 2)) / mass - 31.5
-    # shifts of .2 x 64 pixels seen through a zoom of at most 1 / .8 and a rotation
-    assert 8 < np.abs(centre_x).max() < 0.2 * 64 * 1.25 * 1.35 + 1
-    assert abs(centre_x.mean()) < 1.5
-    assert abs(centre_y.mean()) < 1.5
-    area = mass / (blob()[..., 0] > 100).sum()
-    assert 0.6 < area.min() < 0.8
-    assert 1.25 < area.max() < 1.7
+def test_one_colour_image_makes_three_channels_of_all(tmp_path):
+    files = [write_scan(tmp_path / f"{i}.jpg", seed=i) for i in range(20)] + [colour_scan(tmp_path / "c.jpg")]
+    pixels = inputs.decode(table_of(files), 32)
+    assert pixels.shape == (21, 32, 32, 3)
+    for image, file in zip(pixels, files, strict=True):
+        np.testing.assert_array_equal(image, images.letterbox(images.decode(file.read_bytes()), 32))
 
 
-def test_augmentation_rotates_and_flips():
-    keras.utils.set_random_seed(0)
-    image = np.zeros((64, 64, 3), np.uint8)
-    image[30:34, 32:] = 200  # a hand that points to the right
-    out = inputs.augment(np.stack([image] * 300)).numpy()[..., 0] > 100
-    y, x = np.mgrid[0:64, 0:64]
-    to_right = np.array([(x[m].mean() > 31.5) if m.any() else False for m in out])
-    assert 0.3 < to_right.mean() < 0.7
-    slopes = [np.polyfit(x[m], y[m], 1)[0] for m in out if m.sum() > 60]
-    degrees = np.degrees(np.arctan(slopes))
-    assert 12 < np.abs(degrees).max() < 28
+def test_a_set_larger_than_the_budget_is_paged_from_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs.tempfile, "tempdir", str(tmp_path))
+    files = [write_scan(tmp_path / f"{i}.jpg", seed=i) for i in range(4)]
+    small = inputs.decode(table_of(files), 32)
+    monkeypatch.setattr(inputs, "MEMORY_BUDGET", 0)
+    large = inputs.decode(table_of(files), 32)
+    assert isinstance(large, np.memmap)
+    np.testing.assert_array_equal(small, large)
+    assert not list(tmp_path.glob("thyroid-pixels-*")), "nothing is left behind, even if the process is killed"
 
 
-def test_augmentation_leaves_validation_alone(tmp_path):
-    """`pixels` itself never augments: the same image twice is the same."""
-    file = str(write_scan(tmp_path / "a.jpg"))
-    one, two = list(inputs.pixels([file, file], 32, tmp_path / "c").as_numpy_iterator())
-    np.testing.assert_array_equal(one, two)
+def test_missing_and_changed_files_are_named(tmp_path):
+    files = [write_scan(tmp_path / f"{i}.jpg", seed=i) for i in range(4)]
+    table = table_of(files)
+    files[1].write_bytes(files[2].read_bytes())
+    with pytest.raises(
+        InputError, match=r"1 images .* missing or changed, the first is .*1\.jpg \(changed\); crop again"
+    ):
+        inputs.decode(table, 32)
+    files[0].unlink()
+    with pytest.raises(InputError, match=r"2 images .*0\.jpg \(missing\)"):
+        inputs.decode(table, 32)
+
+
+def test_transforms_keep_the_decks_ranges():
+    moves = inputs.transforms(4000, 100, (0,)).astype(float)
+    (a, b, c), (d, e, f) = moves[:, :3].T, moves[:, 3:6].T
+    assert (moves[:, 6:] == 0).all()
+    zoom = np.hypot(a, d), np.hypot(b, e)
+    for one in zoom:
+        assert 0.8 <= one.min() < 0.81
+        assert 1.19 < one.max() <= 1.2
+    angle = np.degrees(np.arctan(d / a))
+    assert 19 < np.abs(angle).max() <= 20
+    centre = 49.5
+    shift_x, shift_y = a * centre + b * centre + c - centre, d * centre + e * centre + f - centre
+    for shift in (shift_x, shift_y):
+        assert 19 < np.abs(shift).max() <= 20
+        assert abs(shift.mean()) < 0.5
+    flips = np.sign(a * np.cos(np.arctan(d / a))), np.sign(e)
+    for flip in flips:
+        assert 0.45 < (flip < 0).mean() < 0.55
+    assert abs(np.corrcoef(flips)[0, 1]) < 0.06
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_processor_accelerator_and_tensorflows_kernel_agree(channels):
+    """OpenCV's warp, the gathers compiled by XLA, and TensorFlow's own projective transform: the same image."""
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 40, 40, channels), dtype=np.uint8)
+    moves = inputs.transforms(6, 40, (1,))
+    reference = keras.ops.image.affine_transform(
+        pixels.astype("float32"), moves, interpolation="bilinear", fill_mode="nearest", data_format="channels_last"
+    ).numpy()
+    gathered = tf.function(inputs.gather_bilinear, jit_compile=True)(tf.constant(pixels, tf.float32), moves).numpy()
+    np.testing.assert_allclose(gathered, reference, atol=0.01)
+    assert np.abs(inputs.warp(pixels, moves) - reference).max() <= 1
+
+
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_the_layer_gives_the_model_the_same_image_on_either_device(monkeypatch, accelerator):
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 24, 24, 1), dtype=np.uint8)
+    moves = inputs.transforms(5, 24, (2,))
+    expected = np.repeat(inputs.warp(pixels, moves), 3, axis=-1).astype(int)
+    monkeypatch.setattr(inputs, "XLA", accelerator)
+    ((image, transform),) = next(iter(inputs.batches(pixels, 5, moves)))
+    seen = inputs.Augment()(image, transform).numpy()
+    assert seen.dtype == np.uint8
+    assert np.abs(seen.astype(int) - expected).max() <= 1
+    ((image, transform),) = next(iter(inputs.batches(pixels, 5)))
+    np.testing.assert_array_equal(inputs.Augment()(image, transform).numpy(), np.repeat(pixels, 3, axis=-1))
+
+
+def epochs(count: int = 20) -> inputs.Epochs:
+    pixels = np.random.default_rng(0).integers(0, 255, (count, 8, 8, 1), dtype=np.uint8)
+    return inputs.Epochs(pixels, np.eye(count, dtype=np.float32), 6, seed=1)
+
+
+def seen(batches: inputs.Epochs) -> list[list[int]]:
+    return [label.argmax(axis=1).tolist() for _, label in batches]
+
+
+def test_every_epoch_shows_every_image_once_in_another_order():
+    batches = epochs()
+    first = seen(batches)
+    assert sorted(itertools.chain(*first)) == list(range(20))
+    assert [len(batch) for batch in first] == [6, 6, 6, 2]
+    assert first == seen(batches), "an epoch is the same whenever it is asked for"
+    batches.epoch = 1
+    second = seen(batches)
+    assert sorted(itertools.chain(*second)) == list(range(20))
+    assert first != second
+
+
+def test_augmentation_differs_by_epoch_and_validation_is_left_alone():
+    batches = epochs()
+    moves = [next(iter(batches))[0][1]]
+    batches.epoch = 1
+    moves.append(next(iter(batches))[0][1])
+    assert not np.allclose(*moves)
+    (image, transform), _ = next(iter(inputs.batches(batches.pixels, 20, labels=batches.labels)))
+    np.testing.assert_array_equal(image, batches.pixels)
+    assert (transform.numpy() == inputs.IDENTITY).all()
+
+
+def test_a_resumed_epoch_goes_on_with_the_images_not_seen():
+    batches = epochs()
+    whole = seen(batches)
+    batches.seen = 12
+    rest = seen(batches)
+    assert [len(batch) for batch in rest] == [1, 1, 6, 2]
+    assert rest[2:] == whole[2:]
+    assert len(list(batches.dataset())) == int(batches.dataset().cardinality()) == 4

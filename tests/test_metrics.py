@@ -15,7 +15,7 @@ def test_weighted_area_is_scikit_learns(seed, patients, levels):
     truth = np.arange(60) % 3 == 0
     score = rng.integers(0, levels, 60) / levels  # many ties
     weights = metrics.patient_draws(patient, 20, rng)
-    ours = metrics._weighted_auroc(truth, score, weights)
+    ours = metrics._weighted_auroc(truth, score, weights, np.zeros(60, int))
     for row, area in zip(weights, ours, strict=True):
         kept = row > 0
         if len(set(truth[kept])) == 2:
@@ -60,6 +60,35 @@ def test_blocks_do_not_change_the_interval(monkeypatch):
     whole = metrics.auroc(truth, score, np.arange(50))
     monkeypatch.setattr(metrics, "_BLOCK_CELLS", 1)
     assert metrics.auroc(truth, score, np.arange(50)) == whole
+
+
+def test_pairs_count_within_a_fold_only():
+    """One fold's model answers on another scale: pooled it looks like chance, within folds it is perfect."""
+    truth = np.array([0, 1, 0, 1, 0, 1])
+    score = np.array([0.1, 0.2, 0.5, 0.6, 0.8, 0.9])
+    fold = np.array([1, 1, 2, 2, 3, 3])
+    assert metrics.auroc(truth, score, np.arange(6), fold=fold).value == 1
+    assert metrics.auroc(truth, score, np.arange(6)).value == pytest.approx(roc_auc_score(truth, score))
+    rng = np.random.default_rng(0)
+    truth, score, fold = rng.random(90) < 0.4, rng.random(90), rng.integers(0, 3, 90)
+    areas = [roc_auc_score(truth[fold == f], score[fold == f]) for f in range(3)]
+    pairs = [truth[fold == f].sum() * (~truth[fold == f]).sum() for f in range(3)]
+    assert metrics.auroc(truth, score, np.arange(90), fold=fold).value == pytest.approx(
+        np.average(areas, weights=pairs)
+    )
+
+
+def test_a_paired_difference_is_surer_than_two_intervals():
+    rng = np.random.default_rng(0)
+    truth = rng.random(200) < 0.4
+    score = rng.normal(truth, 1)
+    other = score + rng.normal(0, 0.1, 200)
+    patient = np.arange(200)
+    difference = metrics.auroc_difference(truth, score, other, patient)
+    one, two = metrics.auroc(truth, score, patient), metrics.auroc(truth, other, patient)
+    assert difference.value == pytest.approx(one.value - two.value)
+    assert difference.high - difference.low < 0.3 * (one.high - one.low)
+    assert metrics.auroc_difference(truth, score, score, patient) == metrics.Interval(0, 0, 0)
 
 
 def test_one_class_and_nan_are_refused():

@@ -71,3 +71,19 @@ def test_patients_with_both_labels_count_for_both():
     scans["sha256"] = [f"{i:03d}" for i in range(len(scans))]
     scans["split"] = splits.deal(scans)
     splits.check(scans)
+
+
+def test_folds_deal_groups_whole_with_both_classes_in_each():
+    scans = table([1 + i % 4 for i in range(60)])
+    fold = splits.folds(scans, 5, seed=0)
+    assert sorted(fold.index) == sorted(scans["group"].unique())
+    per_fold = scans.assign(fold=scans["group"].map(fold)).groupby("fold")
+    assert per_fold["label"].nunique().tolist() == [2] * 5
+    assert per_fold.size().max() < 1.5 * per_fold.size().min()
+    pd.testing.assert_series_equal(fold, splits.folds(scans.sample(frac=1, random_state=1), 5, seed=0))
+    assert not fold.equals(splits.folds(scans, 5, seed=1))
+
+
+def test_too_many_folds():
+    with pytest.raises(InputError, match="7 folds need 7 patients of each class, and one class has 6: use fewer folds"):
+        splits.folds(table([1] * 12), 7)

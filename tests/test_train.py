@@ -1,11 +1,12 @@
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid import crop, inputs, registry, tables, train
+from thyroid import backbones, backend, crop, evaluate, inputs, registry, tables, train, twophase
 from thyroid.backend import keras
 from thyroid.errors import InputError
 
@@ -15,11 +16,19 @@ def test_writes_checkpoint_history_and_facts(trained):
     facts = train.read(folder)
     assert re.fullmatch(r"VGG16-\d{3}-\d+\.\d{4}-[01]\.\d{4}\.keras", facts["checkpoint"])
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        [facts["checkpoint"], "history.csv", "history.png", "train.json"]
+        [facts["checkpoint"], "history.csv", "history.png", "parts.csv", "tensorboard", "train.json"]
     )
+    assert list((folder / "tensorboard").rglob("events.out.tfevents.*"))
     history = pd.read_csv(folder / "history.csv")
     assert set(history["phase"]) == {"head", "finetune"}
-    assert {"epoch", "loss", "accuracy", "auroc", "val_loss", "val_accuracy", "val_auroc"} <= set(history.columns)
+    figures = {"epoch", "loss", "accuracy", "auroc", "val_loss", "val_accuracy", "val_auroc"}
+    assert figures | {"seconds", "elapsed", "images_per_second", "memory_mb"} == set(history.columns) - {
+        "phase",
+        "categorical_crossentropy",
+        "val_categorical_crossentropy",
+    }
+    assert history["elapsed"].is_monotonic_increasing
+    assert (history[["images_per_second", "memory_mb"]] > 0).all(axis=None)
     assert facts["weights"] == "none"
 
 
@@ -28,8 +37,7 @@ def test_checkpoint_gives_the_validation_figures_it_is_named_after(trained, crop
         facts = train.read(folder)
         model = registry.load_keras(folder / facts["checkpoint"])
         table = crop.examples(cropped, facts["train_domain"], "validation")
-        batch = next(iter(inputs.pixels(table["file"].tolist(), 32, folder / "none").batch(99)))
-        probability = model.predict(batch, verbose=0)
+        probability = inputs.predict(model, inputs.decode(table, 32))
         truth = (table["label"] == "M").to_numpy().astype(int)
         loss = -np.log(probability[np.arange(len(truth)), truth]).mean()
         assert loss == pytest.approx(facts["validation"]["loss"], abs=2e-3)
@@ -62,7 +70,7 @@ def test_same_seed_same_model(cropped, tmp_path):
 def test_auroc_metric_is_that_of_the_malignant_column():
     rng = np.random.default_rng(0)
     truth, score = rng.random(300) < 0.3, rng.random(300)
-    metric = train.Auroc(num_thresholds=1000)
+    metric = twophase.Auroc(num_thresholds=1000)
     metric.update_state(
         np.stack([~truth, truth], 1).astype("float32"), np.stack([1 - score, score], 1).astype("float32")
     )
@@ -81,7 +89,7 @@ def test_missing_images_are_named(cropped, tmp_path):
     copy = shutil.copytree(cropped, tmp_path / "data")
     gone = next(iter(crop.examples(copy, "cropped", "train")["file"]))
     (tmp_path / "data" / gone).unlink()
-    with pytest.raises(InputError, match=f"1 images of the data version are missing, the first is {gone}"):
+    with pytest.raises(InputError, match=f"1 images .* missing or changed, the first is {gone}"):
         train.train(copy, tmp_path / "out", "VGG16", weights="none", image_size=32)
 
 
@@ -97,3 +105,114 @@ def test_a_validation_part_with_one_class_fails_first(cropped, tmp_path):
 def test_not_a_training(tmp_path):
     with pytest.raises(InputError, match=r"train\.json is missing"):
         train.read(tmp_path)
+
+
+def run(cropped, output, **options):
+    return train.train(
+        cropped, output, "VGG16", "cropped", **{"weights": "none", "image_size": 32, "epochs": 1} | options
+    )
+
+
+def test_cross_validation_scores_every_development_image_once(cropped, tmp_path):
+    facts = run(cropped, tmp_path, folds=3).facts
+    assert facts["folds"] == 3
+    table = pd.read_parquet(tmp_path / "folds.parquet")
+    assert set(table["domain"]) == {"normal", "cropped"}
+    for domain in ("normal", "cropped"):
+        mine, expected = table[table["domain"] == domain], crop.examples(cropped, domain)
+        expected = expected[expected["split"] != "test"]
+        assert sorted(mine["file"]) == sorted(str(Path(f).relative_to(cropped)) for f in expected["file"])
+    assert (table.groupby("group")["fold"].nunique() == 1).all(), "a patient is held out whole"
+    assert table.groupby("fold")["label"].nunique().tolist() == [2, 2, 2]
+    assert 0 <= evaluate.cross_validated(tmp_path, "normal").value <= 1
+
+
+def test_fold_parts_do_not_share_a_patient(cropped):
+    scans = tables.read(cropped)[0]
+    table = train._development(cropped, "cropped")
+    for part in train._fold_parts(scans, table, 3, seed=0).values():
+        assert set(part) == {"train", "validation", "held-out"}
+        assert (part.groupby(table["group"]).nunique() == 1).all()
+
+
+def test_the_main_model_is_the_same_with_and_without_folds(cropped, tmp_path):
+    plain = run(cropped, tmp_path / "plain", epochs=0).facts
+    folded = run(cropped, tmp_path / "folded", epochs=0, folds=2).facts
+    assert folded["validation"] == pytest.approx(plain["validation"], abs=1e-4)
+
+
+def test_more_folds_than_patients(cropped, tmp_path):
+    with pytest.raises(
+        InputError, match=r"40 folds need 40 patients of each class, and one class has \d: use fewer folds"
+    ):
+        run(cropped, tmp_path, folds=40)
+
+
+def test_a_tap_ends_the_body_earlier(cropped, tmp_path):
+    facts = run(cropped, tmp_path, tap="block4_pool").facts
+    model = registry.load_keras(tmp_path / facts["checkpoint"])
+    assert model.get_layer("body").layers[-1].name == "block4_pool"
+    with pytest.raises(InputError, match="VGG16 has no layer 'block9' to tap; for instance block1_pool"):
+        run(cropped, tmp_path / "no", tap="block9")
+
+
+def test_a_batch_larger_than_the_set_is_said(cropped, tmp_path, capsys):
+    run(cropped, tmp_path, batch_size=1000)
+    assert re.search(
+        r"batch size 1000 is larger than the training part: one step of \d+ images", capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch size 0 is below 1"),
+        ({"epochs": -1}, "epochs -1 is below 0"),
+        ({"image_size": 31}, "image size 31 is below 32"),
+        ({"folds": 1}, "folds 1"),
+        ({"folds": 3, "only_fold": 4}, "only fold 4"),
+        ({"recipe": "magic"}, "recipe 'magic' is unknown; choose from two-phase, frozen, deck"),
+        ({"recipe": "deck", "tap": "block4_pool"}, "no tap"),
+    ],
+)
+def test_settings_out_of_range_are_named_before_anything_is_read(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "no data", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixed_precision_trains_and_is_kept_in_single_precision(cropped, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "policy", lambda: "mixed_bfloat16")
+    facts = run(cropped, tmp_path).facts
+    assert keras.config.dtype_policy().name == "float32"
+    model = registry.load_keras(tmp_path / facts["checkpoint"])
+    assert {layer.dtype_policy.name for layer in model.get_layer("body").layers} == {"float32"}
+    table = crop.examples(cropped, "cropped", "validation")
+    probability = inputs.predict(model, inputs.decode(table, 32))
+    truth = (table["label"] == "M").to_numpy().astype(int)
+    loss = -np.log(probability[np.arange(len(truth)), truth]).mean()
+    assert loss == pytest.approx(facts["validation"]["loss"], abs=0.02)
+
+
+def test_policy_follows_the_device(monkeypatch):
+    assert backend.policy() == "float32"
+    for capability, expected in (((6, 1), "float32"), ((7, 5), "mixed_float16"), ((9, 0), "mixed_bfloat16")):
+        monkeypatch.setattr(backend.tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+        details = {"compute_capability": capability}
+        monkeypatch.setattr(backend.tf.config.experimental, "get_device_details", lambda gpu, d=details: d)
+        assert backend.policy() == expected
+
+
+def test_fine_tuning_leaves_all_but_the_last_block_and_batch_norm_alone(cropped, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = backbones.build(backbones.get("ResNet50"), 32, None)
+    before = {w.path: w.numpy() for w in model.get_layer("body").weights}
+    table = train._development(cropped, "cropped")
+    pixels = inputs.decode(table, 32)
+    job = twophase.Job(model, backbones.get("ResNet50"), pixels, train._one_hot(table), tmp_path, 1, 8, 0, 0.0)
+    train_rows, rest = (np.flatnonzero(table["split"] == s) for s in ("train", "validation"))
+    _, trainer = job.network()
+    twophase._finetune(job, trainer, train_rows, rest, {0: 1.0, 1: 1.0}, tmp_path, model.get_weights())
+    changed = {w.path for w in model.get_layer("body").weights if not np.array_equal(before[w.path], w.numpy())}
+    assert changed
+    assert all("conv5" in path and "_bn" not in path for path in changed)

@@ -3,9 +3,10 @@
 uint8 image in, preprocessing inside, `include_top=False` body, global average pooling, dense softmax out.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thyroid.errors import InputError
 from thyroid.names import CLASSES
@@ -23,32 +24,34 @@ class Backbone:
         module: its module there, whose `preprocess_input` the pre-trained weights expect. EfficientNet rescales inside
             the body and its `preprocess_input` does nothing; VGG and ResNet want BGR with the ImageNet mean removed.
         width: channels of the last feature map.
-        last_block: prefix of the layers that fine-tuning unfreezes, with everything after them.
     """
 
     name: str
     module: str
     width: int
-    last_block: str
 
 
 BACKBONES = {
     row.name: row
     for row in (
-        Backbone("EfficientNetB7", "efficientnet", 2560, "block7"),
-        Backbone("VGG16", "vgg16", 512, "block5"),
-        Backbone("VGG19", "vgg19", 512, "block5"),
-        Backbone("ResNet50", "resnet", 2048, "conv5"),
-        Backbone("ResNet101", "resnet", 2048, "conv5"),
+        Backbone("EfficientNetB7", "efficientnet", 2560),
+        Backbone("VGG16", "vgg16", 512),
+        Backbone("VGG19", "vgg19", 512),
+        Backbone("ResNet50", "resnet", 2048),
+        Backbone("ResNet101", "resnet", 2048),
     )
 }
+
+RECIPES = ("two-phase", "frozen", "deck")
+"""Ways to train one: see `train`."""
 
 MIN_SIZE = 32
 """Smallest image side that `keras.applications` accepts without its top."""
 
+PREPROCESSED = "preprocessed"
+BODY = "body"
 FEATURES = "features"
 PROBABILITY = "probability"
-BODY = "body"
 
 
 def get(name: str) -> Backbone:
@@ -85,26 +88,57 @@ def find_weights(backbone: Backbone, weights: str) -> str | Path | None:
     return next((file for file in files if backbone.name.lower() in file.name.lower()), None)
 
 
-def build(backbone: Backbone, size: int, weights: str | Path | None) -> "keras.Model":
-    """A model with two named layers at its end: `features` (pooled) and `probability` (softmax).
+def build(
+    backbone: Backbone, size: int, weights: str | Path | None, tap: str = "", deck: bool = False
+) -> "keras.Model":
+    """A model of named layers: `preprocessed`, `body`, `features` (pooled) and `probability` (softmax).
 
     Args:
         size: side of the square image in pixels, at least `MIN_SIZE`.
         weights: as `find_weights` answers.
+        tap: layer of the body to end at, for instance "block4_pool"; empty for its last.
+        deck: as the deck did it: images scaled to 0..1, whatever the weights expect, and BatchNorm in training mode.
 
     Returns:
         keras.Model: uint8 [n, size, size, 3] to float32 [n, classes], probabilities in the order of `names.CLASSES`.
 
     Raises:
-        InputError: the size is too small, or the weights do not fit or cannot be fetched.
+        InputError: the size is too small, the tap unknown, or the weights do not fit or cannot be fetched.
     """
     from thyroid.backend import keras
 
     if size < MIN_SIZE:
         raise InputError(f"image size {size} is below the {MIN_SIZE} pixels that {backbone.name} needs")
+    body = _body(backbone, size, weights)
+    if tap:
+        if tap not in {layer.name for layer in body.layers}:
+            near = ", ".join(layer.name for layer in body.layers if layer.name.endswith(("_pool", "_out", "_add")))
+            raise InputError(f"{backbone.name} has no layer {tap!r} to tap; for instance {near}")
+        body = keras.Model(body.input, body.get_layer(tap).output, name=BODY)
+    image = keras.Input((size, size, 3), dtype="uint8", name="image")
+    x = keras.layers.Rescaling(1 / 255)(image) if deck else preprocess(backbone, image)
+    x = keras.layers.Identity(name=PREPROCESSED)(x)
+    # training=False: BatchNorm stays in inference mode, also while its block is fine-tuned
+    maps = body(x) if deck else body(x, training=False)
+    features = keras.layers.GlobalAveragePooling2D(name=FEATURES)(maps)
+    probability = keras.layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=PROBABILITY)(features)
+    return keras.Model(image, probability, name=backbone.name)
+
+
+def preprocess(backbone: Backbone, image: Any) -> Any:
+    """What the backbone's pre-trained weights expect, of a uint8 image tensor."""
+    from thyroid.backend import keras
+
+    module = getattr(keras.applications, backbone.module)
+    return module.preprocess_input(keras.ops.cast(image, "float32"))
+
+
+def _body(backbone: Backbone, size: int, weights: str | Path | None) -> "keras.Model":
+    from thyroid.backend import keras
+
     constructor = getattr(keras.applications, backbone.name)
     try:
-        body = constructor(
+        return constructor(
             include_top=False,
             weights=None if weights is None else str(weights),
             input_shape=(size, size, 3),
@@ -120,20 +154,22 @@ def build(backbone: Backbone, size: int, weights: str | Path | None) -> "keras.M
                 "or --weights none"
             ) from None
         raise InputError(f"{weights}: not weights of {backbone.name} without its top: {reason}") from None
-    image = keras.Input((size, size, 3), dtype="uint8", name="image")
-    preprocess = getattr(keras.applications, backbone.module).preprocess_input
-    # training=False: BatchNorm stays in inference mode, also while its block is fine-tuned
-    maps = body(preprocess(keras.ops.cast(image, "float32")), training=False)
-    features = keras.layers.GlobalAveragePooling2D(name=FEATURES)(maps)
-    probability = keras.layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=PROBABILITY)(features)
-    return keras.Model(image, probability, name=backbone.name)
 
 
-def unfreeze_last_block(model: "keras.Model", backbone: Backbone) -> None:
-    """Make the last block and all after it trainable, but for BatchNorm, and nothing before it."""
+def split(model: "keras.Model") -> "tuple[keras.Model, keras.Model]":
+    """The body in two that share its layers: what fine-tuning leaves alone, and the last block, which becomes trainable.
+
+    BatchNorm stays frozen: its statistics are those of the pre-training, and small batches would spoil them.
+
+    Returns:
+        Preprocessed images to the map before the last block, and that map to the body's output.
+    """
     from thyroid.backend import keras
 
-    reached = False
-    for layer in model.get_layer(BODY).layers:
-        reached = reached or layer.name.startswith(backbone.last_block)
-        layer.trainable = reached and not isinstance(layer, keras.layers.BatchNormalization)
+    body = model.get_layer(BODY)
+    blocks = [found[0] for layer in body.layers if (found := re.match(r"(block|conv)\d", layer.name))]
+    first = next(i for i, layer in enumerate(body.layers) if layer.name.startswith(blocks[-1]))
+    for i, layer in enumerate(body.layers):
+        layer.trainable = i >= first and not isinstance(layer, keras.layers.BatchNormalization)
+    cut = body.layers[first].input
+    return keras.Model(body.input, cut, name="trunk"), keras.Model(cut, body.output, name="last_block")

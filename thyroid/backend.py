@@ -28,4 +28,20 @@ finally:
 XLA = bool(tf.config.list_physical_devices("GPU"))
 """Compile with XLA? On CPUs it takes minutes to compile a deep backbone and runs slower than a plain graph."""
 
-__all__ = ["XLA", "keras", "tf"]
+
+def policy() -> str:
+    """Keras' dtype policy for this machine's first GPU, by its compute capability; float32 without one."""
+    gpus = tf.config.list_physical_devices("GPU")
+    capability = (
+        tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else (0, 0)
+    )
+    return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16" if capability >= (7, 0) else "float32"
+
+
+def strategy() -> tf.distribute.Strategy:
+    """All GPUs of this machine side by side where there are several (MirroredStrategy), else the default."""
+    many = len(tf.config.list_logical_devices("GPU")) > 1
+    return tf.distribute.MirroredStrategy() if many else tf.distribute.get_strategy()
+
+
+__all__ = ["XLA", "keras", "policy", "strategy", "tf"]

@@ -158,7 +158,8 @@ def crop(data: Path, output: Path, domains: Sequence[str] = ()) -> Cropped:
     with ProcessPoolExecutor() as pool:
         done = list(progress.bar(pool.map(_crop_file, tasks, chunksize=_CHUNK), len(tasks), "crop", "scan"))
 
-    scans["normal_path"] = pd.Series(pd.NA, scans.index, "string")
+    for column in ("normal_path", "normal_sha256"):
+        scans[column] = pd.Series(pd.NA, scans.index, "string")
     for column in ("area_x", "area_y", "area_width", "area_height"):
         scans[column] = pd.Series(pd.NA, scans.index, "Int64")
     lost = []
@@ -167,10 +168,11 @@ def crop(data: Path, output: Path, domains: Sequence[str] = ()) -> Cropped:
             scans.loc[result.row, "quarantine_reason"] = result.reason
             lost.append((scans.loc[result.row, "path"], result.reason))
             continue
-        scans.loc[result.row, "normal_path"] = result.normal_path
+        if result.normal:
+            scans.loc[result.row, ["normal_path", "normal_sha256"]] = result.normal
         scans.loc[result.row, ["area_x", "area_y", "area_width", "area_height"]] = result.area
-        for index, path in result.crops:
-            regions.loc[index, "crop_path"] = path
+        for index, written in result.crops:
+            regions.loc[index, ["crop_path", "crop_sha256"]] = written
     regions = regions[regions["path"].isin(tables.used(scans)["path"])].reset_index(drop=True)
     _append_quarantine(data / "quarantine.csv", output / "quarantine.csv", lost)
 
@@ -223,7 +225,7 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
     """The images of one domain (and split) of a cropped data version.
 
     Returns:
-        One row an image, in a fixed order: file (full path), label, patient, group, split.
+        One row an image, in a fixed order: file (full path), sha256 of it, label, patient, group, split.
     """
     if domain not in tables.DOMAINS:
         raise InputError(f"domain {domain!r} is unknown; choose from {', '.join(tables.DOMAINS)}")
@@ -239,10 +241,11 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
 def _examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.DataFrame:
     good = tables.used(scans)
     if domain == "normal":
-        table = good[good["domain"] == "normal"].rename(columns={"normal_path": "file"})
+        table = good[good["domain"] == "normal"].assign(file=good["normal_path"], sha256=good["normal_sha256"])
     else:
-        table = regions[["path", "crop_path"]].merge(good, on="path").rename(columns={"crop_path": "file"})
-    return table[["file", "label", "patient", "group", "split"]]
+        table = regions.merge(good.drop(columns="sha256"), on="path")
+        table = table.rename(columns={"crop_path": "file", "crop_sha256": "sha256"})
+    return table[["file", "sha256", "label", "patient", "group", "split"]]
 
 
 def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> None:
@@ -259,10 +262,10 @@ def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -
 class _Result:
     row: int
     reason: str | None = None
-    normal_path: str | None = None
+    normal: tuple[str, str] | None = None  # file, sha256
     area: Box = (0, 0, 0, 0)
     found: bool = True
-    crops: tuple[tuple[int, str], ...] = ()
+    crops: tuple[tuple[int, tuple[str, str]], ...] = ()
 
 
 def _crop_file(task: tuple[int, str, str, str, list[tuple[int, Box]], str]) -> _Result:
@@ -278,18 +281,20 @@ def _crop_file(task: tuple[int, str, str, str, list[tuple[int, Box]], str]) -> _
         return _Result(row, errors.one_line(error))
     name = f"{Path(path).stem}-{sha256[:8]}"
     if domain == "cropped":  # a file that came in cropped is its own region, without margin
-        file = f"cropped/{name}.jpg"
-        Path(output, file).write_bytes(images.encode(images.letterbox(frame, max(frame.shape[:2]))))
-        return _Result(row, crops=tuple((index, file) for index, _ in boxes))
+        written = _write(output, f"cropped/{name}.jpg", images.letterbox(frame, max(frame.shape[:2])))
+        return _Result(row, crops=tuple((index, written) for index, _ in boxes))
     area = scan_area(frame)
-    file = f"normal/{name}.jpg"
-    Path(output, file).write_bytes(images.encode(normal(frame, area)))
-    crops = []
-    for number, (index, box) in enumerate(boxes):
-        crop_file = f"cropped/{name}-{number}.jpg"
-        Path(output, crop_file).write_bytes(images.encode(region(frame, box, area)))
-        crops.append((index, crop_file))
-    return _Result(row, None, file, area.box, area.found, tuple(crops))
+    crops = tuple(
+        (index, _write(output, f"cropped/{name}-{number}.jpg", region(frame, box, area)))
+        for number, (index, box) in enumerate(boxes)
+    )
+    return _Result(row, None, _write(output, f"normal/{name}.jpg", normal(frame, area)), area.box, area.found, crops)
+
+
+def _write(output: str, file: str, image: images.Pixels) -> tuple[str, str]:
+    data = images.encode(image)
+    Path(output, file).write_bytes(data)
+    return file, hashlib.sha256(data).hexdigest()
 
 
 def _append_quarantine(source: Path, target: Path, rows: list[tuple[str, str]]) -> None:

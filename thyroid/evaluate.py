@@ -1,4 +1,4 @@
-"""Score every trained model on validation and test, choose the winner on validation, and write the report.
+"""Score every trained model, choose the winner on validation or by cross-validation, diagnose all, write the report.
 
 python -m thyroid.evaluate --data DIR --models DIR [DIR ...] --output DIR
 """
@@ -15,13 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from thyroid import crop, errors, images, inputs, metrics, phantom, plots, registry, report, tables, train
-from thyroid.backend import keras, tf
+from thyroid import crop, diagnose, errors, images, inputs, metrics, phantom, plots, registry, report, tables, train
+from thyroid.backend import keras
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE
-
-BATCH_SIZE = 32
-PROBABILITIES = [f"probability_{label}" for label in CLASSES]
+from thyroid.train import PROBABILITIES
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,10 @@ class Evaluated:
 def evaluate(
     data: Path, models: Sequence[Path], output: Path, serving_domain: str | None = None, seed: int = 0
 ) -> Evaluated:
-    """Score `models` and choose the one with the highest validation AUROC in the serving domain.
+    """Score `models` and choose the one with the highest AUROC in the serving domain on patients it was not trained on.
 
-    The test set is scored for the report and never chooses.
+    These are the validation patients or, where every model was cross-validated (`train --folds`), all development patients,
+    each scored by a model that did not see them. The test set is scored for the report and never chooses.
 
     Args:
         data: data version of `crop`.
@@ -47,7 +46,8 @@ def evaluate(
         seed: of the bootstrap.
 
     Raises:
-        InputError: no model, a model of another data version, or a serving domain without images.
+        InputError: no model, a model of another data version, one backbone twice on a domain, or a serving domain without
+            images.
     """
     started = time.monotonic()
     facts = tables.read(data)[2]
@@ -57,17 +57,26 @@ def evaluate(
     for folder, model in trained:
         if model["data_digest"] != facts["digest"]:
             raise InputError(f"{folder}: trained on another data version than {data}")
+    keys = [(model["backbone"], model["train_domain"]) for _, model in trained]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise InputError(f"{twice[0][0]} trained on {twice[0][1]} is given twice; compare one recipe at a time")
     domains = [d for d in tables.DOMAINS if d in {model["train_domain"] for _, model in trained}]
     serving_domain = serving_domain or next((d for d in facts["domains"] if d in domains), domains[0])
     domains = list(dict.fromkeys([*domains, serving_domain]))
 
     (output / "plots").mkdir(parents=True, exist_ok=True)
-    predictions = pd.concat(
-        [_predict(data, folder, model, domains, output) for folder, model in trained], ignore_index=True
-    )
+    parts, diagnoses = [], []
+    for folder, model in trained:
+        print(f"scoring {model['backbone']} trained on {model['train_domain']}", flush=True)
+        network = registry.load_keras(folder / model["checkpoint"])
+        parts.append(_predict(data, network, model, domains))
+        diagnoses.append(diagnose.diagnose(data, folder, network))
+        keras.backend.clear_session()
+    predictions = pd.concat(parts, ignore_index=True)
     predictions.to_parquet(output / "predictions.parquet", index=False)
     rows = [_figures(folder, model, predictions, domains, serving_domain, seed) for folder, model in trained]
-    rows.sort(key=lambda row: (-row["validation"]["auroc"], row["parameters"]))
+    ranked_by = "cross_validation" if all("cross_validation" in row for row in rows) else "validation"
+    rows.sort(key=lambda row: (-row[ranked_by]["auroc"], row["parameters"]))
     winner = {key: rows[0][key] for key in ("backbone", "train_domain")}
     winner_folder = next(f for f, m in trained if {k: m[k] for k in winner} == winner)
 
@@ -76,17 +85,23 @@ def evaluate(
             key: facts[key] for key in ("digest", "scans", "quarantined", "patients", "duplicate_groups", "splits")
         },
         "models": rows,
+        "ranked_by": ranked_by,
         "winner": winner,
+        "diagnosis": [diagnosis.facts() for diagnosis in diagnoses],
         "serving_domain": serving_domain,
         "domains": domains,
         "seconds": facts["seconds"] | {_step(row): row["seconds"] for row in rows},
     }
-    _draw(predictions, rows, domains, serving_domain, output / "plots")
+    _draw(predictions, rows, ranked_by, domains, serving_domain, output / "plots")
+    plots.diagnosis(result["diagnosis"], output / "plots" / "diagnosis.png")
     _artefact(winner_folder, rows[0], facts, serving_domain, output / "artefact")
     result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
     report.write(output, data, facts, result)
     tables.write_json(output / "evaluation.json", result)
-    _print_ranking(rows, winner, serving_domain)
+    _print_ranking(rows, ranked_by, winner, serving_domain)
+    for diagnosis in diagnoses:
+        if diagnosis.findings:
+            print(diagnose.tell(diagnosis))
     return Evaluated(output, result)
 
 
@@ -116,32 +131,24 @@ def _step(row: dict[str, Any]) -> str:
     return f"train-{row['backbone']}-{row['train_domain']}"
 
 
-def _predict(data: Path, folder: Path, model: dict[str, Any], domains: Sequence[str], output: Path) -> pd.DataFrame:
-    print(f"scoring {model['backbone']} trained on {model['train_domain']}")
-    network = registry.load_keras(folder / model["checkpoint"])
+def _predict(data: Path, network: Any, model: dict[str, Any], domains: Sequence[str]) -> pd.DataFrame:
     parts = []
     for domain in domains:
         for split in ("validation", "test"):
             table = crop.examples(data, domain, split)
             if table.empty:
                 raise InputError(f"{data}: the {domain} domain has no image in the {split} split")
-            pixels = inputs.pixels(table["file"].tolist(), model["image_size"], output / ".cache")
-            probability = network.predict(pixels.batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE), verbose=0)
-            if not np.isfinite(probability).all():
-                raise InputError(f"{folder}: the model answers with numbers that are not finite; train it again")
+            probability = inputs.predict(network, inputs.decode(table, model["image_size"]))
             table.insert(0, "domain", domain)
             table.insert(0, "train_domain", model["train_domain"])
             table.insert(0, "backbone", model["backbone"])
-            table[PROBABILITIES] = probability.astype(float)
+            table[PROBABILITIES] = probability
             table["file"] = [str(Path(file).relative_to(data)) for file in table["file"]]
-            parts.append(table)
-            for cache in output.glob(".cache*"):
-                cache.unlink()
-    keras.backend.clear_session()
+            parts.append(table.drop(columns="sha256"))
     return pd.concat(parts, ignore_index=True)
 
 
-def _auroc(table: pd.DataFrame, seed: int) -> metrics.Interval:
+def auroc_of(table: pd.DataFrame, seed: int = 0) -> metrics.Interval:
     positive = table["label"] == CLASSES[POSITIVE]
     return metrics.auroc(positive, table[PROBABILITIES[POSITIVE]], table["patient"].astype(int), seed=seed)
 
@@ -155,28 +162,47 @@ def _figures(
     seed: int,
 ) -> dict[str, Any]:
     """One row of the ranking, as it stands in summary.json."""
-    validation = _auroc(of_model(predictions, model, serving_domain, "validation"), seed)
+    chosen_by = {"validation": auroc_of(of_model(predictions, model, serving_domain, "validation"), seed)}
+    if (folder / "folds.parquet").is_file():
+        chosen_by["cross_validation"] = cross_validated(folder, serving_domain, seed)
     test = {}
     for domain in domains:
         table = of_model(predictions, model, domain, "test")
         positive, score = table["label"] == CLASSES[POSITIVE], table[PROBABILITIES[POSITIVE]]
         test[domain] = {
             "n": len(table),
-            "auroc": asdict(_auroc(table, seed)),
+            "auroc": asdict(auroc_of(table, seed)),
             "accuracy": metrics.accuracy(positive, score),
             "majority": metrics.majority(positive),
             "confusion": confusion(table).tolist(),
         }
-    kept = ("backbone", "train_domain", "weights", "image_size", "parameters", "checkpoint", "seconds")
+    kept = ("backbone", "train_domain", "recipe", "weights", "image_size", "parameters", "checkpoint", "seconds")
     return {key: model[key] for key in kept} | {
         "bytes": (folder / model["checkpoint"]).stat().st_size,
-        "validation": {"auroc": validation.value, "low": validation.low, "high": validation.high},
         "test": test,
+        **{name: {"auroc": one.value, "low": one.low, "high": one.high} for name, one in chosen_by.items()},
     }
 
 
+def cross_validated(folder: Path, domain: str, seed: int = 0) -> metrics.Interval:
+    """AUROC of a training's out-of-fold predictions in a domain."""
+    table = pd.read_parquet(folder / "folds.parquet")
+    table = table[table["domain"] == domain]
+    if table.empty:
+        raise InputError(f"{folder / 'folds.parquet'}: no prediction in the {domain} domain")
+    positive = table["label"] == CLASSES[POSITIVE]
+    return metrics.auroc(
+        positive, table[PROBABILITIES[POSITIVE]], table["patient"].astype(int), seed=seed, fold=table["fold"]
+    )
+
+
 def _draw(
-    predictions: pd.DataFrame, rows: Sequence[dict[str, Any]], domains: Sequence[str], serving_domain: str, folder: Path
+    predictions: pd.DataFrame,
+    rows: Sequence[dict[str, Any]],
+    ranked_by: str,
+    domains: Sequence[str],
+    serving_domain: str,
+    folder: Path,
 ) -> None:
     for row in rows:
         name, title = f"{row['backbone']}-{row['train_domain']}", f"{row['backbone']} trained on {row['train_domain']}"
@@ -189,11 +215,12 @@ def _draw(
         [
             (
                 f"{row['backbone']} ({row['train_domain']})",
-                metrics.Interval.of(row["validation"]),
+                metrics.Interval.of(row[ranked_by]),
                 metrics.Interval(**row["test"][serving_domain]["auroc"]),
             )
             for row in rows
         ],
+        report.CHOSEN_BY[ranked_by],
         folder / "ranking.png",
     )
     if len(domains) > 1:
@@ -232,18 +259,19 @@ def _artefact(folder: Path, row: dict[str, Any], facts: dict[str, Any], serving_
     )
 
 
-def _print_ranking(rows: Sequence[dict[str, Any]], winner: dict[str, Any], serving_domain: str) -> None:
-    print(f"\nRanking by validation AUROC in the {serving_domain} domain (95 % intervals over patients)")
-    print(f"{'model':<28}{'validation':<24}{'test':<24}{'accuracy':>9}{'majority':>10}{'parameters':>13}{'MB':>7}")
+def _print_ranking(rows: Sequence[dict[str, Any]], ranked_by: str, winner: dict[str, Any], serving_domain: str) -> None:
+    name = report.CHOSEN_BY[ranked_by]
+    print(f"\nRanking by {name} AUROC in the {serving_domain} domain (95 % intervals over patients)")
+    print(f"{'model':<28}{name:<24}{'test':<24}{'accuracy':>9}{'majority':>10}{'parameters':>13}{'MB':>7}")
     for row in rows:
-        validation = metrics.Interval.of(row["validation"])
+        validation = metrics.Interval.of(row[ranked_by])
         test = row["test"][serving_domain]
         print(
             f"{row['backbone'] + ' (' + row['train_domain'] + ')':<28}{validation!s:<24}"
             f"{metrics.Interval(**test['auroc'])!s:<24}{test['accuracy']:>9.3f}{test['majority']:>10.3f}"
             f"{row['parameters']:>13,}{row['bytes'] / 1e6:>7.0f}"
         )
-    print(f"Winner, chosen on validation: {winner['backbone']} trained on {winner['train_domain']}\n")
+    print(f"Winner, chosen by {name}: {winner['backbone']} trained on {winner['train_domain']}\n")
 
 
 @errors.command

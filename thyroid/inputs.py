@@ -1,16 +1,30 @@
-"""tf.data input: every file decoded and letterboxed once, cached as uint8, augmented in batches."""
+"""Input: every file verified, decoded and letterboxed once into one uint8 array, then tf.data batches of it.
 
+Order and augmentation of an epoch depend on the seed and the epoch alone, so a training that was stopped in the middle of
+an epoch goes on with the very images that an uninterrupted one would have seen. The augmentation runs where it is fastest:
+on a GPU as a layer of the model (`Augment`), on a CPU by OpenCV while the batch is made (twice TensorFlow's kernel).
+"""
+
+import hashlib
 import math
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-from thyroid import images
-from thyroid.backend import keras, tf
+from thyroid import images, progress
+from thyroid.backend import XLA, keras, tf
+from thyroid.errors import InputError
 
-CACHE_BYTES = 2_000_000_000
-"""Decoded sets up to this size are cached in memory, larger ones in a file."""
+MEMORY_BUDGET = 4_000_000_000
+"""Decoded sets up to this many bytes are held in memory, larger ones in a temporary file that the system pages in."""
 
 # The deck's ImageDataGenerator ranges. Keras takes shear_range in degrees, so its .2 hardly shears at all.
 ROTATION_DEGREES = 20.0
@@ -18,58 +32,231 @@ SHIFT = 0.2
 SHEAR_DEGREES = 0.2
 ZOOM = 0.2
 
-
-def pixels(files: Sequence[str], size: int, cache: Path) -> tf.data.Dataset:
-    """The images of `files` in order, unbatched: uint8 [size, size, 3].
-
-    Args:
-        files: full paths.
-        size: side of the square image.
-        cache: file name prefix for a cache that does not fit `CACHE_BYTES`.
-    """
-
-    def decode(path: tf.Tensor) -> tf.Tensor:
-        image = tf.numpy_function(lambda name: images.load(name.decode(), size), [path], tf.uint8, stateful=False)
-        return tf.ensure_shape(image, (size, size, 3))
-
-    dataset = tf.data.Dataset.from_tensor_slices(np.asarray(files, dtype=np.str_))
-    dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.cache("" if len(files) * size * size * 3 <= CACHE_BYTES else str(cache))
+IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
 
 
-def augment(batch: tf.Tensor) -> tf.Tensor:
-    """The deck's augmentation as one projective transform a image: rotation, shifts, shear, zoom and both flips.
+def decode(table: pd.DataFrame, size: int, description: str = "decode") -> NDArray[np.uint8]:
+    """The images of `table` in order.
 
     Args:
-        batch: uint8 [n, size, size, 3].
+        table: with columns file (full path) and sha256, as `crop.examples` gives.
+        size: side of the square in pixels.
+        description: of the progress bar.
 
     Returns:
-        uint8 of the same shape; what comes from outside the image repeats its edge, as in ImageDataGenerator.
+        uint8 [n, size, size, 1] when every image is grey, else [n, size, size, 3].
+
+    Raises:
+        InputError: files are missing, or are not the ones that the data version describes.
     """
-    n, size = tf.shape(batch)[0], tf.cast(tf.shape(batch)[1], tf.float32)
+    rows = list(zip(table["file"], table["sha256"], strict=True))
+    for channels in (1, 3):
+        out = _allocate((len(rows), size, size, channels))
+        if _fill(out, rows, description):
+            break
+    return out
 
-    def uniform(limit: float) -> tf.Tensor:
-        return tf.random.uniform([n], -limit, limit)
 
-    def sign() -> tf.Tensor:
-        return tf.where(tf.random.uniform([n]) < 0.5, -1.0, 1.0)
+def _allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    if math.prod(shape) <= MEMORY_BUDGET:
+        return np.empty(shape, np.uint8)
+    descriptor, name = tempfile.mkstemp(prefix="thyroid-pixels-")
+    os.close(descriptor)
+    out = np.memmap(name, np.uint8, "w+", shape=shape)
+    Path(name).unlink()  # the mapping keeps it until the process ends, however that happens
+    return out
+
+
+def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]], description: str) -> bool:
+    """Decode `rows` into `out`; False as soon as an image has more channels than `out`."""
+    wrong: list[tuple[str, str]] = []
+
+    def one(number: int) -> bool:
+        file, sha256 = rows[number]
+        try:
+            data = Path(file).read_bytes()
+        except OSError:
+            wrong.append(("missing", file))
+            return True
+        if hashlib.sha256(data).hexdigest() != sha256:
+            wrong.append(("changed", file))
+            return True
+        image = images.square(data, out.shape[1])
+        if image.shape[-1] > out.shape[-1]:
+            return False
+        out[number] = image
+        return True
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        if not all(progress.bar(pool.map(one, range(len(rows))), len(rows), description, "image")):
+            pool.shutdown(cancel_futures=True)
+            return False
+    if wrong:
+        what, file = min(wrong, key=lambda pair: pair[1])
+        raise InputError(
+            f"{len(wrong)} images of the data version are missing or changed, the first is {file} ({what}); crop again"
+        )
+    return True
+
+
+def transforms(count: int, size: int, seed: tuple[int, ...]) -> NDArray[np.float32]:
+    """Random affine transforms in the deck's ranges: rotation, shifts, shear, zoom and both flips, one matrix an image.
+
+    Returns:
+        float32 [count, 8]: output pixel (x, y) comes from input (a x + b y + c, d x + e y + f); the last two are 0.
+    """
+    rng = np.random.default_rng(seed)
+
+    def uniform(limit: float) -> NDArray[np.float64]:
+        return rng.uniform(-limit, limit, count)
+
+    def sign() -> NDArray[np.float64]:
+        return rng.choice([-1.0, 1.0], count)
 
     angle = uniform(math.radians(ROTATION_DEGREES))
     shear = uniform(math.radians(SHEAR_DEGREES))
     zoom_x, zoom_y = (1 + uniform(ZOOM)) * sign(), (1 + uniform(ZOOM)) * sign()
-    # Output pixel to input pixel, about the centre: rotate, shear, then scale (a flip is a negative scale) and shift.
-    a, b = tf.cos(angle) * zoom_x, -tf.sin(angle + shear) * zoom_y
-    c, d = tf.sin(angle) * zoom_x, tf.cos(angle + shear) * zoom_y
+    # About the centre: rotate, shear, then scale (a flip is a negative scale) and shift.
+    a, b = np.cos(angle) * zoom_x, -np.sin(angle + shear) * zoom_y
+    d, e = np.sin(angle) * zoom_x, np.cos(angle + shear) * zoom_y
     centre = (size - 1) / 2
-    shift_x = centre - a * centre - b * centre + uniform(SHIFT) * size
-    shift_y = centre - c * centre - d * centre + uniform(SHIFT) * size
-    zero = tf.zeros([n])
-    transform = tf.stack([a, b, shift_x, c, d, shift_y, zero, zero], axis=1)
-    moved = keras.ops.image.affine_transform(
-        tf.cast(batch, tf.float32),
-        transform,
-        interpolation="bilinear",
-        fill_mode="nearest",
-        data_format="channels_last",
-    )
-    return tf.cast(tf.round(moved), tf.uint8)
+    c = centre - a * centre - b * centre + uniform(SHIFT) * size
+    f = centre - d * centre - e * centre + uniform(SHIFT) * size
+    zero = np.zeros(count)
+    return np.stack([a, b, c, d, e, f, zero, zero], axis=1).astype(np.float32)
+
+
+def warp(pixels: NDArray[np.uint8], moves: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """`transforms` applied to uint8 [n, s, s, channels], bilinear, by OpenCV.
+
+    What comes from outside the image repeats its edge, as in ImageDataGenerator.
+    """
+    side = pixels.shape[1:3]
+    return np.stack(
+        [
+            cv2.warpAffine(
+                image,
+                move[:6].reshape(2, 3),
+                side,
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+            for image, move in zip(pixels, moves, strict=True)
+        ]
+    ).reshape(pixels.shape)
+
+
+class Augment(keras.layers.Layer):
+    """Front of a model in training: uint8 [n, s, s, 1 or 3] and float32 [n, 8] to uint8 [n, s, s, 3].
+
+    On a GPU it applies the transforms as `warp` does, by four gathers, since XLA has no kernel for TensorFlow's own
+    projective transform. On a CPU the images arrive warped.
+    """
+
+    def compute_output_spec(self, image: Any, transform: Any) -> Any:
+        return keras.KerasTensor((*image.shape[:-1], 3), "uint8")
+
+    def call(self, image: tf.Tensor, transform: tf.Tensor) -> tf.Tensor:
+        if not XLA:
+            return rgb(image)
+        moved = gather_bilinear(tf.cast(image, tf.float32), tf.cast(transform, tf.float32))
+        return rgb(tf.cast(tf.round(moved), tf.uint8))
+
+
+def gather_bilinear(pixels: tf.Tensor, transform: tf.Tensor) -> tf.Tensor:
+    """float32 [n, s, s, channels] seen through float32 [n, 8], edges repeated."""
+    size = pixels.shape[1]
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    a, b, c, d, e, f = (transform[:, i, None, None] for i in range(6))
+
+    def corner(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
+        last = float(size - 1)
+        index = tf.clip_by_value(row, 0.0, last) * size + tf.clip_by_value(column, 0.0, last)
+        flat = tf.reshape(pixels, (-1, size * size, pixels.shape[-1]))
+        return tf.gather(flat, tf.cast(index, tf.int32), batch_dims=1)
+
+    column, row = a * x + b * y + c, d * x + e * y + f
+    left, top = tf.floor(column), tf.floor(row)
+    right_share, bottom_share = (column - left)[..., None], (row - top)[..., None]
+    upper = corner(top, left) * (1 - right_share) + corner(top, left + 1) * right_share
+    lower = corner(top + 1, left) * (1 - right_share) + corner(top + 1, left + 1) * right_share
+    return upper * (1 - bottom_share) + lower * bottom_share
+
+
+def rgb(batch: tf.Tensor) -> tf.Tensor:
+    """Three channels, whatever there were."""
+    return batch if batch.shape[-1] == 3 else tf.repeat(batch, 3, axis=-1)
+
+
+class Epochs:
+    """The training batches of any epoch: ((uint8 image, float32 transform), float32 one-hot label).
+
+    A tf.data set made of it starts anew on each iteration, with epoch `epoch`. Batches before image `seen` hold a single
+    image only: Keras wants every epoch to have the same number of steps, and `checkpoints.Resume` undoes what they do.
+    """
+
+    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.float32], batch_size: int, seed: int) -> None:
+        self.pixels, self.labels, self.batch_size, self.seed = pixels, labels, batch_size, seed
+        self.epoch = 0
+        self.seen = 0
+
+    def __iter__(self) -> Iterator[tuple[tuple[NDArray[np.uint8], NDArray[np.float32]], NDArray[np.float32]]]:
+        count = len(self.pixels)
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(count)
+        moves = transforms(count, self.pixels.shape[1], (self.seed, self.epoch, 1))
+        for start in range(0, count, self.batch_size):
+            rows = order[start : start + (self.batch_size if start >= self.seen else 1)]
+            yield _moved(self.pixels[rows], moves[rows]), self.labels[rows]
+
+    def dataset(self) -> tf.data.Dataset:
+        """As tf.data, prefetched."""
+        return _dataset(self.__iter__, self.steps, self.pixels.shape, self.labels.shape[1])
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return -(-len(self.pixels) // self.batch_size)
+
+
+def batches(
+    pixels: NDArray[np.uint8],
+    batch_size: int,
+    moves: NDArray[np.float32] | None = None,
+    labels: NDArray[np.float32] | None = None,
+) -> tf.data.Dataset:
+    """The images in order as ((image, transform),) or ((image, transform), label); without `moves` they stay as they are."""
+
+    def generate() -> Iterator[tuple]:
+        for start in range(0, len(pixels), batch_size):
+            rows = slice(start, start + batch_size)
+            x = _moved(pixels[rows], None if moves is None else moves[rows])
+            yield (x,) if labels is None else (x, labels[rows])
+
+    steps = -(-len(pixels) // batch_size)
+    return _dataset(generate, steps, pixels.shape, None if labels is None else labels.shape[1])
+
+
+def _moved(image: NDArray[np.uint8], moves: NDArray[np.float32] | None) -> tuple[NDArray, NDArray]:
+    if moves is None:
+        return image, np.tile(IDENTITY, (len(image), 1))
+    return image if XLA else warp(image, moves), moves
+
+
+def _dataset(generate: Any, steps: int, shape: tuple[int, ...], classes: int | None) -> tf.data.Dataset:
+    x = (tf.TensorSpec((None, *shape[1:]), tf.uint8), tf.TensorSpec((None, len(IDENTITY)), tf.float32))
+    signature = (x,) if classes is None else (x, tf.TensorSpec((None, classes), tf.float32))
+    dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
+
+
+def predict(model: keras.Model, pixels: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float64]:
+    """Probabilities [n, classes] of a model that takes uint8 [n, size, size, 3].
+
+    Raises:
+        InputError: the model answers with numbers that are not finite.
+    """
+    plain = batches(pixels, batch_size).map(lambda x: rgb(x[0]))
+    probability = model.predict(plain, verbose=0).astype(np.float64)
+    if not np.isfinite(probability).all():
+        raise InputError(f"{model.name} answers with numbers that are not finite; train it again")
+    return probability

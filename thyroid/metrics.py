@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -33,7 +33,14 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def auroc(positive: ArrayLike, score: ArrayLike, patient: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Interval:
+def auroc(
+    positive: ArrayLike,
+    score: ArrayLike,
+    patient: ArrayLike,
+    draws: int = DRAWS,
+    seed: int = 0,
+    fold: ArrayLike | None = None,
+) -> Interval:
     """Area under the ROC curve with a patient-clustered bootstrap interval.
 
     Whole patients are drawn with replacement (Field & Welsh 2007, "Bootstrapping clustered data"), so several images of
@@ -47,28 +54,59 @@ def auroc(positive: ArrayLike, score: ArrayLike, patient: ArrayLike, draws: int 
         patient: patient number [n].
         draws: number of bootstrap draws.
         seed: of the draws.
+        fold: of each image in a cross-validation [n]. Scores of different folds' models are not on one scale, so only
+            pairs within a fold count (the pooled form of LeDell et al. 2015, 10.1214/15-EJS1035).
 
     Raises:
         ValueError: only one class, or a score that is not finite.
     """
-    truth, scores, patients = np.asarray(positive, bool), np.asarray(score, float), np.asarray(patient)
+    return _interval([score], positive, patient, draws, seed, fold)
+
+
+def auroc_difference(
+    positive: ArrayLike,
+    score: ArrayLike,
+    other: ArrayLike,
+    patient: ArrayLike,
+    draws: int = DRAWS,
+    seed: int = 0,
+    fold: ArrayLike | None = None,
+) -> Interval:
+    """AUROC of `score` less that of `other` on the same images, both in the same draws; else as `auroc`."""
+    return _interval([score, other], positive, patient, draws, seed, fold)
+
+
+def _interval(
+    scores: list[ArrayLike],
+    positive: ArrayLike,
+    patient: ArrayLike,
+    draws: int,
+    seed: int,
+    fold: ArrayLike | None,
+) -> Interval:
+    """AUROC of the first of `scores`, less that of the second if there is one."""
+    truth, patients = np.asarray(positive, bool), np.asarray(patient)
+    columns = [np.asarray(score, float) for score in scores]
+    folds = np.zeros(len(truth), int) if fold is None else np.asarray(fold)
     if truth.all() or not truth.any():
         raise ValueError("AUROC needs both classes")
-    if not np.isfinite(scores).all():
+    if not all(np.isfinite(column).all() for column in columns):
         raise ValueError("a score is not a finite number")
-    value = float(roc_auc_score(truth, scores))
+
+    def areas(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        first, *second = (_weighted_auroc(truth, column, weights, folds) for column in columns)
+        return first - second[0] if second else first
+
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK_CELLS // len(truth))
-    areas = np.concatenate(
-        [
-            _weighted_auroc(truth, scores, patient_draws(patients, min(block, draws - start), rng))
-            for start in range(0, draws, block)
-        ]
+    value = float(areas(np.ones((1, len(truth))))[0])
+    drawn = np.concatenate(
+        [areas(patient_draws(patients, min(block, draws - start), rng)) for start in range(0, draws, block)]
     )
-    areas = areas[np.isfinite(areas)]
-    if not len(areas):
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
         return Interval(value, None, None)
-    low, high = np.quantile(areas, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
 
 
@@ -80,17 +118,23 @@ def patient_draws(patient: NDArray[np.generic], draws: int, rng: np.random.Gener
 
 
 def _weighted_auroc(
-    truth: NDArray[np.bool_], score: NDArray[np.float64], weights: NDArray[np.float64]
+    truth: NDArray[np.bool_], score: NDArray[np.float64], weights: NDArray[np.float64], fold: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """AUROC per row of `weights`; NaN where a draw has one class only."""
-    _, rank = np.unique(score, return_inverse=True)
-    starts = np.flatnonzero(np.diff(np.sort(rank), prepend=-1))
-    order = np.argsort(rank, kind="stable")
-    positive = np.add.reduceat(np.where(truth, weights, 0)[:, order], starts, axis=1)
-    negative = np.add.reduceat(np.where(truth, 0, weights)[:, order], starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative / 2
+    """AUROC per row of `weights` over the pairs within a fold; NaN where a draw has no such pair."""
+    ordered, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for one in np.unique(fold):
+        mine = fold == one
+        _, rank = np.unique(score[mine], return_inverse=True)
+        starts = np.flatnonzero(np.diff(np.sort(rank), prepend=-1))
+        order = np.argsort(rank, kind="stable")
+        here, malignant = weights[:, mine], truth[mine]
+        positive = np.add.reduceat(np.where(malignant, here, 0)[:, order], starts, axis=1)
+        negative = np.add.reduceat(np.where(malignant, 0, here)[:, order], starts, axis=1)
+        below = np.cumsum(negative, axis=1) - negative / 2
+        ordered += (positive * below).sum(axis=1)
+        pairs += positive.sum(axis=1) * negative.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
+        return ordered / pairs
 
 
 def accuracy(positive: ArrayLike, score: ArrayLike) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
@@ -174,16 +174,17 @@ def confusion(matrix: NDArray[np.int64], title: str, path: Path) -> None:
     _save(figure, path)
 
 
-def ranking(rows: Sequence[tuple[str, "Interval", "Interval"]], path: Path) -> None:
-    """Validation and test AUROC with their intervals, best validation first.
+def ranking(rows: Sequence[tuple[str, "Interval", "Interval"]], chosen_by: str, path: Path) -> None:
+    """The AUROC that chooses and that on the test set, with their intervals, best first.
 
     Args:
-        rows: (model, validation, test).
+        rows: (model, chooses, test).
+        chosen_by: name of what chooses.
     """
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.55 * len(rows)))
     for place, (_, validation, test) in enumerate(rows):
         for which, colour, shift, auroc in (
-            ("validation", "#888888", 0.12, validation),
+            (chosen_by, "#888888", 0.12, validation),
             ("test", "#1f5f8b", -0.12, test),
         ):
             y = len(rows) - place + shift
@@ -211,4 +212,32 @@ def domain_matrix(cells: Mapping[tuple[str, str], "Interval"], domains: Sequence
     axis.set_xticklabels(list(domains))
     axis.set_yticklabels(list(domains), rotation=90, va="center")
     axis.set_title(title, fontsize=10)
+    _save(figure, path)
+
+
+def diagnosis(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Why a model collapsed, at a glance: the spread of its input at the stem, and the spread of its answers.
+
+    Args:
+        rows: facts of `diagnose.Diagnosis`, one a model.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 1.6 + 0.5 * len(rows)), sharey=True)
+    for place, row in enumerate(reversed(rows)):
+        scale, predictor = row["figures"]["scale"], row["figures"]["predictor"]
+        bad = {"double rescaling", "input scale"} & set(row["findings"])
+        left.plot(
+            scale["stem_spread"], place, "o", color="#c0392b" if bad else "#1f5f8b", label=None if place else "measured"
+        )
+        left.plot(
+            scale["expected_stem_spread"], place, "|", ms=18, color="#777777", label=None if place else "expected"
+        )
+        colour = "#c0392b" if "constant predictor" in row["findings"] else "#1f5f8b"
+        ends = (predictor["probability_low"], predictor["probability_high"])
+        right.plot(ends, (place, place), color=colour, lw=6, solid_capstyle="butt")
+        right.plot(ends, (place, place), "|", color=colour, ms=14)
+    left.set(xscale="log", xlabel="standard deviation at the first convolution", yticks=range(len(rows)))
+    left.set_yticklabels([f"{row['backbone']} ({row['train_domain']}, {row['recipe']})" for row in reversed(rows)])
+    left.set_ylim(-0.7, len(rows) - 0.3)
+    left.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    right.set(xlim=(0, 1), xlabel="probability of malignant: 90 % of the validation images")
     _save(figure, path)

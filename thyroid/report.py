@@ -11,6 +11,9 @@ import pandas as pd
 from thyroid import RESEARCH_USE_ONLY, metrics
 from thyroid.names import CLASSES
 
+CHOSEN_BY = {"validation": "validation", "cross_validation": "cross-validated"}
+"""Which AUROC compares models, in words."""
+
 _TEMPLATE = "report.html"
 
 
@@ -36,6 +39,7 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
         best=best,
         best_test=best["test"][domain],
         domain=domain,
+        chosen_by=CHOSEN_BY[result["ranked_by"]],
         classes=CLASSES,
         quarantine=pd.read_csv(data / "quarantine.csv").to_dict("records"),
         draws=metrics.DRAWS,

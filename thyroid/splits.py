@@ -81,3 +81,38 @@ def check(scans: pd.DataFrame) -> None:
                     f"the {split} split has no scan of class {label}: add scans, or deal the splits anew "
                     "with --given-splits ignore"
                 )
+
+
+def folds(scans: pd.DataFrame, count: int, seed: int = 0) -> pd.Series:
+    """Deal the groups of `scans` into folds of about equal size and share of classes (StratifiedGroupKFold).
+
+    Args:
+        scans: rows with label, group and sha256.
+        count: number of folds, at least 2.
+        seed: of the deal.
+
+    Returns:
+        Fold (1 to `count`) by group.
+
+    Raises:
+        InputError: a fold has no scan of a class.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # the data image does without scikit-learn
+
+    rows = scans.sort_values("sha256")
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    fewest = int(rows.groupby("label")["group"].nunique().min())
+    if fewest < count:
+        raise InputError(
+            f"{count} folds need {count} patients of each class, and one class has {fewest}: use fewer folds"
+        )
+    dealt: dict[int, int] = {}
+    dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    for number, (_, held_out) in enumerate(dealer.split(rows, labels, groups), 1):
+        for label in CLASSES:
+            if label not in labels[held_out]:
+                raise InputError(
+                    f"fold {number} of {count} has no scan of class {label}: use fewer folds or another seed"
+                )
+        dealt |= dict.fromkeys(groups[held_out].tolist(), number)
+    return pd.Series(dealt, name="fold")

@@ -6,10 +6,12 @@ scans: one row a file.
     path: where the file is (absolute, or a URI); domain: "normal" for frames, "cropped" for files that came in cropped;
     label: "B" or "M"; patient, image: numbers; version: text; width, height: pixels; sha256 of the bytes;
     phash: see `duplicates`; group: patients and near-duplicates that share a split; split: train, validation or test;
-    quarantine_reason: null for scans in use. What is unknown of a quarantined file is null.
+    quarantine_reason: null for scans in use. What is unknown of a quarantined file is null. `crop` adds the scan area's
+    box, and normal_path and normal_sha256 of the image it wrote.
 regions: one row a region of interest (ROI).
     path: of the scan; index: 0, 1, ... within the scan; x, y, width, height: pixels of the frame;
-    source: "given" or "auto"; crop_path: file of the crop relative to the data version, null until cropped.
+    source: "given" or "auto"; crop_path: file of the crop relative to the data version; crop_sha256: of its bytes; both
+    null until cropped.
 """
 
 import hashlib
@@ -49,6 +51,7 @@ REGIONS = {
     "height": "Int64",
     "source": "string",
     "crop_path": "string",
+    "crop_sha256": "string",
 }
 
 

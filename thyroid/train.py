@@ -1,57 +1,43 @@
-"""Train one backbone on one domain by two-phase transfer learning, with Keras' own fit in both phases.
+"""Train one backbone on one domain, so that it can be stopped at any time and goes on where it was.
 
     python -m thyroid.train --data DIR --backbone VGG16 --output DIR
 
-Phase "head": the body is frozen, so its pooled features are computed once, for the plain images and one augmented view,
-and the dense head is fitted on that table. Phase "finetune": the last block and the head are trained on augmented
-images, with BatchNorm in inference mode. The model with the highest validation AUROC is kept, the head's included.
+The recipes are two-phase (`twophase`, the default), frozen (its first phase alone) and deck (`deck`). With --folds the
+recipe is also cross-validated by patient on the development part (train and validation; the test set stays unread).
 """
 
 import argparse
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.utils.class_weight import compute_class_weight
 
-from thyroid import backbones, crop, errors, inputs, plots, progress, tables
-from thyroid.backend import XLA, keras, tf
+from thyroid import backbones, checkpoints, crop, deck, errors, inputs, plots, registry, splits, tables, twophase
+from thyroid.backend import keras, policy, strategy, tf
 from thyroid.errors import InputError
-from thyroid.names import CLASSES, POSITIVE
+from thyroid.names import CLASSES
 
-HEAD_EPOCHS = 100
-HEAD_BATCH = 128
-HEAD_RATE = 1e-3
-HEAD_PENALTY = 1e-2
-HEAD_PATIENCE = 10
-VIEWS = 2
-FINETUNE_RATE = 2e-5
-PATIENCE = 5
+INNER_FOLDS = 8
+"""In cross-validation, one in so many patients of the other folds is set aside for early stopping."""
 
-LOSS = "categorical_crossentropy"
-"""The loss without the head's penalty, which is what one model can be compared with another by."""
+PROBABILITIES = [f"probability_{label}" for label in CLASSES]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Folder with the checkpoint, history.csv, history.png and train.json, whose content is `facts`."""
+    """Folder with the checkpoint, history.csv, history.png, parts.csv and train.json, whose content is `facts`."""
 
     folder: Path
     facts: dict[str, Any]
-
-
-@keras.saving.register_keras_serializable("thyroid")
-class Auroc(keras.metrics.AUC):
-    """AUROC of the malignant column of a softmax (keras' AUC would pool both columns)."""
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        super().update_state(y_true[:, POSITIVE], y_pred[:, POSITIVE], sample_weight)
 
 
 def train(
@@ -64,6 +50,12 @@ def train(
     epochs: int = 15,
     batch_size: int = 32,
     seed: int = 0,
+    recipe: str = "two-phase",
+    tap: str = "",
+    folds: int = 0,
+    only_fold: int = 0,
+    deterministic: bool = False,
+    work: Path | None = None,
 ) -> Trained:
     """Train `backbone` on the training part of one domain of `data`.
 
@@ -74,75 +66,107 @@ def train(
         domain: "normal" or "cropped"; None for the first that the data version was made for.
         weights: see `backbones.find_weights`.
         image_size: side of the model's square input in pixels.
-        epochs: of fine-tuning; 0 trains the head only.
-        batch_size: images a step while fine-tuning.
-        seed: of initialisation, shuffling and augmentation.
+        epochs: of fine-tuning (of everything in the deck's recipe); 0 trains the head only.
+        batch_size: images a step; halved where the memory does not suffice.
+        seed: of initialisation, order, augmentation and folds.
+        recipe: one of `backbones.RECIPES`.
+        tap: layer of the body to end at; empty for its last.
+        folds: 0, or the number of folds of a cross-validation, whose predictions go to folds.parquet.
+        only_fold: the one fold to train, 0 for all.
+        deterministic: TensorFlow's deterministic kernels: the same seed gives the same bits, at some cost.
+        work: folder that outlives a stopped process, where it goes on from; None for one within `output`.
 
     Raises:
-        InputError: unknown backbone, unusable weights, a missing file, or a part without both classes.
+        InputError: an argument is out of range, weights are unusable, an image is missing or changed, or a part lacks a
+            class.
+        TrainingDivergedError: the loss is no longer a finite number.
     """
     started = time.monotonic()
-    keras.utils.set_random_seed(seed)
     row = backbones.get(backbone)
-    facts = tables.read(data)[2]
-    domain = domain or facts["domains"][0]
-    part = {split: _part(data, domain, split) for split in ("train", "validation")}
+    _check(recipe, image_size, epochs, batch_size, folds, only_fold, tap)
     start = backbones.find_weights(row, weights)
-    if start is None:
-        why = "" if weights.lower() == "none" else f"no file for it in {weights}; "
-        print(f"{row.name}: {why}starts from random weights (none): expect little of it")
-    else:
-        print(f"{row.name}: starts from {start}")
-    model = backbones.build(row, image_size, start)
-    output.mkdir(parents=True, exist_ok=True)
-    for stale in output.glob(".cache-*"):  # of a run that was killed
-        stale.unlink()
+    scans, _, facts = tables.read(data)
+    domain = domain or facts["domains"][0]
+    table = _development(data, domain)
+    table["part"] = table["split"]
+    plans = {"main": table["part"]} | _fold_parts(scans, table, folds, seed)
+    for name, part in plans.items():
+        _require_classes(part, table, name, domain, data)
+    if batch_size > (count := int((table["part"] == "train").sum())):
+        print(f"batch size {batch_size} is larger than the training part: one step of {count} images an epoch")
 
-    # Files are listed by class; the fixed shuffle makes every batch a mix, the shuffle buffer only varies it.
-    part["train"] = part["train"].sample(frac=1, random_state=seed)
-    pixels = {
-        split: inputs.pixels(table["file"].tolist(), image_size, output / f".cache-{split}")
-        for split, table in part.items()
-    }
-    truth = {split: _one_hot(table) for split, table in part.items()}
-    labels = truth["train"].argmax(axis=1)
-    balance = dict(enumerate(compute_class_weight("balanced", classes=np.arange(len(CLASSES)), y=labels)))
-    print(f"{row.name} on {domain}: {len(part['train'])} images to train, {len(part['validation'])} to validate")
-
-    history = [_fit_head(model, pixels, truth, balance, batch_size)]
-    best = _best(history[0], f"val_{LOSS}") | {"epoch": 0}
-    if epochs > 0:
-        backbones.unfreeze_last_block(model, row)
-        head_weights = model.get_weights()
-        history.append(_finetune(model, pixels, truth, balance, epochs, batch_size))
-        tuned = _best(history[1], "val_auroc")
-        if tuned["auroc"] > best["auroc"]:
-            best = tuned
-        else:
-            model.set_weights(head_weights)
-
-    checkpoint = f"{row.name}-{best['epoch']:03d}-{best['loss']:.4f}-{best['accuracy']:.4f}.keras"
-    # A fresh Model object carries no compile state, so that the file loads in safe mode without our metric.
-    keras.Model(model.inputs, model.outputs, name=row.name).save(output / checkpoint)
-    table = pd.concat(history, ignore_index=True)
-    table.to_csv(output / "history.csv", index=False)
-    plots.history(table, f"{row.name} on {domain}", output / "history.png")
-    for cache in output.glob(".cache-*"):
-        cache.unlink()
-    result = {
+    epochs = 0 if recipe == "frozen" else epochs
+    settings = {
         "backbone": row.name,
         "train_domain": domain,
         "weights": "none" if start is None else start if start == "imagenet" else Path(start).name,
         "image_size": image_size,
-        "parameters": model.count_params(),
-        "checkpoint": checkpoint,
-        "epoch": best["epoch"],
-        "validation": {key: best[key] for key in ("auroc", "loss", "accuracy")},
-        "data_digest": facts["digest"],
-        "seconds": round(time.monotonic() - started, 1),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "recipe": recipe,
+        "tap": tap,
+        "folds": folds,
+        "deterministic": deterministic,
     }
+    work = (work or output / ".work") / _key(settings, start, table)
+    output.mkdir(parents=True, exist_ok=True)
+    if (work / "done" / "train.json").is_file():
+        shutil.copytree(work / "done", output, dirs_exist_ok=True)
+        print(f"{row.name} on {domain}: was trained before the interruption, taken from {work}")
+        return Trained(output, read(output))
+    work.mkdir(parents=True, exist_ok=True)
+    _tell_start(row.name, weights, start)
+    print(f"{row.name} on {domain}, {recipe}: {count} images to train, {len(table) - count} to validate", flush=True)
+
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    pixels = inputs.decode(table, image_size)
+    keras.config.set_dtype_policy(policy())
+    try:
+        with strategy().scope():
+            keras.utils.set_random_seed(seed)
+            model = backbones.build(row, image_size, start, tap, deck=recipe == "deck")
+            job = twophase.Job(model, row, pixels, _one_hot(table), work, epochs, batch_size, seed, started)
+            pristine = model.get_weights()
+            done = {}
+            if folds:
+                done["folds"] = _cross_validate(job, data, table, plans, recipe, pristine, only_fold)
+                model.set_weights(pristine)
+            fitted, part = _fit(job, table, plans["main"], "main", recipe)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+    checkpoint = f"{row.name}-{fitted.best['epoch']:03d}-{fitted.best['loss']:.4f}-{fitted.best['accuracy']:.4f}.keras"
+    _float32(model, row, image_size, tap, recipe).save(output / checkpoint)
+    fitted.history.to_csv(output / "history.csv", index=False)
+    plots.history(fitted.history, f"{row.name} on {domain}, {recipe}", output / "history.png")
+    names = [str(Path(file).relative_to(data)) for file in table["file"]]
+    pd.DataFrame({"file": names, "part": part}).to_csv(output / "parts.csv", index=False)
+    if folds:
+        done["folds"].to_parquet(output / "folds.parquet", index=False)
+    shutil.rmtree(output / "tensorboard", ignore_errors=True)
+    if (logs := work / "main" / "tensorboard").is_dir():
+        shutil.copytree(logs, output / "tensorboard")
+    result = (
+        settings
+        | {
+            "classes": list(CLASSES),
+            "parameters": model.count_params(),
+            "checkpoint": checkpoint,
+            "epoch": fitted.best["epoch"],
+            "batch_size": job.batch_size,
+            "validation": {key: fitted.best[key] for key in ("auroc", "loss", "accuracy")},
+            "data_digest": facts["digest"],
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        | checkpoints.memory()
+    )
     tables.write_json(output / "train.json", result)
-    print(f"{row.name} on {domain}: validation AUROC {best['auroc']:.3f}, {checkpoint}, {result['seconds']:.0f} s")
+    _tidy(work, output)
+    print(
+        f"{row.name} on {domain}: validation AUROC {fitted.best['auroc']:.3f}, {checkpoint}, {result['seconds']:.0f} s"
+    )
     return Trained(output, result)
 
 
@@ -160,129 +184,142 @@ def read(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder / 'train.json'}: not JSON: {error}") from None
 
 
-def _part(data: Path, domain: str, split: str) -> pd.DataFrame:
-    table = crop.examples(data, domain, split)
-    for label in CLASSES:
-        if label not in set(table["label"]):
-            raise InputError(f"{data}: the {domain} domain has no image of class {label} in the {split} split")
-    gone = [file for file in table["file"] if not Path(file).is_file()]
-    if gone:
-        raise InputError(f"{len(gone)} images of the data version are missing, the first is {gone[0]}; crop again")
-    return table
+def _check(recipe: str, image_size: int, epochs: int, batch_size: int, folds: int, only_fold: int, tap: str) -> None:
+    if recipe not in backbones.RECIPES:
+        raise InputError(f"recipe {recipe!r} is unknown; choose from {', '.join(backbones.RECIPES)}")
+    if recipe == "deck" and (tap or epochs < 1):
+        raise InputError("the deck's recipe trains the whole body for at least one epoch: no tap, epochs above 0")
+    for name, value, least in (
+        ("image size", image_size, backbones.MIN_SIZE),
+        ("epochs", epochs, 0),
+        ("batch size", batch_size, 1),
+    ):
+        if value < least:
+            raise InputError(f"{name} {value} is below {least}, the least that works")
+    if folds < 0 or folds == 1 or not 0 <= only_fold <= folds:
+        raise InputError(f"folds {folds}, only fold {only_fold}: give 0, or at least 2 folds and one of them")
+
+
+def _development(data: Path, domain: str) -> pd.DataFrame:
+    """Images of the train and validation splits. The test split is not for training."""
+    table = crop.examples(data, domain)
+    return table[table["split"] != "test"].reset_index(drop=True)
+
+
+def _fold_parts(scans: pd.DataFrame, table: pd.DataFrame, folds: int, seed: int) -> dict[str, pd.Series]:
+    """Name of a fold to train, validation or held-out per row of `table`."""
+    if not folds:
+        return {}
+    development = tables.used(scans)
+    development = development[development["split"] != "test"]
+    fold = splits.folds(development, folds, seed)
+    parts = {}
+    for number in range(1, folds + 1):
+        rest = development[development["group"].map(fold) != number]
+        inner = splits.folds(rest, min(INNER_FOLDS, folds), seed)
+        part = table["group"].map(inner).map(lambda n: "validation" if n == 1 else "train")
+        parts[f"fold-{number}"] = part.mask(table["group"].map(fold) == number, "held-out")
+    return parts
+
+
+def _require_classes(part: pd.Series, table: pd.DataFrame, name: str, domain: str, data: Path) -> None:
+    where = "" if name == "main" else f" of {name}"
+    for split in ("train", "validation", *(() if name == "main" else ("held-out",))):
+        for label in CLASSES:
+            if not ((part == split) & (table["label"] == label)).any():
+                cure = "" if name == "main" else "; use fewer folds"
+                raise InputError(
+                    f"{data}: the {domain} domain has no image of class {label} in the {split} split{where}{cure}"
+                )
+
+
+def _key(settings: dict[str, Any], start: str | Path | None, table: pd.DataFrame) -> str:
+    """Name of the folder of this very training: whatever would change its result changes the name."""
+    content = settings | {
+        "weights": registry.sha256(start) if isinstance(start, Path) else settings["weights"],
+        "images": table[["sha256", "label", "part"]].to_numpy().tolist(),
+        "versions": [version("thyroid"), keras.__version__, tf.__version__],
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{settings['backbone']}-{settings['train_domain']}-{digest}"
+
+
+def _tell_start(name: str, weights: str, start: str | Path | None) -> None:
+    if start is None:
+        why = "" if weights.lower() == "none" else f"no file for it in {weights}; "
+        print(f"{name}: {why}starts from random weights (none): expect little of it")
+    else:
+        print(f"{name}: starts from {start}")
 
 
 def _one_hot(table: pd.DataFrame) -> NDArray[np.float32]:
     return np.eye(len(CLASSES), dtype=np.float32)[[CLASSES.index(label) for label in table["label"]]]
 
 
-def _compile(model: keras.Model, rate: float) -> None:
-    model.compile(
-        keras.optimizers.Adam(rate),
-        "categorical_crossentropy",
-        metrics=["accuracy", "categorical_crossentropy", Auroc(num_thresholds=1000, name="auroc")],
-        jit_compile=XLA,
-    )
-    # Variables that come into being inside the first step make TensorFlow trace it twice: half a minute for B7.
-    model.optimizer.build(model.trainable_variables)
-    blank = keras.ops.one_hot(keras.ops.arange(len(CLASSES)), len(CLASSES))
-    model.compute_metrics(None, blank, blank)
-    model.reset_metrics()
+def _fit(
+    job: twophase.Job, table: pd.DataFrame, part: pd.Series, name: str, recipe: str
+) -> tuple[twophase.Fitted, pd.Series]:
+    """Fit job.model on one assignment of the images, and the assignment that the recipe made of it."""
+    if recipe == "deck":
+        mine = table[part == "train"] if name == "main" else table[part != "held-out"]
+        fitted, own = deck.fit(job, mine, name)
+        return fitted, part.mask(part.index.isin(own.index), own.reindex(part.index))
+    train, validation = (np.flatnonzero(part == which) for which in ("train", "validation"))
+    return twophase.fit(job, train, validation, name), part
 
 
-def _fit_head(
-    model: keras.Model,
-    pixels: dict[str, tf.data.Dataset],
-    truth: dict[str, NDArray[np.float32]],
-    balance: dict[int, float],
-    batch_size: int,
+def _cross_validate(
+    job: twophase.Job,
+    data: Path,
+    table: pd.DataFrame,
+    plans: dict[str, pd.Series],
+    recipe: str,
+    pristine: list[NDArray[Any]],
+    only_fold: int,
 ) -> pd.DataFrame:
-    """Fit the dense head on standardised features, then fold the standardisation into its weights."""
-    extractor = keras.Model(model.input, model.get_layer(backbones.FEATURES).output)
-    extractor.jit_compile = XLA
-
-    def features(split: str, view: int) -> NDArray[np.float32]:
-        batches = pixels[split].batch(batch_size)
-        batches = batches.map(inputs.augment) if view else batches
-        print(f"{model.name}: features of the {split} part{', augmented' if view else ''}")
-        return extractor.predict(batches.prefetch(tf.data.AUTOTUNE), verbose=progress.keras_verbose())
-
-    x = np.concatenate([features("train", view) for view in range(VIEWS)])
-    y = np.concatenate([truth["train"]] * VIEWS)
-    mean, deviation = x.mean(axis=0), x.std(axis=0)
-    scale = deviation + 1e-3 * deviation.mean() + 1e-12  # a feature that is dead in training must not explode later
-    validation = ((features("validation", 0) - mean) / scale, truth["validation"])
-    head = keras.Sequential(
-        [
-            keras.Input((x.shape[1],)),
-            keras.layers.Dense(
-                len(CLASSES), activation="softmax", kernel_regularizer=keras.regularizers.L2(HEAD_PENALTY)
-            ),
-        ]
-    )
-    _compile(head, HEAD_RATE)
-    log = head.fit(
-        (x - mean) / scale,
-        y,
-        batch_size=HEAD_BATCH,
-        epochs=HEAD_EPOCHS,
-        validation_data=validation,
-        class_weight=balance,
-        verbose=0,
-        callbacks=[
-            keras.callbacks.EarlyStopping(f"val_{LOSS}", mode="min", patience=HEAD_PATIENCE, restore_best_weights=True),
-            progress.epochs(f"{model.name} head"),
-        ],
-    )
-    kernel, bias = head.layers[-1].get_weights()
-    folded = kernel / scale[:, None]
-    model.get_layer(backbones.PROBABILITY).set_weights([folded, bias - mean @ folded])
-    return _history(log, "head")
+    """Out-of-fold predictions in every domain of the data version: those of `_development` with fold and domain."""
+    size = job.pixels.shape[1]
+    parts = []
+    for name in [f"fold-{only_fold}"] if only_fold else [name for name in plans if name != "main"]:
+        file = job.work / f"{name}.parquet"
+        if not file.exists():
+            print(f"{job.backbone.name}: {name} of {len(plans) - 1}", flush=True)
+            job.model.set_weights(pristine)
+            _fit(job, table, plans[name], name, recipe)
+            held = set(table[plans[name] == "held-out"]["group"])
+            rows = []
+            for domain in tables.DOMAINS:
+                mine = _development(data, domain)
+                mine = mine[mine["group"].isin(held)].reset_index(drop=True)
+                if len(mine):
+                    pixels = inputs.decode(mine, size)
+                    mine[PROBABILITIES] = inputs.predict(job.model, pixels, job.batch_size)
+                    rows.append(mine.assign(domain=domain, fold=int(name.split("-")[1])))
+            found = pd.concat(rows, ignore_index=True).drop(columns=["split", "sha256"])
+            found["file"] = [str(Path(f).relative_to(data)) for f in found["file"]]
+            found.to_parquet(file.with_suffix(".tmp"), index=False)
+            file.with_suffix(".tmp").replace(file)
+        parts.append(pd.read_parquet(file))
+    return pd.concat(parts, ignore_index=True)
 
 
-def _finetune(
-    model: keras.Model,
-    pixels: dict[str, tf.data.Dataset],
-    truth: dict[str, NDArray[np.float32]],
-    balance: dict[int, float],
-    epochs: int,
-    batch_size: int,
-) -> pd.DataFrame:
-    def labelled(split: str) -> tf.data.Dataset:
-        return tf.data.Dataset.zip(pixels[split], tf.data.Dataset.from_tensor_slices(truth[split]))
-
-    training = labelled("train").shuffle(1024).batch(batch_size)
-    training = training.map(lambda image, label: (inputs.augment(image), label), num_parallel_calls=tf.data.AUTOTUNE)
-    _compile(model, FINETUNE_RATE)
-    log = model.fit(
-        training.prefetch(tf.data.AUTOTUNE),
-        validation_data=labelled("validation").batch(batch_size),
-        epochs=epochs,
-        class_weight=balance,
-        shuffle=False,  # the data set shuffles itself
-        verbose=progress.keras_verbose(),
-        callbacks=[
-            keras.callbacks.EarlyStopping("val_auroc", mode="max", patience=PATIENCE, restore_best_weights=True)
-        ],
-    )
-    return _history(log, "finetune")
+def _float32(model: Any, row: backbones.Backbone, size: int, tap: str, recipe: str) -> Any:
+    """The model as it is kept: without compile state, so that it loads in safe mode, and in single precision."""
+    if model.get_layer(backbones.BODY).dtype_policy.name == "float32":
+        return keras.Model(model.inputs, model.outputs, name=model.name)
+    plain = backbones.build(row, size, None, tap, deck=recipe == "deck")
+    plain.set_weights(model.get_weights())
+    return plain
 
 
-def _history(log: keras.callbacks.History, phase: str) -> pd.DataFrame:
-    table = pd.DataFrame(log.history)
-    table.insert(0, "epoch", range(1, len(table) + 1))
-    table.insert(0, "phase", phase)
-    return table
-
-
-def _best(history: pd.DataFrame, monitor: str) -> dict[str, Any]:
-    """Validation figures of the epoch that EarlyStopping restored (the first best one)."""
-    if not np.isfinite(history[f"val_{LOSS}"]).any():
-        raise InputError("the validation loss is not a finite number; check the weights")
-    place = history[monitor].idxmax() if monitor == "val_auroc" else history[monitor].idxmin()
-    epoch = history.loc[place]
-    return {"epoch": int(epoch["epoch"]), "loss": float(epoch[f"val_{LOSS}"])} | {
-        key: float(epoch[f"val_{key}"]) for key in ("auroc", "accuracy")
-    }
+def _tidy(work: Path, output: Path) -> None:
+    """Leave only what a run that is started again needs: the finished training, where others may still be running."""
+    shutil.rmtree(work)
+    if work.parent == output / ".work":
+        shutil.rmtree(work.parent)
+    else:
+        shutil.copytree(output, work / "unfinished")
+        (work / "unfinished").replace(work / "done")
 
 
 @errors.command
@@ -297,6 +334,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=15, help="of fine-tuning")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipe", choices=backbones.RECIPES, default="two-phase")
+    parser.add_argument("--tap", default="", help="layer of the body to end at, for instance block4_pool")
+    parser.add_argument("--folds", type=int, default=0, help="also cross-validate by patient with so many folds")
+    parser.add_argument("--only-fold", type=int, default=0, help="of these folds train this one")
+    parser.add_argument("--deterministic", action="store_true", help="the same seed gives the same bits, more slowly")
+    parser.add_argument("--work", type=Path, help="folder that outlives the process; default: within the output")
     train(**vars(parser.parse_args(argv)))
 
 

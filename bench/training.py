@@ -1,0 +1,138 @@
+"""Training: how soon our default recipe is as good as it gets, against the deck's 15 epochs; what our `fit` costs.
+
+Peers, in the same run: the deck's recipe (a few epochs measured, the rest extrapolated) and a bare `model.fit` on the same
+tensors in memory. Also prints the time of the frozen phase of all five backbones.
+
+    python bench/training.py --scans DIR --rois rois.csv --weights DIR
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from thyroid import backbones, crop, evaluate, ingest, inputs, phantom, registry, tables, train, twophase
+from thyroid.backend import keras
+
+DDTI = Path(__file__).parents[2] / "shared" / "data" / "ddti"
+WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
+DECK_EPOCHS = 15
+SIZE = 128
+NEAR = 0.02
+PAIRS = 3
+OVERHEAD_IMAGES, OVERHEAD_EPOCHS = 96, 3
+
+
+def data_version(scans: Path | None, rois: Path | None, folder: Path) -> Path:
+    if scans is None:
+        phantom.generate(folder / "phantoms", patients=100, images_per_patient=2)
+        scans, rois = folder / "phantoms" / "scans", folder / "phantoms" / "rois.csv"
+    ingest.ingest(scans, folder / "ingested", rois=rois)
+    crop.crop(folder / "ingested", folder / "data", ["cropped"])
+    return folder / "data"
+
+
+def time_to_auroc(data: Path, weights: str, folder: Path, deck_epochs: int) -> float:
+    """Seconds of the deck's 15 epochs over ours until within `NEAR` of our final validation AUROC."""
+    ours = train.train(data, folder / "ours", "VGG16", "cropped", weights=weights, image_size=SIZE)
+    history = pd.read_csv(ours.folder / "history.csv")
+    final = ours.facts["validation"]["auroc"]
+    reached = history[history["val_auroc"] >= final - NEAR].iloc[0]
+    theirs = train.train(
+        data, folder / "deck", "VGG16", "cropped", weights=weights, image_size=SIZE, epochs=deck_epochs, recipe="deck"
+    )
+    epochs = pd.read_csv(theirs.folder / "history.csv")["seconds"]
+    epoch = min(epochs)  # the first one traces the graph
+    table = crop.examples(data, "cropped", "validation")
+    network = registry.load_keras(theirs.folder / theirs.facts["checkpoint"])
+    table[train.PROBABILITIES] = inputs.predict(network, inputs.decode(table, SIZE))
+    print(
+        f"ours: final validation AUROC {final:.3f}, within {NEAR} of it after {reached['elapsed']:.1f} s "
+        f"({reached['phase']}, epoch {reached['epoch']:.0f}); all of it took {history['elapsed'].iloc[-1]:.0f} s\n"
+        f"deck: {epoch:.1f} s an epoch ({len(epochs)} measured), so {epoch * DECK_EPOCHS:.0f} s for {DECK_EPOCHS} epochs "
+        f"(extrapolated); validation AUROC after {len(epochs)} epochs {evaluate.auroc_of(table)}"
+    )
+    return epoch * DECK_EPOCHS / reached["elapsed"]
+
+
+def fit_overhead(data: Path, weights: str, folder: Path) -> float:
+    """Seconds of our fine-tuning (batches, resumable state, logs) over those of `fit` on arrays, tracing included."""
+    row = backbones.get("VGG16")
+    table = crop.examples(data, "cropped", "train").sample(OVERHEAD_IMAGES, random_state=0, replace=True)
+    table = table.reset_index(drop=True)
+    pixels = inputs.decode(table, SIZE)
+    labels = np.eye(2, dtype=np.float32)[(table["label"] == "M").astype(int)]
+    rows, held = np.arange(16, len(table)), np.arange(16)
+    moves = np.tile(inputs.IDENTITY, (len(table), 1))
+    ratios = []
+    for pair in range(PAIRS):
+        seconds = {}
+        for who in ("ours", "fit")[:: 1 if pair % 2 else -1]:
+            model = backbones.build(row, SIZE, backbones.find_weights(row, weights))
+            job = twophase.Job(model, row, pixels, labels, folder, OVERHEAD_EPOCHS, 16, 0, 0.0)
+            _, trainer = job.network()
+            work = folder / f"{who}-{pair}"
+            work.mkdir(parents=True)
+            start = model.get_weights()
+            began = time.perf_counter()
+            if who == "ours":
+                twophase._finetune(job, trainer, rows, held, {0: 1.0, 1: 1.0}, work, start)
+            else:
+                twophase._compile(trainer, twophase.RATE)
+                trainer.fit(
+                    [pixels[rows], moves[rows]],
+                    labels[rows],
+                    validation_data=([pixels[held], moves[held]], labels[held]),
+                    class_weight={0: 1.0, 1: 1.0},
+                    epochs=OVERHEAD_EPOCHS,
+                    batch_size=16,
+                    verbose=0,
+                )
+            seconds[who] = time.perf_counter() - began
+            keras.backend.clear_session()
+        print(f"fit: ours {seconds['ours']:.1f} s, plain {seconds['fit']:.1f} s")
+        ratios.append(seconds["ours"] / seconds["fit"])
+    return statistics.median(ratios)
+
+
+def frozen_phase(data: Path, weights: str, folder: Path) -> float:
+    """Seconds of the frozen phase, one view, of all five backbones, building them included."""
+    total = 0.0
+    twophase.VIEWS = 1
+    for name in backbones.BACKBONES:
+        options = {"weights": weights, "image_size": SIZE, "recipe": "frozen"}
+        seconds = train.train(data, folder / name, name, "cropped", **options).facts["seconds"]  # type: ignore[arg-type]
+        total += seconds
+        keras.backend.clear_session()
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    here = DDTI.is_dir()
+    parser.add_argument("--scans", type=Path, default=DDTI / "normal" if here else None, help="default: phantoms")
+    parser.add_argument("--rois", type=Path, default=DDTI / "rois.csv" if here else None)
+    parser.add_argument("--weights", default=str(WEIGHTS) if WEIGHTS.is_dir() else "none")
+    parser.add_argument("--deck-epochs", type=int, default=2, help="of the deck's recipe to measure")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = data_version(arguments.scans, arguments.rois, folder)
+        counts = tables.read(data)[2]["splits"]
+        ratios = {
+            "time_to_auroc_vs_deck": time_to_auroc(data, arguments.weights, folder, arguments.deck_epochs),
+            "fit_overhead": fit_overhead(data, arguments.weights, folder),
+        }
+        seconds = frozen_phase(data, arguments.weights, folder)
+    images = sum(counts[split][label] for split in ("train", "validation") for label in "BM")
+    print(f"frozen phase of five backbones at {SIZE} px, one view, crops of {images} scans: {seconds:.0f} s")
+    print(json.dumps({"bench": "training", "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}}))
+
+
+if __name__ == "__main__":
+    main()

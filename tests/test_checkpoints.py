@@ -1,0 +1,232 @@
+"""Real kills: a training that is stopped anywhere ends, when started again, as if it had never been stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thyroid import checkpoints, train, twophase
+from thyroid.backend import tf
+
+ROOT = Path(__file__).parents[1]
+
+DRIVER = """
+import os, signal, sys
+from thyroid import checkpoints, train, plots
+place, count = sys.argv[1], int(sys.argv[2])
+save, calls = checkpoints.save, []
+def counted(path, **arrays):
+    save(path, **arrays)
+    calls.append(path.name)
+    if sum(name.startswith(place) for name in calls) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.save = counted
+if place == "history":
+    plots.history = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+if place == "state" and count > 5:
+    checkpoints.SAVE_SECONDS = 0.0  # after every batch, so that the kill falls within an epoch
+sys.exit(train.main(sys.argv[3:]))
+"""
+
+
+def arguments(data: Path, output: Path) -> list[str]:
+    common = (
+        "--backbone VGG16 --domain cropped --weights none --image-size 32 --epochs 3 --batch-size 4 --deterministic"
+    )
+    return ["--data", str(data), "--output", str(output), *common.split()]
+
+
+def run(code: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *code], capture_output=True, text=True, cwd=ROOT, **options)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cropped, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("whole")
+    done = run(["-m", "thyroid.train", *arguments(cropped, output)])
+    assert done.returncode == 0, done.stderr[-2000:]
+    return output
+
+
+def assert_same(output: Path, expected: Path) -> None:
+    one, other = train.read(output), train.read(expected)
+    varying = {"seconds", "memory_mb"}
+    assert {k: v for k, v in one.items() if k not in varying} == {k: v for k, v in other.items() if k not in varying}
+    ours, theirs = (pd.read_csv(folder / "history.csv") for folder in (output, expected))
+    timed = ["seconds", "elapsed", "images_per_second", "memory_mb"]
+    pd.testing.assert_frame_equal(ours.drop(columns=timed), theirs.drop(columns=timed))
+    assert not (output / ".work").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "count"),
+    [
+        pytest.param("1-0", 1, id="features", marks=pytest.mark.slow),
+        pytest.param("state", 1, id="first step", marks=pytest.mark.slow),
+        pytest.param("state", 3, id="between epochs", marks=pytest.mark.slow),
+        pytest.param("state", 8, id="within an epoch"),
+        pytest.param("history", 1, id="before the end", marks=pytest.mark.slow),
+    ],
+)
+def test_kill_9_then_the_same_command(cropped, uninterrupted, tmp_path, place, count):
+    killed = run(["-c", DRIVER, place, str(count), *arguments(cropped, tmp_path)])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert not (tmp_path / "train.json").exists()
+    again = run(["-m", "thyroid.train", *arguments(cropped, tmp_path)])
+    assert again.returncode == 0, again.stderr[-2000:]
+    if place == "state" and count == 8:
+        assert "goes on in epoch 2 after" in again.stdout
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_sigterm_saves_first(cropped, uninterrupted, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thyroid.train", *arguments(cropped, tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".work/*/main/state.npz")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.terminate()
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "told to stop (SIGTERM); saved in epoch" in stderr
+    again = run(["-m", "thyroid.train", *arguments(cropped, tmp_path)])
+    assert "goes on in epoch" in again.stdout
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_a_finished_training_of_a_killed_run_is_not_repeated(cropped, tmp_path, capsys):
+    options = {"weights": "none", "image_size": 32, "epochs": 0, "work": tmp_path / "work"}
+    train.train(cropped, tmp_path / "one", "VGG16", "cropped", **options)
+    (work,) = (tmp_path / "work").iterdir()
+    assert [path.name for path in work.iterdir()] == ["done"], "features and states are gone"
+    capsys.readouterr()
+    train.train(cropped, tmp_path / "two", "VGG16", "cropped", **options)
+    assert "was trained before the interruption" in capsys.readouterr().out
+    assert train.read(tmp_path / "one") == train.read(tmp_path / "two")
+    train.train(cropped, tmp_path / "three", "VGG16", "cropped", **options | {"seed": 1})
+    assert "was trained before" not in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_made_again_with_a_word(tmp_path, capsys):
+    file = tmp_path / "state.npz"
+    assert checkpoints.load(file) is None
+    assert capsys.readouterr().out == ""
+    checkpoints.save(file, a=np.arange(1000))
+    np.testing.assert_array_equal(checkpoints.load(file)["a"], np.arange(1000))
+    data = bytearray(file.read_bytes())
+    for damaged in (data[:-30], data[:2000] + b"\xff" + data[2001:], b"", b"no archive"):
+        file.write_bytes(damaged)
+        assert checkpoints.load(file) is None
+        assert f"{file}: damaged" in capsys.readouterr().out
+
+
+def test_damaged_features_and_state_are_rebuilt(cropped, uninterrupted, tmp_path):
+    killed = run(["-c", DRIVER, "state", "3", *arguments(cropped, tmp_path)])
+    assert killed.returncode == -signal.SIGKILL
+    (work,) = (tmp_path / ".work").iterdir()
+    for name in ("features/0-0.npz", "main/state.npz"):
+        data = bytearray((work / name).read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        (work / name).write_bytes(data)
+    again = run(["-m", "thyroid.train", *arguments(cropped, tmp_path)])
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stdout.count(": damaged (") == 2
+    assert "goes on in epoch 2" in again.stdout, "from the state before"
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_nan_stops_with_a_named_error_and_the_last_good_state(cropped, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(twophase, "RATE", float("nan"))
+    command = [a for a in arguments(cropped, tmp_path) if a != "--deterministic"]
+    assert train.main(command) == 2
+    error = capsys.readouterr().err
+    assert "VGG16: not a finite number (loss) in epoch 1" in error
+    state = Path(error.split("The last good state is ")[1].split("\n")[0])
+    assert all(np.isfinite(v).all() for k, v in checkpoints.load(state).items() if k.startswith("weight"))
+    assert issubclass(checkpoints.TrainingDivergedError, Exception)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(cropped, tmp_path, monkeypatch, capsys):
+    """Injected as TensorFlow raises it: once among the features, once in the second epoch of fine-tuning."""
+    predict, end = train.keras.Model.predict, checkpoints.Resume.on_train_batch_end
+    left = {"features": 1, "step": 1}
+
+    def failing_predict(self, *a, **k):
+        if left["features"] and self.name.endswith("-features"):
+            left["features"] -= 1
+            raise tf.errors.ResourceExhaustedError(None, None, "injected")
+        return predict(self, *a, **k)
+
+    def failing_end(self, batch, logs=None):
+        if left["step"] and self.epoch == 1 and batch == 1:
+            left["step"] -= 1
+            raise tf.errors.ResourceExhaustedError(None, None, "injected")
+        end(self, batch, logs)
+
+    monkeypatch.setattr(train.keras.Model, "predict", failing_predict)
+    monkeypatch.setattr(checkpoints.Resume, "on_train_batch_end", failing_end)
+    facts = train.train(
+        cropped, tmp_path, "VGG16", "cropped", weights="none", image_size=32, epochs=3, batch_size=8
+    ).facts
+    printed = capsys.readouterr().out
+    assert "out of memory, goes on with batches of 4" in printed
+    assert "out of memory, goes on with batches of 2" in printed
+    assert "goes on in epoch 2" in printed
+    assert facts["batch_size"] == 2
+    history = pd.read_csv(tmp_path / "history.csv").query("phase == 'finetune'")
+    assert history["epoch"].tolist() == [1, 2, 3]
+
+
+def test_one_image_that_does_not_fit_is_said(cropped, tmp_path, monkeypatch, capsys):
+    def fail(self, *a, **k):
+        raise tf.errors.ResourceExhaustedError(None, None, "injected")
+
+    monkeypatch.setattr(train.keras.Model, "predict", fail)
+    command = ["--data", str(cropped), "--output", str(tmp_path), "--backbone", "VGG16", "--weights", "none"]
+    assert train.main([*command, "--image-size", "32", "--batch-size", "4"]) == 2
+    assert "the memory does not suffice for one image; choose a smaller image size" in capsys.readouterr().err
+
+
+MIRRORED = """
+import sys
+from thyroid.backend import tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+from thyroid import train
+train.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_two_devices_train_what_one_does(cropped, uninterrupted, tmp_path):
+    """MirroredStrategy, here on two halves of the processor."""
+    command = [a for a in arguments(cropped, tmp_path) if a != "--deterministic"]
+    done = run(["-c", MIRRORED.replace("from thyroid.backend import tf", "import tensorflow as tf"), *command])
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours, theirs = (pd.read_csv(folder / "history.csv") for folder in (tmp_path, uninterrupted))
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=2e-3)
+
+
+def test_state_is_json_and_arrays_only(cropped, tmp_path):
+    """Nothing that is unpickled: a state file on a shared volume cannot run code."""
+    run(["-c", DRIVER, "state", "2", *arguments(cropped, tmp_path)])
+    (state,) = tmp_path.glob(".work/*/main/state.npz")
+    with np.load(state, allow_pickle=False) as file:
+        facts = json.loads(str(file["facts"]))
+    assert facts["epoch"] >= 0
+    assert os.access(state, os.R_OK)

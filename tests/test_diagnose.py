@@ -1,0 +1,183 @@
+import json
+import shutil
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from thyroid import backbones, crop, diagnose, evaluate, inputs, tables, train
+from thyroid.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def deck(cropped, tmp_path_factory):
+    """The deck's recipe, really trained at toy size."""
+    folder = tmp_path_factory.mktemp("deck")
+    options = {"weights": "none", "image_size": 32, "epochs": 2, "batch_size": 8, "recipe": "deck"}
+    train.train(cropped, folder, "VGG16", "cropped", **options)
+    return folder
+
+
+def names(diagnosis) -> set[str]:
+    return {finding.name for finding in diagnosis.findings}
+
+
+def test_our_recipe_has_no_finding(cropped, trained):
+    for folder in trained.values():
+        diagnosis = diagnose.diagnose(cropped, folder)
+        assert diagnosis.findings == ()
+        assert diagnosis.figures["scale"]["stem_spread"] == pytest.approx(
+            diagnosis.figures["scale"]["expected_stem_spread"]
+        )
+        assert diagnosis.figures["serving"]["probability_difference"] < 1e-5
+        assert "nothing found" in diagnose.tell(diagnosis)
+
+
+def test_the_decks_recipe_keeps_its_mistakes(cropped, deck):
+    facts = train.read(deck)
+    assert facts["recipe"] == "deck"
+    parts = pd.read_csv(deck / "parts.csv").set_index("file")["part"]
+    table = crop.examples(cropped, "cropped", "train")
+    assert len(parts) == len(table) + len(crop.examples(cropped, "cropped", "validation"))
+    taken = parts[[str(f)[len(str(cropped)) + 1 :] for f in table["file"]]]
+    assert 0 < (taken == "validation").mean() < 0.15, "a tenth of the training part, by position among the names"
+
+
+def test_the_decks_recipe_is_told_what_is_wrong(cropped, deck):
+    diagnosis = diagnose.diagnose(cropped, deck)
+    assert {"input scale", "patient leakage"} <= names(diagnosis)
+    assert diagnosis.figures["scale"]["input_high"] <= 1
+    text = diagnose.tell(diagnosis)
+    assert "FOUND input scale: images enter the body between 0 and" in text
+    assert "keras.applications.vgg16.preprocess_input" in text
+
+
+@pytest.fixture(scope="module")
+def efficientnets():
+    row = backbones.get("EfficientNetB7")
+    return {deck: backbones.build(row, 32, None, deck=deck) for deck in (False, True)}
+
+
+@pytest.fixture(scope="module")
+def few_pixels(cropped):
+    return inputs.decode(crop.examples(cropped, "cropped").head(8), 32)
+
+
+def test_efficientnet_fed_by_the_deck_is_rescaled_twice(efficientnets, few_pixels):
+    facts = {"backbone": "EfficientNetB7"}
+    figures, findings = diagnose._scale(facts, efficientnets[True], few_pixels)
+    assert [finding.name for finding in findings] == ["double rescaling"]
+    assert "EfficientNetB7 rescales inside, so scaling by 1/255 outside starves it" in findings[0].text
+    scale = figures["scale"]
+    assert scale["expected_stem_spread"] / scale["stem_spread"] == pytest.approx(255, rel=0.01)
+    figures, findings = diagnose._scale(facts, efficientnets[False], few_pixels)
+    assert findings == []
+    assert figures["scale"]["input_high"] > 100
+
+
+def test_a_constant_predictor_is_called_one():
+    validation = pd.DataFrame({"label": ["B"] * 8 + ["M"] * 2})
+    figures, findings = diagnose._predictor(validation, np.linspace(0.2, 0.22, 10))
+    assert [finding.name for finding in findings] == ["constant predictor"]
+    assert figures["predictor"]["accuracy"] == figures["predictor"]["majority"] == 0.8
+    assert figures["predictor"]["balanced_accuracy"] == 0.5
+    assert diagnose._predictor(validation, np.linspace(0.1, 0.9, 10))[1] == []
+
+
+def test_swapped_labels_are_seen(cropped, trained):
+    facts = train.read(trained["VGG16", "cropped"])
+    table = crop.examples(cropped, "cropped").assign(part=lambda t: t["split"])
+
+    class Swapped:
+        name = "swapped"
+
+        def predict(self, batches, verbose=0):
+            count = sum(len(batch) for batch in batches)
+            benign_first = np.arange(count) < count / 2  # as _label_order takes them
+            return np.stack([~benign_first, benign_first], axis=1) * 0.8 + 0.1
+
+    assert [f.name for f in diagnose._label_order(facts, Swapped(), table)[1]] == ["label order"]
+    other = facts | {"classes": ["M", "B"]}
+    assert "in the order ['M', 'B']" in diagnose._label_order(other, None, table)[1][0].text
+
+
+def test_near_duplicates_of_two_patients_on_two_sides():
+    table = pd.DataFrame(
+        {"patient": [1, 2, 3, 3], "group": [1, 1, 2, 2], "part": ["train", "test", "train", "validation"]}
+    )
+    findings = diagnose._leakage(table)[1]
+    assert {f.name for f in findings} == {"patient leakage", "duplicate leakage"}
+    assert all(f.text.startswith("1 ") for f in findings)
+
+
+def test_a_part_without_a_class():
+    table = pd.DataFrame({"part": ["train", "train", "validation", "test", "test"], "label": list("BMBBM")})
+    (finding,) = diagnose._classes(table)[1]
+    assert finding.text.startswith("the validation part has no image of class M")
+
+
+def test_batch_norm_statistics_that_do_not_describe_the_data(few_pixels):
+    keras.utils.set_random_seed(0)
+    model = backbones.build(backbones.get("ResNet50"), 32, None, deck=True)
+    model.get_layer("body").get_layer("conv5_block3_3_bn").moving_mean.assign(np.full(2048, 50.0))
+    model.get_layer("probability").set_weights([np.tile([[0.0, 1.0]], (2048, 1)) * 1e-3, np.zeros(2)])
+    before = model.get_weights()
+    figures, findings = diagnose._batch_norm({"batch_size": 4}, model, few_pixels)
+    assert [finding.name for finding in findings] == ["BatchNorm statistics"]
+    assert figures["batch_norm"]["shift"] > diagnose.BATCH_NORM_SHIFT
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_images_read_another_way_in_training(cropped, efficientnets):
+    """Stretched by the deck's generator, letterboxed by the endpoint."""
+    validation = crop.examples(cropped, "normal", "validation").head(4)
+    pixels = inputs.decode(validation, 32)
+    figures, _ = diagnose._serving({"recipe": "deck"}, efficientnets[False], validation, pixels)
+    assert figures["serving"]["pixel_difference"] > 5
+    figures, findings = diagnose._serving({"recipe": "two-phase"}, efficientnets[False], validation, pixels)
+    assert figures["serving"] == {"pixel_difference": 0, "probability_difference": pytest.approx(0, abs=1e-6)}
+    assert findings == []
+
+
+def test_command_writes_words_a_table_and_a_picture(cropped, deck, trained, tmp_path, capsys):
+    models = [str(deck), str(trained["VGG16", "cropped"])]
+    assert diagnose.main(["--data", str(cropped), "--models", *models, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "FOUND input scale" in printed
+    assert "nothing found" in printed
+    assert "Research use only" in printed
+    rows = json.loads((tmp_path / "diagnosis.json").read_text())["models"]
+    assert [bool(row["findings"]) for row in rows] == [True, False]
+    assert (tmp_path / "diagnosis.png").stat().st_size > 10_000
+
+
+def test_the_report_says_what_was_found(cropped, deck, trained, tmp_path):
+    evaluate.evaluate(cropped, [deck, trained["ResNet50", "cropped"]], tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "<strong>VGG16 (cropped): input scale.</strong>" in html
+    assert "ResNet50 (cropped): input scale" not in html
+
+
+def test_another_data_version_and_an_unfinished_training(cropped, trained, tmp_path):
+    copy = shutil.copytree(trained["VGG16", "cropped"], tmp_path / "model")
+    (copy / "parts.csv").unlink()
+    with pytest.raises(InputError, match=r"parts\.csv is missing"):
+        diagnose.diagnose(cropped, copy)
+    facts = train.read(copy) | {"data_digest": "other"}
+    tables.write_json(copy / "train.json", facts)
+    with pytest.raises(InputError, match="another data version"):
+        diagnose.diagnose(cropped, copy)
+
+
+@pytest.mark.slow
+def test_the_decks_efficientnet_is_diagnosed_after_its_training(cropped, tmp_path, capsys):
+    """From the command line, as someone would who wonders why the deck's best model fell to chance."""
+    command = ["--data", str(cropped), "--output", str(tmp_path), "--backbone", "EfficientNetB7", "--recipe", "deck"]
+    options = ["--weights", "none", "--image-size", "64", "--epochs", "1", "--batch-size", "8", "--domain", "cropped"]
+    assert train.main([*command, *options]) == 0
+    assert diagnose.main(["--data", str(cropped), "--models", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "FOUND double rescaling" in printed
+    assert "FOUND patient leakage" in printed

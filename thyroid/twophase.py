@@ -1,0 +1,284 @@
+"""The default recipe: a head on frozen features, then the last block fine-tuned. Keras' own fit in both phases.
+
+The body is frozen first, so its pooled features are computed once, for the plain images and augmented views, and the dense
+head is fitted on that table in seconds. Then the last block and the head learn from augmented images at a low rate with
+warm-up and cosine decay; BatchNorm stays in inference mode. The state with the highest validation AUROC is kept, the
+head's included.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.utils.class_weight import compute_class_weight
+
+from thyroid import backbones, checkpoints, inputs, progress
+from thyroid.backend import XLA, keras, tf
+from thyroid.errors import InputError
+from thyroid.names import CLASSES, POSITIVE
+
+HEAD_EPOCHS = 100
+HEAD_BATCH = 128
+HEAD_RATE = 1e-3
+HEAD_PENALTY = 1e-2
+HEAD_PATIENCE = 10
+VIEWS = 2
+LABEL_SMOOTHING = 0.05
+RATE = 2e-5
+WARMUP = 0.1
+"""Share of the steps over which the rate rises, before it falls as a cosine (Goyal et al. 2017; Loshchilov & Hutter 2017)."""
+PATIENCE = 5
+CHUNK_BATCHES = 8
+
+LOSS = "categorical_crossentropy"
+"""The loss without smoothing and penalty, by which one model can be compared with another."""
+
+T = TypeVar("T")
+
+
+@keras.saving.register_keras_serializable("thyroid")
+class Auroc(keras.metrics.AUC):
+    """AUROC of the malignant column of a softmax (keras' AUC would pool both columns)."""
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        super().update_state(y_true[:, POSITIVE], y_pred[:, POSITIVE], sample_weight)
+
+
+@dataclass
+class Job:
+    """One backbone on the images of one domain.
+
+    Attributes:
+        model: as `backbones.build` makes it; a fit leaves its weights in it.
+        backbone: row of the table.
+        pixels: uint8 [n, size, size, 1 or 3].
+        labels: float32 one-hot [n, classes].
+        work: folder that outlives the process; what is in it is taken up again.
+        epochs: of fine-tuning; 0 for the head alone.
+        batch_size: images a step; halved for good where the memory does not suffice.
+        seed: of initialisation, order and augmentation.
+        started: time.monotonic() when the training began.
+    """
+
+    model: Any
+    backbone: backbones.Backbone
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.float32]
+    work: Path
+    epochs: int
+    batch_size: int
+    seed: int
+    started: float
+
+    def network(self) -> tuple[Any, Any]:
+        """The model with augmentation in front of it, twice over the same layers: to pooled features, to probabilities.
+
+        No gradient enters the frozen part, which TensorFlow would trace backwards although it is not trainable.
+        """
+        trunk, last_block = backbones.split(self.model)
+        shape = self.pixels.shape[1:]
+        x = [keras.Input(shape, dtype="uint8"), keras.Input((len(inputs.IDENTITY),))]
+        preprocessed = backbones.preprocess(self.backbone, inputs.Augment()(*x))
+        maps = keras.ops.stop_gradient(trunk(preprocessed, training=False))
+        features = self.model.get_layer(backbones.FEATURES)(last_block(maps, training=False))
+        probability = self.model.get_layer(backbones.PROBABILITY)(features)
+        extractor = keras.Model(x, features, name=f"{self.backbone.name}-features")
+        extractor.jit_compile = XLA
+        return extractor, keras.Model(x, probability, name=self.backbone.name)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """History of all epochs, and epoch, auroc, loss and accuracy of the one that was kept, on validation."""
+
+    history: pd.DataFrame
+    best: dict[str, Any]
+
+
+def fit(job: Job, train: NDArray[np.intp], validation: NDArray[np.intp], name: str) -> Fitted:
+    """Both phases.
+
+    Args:
+        job: what is trained; its model starts from the weights it has.
+        train: places of the training images in job.pixels.
+        validation: likewise, for early stopping.
+        name: of this fit's folder in job.work.
+
+    Raises:
+        TrainingDivergedError: the loss or a feature is not a finite number.
+        InputError: the memory does not suffice for a single image.
+    """
+    keras.utils.set_random_seed(job.seed)
+    extractor, trainer = job.network()
+    views = [_within_memory(job, partial(_features, job, extractor, view)) for view in range(VIEWS)]
+    labels = job.labels[train].argmax(axis=1)
+    balance = dict(enumerate(compute_class_weight("balanced", classes=np.arange(len(CLASSES)), y=labels)))
+    head = _fit_head(job, views, train, validation, balance)
+    best = _best(head, f"val_{LOSS}") | {"epoch": 0}
+    if job.epochs == 0:
+        return Fitted(head, best)
+    start = job.model.get_weights()
+    folder = job.work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    tuned = _within_memory(job, partial(_finetune, job, trainer, train, validation, balance, folder, start))
+    history = pd.concat([head, tuned], ignore_index=True)
+    if (last := _best(tuned, "val_auroc"))["auroc"] > best["auroc"]:
+        best = last
+    else:
+        job.model.set_weights(start)
+    return Fitted(history, best)
+
+
+def _within_memory(job: Job, work: Callable[[], T]) -> T:
+    """Do `work`; when the device runs out of memory, halve the batch and do it again."""
+    while True:
+        try:
+            return work()
+        except tf.errors.ResourceExhaustedError:
+            if job.batch_size == 1:
+                raise InputError(
+                    f"{job.backbone.name}: the memory does not suffice for one image; choose a smaller image size"
+                ) from None
+        job.batch_size //= 2
+        print(f"{job.backbone.name}: out of memory, goes on with batches of {job.batch_size}", flush=True)
+
+
+def _features(job: Job, extractor: Any, view: int) -> NDArray[np.float32]:
+    """Pooled features of all images [n, width], augmented if view > 0; what an earlier run computed is taken up."""
+    count, size = job.pixels.shape[:2]
+    moves = inputs.transforms(count, size, (job.seed, 0, 1 + view)) if view else None
+    folder = job.work / "features"
+    folder.mkdir(parents=True, exist_ok=True)
+    chunk = CHUNK_BATCHES * 32  # not the batch size, which may be halved between two chunks
+    parts = []
+    starts = range(0, count, chunk)
+    name = f"{job.backbone.name} features, {'augmented view' if view else 'plain'}"
+    for start in progress.bar(starts, len(starts), name, "chunk"):
+        file = folder / f"{view}-{start}.npz"
+        found = checkpoints.load(file)
+        if found is None:
+            rows = slice(start, start + chunk)
+            batches = inputs.batches(job.pixels[rows], job.batch_size, None if moves is None else moves[rows])
+            values = extractor.predict(batches, verbose=0).astype(np.float32)
+            if not np.isfinite(values).all():
+                raise checkpoints.TrainingDivergedError(
+                    f"{job.backbone.name}: its features are not finite numbers; check the weights"
+                )
+            found = {"values": values}
+            checkpoints.save(file, **found)
+        parts.append(found["values"])
+    return np.concatenate(parts)
+
+
+def _fit_head(
+    job: Job,
+    views: list[NDArray[np.float32]],
+    train: NDArray[np.intp],
+    validation: NDArray[np.intp],
+    balance: dict[int, float],
+) -> pd.DataFrame:
+    """Fit the dense head on standardised features, then fold the standardisation into its weights."""
+    x = np.concatenate([view[train] for view in views])
+    y = np.concatenate([job.labels[train]] * len(views))
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    scale = deviation + 1e-3 * deviation.mean() + 1e-12  # a feature that is dead in training must not explode later
+    dense = keras.layers.Dense(
+        len(CLASSES),
+        activation="softmax",
+        kernel_regularizer=keras.regularizers.L2(HEAD_PENALTY),
+        dtype="float32",
+    )
+    head = keras.Sequential([keras.Input((x.shape[1],)), dense])
+    _compile(head, HEAD_RATE)
+    log = head.fit(
+        (x - mean) / scale,
+        y,
+        batch_size=HEAD_BATCH,
+        epochs=HEAD_EPOCHS,
+        validation_data=((views[0][validation] - mean) / scale, job.labels[validation]),
+        class_weight=balance,
+        verbose=0,
+        callbacks=[
+            progress.epochs(f"{job.backbone.name} head"),
+            checkpoints.Watch(len(x), job.started),
+            keras.callbacks.EarlyStopping(f"val_{LOSS}", mode="min", patience=HEAD_PATIENCE, restore_best_weights=True),
+        ],
+    )
+    kernel, bias = dense.get_weights()
+    folded = kernel / scale[:, None]
+    job.model.get_layer(backbones.PROBABILITY).set_weights([folded, bias - mean @ folded])
+    history = pd.DataFrame(log.history)
+    history.insert(0, "epoch", range(1, len(history) + 1))
+    history.insert(0, "phase", "head")
+    return history
+
+
+def _finetune(
+    job: Job,
+    trainer: Any,
+    train: NDArray[np.intp],
+    validation: NDArray[np.intp],
+    balance: dict[int, float],
+    folder: Path,
+    start: list[NDArray[Any]],
+) -> pd.DataFrame:
+    job.model.set_weights(start)
+    epochs = inputs.Epochs(job.pixels[train], job.labels[train], job.batch_size, job.seed)
+    steps = epochs.steps * job.epochs
+    warmup = max(1, round(WARMUP * steps))
+    rate = keras.optimizers.schedules.CosineDecay(0.0, max(1, steps - warmup), warmup_target=RATE, warmup_steps=warmup)
+    _compile(trainer, rate)
+    stopper = keras.callbacks.EarlyStopping("val_auroc", mode="max", patience=PATIENCE, restore_best_weights=True)
+    resume = checkpoints.Resume(folder, epochs, stopper, job.backbone.name)
+    try:
+        trainer.fit(
+            epochs.dataset(),
+            validation_data=inputs.batches(job.pixels[validation], job.batch_size, labels=job.labels[validation]),
+            initial_epoch=resume.epoch,
+            epochs=resume.epoch if resume.finished else job.epochs,
+            class_weight=balance,
+            shuffle=False,  # the batches shuffle themselves
+            verbose=0,
+            callbacks=[
+                progress.epochs(f"{job.backbone.name} fine-tuning"),
+                checkpoints.Watch(len(train), job.started),
+                stopper,
+                resume,
+                keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
+            ],
+        )
+    finally:
+        resume.close()
+    history = resume.history
+    history.insert(0, "phase", "finetune")
+    return history
+
+
+def _compile(model: Any, rate: Any) -> None:
+    model.compile(
+        keras.optimizers.Adam(rate),
+        keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING),
+        metrics=["accuracy", LOSS, Auroc(num_thresholds=1000, name="auroc")],
+        jit_compile=XLA,
+    )
+    # Variables that come into being inside the first step make TensorFlow trace it twice: half a minute for B7.
+    model.optimizer.build(model.trainable_variables)
+    blank = keras.ops.one_hot(keras.ops.arange(len(CLASSES)), len(CLASSES))
+    model.compute_metrics(None, blank, blank)
+    model.reset_metrics()
+
+
+def _best(history: pd.DataFrame, monitor: str) -> dict[str, Any]:
+    """Validation figures of the epoch that EarlyStopping restored (the first best one)."""
+    if not np.isfinite(history[f"val_{LOSS}"]).any():
+        raise checkpoints.TrainingDivergedError("the validation loss is not a finite number; check the weights")
+    place = history[monitor].idxmax() if monitor == "val_auroc" else history[monitor].idxmin()
+    epoch = history.loc[place]
+    return {"epoch": int(epoch["epoch"]), "loss": float(epoch[f"val_{LOSS}"])} | {
+        key: float(epoch[f"val_{key}"]) for key in ("auroc", "accuracy")
+    }
