@@ -9,17 +9,18 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(SCANS)") $(if $(ROIS),--rois "$(ROIS)") \
 	$(if $(CROPS),--crops "$(CROPS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones "$(BACKBONES)") \
-	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(GIVEN_SPLITS),--given-splits "$(GIVEN_SPLITS)") $(if $(SEED),--seed "$(SEED)")
+	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(GIVEN_SPLITS),--given-splits "$(GIVEN_SPLITS)") $(if $(SEED),--seed "$(SEED)") \
+	$(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS),--folds "$(FOLDS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow lint format compile bench lock clean
+.PHONY: help setup run serve test test-slow lint format compile bench results lock clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  make run SCANS=dir ROIS=rois.csv CROPS=dir WEIGHTS=imagenet|none|dir-or-file OUTPUT=dir"
 	@echo "           PRESET=quick|standard|full BACKBONES=VGG16,ResNet50 DOMAINS=normal,cropped"
-	@echo "           GIVEN_SPLITS=separate|keep|ignore SEED=0"
+	@echo "           RECIPE=two-phase|frozen|deck FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SEED=0"
 
 setup: $(READY) ## Create the environment from requirements.lock
 
@@ -54,6 +55,12 @@ compile: $(READY) ## Write the Kubeflow pipeline to thyroid.yaml
 
 bench: $(READY) ## Ratios against named peers
 	@for b in bench/*.py; do "$(BIN)/python" "$$b" || exit 1; done
+
+results: $(READY) ## Recipes and backbones side by side on SCANS, ROIS and WEIGHTS: writes docs/results.md (an hour or more)
+	@test -n "$(SCANS)" || { echo "error: make results needs SCANS=dir and ROIS=rois.csv" >&2; exit 2; }
+	@"$(BIN)/python" -m thyroid.ingest --scans "$(SCANS)" $(if $(ROIS),--rois "$(ROIS)") --output "$(OUTPUT)/results/ingested"
+	@"$(BIN)/python" -m thyroid.crop --data "$(OUTPUT)/results/ingested" --output "$(OUTPUT)/results/data"
+	@"$(BIN)/python" -m thyroid.results --data "$(OUTPUT)/results/data" --work "$(OUTPUT)/results/work" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 lock: $(READY) ## Resolve requirements.lock anew from pyproject.toml (no URLs in it)
 	"$(BIN)/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra data --extra train --extra serve \

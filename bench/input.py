@@ -3,11 +3,10 @@
 Peers, in the same run, side by side: the deck's Keras ImageDataGenerator, and the limit (decode and resize alone, on as
 many threads as there are cores).
 
-    python bench/input.py [--images 400] [--size 224]
+    python bench/input.py [--images 1600] [--size 224]
 """
 
 import argparse
-import io
 import json
 import os
 import statistics
@@ -21,7 +20,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from thyroid import crop, deck, images, inputs, phantom, registry
 
@@ -50,21 +48,20 @@ def rate(count: int, work: Callable[[], None]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--images", type=int, default=1600)
     parser.add_argument("--size", type=int, default=224)
     arguments = parser.parse_args()
     count, size = arguments.images, arguments.size
-    cv2.setNumThreads(1)  # parallel by image
     warnings.filterwarnings("ignore", "This ImageDataGenerator specifies", UserWarning)
     with tempfile.TemporaryDirectory() as temporary:
         table = write(Path(temporary), count)
-        labels = np.zeros((count, 2), np.float32)
+        moves = inputs.transforms(count, size, (0,))
         generator = deck.generator().flow_from_directory(temporary, target_size=(size, size), batch_size=32)
         cached = inputs.decode(table, size)
 
         def limit() -> None:
             def one(file: str) -> None:
-                image = np.asarray(Image.open(io.BytesIO(Path(file).read_bytes())))
+                image = cv2.imdecode(np.frombuffer(Path(file).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
                 cv2.resize(image, (size, size * FRAME[1] // FRAME[0]), interpolation=cv2.INTER_AREA)
 
             with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -76,8 +73,8 @@ def main() -> None:
 
         contenders: dict[str, Callable[[], None]] = {
             "deck": lambda: consume(generator[batch] for batch in range(len(generator))),
-            "cached": lambda: consume(inputs.Epochs(cached, labels, 32, 0).dataset()),
-            "uncached": lambda: consume(inputs.Epochs(inputs.decode(table, size), labels, 32, 0).dataset()),
+            "cached": lambda: consume(inputs.batches(cached, 32, moves)),
+            "uncached": lambda: consume(inputs.batches(inputs.decode(table, size), 32, moves)),
             "plain": lambda: consume(inputs.batches(inputs.decode(table, size), 32)),
             "limit": limit,
         }

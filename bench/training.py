@@ -25,7 +25,7 @@ DECK_EPOCHS = 15
 SIZE = 128
 NEAR = 0.02
 PAIRS = 3
-OVERHEAD_IMAGES, OVERHEAD_EPOCHS = 96, 3
+OVERHEAD_EPOCHS = 10
 
 
 def data_version(scans: Path | None, rois: Path | None, folder: Path) -> Path:
@@ -63,34 +63,33 @@ def time_to_auroc(data: Path, weights: str, folder: Path, deck_epochs: int) -> f
 def fit_overhead(data: Path, weights: str, folder: Path) -> float:
     """Seconds of our fine-tuning (batches, resumable state, logs) over those of `fit` on arrays, tracing included."""
     row = backbones.get("VGG16")
-    table = crop.examples(data, "cropped", "train").sample(OVERHEAD_IMAGES, random_state=0, replace=True)
-    table = table.reset_index(drop=True)
+    table = crop.examples(data, "cropped", "train")
     pixels = inputs.decode(table, SIZE)
     labels = np.eye(2, dtype=np.float32)[(table["label"] == "M").astype(int)]
-    rows, held = np.arange(16, len(table)), np.arange(16)
-    moves = np.tile(inputs.IDENTITY, (len(table), 1))
+    held, rows = np.split(np.random.default_rng(0).permutation(len(table)), [len(table) // 10])
     ratios = []
     for pair in range(PAIRS):
         seconds = {}
         for who in ("ours", "fit")[:: 1 if pair % 2 else -1]:
             model = backbones.build(row, SIZE, backbones.find_weights(row, weights))
-            job = twophase.Job(model, row, pixels, labels, folder, OVERHEAD_EPOCHS, 16, 0, 0.0)
-            _, trainer = job.network()
+            job = twophase.Job(model, row, pixels, labels, folder, OVERHEAD_EPOCHS, 32, 0, 0.0)
+            extractor, _, tuner = job.networks()
+            maps = [twophase._maps(job, extractor, 0)]
             work = folder / f"{who}-{pair}"
             work.mkdir(parents=True)
             start = model.get_weights()
             began = time.perf_counter()
             if who == "ours":
-                twophase._finetune(job, trainer, rows, held, {0: 1.0, 1: 1.0}, work, start)
+                twophase.finetune(job, tuner, maps, rows, held, {0: 1.0, 1: 1.0}, work, start)
             else:
-                twophase._compile(trainer, twophase.RATE)
-                trainer.fit(
-                    [pixels[rows], moves[rows]],
+                twophase.compile_model(tuner, twophase.RATE)
+                tuner.fit(
+                    maps[0][rows],
                     labels[rows],
-                    validation_data=([pixels[held], moves[held]], labels[held]),
+                    validation_data=(maps[0][held], labels[held]),
                     class_weight={0: 1.0, 1: 1.0},
                     epochs=OVERHEAD_EPOCHS,
-                    batch_size=16,
+                    batch_size=32,
                     verbose=0,
                 )
             seconds[who] = time.perf_counter() - began

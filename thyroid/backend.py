@@ -6,6 +6,7 @@ failing import still raises its Python error.
 
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -30,12 +31,19 @@ XLA = bool(tf.config.list_physical_devices("GPU"))
 
 
 def policy() -> str:
-    """Keras' dtype policy for this machine's first GPU, by its compute capability; float32 without one."""
-    gpus = tf.config.list_physical_devices("GPU")
-    capability = (
-        tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else (0, 0)
-    )
-    return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16" if capability >= (7, 0) else "float32"
+    """Keras' dtype policy for this machine: mixed precision where the first GPU, or else the processor, computes it faster.
+
+    On processors with bfloat16 instructions a convolution takes about half the time.
+    """
+    if gpus := tf.config.list_physical_devices("GPU"):
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+        return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16" if capability >= (7, 0) else "float32"
+    return "mixed_bfloat16" if {"avx512_bf16", "amx_bf16"} & _processor_flags() else "float32"
+
+
+def _processor_flags() -> set[str]:
+    information = Path("/proc/cpuinfo")
+    return set(information.read_text().split()) if information.exists() else set()
 
 
 def strategy() -> tf.distribute.Strategy:

@@ -24,8 +24,8 @@ from thyroid import inputs
 from thyroid.backend import keras, tf
 from thyroid.errors import InputError
 
-SAVE_SECONDS = 300.0
-"""Within a long epoch the state is saved this often; it is also saved at every epoch's end and on SIGTERM."""
+SAVE_SECONDS = 30.0
+"""The state is saved this often, and on SIGTERM: all that a kill -9 can cost."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -108,19 +108,16 @@ class Resume(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self.state and batch * self.epochs.batch_size >= self.seen:
-            _assign(self.model.trainable_variables, self.state, "weight")
-            _assign(self.model.optimizer.variables, self.state, "optimizer")
-            self._rescale_steps()
-            if self.seen:
-                _assign(self.model.metrics_variables, self.state, "metric")
-            self.state = None
+            self._restore(self.state)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.state:
+            if batch + 1 == self.epochs.steps:  # it was saved after an epoch's last batch
+                self._restore(self.state)
             return
         if logs and not np.isfinite(logs["loss"]):
             raise self._diverged("loss")
-        self.seen = min(self.seen + self.epochs.batch_size, len(self.epochs.pixels))
+        self.seen = min(self.seen + self.epochs.batch_size, len(self.epochs.rows))
         if self.stop_asked or time.monotonic() - self.saved > SAVE_SECONDS:
             self._save()
         if self.stop_asked:
@@ -136,7 +133,8 @@ class Resume(keras.callbacks.Callback):
         self.rows.append({"epoch": epoch + 1} | {name: float(value) for name, value in (logs or {}).items()})
         self.epoch, self.seen = epoch + 1, 0
         self.finished = bool(self.model.stop_training)
-        self._save()
+        if self.finished or time.monotonic() - self.saved > SAVE_SECONDS:
+            self._save()
 
     def close(self) -> None:
         """Give the signal back. In a `finally`, since Keras ends a failed fit without a callback."""
@@ -180,14 +178,18 @@ class Resume(keras.callbacks.Callback):
             f"the weights. The last good state is {self.file}"
         )
 
-    def _rescale_steps(self) -> None:
-        """The schedule counts steps, and a batch that was halved since the state was saved makes more of them."""
-        assert self.state is not None
-        factor = json.loads(str(self.state["facts"]))["batch_size"] / self.epochs.batch_size
+    def _restore(self, state: Arrays) -> None:
+        _assign(self.model.trainable_variables, state, "weight")
+        _assign(self.model.optimizer.variables, state, "optimizer")
+        if self.seen:
+            _assign(self.model.metrics_variables, state, "metric")
+        # The schedule counts steps, and a batch that was halved since the state was saved makes more of them.
+        factor = json.loads(str(state["facts"]))["batch_size"] / self.epochs.batch_size
         optimizer = self.model.optimizer
         wrapped = [optimizer.inner_optimizer] if hasattr(optimizer, "inner_optimizer") else []  # of loss scaling
         for one in (optimizer, *wrapped):
             one.iterations.assign(round(int(one.iterations.numpy()) * factor))
+        self.state = None
 
     def _places(self) -> list[tuple[Any, int | None]]:
         """Every weight of the model with its place among the trainable ones."""

@@ -109,27 +109,35 @@ def diagnose(data: Path, folder: Path, network: Any = None) -> Diagnosis:
 Checked = tuple[dict[str, Any], list[Finding]]
 
 
-def _scale(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Checked:
-    """Range and spread of what enters the body, and at its first convolution, against what the weights expect."""
-    row = backbones.get(model["backbone"])
+def scale(backbone: str, network: Any, pixels: NDArray[np.uint8]) -> dict[str, float]:
+    """Range of what enters the body; its spread at the first convolution, and the one that the weights expect there."""
     body = network.get_layer(backbones.BODY)
-    first = next(layer for layer in body.layers if isinstance(layer, keras.layers.Conv2D))
-    # EfficientNet rescales and normalises in front of its first convolution; padding would dilute the spread
-    inner = [layer for layer in body.layers[: body.layers.index(first)] if "pad" not in layer.name]
-    stem = keras.Model(body.input, inner[-1].output)
+    stem = keras.Model(body.input, _before_convolution(body)[-1].output)
     image = inputs.rgb(tf.constant(pixels))
     given = keras.Model(network.input, network.get_layer(backbones.PREPROCESSED).output)(image)
-    spread = float(np.std(stem(given)))
-    expected = float(np.std(stem(backbones.preprocess(row, image))))
-    figures = {
+    return {
         "input_low": float(np.min(given)),
         "input_high": float(np.max(given)),
-        "stem_spread": spread,
-        "expected_stem_spread": expected,
+        "stem_spread": float(np.std(stem(given))),
+        "expected_stem_spread": float(np.std(stem(backbones.preprocess(backbones.get(backbone), image)))),
     }
+
+
+def _before_convolution(body: Any) -> list[Any]:
+    """Layers in front of the first convolution; EfficientNet rescales and normalises there. Padding dilutes the spread."""
+    first = next(i for i, layer in enumerate(body.layers) if isinstance(layer, keras.layers.Conv2D))
+    return [layer for layer in body.layers[:first] if "pad" not in layer.name]
+
+
+def _scale(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Checked:
+    """Double rescaling, or another scale than the weights were trained on."""
+    row = backbones.get(model["backbone"])
+    figures = scale(row.name, network, pixels)
+    spread, expected = figures["stem_spread"], figures["expected_stem_spread"]
     ratio = spread / max(expected, 1e-12)
     if 1 / SCALE_TOLERANCE <= ratio <= SCALE_TOLERANCE:
         return {"scale": figures}, []
+    inner = _before_convolution(network.get_layer(backbones.BODY))
     rescales = any(isinstance(layer, keras.layers.Rescaling) for layer in inner)
     text = (
         f"images enter the body between {figures['input_low']:.3g} and {figures['input_high']:.3g}; at its first "

@@ -1,7 +1,7 @@
 """Input: every file verified, decoded and letterboxed once into one uint8 array, then tf.data batches of it.
 
-Order and augmentation of an epoch depend on the seed and the epoch alone, so a training that was stopped in the middle of
-an epoch goes on with the very images that an uninterrupted one would have seen. The augmentation runs where it is fastest:
+What is random depends on the seed and the epoch alone, so a training that was stopped in the middle of an epoch goes on with
+the very batches that an uninterrupted one would have seen. The augmentation runs where it is fastest:
 on a GPU as a layer of the model (`Augment`), on a CPU by OpenCV while the batch is made (twice TensorFlow's kernel).
 """
 
@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ from thyroid.backend import XLA, keras, tf
 from thyroid.errors import InputError
 
 MEMORY_BUDGET = 4_000_000_000
-"""Decoded sets up to this many bytes are held in memory, larger ones in a temporary file that the system pages in."""
+"""Arrays up to this many bytes are held in memory, larger ones in a temporary file that the system pages in."""
 
 # The deck's ImageDataGenerator ranges. Keras takes shear_range in degrees, so its .2 hardly shears at all.
 ROTATION_DEGREES = 20.0
 SHIFT = 0.2
 SHEAR_DEGREES = 0.2
 ZOOM = 0.2
+
+_CHUNK = 16  # images a task of a thread
 
 IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
 
@@ -51,18 +53,19 @@ def decode(table: pd.DataFrame, size: int, description: str = "decode") -> NDArr
     """
     rows = list(zip(table["file"], table["sha256"], strict=True))
     for channels in (1, 3):
-        out = _allocate((len(rows), size, size, channels))
+        out = allocate((len(rows), size, size, channels), np.uint8)
         if _fill(out, rows, description):
             break
     return out
 
 
-def _allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    if math.prod(shape) <= MEMORY_BUDGET:
-        return np.empty(shape, np.uint8)
-    descriptor, name = tempfile.mkstemp(prefix="thyroid-pixels-")
+def allocate(shape: tuple[int, ...], dtype: type) -> NDArray:
+    """An array in memory, or in a temporary file if it is larger than `MEMORY_BUDGET`."""
+    if math.prod(shape) * np.dtype(dtype).itemsize <= MEMORY_BUDGET:
+        return np.empty(shape, dtype)
+    descriptor, name = tempfile.mkstemp(prefix="thyroid-")
     os.close(descriptor)
-    out = np.memmap(name, np.uint8, "w+", shape=shape)
+    out = np.memmap(name, dtype, "w+", shape=shape)
     Path(name).unlink()  # the mapping keeps it until the process ends, however that happens
     return out
 
@@ -71,24 +74,25 @@ def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]], description: str)
     """Decode `rows` into `out`; False as soon as an image has more channels than `out`."""
     wrong: list[tuple[str, str]] = []
 
-    def one(number: int) -> bool:
-        file, sha256 = rows[number]
-        try:
-            data = Path(file).read_bytes()
-        except OSError:
-            wrong.append(("missing", file))
-            return True
-        if hashlib.sha256(data).hexdigest() != sha256:
-            wrong.append(("changed", file))
-            return True
-        image = images.square(data, out.shape[1])
-        if image.shape[-1] > out.shape[-1]:
-            return False
-        out[number] = image
+    def some(start: int) -> bool:
+        for number, (file, sha256) in enumerate(rows[start : start + _CHUNK], start):
+            try:
+                data = Path(file).read_bytes()
+            except OSError:
+                wrong.append(("missing", file))
+                continue
+            if hashlib.sha256(data).hexdigest() != sha256:
+                wrong.append(("changed", file))
+                continue
+            image = images.square(data, out.shape[1])
+            if image.shape[-1] > out.shape[-1]:
+                return False
+            out[number] = image
         return True
 
+    starts = range(0, len(rows), _CHUNK)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        if not all(progress.bar(pool.map(one, range(len(rows))), len(rows), description, "image")):
+        if not all(progress.bar(pool.map(some, starts), len(starts), description, f"x{_CHUNK} images")):
             pool.shutdown(cancel_futures=True)
             return False
     if wrong:
@@ -188,52 +192,64 @@ def rgb(batch: tf.Tensor) -> tf.Tensor:
     return batch if batch.shape[-1] == 3 else tf.repeat(batch, 3, axis=-1)
 
 
-class Epochs:
-    """The training batches of any epoch: ((uint8 image, float32 transform), float32 one-hot label).
-
-    A tf.data set made of it starts anew on each iteration, with epoch `epoch`. Batches before image `seen` hold a single
-    image only: Keras wants every epoch to have the same number of steps, and `checkpoints.Resume` undoes what they do.
-    """
-
-    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.float32], batch_size: int, seed: int) -> None:
-        self.pixels, self.labels, self.batch_size, self.seed = pixels, labels, batch_size, seed
-        self.epoch = 0
-        self.seen = 0
-
-    def __iter__(self) -> Iterator[tuple[tuple[NDArray[np.uint8], NDArray[np.float32]], NDArray[np.float32]]]:
-        count = len(self.pixels)
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(count)
-        moves = transforms(count, self.pixels.shape[1], (self.seed, self.epoch, 1))
-        for start in range(0, count, self.batch_size):
-            rows = order[start : start + (self.batch_size if start >= self.seen else 1)]
-            yield _moved(self.pixels[rows], moves[rows]), self.labels[rows]
-
-    def dataset(self) -> tf.data.Dataset:
-        """As tf.data, prefetched."""
-        return _dataset(self.__iter__, self.steps, self.pixels.shape, self.labels.shape[1])
-
-    @property
-    def steps(self) -> int:
-        """Of an epoch."""
-        return -(-len(self.pixels) // self.batch_size)
-
-
-def batches(
-    pixels: NDArray[np.uint8],
-    batch_size: int,
-    moves: NDArray[np.float32] | None = None,
-    labels: NDArray[np.float32] | None = None,
-) -> tf.data.Dataset:
-    """The images in order as ((image, transform),) or ((image, transform), label); without `moves` they stay as they are."""
+def batches(pixels: NDArray[np.uint8], batch_size: int, moves: NDArray[np.float32] | None = None) -> tf.data.Dataset:
+    """The images in order as ((image, transform),) for a model with `Augment` in front; without `moves` as they are."""
 
     def generate() -> Iterator[tuple]:
         for start in range(0, len(pixels), batch_size):
             rows = slice(start, start + batch_size)
-            x = _moved(pixels[rows], None if moves is None else moves[rows])
-            yield (x,) if labels is None else (x, labels[rows])
+            yield (_moved(pixels[rows], None if moves is None else moves[rows]),)
 
-    steps = -(-len(pixels) // batch_size)
-    return _dataset(generate, steps, pixels.shape, None if labels is None else labels.shape[1])
+    x = (tf.TensorSpec((None, *pixels.shape[1:]), tf.uint8), tf.TensorSpec((None, len(IDENTITY)), tf.float32))
+    return _dataset(generate, (x,), -(-len(pixels) // batch_size))
+
+
+class Epochs:
+    """The training batches of any epoch: (x, float32 one-hot label), every example in one of its views.
+
+    Order and views depend on the seed and `epoch` alone. Batches before example `seen` hold a single one only: Keras wants
+    every epoch to have the same number of steps, and `checkpoints.Resume` undoes what they do.
+
+    Args:
+        views: arrays [n, ...] of the same examples.
+        labels: float32 one-hot [n, classes].
+        rows: places of the training examples in them.
+        batch_size: examples a step.
+        seed: of order and views.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[NDArray],
+        labels: NDArray[np.float32],
+        rows: NDArray[np.intp],
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.views, self.labels, self.rows, self.batch_size, self.seed = views, labels, rows, batch_size, seed
+        self.epoch = 0
+        self.seen = 0
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[NDArray, NDArray[np.float32]]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order, view = rng.permutation(self.rows), rng.integers(0, len(self.views), len(self.labels))
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + (self.batch_size if start >= self.seen else 1)]
+            yield np.stack([self.views[view[row]][row] for row in rows]), self.labels[rows]
+
+    def dataset(self) -> tf.data.Dataset:
+        """As tf.data; starts anew, with `epoch` and `seen` as they are then, on each iteration."""
+        first = self.views[0]
+        signature = (
+            tf.TensorSpec((None, *first.shape[1:]), first.dtype),
+            tf.TensorSpec((None, *self.labels.shape[1:]), tf.float32),
+        )
+        return _dataset(self.__iter__, signature, self.steps)
 
 
 def _moved(image: NDArray[np.uint8], moves: NDArray[np.float32] | None) -> tuple[NDArray, NDArray]:
@@ -242,9 +258,7 @@ def _moved(image: NDArray[np.uint8], moves: NDArray[np.float32] | None) -> tuple
     return image if XLA else warp(image, moves), moves
 
 
-def _dataset(generate: Any, steps: int, shape: tuple[int, ...], classes: int | None) -> tf.data.Dataset:
-    x = (tf.TensorSpec((None, *shape[1:]), tf.uint8), tf.TensorSpec((None, len(IDENTITY)), tf.float32))
-    signature = (x,) if classes is None else (x, tf.TensorSpec((None, classes), tf.float32))
+def _dataset(generate: Any, signature: Any, steps: int) -> tf.data.Dataset:
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
     return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
 

@@ -241,3 +241,16 @@ def diagnosis(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     left.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     right.set(xlim=(0, 1), xlabel="probability of malignant: 90 % of the validation images")
     _save(figure, path)
+
+
+def forest(rows: Sequence[tuple[str, "Interval"]], path: Path) -> None:
+    """AUROC of each row with its interval."""
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.42 * len(rows)))
+    for place, (_, auroc) in enumerate(reversed(rows)):
+        if auroc.low is not None and auroc.high is not None:
+            axis.plot((auroc.low, auroc.high), (place, place), color="#1f5f8b", lw=2)
+        axis.plot(auroc.value, place, "o", color="#1f5f8b")
+    axis.axvline(0.5, color="#bb0000", lw=0.8, ls="--")
+    axis.set(xlim=(0, 1.02), xlabel="AUROC with 95 % interval over patients; dashed: chance", yticks=range(len(rows)))
+    axis.set_yticklabels([name for name, _ in reversed(rows)])
+    _save(figure, path)

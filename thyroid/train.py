@@ -20,11 +20,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.metrics import log_loss, roc_auc_score
 
-from thyroid import backbones, checkpoints, crop, deck, errors, inputs, plots, registry, splits, tables, twophase
+from thyroid import (
+    backbones,
+    checkpoints,
+    crop,
+    deck,
+    errors,
+    inputs,
+    metrics,
+    plots,
+    registry,
+    splits,
+    tables,
+    twophase,
+)
 from thyroid.backend import keras, policy, strategy, tf
 from thyroid.errors import InputError
-from thyroid.names import CLASSES
+from thyroid.names import CLASSES, POSITIVE
 
 INNER_FOLDS = 8
 """In cross-validation, one in so many patients of the other folds is set aside for early stopping."""
@@ -122,7 +136,7 @@ def train(
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     pixels = inputs.decode(table, image_size)
-    keras.config.set_dtype_policy(policy())
+    keras.config.set_dtype_policy("float32" if recipe == "deck" else policy())
     try:
         with strategy().scope():
             keras.utils.set_random_seed(seed)
@@ -137,8 +151,10 @@ def train(
     finally:
         keras.config.set_dtype_policy("float32")
 
-    checkpoint = f"{row.name}-{fitted.best['epoch']:03d}-{fitted.best['loss']:.4f}-{fitted.best['accuracy']:.4f}.keras"
-    _float32(model, row, image_size, tap, recipe).save(output / checkpoint)
+    kept = _float32(model, row, image_size, tap, recipe)
+    best = fitted.best if recipe == "deck" else _validation(kept, pixels, table)
+    checkpoint = f"{row.name}-{fitted.best['epoch']:03d}-{best['loss']:.4f}-{best['accuracy']:.4f}.keras"
+    kept.save(output / checkpoint)
     fitted.history.to_csv(output / "history.csv", index=False)
     plots.history(fitted.history, f"{row.name} on {domain}, {recipe}", output / "history.png")
     names = [str(Path(file).relative_to(data)) for file in table["file"]]
@@ -156,7 +172,7 @@ def train(
             "checkpoint": checkpoint,
             "epoch": fitted.best["epoch"],
             "batch_size": job.batch_size,
-            "validation": {key: fitted.best[key] for key in ("auroc", "loss", "accuracy")},
+            "validation": {key: best[key] for key in ("auroc", "loss", "accuracy")},
             "data_digest": facts["digest"],
             "seconds": round(time.monotonic() - started, 1),
         }
@@ -164,9 +180,7 @@ def train(
     )
     tables.write_json(output / "train.json", result)
     _tidy(work, output)
-    print(
-        f"{row.name} on {domain}: validation AUROC {fitted.best['auroc']:.3f}, {checkpoint}, {result['seconds']:.0f} s"
-    )
+    print(f"{row.name} on {domain}: validation AUROC {best['auroc']:.3f}, {checkpoint}, {result['seconds']:.0f} s")
     return Trained(output, result)
 
 
@@ -310,6 +324,18 @@ def _float32(model: Any, row: backbones.Backbone, size: int, tap: str, recipe: s
     plain = backbones.build(row, size, None, tap, deck=recipe == "deck")
     plain.set_weights(model.get_weights())
     return plain
+
+
+def _validation(kept: Any, pixels: NDArray[np.uint8], table: pd.DataFrame) -> dict[str, float]:
+    """Figures of the model as it is kept; while it was fitted they may have been computed in mixed precision."""
+    rows = np.flatnonzero(table["part"] == "validation")
+    probability, truth = inputs.predict(kept, pixels[rows]), _one_hot(table.iloc[rows])
+    positive = truth[:, POSITIVE] == 1
+    return {
+        "auroc": float(roc_auc_score(positive, probability[:, POSITIVE])),
+        "loss": float(log_loss(truth.argmax(axis=1), probability, labels=range(len(CLASSES)))),
+        "accuracy": metrics.accuracy(positive, probability[:, POSITIVE]),
+    }
 
 
 def _tidy(work: Path, output: Path) -> None:

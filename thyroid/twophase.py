@@ -1,9 +1,9 @@
 """The default recipe: a head on frozen features, then the last block fine-tuned. Keras' own fit in both phases.
 
-The body is frozen first, so its pooled features are computed once, for the plain images and augmented views, and the dense
-head is fitted on that table in seconds. Then the last block and the head learn from augmented images at a low rate with
-warm-up and cosine decay; BatchNorm stays in inference mode. The state with the highest validation AUROC is kept, the
-head's included.
+All but the last block of the body stays frozen, so its output, the maps, is computed once for every image and `VIEWS` - 1
+augmented copies of it. Both phases learn from these maps: first the dense head, on pooled features in seconds; then the
+last block with the head, at a low rate with warm-up and cosine decay and BatchNorm in inference mode, at a small part of
+the whole body's cost. The state with the highest validation AUROC is kept, the head's included.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from thyroid.names import CLASSES, POSITIVE
 
 HEAD_EPOCHS = 100
 HEAD_BATCH = 128
-HEAD_RATE = 1e-3
+HEAD_RATE = 5e-3
 HEAD_PENALTY = 1e-2
 HEAD_PATIENCE = 10
 VIEWS = 2
@@ -33,7 +33,9 @@ RATE = 2e-5
 WARMUP = 0.1
 """Share of the steps over which the rate rises, before it falls as a cosine (Goyal et al. 2017; Loshchilov & Hutter 2017)."""
 PATIENCE = 5
-CHUNK_BATCHES = 8
+CHUNK = 256
+"""Images after whose maps an interruption costs nothing."""
+HALF = float(np.finfo(np.float16).max)
 
 LOSS = "categorical_crossentropy"
 """The loss without smoothing and penalty, by which one model can be compared with another."""
@@ -75,21 +77,18 @@ class Job:
     seed: int
     started: float
 
-    def network(self) -> tuple[Any, Any]:
-        """The model with augmentation in front of it, twice over the same layers: to pooled features, to probabilities.
-
-        No gradient enters the frozen part, which TensorFlow would trace backwards although it is not trainable.
-        """
+    def networks(self) -> tuple[Any, Any, Any]:
+        """Three models over the layers of `model`: images to maps, maps to pooled features, maps to probabilities."""
         trunk, last_block = backbones.split(self.model)
-        shape = self.pixels.shape[1:]
-        x = [keras.Input(shape, dtype="uint8"), keras.Input((len(inputs.IDENTITY),))]
-        preprocessed = backbones.preprocess(self.backbone, inputs.Augment()(*x))
-        maps = keras.ops.stop_gradient(trunk(preprocessed, training=False))
+        image = [keras.Input(self.pixels.shape[1:], dtype="uint8"), keras.Input((len(inputs.IDENTITY),))]
+        preprocessed = backbones.preprocess(self.backbone, inputs.Augment()(*image))
+        extractor = keras.Model(image, trunk(preprocessed, training=False), name=f"{self.backbone.name}-maps")
+        maps = keras.Input(last_block.input_shape[1:])
         features = self.model.get_layer(backbones.FEATURES)(last_block(maps, training=False))
         probability = self.model.get_layer(backbones.PROBABILITY)(features)
-        extractor = keras.Model(x, features, name=f"{self.backbone.name}-features")
-        extractor.jit_compile = XLA
-        return extractor, keras.Model(x, probability, name=self.backbone.name)
+        pooled = keras.Model(maps, features)
+        extractor.jit_compile = pooled.jit_compile = XLA
+        return extractor, pooled, keras.Model(maps, probability, name=self.backbone.name)
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,9 @@ def fit(job: Job, train: NDArray[np.intp], validation: NDArray[np.intp], name: s
         InputError: the memory does not suffice for a single image.
     """
     keras.utils.set_random_seed(job.seed)
-    extractor, trainer = job.network()
-    views = [_within_memory(job, partial(_features, job, extractor, view)) for view in range(VIEWS)]
+    extractor, pooled, tuner = job.networks()
+    maps = [_within_memory(job, partial(_maps, job, extractor, view)) for view in range(VIEWS)]
+    views = [_within_memory(job, partial(_features, job, pooled, view)) for view in maps]
     labels = job.labels[train].argmax(axis=1)
     balance = dict(enumerate(compute_class_weight("balanced", classes=np.arange(len(CLASSES)), y=labels)))
     head = _fit_head(job, views, train, validation, balance)
@@ -125,7 +125,7 @@ def fit(job: Job, train: NDArray[np.intp], validation: NDArray[np.intp], name: s
     start = job.model.get_weights()
     folder = job.work / name
     folder.mkdir(parents=True, exist_ok=True)
-    tuned = _within_memory(job, partial(_finetune, job, trainer, train, validation, balance, folder, start))
+    tuned = _within_memory(job, partial(finetune, job, tuner, maps, train, validation, balance, folder, start))
     history = pd.concat([head, tuned], ignore_index=True)
     if (last := _best(tuned, "val_auroc"))["auroc"] > best["auroc"]:
         best = last
@@ -148,31 +148,37 @@ def _within_memory(job: Job, work: Callable[[], T]) -> T:
         print(f"{job.backbone.name}: out of memory, goes on with batches of {job.batch_size}", flush=True)
 
 
-def _features(job: Job, extractor: Any, view: int) -> NDArray[np.float32]:
-    """Pooled features of all images [n, width], augmented if view > 0; what an earlier run computed is taken up."""
+def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
+    """Output of the frozen part for all images, augmented if view > 0; what an earlier run computed is taken up."""
     count, size = job.pixels.shape[:2]
-    moves = inputs.transforms(count, size, (job.seed, 0, 1 + view)) if view else None
-    folder = job.work / "features"
+    moves = inputs.transforms(count, size, (job.seed, view)) if view else None
+    folder = job.work / "maps"
     folder.mkdir(parents=True, exist_ok=True)
-    chunk = CHUNK_BATCHES * 32  # not the batch size, which may be halved between two chunks
-    parts = []
-    starts = range(0, count, chunk)
-    name = f"{job.backbone.name} features, {'augmented view' if view else 'plain'}"
-    for start in progress.bar(starts, len(starts), name, "chunk"):
-        file = folder / f"{view}-{start}.npz"
+    out = inputs.allocate((count, *extractor.output_shape[1:]), np.float16)
+    starts = range(0, count, CHUNK)
+    name = f"{job.backbone.name} frozen part, {'augmented' if view else 'plain'}"
+    for start in progress.bar(starts, len(starts), name, f"x{CHUNK} images"):
+        file, rows = folder / f"{view}-{start}.npz", slice(start, start + CHUNK)
         found = checkpoints.load(file)
         if found is None:
-            rows = slice(start, start + chunk)
             batches = inputs.batches(job.pixels[rows], job.batch_size, None if moves is None else moves[rows])
             values = extractor.predict(batches, verbose=0).astype(np.float32)
             if not np.isfinite(values).all():
                 raise checkpoints.TrainingDivergedError(
                     f"{job.backbone.name}: its features are not finite numbers; check the weights"
                 )
-            found = {"values": values}
+            found = {"maps": np.clip(values, -HALF, HALF).astype(np.float16)}
             checkpoints.save(file, **found)
-        parts.append(found["values"])
-    return np.concatenate(parts)
+        out[rows] = found["maps"]
+    return out
+
+
+def _features(job: Job, pooled: Any, maps: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Pooled features [n, width] of `maps`, in parts so that maps paged from disk do not enter the memory at once."""
+    starts = range(0, len(maps), CHUNK)
+    return np.concatenate(
+        [pooled.predict(maps[i : i + CHUNK], job.batch_size, verbose=0).astype(np.float32) for i in starts]
+    )
 
 
 def _fit_head(
@@ -194,7 +200,7 @@ def _fit_head(
         dtype="float32",
     )
     head = keras.Sequential([keras.Input((x.shape[1],)), dense])
-    _compile(head, HEAD_RATE)
+    compile_model(head, HEAD_RATE)
     log = head.fit(
         (x - mean) / scale,
         y,
@@ -218,27 +224,30 @@ def _fit_head(
     return history
 
 
-def _finetune(
+def finetune(
     job: Job,
-    trainer: Any,
+    tuner: Any,
+    maps: list[NDArray[np.float16]],
     train: NDArray[np.intp],
     validation: NDArray[np.intp],
     balance: dict[int, float],
     folder: Path,
     start: list[NDArray[Any]],
 ) -> pd.DataFrame:
+    """Fit the last block and the head from the weights `start`, or from where `folder` says that it was stopped."""
     job.model.set_weights(start)
-    epochs = inputs.Epochs(job.pixels[train], job.labels[train], job.batch_size, job.seed)
+    epochs = inputs.Epochs(maps, job.labels, train, job.batch_size, job.seed)
     steps = epochs.steps * job.epochs
     warmup = max(1, round(WARMUP * steps))
     rate = keras.optimizers.schedules.CosineDecay(0.0, max(1, steps - warmup), warmup_target=RATE, warmup_steps=warmup)
-    _compile(trainer, rate)
+    compile_model(tuner, rate)
     stopper = keras.callbacks.EarlyStopping("val_auroc", mode="max", patience=PATIENCE, restore_best_weights=True)
     resume = checkpoints.Resume(folder, epochs, stopper, job.backbone.name)
     try:
-        trainer.fit(
+        tuner.fit(
             epochs.dataset(),
-            validation_data=inputs.batches(job.pixels[validation], job.batch_size, labels=job.labels[validation]),
+            validation_data=(maps[0][validation], job.labels[validation]),
+            validation_batch_size=job.batch_size,
             initial_epoch=resume.epoch,
             epochs=resume.epoch if resume.finished else job.epochs,
             class_weight=balance,
@@ -259,7 +268,8 @@ def _finetune(
     return history
 
 
-def _compile(model: Any, rate: Any) -> None:
+def compile_model(model: Any, rate: Any) -> None:
+    """The loss, metrics and optimizer of both phases."""
     model.compile(
         keras.optimizers.Adam(rate),
         keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING),
