@@ -72,7 +72,7 @@ def test_pictures_are_there_for_every_model(evaluated):
 def test_report_opens_offline_and_is_honest(evaluated):
     html = (evaluated / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
-    assert html.count("data:image/png;base64,") == 2 * 2 + 1 + 2
+    assert html.count("data:image/png;base64,") == 2 * 2 + 1 + 1 + 2
     assert html.count(RESEARCH_USE_ONLY) == 2
     assert "30 of 30 scans are synthetic phantoms" in html
     assert "always answering the majority class gives" in html

@@ -56,7 +56,9 @@ def test_the_ops_image_does_without_the_others(step):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("module", ["phantom", "ingest", "crop", "train", "diagnose", "evaluate", "register", "serve"])
+@pytest.mark.parametrize(
+    "module", ["phantom", "ingest", "crop", "train", "diagnose", "evaluate", "register", "serve", "results"]
+)
 def test_every_step_is_a_command(module):
     done = subprocess.run(
         [sys.executable, "-m", f"thyroid.{module}", "--help"], capture_output=True, text=True, cwd=ROOT

@@ -117,3 +117,20 @@ def test_malformed_exif_is_a_damaged_file_not_a_crash():
             broken[place] = rng.integers(256)
         with contextlib.suppress(ValueError):
             images.decode(bytes(broken))
+
+
+@pytest.mark.parametrize("size", [32, 64, 100, 224])
+@pytest.mark.parametrize("colour", [False, True])
+def test_the_models_input_is_the_letterboxed_image(size, colour):
+    """A scaled decode differs from a full one by a grey level or two, and only where it is used."""
+    y, x = np.mgrid[0:200, 0:300]
+    image = np.stack([128 + 90 * np.sin(x / 17 + c * colour) * np.cos(y / 23) for c in range(3)], -1).astype(np.uint8)
+    data = images.encode(image)
+    square = images.square(data, size)
+    assert square.shape == (size, size, 3 if colour else 1)
+    full = images.letterbox(images.decode(data), size)
+    difference = np.abs(images.rgb(square).astype(int) - full)
+    assert difference.mean() < (3 if size == 32 else 1.5)  # of a pattern with waves of 17 pixels
+    if size > 150:
+        assert difference.max() == 0
+    assert images.square(images.encode(image[:2, :40]), size).shape[:2] == (size, size)

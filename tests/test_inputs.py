@@ -25,9 +25,7 @@ def test_pixels_are_what_serving_computes_in_order(tmp_path):
     pixels = inputs.decode(table_of(files), 48)
     assert pixels.shape == (5, 48, 48, 1)
     for image, file in zip(pixels, files, strict=True):
-        np.testing.assert_array_equal(
-            np.repeat(image, 3, axis=-1), images.letterbox(images.decode(file.read_bytes()), 48)
-        )
+        np.testing.assert_array_equal(image, images.square(file.read_bytes(), 48))
 
 
 def test_one_colour_image_makes_three_channels_of_all(tmp_path):
@@ -35,7 +33,7 @@ def test_one_colour_image_makes_three_channels_of_all(tmp_path):
     pixels = inputs.decode(table_of(files), 32)
     assert pixels.shape == (21, 32, 32, 3)
     for image, file in zip(pixels, files, strict=True):
-        np.testing.assert_array_equal(image, images.letterbox(images.decode(file.read_bytes()), 32))
+        np.testing.assert_array_equal(image, images.rgb(images.square(file.read_bytes(), 32)))
 
 
 def test_a_set_larger_than_the_budget_is_paged_from_disk(tmp_path, monkeypatch):

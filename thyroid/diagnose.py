@@ -266,12 +266,8 @@ def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) 
 
 def _serving(model: dict[str, Any], network: Any, table: pd.DataFrame, pixels: NDArray[np.uint8]) -> Checked:
     """The answer to an image as the training read it, against the answer to the same image as the endpoint reads it."""
-    served = np.stack(
-        [
-            images.letterbox(images.decode(Path(file).read_bytes(), min_side=1), pixels.shape[1])
-            for file in table["file"]
-        ]
-    )
+    files = [Path(file).read_bytes() for file in table["file"]]
+    served = np.stack([images.rgb(images.square(data, pixels.shape[1])) for data in files])
     if model["recipe"] == "deck":
         size = (pixels.shape[1], pixels.shape[1])
         read = keras.utils.load_img

@@ -238,7 +238,7 @@ def _artefact(folder: Path, row: dict[str, Any], facts: dict[str, Any], serving_
     reference = images.encode(crop.normal(phantom.draw("M", patient=1, image=1).image))
     (output / "reference.jpg").write_bytes(reference)
     network = registry.load_keras(checkpoint)
-    pixels = images.letterbox(images.decode(reference), row["image_size"])
+    pixels = images.rgb(images.square(reference, row["image_size"]))
     probability = network.predict(pixels[None], verbose=0)[0]
     (output / "model.keras").write_bytes(checkpoint.read_bytes())
     registry.describe(

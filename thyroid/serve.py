@@ -42,8 +42,8 @@ class ThyroidModel(kserve.Model):
         """
         self.facts = registry.verify(self.folder)
         self.network = registry.load_keras(self.folder / registry.MODEL)
-        reference = images.decode((self.folder / "reference.jpg").read_bytes())
-        answer = self._probability(images.letterbox(reference, self.facts["image_size"])[None])[0]
+        reference = images.square((self.folder / "reference.jpg").read_bytes(), self.facts["image_size"])
+        answer = self._probability(images.rgb(reference)[None])[0]
         expected = [self.facts["reference"][label] for label in self.facts["classes"]]
         if not np.allclose(answer, expected, atol=1e-3):
             raise InputError(
@@ -99,8 +99,7 @@ class ThyroidModel(kserve.Model):
             image = images.letterbox(frame, max(frame.shape[:2]))
             treatment = {"domain": "cropped", "note": "no roi given: the image is taken as a crop of the nodule"}
         # Evaluation read its images from JPEG files of this quality; the round trip makes the answer the same.
-        pixels = images.letterbox(images.decode(images.encode(image), min_side=1), self.facts["image_size"])
-        return pixels, treatment
+        return images.rgb(images.square(images.encode(image), self.facts["image_size"])), treatment
 
 
 def _instances(payload: Any) -> list[dict[str, Any]]:

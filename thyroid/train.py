@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from thyroid import (
     backbones,
@@ -323,6 +323,8 @@ def _float32(model: Any, row: backbones.Backbone, size: int, tap: str, recipe: s
         return keras.Model(model.inputs, model.outputs, name=model.name)
     plain = backbones.build(row, size, None, tap, deck=recipe == "deck")
     plain.set_weights(model.get_weights())
+    if recipe != "deck":
+        backbones.split(plain)  # the kept file says, too, what was frozen
     return plain
 
 
@@ -333,7 +335,7 @@ def _validation(kept: Any, pixels: NDArray[np.uint8], table: pd.DataFrame) -> di
     positive = truth[:, POSITIVE] == 1
     return {
         "auroc": float(roc_auc_score(positive, probability[:, POSITIVE])),
-        "loss": float(log_loss(truth.argmax(axis=1), probability, labels=range(len(CLASSES)))),
+        "loss": float(-np.log(np.maximum((probability * truth).sum(axis=1), keras.config.epsilon())).mean()),
         "accuracy": metrics.accuracy(positive, probability[:, POSITIVE]),
     }
 
