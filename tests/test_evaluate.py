@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from thyroid import RESEARCH_USE_ONLY, crop, evaluate, registry, report
+from thyroid import RESEARCH_USE_ONLY, crop, evaluate, registry, report, train
 from thyroid.errors import InputError
 
 
@@ -116,3 +116,28 @@ def test_roc_points_are_finite():
     points = evaluate.roc_points(table)
     assert all(np.isfinite(column).all() for column in points)
     assert points[2][0] == 1.0
+
+
+def test_cross_validated_models_are_compared_by_that(cropped, tmp_path):
+    models = []
+    for backbone in ("VGG16", "ResNet50"):
+        options = {"weights": "none", "image_size": 32, "epochs": 0, "folds": 3}
+        models.append(train.train(cropped, tmp_path / backbone, backbone, "cropped", **options).folder)
+    facts = evaluate.evaluate(cropped, models, tmp_path / "out").facts
+    assert facts["ranked_by"] == "cross_validation"
+    figures = [row["cross_validation"]["auroc"] for row in facts["models"]]
+    assert figures == sorted(figures, reverse=True)
+    for row in facts["models"]:
+        table = pd.read_parquet(tmp_path / row["backbone"] / "folds.parquet").query("domain == 'cropped'")
+        pairs = [(g["label"] == "M").sum() * (g["label"] == "B").sum() for _, g in table.groupby("fold")]
+        areas = [roc_auc_score(g["label"] == "M", g["probability_M"]) for _, g in table.groupby("fold")]
+        assert row["cross_validation"]["auroc"] == pytest.approx(np.average(areas, weights=pairs))
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "Cross-validated AUROC" in html
+    assert "chosen on out-of-fold predictions of development patients only" in html
+
+
+def test_one_backbone_twice_is_refused(cropped, trained, tmp_path):
+    folder = trained["VGG16", "cropped"]
+    with pytest.raises(InputError, match="VGG16 trained on cropped is given twice; compare one recipe at a time"):
+        evaluate.evaluate(cropped, [folder, folder], tmp_path)

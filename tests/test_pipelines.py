@@ -40,6 +40,9 @@ def test_summary_says_everything(output):
         assert set(row["test"]) == {"normal", "cropped"}
         assert set(row["test"]["normal"]) >= {"n", "auroc", "accuracy", "majority"}
         assert {"parameters", "seconds", "validation"} <= set(row)
+        assert row["recipe"] == "two-phase"
+    assert summary["ranked_by"] == "validation"
+    assert [one["findings"] for one in summary["diagnosis"]] == [{}] * 4
     assert summary["winner"].keys() == {"backbone", "train_domain"}
     assert len(summary["seconds"]) == 8
     assert registry.verify(Path(summary["model"]["uri"]))["version"] == 1
@@ -50,6 +53,7 @@ def test_results_are_where_people_look(output):
     assert (output / "data" / "statistics.png").is_file()
     request = json.loads((output / "request.json").read_text())
     assert set(request["instances"][0]) == {"image", "roi"}
+    assert not (output / "work").exists(), "what a killed run would go on from is gone after a whole one"
 
 
 def artifacts(output: Path, name: str) -> list[dict]:

@@ -219,3 +219,8 @@ def test_fine_tuning_leaves_all_but_the_last_block_and_batch_norm_alone(cropped,
     changed = {w.path for w in model.get_layer("body").weights if not np.array_equal(before[w.path], w.numpy())}
     assert changed
     assert all("conv5" in path and "_bn" not in path for path in changed)
+
+
+def test_a_set_larger_than_memory_trains_the_same_model(cropped, tmp_path):
+    inside, paged = (run(cropped, tmp_path / name, memory_budget=budget) for name, budget in (("a", 10**9), ("b", 0)))
+    assert paged.facts["validation"] == pytest.approx(inside.facts["validation"], abs=1e-3)

@@ -37,13 +37,13 @@ _CHUNK = 16  # images a task of a thread
 IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
 
 
-def decode(table: pd.DataFrame, size: int, description: str = "decode") -> NDArray[np.uint8]:
+def decode(table: pd.DataFrame, size: int, budget: int = MEMORY_BUDGET) -> NDArray[np.uint8]:
     """The images of `table` in order.
 
     Args:
         table: with columns file (full path) and sha256, as `crop.examples` gives.
         size: side of the square in pixels.
-        description: of the progress bar.
+        budget: bytes that may be held in memory.
 
     Returns:
         uint8 [n, size, size, 1] when every image is grey, else [n, size, size, 3].
@@ -53,15 +53,15 @@ def decode(table: pd.DataFrame, size: int, description: str = "decode") -> NDArr
     """
     rows = list(zip(table["file"], table["sha256"], strict=True))
     for channels in (1, 3):
-        out = allocate((len(rows), size, size, channels), np.uint8)
-        if _fill(out, rows, description):
+        out = allocate((len(rows), size, size, channels), np.uint8, budget)
+        if _fill(out, rows):
             break
     return out
 
 
-def allocate(shape: tuple[int, ...], dtype: type) -> NDArray:
-    """An array in memory, or in a temporary file if it is larger than `MEMORY_BUDGET`."""
-    if math.prod(shape) * np.dtype(dtype).itemsize <= MEMORY_BUDGET:
+def allocate(shape: tuple[int, ...], dtype: type, budget: int = MEMORY_BUDGET) -> NDArray:
+    """An array in memory, or in a temporary file if it has more than `budget` bytes."""
+    if math.prod(shape) * np.dtype(dtype).itemsize <= budget:
         return np.empty(shape, dtype)
     descriptor, name = tempfile.mkstemp(prefix="thyroid-")
     os.close(descriptor)
@@ -70,7 +70,7 @@ def allocate(shape: tuple[int, ...], dtype: type) -> NDArray:
     return out
 
 
-def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]], description: str) -> bool:
+def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]]) -> bool:
     """Decode `rows` into `out`; False as soon as an image has more channels than `out`."""
     wrong: list[tuple[str, str]] = []
 
@@ -92,7 +92,7 @@ def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]], description: str)
 
     starts = range(0, len(rows), _CHUNK)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        if not all(progress.bar(pool.map(some, starts), len(starts), description, f"x{_CHUNK} images")):
+        if not all(progress.bar(pool.map(some, starts), len(starts), "decode", f"x{_CHUNK} images")):
             pool.shutdown(cancel_futures=True)
             return False
     if wrong:

@@ -69,6 +69,7 @@ def train(
     folds: int = 0,
     only_fold: int = 0,
     deterministic: bool = False,
+    memory_budget: int = inputs.MEMORY_BUDGET,
     work: Path | None = None,
 ) -> Trained:
     """Train `backbone` on the training part of one domain of `data`.
@@ -88,6 +89,7 @@ def train(
         folds: 0, or the number of folds of a cross-validation, whose predictions go to folds.parquet.
         only_fold: the one fold to train, 0 for all.
         deterministic: TensorFlow's deterministic kernels: the same seed gives the same bits, at some cost.
+        memory_budget: bytes; decoded images, or maps of the frozen part, that need more are paged from a temporary file.
         work: folder that outlives a stopped process, where it goes on from; None for one within `output`.
 
     Raises:
@@ -135,13 +137,14 @@ def train(
 
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    pixels = inputs.decode(table, image_size)
+    pixels = inputs.decode(table, image_size, memory_budget)
     keras.config.set_dtype_policy("float32" if recipe == "deck" else policy())
     try:
         with strategy().scope():
             keras.utils.set_random_seed(seed)
             model = backbones.build(row, image_size, start, tap, deck=recipe == "deck")
-            job = twophase.Job(model, row, pixels, _one_hot(table), work, epochs, batch_size, seed, started)
+            labels = _one_hot(table)
+            job = twophase.Job(model, row, pixels, labels, work, epochs, batch_size, seed, started, memory_budget)
             pristine = model.get_weights()
             done = {}
             if folds:
@@ -367,6 +370,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folds", type=int, default=0, help="also cross-validate by patient with so many folds")
     parser.add_argument("--only-fold", type=int, default=0, help="of these folds train this one")
     parser.add_argument("--deterministic", action="store_true", help="the same seed gives the same bits, more slowly")
+    budget = "bytes; larger arrays are paged from a temporary file"
+    parser.add_argument("--memory-budget", type=int, default=inputs.MEMORY_BUDGET, help=budget)
     parser.add_argument("--work", type=Path, help="folder that outlives the process; default: within the output")
     train(**vars(parser.parse_args(argv)))
 

@@ -65,6 +65,7 @@ class Job:
         batch_size: images a step; halved for good where the memory does not suffice.
         seed: of initialisation, order and augmentation.
         started: time.monotonic() when the training began.
+        memory_budget: bytes up to which an array is held in memory.
     """
 
     model: Any
@@ -76,6 +77,7 @@ class Job:
     batch_size: int
     seed: int
     started: float
+    memory_budget: int = inputs.MEMORY_BUDGET
 
     def networks(self) -> tuple[Any, Any, Any]:
         """Three models over the layers of `model`: images to maps, maps to pooled features, maps to probabilities."""
@@ -154,7 +156,7 @@ def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
     moves = inputs.transforms(count, size, (job.seed, view)) if view else None
     folder = job.work / "maps"
     folder.mkdir(parents=True, exist_ok=True)
-    out = inputs.allocate((count, *extractor.output_shape[1:]), np.float16)
+    out = inputs.allocate((count, *extractor.output_shape[1:]), np.float16, job.memory_budget)
     starts = range(0, count, CHUNK)
     name = f"{job.backbone.name} frozen part, {'augmented' if view else 'plain'}"
     for start in progress.bar(starts, len(starts), name, f"x{CHUNK} images"):
