@@ -58,13 +58,13 @@ bench: $(READY) ## Ratios against named peers
 
 results: $(READY) ## Recipes and backbones side by side on SCANS, ROIS and WEIGHTS: writes docs/results.md (an hour or more)
 	@test -n "$(SCANS)" || { echo "error: make results needs SCANS=dir and ROIS=rois.csv" >&2; exit 2; }
-	@"$(BIN)/python" -m thyroid.ingest --scans "$(SCANS)" $(if $(ROIS),--rois "$(ROIS)") --output "$(OUTPUT)/results/ingested"
-	@"$(BIN)/python" -m thyroid.crop --data "$(OUTPUT)/results/ingested" --output "$(OUTPUT)/results/data"
-	@"$(BIN)/python" -m thyroid.results --data "$(OUTPUT)/results/data" --work "$(OUTPUT)/results/work" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	@"$(BIN)/python" -m thyroid.ingest --scans "$(SCANS)" $(if $(ROIS),--rois "$(ROIS)") --output "$(OUTPUT)-results/ingested"
+	@"$(BIN)/python" -m thyroid.crop --data "$(OUTPUT)-results/ingested" --output "$(OUTPUT)-results/data"
+	@"$(BIN)/python" -m thyroid.results --data "$(OUTPUT)-results/data" --work "$(OUTPUT)-results/work" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 lock: $(READY) ## Resolve requirements.lock anew from pyproject.toml (no URLs in it)
 	"$(BIN)/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra data --extra train --extra serve \
 		--extra pipelines --extra dev --generate-hashes --no-header --no-emit-index-url --no-emit-find-links -q --upgrade -o requirements.lock
 
 clean: ## Remove the environment and OUTPUT
-	rm -rf "$(VENV)" "$(OUTPUT)"
+	rm -rf "$(VENV)" "$(OUTPUT)" "$(OUTPUT)-results"

@@ -62,6 +62,7 @@ def time_to_auroc(data: Path, weights: str, folder: Path, deck_epochs: int) -> f
 
 def fit_overhead(data: Path, weights: str, folder: Path) -> float:
     """Seconds of our fine-tuning (batches, resumable state, logs) over those of `fit` on arrays, tracing included."""
+    twophase.PATIENCE = OVERHEAD_EPOCHS  # both run all epochs
     row = backbones.get("VGG16")
     table = crop.examples(data, "cropped", "train")
     pixels = inputs.decode(table, SIZE)

@@ -110,6 +110,53 @@ def test_imagenet_goes_through_keras_own_download(monkeypatch, vgg16_weights):
     assert asked == ["vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"]
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "file"),
+    [
+        ("EfficientNetB7", "efficientnet", "efficientnetb7_notop.h5"),
+        ("VGG19", "vgg19", "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+        ("ResNet50", "resnet", "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+        ("ResNet101", "resnet", "resnet101_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+    ],
+)
+def test_every_backbone_asks_for_its_own_file(monkeypatch, name, module, file):
+    asked = []
+
+    def get_file(name, *arguments, **options):
+        asked.append(name)
+        raise Exception("no route")
+
+    monkeypatch.setattr(f"keras.src.applications.{module}.file_utils.get_file", get_file)
+    with pytest.raises(InputError, match="cannot be fetched"):
+        backbones.build(backbones.get(name), 32, "imagenet")
+    assert asked == [file]
+
+
+def stem_of(model: keras.Model) -> np.ndarray:
+    body = model.get_layer(backbones.BODY)
+    names = [layer.name for layer in body.layers]
+    stem = keras.Model(body.input, body.layers[names.index("stem_conv_pad") - 1].output)
+    return np.asarray(stem(IMAGES.astype("float32")))
+
+
+def test_efficientnet_sees_images_as_imagenet_training_did_whatever_its_weights_come_from(tmp_path):
+    """Keras' file holds deviations for variances; only weights="imagenet" makes up for it by one more Rescaling."""
+    row = backbones.get("EfficientNetB7")
+    plain = keras.applications.EfficientNetB7(include_top=False, weights=None, input_shape=(32, 32, 3))
+    normalization = next(layer for layer in plain.layers if isinstance(layer, keras.layers.Normalization))
+    normalization.set_weights([np.array([0.485, 0.456, 0.406]), np.array(backbones.IMAGENET_DEVIATION), np.array(0)])
+    plain.save_weights(tmp_path / "efficientnetb7.weights.h5")
+    model = backbones.build(row, 32, tmp_path / "efficientnetb7.weights.h5")
+    expected = (IMAGES / 255 - [0.485, 0.456, 0.406]) / backbones.IMAGENET_DEVIATION
+    np.testing.assert_allclose(stem_of(model), expected, atol=1e-4)
+
+    copied = backbones.build(row, 32, None)
+    backbones.copy_weights(model, copied)
+    np.testing.assert_allclose(stem_of(copied), expected, atol=1e-4)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_allclose(stem_of(registry.load_keras(tmp_path / "model.keras")), expected, atol=1e-4)
+
+
 def test_failed_download_says_what_to_do(monkeypatch):
     from keras.src.applications import vgg16
 

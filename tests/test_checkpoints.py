@@ -1,7 +1,6 @@
 """Real kills: a training that is stopped anywhere ends, when started again, as if it had never been stopped."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid import checkpoints, train, twophase
+from thyroid import checkpoints, inputs, train, twophase
 from thyroid.backend import tf
 
 ROOT = Path(__file__).parents[1]
@@ -157,7 +156,6 @@ def test_nan_stops_with_a_named_error_and_the_last_good_state(cropped, tmp_path,
     assert "VGG16: not a finite number (loss) in epoch 1" in error
     state = Path(error.split("The last good state is ")[1].split("\n")[0])
     assert all(np.isfinite(v).all() for k, v in checkpoints.load(state).items() if k.startswith("weight"))
-    assert issubclass(checkpoints.TrainingDivergedError, Exception)
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(cropped, tmp_path, monkeypatch, capsys):
@@ -204,12 +202,17 @@ def test_one_image_that_does_not_fit_is_said(cropped, tmp_path, monkeypatch, cap
 
 MIRRORED = """
 import sys
-from thyroid.backend import tf
+import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 from thyroid import train
 train.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+fit = train.keras.Model.fit
+def watched(self, *a, **k):
+    print("replicas", self.distribute_strategy.num_replicas_in_sync)
+    return fit(self, *a, **k)
+train.keras.Model.fit = watched
 sys.exit(train.main(sys.argv[1:]))
 """
 
@@ -217,7 +220,7 @@ sys.exit(train.main(sys.argv[1:]))
 def test_two_devices_train_what_one_does(cropped, uninterrupted, tmp_path):
     """MirroredStrategy, here on two halves of the processor."""
     command = [a for a in arguments(cropped, tmp_path) if a != "--deterministic"]
-    done = run(["-c", MIRRORED.replace("from thyroid.backend import tf", "import tensorflow as tf"), *command])
+    done = run(["-c", MIRRORED, *command])
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = (pd.read_csv(folder / "history.csv") for folder in (tmp_path, uninterrupted))
     head = theirs["phase"] == "head"
@@ -225,6 +228,32 @@ def test_two_devices_train_what_one_does(cropped, uninterrupted, tmp_path):
     first = (theirs["phase"] == "finetune") & (theirs["epoch"] == 1)  # later ones amplify every rounding at this size
     np.testing.assert_allclose(ours["loss"][first], theirs["loss"][first], rtol=0.05)
     assert len(ours) == len(theirs)
+    assert done.stdout.count("replicas 2") == 2
+
+
+def test_a_halved_batch_doubles_the_steps_of_the_schedule_once(tmp_path):
+    """Also under loss scaling, whose optimizer wraps another one."""
+    for optimizer in (
+        train.keras.optimizers.Adam(),
+        train.keras.optimizers.LossScaleOptimizer(train.keras.optimizers.Adam()),
+    ):
+        model = train.keras.Sequential([train.keras.Input((1,)), train.keras.layers.Dense(2)])
+        model.compile(optimizer, "mse")
+        optimizer.build(model.trainable_variables)
+        optimizer.iterations.assign(10)
+        stopper = train.keras.callbacks.EarlyStopping(restore_best_weights=True)
+        stopper.on_train_begin()
+        arrays = [np.zeros((16, 1), np.float16)], np.zeros((16, 2), np.float32), np.arange(16)
+        folder = tmp_path / optimizer.name
+        folder.mkdir()
+        first = checkpoints.Resume(folder, inputs.Epochs(*arrays, 8, 0), stopper, "x")
+        first.set_model(model)
+        first._save()
+        second = checkpoints.Resume(folder, inputs.Epochs(*arrays, 4, 0), stopper, "x")
+        second.set_model(model)
+        second.epochs.epoch = 0
+        second.on_train_batch_begin(0)
+        assert int(optimizer.iterations.numpy()) == 20
 
 
 def test_state_is_json_and_arrays_only(cropped, tmp_path):
@@ -233,5 +262,4 @@ def test_state_is_json_and_arrays_only(cropped, tmp_path):
     (state,) = tmp_path.glob(".work/*/main/state.npz")
     with np.load(state, allow_pickle=False) as file:
         facts = json.loads(str(file["facts"]))
-    assert facts["epoch"] >= 0
-    assert os.access(state, os.R_OK)
+    assert set(facts) == {"epoch", "seen", "rows", "finished", "batch_size", "stopper"}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid import backbones, backend, crop, evaluate, inputs, registry, tables, train, twophase
+from thyroid import backbones, backend, crop, deck, evaluate, inputs, registry, tables, train, twophase
 from thyroid.backend import keras
 from thyroid.errors import InputError
 
@@ -167,6 +167,7 @@ def test_a_batch_larger_than_the_set_is_said(cropped, tmp_path, capsys):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch size 0 is below 1"),
+        ({"seed": -1}, "seed -1: must be between"),
         ({"epochs": -1}, "epochs -1 is below 0"),
         ({"image_size": 31}, "image size 31 is below 32"),
         ({"folds": 1}, "folds 1"),
@@ -219,6 +220,54 @@ def test_fine_tuning_leaves_all_but_the_last_block_and_batch_norm_alone(cropped,
     changed = {w.path for w in model.get_layer("body").weights if not np.array_equal(before[w.path], w.numpy())}
     assert changed
     assert all("conv5" in path and "_bn" not in path for path in changed)
+
+
+def test_folds_of_an_earlier_training_in_the_same_folder_do_not_stay(cropped, tmp_path):
+    run(cropped, tmp_path, epochs=0, folds=2, only_fold=1)
+    assert set(pd.read_parquet(tmp_path / "folds.parquet")["fold"]) == {1}
+    run(cropped, tmp_path, epochs=0)
+    assert not (tmp_path / "folds.parquet").exists()
+
+
+def test_one_fold_is_another_training_than_all(cropped, tmp_path):
+    options = {"epochs": 0, "folds": 2, "work": tmp_path / "work"}
+    run(cropped, tmp_path / "one", only_fold=1, **options)
+    run(cropped, tmp_path / "all", **options)
+    assert set(pd.read_parquet(tmp_path / "all" / "folds.parquet")["fold"]) == {1, 2}
+
+
+def test_work_within_the_output_is_refused(cropped, tmp_path):
+    with pytest.raises(InputError, match="lies within the output"):
+        run(cropped, tmp_path, work=tmp_path / "work")
+
+
+def test_data_that_was_not_cropped(phantoms, tmp_path):
+    from thyroid import ingest
+
+    ingest.ingest(phantoms / "scans", tmp_path / "data", rois=phantoms / "rois.csv")
+    with pytest.raises(InputError, match=r"not cropped yet; run `python -m thyroid\.crop` first"):
+        run(tmp_path / "data", tmp_path / "out")
+
+
+def test_a_tap_before_any_block():
+    with pytest.raises(InputError, match="EfficientNetB7 has no block before 'stem_activation'"):
+        backbones.build(backbones.get("EfficientNetB7"), 32, None, tap="stem_activation")
+
+
+def test_a_deck_without_enough_images_for_its_tenth(cropped, tmp_path, monkeypatch):
+    monkeypatch.setattr(deck, "VALIDATION_SHARE", 0.01)
+    with pytest.raises(InputError, match="sets every tenth image of a class aside"):
+        run(cropped, tmp_path, recipe="deck")
+
+
+def test_a_damaged_fold_is_trained_again(cropped, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "_tidy", lambda *arguments: None)
+    run(cropped, tmp_path, epochs=0, folds=2)
+    (file,) = tmp_path.glob(".work/*/fold-1.parquet")
+    file.write_bytes(file.read_bytes()[:100])
+    run(cropped, tmp_path, epochs=0, folds=2)
+    assert f"{file}: damaged" in capsys.readouterr().out
+    assert set(pd.read_parquet(tmp_path / "folds.parquet")["fold"]) == {1, 2}
 
 
 def test_a_set_larger_than_memory_trains_the_same_model(cropped, tmp_path):

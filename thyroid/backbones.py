@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from thyroid.errors import InputError
 from thyroid.names import CLASSES
 
@@ -47,6 +49,8 @@ RECIPES = ("two-phase", "frozen", "deck")
 
 MIN_SIZE = 32
 """Smallest image side that `keras.applications` accepts without its top."""
+
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 PREPROCESSED = "preprocessed"
 BODY = "body"
@@ -110,11 +114,15 @@ def build(
     if size < MIN_SIZE:
         raise InputError(f"image size {size} is below the {MIN_SIZE} pixels that {backbone.name} needs")
     body = _body(backbone, size, weights)
+    end = body.output
     if tap:
         if tap not in {layer.name for layer in body.layers}:
             near = ", ".join(layer.name for layer in body.layers if layer.name.endswith(("_pool", "_out", "_add")))
             raise InputError(f"{backbone.name} has no layer {tap!r} to tap; for instance {near}")
-        body = keras.Model(body.input, body.get_layer(tap).output, name=BODY)
+        end = body.get_layer(tap).output
+    body = keras.Model(body.input, end, name=BODY)
+    if not _blocks(body):
+        raise InputError(f"{backbone.name} has no block before {tap!r}, and nothing to fine-tune; tap it later")
     image = keras.Input((size, size, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 255)(image) if deck else preprocess(backbone, image)
     x = keras.layers.Identity(name=PREPROCESSED)(x)
@@ -138,11 +146,11 @@ def _body(backbone: Backbone, size: int, weights: str | Path | None) -> "keras.M
 
     constructor = getattr(keras.applications, backbone.name)
     try:
-        return constructor(
+        # no name of our own: EfficientNet makes the name of the file to fetch from it
+        body = constructor(
             include_top=False,
             weights=None if weights is None else str(weights),
             input_shape=(size, size, 3),
-            name=BODY,
         )
     except Exception as error:  # keras raises a bare Exception for a failed download, h5py many kinds for a wrong file
         if weights is None:
@@ -154,6 +162,40 @@ def _body(backbone: Backbone, size: int, weights: str | Path | None) -> "keras.M
                 "or --weights none"
             ) from None
         raise InputError(f"{weights}: not weights of {backbone.name} without its top: {reason}") from None
+    if isinstance(weights, Path):
+        _mend_normalization(body)
+    return body
+
+
+def _mend_normalization(body: "keras.Model") -> None:
+    """Give EfficientNet the spread that its ImageNet weights expect, when they come from a file.
+
+    Keras stores ImageNet's standard deviations where its Normalization wants variances, and makes up for it by one more
+    Rescaling, but only when told weights="imagenet" (keras-team/keras, efficientnet.py).
+    """
+    from thyroid.backend import keras
+
+    for layer in body.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            mean, variance, count = layer.get_weights()
+            if np.allclose(variance, IMAGENET_DEVIATION, atol=1e-4):
+                layer.set_weights([mean, np.square(variance), count])
+            layer.finalize_state()
+
+
+def copy_weights(source: "keras.Model", target: "keras.Model") -> None:
+    """All weights, those included that a layer reads only when it is told to."""
+    from thyroid.backend import keras
+
+    target.set_weights(source.get_weights())
+    for layer in target.get_layer(BODY).layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+
+
+def _blocks(body: "keras.Model") -> list[str]:
+    """Name of the block of every layer that is in one, in order."""
+    return [found[0] for layer in body.layers if (found := re.match(r"(block|conv)\d", layer.name))]
 
 
 def split(model: "keras.Model") -> "tuple[keras.Model, keras.Model]":
@@ -167,8 +209,8 @@ def split(model: "keras.Model") -> "tuple[keras.Model, keras.Model]":
     from thyroid.backend import keras
 
     body = model.get_layer(BODY)
-    blocks = [found[0] for layer in body.layers if (found := re.match(r"(block|conv)\d", layer.name))]
-    first = next(i for i, layer in enumerate(body.layers) if layer.name.startswith(blocks[-1]))
+    last = _blocks(body)[-1]
+    first = next(i for i, layer in enumerate(body.layers) if layer.name.startswith(last))
     for i, layer in enumerate(body.layers):
         layer.trainable = i >= first and not isinstance(layer, keras.layers.BatchNormalization)
     cut = body.layers[first].input

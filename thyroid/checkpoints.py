@@ -70,7 +70,10 @@ class Resume(keras.callbacks.Callback):
         super().__init__()
         self.file, self.older = folder / "state.npz", folder / "state-before.npz"
         self.epochs, self.stopper, self.label = epochs, stopper, label
-        state = load(self.file) or load(self.older)
+        state = load(self.file)
+        if state is None:
+            self.file.unlink(missing_ok=True)  # a damaged one must not take the place of the one before
+            state = load(self.older)
         self.state: Arrays | None = state
         facts = json.loads(str(state["facts"])) if state else {}
         self.epoch: int = facts.get("epoch", 0)
@@ -118,7 +121,24 @@ class Resume(keras.callbacks.Callback):
         if logs and not np.isfinite(logs["loss"]):
             raise self._diverged("loss")
         self.seen = min(self.seen + self.epochs.batch_size, len(self.epochs.rows))
-        if self.stop_asked or time.monotonic() - self.saved > SAVE_SECONDS:
+        self._save_if_due()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.rows.append({"epoch": epoch + 1} | {name: float(value) for name, value in (logs or {}).items()})
+        self.epoch, self.seen = epoch + 1, 0
+        self.finished = bool(self.model.stop_training)
+        self._save_if_due()
+
+    def close(self) -> None:
+        """Give the signal back. In a `finally`, since Keras ends a failed fit without a callback."""
+        if self._in_main_thread() and getattr(self, "previous_handler", None) is not None:
+            signal.signal(signal.SIGTERM, self.previous_handler)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self.stop_asked = True
+
+    def _save_if_due(self) -> None:
+        if self.stop_asked or self.finished or time.monotonic() - self.saved > SAVE_SECONDS:
             self._save()
         if self.stop_asked:
             print(
@@ -128,21 +148,6 @@ class Resume(keras.callbacks.Callback):
                 flush=True,
             )
             raise SystemExit(128 + signal.SIGTERM)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.rows.append({"epoch": epoch + 1} | {name: float(value) for name, value in (logs or {}).items()})
-        self.epoch, self.seen = epoch + 1, 0
-        self.finished = bool(self.model.stop_training)
-        if self.finished or time.monotonic() - self.saved > SAVE_SECONDS:
-            self._save()
-
-    def close(self) -> None:
-        """Give the signal back. In a `finally`, since Keras ends a failed fit without a callback."""
-        if self._in_main_thread() and getattr(self, "previous_handler", None) is not None:
-            signal.signal(signal.SIGTERM, self.previous_handler)
-
-    def _terminate(self, number: int, frame: FrameType | None) -> None:
-        self.stop_asked = True
 
     def _save(self) -> None:
         stopper = {
@@ -174,8 +179,8 @@ class Resume(keras.callbacks.Callback):
 
     def _diverged(self, what: str) -> TrainingDivergedError:
         return TrainingDivergedError(
-            f"{self.label}: not a finite number ({what}) in epoch {_place(self.epoch, self.seen)}; lower the rate, or check "
-            f"the weights. The last good state is {self.file}"
+            f"{self.label}: not a finite number ({what}) in epoch {_place(self.epoch, self.seen)}; check the "
+            f"weights and the data. The last good state is {self.file}"
         )
 
     def _restore(self, state: Arrays) -> None:
@@ -185,10 +190,8 @@ class Resume(keras.callbacks.Callback):
             _assign(self.model.metrics_variables, state, "metric")
         # The schedule counts steps, and a batch that was halved since the state was saved makes more of them.
         factor = json.loads(str(state["facts"]))["batch_size"] / self.epochs.batch_size
-        optimizer = self.model.optimizer
-        wrapped = [optimizer.inner_optimizer] if hasattr(optimizer, "inner_optimizer") else []  # of loss scaling
-        for one in (optimizer, *wrapped):
-            one.iterations.assign(round(int(one.iterations.numpy()) * factor))
+        steps = self.model.optimizer.iterations
+        steps.assign(round(int(steps.numpy()) * factor))
         self.state = None
 
     def _places(self) -> list[tuple[Any, int | None]]:
@@ -223,8 +226,13 @@ class Watch(keras.callbacks.Callback):
 
 def memory() -> dict[str, float]:
     """Peak memory of this process, and of the first GPU where there is one, in MB."""
-    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KB elsewhere
-    peak = {"memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6, 1)}
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would include what the parent process had when it started this one
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        used = int(lines["VmHWM"].split()[0]) * 1024
+    else:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    peak = {"memory_mb": round(used / 1e6, 1)}
     if tf.config.list_physical_devices("GPU"):
         peak["gpu_memory_mb"] = round(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6, 1)
     return peak

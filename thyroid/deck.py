@@ -16,6 +16,7 @@ import pandas as pd
 
 from thyroid import backbones, checkpoints, progress
 from thyroid.backend import XLA, keras
+from thyroid.errors import InputError
 from thyroid.names import CLASSES
 from thyroid.twophase import LOSS, Auroc, Fitted, Job
 
@@ -48,6 +49,10 @@ def flows(table: pd.DataFrame, size: int, batch_size: int, seed: int, folder: Pa
     for file, label in zip(table["file"], table["label"], strict=True):
         (folder / label / Path(file).name).symlink_to(Path(file).resolve())
     source = generator()
+    if (least := table.groupby("label").size().max()) < 1 / VALIDATION_SHARE:
+        raise InputError(
+            f"the deck's recipe sets every tenth image of a class aside, and no class has more than {least}"
+        )
     training, validation = (
         source.flow_from_directory(
             str(folder),
@@ -64,6 +69,8 @@ def flows(table: pd.DataFrame, size: int, batch_size: int, seed: int, folder: Pa
 
 def fit(job: Job, table: pd.DataFrame, name: str) -> tuple[Fitted, pd.Series]:
     """Train job.model (of `backbones.build(deck=True)`) on the images of `table`, a tenth set aside as in the deck.
+
+    As the deck had it, a training that is stopped starts anew.
 
     Returns:
         What was kept, by the deck's own validation accuracy; and train or validation per row of `table`.
@@ -98,8 +105,11 @@ def fit(job: Job, table: pd.DataFrame, name: str) -> tuple[Fitted, pd.Series]:
             ],
         )
     history = pd.DataFrame(log.history)
-    if not np.isfinite(history["val_loss"]).any():
-        raise checkpoints.TrainingDivergedError(f"{model.name}: the loss is not a finite number; check the weights")
+    if not np.isfinite(history[["loss", "val_loss"]]).all(axis=None):
+        last = f"; its best weights before that are {kept}" if kept.exists() else ""
+        raise checkpoints.TrainingDivergedError(
+            f"{model.name}: not a finite number (loss) in epoch {len(history)}{last}"
+        )
     network.load_weights(kept)
     kept.unlink()
     history.insert(0, "epoch", range(1, len(history) + 1))

@@ -163,7 +163,7 @@ def _figures(
 ) -> dict[str, Any]:
     """One row of the ranking, as it stands in summary.json."""
     chosen_by = {"validation": auroc_of(of_model(predictions, model, serving_domain, "validation"), seed)}
-    if (folder / "folds.parquet").is_file():
+    if model["folds"] and not model["only_fold"]:
         chosen_by["cross_validation"] = cross_validated(folder, serving_domain, seed)
     test = {}
     for domain in domains:

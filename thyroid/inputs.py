@@ -252,6 +252,18 @@ class Epochs:
         return _dataset(self.__iter__, signature, self.steps)
 
 
+def rows_of(values: NDArray, labels: NDArray[np.float32], rows: NDArray[np.intp], batch_size: int) -> tf.data.Dataset:
+    """(x, label) of the examples at `rows`, in that order, a batch at a time."""
+
+    def generate() -> Iterator[tuple[NDArray, NDArray[np.float32]]]:
+        for start in range(0, len(rows), batch_size):
+            some = rows[start : start + batch_size]
+            yield values[some], labels[some]
+
+    x, y = (tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in (values, labels))
+    return _dataset(generate, (x, y), -(-len(rows) // batch_size))
+
+
 def _moved(image: NDArray[np.uint8], moves: NDArray[np.float32] | None) -> tuple[NDArray, NDArray]:
     if moves is None:
         return image, np.tile(IDENTITY, (len(image), 1))

@@ -20,10 +20,5 @@ def epochs(description: str) -> Any:
     return TqdmCallback(verbose=0, desc=description, mininterval=_interval())
 
 
-def keras_verbose() -> int:
-    """Keras' own bar on a terminal, one line an epoch in a log (its bar there would be a line a step)."""
-    return 1 if sys.stdout.isatty() else 2
-
-
 def _interval() -> float:
     return 0.1 if sys.stderr.isatty() else LOG_SECONDS

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
-from thyroid import tables
+from thyroid import errors, tables
 from thyroid.errors import InputError
 
 NAME = "thyroid"
@@ -79,10 +80,19 @@ def verify(artefact: Path) -> dict[str, Any]:
 
 
 def load_keras(file: Path) -> Any:
-    """A `.keras` file in safe mode (no Lambda, no code), without its compile state."""
+    """A `.keras` file in safe mode (no Lambda, no code), without its compile state.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds what safe mode refuses.
+    """
     from thyroid.backend import XLA, keras
 
-    model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    try:
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{file}: not a model that can be loaded ({errors.one_line(error)[:200]}); train it again"
+        ) from None
     model.jit_compile = XLA
     return model
 

@@ -41,7 +41,7 @@ from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE
 
 INNER_FOLDS = 8
-"""In cross-validation, one in so many patients of the other folds is set aside for early stopping."""
+"""In cross-validation, one in so many patients of the other folds (or fewer, for few folds) is set aside for early stopping."""
 
 PROBABILITIES = [f"probability_{label}" for label in CLASSES]
 
@@ -99,9 +99,13 @@ def train(
     """
     started = time.monotonic()
     row = backbones.get(backbone)
-    _check(recipe, image_size, epochs, batch_size, folds, only_fold, tap)
+    _check(recipe, image_size, epochs, batch_size, folds, only_fold, tap, seed)
+    if work is not None and work.resolve().is_relative_to(output.resolve()):
+        raise InputError(f"work folder {work} lies within the output {output}: choose another one")
     start = backbones.find_weights(row, weights)
     scans, _, facts = tables.read(data)
+    if "domains" not in facts:
+        raise InputError(f"{data}: its images are not cropped yet; run `python -m thyroid.crop` first")
     domain = domain or facts["domains"][0]
     table = _development(data, domain)
     table["part"] = table["split"]
@@ -123,7 +127,9 @@ def train(
         "recipe": recipe,
         "tap": tap,
         "folds": folds,
+        "only_fold": only_fold,
         "deterministic": deterministic,
+        "precision": "float32" if recipe == "deck" else policy(),
     }
     work = (work or output / ".work") / _key(settings, start, table)
     output.mkdir(parents=True, exist_ok=True)
@@ -137,8 +143,9 @@ def train(
 
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+    memory_budget //= 1 + twophase.VIEWS  # the images, and the maps of every view
     pixels = inputs.decode(table, image_size, memory_budget)
-    keras.config.set_dtype_policy("float32" if recipe == "deck" else policy())
+    keras.config.set_dtype_policy(settings["precision"])
     try:
         with strategy().scope():
             keras.utils.set_random_seed(seed)
@@ -154,18 +161,19 @@ def train(
     finally:
         keras.config.set_dtype_policy("float32")
 
-    kept = _float32(model, row, image_size, tap, recipe)
-    best = fitted.best if recipe == "deck" else _validation(kept, pixels, table)
+    kept = _float32(job, start, tap, recipe)
+    best = fitted.best if recipe == "deck" else _validation(kept, job, table)
     checkpoint = f"{row.name}-{fitted.best['epoch']:03d}-{best['loss']:.4f}-{best['accuracy']:.4f}.keras"
     kept.save(output / checkpoint)
     fitted.history.to_csv(output / "history.csv", index=False)
     plots.history(fitted.history, f"{row.name} on {domain}, {recipe}", output / "history.png")
     names = [str(Path(file).relative_to(data)) for file in table["file"]]
     pd.DataFrame({"file": names, "part": part}).to_csv(output / "parts.csv", index=False)
+    (output / "folds.parquet").unlink(missing_ok=True)
     if folds:
         done["folds"].to_parquet(output / "folds.parquet", index=False)
-    shutil.rmtree(output / "tensorboard", ignore_errors=True)
     if (logs := work / "main" / "tensorboard").is_dir():
+        shutil.rmtree(output / "tensorboard", ignore_errors=True)
         shutil.copytree(logs, output / "tensorboard")
     result = (
         settings
@@ -182,7 +190,7 @@ def train(
         | checkpoints.memory()
     )
     tables.write_json(output / "train.json", result)
-    _tidy(work, output)
+    _tidy(work, output, checkpoint)
     print(f"{row.name} on {domain}: validation AUROC {best['auroc']:.3f}, {checkpoint}, {result['seconds']:.0f} s")
     return Trained(output, result)
 
@@ -201,7 +209,9 @@ def read(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder / 'train.json'}: not JSON: {error}") from None
 
 
-def _check(recipe: str, image_size: int, epochs: int, batch_size: int, folds: int, only_fold: int, tap: str) -> None:
+def _check(
+    recipe: str, image_size: int, epochs: int, batch_size: int, folds: int, only_fold: int, tap: str, seed: int
+) -> None:
     if recipe not in backbones.RECIPES:
         raise InputError(f"recipe {recipe!r} is unknown; choose from {', '.join(backbones.RECIPES)}")
     if recipe == "deck" and (tap or epochs < 1):
@@ -213,6 +223,8 @@ def _check(recipe: str, image_size: int, epochs: int, batch_size: int, folds: in
     ):
         if value < least:
             raise InputError(f"{name} {value} is below {least}, the least that works")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}: must be between 0 and 4294967295")
     if folds < 0 or folds == 1 or not 0 <= only_fold <= folds:
         raise InputError(f"folds {folds}, only fold {only_fold}: give 0, or at least 2 folds and one of them")
 
@@ -255,7 +267,7 @@ def _key(settings: dict[str, Any], start: str | Path | None, table: pd.DataFrame
     content = settings | {
         "weights": registry.sha256(start) if isinstance(start, Path) else settings["weights"],
         "images": table[["sha256", "label", "part"]].to_numpy().tolist(),
-        "versions": [version("thyroid"), keras.__version__, tf.__version__],
+        "versions": [version("thyroid"), keras.__version__, tf.__version__, *twophase.CONSTANTS],
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     return f"{settings['backbone']}-{settings['train_domain']}-{digest}"
@@ -279,7 +291,7 @@ def _fit(
     """Fit job.model on one assignment of the images, and the assignment that the recipe made of it."""
     if recipe == "deck":
         mine = table[part == "train"] if name == "main" else table[part != "held-out"]
-        fitted, own = deck.fit(job, mine, name)
+        fitted, own = twophase.within_memory(job, lambda: deck.fit(job, mine, name))
         return fitted, part.mask(part.index.isin(own.index), own.reindex(part.index))
     train, validation = (np.flatnonzero(part == which) for which in ("train", "validation"))
     return twophase.fit(job, train, validation, name), part
@@ -299,7 +311,7 @@ def _cross_validate(
     parts = []
     for name in [f"fold-{only_fold}"] if only_fold else [name for name in plans if name != "main"]:
         file = job.work / f"{name}.parquet"
-        if not file.exists():
+        if (ready := _read_fold(file)) is None:
             print(f"{job.backbone.name}: {name} of {len(plans) - 1}", flush=True)
             job.model.set_weights(pristine)
             _fit(job, table, plans[name], name, recipe)
@@ -309,32 +321,46 @@ def _cross_validate(
                 mine = _development(data, domain)
                 mine = mine[mine["group"].isin(held)].reset_index(drop=True)
                 if len(mine):
-                    pixels = inputs.decode(mine, size)
-                    mine[PROBABILITIES] = inputs.predict(job.model, pixels, job.batch_size)
+                    pixels = inputs.decode(mine, size, job.memory_budget)
+                    mine[PROBABILITIES] = _predict(job, job.model, pixels)
                     rows.append(mine.assign(domain=domain, fold=int(name.split("-")[1])))
-            found = pd.concat(rows, ignore_index=True).drop(columns=["split", "sha256"])
-            found["file"] = [str(Path(f).relative_to(data)) for f in found["file"]]
-            found.to_parquet(file.with_suffix(".tmp"), index=False)
+            ready = pd.concat(rows, ignore_index=True).drop(columns=["split", "sha256"])
+            ready["file"] = [str(Path(f).relative_to(data)) for f in ready["file"]]
+            ready.to_parquet(file.with_suffix(".tmp"), index=False)
             file.with_suffix(".tmp").replace(file)
-        parts.append(pd.read_parquet(file))
+        parts.append(ready)
     return pd.concat(parts, ignore_index=True)
 
 
-def _float32(model: Any, row: backbones.Backbone, size: int, tap: str, recipe: str) -> Any:
+def _predict(job: twophase.Job, model: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    return twophase.within_memory(job, lambda: inputs.predict(model, pixels, job.batch_size))
+
+
+def _read_fold(file: Path) -> pd.DataFrame | None:
+    """A finished fold's predictions; None if there are none, or, with a word about it, if the file is damaged."""
+    try:
+        return pd.read_parquet(file) if file.exists() else None
+    except (ValueError, OSError) as error:
+        print(f"{file}: damaged ({errors.one_line(error)}); the fold is trained again", flush=True)
+        return None
+
+
+def _float32(job: twophase.Job, start: str | Path | None, tap: str, recipe: str) -> Any:
     """The model as it is kept: without compile state, so that it loads in safe mode, and in single precision."""
-    if model.get_layer(backbones.BODY).dtype_policy.name == "float32":
+    model = job.model
+    if model.get_layer(backbones.BODY).layers[-1].dtype_policy.name == "float32":
         return keras.Model(model.inputs, model.outputs, name=model.name)
-    plain = backbones.build(row, size, None, tap, deck=recipe == "deck")
-    plain.set_weights(model.get_weights())
-    if recipe != "deck":
-        backbones.split(plain)  # the kept file says, too, what was frozen
+    plain = backbones.build(job.backbone, job.pixels.shape[1], start, tap, deck=recipe == "deck")
+    backbones.copy_weights(model, plain)
+    backbones.split(plain)  # the kept file says, too, what was frozen
     return plain
 
 
-def _validation(kept: Any, pixels: NDArray[np.uint8], table: pd.DataFrame) -> dict[str, float]:
+def _validation(kept: Any, job: twophase.Job, table: pd.DataFrame) -> dict[str, float]:
     """Figures of the model as it is kept; while it was fitted they may have been computed in mixed precision."""
     rows = np.flatnonzero(table["part"] == "validation")
-    probability, truth = inputs.predict(kept, pixels[rows]), _one_hot(table.iloc[rows])
+    pixels, truth = job.pixels[rows], job.labels[rows]
+    probability = _predict(job, kept, pixels)
     positive = truth[:, POSITIVE] == 1
     return {
         "auroc": float(roc_auc_score(positive, probability[:, POSITIVE])),
@@ -343,14 +369,23 @@ def _validation(kept: Any, pixels: NDArray[np.uint8], table: pd.DataFrame) -> di
     }
 
 
-def _tidy(work: Path, output: Path) -> None:
+def _tidy(work: Path, output: Path, checkpoint: str) -> None:
     """Leave only what a run that is started again needs: the finished training, where others may still be running."""
-    shutil.rmtree(work)
     if work.parent == output / ".work":
         shutil.rmtree(work.parent)
-    else:
-        shutil.copytree(output, work / "unfinished")
-        (work / "unfinished").replace(work / "done")
+        return
+    ready = work / "ready"
+    shutil.rmtree(ready, ignore_errors=True)
+    ready.mkdir()
+    for name in (checkpoint, "history.csv", "history.png", "parts.csv", "folds.parquet", "train.json"):
+        if (output / name).exists():
+            shutil.copy(output / name, ready / name)
+    if (output / "tensorboard").is_dir():
+        shutil.copytree(output / "tensorboard", ready / "tensorboard")
+    ready.replace(work / "done")
+    for rest in work.iterdir():
+        if rest.name != "done":
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
 
 
 @errors.command

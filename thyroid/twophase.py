@@ -40,6 +40,20 @@ HALF = float(np.finfo(np.float16).max)
 LOSS = "categorical_crossentropy"
 """The loss without smoothing and penalty, by which one model can be compared with another."""
 
+CONSTANTS = (
+    HEAD_EPOCHS,
+    HEAD_BATCH,
+    HEAD_RATE,
+    HEAD_PENALTY,
+    HEAD_PATIENCE,
+    VIEWS,
+    LABEL_SMOOTHING,
+    RATE,
+    WARMUP,
+    PATIENCE,
+)
+"""What an interrupted training was begun with must be what it is gone on with."""
+
 T = TypeVar("T")
 
 
@@ -116,8 +130,8 @@ def fit(job: Job, train: NDArray[np.intp], validation: NDArray[np.intp], name: s
     """
     keras.utils.set_random_seed(job.seed)
     extractor, pooled, tuner = job.networks()
-    maps = [_within_memory(job, partial(_maps, job, extractor, view)) for view in range(VIEWS)]
-    views = [_within_memory(job, partial(_features, job, pooled, view)) for view in maps]
+    maps = [within_memory(job, partial(_maps, job, extractor, view)) for view in range(VIEWS)]
+    views = [within_memory(job, partial(_features, job, pooled, view)) for view in maps]
     labels = job.labels[train].argmax(axis=1)
     balance = dict(enumerate(compute_class_weight("balanced", classes=np.arange(len(CLASSES)), y=labels)))
     head = _fit_head(job, views, train, validation, balance)
@@ -127,7 +141,7 @@ def fit(job: Job, train: NDArray[np.intp], validation: NDArray[np.intp], name: s
     start = job.model.get_weights()
     folder = job.work / name
     folder.mkdir(parents=True, exist_ok=True)
-    tuned = _within_memory(job, partial(finetune, job, tuner, maps, train, validation, balance, folder, start))
+    tuned = within_memory(job, partial(finetune, job, tuner, maps, train, validation, balance, folder, start))
     history = pd.concat([head, tuned], ignore_index=True)
     if (last := _best(tuned, "val_auroc"))["auroc"] > best["auroc"]:
         best = last
@@ -136,7 +150,7 @@ def fit(job: Job, train: NDArray[np.intp], validation: NDArray[np.intp], name: s
     return Fitted(history, best)
 
 
-def _within_memory(job: Job, work: Callable[[], T]) -> T:
+def within_memory(job: Job, work: Callable[[], T]) -> T:
     """Do `work`; when the device runs out of memory, halve the batch and do it again."""
     while True:
         try:
@@ -248,8 +262,7 @@ def finetune(
     try:
         tuner.fit(
             epochs.dataset(),
-            validation_data=(maps[0][validation], job.labels[validation]),
-            validation_batch_size=job.batch_size,
+            validation_data=inputs.rows_of(maps[0], job.labels, validation, job.batch_size),
             initial_epoch=resume.epoch,
             epochs=resume.epoch if resume.finished else job.epochs,
             class_weight=balance,
