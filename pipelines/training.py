@@ -65,8 +65,9 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
         ingested = ingest(scans=scans, rois=rois, crops=crops, given_splits=given_splits, previous=previous, seed=seed)
         ingested.set_caching_options(False)  # the cache would not notice new scans in the same folder
         cropped = crop(data=ingested.outputs["data"], domains=domains)
-        trained = {
-            backbone: train(
+        trained = {}
+        for backbone in backbones:
+            task = train(
                 images=cropped.outputs["images"],
                 backbone=backbone,
                 weights=weights,
@@ -77,9 +78,12 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
                 folds=folds,
                 work=work,
                 seed=seed,
-            ).set_display_name(f"train-{backbone}")
-            for backbone in backbones
-        }
+            )
+            task.set_display_name(f"train-{backbone}")
+            # measured: docs/results.md
+            task.set_memory_request(BACKBONES[backbone].memory_request)
+            task.set_memory_limit(BACKBONES[backbone].memory_limit)
+            trained[backbone] = task
         evaluated = evaluate(
             images=cropped.outputs["images"],
             serving_domain=serving_domain,

@@ -60,6 +60,21 @@ def test_containers_call_the_entry_point_and_carry_no_source(compiled):
         assert "def " not in json.dumps(container)
 
 
+def test_trainings_ask_for_the_memory_of_their_backbone(compiled):
+    for component in compiled["components"].values():
+        executor = compiled["deploymentSpec"]["executors"][component["executorLabel"]]
+        if executor["container"]["args"][0] != "train":
+            continue
+        tasks = compiled["root"]["dag"]["tasks"].values()
+        (task,) = [t for t in tasks if compiled["components"][t["componentRef"]["name"]] is component]
+        row = BACKBONES[task["inputs"]["parameters"]["backbone"]["runtimeValue"]["constant"]]
+        resources = executor["container"]["resources"]
+        assert (resources["resourceMemoryRequest"], resources["resourceMemoryLimit"]) == (
+            row.memory_request,
+            row.memory_limit,
+        )
+
+
 def test_interfaces_are_those_of_the_functions(compiled):
     """Read the plain functions where the decorator returns them, as in an image."""
     code = (

@@ -26,21 +26,26 @@ class Backbone:
         module: its module there, whose `preprocess_input` the pre-trained weights expect. EfficientNet rescales inside
             the body and its `preprocess_input` does nothing; VGG and ResNet want BGR with the ImageNet mean removed.
         width: channels of the last feature map.
+        memory_request: of a training pod at 224 pixels and batches of 32, as measured in docs/results.md: the two-phase
+            recipe with its memory budget.
+        memory_limit: likewise, the deck's recipe, which trains the whole body.
     """
 
     name: str
     module: str
     width: int
+    memory_request: str
+    memory_limit: str
 
 
 BACKBONES = {
     row.name: row
     for row in (
-        Backbone("EfficientNetB7", "efficientnet", 2560),
-        Backbone("VGG16", "vgg16", 512),
-        Backbone("VGG19", "vgg19", 512),
-        Backbone("ResNet50", "resnet", 2048),
-        Backbone("ResNet101", "resnet", 2048),
+        Backbone("EfficientNetB7", "efficientnet", 2560, "7G", "23G"),
+        Backbone("VGG16", "vgg16", 512, "7G", "7G"),
+        Backbone("VGG19", "vgg19", 512, "7G", "7G"),
+        Backbone("ResNet50", "resnet", 2048, "7G", "7G"),
+        Backbone("ResNet101", "resnet", 2048, "7G", "7G"),
     )
 }
 

@@ -228,8 +228,8 @@ def write(
         "",
         f"Peak of the process in GB at {MEMORY_SIZE} px over {MEMORY_STEPS} steps on a CPU: batches of "
         f"{' and '.join(map(str, MEMORY_BATCHES))} measured, {MEMORY_TARGET} extrapolated on a line. Two-phase keeps no "
-        "activations of the frozen part. The training step's memory request on Kubeflow follows the two-phase column, its "
-        "limit the deck's.",
+        "activations of the frozen part. On Kubeflow the training step requests the two-phase figure and the memory budget "
+        "for images and maps (4 GB), and its limit is the deck's figure.",
         "",
         "| backbone | "
         + " | ".join(
