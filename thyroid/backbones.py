@@ -45,7 +45,7 @@ BACKBONES = {
         Backbone("VGG16", "vgg16", 512, "7G", "7G"),
         Backbone("VGG19", "vgg19", 512, "7G", "7G"),
         Backbone("ResNet50", "resnet", 2048, "7G", "7G"),
-        Backbone("ResNet101", "resnet", 2048, "7G", "7G"),
+        Backbone("ResNet101", "resnet", 2048, "7G", "8G"),
     )
 }
 
