@@ -3,14 +3,18 @@ from pathlib import Path
 
 import pytest
 
-from thyroid import backbones, inputs, results, tables
+from thyroid import backbones, crop, ingest, inputs, phantom, results, tables
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_command_writes_the_comparison(cropped, tmp_path, monkeypatch):
-    """At toy size: three folds' worth of patients, two backbones; memory really measured in processes of its own."""
+def test_command_writes_the_comparison(tmp_path, monkeypatch):
+    """At toy size: three folds, two backbones. Forty patients, or the deck's tenth of a class would be empty."""
+    phantom.generate(tmp_path / "phantoms", patients=40, images_per_patient=1)
+    rois = tmp_path / "phantoms" / "rois.csv"
+    ingest.ingest(tmp_path / "phantoms" / "scans", tmp_path / "ingested", rois=rois)
+    cropped = crop.crop(tmp_path / "ingested", tmp_path / "data", ["cropped"]).folder
     monkeypatch.setattr(results, "FOLDS", 3)
     monkeypatch.setattr(results, "memory", lambda name: {r: {8: 1.0, 16: 1.5, 32: 2.5} for r in ("two-phase", "deck")})
     few = {name: backbones.BACKBONES[name] for name in ("VGG16", "ResNet50")}
