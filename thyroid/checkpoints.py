@@ -75,11 +75,11 @@ class Resume(keras.callbacks.Callback):
             self.file.unlink(missing_ok=True)  # a damaged one must not take the place of the one before
             state = load(self.older)
         self.state: Arrays | None = state
-        facts = json.loads(str(state["facts"])) if state else {}
-        self.epoch: int = facts.get("epoch", 0)
-        self.seen: int = facts.get("seen", 0)
-        self.rows: list[dict[str, float]] = facts.get("rows", [])
-        self.finished: bool = facts.get("finished", False)
+        self.facts: dict[str, Any] = json.loads(str(state["facts"])) if state else {}
+        self.epoch: int = self.facts.get("epoch", 0)
+        self.seen: int = self.facts.get("seen", 0)
+        self.rows: list[dict[str, float]] = self.facts.get("rows", [])
+        self.finished: bool = self.facts.get("finished", False)
         self.stop_asked = False
         if state:
             print(f"{label}: goes on in epoch {self.epoch + 1} after {self.seen} images", flush=True)
@@ -95,7 +95,7 @@ class Resume(keras.callbacks.Callback):
         if self._in_main_thread():
             self.previous_handler = signal.signal(signal.SIGTERM, self._terminate)
         if self.state:
-            for name, value in json.loads(str(self.state["facts"]))["stopper"].items():
+            for name, value in self.facts["stopper"].items():
                 setattr(self.stopper, name, value)
             if "best0" in self.state:  # what is frozen is as it was
                 self.stopper.best_weights = [
@@ -189,7 +189,7 @@ class Resume(keras.callbacks.Callback):
         if self.seen:
             _assign(self.model.metrics_variables, state, "metric")
         # The schedule counts steps, and a batch that was halved since the state was saved makes more of them.
-        factor = json.loads(str(state["facts"]))["batch_size"] / self.epochs.batch_size
+        factor = self.facts["batch_size"] / self.epochs.batch_size
         steps = self.model.optimizer.iterations
         steps.assign(round(int(steps.numpy()) * factor))
         self.state = None

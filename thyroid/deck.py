@@ -44,15 +44,15 @@ def generator() -> Any:
 
 def flows(table: pd.DataFrame, size: int, batch_size: int, seed: int, folder: Path) -> tuple[Any, Any]:
     """The deck's two subsets of one folder, as links below `folder`: (training, validation)."""
+    if (most := table.groupby("label").size().max()) < 1 / VALIDATION_SHARE:
+        raise InputError(
+            f"the deck's recipe sets every tenth image of a class aside, and no class has more than {most}"
+        )
     for label in CLASSES:
         (folder / label).mkdir()
     for file, label in zip(table["file"], table["label"], strict=True):
         (folder / label / Path(file).name).symlink_to(Path(file).resolve())
     source = generator()
-    if (least := table.groupby("label").size().max()) < 1 / VALIDATION_SHARE:
-        raise InputError(
-            f"the deck's recipe sets every tenth image of a class aside, and no class has more than {least}"
-        )
     training, validation = (
         source.flow_from_directory(
             str(folder),

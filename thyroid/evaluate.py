@@ -149,8 +149,9 @@ def _predict(data: Path, network: Any, model: dict[str, Any], domains: Sequence[
 
 
 def auroc_of(table: pd.DataFrame, seed: int = 0) -> metrics.Interval:
-    positive = table["label"] == CLASSES[POSITIVE]
-    return metrics.auroc(positive, table[PROBABILITIES[POSITIVE]], table["patient"].astype(int), seed=seed)
+    """AUROC of predictions; out-of-fold ones, which have a column fold, are compared within their fold."""
+    positive, score = table["label"] == CLASSES[POSITIVE], table[PROBABILITIES[POSITIVE]]
+    return metrics.auroc(positive, score, table["patient"].astype(int), seed=seed, fold=table.get("fold"))
 
 
 def _figures(
@@ -186,14 +187,7 @@ def _figures(
 
 def cross_validated(folder: Path, domain: str, seed: int = 0) -> metrics.Interval:
     """AUROC of a training's out-of-fold predictions in a domain."""
-    table = pd.read_parquet(folder / "folds.parquet")
-    table = table[table["domain"] == domain]
-    if table.empty:
-        raise InputError(f"{folder / 'folds.parquet'}: no prediction in the {domain} domain")
-    positive = table["label"] == CLASSES[POSITIVE]
-    return metrics.auroc(
-        positive, table[PROBABILITIES[POSITIVE]], table["patient"].astype(int), seed=seed, fold=table["fold"]
-    )
+    return auroc_of(train.out_of_fold(folder, domain), seed)
 
 
 def _draw(

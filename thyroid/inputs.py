@@ -200,8 +200,7 @@ def batches(pixels: NDArray[np.uint8], batch_size: int, moves: NDArray[np.float3
             rows = slice(start, start + batch_size)
             yield (_moved(pixels[rows], None if moves is None else moves[rows]),)
 
-    x = (tf.TensorSpec((None, *pixels.shape[1:]), tf.uint8), tf.TensorSpec((None, len(IDENTITY)), tf.float32))
-    return _dataset(generate, (x,), -(-len(pixels) // batch_size))
+    return _dataset(generate, (_specs(pixels, IDENTITY[None]),), -(-len(pixels) // batch_size))
 
 
 class Epochs:
@@ -244,12 +243,7 @@ class Epochs:
 
     def dataset(self) -> tf.data.Dataset:
         """As tf.data; starts anew, with `epoch` and `seen` as they are then, on each iteration."""
-        first = self.views[0]
-        signature = (
-            tf.TensorSpec((None, *first.shape[1:]), first.dtype),
-            tf.TensorSpec((None, *self.labels.shape[1:]), tf.float32),
-        )
-        return _dataset(self.__iter__, signature, self.steps)
+        return _dataset(self.__iter__, _specs(self.views[0], self.labels), self.steps)
 
 
 def rows_of(values: NDArray, labels: NDArray[np.float32], rows: NDArray[np.intp], batch_size: int) -> tf.data.Dataset:
@@ -260,14 +254,18 @@ def rows_of(values: NDArray, labels: NDArray[np.float32], rows: NDArray[np.intp]
             some = rows[start : start + batch_size]
             yield values[some], labels[some]
 
-    x, y = (tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in (values, labels))
-    return _dataset(generate, (x, y), -(-len(rows) // batch_size))
+    return _dataset(generate, _specs(values, labels), -(-len(rows) // batch_size))
 
 
 def _moved(image: NDArray[np.uint8], moves: NDArray[np.float32] | None) -> tuple[NDArray, NDArray]:
     if moves is None:
         return image, np.tile(IDENTITY, (len(image), 1))
     return image if XLA else warp(image, moves), moves
+
+
+def _specs(*arrays: NDArray) -> tuple[tf.TensorSpec, ...]:
+    """Of a batch of each array's examples."""
+    return tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in arrays)
 
 
 def _dataset(generate: Any, signature: Any, steps: int) -> tf.data.Dataset:

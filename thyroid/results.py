@@ -16,7 +16,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from thyroid import RESEARCH_USE_ONLY, backbones, checkpoints, crop, diagnose, errors, metrics, plots, tables, train
+from thyroid import (
+    RESEARCH_USE_ONLY,
+    backbones,
+    checkpoints,
+    crop,
+    diagnose,
+    errors,
+    evaluate,
+    images,
+    inputs,
+    metrics,
+    plots,
+    tables,
+    train,
+    twophase,
+)
 from thyroid.backend import keras
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE
@@ -29,23 +44,18 @@ MEMORY_TARGET = 32
 MEMORY_STEPS = 3
 
 
-def out_of_fold(folder: Path, domain: str) -> pd.DataFrame:
-    """Out-of-fold predictions of a training, in a fixed order."""
-    table = pd.read_parquet(folder / "folds.parquet")
-    return table[table["domain"] == domain].sort_values("file").reset_index(drop=True)
-
-
 def figures(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> dict[str, Any]:
     """AUROC, accuracy, majority of predictions; and the paired AUROC difference to those of `reference`."""
-    positive, patient = table["label"] == CLASSES[POSITIVE], table["patient"].astype(int)
+    positive = table["label"] == CLASSES[POSITIVE]
     score = table[train.PROBABILITIES[POSITIVE]]
     row: dict[str, Any] = {
-        "auroc": metrics.auroc(positive, score, patient, fold=table["fold"]),
+        "auroc": evaluate.auroc_of(table),
         "accuracy": metrics.accuracy(positive, score),
         "majority": metrics.majority(positive),
     }
     if reference is not None:
         other = reference.set_index("file").loc[table["file"], train.PROBABILITIES[POSITIVE]].to_numpy()
+        patient = table["patient"].astype(int)
         row["difference"] = metrics.auroc_difference(positive, score, other, patient, fold=table["fold"])
     return row
 
@@ -65,8 +75,8 @@ def recipes(data: Path, domain: str, weights: str, size: int, epochs: int, deck_
         folder = work / f"VGG16-{name.replace(', ', '-').replace(' ', '-')}"
         done = train.train(data, folder, "VGG16", domain, **common | options)
         folders[name] = folder
-        table = out_of_fold(folder, domain)
-        reference = None if name == "frozen" else out_of_fold(folders["frozen"], domain)
+        table = train.out_of_fold(folder, domain)
+        reference = None if name == "frozen" else train.out_of_fold(folders["frozen"], domain)
         row = {"recipe": name, "seconds": done.facts["seconds"], "measured": "all folds and the final model"}
         row |= figures(table, reference)
         if name == "deck":
@@ -76,7 +86,7 @@ def recipes(data: Path, domain: str, weights: str, size: int, epochs: int, deck_
                 "measured": f"fold 1 after {deck_epochs} epochs; one training of {DECK_EPOCHS} epochs, extrapolated",
                 "diagnosis": diagnose.diagnose(data, folder),
             }
-            first = out_of_fold(folders["two-phase"], domain)
+            first = train.out_of_fold(folders["two-phase"], domain)
             rows.append(
                 {"recipe": "two-phase, fold 1 alone", "seconds": None, "measured": "as above"}
                 | figures(first[first["fold"] == 1])
@@ -89,7 +99,7 @@ def recipes(data: Path, domain: str, weights: str, size: int, epochs: int, deck_
 def sizes(data: Path, domain: str, weights: str, size: int, work: Path) -> list[dict]:
     """Every backbone: its size, its frozen cross-validated AUROC, what reaches its first convolution, its memory."""
     rows = []
-    pixels = _sample(data, domain, size)
+    pixels = inputs.decode(crop.examples(data, domain, "validation").head(diagnose.SAMPLE), size)
     for name, row in backbones.BACKBONES.items():
         folder = work / f"{name}-frozen"
         options = {"weights": weights, "image_size": size, "folds": FOLDS, "recipe": "frozen"}
@@ -109,7 +119,7 @@ def sizes(data: Path, domain: str, weights: str, size: int, work: Path) -> list[
                 "spread": spread,
                 "memory": memory(name),
             }
-            | figures(out_of_fold(folder, domain))
+            | figures(train.out_of_fold(folder, domain))
         )
         keras.backend.clear_session()
     return rows
@@ -133,8 +143,6 @@ def memory(backbone: str) -> dict[str, dict[int, float]]:
 
 def _peak(backbone: str, recipe: str, batch: int) -> float:
     """Really train a few steps on noise of `MEMORY_SIZE` pixels."""
-    from thyroid import inputs, twophase
-
     row = backbones.get(backbone)
     shape = (batch * MEMORY_STEPS, MEMORY_SIZE, MEMORY_SIZE)
     pixels = np.random.default_rng(0).integers(0, 255, (*shape, 1), dtype=np.uint8)
@@ -143,7 +151,7 @@ def _peak(backbone: str, recipe: str, batch: int) -> float:
     if recipe == "deck":
         network = keras.Model(model.input, model.output)
         network.compile(keras.optimizers.Adam(), twophase.LOSS, jit_compile=False)
-        network.fit(np.repeat(pixels, 3, axis=-1), labels, batch_size=batch, verbose=0)
+        network.fit(images.rgb(pixels), labels, batch_size=batch, verbose=0)
     else:
         job = twophase.Job(model, row, pixels, labels, Path(), 1, batch, 0, 0.0)
         extractor, _, tuner = job.networks()
@@ -151,12 +159,6 @@ def _peak(backbone: str, recipe: str, batch: int) -> float:
         twophase.compile_model(tuner, twophase.RATE)
         tuner.fit(maps, labels, batch_size=batch, verbose=0)
     return checkpoints.memory()["memory_mb"] / 1000
-
-
-def _sample(data: Path, domain: str, size: int) -> np.ndarray:
-    from thyroid import inputs
-
-    return inputs.decode(crop.examples(data, domain, "validation").head(diagnose.SAMPLE), size)
 
 
 def write(

@@ -153,9 +153,9 @@ def train(
             labels = _one_hot(table)
             job = twophase.Job(model, row, pixels, labels, work, epochs, batch_size, seed, started, memory_budget)
             pristine = model.get_weights()
-            done = {}
+            held_out = None
             if folds:
-                done["folds"] = _cross_validate(job, data, table, plans, recipe, pristine, only_fold)
+                held_out = _cross_validate(job, data, table, plans, recipe, pristine, only_fold)
                 model.set_weights(pristine)
             fitted, part = _fit(job, table, plans["main"], "main", recipe)
     finally:
@@ -170,8 +170,8 @@ def train(
     names = [str(Path(file).relative_to(data)) for file in table["file"]]
     pd.DataFrame({"file": names, "part": part}).to_csv(output / "parts.csv", index=False)
     (output / "folds.parquet").unlink(missing_ok=True)
-    if folds:
-        done["folds"].to_parquet(output / "folds.parquet", index=False)
+    if held_out is not None:
+        held_out.to_parquet(output / "folds.parquet", index=False)
     if (logs := work / "main" / "tensorboard").is_dir():
         shutil.rmtree(output / "tensorboard", ignore_errors=True)
         shutil.copytree(logs, output / "tensorboard")
@@ -207,6 +207,19 @@ def read(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: not a finished training (train.json is missing)") from None
     except ValueError as error:
         raise InputError(f"{folder / 'train.json'}: not JSON: {error}") from None
+
+
+def out_of_fold(folder: Path, domain: str) -> pd.DataFrame:
+    """Predictions of a cross-validated training in a domain, each by a model that did not see the patient, by file.
+
+    Raises:
+        InputError: there is none.
+    """
+    table = pd.read_parquet(folder / "folds.parquet")
+    table = table[table["domain"] == domain]
+    if table.empty:
+        raise InputError(f"{folder / 'folds.parquet'}: no prediction in the {domain} domain")
+    return table.sort_values("file").reset_index(drop=True)
 
 
 def _check(
