@@ -10,7 +10,9 @@ READY := $(VENV)/ready
 RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(SCANS)") $(if $(ROIS),--rois "$(ROIS)") \
 	$(if $(CROPS),--crops "$(CROPS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones "$(BACKBONES)") \
 	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(GIVEN_SPLITS),--given-splits "$(GIVEN_SPLITS)") $(if $(SEED),--seed "$(SEED)") \
-	$(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS),--folds "$(FOLDS)")
+	$(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS),--folds "$(FOLDS)") $(if $(SERVING_DOMAIN),--serving-domain "$(SERVING_DOMAIN)") \
+	$(if $(SENSITIVITY),--sensitivity "$(SENSITIVITY)") $(if $(ABSTAIN),--abstain "$(ABSTAIN)") \
+	$(if $(PREVALENCE),--prevalence "$(PREVALENCE)") $(if $(CLINICAL),--clinical "$(CLINICAL)") $(if $(WAIVE),--waive "$(WAIVE)")
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-slow lint format compile bench results lock clean
@@ -21,6 +23,8 @@ help: ## List every target
 	@echo "  make run SCANS=dir ROIS=rois.csv CROPS=dir WEIGHTS=imagenet|none|dir-or-file OUTPUT=dir"
 	@echo "           PRESET=quick|standard|full BACKBONES=VGG16,ResNet50 DOMAINS=normal,cropped"
 	@echo "           RECIPE=two-phase|frozen|deck FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SEED=0"
+	@echo "           SERVING_DOMAIN=normal|cropped SENSITIVITY=.95 ABSTAIN=0 PREVALENCE=.1 CLINICAL=clinical.csv"
+	@echo "           WAIVE=shortcut,leakage"
 
 setup: $(READY) ## Create the environment from requirements.lock
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid import backbones, crop, evaluate, ingest, inputs, phantom, registry, tables, train, twophase
+from thyroid import backbones, crop, figures, ingest, inputs, phantom, registry, tables, train, twophase
 from thyroid.backend import keras
+from thyroid.names import PROBABILITIES
 
 DDTI = Path(__file__).parents[2] / "shared" / "data" / "ddti"
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
@@ -50,12 +51,12 @@ def time_to_auroc(data: Path, weights: str, folder: Path, deck_epochs: int) -> f
     epoch = min(epochs)  # the first one traces the graph
     table = crop.examples(data, "cropped", "validation")
     network = registry.load_keras(theirs.folder / theirs.facts["checkpoint"])
-    table[train.PROBABILITIES] = inputs.predict(network, inputs.decode(table, SIZE))
+    table[PROBABILITIES] = inputs.predict(network, inputs.decode(table, SIZE))
     print(
         f"ours: final validation AUROC {final:.3f}, within {NEAR} of it after {reached['elapsed']:.1f} s "
         f"({reached['phase']}, epoch {reached['epoch']:.0f}); all of it took {history['elapsed'].iloc[-1]:.0f} s\n"
         f"deck: {epoch:.1f} s an epoch ({len(epochs)} measured), so {epoch * DECK_EPOCHS:.0f} s for {DECK_EPOCHS} epochs "
-        f"(extrapolated); validation AUROC after {len(epochs)} epochs {evaluate.auroc_of(table)}"
+        f"(extrapolated); validation AUROC after {len(epochs)} epochs {figures.auroc(table)}"
     )
     return epoch * DECK_EPOCHS / reached["elapsed"]
 

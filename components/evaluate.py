@@ -11,6 +11,12 @@ from thyroid.backbones import BACKBONES
 def evaluate(
     images: Input[Dataset],
     serving_domain: str,
+    sensitivity: float,
+    abstain: float,
+    prevalence: float,
+    clinical: str,
+    registry: str,
+    waive: str,
     seed: int,
     evaluation: Output[Model],
     report: Output[HTML],
@@ -18,32 +24,48 @@ def evaluate(
     classification: Output[ClassificationMetrics],
     **models: Input[Model],
 ):
-    """Score every model, choose the winner on validation, write the report."""
+    """Lock operating points, choose the winner on validation, score the test set, audit, decide the gate, report."""
     import shutil
     from pathlib import Path
 
     import pandas as pd
 
     from thyroid import evaluate as library
+    from thyroid import predictions
 
     trained = [Path(model.path) for model in models.values() if model is not None]
     folders = [folder for model in trained for folder in sorted(model.iterdir()) if (folder / "train.json").is_file()]
     done = library.evaluate(
-        Path(images.path), folders, Path(evaluation.path), serving_domain=serving_domain or None, seed=seed
+        Path(images.path),
+        folders,
+        Path(evaluation.path),
+        serving_domain=serving_domain or None,
+        sensitivity=sensitivity,
+        abstain=abstain,
+        prevalence=prevalence,
+        clinical=Path(clinical) if clinical else None,
+        registry_root=Path(registry),
+        waive=[name for name in waive.split(",") if name],
+        seed=seed,
     )
     shutil.copy(done.folder / "report.html", report.path)
     best, domain = done.facts["models"][0], done.facts["serving_domain"]
     evaluation.metadata |= done.facts["winner"]
     metrics.log_metric("winner", f"{best['backbone']} on {best['train_domain']}")
     metrics.log_metric("validation_auroc", best["validation"]["auroc"])
+    test = best["test"][domain]
     for name in ("accuracy", "majority"):
-        metrics.log_metric(f"test_{name}", best["test"][domain][name])
-    for name, figure in best["test"][domain]["auroc"].items():
-        if figure is not None:
-            metrics.log_metric(f"test_auroc_{name}", figure)
-    table = library.of_model(pd.read_parquet(done.folder / "predictions.parquet"), best, domain, "test")
-    classification.log_roc_curve(*library.roc_points(table))
-    classification.log_confusion_matrix(["benign", "malignant"], best["test"][domain]["confusion"])
+        metrics.log_metric(f"test_{name}", test[name])
+    for figure in ("auroc", "sensitivity", "specificity", "ece"):
+        for name, value in test.get(figure, {}).items():
+            if value is not None:
+                metrics.log_metric(f"test_{figure}_{name}", value)
+    metrics.log_metric("gate", done.facts["gate"]["decision"])
+    for name in ("shortcut", "leakage"):
+        metrics.log_metric(f"{name}_audit", done.facts["audits"]["findings"].get(name, "nothing found"))
+    table = predictions.of_model(pd.read_parquet(done.folder / "predictions.parquet"), best, domain, "test")
+    classification.log_roc_curve(*predictions.roc_points(table))
+    classification.log_confusion_matrix(["benign", "malignant"], test["confusion"])
 
 
 # kfp wants a fixed interface: one optional model per row of the backbone table.

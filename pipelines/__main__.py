@@ -15,7 +15,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thyroid import RESEARCH_USE_ONLY, backbones, crop, errors, ingest, phantom, registry, tables
+from thyroid import (
+    RESEARCH_USE_ONLY,
+    backbones,
+    crop,
+    errors,
+    gate,
+    ingest,
+    operating,
+    phantom,
+    registry,
+    subgroups,
+    tables,
+)
 from thyroid.errors import InputError
 
 MARK = ".thyroid-output"
@@ -54,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--recipe", choices=backbones.RECIPES, default="two-phase", help="deck: the slide deck's, mistakes included"
     )
     running.add_argument("--folds", type=int, default=0, help="compare models by so many folds of a cross-validation")
+    running.add_argument("--serving-domain", choices=tables.DOMAINS, help="default: the first trained domain")
+    running.add_argument("--sensitivity", type=float, default=0.95, help="that the threshold must reach on validation")
+    running.add_argument("--abstain", type=float, default=0.0, help="share of images to leave undecided")
+    running.add_argument("--prevalence", type=float, default=0.1, help="of malignant nodules where the model is used")
+    running.add_argument("--clinical", type=Path, help="CSV: filename or patient, and columns for subgroups")
+    running.add_argument("--waive", default="", help="audits that the gate lets pass: shortcut, leakage")
     running.add_argument("--given-splits", choices=ingest.GIVEN_SPLITS, default="separate")
     running.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
@@ -106,6 +124,12 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             rois=_absolute(rois),
             crops=_absolute(arguments.crops),
             domains=domains,
+            serving_domain=arguments.serving_domain or "",
+            sensitivity=arguments.sensitivity,
+            abstain=arguments.abstain,
+            prevalence=arguments.prevalence,
+            clinical=_absolute(arguments.clinical),
+            waive=arguments.waive,
             weights=_absolute(Path(weights)) if Path(weights).exists() else weights,
             image_size=preset["image_size"],
             epochs=preset["epochs"],
@@ -131,6 +155,10 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
             raise InputError(f"{option} {path}: no such folder")
     if arguments.rois is not None and not arguments.rois.is_file():
         raise InputError(f"--rois {arguments.rois}: no such file")
+    operating.check(arguments.sensitivity, arguments.abstain, arguments.prevalence)
+    gate.check_waivers([name for name in arguments.waive.split(",") if name])
+    if arguments.clinical is not None:
+        subgroups.read(arguments.clinical)
     if arguments.scans is None and (arguments.rois or arguments.crops):
         raise InputError("--rois and --crops need --scans")
     for name in chosen:
@@ -138,7 +166,7 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
     wanted = [d for d in domains.split(",") if d]
     may_have_regions = arguments.scans is None or arguments.rois is not None or arguments.crops is not None
     crop.resolve_domains(wanted, has_regions=may_have_regions)
-    paths = (output, arguments.scans, arguments.rois, arguments.crops, weights)
+    paths = (output, arguments.scans, arguments.rois, arguments.crops, arguments.clinical, weights)
     for path in paths:
         if path is not None and "python3" in str(Path(path).resolve()):
             # kfp's SubprocessRunner replaces this text in every argument by the interpreter's path
@@ -183,6 +211,8 @@ def _tell(output: Path, given: Path) -> None:
     model = summary["model"]
     (output / "request.json").write_text(json.dumps({"instances": [_example(output / "data")]}))
     make = "make serve" + ("" if given == Path("output") else f" OUTPUT={given}")
+    decision = summary["gate"]["decision"]
+    status = "released: the champion" if decision == "promoted" else "not released: served as a candidate, and marked"
     print(
         f"""
 {RESEARCH_USE_ONLY}
@@ -190,6 +220,7 @@ def _tell(output: Path, given: Path) -> None:
 Report    {output / "report.html"}
 Summary   {output / "summary.json"}
 Model     {model["uri"]} ({summary["winner"]["backbone"]}, version {model["version"]})
+Gate      {status}
 
 Serve it  {make}
 Query it  curl -s -H 'Content-Type: application/json' -d @{given / "request.json"} \\

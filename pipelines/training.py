@@ -31,6 +31,11 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
         crops: str = "",
         domains: str = "",
         serving_domain: str = "",
+        sensitivity: float = 0.95,
+        abstain: float = 0.0,
+        prevalence: float = 0.1,
+        clinical: str = "",
+        waive: str = "",
         weights: str = "imagenet",
         image_size: int = 224,
         epochs: int = 15,
@@ -51,6 +56,11 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
             crops: Folder of images that are already cropped; empty for none.
             domains: normal, cropped or both with a comma; empty for cropped where there are regions, else normal.
             serving_domain: Where models are compared; empty for the first trained domain.
+            sensitivity: Share of malignant validation images that the threshold must catch.
+            abstain: Share of validation images to leave undecided.
+            prevalence: Share of malignant nodules where the model would be used.
+            clinical: CSV with filename or patient and any columns to look at subgroups by; empty for none.
+            waive: Audits whose failure the champion gate lets pass, with a comma: shortcut, leakage; empty for none.
             weights: imagenet, none, a *.weights.h5 file or a folder of them.
             image_size: Side of the model's square input in pixels.
             epochs: Epochs of fine-tuning.
@@ -87,9 +97,16 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
         evaluated = evaluate(
             images=cropped.outputs["images"],
             serving_domain=serving_domain,
+            sensitivity=sensitivity,
+            abstain=abstain,
+            prevalence=prevalence,
+            clinical=clinical,
+            registry=registry,
+            waive=waive,
             seed=seed,
             **{backbone: task.outputs["model"] for backbone, task in trained.items()},
         )
+        evaluated.set_caching_options(False)  # the cache would not notice another champion in the same registry
         registered = register(evaluation=evaluated.outputs["evaluation"], registry=registry)
         registered.set_caching_options(False)
         return Outputs(cropped.outputs["images"], evaluated.outputs["report"], registered.outputs["summary"])

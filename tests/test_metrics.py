@@ -2,35 +2,124 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, roc_auc_score
 
 from thyroid import metrics
+
+# pROC's own example data (Robin et al. 2011, 10.1186/1471-2105-12-77; patients of Turck et al. 2010): outcome after
+# subarachnoid haemorrhage with two markers and a clinical grade, and what pROC 1.19.1 for R answers to
+# roc(), var() and roc.test(method = "delong", paired = TRUE).
+OUTCOME = """0000110100101100101110100000000010011011000000000110001000101001110110111100011010000001000000000000
+1111110001000"""
+S100B = """.13 .14 .1 .04 .13 .1 .47 .16 .18 .1 .12 .1 .44 .71 .04 .08 .49 .04 .07 .33 .09 .09 .07 .11 .07 .17 .07 .11
+.13 .19 .05 .16 .41 .14 .34 .35 .48 .09 .96 .25 .5 .46 .16 .07 .43 .45 .11 .08 .09 .86 .52 .08 .06 .13 2.07 .1
+.14 .15 .07 .06 .77 .05 .09 .3 .03 .09 .04 .23 .7 .09 .27 .71 .08 .26 .08 .16 .09 .13 .1 .08 .11 .33 .11 .28
+.07 .1 .32 .22 .07 .05 .24 .38 .1 .15 .08 .14 .1 .07 .04 .19 .56 .14 .58 .32 .82 .74 .15 .47 .17 .44 .15 .5 .48"""
+WFNS = """1111325412525512522521111212113421454142551124112552125122215112521452441412142123242145115422111312
+5225552445111"""
+NDKA = """3.01 8.54 8.09 10.42 17.4 12.75 6.0 13.2 15.54 6.01 15.96 17.86 5.18 8.9 13.41 20.75 11.6 16.11 32.37 54.82 32.41
+49.94 40.34 9.47 6.29 12.53 6.54 6.3 80.3 12.8 9.8 9.81 9.85 18.21 5.03 14.04 21.93 8.02 7.42 8.38 6.59 9.63 13.12
+7.96 14.34 41.43 7.63 7.06 12.59 13.56 3.87 9.44 7.66 12.98 419.19 27.19 22.27 9.95 21.22 11.73 10.4 58.83 6.39 11.09
+12.22 13.67 17.21 22.63 12.9 9.7 21.57 8.23 72.57 15.54 10.51 10.6 14.57 5.19 9.63 4.61 21.48 17.3 12.71 9.44 11.07
+19.46 10.83 5.37 11.97 7.75 9.83 10.55 28.49 8.53 12.57 12.9 46.83 11.68 12.67 9.01 9.57 34.06 11.72 14.26 47.61 11.67
+24.58 10.33 13.87 15.89 22.43 6.79 13.45"""
+
+
+def digits(text: str) -> np.ndarray:
+    return np.array([int(one) for one in text if one.isdigit()])
+
+
+@pytest.fixture(scope="module")
+def asah() -> dict[str, np.ndarray]:
+    data = {
+        "outcome": digits(OUTCOME),
+        "s100b": np.array(S100B.split(), float),
+        "wfns": digits(WFNS),
+        "ndka": np.array(NDKA.split(), float),
+    }
+    assert {len(column) for column in data.values()} == {113}
+    assert data["outcome"].sum() == 41
+    return data
+
+
+def test_delong_agrees_with_proc(asah):
+    patient = np.arange(113)
+    areas, covariance = metrics.auroc_covariance(asah["outcome"], [asah[n] for n in ("s100b", "wfns", "ndka")], patient)
+    assert areas == pytest.approx([0.73136856368563685, 0.82367886178861793, 0.61195799457994582], rel=1e-12)
+    variances = [0.0026686824571724378, 0.0014699147088236264, 0.0031908105493913021]
+    assert np.diag(covariance) == pytest.approx(variances, rel=1e-9)
+    assert covariance[0, 1] == pytest.approx(0.0011961556737675448, rel=1e-9)
+    done = metrics.delong(asah["outcome"], asah["s100b"], asah["wfns"], patient)
+    assert (done.z, done.p) == (pytest.approx(-2.2089835914409077), pytest.approx(0.02717578222918815))
+    assert (done.difference.low, done.difference.high) == (pytest.approx(-0.17421442), pytest.approx(-0.01040618))
+    done = metrics.delong(asah["outcome"], asah["s100b"], asah["ndka"], patient)
+    assert (done.z, done.p) == (pytest.approx(1.3907700257355771), pytest.approx(0.16429517522305448))
+
+
+def test_bootstrap_of_the_same_data_is_near_delong(asah):
+    done = metrics.auroc(asah["outcome"], asah["s100b"], np.arange(113))
+    reach = 1.959964 * 0.0026686824571724378**0.5
+    assert done.low == pytest.approx(0.7313686 - reach, abs=0.01)
+    assert done.high == pytest.approx(0.7313686 + reach, abs=0.01)
+
+
+def test_delong_standard_error_of_the_ct_example():
+    """Hanley & McNeil 1982's 109 CT images: area .8932 with DeLong's standard error .0307 in Stata's manual (roctab)."""
+    truth = np.repeat([0] * 5 + [1] * 5, [33, 6, 6, 11, 2, 3, 2, 2, 11, 33])
+    rating = np.repeat([1, 2, 3, 4, 5] * 2, [33, 6, 6, 11, 2, 3, 2, 2, 11, 33])
+    areas, covariance = metrics.auroc_covariance(truth, [rating], np.arange(109))
+    assert round(float(areas[0]), 4) == 0.8932
+    assert round(float(covariance[0, 0]) ** 0.5, 4) == 0.0307
+
+
+def test_delong_over_patients_is_wider_than_over_their_images():
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(80) % 2 == 0, 4)
+    noise = np.repeat(rng.normal(0, 1, 80), 4)
+    score, other = noise + truth, np.repeat(rng.normal(0, 1, 80), 4) + truth
+    clustered = metrics.delong(truth, score, other, np.repeat(np.arange(80), 4))
+    independent = metrics.delong(truth, score, other, np.arange(320))
+    assert clustered.difference.value == independent.difference.value
+    assert abs(clustered.z) < 0.6 * abs(independent.z)
+
+
+def test_delong_of_a_score_with_itself():
+    truth, score = np.arange(40) % 2 == 0, np.random.default_rng(0).random(40)
+    done = metrics.delong(truth, score, score, np.arange(40))
+    assert (done.difference.value, done.difference.low, done.p) == (0, 0, 1)
 
 
 @given(st.integers(0, 10_000), st.integers(2, 30), st.integers(2, 12))
 @settings(deadline=None, max_examples=60)
-def test_weighted_area_is_scikit_learns(seed, patients, levels):
+def test_every_draw_is_scikit_learns_figure(seed, patients, levels):
     rng = np.random.default_rng(seed)
     patient = rng.integers(0, patients, 60)
     truth = np.arange(60) % 3 == 0
     score = rng.integers(0, levels, 60) / levels  # many ties
-    weights = metrics.patient_draws(patient, 20, rng)
-    ours = metrics._weighted_auroc(truth, score, weights, np.zeros(60, int))
-    for row, area in zip(weights, ours, strict=True):
+    draws = metrics.Draws(patient, 20, seed)
+    weights = draws.counts[:, draws.places(patient)]
+    area = metrics.auroc_draws(draws, truth, score, patient)
+    precision = metrics.auprc_draws(draws, truth, score, patient)
+    brier = metrics.brier_draws(draws, truth, score, patient)
+    for row, auroc, auprc, squared in zip(weights, area, precision, brier, strict=True):
         kept = row > 0
-        if len(set(truth[kept])) == 2:
-            assert area == pytest.approx(roc_auc_score(truth[kept], score[kept], sample_weight=row[kept]))
-        else:
-            assert np.isnan(area)
+        if len(set(truth[kept])) < 2:
+            assert np.isnan(auroc)
+            continue
+        labels, scores, weight = truth[kept], score[kept], row[kept]
+        assert auroc == pytest.approx(roc_auc_score(labels, scores, sample_weight=weight))
+        assert auprc == pytest.approx(average_precision_score(labels, scores, sample_weight=weight))
+        assert squared == pytest.approx(brier_score_loss(labels, scores, sample_weight=weight))
 
 
 def test_draws_are_of_whole_patients():
     patient = np.array([1, 1, 2, 3, 3, 3])
-    draws = metrics.patient_draws(patient, 500, np.random.default_rng(0))
-    assert (draws[:, 0] == draws[:, 1]).all()
-    assert (draws[:, 3] == draws[:, 5]).all()
-    assert (draws[:, [0, 2, 3]].sum(axis=1) == 3).all()
-    assert draws.mean() == pytest.approx(1, abs=0.05)
+    draws = metrics.Draws(patient, 500)
+    assert draws.counts.shape == (501, 3)
+    assert (draws.counts[0] == 1).all()
+    assert (draws.counts.sum(axis=1) == 3).all()
+    assert draws.counts.mean() == 1
+    np.testing.assert_array_equal(draws.totals(np.ones(6), patient), draws.counts @ [2, 1, 3])
 
 
 def test_interval_is_wider_when_images_share_patients():
@@ -98,9 +187,96 @@ def test_one_class_and_nan_are_refused():
         metrics.auroc([0, 1], [0.1, np.nan], [1, 2])
 
 
-def test_one_patient_has_a_value_and_a_degenerate_interval():
+def test_one_patient_has_a_value_and_no_interval():
     interval = metrics.auroc([0, 1, 1], [0.1, 0.2, 0.05], [7, 7, 7])
-    assert interval.value == interval.low == interval.high == 0.5
+    assert (interval.value, interval.low, interval.high) == (0.5, None, None)
+
+
+def test_perfect_separation_keeps_a_width():
+    """Every bootstrap draw is perfect, too; a handful of patients does not prove perfection."""
+    truth = np.arange(20) < 10
+    few = metrics.auroc(truth, truth, np.arange(20))
+    assert few.value == few.high == 1
+    assert 0.7 < few.low < 0.9
+    many = np.arange(400) < 200
+    assert metrics.auroc(many, many, np.arange(400)).low > 0.98
+
+
+def test_newcombe_holds_the_standard_error_that_hanley_and_mcneil_give():
+    """At its own bounds the score interval is z times Hanley and McNeil's standard error wide, by definition."""
+    low, high = metrics.newcombe(0.893, 51, 58)
+    for bound in (low, high):
+        q1, q2, half = bound / (2 - bound), 2 * bound**2 / (1 + bound), (51 + 58) / 2 - 1
+        # method 5 puts the mean of both group sizes where method 4 has each
+        variance = (bound * (1 - bound) + half * (q1 - bound**2) + half * (q2 - bound**2)) / (51 * 58)
+        assert abs(0.893 - bound) == pytest.approx(1.959964 * variance**0.5, rel=1e-5)
+
+
+def test_clopper_pearson_needs_72_patients_without_a_miss():
+    assert metrics.clopper_pearson(72, 72)[0] > 0.95 > metrics.clopper_pearson(71, 71)[0]
+    # Clopper & Pearson's bounds for 81 of 263 in Newcombe 1998 (10.1002/(sici)1097-0258(19980430)17:8<857), table I
+    assert metrics.clopper_pearson(81, 263) == (pytest.approx(0.2527, abs=5e-5), pytest.approx(0.3676, abs=5e-5))
+
+
+def test_figures_at_a_threshold_are_those_of_the_confusion_matrix():
+    rng = np.random.default_rng(0)
+    truth, called = rng.random(80) < 0.4, rng.random(80) < 0.5
+    draws = metrics.Draws(np.arange(80))
+    at = metrics.at_threshold(draws, truth, called, np.arange(80), 0.1)
+    (tn, fp), (fn, tp) = confusion_matrix(truth, called)
+    assert at["sensitivity"].value == pytest.approx(tp / (tp + fn))
+    assert at["specificity"].value == pytest.approx(tn / (tn + fp))
+    assert at["ppv"].value == pytest.approx(tp / (tp + fp))
+    assert at["npv"].value == pytest.approx(tn / (tn + fn))
+    for figure in at.values():
+        assert figure.low < figure.value < figure.high
+
+
+def test_predictive_values_at_another_prevalence():
+    """Altman & Bland 1994 (10.1136/bmj.309.6947.102): liver scans, sensitivity .90 and specificity .63; at a prevalence of
+    .25 the predictive values are .45 and .95."""
+    truth = np.repeat([1, 1, 0, 0], [231, 27, 54, 32])
+    called = np.repeat([1, 0, 0, 1], [231, 27, 54, 32])
+    at = metrics.at_threshold(metrics.Draws(np.arange(344), 50), truth, called, np.arange(344), 0.25)
+    assert (round(at["sensitivity"].value, 2), round(at["specificity"].value, 2)) == (0.90, 0.63)
+    assert (round(at["ppv"].value, 2), round(at["npv"].value, 2)) == (0.88, 0.67)
+    assert (round(at["ppv_at_prevalence"].value, 2), round(at["npv_at_prevalence"].value, 2)) == (0.45, 0.95)
+
+
+def test_a_sensitivity_of_one_keeps_a_width():
+    truth = np.arange(30) < 12
+    at = metrics.at_threshold(metrics.Draws(np.arange(30)), truth, truth, np.arange(30), 0.1)
+    assert (at["sensitivity"].low, at["sensitivity"].high) == metrics.clopper_pearson(12, 12)
+
+
+def test_figures_without_a_denominator_are_left_out():
+    at = metrics.at_threshold(metrics.Draws([1, 2, 3]), [1, 0, 0], [0, 0, 0], [1, 2, 3], 0.1)
+    assert {"sensitivity", "specificity", "npv"} <= set(at)
+    assert "ppv" not in at
+
+
+def test_calibration_error_by_hand():
+    """Two bins: .1 with a quarter malignant (four images), .9 with all malignant (two): (4 x .15 + 2 x .1) / 6."""
+    truth, score = [1, 0, 0, 0, 1, 1], [0.1, 0.1, 0.1, 0.1, 0.9, 0.9]
+    drawn = metrics.ece_draws(metrics.Draws(np.arange(6), 5), truth, score, np.arange(6))
+    assert drawn[0] == pytest.approx((4 * 0.15 + 2 * 0.1) / 6)
+
+
+def test_net_benefit_by_hand():
+    """At a threshold of .2, one false alarm costs a quarter of what one hit gains."""
+    truth, score = np.array([1, 1, 0, 0, 0]), np.array([0.9, 0.1, 0.3, 0.25, 0.05])
+    assert metrics.net_benefit(truth, score, np.array([0.2]))[0] == pytest.approx(1 / 5 - 2 / 5 / 4)
+
+
+def test_roc_band_holds_the_curve():
+    rng = np.random.default_rng(0)
+    truth = rng.random(150) < 0.4
+    grid = np.linspace(0, 1, 21)
+    low, high = metrics.roc_band(metrics.Draws(np.arange(150)), truth, rng.normal(truth, 1), np.arange(150), grid)
+    assert (low <= high).all()
+    assert (np.diff(low) >= 0).all()
+    assert high[-1] == low[-1] == 1
+    assert 0.1 < (high - low)[5] < 0.5
 
 
 def test_accuracy_and_majority():

@@ -225,7 +225,7 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
     """The images of one domain (and split) of a cropped data version.
 
     Returns:
-        One row an image, in a fixed order: file (full path), sha256 of it, label, patient, group, split.
+        One row an image, in a fixed order: file (full path), sha256 of it, path of its scan, label, patient, group, split.
     """
     if domain not in tables.DOMAINS:
         raise InputError(f"domain {domain!r} is unknown; choose from {', '.join(tables.DOMAINS)}")
@@ -245,7 +245,7 @@ def _examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.Dat
     else:
         table = regions.merge(good.drop(columns="sha256"), on="path")
         table = table.rename(columns={"crop_path": "file", "crop_sha256": "sha256"})
-    return table[["file", "sha256", "label", "patient", "group", "split"]]
+    return table[["file", "sha256", "path", "label", "patient", "group", "split"]]
 
 
 def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> None:

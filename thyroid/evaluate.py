@@ -1,25 +1,46 @@
-"""Score every trained model, choose the winner on validation or by cross-validation, diagnose all, write the report.
+"""Lock every model's operating point, choose the winner, score the test set, audit, and decide whether it may be released.
 
 python -m thyroid.evaluate --data DIR --models DIR [DIR ...] --output DIR
 """
 
 import argparse
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, roc_curve
 
-from thyroid import crop, diagnose, errors, images, inputs, metrics, phantom, plots, registry, report, tables, train
+from thyroid import (
+    artefact,
+    audits,
+    curves,
+    diagnose,
+    errors,
+    explain,
+    figures,
+    gate,
+    images,
+    inputs,
+    metrics,
+    operating,
+    plots,
+    predictions,
+    registry,
+    report,
+    subgroups,
+    tables,
+    train,
+)
 from thyroid.backend import keras
-from thyroid.errors import InputError
-from thyroid.names import CLASSES, POSITIVE
-from thyroid.train import PROBABILITIES
+from thyroid.names import CLASSES, POSITIVE, PROBABILITIES, SCORE
+from thyroid.operating import OperatingPoint
+from thyroid.predictions import Trained
+
+WORST = 4
+"""False negatives, and false positives, that the report shows."""
 
 
 @dataclass(frozen=True)
@@ -31,241 +52,334 @@ class Evaluated:
 
 
 def evaluate(
-    data: Path, models: Sequence[Path], output: Path, serving_domain: str | None = None, seed: int = 0
+    data: Path,
+    models: Sequence[Path],
+    output: Path,
+    serving_domain: str | None = None,
+    sensitivity: float = operating.SENSITIVITY,
+    abstain: float = 0.0,
+    prevalence: float = operating.PREVALENCE,
+    clinical: Path | None = None,
+    registry_root: Path | None = None,
+    waive: Sequence[str] = (),
+    seed: int = 0,
 ) -> Evaluated:
-    """Score `models` and choose the one with the highest AUROC in the serving domain on patients it was not trained on.
+    """Score `models`, choose the one with the highest AUROC in the serving domain, and put it before the champion gate.
 
-    These are the validation patients or, where every model was cross-validated (`train --folds`), all development patients,
-    each scored by a model that did not see them. The test set is scored for the report and never chooses.
+    Each model's temperature and threshold are locked on validation patients of the serving domain and written to
+    operating_points.json before its test images are read. The winner is chosen on these patients, too, or, where every
+    model was cross-validated (`train --folds`), on all development patients, each scored by a model that did not see them.
+    The test set is scored for the report and the gate, and never chooses.
 
     Args:
         data: data version of `crop`.
         models: folders of `train`.
         output: folder to write to.
         serving_domain: where models are compared; None for the first trained domain.
+        sensitivity: that the threshold must reach on validation, above 0, at most 1.
+        abstain: share of validation images to leave undecided, 0 to below 1.
+        prevalence: share of malignant nodules where the model would be used, between 0 and 1.
+        clinical: clinical.csv with columns to look at subgroups by, see `subgroups.read`.
+        registry_root: root of the registry whose champion the winner is held against; None for none.
+        waive: audits whose failure the gate lets pass, see `gate.WAIVABLE`.
         seed: of the bootstrap.
 
     Raises:
-        InputError: no model, a model of another data version, one backbone twice on a domain, or a serving domain without
-            images.
+        InputError: no model, a model of another data version, one backbone twice on a domain, a serving domain without
+            images, a test or validation part with one class, or an argument out of range.
     """
-    started = time.monotonic()
-    facts = tables.read(data)[2]
-    trained = [(folder, train.read(folder)) for folder in models]
-    if not trained:
-        raise InputError("there is no model to evaluate")
-    for folder, model in trained:
-        if model["data_digest"] != facts["digest"]:
-            raise InputError(f"{folder}: trained on another data version than {data}")
-    keys = [(model["backbone"], model["train_domain"]) for _, model in trained]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise InputError(f"{twice[0][0]} trained on {twice[0][1]} is given twice; compare one recipe at a time")
-    domains = [d for d in tables.DOMAINS if d in {model["train_domain"] for _, model in trained}]
+    clock = _Clock()
+    operating.check(sensitivity, abstain, prevalence)
+    waive = gate.check_waivers(waive)
+    scans, _, facts = tables.read(data)
+    trained = predictions.trained_models(data, models, facts)
+    domains = [d for d in tables.DOMAINS if d in {one.facts["train_domain"] for one in trained}]
     serving_domain = serving_domain or next((d for d in facts["domains"] if d in domains), domains[0])
     domains = list(dict.fromkeys([*domains, serving_domain]))
+    groups, notes = (None, []) if clinical is None else subgroups.join(tables.used(scans), subgroups.read(clinical))
 
     (output / "plots").mkdir(parents=True, exist_ok=True)
-    parts, diagnoses = [], []
-    for folder, model in trained:
-        print(f"scoring {model['backbone']} trained on {model['train_domain']}", flush=True)
-        network = registry.load_keras(folder / model["checkpoint"])
-        parts.append(_predict(data, network, model, domains))
-        diagnoses.append(diagnose.diagnose(data, folder, network))
-        keras.backend.clear_session()
-    predictions = pd.concat(parts, ignore_index=True)
-    predictions.to_parquet(output / "predictions.parquet", index=False)
-    rows = [_figures(folder, model, predictions, domains, serving_domain, seed) for folder, model in trained]
+    table, points, diagnoses = _score(data, trained, domains, serving_domain, sensitivity, abstain, output, clock)
+    if groups is not None:
+        table = table.join(groups.add_prefix(subgroups.PREFIX).set_axis(tables.used(scans)["path"]), "path")
+    table["scan"] = table.pop("path").map(lambda path: Path(path).name)
+    table.to_parquet(output / "predictions.parquet", index=False)
+
+    rows = [
+        _row(one, points[one.key], table, domains, serving_domain, sensitivity, prevalence, seed) for one in trained
+    ]
     ranked_by = "cross_validation" if all("cross_validation" in row for row in rows) else "validation"
     rows.sort(key=lambda row: (-row[ranked_by]["auroc"], row["parameters"]))
-    winner = {key: rows[0][key] for key in ("backbone", "train_domain")}
-    winner_folder = next(f for f, m in trained if {k: m[k] for k in winner} == winner)
-
+    best = rows[0]
+    winner = next(one for one in trained if one.key == (best["backbone"], best["train_domain"]))
+    point = points[winner.key]
+    tested = predictions.of_model(table, best, serving_domain, "test")
+    with clock.forward():
+        network = winner.load()
+        audited = audits.audit(data, serving_domain, winner.facts, network, winner.parts, tested, seed).facts()
+        others = _other_audits(data, trained, winner, domains, serving_domain, table, seed)
+        worst = _worst_cases(data, network, tested, point, best["image_size"], output / "plots")
+        current = gate.champion(registry_root, _images(data, tested), serving_domain, _hashes(scans, test=True))
+    by_group = subgroups.figures(tested, point, prevalence, seed)
     result = {
         "data": {
             key: facts[key] for key in ("digest", "scans", "quarantined", "patients", "duplicate_groups", "splits")
         },
         "models": rows,
         "ranked_by": ranked_by,
-        "winner": winner,
-        "diagnosis": [diagnosis.facts() for diagnosis in diagnoses],
+        "winner": {key: best[key] for key in ("backbone", "train_domain")},
         "serving_domain": serving_domain,
         "domains": domains,
+        "domain_matrix": _domain_matrix(table, rows, domains, seed),
+        "audits": audited,
+        "other_audits": others,
+        "subgroups": by_group,
+        "clinical_notes": notes,
+        "gate": gate.decide(best, serving_domain, tested, audited, by_group, current, sensitivity, waive, seed),
+        "settings": {"sensitivity": sensitivity, "abstain": abstain, "prevalence": prevalence},
+        "worst": worst,
+        "diagnosis": [diagnosis.facts() for diagnosis in diagnoses],
         "seconds": facts["seconds"] | {_step(row): row["seconds"] for row in rows},
     }
-    _draw(predictions, rows, ranked_by, domains, serving_domain, output / "plots")
-    plots.diagnosis(result["diagnosis"], output / "plots" / "diagnosis.png")
-    _artefact(winner_folder, rows[0], facts, serving_domain, output / "artefact")
-    result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
+    result["gate"]["test_set_read_before"] = registry.readings(registry_root, result["gate"]["test_digest"])
+    _draw(table, result, points, output / "plots", seed)
+    with clock.forward():
+        artefact.write(winner, network, best, point, facts, result, _hashes(scans, test=False), output / "artefact")
+    result["seconds"]["evaluate"] = clock.seconds()
+    result["forward_seconds"] = round(clock.in_network, 1)
     report.write(output, data, facts, result)
     tables.write_json(output / "evaluation.json", result)
-    _print_ranking(rows, ranked_by, winner, serving_domain)
-    for diagnosis in diagnoses:
-        if diagnosis.findings:
-            print(diagnose.tell(diagnosis))
+    _tell(result, diagnoses)
     return Evaluated(output, result)
 
 
-def of_model(predictions: pd.DataFrame, row: dict[str, Any], domain: str, split: str) -> pd.DataFrame:
-    """The predictions of one model in one domain and split."""
-    return predictions[
-        (predictions["backbone"] == row["backbone"])
-        & (predictions["train_domain"] == row["train_domain"])
-        & (predictions["domain"] == domain)
-        & (predictions["split"] == split)
-    ]
+def _score(
+    data: Path,
+    trained: Sequence[Trained],
+    domains: Sequence[str],
+    serving_domain: str,
+    sensitivity: float,
+    abstain: float,
+    output: Path,
+    clock: "_Clock",
+) -> tuple[pd.DataFrame, dict[tuple[str, str], OperatingPoint], list[diagnose.Diagnosis]]:
+    """Predictions, operating point and diagnosis of every model; a model's point is on disk before its test set is read."""
+    points: dict[tuple[str, str], OperatingPoint] = {}
+    parts, diagnoses = [], []
+    for one in trained:
+        print(f"scoring {one.facts['backbone']} trained on {one.facts['train_domain']}", flush=True)
+        with clock.forward():
+            network = one.load()
+            validation = predictions.predict(data, network, one.facts, domains, "validation")
+        serving = validation[validation["domain"] == serving_domain]
+        points[one.key] = operating.lock(serving, PROBABILITIES, sensitivity, abstain)
+        tables.write_json(output / "operating_points.json", {"-".join(k): p.facts() for k, p in points.items()})
+        with clock.forward():
+            test = predictions.predict(data, network, one.facts, domains, "test")
+            diagnoses.append(diagnose.diagnose(data, one.folder, network))
+        parts.append(predictions.at_point(pd.concat([validation, test], ignore_index=True), points[one.key]))
+        keras.backend.clear_session()
+    return pd.concat(parts, ignore_index=True), points, diagnoses
 
 
-def roc_points(table: pd.DataFrame) -> tuple[list[float], list[float], list[float]]:
-    """False positive rate, true positive rate and threshold; the first threshold is 1, not infinity."""
-    fpr, tpr, threshold = roc_curve(table["label"] == CLASSES[POSITIVE], table[PROBABILITIES[POSITIVE]])
-    return fpr.tolist(), tpr.tolist(), np.minimum(threshold, 1.0).tolist()
+class _Clock:
+    """Seconds in all, and those spent in networks (loading them, decoding for them, running them)."""
 
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.in_network = 0.0
 
-def confusion(table: pd.DataFrame) -> NDArray[np.int64]:
-    """Counts [true, predicted] in the order of `names.CLASSES`, at the more probable class."""
-    predicted = np.array(CLASSES)[table[PROBABILITIES].to_numpy().argmax(axis=1)]
-    return confusion_matrix(table["label"], predicted, labels=list(CLASSES))
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.in_network += time.monotonic() - started
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 1)
 
 
 def _step(row: dict[str, Any]) -> str:
     return f"train-{row['backbone']}-{row['train_domain']}"
 
 
-def _predict(data: Path, network: Any, model: dict[str, Any], domains: Sequence[str]) -> pd.DataFrame:
-    parts = []
-    for domain in domains:
-        for split in ("validation", "test"):
-            table = crop.examples(data, domain, split)
-            if table.empty:
-                raise InputError(f"{data}: the {domain} domain has no image in the {split} split")
-            probability = inputs.predict(network, inputs.decode(table, model["image_size"]))
-            table.insert(0, "domain", domain)
-            table.insert(0, "train_domain", model["train_domain"])
-            table.insert(0, "backbone", model["backbone"])
-            table[PROBABILITIES] = probability
-            table["file"] = [str(Path(file).relative_to(data)) for file in table["file"]]
-            parts.append(table.drop(columns="sha256"))
-    return pd.concat(parts, ignore_index=True)
-
-
-def auroc_of(table: pd.DataFrame, seed: int = 0) -> metrics.Interval:
-    """AUROC of predictions; out-of-fold ones, which have a column fold, are compared within their fold."""
-    positive, score = table["label"] == CLASSES[POSITIVE], table[PROBABILITIES[POSITIVE]]
-    return metrics.auroc(positive, score, table["patient"].astype(int), seed=seed, fold=table.get("fold"))
-
-
-def _figures(
-    folder: Path,
-    model: dict[str, Any],
-    predictions: pd.DataFrame,
+def _row(
+    one: Trained,
+    point: OperatingPoint,
+    table: pd.DataFrame,
     domains: Sequence[str],
     serving_domain: str,
+    sensitivity: float,
+    prevalence: float,
     seed: int,
 ) -> dict[str, Any]:
     """One row of the ranking, as it stands in summary.json."""
-    chosen_by = {"validation": auroc_of(of_model(predictions, model, serving_domain, "validation"), seed)}
+    model = one.facts
+    chosen_by = {}
     if model["folds"] and not model["only_fold"]:
-        chosen_by["cross_validation"] = cross_validated(folder, serving_domain, seed)
-    test = {}
-    for domain in domains:
-        table = of_model(predictions, model, domain, "test")
-        positive, score = table["label"] == CLASSES[POSITIVE], table[PROBABILITIES[POSITIVE]]
-        test[domain] = {
-            "n": len(table),
-            "auroc": asdict(auroc_of(table, seed)),
-            "accuracy": metrics.accuracy(positive, score),
-            "majority": metrics.majority(positive),
-            "confusion": confusion(table).tolist(),
-        }
+        held_out = figures.auroc(train.out_of_fold(one.folder, serving_domain), seed)
+        chosen_by["cross_validation"] = {"auroc": held_out.value, "low": held_out.low, "high": held_out.high}
+    validation = figures.of(predictions.of_model(table, model, serving_domain, "validation"), point, prevalence, seed)
+    auroc = validation["auroc"]
+    locked = {name: validation[name] for name in ("sensitivity", "specificity", "ece", "ece_unscaled")}
     kept = ("backbone", "train_domain", "recipe", "weights", "image_size", "parameters", "checkpoint", "seconds")
     return {key: model[key] for key in kept} | {
-        "bytes": (folder / model["checkpoint"]).stat().st_size,
-        "test": test,
-        **{name: {"auroc": one.value, "low": one.low, "high": one.high} for name, one in chosen_by.items()},
+        "bytes": (one.folder / model["checkpoint"]).stat().st_size,
+        "operating_point": point.facts() | {"sensitivity": sensitivity},
+        "validation": {"auroc": auroc["value"], "low": auroc["low"], "high": auroc["high"]}
+        | {key: validation[key] for key in ("n", "patients")}
+        | locked,
+        **chosen_by,
+        "test": {
+            domain: figures.of(predictions.of_model(table, model, domain, "test"), point, prevalence, seed)
+            for domain in domains
+        },
     }
 
 
-def cross_validated(folder: Path, domain: str, seed: int = 0) -> metrics.Interval:
-    """AUROC of a training's out-of-fold predictions in a domain."""
-    return auroc_of(train.out_of_fold(folder, domain), seed)
+def _other_audits(
+    data: Path,
+    trained: Sequence[Trained],
+    winner: Trained,
+    domains: Sequence[str],
+    serving_domain: str,
+    table: pd.DataFrame,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The winner's backbone in the other domains that it was trained on, each model on its own domain."""
+    done = []
+    for one in trained:
+        domain = one.facts["train_domain"]
+        if one.facts["backbone"] == winner.facts["backbone"] and domain in set(domains) - {serving_domain}:
+            tested = predictions.of_model(table, one.facts, domain, "test")
+            done.append(audits.audit(data, domain, one.facts, one.load(), one.parts, tested, seed).facts())
+    return done
+
+
+def _hashes(scans: pd.DataFrame, test: bool) -> set[str]:
+    """SHA-256 of the scans of the test split, or of the others."""
+    used = tables.used(scans)
+    return set(used.loc[(used["split"] == "test") == test, "sha256"])
+
+
+def _images(data: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Predictions with the full paths of their images, as `inputs.decode` wants them."""
+    return table.assign(file=[str(data / file) for file in table["file"]])
+
+
+def _worst_cases(
+    data: Path, network: Any, tested: pd.DataFrame, point: OperatingPoint, size: int, folder: Path
+) -> dict[str, int]:
+    """Draw the surest mistakes with their heat maps; returns how many mistakes of each kind there are."""
+    positive = tested["label"] == CLASSES[POSITIVE]
+    called = tested[SCORE] >= point.threshold
+    counts = {}
+    for name, wrong, surest in (
+        ("false-negatives", positive & ~called, True),
+        ("false-positives", ~positive & called, False),
+    ):
+        counts[name] = int(wrong.sum())
+        shown = tested[wrong].sort_values(SCORE, ascending=surest).head(WORST).reset_index(drop=True)
+        if shown.empty:
+            continue
+        pixels = inputs.decode(_images(data, shown), size)
+        heat = explain.heat_maps(network, pixels)
+        cases = [
+            (scan, float(score), images.rgb(image), explain.overlay(image, hot))
+            for scan, score, image, hot in zip(shown["scan"], shown[SCORE], pixels, heat, strict=True)
+        ]
+        title = f"{name.replace('-', ' ').capitalize()}: the surest {len(cases)} of {counts[name]}"
+        curves.worst_cases(cases, title, folder / f"{name}.png")
+    return counts
+
+
+def _domain_matrix(
+    table: pd.DataFrame, rows: Sequence[dict[str, Any]], domains: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """All four cells of every backbone that was trained on both domains, by backbone."""
+    matrix = {}
+    for backbone in dict.fromkeys(row["backbone"] for row in rows):
+        mine = [row for row in rows if row["backbone"] == backbone]
+        if len(domains) == len(mine) == len(tables.DOMAINS):
+            cells = {
+                (row["train_domain"], domain): predictions.of_model(table, row, domain, "test")
+                for row in mine
+                for domain in domains
+            }
+            matrix[backbone] = figures.domain_matrix(cells, domains, seed)
+    return matrix
 
 
 def _draw(
-    predictions: pd.DataFrame,
-    rows: Sequence[dict[str, Any]],
-    ranked_by: str,
-    domains: Sequence[str],
-    serving_domain: str,
+    table: pd.DataFrame,
+    result: dict[str, Any],
+    points: dict[tuple[str, str], OperatingPoint],
     folder: Path,
+    seed: int,
 ) -> None:
-    for row in rows:
-        name, title = f"{row['backbone']}-{row['train_domain']}", f"{row['backbone']} trained on {row['train_domain']}"
-        table = of_model(predictions, row, serving_domain, "test")
-        title = f"{title}, {serving_domain} test set"
-        interval = metrics.Interval(**row["test"][serving_domain]["auroc"])
-        plots.roc(table["label"].tolist(), table[PROBABILITIES].to_numpy(), title, interval, folder / f"roc-{name}.png")
-        plots.confusion(np.array(row["test"][serving_domain]["confusion"]), title, folder / f"confusion-{name}.png")
+    domain, ranked_by = result["serving_domain"], result["ranked_by"]
+    for row in result["models"]:
+        tested = predictions.of_model(table, row, domain, "test")
+        point = points[row["backbone"], row["train_domain"]]
+        title = f"{row['backbone']} trained on {tables.DOMAIN_NAMES[row['train_domain']]},\ntest set of {tables.DOMAIN_NAMES[domain]}"
+        name = f"{row['backbone']}-{row['train_domain']}"
+        curves.draw(tested, row["test"][domain], point, result["settings"]["prevalence"], title, name, folder, seed)
     plots.ranking(
         [
             (
                 f"{row['backbone']} ({row['train_domain']})",
                 metrics.Interval.of(row[ranked_by]),
-                metrics.Interval(**row["test"][serving_domain]["auroc"]),
+                metrics.Interval.of(row["test"][domain]["auroc"]),
             )
-            for row in rows
+            for row in result["models"]
         ],
         report.CHOSEN_BY[ranked_by],
         folder / "ranking.png",
     )
-    if len(domains) > 1:
-        for backbone in dict.fromkeys(row["backbone"] for row in rows):
-            mine = {row["train_domain"]: row for row in rows if row["backbone"] == backbone}
-            cells = {(t, d): metrics.Interval(**mine[t]["test"][d]["auroc"]) for t in mine for d in domains}
-            if set(mine) >= set(domains):
-                plots.domain_matrix(cells, domains, f"{backbone}: test AUROC", folder / f"domains-{backbone}.png")
-
-
-def _artefact(folder: Path, row: dict[str, Any], facts: dict[str, Any], serving_domain: str, output: Path) -> None:
-    """The winner as the registry takes it: model.keras, a synthetic reference image with its answer, model.json."""
-    output.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / row["checkpoint"]
-    reference = images.encode(crop.normal(phantom.draw("M", patient=1, image=1).image))
-    (output / "reference.jpg").write_bytes(reference)
-    network = registry.load_keras(checkpoint)
-    pixels = images.rgb(images.square(reference, row["image_size"]))
-    probability = network.predict(pixels[None], verbose=0)[0]
-    (output / "model.keras").write_bytes(checkpoint.read_bytes())
-    registry.describe(
-        output,
-        {
-            "name": registry.NAME,
-            "backbone": row["backbone"],
-            "weights": row["weights"],
-            "classes": list(CLASSES),
-            "image_size": row["image_size"],
-            "domain": row["train_domain"],
-            "serving_domain": serving_domain,
-            "parameters": row["parameters"],
-            "data_digest": facts["digest"],
-            "reference": dict(zip(CLASSES, probability.astype(float).tolist(), strict=True)),
-            "forms": {"keras": {"validation": row["validation"], "test": row["test"]}},
-        },
-    )
-
-
-def _print_ranking(rows: Sequence[dict[str, Any]], ranked_by: str, winner: dict[str, Any], serving_domain: str) -> None:
-    name = report.CHOSEN_BY[ranked_by]
-    print(f"\nRanking by {name} AUROC in the {serving_domain} domain (95 % intervals over patients)")
-    print(f"{'model':<28}{name:<24}{'test':<24}{'accuracy':>9}{'majority':>10}{'parameters':>13}{'MB':>7}")
-    for row in rows:
-        validation = metrics.Interval.of(row[ranked_by])
-        test = row["test"][serving_domain]
-        print(
-            f"{row['backbone'] + ' (' + row['train_domain'] + ')':<28}{validation!s:<24}"
-            f"{metrics.Interval(**test['auroc'])!s:<24}{test['accuracy']:>9.3f}{test['majority']:>10.3f}"
-            f"{row['parameters']:>13,}{row['bytes'] / 1e6:>7.0f}"
+    for backbone, matrix in result["domain_matrix"].items():
+        plots.domain_matrix(
+            matrix["cells"], result["domains"], f"{backbone}: test AUROC", folder / f"domains-{backbone}.png"
         )
-    print(f"Winner, chosen by {name}: {winner['backbone']} trained on {winner['train_domain']}\n")
+    for audited in (result["audits"], *result["other_audits"]):
+        if audited["shortcut"]:
+            curves.shortcuts(
+                [
+                    (audits.describe(name), metrics.Interval.of(auroc), name in audits.REFERENCES)
+                    for name, auroc in audited["shortcut"].items()
+                ],
+                folder / f"shortcuts-{audited['domain']}.png",
+            )
+    plots.diagnosis(result["diagnosis"], folder / "diagnosis.png")
+
+
+def _tell(result: dict[str, Any], diagnoses: Sequence[diagnose.Diagnosis]) -> None:
+    domain, name = result["serving_domain"], report.CHOSEN_BY[result["ranked_by"]]
+    print(f"\nRanking by {name} AUROC in the {domain} domain (95 % intervals over patients)")
+    print(f"{'model':<28}{name:<24}{'test':<24}{'accuracy':>9}{'majority':>10}{'parameters':>13}{'MB':>7}")
+    for row in result["models"]:
+        test = row["test"][domain]
+        print(
+            f"{row['backbone'] + ' (' + row['train_domain'] + ')':<28}"
+            f"{metrics.Interval.of(row[result['ranked_by']])!s:<24}{metrics.Interval.of(test['auroc'])!s:<24}"
+            f"{test['accuracy']:>9.3f}{test['majority']:>10.3f}{row['parameters']:>13,}{row['bytes'] / 1e6:>7.0f}"
+        )
+    best = result["models"][0]
+    print(f"Winner, chosen by {name}: {best['backbone']} trained on {best['train_domain']}")
+    at = best["test"][domain]
+    print(
+        f"Threshold {best['operating_point']['threshold']:.3f}, locked on validation for a sensitivity of "
+        f"{result['settings']['sensitivity']:.2f}: on test images sensitivity {metrics.Interval.of(at['sensitivity'])}, "
+        f"specificity {metrics.Interval.of(at['specificity'])}"
+    )
+    for diagnosis in diagnoses:
+        if diagnosis.findings:
+            print(diagnose.tell(diagnosis))
+    for audited in (result["audits"], *result["other_audits"]):
+        for name, text in audited["findings"].items():
+            print(f"WARNING, {name} audit of the {audited['domain']} domain: {text}")
+    print(f"Gate: {result['gate']['decision']}")
+    for reason in result["gate"]["reasons"]:
+        print(f"  {reason}")
 
 
 @errors.command
@@ -275,6 +389,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders of thyroid.train")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--serving-domain", choices=tables.DOMAINS, help="default: the first trained domain")
+    parser.add_argument(
+        "--sensitivity", type=float, default=operating.SENSITIVITY, help="that the threshold must reach on validation"
+    )
+    parser.add_argument("--abstain", type=float, default=0.0, help="share of images to leave undecided")
+    parser.add_argument("--prevalence", type=float, default=operating.PREVALENCE, help="of malignant nodules in use")
+    parser.add_argument("--clinical", type=Path, help="CSV with filename or patient, and columns for subgroups")
+    parser.add_argument("--registry", dest="registry_root", type=Path, help="whose champion the winner is held against")
+    parser.add_argument("--waive", nargs="*", default=(), metavar="AUDIT", help=f"let pass: {', '.join(gate.WAIVABLE)}")
     parser.add_argument("--seed", type=int, default=0)
     evaluate(**vars(parser.parse_args(argv)))
 

@@ -1,21 +1,32 @@
-"""Figures with their uncertainty. Patients, not images, are the independent units: intervals resample patients."""
+"""Figures with their uncertainty. Patients, not images, are the independent units: intervals resample patients.
 
-from collections.abc import Mapping
+`Draws` holds the bootstrap draws of one set of patients; every figure function takes it and answers with the figure on the
+sample itself and on every draw, so that figures on the same draws can be subtracted. `interval` turns that into an Interval.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm, rankdata
 from sklearn.metrics import accuracy_score
 
 DRAWS = 2000
 LEVEL = 0.95
-_BLOCK_CELLS = 4_000_000  # draws x images held at once, so that memory does not grow with the test set
+BINS = 10
+"""Of the reliability diagram and the expected calibration error: equal widths of probability."""
+_BLOCK_CELLS = 200_000  # draws x images held at once: what stays in a core's cache
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its percentile bootstrap interval at `LEVEL`; low and high are None where no draw had both classes."""
+    """A figure and its interval at `LEVEL`; low and high are None where the data cannot give one (a single patient)."""
 
     value: float
     low: float | None
@@ -33,6 +44,181 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+class Draws:
+    """Bootstrap draws of whole patients with replacement (Field & Welsh 2007, "Bootstrapping clustered data").
+
+    Several images of one patient are not independent evidence, so they come and go together. A draw is how often each
+    patient is in it; the first row is the sample itself.
+
+    Args:
+        patient: patient number of every image [n], in any order, as often as it comes.
+        draws: number of draws.
+        seed: of the draws.
+    """
+
+    def __init__(self, patient: ArrayLike, draws: int = DRAWS, seed: int = 0) -> None:
+        self.patients = np.unique(np.asarray(patient))
+        count = len(self.patients)
+        drawn = (
+            np.random.default_rng(seed).integers(0, count, (draws, count)) + count * np.arange(1, draws + 1)[:, None]
+        )
+        counts = np.bincount(np.append(np.arange(count), drawn), minlength=(draws + 1) * count)
+        self.counts: Array = counts.reshape(draws + 1, count).astype(float)
+
+    def places(self, patient: ArrayLike) -> NDArray[np.intp]:
+        """Column of each image's patient in `counts`."""
+        return np.searchsorted(self.patients, np.asarray(patient))
+
+    def totals(self, values: ArrayLike, patient: ArrayLike) -> Array:
+        """Sum of `values` [n] or [n, k] over the images of every draw: [1 + draws] or [1 + draws, k]."""
+        column = np.asarray(values, float)
+        sums = np.zeros((len(self.patients), *column.shape[1:]))
+        np.add.at(sums, self.places(patient), column)
+        return self.counts @ sums
+
+
+def interval(drawn: Array, exact: tuple[float, float] | None = None) -> Interval:
+    """Percentile interval of a figure on the sample (first) and its draws; draws that have no figure (NaN) do not count.
+
+    Args:
+        drawn: [1 + draws].
+        exact: bounds to take where all draws are alike, since a bootstrap cannot see beyond a perfect sample.
+    """
+    value, rest = float(drawn[0]), drawn[1:][np.isfinite(drawn[1:])]
+    if not len(rest):
+        return Interval(value, None, None)
+    low, high = (float(bound) for bound in np.quantile(rest, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    if low == high and exact is not None:
+        low, high = exact
+    return Interval(value, low, high)
+
+
+def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
+    """Exact binomial interval (Clopper & Pearson 1934): 72 of 72 is the first without a miss whose lower bound is above .95."""
+    bounds = binomtest(hits, trials).proportion_ci(LEVEL, method="exact")
+    return float(bounds.low), float(bounds.high)
+
+
+def newcombe(area: float, positives: int, negatives: int) -> tuple[float, float]:
+    """Interval of an AUROC from its value and the numbers of independent units (Newcombe 2006, 10.1002/sim.2324, method 5).
+
+    Unlike the bootstrap it has a width where the classes are perfectly apart.
+    """
+    half = (positives + negatives) / 2 - 1
+    z = float(norm.ppf((1 + LEVEL) / 2))
+
+    def distance(theta: float) -> float:
+        factor = 1 + half * (1 - theta) / (2 - theta) + half * theta / (1 + theta)
+        return (area - theta) ** 2 - z * z * theta * (1 - theta) * factor / (positives * negatives)
+
+    edge = 1e-12
+    low = brentq(distance, edge, area - edge) if area > 2 * edge else 0.0
+    high = brentq(distance, area + edge, 1 - edge) if area < 1 - 2 * edge else 1.0
+    return float(low), float(high)
+
+
+def auroc_draws(
+    draws: Draws, positive: ArrayLike, score: ArrayLike, patient: ArrayLike, fold: ArrayLike | None = None
+) -> Array:
+    """Area under the ROC curve of the sample and every draw [1 + draws]; NaN where a draw has one class only.
+
+    The area is the share of (malignant, benign) pairs in order, ties counting half (Bamber 1975).
+
+    Args:
+        draws: over (at least) the patients of these images.
+        positive: bool or 0/1 [n], True for malignant.
+        score: probability of malignant [n].
+        patient: patient number [n].
+        fold: of each image in a cross-validation [n]. Scores of different folds' models are not on one scale, so only
+            pairs within a fold count (the pooled form of LeDell et al. 2015, 10.1214/15-EJS1035).
+
+    Raises:
+        ValueError: only one class, or a score that is not finite.
+    """
+    truth, scores, patients = _checked(positive, score, patient)
+    folds = np.zeros(len(truth), int) if fold is None else np.asarray(fold)
+    ordered, pairs = np.zeros(len(draws.counts)), np.zeros(len(draws.counts))
+    for one in np.unique(folds):
+        mine = folds == one
+        malignant, benign = mine & truth, mine & ~truth
+        hits, alarms = draws.places(patients[malignant]), draws.places(patients[benign])
+        # benign images in order of score, too: what is gathered then lies side by side
+        order, falling = np.argsort(scores[malignant]), np.argsort(scores[benign])
+        hits, alarms = hits[order], alarms[falling]
+        below = [np.searchsorted(scores[malignant][order], scores[benign][falling], side) for side in ("left", "right")]
+        tied = (below[0] != below[1]).any()
+        for rows in _blocks(len(draws.counts), int(mine.sum())):
+            above = np.zeros((len(draws.counts[rows]), len(hits) + 1))
+            weight = draws.counts[rows][:, hits]
+            np.cumsum(weight[:, ::-1], axis=1, out=above[:, 1:])
+            above = above[:, ::-1]  # weight of malignant images from the i-th score on
+            other = draws.counts[rows][:, alarms]
+            ordered[rows] += np.einsum("ij,ij->i", other, above[:, below[1]])
+            if tied:
+                ordered[rows] += np.einsum("ij,ij->i", other, above[:, below[0]] - above[:, below[1]]) / 2
+            pairs[rows] += above[:, 0] * other.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ordered / pairs
+
+
+def auprc_draws(draws: Draws, positive: ArrayLike, score: ArrayLike, patient: ArrayLike) -> Array:
+    """Average precision, the area under the precision-recall curve as scikit-learn defines it; as `auroc_draws`."""
+    truth, scores, patients = _checked(positive, score, patient)
+    area = np.empty(len(draws.counts))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for rows, tp, fp in _steps(draws, truth, scores, patients):
+            precision = np.nan_to_num(tp / (tp + fp))
+            area[rows] = (np.diff(tp, axis=1, prepend=0) * precision).sum(axis=1) / tp[:, -1]
+    return area
+
+
+def roc_band(
+    draws: Draws, positive: ArrayLike, score: ArrayLike, patient: ArrayLike, grid: Array
+) -> tuple[Array, Array]:
+    """Pointwise interval of the true positive rate at the false positive rates of `grid`: low and high."""
+    truth, scores, patients = _checked(positive, score, patient)
+    curves = []
+    for _, tp, fp in _steps(draws, truth, scores, patients):
+        for hits, alarms in zip(tp, fp, strict=True):
+            if hits[-1] and alarms[-1]:
+                curves.append(np.interp(grid, alarms / alarms[-1], hits / hits[-1]))
+    low, high = np.quantile(np.array(curves), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high
+
+
+def _checked(positive: ArrayLike, score: ArrayLike, patient: ArrayLike) -> tuple[NDArray[np.bool_], Array, NDArray]:
+    truth, scores = np.asarray(positive, bool), np.asarray(score, float)
+    if truth.all() or not truth.any():
+        raise ValueError("AUROC needs both classes")
+    if not np.isfinite(scores).all():
+        raise ValueError("a score is not a finite number")
+    return truth, scores, np.asarray(patient)
+
+
+def _blocks(draws: int, images: int) -> Iterator[slice]:
+    """Rows to hold at once."""
+    size = max(1, _BLOCK_CELLS // max(images, 1))
+    return (slice(start, start + size) for start in range(0, draws, size))
+
+
+def _steps(
+    draws: Draws, truth: NDArray[np.bool_], score: Array, patient: NDArray
+) -> Iterator[tuple[slice, Array, Array]]:
+    """Counts of malignant and of benign images at or above every distinct score, highest first, for blocks of draws."""
+    order = np.argsort(-score, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
+    place, malignant = draws.places(patient)[order], truth[order].astype(float)
+    for rows in _blocks(len(draws.counts), len(order)):
+        weight = draws.counts[rows][:, place]
+        every = np.cumsum(weight, axis=1)
+        weight *= malignant
+        tp = np.cumsum(weight, axis=1, out=weight)
+        if len(ends) < len(order):
+            every, tp = every[:, ends], tp[:, ends]
+        every -= tp
+        yield rows, tp, every
+
+
 def auroc(
     positive: ArrayLike,
     score: ArrayLike,
@@ -41,26 +227,19 @@ def auroc(
     seed: int = 0,
     fold: ArrayLike | None = None,
 ) -> Interval:
-    """Area under the ROC curve with a patient-clustered bootstrap interval.
+    """Area under the ROC curve with its interval; arguments and errors as `auroc_draws`."""
+    return auroc_interval(Draws(patient, draws, seed), positive, score, patient, fold)
 
-    Whole patients are drawn with replacement (Field & Welsh 2007, "Bootstrapping clustered data"), so several images of
-    one patient do not count as independent evidence. All draws are computed at once from counts: with the images sorted
-    by score, a draw is a weight vector, and the area is the weighted share of (malignant, benign) pairs in order, ties
-    counting half (Bamber 1975).
 
-    Args:
-        positive: bool or 0/1 [n], True for malignant.
-        score: probability of malignant [n].
-        patient: patient number [n].
-        draws: number of bootstrap draws.
-        seed: of the draws.
-        fold: of each image in a cross-validation [n]. Scores of different folds' models are not on one scale, so only
-            pairs within a fold count (the pooled form of LeDell et al. 2015, 10.1214/15-EJS1035).
-
-    Raises:
-        ValueError: only one class, or a score that is not finite.
-    """
-    return _interval([score], positive, patient, draws, seed, fold)
+def auroc_interval(
+    draws: Draws, positive: ArrayLike, score: ArrayLike, patient: ArrayLike, fold: ArrayLike | None = None
+) -> Interval:
+    """`auroc` from draws that other figures share."""
+    truth = np.asarray(positive, bool)
+    drawn = auroc_draws(draws, truth, score, patient, fold)
+    if len(np.unique(np.asarray(patient))) < 2:
+        return Interval(float(drawn[0]), None, None)
+    return interval(drawn, newcombe(float(drawn[0]), _units(truth, patient), _units(~truth, patient)))
 
 
 def auroc_difference(
@@ -73,68 +252,141 @@ def auroc_difference(
     fold: ArrayLike | None = None,
 ) -> Interval:
     """AUROC of `score` less that of `other` on the same images, both in the same draws; else as `auroc`."""
-    return _interval([score, other], positive, patient, draws, seed, fold)
+    resampled = Draws(patient, draws, seed)
+    one, two = (auroc_draws(resampled, positive, column, patient, fold) for column in (score, other))
+    return interval(one - two)
 
 
-def _interval(
-    scores: list[ArrayLike],
-    positive: ArrayLike,
-    patient: ArrayLike,
-    draws: int,
-    seed: int,
-    fold: ArrayLike | None,
-) -> Interval:
-    """AUROC of the first of `scores`, less that of the second if there is one."""
-    truth, patients = np.asarray(positive, bool), np.asarray(patient)
-    columns = [np.asarray(score, float) for score in scores]
-    folds = np.zeros(len(truth), int) if fold is None else np.asarray(fold)
-    if truth.all() or not truth.any():
-        raise ValueError("AUROC needs both classes")
-    if not all(np.isfinite(column).all() for column in columns):
-        raise ValueError("a score is not a finite number")
-
-    def areas(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        first, *second = (_weighted_auroc(truth, column, weights, folds) for column in columns)
-        return first - second[0] if second else first
-
-    rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK_CELLS // len(truth))
-    value = float(areas(np.ones((1, len(truth))))[0])
-    drawn = np.concatenate(
-        [areas(patient_draws(patients, min(block, draws - start), rng)) for start in range(0, draws, block)]
-    )
-    drawn = drawn[np.isfinite(drawn)]
-    if not len(drawn):
-        return Interval(value, None, None)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high))
+def _units(chosen: NDArray[np.bool_], patient: ArrayLike) -> int:
+    """Patients among the chosen images."""
+    return len(np.unique(np.asarray(patient)[chosen]))
 
 
-def patient_draws(patient: NDArray[np.generic], draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """How often each image is in each bootstrap draw of patients: float64 [draws, n]."""
-    _, code = np.unique(patient, return_inverse=True)
-    count = int(code.max()) + 1
-    return rng.multinomial(count, np.full(count, 1 / count), size=draws)[:, code].astype(float)
+@dataclass(frozen=True)
+class Comparison:
+    """Two AUROCs on the same images: difference with its interval at `LEVEL`, z and two-sided p value."""
+
+    difference: Interval
+    z: float
+    p: float
 
 
-def _weighted_auroc(
-    truth: NDArray[np.bool_], score: NDArray[np.float64], weights: NDArray[np.float64], fold: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """AUROC per row of `weights` over the pairs within a fold; NaN where a draw has no such pair."""
-    ordered, pairs = np.zeros(len(weights)), np.zeros(len(weights))
-    for one in np.unique(fold):
-        mine = fold == one
-        _, rank = np.unique(score[mine], return_inverse=True)
-        starts = np.flatnonzero(np.diff(np.sort(rank), prepend=-1))
-        order = np.argsort(rank, kind="stable")
-        here, malignant = weights[:, mine], truth[mine]
-        positive = np.add.reduceat(np.where(malignant, here, 0)[:, order], starts, axis=1)
-        negative = np.add.reduceat(np.where(malignant, 0, here)[:, order], starts, axis=1)
-        below = np.cumsum(negative, axis=1) - negative / 2
-        ordered += (positive * below).sum(axis=1)
-        pairs += positive.sum(axis=1) * negative.sum(axis=1)
+def delong(positive: ArrayLike, score: ArrayLike, other: ArrayLike, patient: ArrayLike) -> Comparison:
+    """AUROC of `score` less that of `other` by DeLong's test, the covariance summed over patients.
+
+    DeLong, DeLong & Clarke-Pearson 1988 (10.2307/2531595), by midranks (Sun & Xu 2014, 10.1109/LSP.2014.2337313);
+    with several images a patient as Obuchowski 1997 (10.2307/2533958), which is the same where every patient has one.
+
+    Raises:
+        ValueError: only one class, a score that is not finite, or a single patient with a class.
+    """
+    areas, covariance = auroc_covariance(positive, [score, other], patient)
+    difference = float(areas[0] - areas[1])
+    error = math.sqrt(max(0.0, float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])))
+    if error < 1e-12:
+        return Comparison(Interval(difference, difference, difference), 0.0, 1.0)
+    reach = float(norm.ppf((1 + LEVEL) / 2)) * error
+    z = difference / error
+    return Comparison(Interval(difference, difference - reach, difference + reach), z, float(2 * norm.sf(abs(z))))
+
+
+def auroc_covariance(positive: ArrayLike, scores: list[ArrayLike], patient: ArrayLike) -> tuple[Array, Array]:
+    """AUROCs [k] of k scores of the same images, and their covariance [k, k]; source and errors as `delong`."""
+    columns = [_checked(positive, score, patient) for score in scores]
+    truth, _, patients = columns[0]
+    code = np.unique(patients, return_inverse=True)[1]
+    m, n = int(truth.sum()), int((~truth).sum())
+    ranks = np.array([rankdata(score) for _, score, _ in columns])
+    # placement of every malignant image among the benign ones, and the other way round
+    above = (ranks[:, truth] - np.array([rankdata(score[truth]) for _, score, _ in columns])) / n
+    below = 1 - (ranks[:, ~truth] - np.array([rankdata(score[~truth]) for _, score, _ in columns])) / m
+    areas = above.mean(axis=1)
+    units = len(np.unique(code[truth])), len(np.unique(code[~truth]))
+    if min(units) < 2:
+        raise ValueError("DeLong's test needs two patients of each class")
+    size = code.max() + 1
+    malignant = np.array([np.bincount(code[truth], row, size) for row in above - areas[:, None]])
+    benign = np.array([np.bincount(code[~truth], row, size) for row in below - areas[:, None]])
+    s10, s01 = (part @ part.T * count / (count - 1) for part, count in ((malignant, units[0]), (benign, units[1])))
+    cross = malignant @ benign.T
+    return areas, s10 / m**2 + s01 / n**2 + (cross + cross.T) / (m * n)
+
+
+def at_threshold(
+    draws: Draws, positive: ArrayLike, called: ArrayLike, patient: ArrayLike, prevalence: float
+) -> dict[str, Interval]:
+    """Sensitivity, specificity, PPV and NPV of calling images malignant, and PPV and NPV at a stated prevalence.
+
+    Where no draw differs the bounds are Clopper and Pearson's with as many trials as patients.
+
+    Args:
+        draws: over (at least) the patients of these images.
+        positive: bool or 0/1 [n], True for malignant.
+        called: bool [n], True where the model calls malignant.
+        patient: patient number [n].
+        prevalence: share of malignant among those whom the model will meet, 0 to 1. A test set is often richer than
+            a clinic; by Bayes' rule PPV = se pi / (se pi + (1 - sp)(1 - pi)).
+
+    Returns:
+        By name; a figure without a denominator (nobody called malignant: no PPV) is left out.
+    """
+    truth, call = np.asarray(positive, bool), np.asarray(called, bool)
+    cells = {"tp": truth & call, "fn": truth & ~call, "tn": ~truth & ~call, "fp": ~truth & call}
+    tp, fn, tn, fp = draws.totals(np.stack(list(cells.values()), axis=1), patient).T
     with np.errstate(invalid="ignore", divide="ignore"):
-        return ordered / pairs
+        sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
+        shares = {
+            "sensitivity": (sensitivity, truth),
+            "specificity": (specificity, ~truth),
+            "ppv": (tp / (tp + fp), call),
+            "npv": (tn / (tn + fn), ~call),
+        }
+        hit, alarm = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+        spared, missed = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
+        weighted = {"ppv_at_prevalence": hit / (hit + alarm), "npv_at_prevalence": spared / (spared + missed)}
+    figures = {
+        name: interval(drawn, _exact(float(drawn[0]), _units(among, patient)))
+        for name, (drawn, among) in shares.items()
+        if np.isfinite(drawn[0])
+    }
+    return figures | {name: interval(drawn) for name, drawn in weighted.items() if np.isfinite(drawn[0])}
+
+
+def _exact(share: float, patients: int) -> tuple[float, float]:
+    return clopper_pearson(round(share * patients), patients)
+
+
+def brier_draws(draws: Draws, positive: ArrayLike, probability: ArrayLike, patient: ArrayLike) -> Array:
+    """Mean squared difference of probability and truth (Brier 1950): 0 is perfect, prevalence x (1 - prevalence) ignorance."""
+    truth, score = np.asarray(positive, float), np.asarray(probability, float)
+    error, count = draws.totals(np.stack([(score - truth) ** 2, np.ones(len(truth))], axis=1), patient).T
+    return error / count
+
+
+def ece_draws(draws: Draws, positive: ArrayLike, probability: ArrayLike, patient: ArrayLike) -> Array:
+    """Expected calibration error: how far the probability of malignant is from the share that is, on average over images.
+
+    `BINS` bins of equal width (Naeini et al. 2015). Small sets overstate it: even perfect probabilities do not score 0.
+    """
+    truth, score = np.asarray(positive, float), np.asarray(probability, float)
+    place = np.minimum((score * BINS).astype(int), BINS - 1)
+    gap = np.zeros((len(score), BINS))
+    gap[np.arange(len(score)), place] = score - truth
+    return np.abs(draws.totals(gap, patient)).sum(axis=1) / draws.totals(np.ones(len(score)), patient)
+
+
+def net_benefit(positive: ArrayLike, score: ArrayLike, thresholds: Array) -> Array:
+    """Of acting where the probability reaches a threshold: TP/n - FP/n x t/(1 - t) (Vickers & Elkin 2006).
+
+    Args:
+        positive: bool or 0/1 [n].
+        score: probability of malignant [n].
+        thresholds: probabilities at which one would act [k], below 1.
+    """
+    truth = np.asarray(positive, bool)
+    called = np.asarray(score, float)[None] >= thresholds[:, None]
+    hits, alarms = (called & truth).mean(axis=1), (called & ~truth).mean(axis=1)
+    return hits - alarms * thresholds / (1 - thresholds)
 
 
 def accuracy(positive: ArrayLike, score: ArrayLike) -> float:

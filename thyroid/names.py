@@ -8,6 +8,11 @@ CLASSES = ("B", "M")
 
 POSITIVE = CLASSES.index("M")
 
+PROBABILITIES = [f"probability_{label}" for label in CLASSES]
+"""Columns of a table of predictions, in the order of `CLASSES`."""
+SCORE = PROBABILITIES[POSITIVE]
+""" "probability_M": the one by which images are ranked and called."""
+
 _PATTERN = re.compile(
     r"(?P<label>[BM])_(?P<patient>[0-9]{1,18})-(?P<image>[0-9]{1,18})-(?P<version>[0-9]{1,9}(\.[0-9]{1,9}){0,3})\.jpe?g",
     re.IGNORECASE,

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image
 
 from thyroid import RESEARCH_USE_ONLY, tables
@@ -28,7 +27,8 @@ _DPI = 110
 _THUMBNAILS = 8
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG with the line that stands under every picture, and close it."""
     figure.set_layout_engine("constrained", rect=(0, 0.04, 1, 0.96))  # room for the line below
     figure.text(0.995, 0.004, RESEARCH_USE_ONLY, ha="right", va="bottom", fontsize=6.5, color="#777777")
     figure.savefig(path, dpi=_DPI)
@@ -70,7 +70,7 @@ def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path) -> N
         ylim=(0, None),
     )
     axis.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _split_bars(axis: Axes, scans: pd.DataFrame, what: str) -> None:
@@ -106,7 +106,7 @@ def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path) -> None
                 axis.imshow(np.asarray(Image.open(folder / file).convert("L")), cmap="gray", vmin=0, vmax=255)
         axes[0, column].set_title(CLASS_NAMES[row.label], fontsize=9, color=COLOURS[row.label])
     figure.suptitle("Scan area (above) and first region with its margin (below)", fontsize=11)
-    _save(figure, folder / "crops.png")
+    save(figure, folder / "crops.png")
 
 
 def history(table: pd.DataFrame, title: str, path: Path) -> None:
@@ -124,54 +124,7 @@ def history(table: pd.DataFrame, title: str, path: Path) -> None:
             axis.set(xlabel="epoch", ylabel=label, title=phase)
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.legend(fontsize=8)
-    _save(figure, path)
-
-
-def roc(truth: Sequence[str], probability: NDArray[np.float64], title: str, auroc: "Interval", path: Path) -> None:
-    """ROC of one model as scikit-plot draws it, with the AUROC's interval in the title.
-
-    Args:
-        truth: class letters [n].
-        probability: [n, classes].
-    """
-    from scikitplot.api.metrics import plot_roc
-
-    figure, axis = plt.subplots(figsize=(5.2, 5))
-    plot_roc(
-        np.array(truth),
-        probability,
-        plot_micro=False,
-        plot_macro=False,
-        ax=axis,
-    )
-    axis.set_title(f"{title}\nAUROC {auroc}", fontsize=10)
-    handles, labels = axis.get_legend_handles_labels()
-    for number, label in enumerate(CLASSES):
-        labels = [text.replace(f"Class {number}", CLASS_NAMES[label]) for text in labels]
-    axis.legend(handles, labels, loc="lower right", fontsize=8)
-    _save(figure, path)
-
-
-def confusion(matrix: NDArray[np.int64], title: str, path: Path) -> None:
-    """Counts of true (rows) against predicted (columns) class at probability one half."""
-    figure, axis = plt.subplots(figsize=(4.2, 4))
-    axis.imshow(matrix, cmap="Blues", vmin=0)
-    for (i, j), count in np.ndenumerate(matrix):
-        axis.text(
-            j,
-            i,
-            str(count),
-            ha="center",
-            va="center",
-            fontsize=14,
-            color="white" if count > matrix.max() / 2 else "black",
-        )
-    ticks = [CLASS_NAMES[label] for label in CLASSES]
-    axis.set(xticks=range(len(ticks)), yticks=range(len(ticks)), xlabel="predicted", ylabel="true")
-    axis.set_xticklabels(ticks)
-    axis.set_yticklabels(ticks, rotation=90, va="center")
-    axis.set_title(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def ranking(rows: Sequence[tuple[str, "Interval", "Interval"]], chosen_by: str, path: Path) -> None:
@@ -195,24 +148,26 @@ def ranking(rows: Sequence[tuple[str, "Interval", "Interval"]], chosen_by: str, 
     axis.set(xlim=(0, 1.02), xlabel="AUROC with 95 % interval over patients", yticks=range(1, len(rows) + 1))
     axis.set_yticklabels([row[0] for row in reversed(rows)])
     axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
-def domain_matrix(cells: Mapping[tuple[str, str], "Interval"], domains: Sequence[str], title: str, path: Path) -> None:
-    """Test AUROC of one backbone, trained on rows and tested on columns."""
+def domain_matrix(
+    cells: Mapping[str, Mapping[str, Mapping[str, Any]]], domains: Sequence[str], title: str, path: Path
+) -> None:
+    """Test AUROC of one backbone, trained on rows and tested on columns, as a heat map."""
     figure, axis = plt.subplots(figsize=(4.6, 4))
-    values = np.array([[cells[train, test].value for test in domains] for train in domains])
+    values = np.array([[cells[train][test]["value"] for test in domains] for train in domains])
     axis.imshow(values, cmap="RdYlGn", vmin=0.3, vmax=1)
     for i, train in enumerate(domains):
         for j, test in enumerate(domains):
-            cell = cells[train, test]
-            limits = "" if cell.low is None else f"\n[{cell.low:.2f}, {cell.high:.2f}]"
-            axis.text(j, i, f"{cell.value:.3f}{limits}", ha="center", va="center", fontsize=10)
+            cell = cells[train][test]
+            limits = "" if cell["low"] is None else f"\n[{cell['low']:.2f}, {cell['high']:.2f}]"
+            axis.text(j, i, f"{cell['value']:.3f}{limits}", ha="center", va="center", fontsize=10)
     axis.set(xticks=range(len(domains)), yticks=range(len(domains)), xlabel="tested on", ylabel="trained on")
     axis.set_xticklabels(list(domains))
     axis.set_yticklabels(list(domains), rotation=90, va="center")
     axis.set_title(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def diagnosis(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -240,7 +195,7 @@ def diagnosis(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     left.set_ylim(-0.7, len(rows) - 0.3)
     left.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     right.set(xlim=(0, 1), xlabel="probability of malignant: 90 % of the validation images")
-    _save(figure, path)
+    save(figure, path)
 
 
 def forest(rows: Sequence[tuple[str, "Interval"]], path: Path) -> None:
@@ -253,4 +208,4 @@ def forest(rows: Sequence[tuple[str, "Interval"]], path: Path) -> None:
     axis.axvline(0.5, color="#bb0000", lw=0.8, ls="--")
     axis.set(xlim=(0, 1.02), xlabel="AUROC with 95 % interval over patients; dashed: chance", yticks=range(len(rows)))
     axis.set_yticklabels([name for name, _ in reversed(rows)])
-    _save(figure, path)
+    save(figure, path)

@@ -38,11 +38,14 @@ def register(evaluation: Path, registry_root: Path, summary: Path) -> registry.R
         described = registry.verify(artefact)
         shutil.copy(evaluation / "report.html", artefact / "report.html")
         registry.describe(artefact, {k: v for k, v in described.items() if k not in ("files", "code_version")})
-        registered = registry.publish(artefact, registry_root)
-    facts["model"] = asdict(registered)
+        registered = registry.publish(artefact, registry_root, facts["gate"])
+    facts["model"] = {key: value for key, value in asdict(registered).items() if key != "gate"}
+    facts["gate"] = registered.gate
     facts["seconds"]["register"] = round(time.monotonic() - started, 1)
     tables.write_json(summary, facts)
-    print(f"registered {registered.name} version {registered.version}: {registered.uri}")
+    print(
+        f"registered {registered.name} version {registered.version} ({registered.gate['decision']}): {registered.uri}"
+    )
     return registered
 
 

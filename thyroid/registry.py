@@ -1,19 +1,27 @@
 """The artefact of a model, and the directory registry that keeps its versions.
 
-    <root>/thyroid/<version>/     model.keras, reference.jpg, model.json, report.html
-    <root>/thyroid/aliases.json   {"candidate": newest, "champion": served, "previous": served before}
+    <root>/thyroid/<version>/      model.keras, model.json, reference.jpg, report.html, card.md, development.txt
+    <root>/thyroid/aliases.json    {"candidate": newest, "champion": passed the gate, "previous": champion before}
+    <root>/thyroid/history.jsonl   every change of an alias: when, what, who and why
+    <root>/thyroid/pending.json    a change that is on its way; what a killed process left here, the next one carries out
 
-A version is written under a hidden name, flushed, and renamed: it is there whole or not at all.
+A version is written under a hidden name, flushed, and renamed: it is there whole or not at all. All changes hold a lock.
+
+    python -m thyroid.registry {list,show,promote,rollback,gc} --registry DIR
 """
 
+import argparse
+import datetime
 import fcntl
+import getpass
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
@@ -25,16 +33,21 @@ from thyroid.errors import InputError
 
 NAME = "thyroid"
 MODEL = "model.keras"
+DEVELOPMENT = "development.txt"
+"""SHA-256 of every scan that training or validation saw, one a line."""
+_PENDING = "pending.json"
+_STALE_SECONDS = 24 * 3600  # a publication takes minutes: what lies half-written for longer was killed
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A published version: `uri` is its folder, `sha256` that of model.keras."""
+    """A published version: `uri` is its folder, `sha256` that of model.keras, `gate` the decision as it was carried out."""
 
     name: str
     version: int
     uri: str
     sha256: str
+    gate: dict[str, Any]
 
 
 def sha256(file: Path) -> str:
@@ -97,12 +110,14 @@ def load_keras(file: Path) -> Any:
     return model
 
 
-def publish(artefact: Path, root: Path) -> Registered:
-    """Copy `artefact` into the registry as the next version and point `candidate` and `champion` at it.
+def publish(artefact: Path, root: Path, gate: dict[str, Any]) -> Registered:
+    """Copy `artefact` into the registry as the next version: always the candidate, and the champion if the gate says so.
 
     Args:
         artefact: folder with model.json and the files it names.
         root: of the registry.
+        gate: decision of `gate.decide`: decision, reasons, champion. If the champion has changed since it was decided,
+            the version stays a candidate, and the reasons say so.
 
     Raises:
         InputError: the artefact is not whole.
@@ -115,21 +130,152 @@ def publish(artefact: Path, root: Path) -> Registered:
         shutil.copytree(artefact, incoming)
         with _lock(home):
             version = max(versions(root), default=0) + 1
+            aliases = read_aliases(root)
+            champion = aliases.get("champion")
+            if gate["decision"] == "promoted" and gate["champion"] != champion:
+                changed = f"the champion changed from {gate['champion']} to {champion} meanwhile: evaluate again"
+                gate = gate | {"decision": "refused", "reasons": [*gate["reasons"], changed]}
             facts = json.loads((incoming / "model.json").read_text())
-            tables.write_json(incoming / "model.json", facts | {"version": version})
+            created = {"version": version, "created": _now(), "parent": champion, "gate": gate}
+            tables.write_json(incoming / "model.json", facts | created)
             for file in incoming.rglob("*"):
                 _flush(file)
+            new = aliases | {"candidate": version}
+            if gate["decision"] == "promoted":
+                new = _crowned(new, version)
+            read = {"test_digest": gate["test_digest"]} if "test_digest" in gate else {}
+            _plan(home, new, "publish", version, "; ".join(gate["reasons"]), **read)
             incoming.rename(home / str(version))
             _flush(home)
-            aliases = read_aliases(root)
-            new = aliases | {"candidate": version, "champion": version}
-            if "champion" in aliases:
-                new["previous"] = aliases["champion"]
-            tables.write_json(home / "aliases.json", new)
+            _carry_out(home)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
     folder = home / str(version)
-    return Registered(NAME, version, str(folder.resolve()), sha256(folder / MODEL))
+    return Registered(NAME, version, str(folder.resolve()), sha256(folder / MODEL), gate)
+
+
+def promote(root: Path, which: str, reason: str, by: str) -> int:
+    """Make a version the champion by hand, whatever its gate said; who and why is kept.
+
+    Raises:
+        InputError: there is no such version, it was changed, or no reason or name is given.
+    """
+    if not reason.strip() or not by.strip():
+        raise InputError("promotion by hand needs --reason and --by: they stay in the registry's history")
+    with _lock(root / NAME):
+        folder = find(root, which)
+        version = int(folder.name)
+        verify(folder)
+        _plan(root / NAME, _crowned(read_aliases(root), version), "promote", version, reason, by)
+        _carry_out(root / NAME)
+    return version
+
+
+def roll_back(root: Path, reason: str, by: str) -> int:
+    """Make the previous champion the champion again; the one that it replaces becomes previous.
+
+    Raises:
+        InputError: there is no previous champion, or it was changed.
+    """
+    with _lock(root / NAME):
+        aliases = read_aliases(root)
+        if "previous" not in aliases:
+            raise InputError(f"{root}: no previous champion to roll back to")
+        version = aliases["previous"]
+        verify(find(root, "previous"))
+        _plan(root / NAME, _crowned(aliases, version), "rollback", version, reason, by)
+        _carry_out(root / NAME)
+    return version
+
+
+def collect_garbage(root: Path, keep: int, delete: bool = False) -> list[int]:
+    """Versions that nothing needs: no alias names them and they are not among the newest `keep`; removed with `delete`.
+
+    What a killed publication left half-written for a day goes, too.
+
+    Raises:
+        InputError: `keep` is below 1 (the newest version's number must not be given away again).
+    """
+    if keep < 1:
+        raise InputError(f"--keep {keep}: at least the newest version stays")
+    home = root / NAME
+    if not home.is_dir():
+        return []
+    with _lock(home):
+        needed = set(read_aliases(root).values()) | set(versions(root)[-keep:])
+        going = [version for version in versions(root) if version not in needed]
+        if delete:
+            for version in going:
+                (home / str(version)).rename(home / f".removed-{version}-{uuid.uuid4().hex}")
+            for left in home.glob(".*-*"):
+                old = time.time() - left.stat().st_mtime > _STALE_SECONDS
+                if left.name.startswith(".removed-") or (left.name.startswith(".incoming-") and old):
+                    shutil.rmtree(left, ignore_errors=True)
+            if going:
+                _plan(home, read_aliases(root), "gc", going[-1], f"removed {', '.join(map(str, going))}")
+                _carry_out(home)
+    return going
+
+
+def readings(root: Path | None, test_digest: str) -> int:
+    """How many versions had their gate read this test set: the more, the less a good figure on it means."""
+    if root is None:
+        return 0
+    return sum(line.get("test_digest") == test_digest for line in history(root))
+
+
+def history(root: Path) -> list[dict[str, Any]]:
+    """Every change of the aliases, oldest first: when, action, version, by, reason, aliases, and test_digest if it was read."""
+    try:
+        return [json.loads(line) for line in (root / NAME / "history.jsonl").read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise InputError(f"{root / NAME / 'history.jsonl'}: not JSON lines: {error}") from None
+
+
+def _crowned(aliases: dict[str, int], version: int) -> dict[str, int]:
+    """`aliases` with another champion."""
+    if "champion" in aliases and aliases["champion"] != version:
+        aliases = aliases | {"previous": aliases["champion"]}
+    return aliases | {"champion": version}
+
+
+def _plan(
+    home: Path, aliases: dict[str, int], action: str, version: int, reason: str, by: str = "pipeline", **more: Any
+) -> None:
+    """Write down a change of the aliases before it is made; the caller holds the lock."""
+    line = {"when": _now(), "action": action, "version": version, "by": by, "reason": reason, "aliases": aliases}
+    tables.write_json(home / _PENDING, line | more)
+    _flush(home / _PENDING)
+    _flush(home)
+
+
+def _carry_out(home: Path) -> None:
+    """Make the change that was planned, also if a process was killed while making it; without a plan nothing.
+
+    A publication whose version never came to be is dropped: it has changed nothing.
+    """
+    pending = home / _PENDING
+    if not pending.exists():
+        return
+    line = json.loads(pending.read_text())
+    if line["action"] != "publish" or (home / str(line["version"])).is_dir():
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+        with (home / "history.jsonl").open("a+") as file:
+            file.seek(0)
+            if text not in file.readlines()[-1:]:
+                file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        tables.write_json(home / "aliases.json", line["aliases"])
+        _flush(home / "aliases.json")
+    pending.unlink()
+    _flush(home)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def versions(root: Path) -> list[int]:
@@ -166,8 +312,11 @@ def find(root: Path, which: str | None = None) -> Path:
 
 @contextmanager
 def _lock(home: Path) -> Iterator[None]:
+    if not home.is_dir():
+        raise InputError(f"{home.parent}: no registry here; `make run` makes one")
     with (home / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        _carry_out(home)
         yield
 
 
@@ -177,3 +326,83 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _list(root: Path) -> None:
+    names: dict[int, list[str]] = {}
+    for alias, version in read_aliases(root).items():
+        names.setdefault(version, []).append(alias)
+    print(f"{'version':<9}{'created':<27}{'backbone':<16}{'domain':<9}{'test AUROC':<24}{'gate':<10}aliases")
+    for version in versions(root):
+        try:
+            facts = verify(root / NAME / str(version))
+        except InputError as error:
+            print(f"{version:<9}damaged: {error}")
+            continue
+        auroc = facts["forms"]["keras"]["test"][facts["serving_domain"]]["auroc"]
+        shown = f"{auroc['value']:.3f}" + (
+            "" if auroc["low"] is None else f" [{auroc['low']:.3f}, {auroc['high']:.3f}]"
+        )
+        print(
+            f"{version:<9}{facts['created']:<27}{facts['backbone']:<16}{facts['serving_domain']:<9}{shown:<24}"
+            f"{facts['gate']['decision']:<10}{', '.join(names.get(version, []))}"
+        )
+
+
+def _show(root: Path, which: str) -> None:
+    folder = find(root, which)
+    facts = verify(folder)
+    auroc = facts["forms"]["keras"]["test"][facts["serving_domain"]]["auroc"]
+    print(f"version {facts['version']} of {facts['created']}: {folder}")
+    print(f"{facts['backbone']} on {facts['domain']} images, {facts['image_size']} px, code {facts['code_version']}")
+    print(f"data {facts['data_digest'][:12]}, parent {facts['parent'] or 'none'}")
+    print(
+        f"test AUROC {auroc['value']:.3f}, threshold {facts['threshold']:.4f}, temperature {facts['temperature']:.3f}"
+    )
+    print(f"gate: {facts['gate']['decision']}")
+    for reason in facts["gate"]["reasons"]:
+        print(f"  {reason}")
+    for one in facts["gate"].get("criteria", []):
+        word = "holds" if one["passed"] else "waived" if one["waived"] else "FAILS"
+        print(f"  {word:<7}{one['name']}: {one['found']} (asked: {one['asked']})")
+    for line in history(root):
+        if line["version"] == facts["version"]:
+            print(f"{line['when']} {line['action']} by {line['by']}: {line['reason']}")
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m thyroid.registry", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--registry", type=Path, required=True, help="root of the registry")
+    who = argparse.ArgumentParser(add_help=False)
+    who.add_argument("--reason", required=True, help="stays in the registry's history")
+    who.add_argument("--by", default=getpass.getuser(), help="who answers for it; default: the user's name")
+    commands.add_parser("list", parents=[common], help="every version, its gate and its aliases")
+    showing = commands.add_parser("show", parents=[common], help="one version: figures and gate")
+    showing.add_argument("version", help="number or alias")
+    promoting = commands.add_parser("promote", parents=[common, who], help="make a version the champion by hand")
+    promoting.add_argument("version", help="number or alias")
+    commands.add_parser("rollback", parents=[common, who], help="make the previous champion the champion again")
+    collecting = commands.add_parser("gc", parents=[common], help="what nothing needs any more; removed with --delete")
+    collecting.add_argument("--keep", type=int, default=5, help="newest versions to keep beside those with an alias")
+    collecting.add_argument("--delete", action="store_true")
+    chosen = parser.parse_args(argv)
+    root = chosen.registry
+    if chosen.command == "list":
+        _list(root)
+    elif chosen.command == "show":
+        _show(root, chosen.version)
+    elif chosen.command == "promote":
+        print(f"champion: version {promote(root, chosen.version, chosen.reason, chosen.by)}")
+    elif chosen.command == "rollback":
+        print(f"champion: version {roll_back(root, chosen.reason, chosen.by)}")
+    else:
+        going = collect_garbage(root, chosen.keep, chosen.delete)
+        word = "removed" if chosen.delete else "would be removed (with --delete)"
+        print(f"{word}: {', '.join(map(str, going)) or 'nothing'}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

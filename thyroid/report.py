@@ -8,11 +8,26 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from thyroid import RESEARCH_USE_ONLY, metrics
+from thyroid import RESEARCH_USE_ONLY, audits, curves, figures, gate, metrics, subgroups, tables
 from thyroid.names import CLASSES
 
 CHOSEN_BY = {"validation": "validation", "cross_validation": "cross-validated"}
 """Which AUROC compares models, in words."""
+
+FIGURES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC (average precision)",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "PPV in the test set",
+    "npv": "NPV in the test set",
+    "ppv_at_prevalence": "PPV at the stated prevalence",
+    "npv_at_prevalence": "NPV at the stated prevalence",
+    "brier": "Brier score",
+    "ece": "Expected calibration error",
+    "ece_unscaled": "... before temperature scaling",
+}
+"""Rows of the table of figures."""
 
 _TEMPLATE = "report.html"
 
@@ -29,7 +44,7 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("thyroid"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"interval": _interval, "percent": lambda share: f"{share:.1%}"}
+    environment.filters |= {"interval": _interval, "percent": lambda share: f"{share:.1%}", "sentence": _sentence}
     best, domain = result["models"][0], result["serving_domain"]
     html = environment.get_template(_TEMPLATE).render(
         notice=RESEARCH_USE_ONLY,
@@ -38,15 +53,123 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
         result=result,
         best=best,
         best_test=best["test"][domain],
+        lead=lead(result),
+        warnings=warnings(result),
+        short_reasons=_short_reasons(result["gate"]),
         domain=domain,
+        domain_names=tables.DOMAIN_NAMES,
         chosen_by=CHOSEN_BY[result["ranked_by"]],
         classes=CLASSES,
+        figure_names=FIGURES,
+        aggregation=figures.AGGREGATION,
+        pictures_of_a_model=curves.NAMES,
+        describe=audits.describe,
+        references=audits.REFERENCES,
+        kept_limit=audits.KEPT,
+        small=subgroups.SMALL,
+        margin=gate.MARGIN,
         quarantine=pd.read_csv(data / "quarantine.csv").to_dict("records"),
         draws=metrics.DRAWS,
         pictures={path.stem: _embedded(path) for path in (output / "plots").glob("*.png")}
         | {name: _embedded(data / f"{name}.png") for name in ("statistics", "crops")},
     )
     (output / "report.html").write_text(html, encoding="utf-8")
+
+
+def lead(result: dict[str, Any]) -> list[str]:
+    """What a clinician should take away, in a few sentences, without the warnings."""
+    best, domain = result["models"][0], result["serving_domain"]
+    test = best["test"][domain]
+    auroc = test["auroc"]
+    among = "" if len(result["models"]) == 1 else f" among {len(result['models'])} trained models"
+    by = "validation patients" if result["ranked_by"] == "validation" else "development patients, out of fold,"
+    told = [
+        f"{best['backbone']}, trained on {tables.DOMAIN_NAMES[best['train_domain']]} and meant for "
+        f"{tables.DOMAIN_NAMES[domain]}, was chosen{among} on {by} alone. The figures here are of {test['n']} test images of {test['patients']} other patients."
+    ]
+    if auroc["low"] is None:
+        told.append("The test set is too small for an interval, so that no figure here says much.")
+    else:
+        what = (
+            "so it tells malignant from benign better than chance"
+            if auroc["low"] > 0.5
+            else "which includes .50: it is not shown to be better than chance"
+        )
+        told.append(
+            f"Of a random malignant and a random benign image it finds the malignant one more suspicious in "
+            f"{auroc['value']:.0%} of the pairs (AUROC {_interval(auroc)}), {what}."
+        )
+    told.append(
+        f"At its operating point, locked on validation patients to catch {result['settings']['sensitivity']:.0%} of the "
+        f"malignant images, it calls {_of_hundred(test['sensitivity'])} of 100 malignant images malignant and "
+        f"{_of_hundred(test['specificity'])} of 100 benign images benign."
+    )
+    if "ppv_at_prevalence" in test and "npv_at_prevalence" in test:
+        told.append(
+            f"Where {result['settings']['prevalence']:.0%} of the nodules are malignant, {_of_hundred(test['ppv_at_prevalence'])} "
+            f"of 100 images that it calls malignant would be, and {_of_hundred(test['npv_at_prevalence'])} of 100 that it "
+            "calls benign would be benign."
+        )
+    told.append(
+        f"Its accuracy at the more probable class is {test['accuracy']:.1%}; always answering the majority class gives "
+        f"{test['majority']:.1%}."
+    )
+    return told
+
+
+def warnings(result: dict[str, Any]) -> list[str]:
+    """What speaks against trusting the figures, for the first page."""
+    best, domain = result["models"][0], result["serving_domain"]
+    test = best["test"][domain]
+    told = []
+    for audited in (result["audits"], *result["other_audits"]):
+        where = f"On {tables.DOMAIN_NAMES[audited['domain']]} "
+        if "shortcut" in audited["findings"]:
+            told.append(f"{where}{audited['findings']['shortcut']}.")
+        elif not audited["kept"]:
+            why = next(iter(audited["not_measured"].values()), "nothing to hold it against")
+            told.append(f"{where}it is not known whether the evidence is in the nodule: {why}.")
+    if "leakage" in result["audits"]["findings"]:
+        told.append(_sentence(result["audits"]["findings"]["leakage"]))
+    if test["auroc"]["low"] is None or test["auroc"]["low"] <= 0.5:
+        told.append("On this test set the model is not shown to be better than chance.")
+    if test["accuracy"] <= test["majority"]:
+        told.append(
+            "Its accuracy is not above that of always answering the majority class, so that accuracy is no evidence."
+        )
+    caught = test["patient_level"]["confusion"][1]
+    needed = gate.patients_needed(result["settings"]["sensitivity"])
+    if sum(caught) < needed:
+        told.append(
+            f"The test set has {sum(caught)} malignant patients; to show a sensitivity of "
+            f"{result['settings']['sensitivity']:.0%} it takes at least {needed}, none missed."
+        )
+    if best["weights"] == "none":
+        told.append("The model started from random weights; pre-trained weights are the first thing to add.")
+    return told
+
+
+def _short_reasons(decision: dict[str, Any]) -> list[str]:
+    """The gate's reasons without what the warnings above them say already."""
+    failed = [one for one in decision["criteria"] if not (one["passed"] or one["waived"])]
+    if not failed:
+        return decision["reasons"]
+    return [
+        f"{_sentence(one['name'])[:-1]}: {'see above' if one['name'].endswith('audit') else one['found']}; "
+        f"asked: {one['asked']}"
+        for one in failed
+    ]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _of_hundred(figure: dict[str, Any]) -> str:
+    """A share as a number of 100, with its interval."""
+    if figure["low"] is None:
+        return f"{figure['value'] * 100:.0f}"
+    return f"{figure['value'] * 100:.0f} [{figure['low'] * 100:.0f} to {figure['high'] * 100:.0f}]"
 
 
 def _interval(figure: dict[str, Any]) -> str:

@@ -23,7 +23,6 @@ from thyroid import (
     crop,
     diagnose,
     errors,
-    evaluate,
     images,
     inputs,
     metrics,
@@ -34,7 +33,8 @@ from thyroid import (
 )
 from thyroid.backend import keras
 from thyroid.errors import InputError
-from thyroid.names import CLASSES, POSITIVE
+from thyroid.figures import auroc
+from thyroid.names import CLASSES, POSITIVE, SCORE
 
 FOLDS = 5
 DECK_EPOCHS = 15
@@ -47,14 +47,14 @@ MEMORY_STEPS = 3
 def figures(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> dict[str, Any]:
     """AUROC, accuracy, majority of predictions; and the paired AUROC difference to those of `reference`."""
     positive = table["label"] == CLASSES[POSITIVE]
-    score = table[train.PROBABILITIES[POSITIVE]]
+    score = table[SCORE]
     row: dict[str, Any] = {
-        "auroc": evaluate.auroc_of(table),
+        "auroc": auroc(table),
         "accuracy": metrics.accuracy(positive, score),
         "majority": metrics.majority(positive),
     }
     if reference is not None:
-        other = reference.set_index("file").loc[table["file"], train.PROBABILITIES[POSITIVE]].to_numpy()
+        other = reference.set_index("file").loc[table["file"], SCORE].to_numpy()
         patient = table["patient"].astype(int)
         row["difference"] = metrics.auroc_difference(positive, score, other, patient, fold=table["fold"])
     return row

@@ -19,8 +19,9 @@ import kserve
 import numpy as np
 from kserve.errors import InvalidInput
 
-from thyroid import RESEARCH_USE_ONLY, crop, errors, images, registry
+from thyroid import RESEARCH_USE_ONLY, crop, errors, images, operating, registry
 from thyroid.errors import InputError
+from thyroid.names import POSITIVE
 
 MAX_INSTANCES = 64
 
@@ -28,9 +29,11 @@ MAX_INSTANCES = 64
 class ThyroidModel(kserve.Model):
     """A registered model. Every image gets the treatment that the evaluation measured, and the answer says which."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, released: bool | None = None) -> None:
+        """Of the artefact in `folder`; `released` tells whether it is a champion, None leaves that to its own gate."""
         super().__init__(registry.NAME)
         self.folder = folder
+        self._released = released
         # One worker: Keras uses all cores for one image, and the event loop stays free for health checks.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
@@ -41,6 +44,8 @@ class ThyroidModel(kserve.Model):
             InputError: the artefact was changed, or answers differently than when it was evaluated.
         """
         self.facts = registry.verify(self.folder)
+        self.point = operating.of(self.facts)
+        self.released = self.facts["gate"]["decision"] == "promoted" if self._released is None else self._released
         self.network = registry.load_keras(self.folder / registry.MODEL)
         reference = images.square((self.folder / "reference.jpg").read_bytes(), self.facts["image_size"])
         answer = self._probability(images.rgb(reference)[None])[0]
@@ -51,6 +56,15 @@ class ThyroidModel(kserve.Model):
             )
         self.ready = True
         return self.ready
+
+    @property
+    def not_released(self) -> list[str]:
+        """Why this version may not be relied on; empty for one that passed the gate or was promoted by hand."""
+        if self.released:
+            return []
+        return (
+            list(self.facts["gate"]["reasons"]) if self.facts["gate"]["decision"] == "refused" else ["not the champion"]
+        )
 
     async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> dict[str, Any]:
         """V1: {"instances": [{"image": {"b64": ...}, "roi": [x, y, width, height]?}]} to one prediction an instance."""
@@ -64,10 +78,14 @@ class ThyroidModel(kserve.Model):
         probability = self._probability(np.stack([pixels for pixels, _ in prepared]))
         milliseconds = round((time.perf_counter() - started) * 1000, 1)
         classes = self.facts["classes"]
+        status = {} if self.released else {"not_released": self.not_released}
         return [
             {
                 "probability": dict(zip(classes, row.tolist(), strict=True)),
-                "class": classes[int(row.argmax())],
+                "class": classes[POSITIVE] if row[POSITIVE] >= self.point.threshold else classes[1 - POSITIVE],
+                "threshold": self.point.threshold,
+                "decision": decision,
+                **({"reason": "within the abstention band"} if decision == "abstain" else {}),
                 "crop": treatment,
                 "model": self.facts["backbone"],
                 "model_version": self.facts["version"],
@@ -75,11 +93,15 @@ class ThyroidModel(kserve.Model):
                 "milliseconds": milliseconds,
                 "notice": RESEARCH_USE_ONLY,
             }
-            for row, (_, treatment) in zip(probability, prepared, strict=True)
+            | status
+            for row, decision, (_, treatment) in zip(
+                probability, self.point.decide(probability[:, POSITIVE]).tolist(), prepared, strict=True
+            )
         ]
 
     def _probability(self, pixels: images.Pixels) -> np.ndarray:
-        return self.network.predict_on_batch(pixels).astype(float)
+        """At the operating point's temperature and bias."""
+        return self.point.scale(self.network.predict_on_batch(pixels))
 
     def _prepare(self, number: int, instance: dict[str, Any]) -> tuple[images.Pixels, dict[str, Any]]:
         """uint8 [size, size, 3] exactly as evaluation saw such an image, and what was done to it."""
@@ -143,13 +165,18 @@ def _roi(number: int, instance: dict[str, Any]) -> crop.Box | None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m thyroid.serve", description=__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--registry", type=Path, help="root of a registry; its champion is served")
+    source.add_argument("--registry", type=Path, help="root of a registry; its champion is served, else its candidate")
     source.add_argument("--model-dir", type=Path, help="folder of one model, as KServe mounts it")
     parser.add_argument("--port", type=int, default=8080)
     arguments = parser.parse_args(argv)
-    folder = arguments.model_dir or registry.find(arguments.registry)
-    model = ThyroidModel(folder)
+    folder, released = arguments.model_dir, None
+    if arguments.registry:
+        folder = registry.find(arguments.registry)
+        released = int(folder.name) == registry.read_aliases(arguments.registry).get("champion")
+    model = ThyroidModel(folder, released)
     model.load()
+    for reason in model.not_released:
+        print(f"not released: {reason}")
     print(
         f"serving {model.facts['backbone']} version {model.facts['version']} on "
         f"http://localhost:{arguments.port}/v1/models/{registry.NAME}:predict\n{RESEARCH_USE_ONLY}",

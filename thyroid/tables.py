@@ -26,6 +26,8 @@ from thyroid.names import CLASSES
 
 SPLITS = ("train", "validation", "test")
 DOMAINS = ("normal", "cropped")
+DOMAIN_NAMES = {"normal": "full frames", "cropped": "nodule crops"}
+"""In words for people, to whom a normal image is a healthy one."""
 
 SCANS = {
     "path": "string",

@@ -38,12 +38,10 @@ from thyroid import (
 )
 from thyroid.backend import keras, policy, strategy, tf
 from thyroid.errors import InputError
-from thyroid.names import CLASSES, POSITIVE
+from thyroid.names import CLASSES, POSITIVE, PROBABILITIES
 
 INNER_FOLDS = 8
 """In cross-validation, one in so many patients of the other folds (or fewer, for few folds) is set aside for early stopping."""
-
-PROBABILITIES = [f"probability_{label}" for label in CLASSES]
 
 
 @dataclass(frozen=True)
@@ -337,7 +335,7 @@ def _cross_validate(
                     pixels = inputs.decode(mine, size, job.memory_budget)
                     mine[PROBABILITIES] = _predict(job, job.model, pixels)
                     rows.append(mine.assign(domain=domain, fold=int(name.split("-")[1])))
-            ready = pd.concat(rows, ignore_index=True).drop(columns=["split", "sha256"])
+            ready = pd.concat(rows, ignore_index=True).drop(columns=["path", "split", "sha256"])
             ready["file"] = [str(Path(f).relative_to(data)) for f in ready["file"]]
             ready.to_parquet(file.with_suffix(".tmp"), index=False)
             file.with_suffix(".tmp").replace(file)

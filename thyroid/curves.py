@@ -1,0 +1,243 @@
+"""The evaluation's pictures of one model: what its probabilities are worth, on the test set, with their intervals."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scikitplot.api.metrics import plot_roc
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import precision_recall_curve
+
+from thyroid import metrics, operating
+from thyroid.figures import RAW
+from thyroid.names import CLASSES, POSITIVE, PROBABILITIES, SCORE
+from thyroid.plots import CLASS_NAMES, COLOURS, save
+
+_INK, _SOFT, _ALERT = "#1f5f8b", "#888888", "#c0392b"
+_SIZE = (4.5, 4.3)
+_GRID = np.linspace(0, 1, 101)
+
+NAMES = {
+    "roc": "ROC curve with its 95 % band over patients, and the operating point",
+    "precision-recall": "Precision against recall",
+    "reliability": "Reliability: how often images of a probability are malignant",
+    "decision-curve": "Net benefit of acting on the model, on everybody and on nobody",
+    "distribution": "Probability of malignant of benign and of malignant images",
+    "confusion": "Confusion matrix at the operating point",
+    "risk-coverage": "Wrong decisions as the most doubtful images are left undecided",
+}
+"""Every picture of a model, and what it shows."""
+
+
+def draw(
+    table: pd.DataFrame,
+    figures: Mapping[str, Any],
+    point: operating.OperatingPoint,
+    prevalence: float,
+    title: str,
+    name: str,
+    folder: Path,
+    seed: int = 0,
+) -> None:
+    """Draw all of `NAMES` as `folder`/<picture>-<name>.png.
+
+    Args:
+        table: test predictions of one model in one domain.
+        figures: of `figures.of`.
+        point: the operating point.
+        prevalence: where the model would be used; marked in the decision curve.
+        title: model and domain in words.
+        name: of the model, for the files.
+        folder: to write to.
+        seed: of the bootstrap.
+    """
+
+    def path(picture: str) -> Path:
+        return folder / f"{picture}-{name}.png"
+
+    _roc(table, figures, title, path("roc"), seed)
+    _precision_recall(table, figures, title, path("precision-recall"))
+    _reliability(table, figures, title, path("reliability"))
+    _decision_curve(table, point, prevalence, title, path("decision-curve"))
+    _distribution(table, point, title, path("distribution"))
+    _confusion(np.array(figures["confusion"]), title, path("confusion"))
+    _risk_coverage(table, point, title, path("risk-coverage"))
+
+
+def _of(figures: Mapping[str, Any], name: str) -> str:
+    return str(metrics.Interval.of(figures[name])) if name in figures else "n/a"
+
+
+def _truth(table: pd.DataFrame) -> NDArray[np.bool_]:
+    return (table["label"] == CLASSES[POSITIVE]).to_numpy()
+
+
+def _roc(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path, seed: int) -> None:
+    figure, axis = plt.subplots(figsize=_SIZE)
+    plot_roc(
+        _truth(table).astype(int),
+        table[PROBABILITIES].to_numpy(),
+        to_plot_class_index=[POSITIVE],
+        plot_micro=False,
+        cmap="Blues_r",
+        ax=axis,
+    )
+    curve = axis.get_lines()[0]
+    curve.set(color=_INK, linewidth=2)
+    patient = table["patient"].to_numpy(int)
+    low, high = metrics.roc_band(metrics.Draws(patient, seed=seed), _truth(table), table[SCORE], patient, _GRID)
+    band = axis.fill_between(_GRID, low, high, color=_INK, alpha=0.15, lw=0)
+    handles, labels = [curve, band], [f"AUROC {_of(figures, 'auroc')}", "95 % band over patients"]
+    if {"sensitivity", "specificity"} <= set(figures):
+        at = (1 - figures["specificity"]["value"], figures["sensitivity"]["value"])
+        handles += axis.plot(*at, "o", ms=9, color=_ALERT, mec="white", zorder=5)
+        labels.append(f"operating point: sensitivity {at[1]:.2f}, specificity {1 - at[0]:.2f}")
+    axis.set_title(title, fontsize=10)
+    axis.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axis.legend(handles, labels, loc="lower right", fontsize=8)
+    save(figure, path)
+
+
+def _precision_recall(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path) -> None:
+    figure, axis = plt.subplots(figsize=_SIZE)
+    precision, recall, _ = precision_recall_curve(_truth(table), table[SCORE])
+    axis.step(recall, precision, where="post", color=_INK, lw=2, label=f"average precision {_of(figures, 'auprc')}")
+    share = _truth(table).mean()
+    axis.axhline(share, color=_SOFT, lw=0.9, ls="--", label=f"chance: {share:.2f} of the images are malignant")
+    if {"sensitivity", "ppv"} <= set(figures):
+        at = (figures["sensitivity"]["value"], figures["ppv"]["value"])
+        axis.plot(*at, "o", ms=9, color=_ALERT, mec="white", zorder=5, label="operating point")
+    axis.set_title(title, fontsize=10)
+    axis.set(xlabel="recall (sensitivity)", ylabel="precision (PPV)", xlim=(0, 1.01), ylim=(0, 1.02))
+    axis.legend(fontsize=8, loc="lower left")
+    save(figure, path)
+
+
+def _reliability(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path) -> None:
+    figure, (axis, below) = plt.subplots(
+        2, 1, figsize=_SIZE, sharex=True, gridspec_kw={"height_ratios": [3, 1]}, layout="constrained"
+    )
+    axis.plot((0, 1), (0, 1), color=_SOFT, lw=0.9, ls="--", label="perfect")
+    for column, colour, label, name in (
+        (RAW, _SOFT, "before scaling", "ece_unscaled"),
+        (SCORE, _INK, "after scaling", "ece"),
+    ):
+        share, mean = calibration_curve(_truth(table), table[column].clip(0, 1), n_bins=metrics.BINS)
+        axis.plot(mean, share, "o-", color=colour, lw=1.5, label=f"{label}: error {_of(figures, name)}")
+    below.hist(table[SCORE], bins=metrics.BINS, range=(0, 1), color=_INK, alpha=0.7)
+    below.set(xlabel="probability of malignant", ylabel="images")
+    axis.set_title(title, fontsize=10)
+    axis.set(ylabel="share that is malignant", xlim=(0, 1), ylim=(-0.02, 1.02))
+    axis.legend(fontsize=8, loc="upper left")
+    save(figure, path)
+
+
+def _decision_curve(
+    table: pd.DataFrame, point: operating.OperatingPoint, prevalence: float, title: str, path: Path
+) -> None:
+    figure, axis = plt.subplots(figsize=_SIZE)
+    thresholds = np.linspace(0.01, 0.8, 80)
+    share = _truth(table).mean()
+    everybody = metrics.net_benefit(_truth(table), np.ones(len(table)), thresholds)
+    model = metrics.net_benefit(_truth(table), table[SCORE], thresholds)
+    axis.plot(thresholds, model, color=_INK, lw=2, label="act on the model")
+    axis.plot(thresholds, everybody, color=_SOFT, lw=1.2, label="act on everybody")
+    axis.axhline(0, color="black", lw=1, label="act on nobody")
+    axis.axvline(point.threshold, color=_ALERT, lw=0.9, ls="--", label=f"operating point ({point.threshold:.2f})")
+    axis.set_title(f"{title}\n{share:.0%} malignant in the test set; {prevalence:.0%} assumed in use", fontsize=10)
+    axis.set(xlabel="probability at which one would act", ylabel="net benefit", xlim=(0, 0.8))
+    axis.set_ylim(-0.05, max(0.1, float(model.max()), share) * 1.15)
+    axis.legend(fontsize=8, loc="upper right")
+    save(figure, path)
+
+
+def _distribution(table: pd.DataFrame, point: operating.OperatingPoint, title: str, path: Path) -> None:
+    figure, axis = plt.subplots(figsize=_SIZE)
+    for label in CLASSES:
+        scores = table.loc[table["label"] == label, SCORE]
+        name = f"{CLASS_NAMES[label]} (n = {len(scores)})"
+        axis.hist(scores, bins=20, range=(0, 1), color=COLOURS[label], alpha=0.55, label=name, density=True)
+    axis.axvline(point.threshold, color="black", lw=1, ls="--", label=f"threshold {point.threshold:.2f}")
+    if point.band is not None:
+        axis.axvspan(*point.band, color="#e7c565", alpha=0.35, lw=0, label="no decision")
+    axis.set_title(title, fontsize=10)
+    axis.set(xlabel="probability of malignant", ylabel="density", xlim=(0, 1))
+    axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def _confusion(matrix: NDArray[np.int64], title: str, path: Path) -> None:
+    figure, axis = plt.subplots(figsize=_SIZE)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(matrix):
+        text = f"{count}\n({shares[i, j]:.0%})"
+        colour = "white" if shares[i, j] > 0.5 else "black"
+        axis.text(j, i, text, ha="center", va="center", fontsize=14, color=colour)
+    ticks = [CLASS_NAMES[label] for label in CLASSES]
+    axis.set(xticks=range(len(ticks)), yticks=range(len(ticks)), xlabel="called", ylabel="true")
+    axis.set_xticklabels(ticks)
+    axis.set_yticklabels(ticks, rotation=90, va="center")
+    axis.set_title(f"{title}\nimages at the operating point", fontsize=10)
+    save(figure, path)
+
+
+def _risk_coverage(table: pd.DataFrame, point: operating.OperatingPoint, title: str, path: Path) -> None:
+    figure, axis = plt.subplots(figsize=_SIZE)
+    coverage, risk = operating.risk_coverage(_truth(table), table[SCORE], point.threshold)
+    axis.plot(coverage, risk, color=_INK, lw=2, label="wrong decisions among those made")
+    if point.band is not None:
+        decided = float((point.decide(table[SCORE]) != "abstain").mean())
+        axis.axvline(decided, color=_ALERT, lw=0.9, ls="--", label=f"abstention band: {decided:.0%} decided")
+    axis.set_title(title, fontsize=10)
+    axis.set(xlabel="share of images with a decision (surest first)", ylabel="share of wrong decisions", xlim=(0, 1.01))
+    axis.set_ylim(0, max(0.1, float(risk.max()) * 1.1))
+    axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def worst_cases(
+    cases: Sequence[tuple[str, float, NDArray[np.uint8], NDArray[np.uint8]]], title: str, path: Path
+) -> None:
+    """Images that were called wrongly, the surest mistakes first, each above its heat map.
+
+    Args:
+        cases: file name, probability of malignant, image and overlay (uint8 [size, size, 3]).
+        title: of the picture.
+        path: to write to.
+    """
+    columns = max(2, len(cases))
+    figure, axes = plt.subplots(2, columns, figsize=(2.6 * columns, 5.6), squeeze=False)
+    for axis in axes.ravel():
+        axis.axis("off")
+    for column, (name, score, image, overlay) in enumerate(cases):
+        axes[0, column].imshow(image, vmin=0, vmax=255)
+        axes[1, column].imshow(overlay)
+        axes[0, column].set_title(f"{name}\nprobability {score:.2f}", fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    save(figure, path)
+
+
+def shortcuts(rows: Sequence[tuple[str, metrics.Interval, bool]], path: Path) -> None:
+    """AUROC of everything that looks past the nodule, next to the model's.
+
+    Args:
+        rows: name, AUROC, and whether it is a reference (the whole image, the model).
+        path: to write to.
+    """
+    figure, axis = plt.subplots(figsize=(8.5, 1.2 + 0.33 * len(rows)))
+    for place, (_, auroc, reference) in enumerate(reversed(rows)):
+        colour = _INK if reference else _ALERT
+        if auroc.low is not None and auroc.high is not None:
+            axis.plot((auroc.low, auroc.high), (place, place), color=colour, lw=2)
+        axis.plot(auroc.value, place, "o", color=colour)
+        axis.text(1.03, place, str(auroc), va="center", fontsize=8, transform=axis.get_yaxis_transform())
+    axis.axvline(0.5, color="black", lw=0.8, ls="--")
+    axis.set(xlim=(0, 1), xlabel="AUROC with 95 % interval over patients; dashed: chance", yticks=range(len(rows)))
+    axis.set_yticklabels([name for name, _, _ in reversed(rows)])
+    axis.get_yaxis().set_tick_params(labelsize=9)
+    save(figure, path)

@@ -1,0 +1,139 @@
+"""How good, and how sure: the figures of predictions by image and by patient, and across domains, with intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix
+
+from thyroid import metrics, operating
+from thyroid.names import CLASSES, POSITIVE, SCORE
+
+RAW = "raw_M"
+"""Column of the probability of malignant before temperature scaling."""
+
+AGGREGATION = (
+    "a patient's probability is the mean over the patient's images; the patient counts as malignant if any image is, and is "
+    "called at the same threshold as an image"
+)
+"""How images become patients."""
+
+
+def auroc(table: pd.DataFrame, seed: int = 0) -> metrics.Interval:
+    """AUROC of predictions; out-of-fold ones, which have a column fold, are compared within their fold."""
+    fold = table.get("fold")
+    return metrics.auroc(_positive(table), table[SCORE], _patient(table), seed=seed, fold=fold)
+
+
+def by_patient(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a patient: patient, label, probability of malignant scaled and raw; the rule is `AGGREGATION`."""
+    rows = table.assign(positive=_positive(table)).groupby("patient", as_index=False)
+    merged = rows.agg({SCORE: "mean", RAW: "mean", "positive": "any"})
+    merged["label"] = np.where(merged.pop("positive"), CLASSES[POSITIVE], CLASSES[1 - POSITIVE])
+    return merged
+
+
+def of(table: pd.DataFrame, point: operating.OperatingPoint, prevalence: float, seed: int = 0) -> dict[str, Any]:
+    """Every figure of one model's predictions in one domain and split.
+
+    Args:
+        table: rows with label, patient, `names.SCORE` at the operating point's temperature, and `RAW`.
+        point: locked on other patients.
+        prevalence: see `metrics.at_threshold`.
+        seed: of the bootstrap, whose draws are of whole patients in both levels.
+
+    Returns:
+        As it stands in summary.json: n, patients, accuracy (at the more probable class) with majority, confusion (counts
+        [true, called] at the operating point, in the order of `names.CLASSES`), and value, low and high of auroc, auprc,
+        brier, ece, ece_unscaled (before temperature scaling), sensitivity, specificity, ppv, npv, ppv_at_prevalence and
+        npv_at_prevalence; patient_level holds the same by patient. What the classes do not allow is absent. With an
+        abstention band, abstention holds the share that is left undecided, and the figures of the rest.
+    """
+    draws = metrics.Draws(table["patient"].astype(int), seed=seed)
+    result = {"n": len(table), "patients": int(table["patient"].nunique())} | _level(table, draws, point, prevalence)
+    result["patient_level"] = _level(by_patient(table), draws, point, prevalence)
+    if point.band is not None:
+        result["abstention"] = _abstention(table, draws, point, prevalence)
+    return result
+
+
+def _level(
+    table: pd.DataFrame, draws: metrics.Draws, point: operating.OperatingPoint, prevalence: float
+) -> dict[str, Any]:
+    positive, patient, score = _positive(table), _patient(table), table[SCORE].to_numpy()
+    figures: dict[str, metrics.Interval] = {}
+    if positive.any() and not positive.all():
+        figures["auroc"] = metrics.auroc_interval(draws, positive, score, patient)
+        figures["auprc"] = metrics.interval(metrics.auprc_draws(draws, positive, score, patient))
+    figures["brier"] = metrics.interval(metrics.brier_draws(draws, positive, score, patient))
+    figures["ece"] = metrics.interval(metrics.ece_draws(draws, positive, score, patient))
+    figures["ece_unscaled"] = metrics.interval(metrics.ece_draws(draws, positive, table[RAW], patient))
+    figures |= metrics.at_threshold(draws, positive, score >= point.threshold, patient, prevalence)
+    return {
+        **{name: asdict(figure) for name, figure in figures.items()},
+        "accuracy": metrics.accuracy(positive, score),
+        "majority": metrics.majority(positive),
+        "confusion": confusion(table, point).tolist(),
+    }
+
+
+def _abstention(
+    table: pd.DataFrame, draws: metrics.Draws, point: operating.OperatingPoint, prevalence: float
+) -> dict[str, Any]:
+    decided = table[point.decide(table[SCORE]) != "abstain"]
+    undecided = point.decide(table[SCORE]) == "abstain"
+    share = draws.totals(undecided, _patient(table)) / draws.totals(np.ones(len(table)), _patient(table))
+    called = decided[SCORE] >= point.threshold
+    at = metrics.at_threshold(draws, _positive(decided), called, _patient(decided), prevalence) if len(decided) else {}
+    kept = {name: asdict(at[name]) for name in ("sensitivity", "specificity") if name in at}
+    return {"share": asdict(metrics.interval(share))} | kept
+
+
+def confusion(table: pd.DataFrame, point: operating.OperatingPoint) -> NDArray[np.int64]:
+    """Counts [true, called] at the operating point, in the order of `names.CLASSES`."""
+    called = np.where(table[SCORE] >= point.threshold, CLASSES[POSITIVE], CLASSES[1 - POSITIVE])
+    return confusion_matrix(table["label"], called, labels=list(CLASSES))
+
+
+def domain_matrix(
+    tables: Mapping[tuple[str, str], pd.DataFrame], domains: Sequence[str], seed: int = 0
+) -> dict[str, Any]:
+    """Trained on one kind of image, tested on the other: all four AUROCs of a backbone, and what changing the domain costs.
+
+    Args:
+        tables: (trained on, tested on) to test predictions.
+        domains: the two domains.
+        seed: of the bootstrap; all cells share its draws of patients.
+
+    Returns:
+        cells: trained on, then tested on, to the AUROC. drop: of each training, its AUROC in its own domain less that in
+        the other (other images of the same patients). shortfall: of each tested domain, AUROC of the model trained there
+        less that of the model trained on the other (the same images).
+    """
+    draws = metrics.Draws(pd.concat(list(tables.values()))["patient"].astype(int), seed=seed)
+    drawn = {
+        cell: metrics.auroc_draws(draws, _positive(table), table[SCORE], _patient(table))
+        for cell, table in tables.items()
+    }
+    cells: dict[str, dict[str, Any]] = {one: {} for one in domains}
+    for (train, test), table in tables.items():
+        area = metrics.auroc_interval(draws, _positive(table), table[SCORE], _patient(table))
+        cells[train][test] = asdict(area)
+    first, second = domains
+    pairs = ((first, second), (second, first))
+    return {
+        "cells": cells,
+        "drop": {own: asdict(metrics.interval(drawn[own, own] - drawn[own, other])) for own, other in pairs},
+        "shortfall": {own: asdict(metrics.interval(drawn[own, own] - drawn[other, own])) for own, other in pairs},
+    }
+
+
+def _positive(table: pd.DataFrame) -> NDArray[np.bool_]:
+    return (table["label"] == CLASSES[POSITIVE]).to_numpy()
+
+
+def _patient(table: pd.DataFrame) -> NDArray[np.int64]:
+    return table["patient"].to_numpy(int)

@@ -1,0 +1,254 @@
+"""May the candidate replace the champion? Floors, a paired comparison on the same test images, and the audits."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from thyroid import metrics, operating, registry
+from thyroid.errors import InputError
+from thyroid.names import CLASSES, POSITIVE, SCORE
+
+MARGIN = 0.05
+"""The candidate's AUROC may be this much below the champion's; the lower bound of the difference must show that it is not more."""
+SENSITIVITY_SLACK = 0.05
+"""Sensitivity on test patients may be this much below the one that the threshold was locked for."""
+CALIBRATION_CEILING = 0.15
+"""Of the expected calibration error on the test set: above it the probabilities cannot be read as such."""
+SUBGROUP_AUROC = 0.6
+"""Floor of the AUROC of every subgroup that is not marked small; its sensitivity has the floor of the whole test set."""
+
+WAIVABLE = ("shortcut", "leakage")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One condition: what was asked, what was found, and whether it holds. `waived`: it does not, and somebody answers for it."""
+
+    name: str
+    asked: str
+    found: str
+    passed: bool
+    waived: bool = False
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The current champion on the candidate's test images, in their order: its scores, or the reason why it has none."""
+
+    version: int | None
+    scores: NDArray[np.float64] | None = None
+    problem: str | None = None
+
+
+def check_waivers(waive: Sequence[str]) -> tuple[str, ...]:
+    """Names of audits to waive.
+
+    Raises:
+        InputError: a name that is none.
+    """
+    for name in waive:
+        if name not in WAIVABLE:
+            raise InputError(f"waive {name!r}: only {' and '.join(WAIVABLE)} can be waived")
+    return tuple(dict.fromkeys(waive))
+
+
+def test_digest(test: pd.DataFrame) -> str:
+    """Names a test set: SHA-256 over the sorted hashes of its images."""
+    return hashlib.sha256("\n".join(sorted(test["sha256"])).encode()).hexdigest()
+
+
+def champion(root: Path | None, test: pd.DataFrame, domain: str, scans: set[str]) -> Champion:
+    """Score the registry's champion on the candidate's test images.
+
+    A champion that cannot be compared fairly (other classes, another serving domain, trained on images that are now in the
+    test set, damaged) is a reason to refuse the candidate, not to crash: somebody has to look.
+
+    Args:
+        root: of the registry; None for no registry.
+        test: the test images as `crop.examples` gives them.
+        domain: the serving domain.
+        scans: SHA-256 of every scan of the test set, none of which the champion may have been developed on.
+    """
+    from thyroid import inputs  # TensorFlow: the options of a run are checked without it
+
+    if root is None or "champion" not in registry.read_aliases(root):
+        return Champion(None)
+    version = registry.read_aliases(root)["champion"]
+    try:
+        folder = registry.find(root, "champion")
+        facts = registry.verify(folder)
+        if facts["classes"] != list(CLASSES):
+            return Champion(version, problem=f"it tells {'/'.join(facts['classes'])} apart, not {'/'.join(CLASSES)}")
+        if facts["serving_domain"] != domain:
+            return Champion(
+                version,
+                problem=f"it serves {facts['serving_domain']} images and the candidate {domain} ones (set --serving-domain)",
+            )
+        seen = scans & set((folder / registry.DEVELOPMENT).read_text().split())
+        if seen:
+            return Champion(version, problem=f"{len(seen)} scans of this test set were among its development scans")
+        network = registry.load_keras(folder / registry.MODEL)
+        probability = inputs.predict(network, inputs.decode(test, facts["image_size"]))
+    except (InputError, OSError) as error:
+        return Champion(version, problem=str(error))
+    return Champion(version, operating.of(facts).scale(probability)[:, POSITIVE])
+
+
+def decide(
+    row: dict[str, Any],
+    domain: str,
+    test: pd.DataFrame,
+    audited: dict[str, Any],
+    subgroups: Sequence[dict[str, Any]],
+    current: Champion,
+    sensitivity: float,
+    waive: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The decision, with every criterion and its figures.
+
+    Args:
+        row: the candidate's figures as in summary.json.
+        domain: the serving domain.
+        test: the candidate's test predictions there: sha256, label, patient and the probability of malignant.
+        audited: facts of `audits.Audits`.
+        subgroups: rows of `subgroups.figures`.
+        current: the champion on the same images.
+        sensitivity: that the threshold was locked for.
+        waive: names of audits whose failure does not count.
+        seed: of the bootstrap.
+
+    Returns:
+        decision ("promoted" or "refused"), reasons, criteria, champion (version or null), test_digest, waived, and the
+        comparison with the champion where there is one.
+    """
+    figures = row["test"][domain]
+    criteria = [_better_than_chance(figures), _sensitivity(figures, sensitivity), _calibration(figures)]
+    criteria += _subgroups(subgroups, sensitivity)
+    comparison = None
+    if current.version is not None:
+        comparison, criterion = _not_inferior(test, current, seed)
+        criteria.append(criterion)
+    for name in WAIVABLE:
+        passed = _passed(audited, name)
+        reasons = [text for key, text in audited["not_measured"].items() if key.startswith("blanked")]
+        not_run = "could not be run" + (f": {reasons[0]}" if reasons else "")
+        found = audited["findings"].get(name, "nothing found" if passed else not_run)
+        criteria.append(Criterion(f"{name} audit", "nothing found", found, passed, not passed and name in waive))
+    failed = [one for one in criteria if not (one.passed or one.waived)]
+    reasons = [f"{one.name}: {one.found}; asked: {one.asked}" for one in failed]
+    if not failed:
+        reasons = ["every criterion holds" + (" or was waived by name" if any(one.waived for one in criteria) else "")]
+        if current.version is None:
+            reasons.append("there is no champion yet: the floors alone decide")
+    return {
+        "decision": "refused" if failed else "promoted",
+        "reasons": reasons,
+        "criteria": [asdict(one) for one in criteria],
+        "champion": current.version,
+        "comparison": comparison,
+        "waived": [one.name for one in criteria if one.waived],
+        "test_digest": test_digest(test),
+    }
+
+
+def _passed(facts: dict[str, Any], name: str) -> bool:
+    """Whether the audit `name` ("shortcut" or "leakage") ran and found nothing."""
+    ran = bool(facts["kept"]) if name == "shortcut" else "patients_across_splits" in facts["leakage"]
+    return ran and name not in facts["findings"]
+
+
+def _better_than_chance(figures: dict[str, Any]) -> Criterion:
+    auroc = figures["auroc"]
+    return Criterion(
+        "AUROC",
+        "lower bound above .5",
+        str(metrics.Interval.of(auroc)),
+        auroc["low"] is not None and auroc["low"] > 0.5,
+    )
+
+
+def _sensitivity(figures: dict[str, Any], target: float) -> Criterion:
+    """By patient: patients are the independent units, so the exact bound holds."""
+    floor = target - SENSITIVITY_SLACK
+    missed, caught = figures["patient_level"]["confusion"][POSITIVE]
+    malignant = missed + caught
+    low, high = metrics.clopper_pearson(caught, malignant)
+    needed = patients_needed(target)
+    return Criterion(
+        "sensitivity",
+        f"at least {floor:.2f} of malignant test patients at the locked threshold",
+        f"{caught} of {malignant} patients, {caught / malignant:.3f} [{low:.3f}, {high:.3f}] (a lower bound of {target:.2f} "
+        f"takes {needed} patients without a miss)",
+        caught / malignant >= floor,
+    )
+
+
+def patients_needed(sensitivity: float) -> int:
+    """Malignant patients, all caught, from which on the exact lower bound reaches `sensitivity`."""
+    count = 1
+    while metrics.clopper_pearson(count, count)[0] < sensitivity:
+        count += 1
+        if count >= 10_000:
+            break
+    return count
+
+
+def _calibration(figures: dict[str, Any]) -> Criterion:
+    return Criterion(
+        "calibration",
+        f"expected calibration error at most {CALIBRATION_CEILING:.2f}",
+        str(metrics.Interval.of(figures["ece"])),
+        figures["ece"]["value"] <= CALIBRATION_CEILING,
+    )
+
+
+def _subgroups(rows: Sequence[dict[str, Any]], target: float) -> list[Criterion]:
+    large = [row for row in rows if not row["small"] and "auroc" in row]
+    floor = target - SENSITIVITY_SLACK
+    if not large:
+        return []
+    low = [
+        f"{row['column']} {row['group']} (AUROC {row['auroc']['value']:.3f}, sensitivity {row['sensitivity']['value']:.3f})"
+        for row in large
+        if row["auroc"]["value"] < SUBGROUP_AUROC or row["sensitivity"]["value"] < floor
+    ]
+    return [
+        Criterion(
+            "subgroups",
+            f"AUROC at least {SUBGROUP_AUROC:.2f} and sensitivity at least {floor:.2f} in every large group",
+            "; ".join(low) if low else f"holds in all {len(large)}",
+            not low,
+        )
+    ]
+
+
+def _not_inferior(test: pd.DataFrame, current: Champion, seed: int) -> tuple[dict[str, Any] | None, Criterion]:
+    name = f"not inferior to champion {current.version}"
+    asked = f"lower bound of the AUROC difference above -{MARGIN:.2f}"
+    if current.scores is None:
+        what = f"cannot be compared: {current.problem}; promote by hand once somebody has looked"
+        return None, Criterion(name, asked, what, False)
+    positive, patient = test["label"] == CLASSES[POSITIVE], test["patient"].astype(int)
+    other = current.scores
+    bootstrap = metrics.auroc_difference(positive, test[SCORE], other, patient, seed=seed)
+    comparison: dict[str, Any] = {
+        "champion_auroc": asdict(metrics.auroc(positive, other, patient, seed=seed)),
+        "difference": asdict(bootstrap),
+    }
+    try:
+        delong = metrics.delong(positive, test[SCORE], other, patient)
+        comparison["delong"] = asdict(delong.difference) | {"z": delong.z, "p": delong.p}
+    except ValueError:  # one patient of a class
+        pass
+    found = f"{bootstrap} by the bootstrap"
+    if "delong" in comparison:
+        found += f", {delong.difference} by DeLong (p {delong.p:.3f})"
+    lows = [bootstrap.low, comparison.get("delong", {}).get("low", bootstrap.low)]
+    return comparison, Criterion(name, asked, found, all(low is not None and low > -MARGIN for low in lows))

@@ -1,0 +1,98 @@
+"""Every trained model's answers to validation and test images, as one table.
+
+One row a model and image: backbone, train_domain, domain (of the image), file (relative to the data version), sha256, scan
+(file name), label, patient, group, split, probability_B and probability_M at the model's temperature, raw_M before it,
+decision, and one column "group: NAME" a usable column of clinical.csv.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_curve
+
+from thyroid import crop, figures, inputs, operating, registry, train
+from thyroid.errors import InputError
+from thyroid.names import CLASSES, POSITIVE, PROBABILITIES, SCORE
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model to score: its training's folder and facts."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.facts["backbone"], self.facts["train_domain"]
+
+    @property
+    def parts(self) -> pd.Series:
+        """What the training used each image for ("train" or "validation"), by file."""
+        return pd.read_csv(self.folder / "parts.csv").set_index("file")["part"]
+
+    def load(self) -> Any:
+        return registry.load_keras(self.folder / self.facts["checkpoint"])
+
+
+def trained_models(data: Path, models: Sequence[Path], facts: dict[str, Any]) -> list[Trained]:
+    """The trainings in the folders `models`.
+
+    Raises:
+        InputError: there is none, one is of another data version, or one backbone comes twice on a domain.
+    """
+    trained = [Trained(folder, train.read(folder)) for folder in models]
+    if not trained:
+        raise InputError("there is no model to evaluate")
+    for one in trained:
+        if one.facts["data_digest"] != facts["digest"]:
+            raise InputError(f"{one.folder}: trained on another data version than {data}")
+    keys = [one.key for one in trained]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise InputError(f"{twice[0][0]} trained on {twice[0][1]} is given twice; compare one recipe at a time")
+    return trained
+
+
+def predict(data: Path, network: Any, model: dict[str, Any], domains: Sequence[str], split: str) -> pd.DataFrame:
+    """The network's own probabilities of a split's images, not yet scaled."""
+    parts = []
+    for domain in domains:
+        table = crop.examples(data, domain, split)
+        if table["label"].nunique() < len(CLASSES):
+            raise InputError(
+                f"{data}: the {split} split of the {domain} domain has images of {table['label'].nunique()} class(es), and "
+                "figures need both; add scans or deal the splits anew with --given-splits ignore"
+            )
+        table[PROBABILITIES] = inputs.predict(network, inputs.decode(table, model["image_size"]))
+        table["file"] = [str(Path(file).relative_to(data)) for file in table["file"]]
+        names = {"backbone": model["backbone"], "train_domain": model["train_domain"], "domain": domain}
+        parts.append(pd.concat([pd.DataFrame(names, table.index), table], axis=1))
+    return pd.concat(parts, ignore_index=True)
+
+
+def at_point(table: pd.DataFrame, point: operating.OperatingPoint) -> pd.DataFrame:
+    """Predictions at the operating point: probabilities scaled, the network's own kept, and the decision."""
+    table[figures.RAW] = table[SCORE]
+    table[PROBABILITIES] = point.scale(table[PROBABILITIES])
+    table["decision"] = point.decide(table[SCORE])
+    return table
+
+
+def of_model(predictions: pd.DataFrame, row: dict[str, Any], domain: str, split: str) -> pd.DataFrame:
+    """The predictions of one model in one domain and split."""
+    return predictions[
+        (predictions["backbone"] == row["backbone"])
+        & (predictions["train_domain"] == row["train_domain"])
+        & (predictions["domain"] == domain)
+        & (predictions["split"] == split)
+    ].reset_index(drop=True)
+
+
+def roc_points(table: pd.DataFrame) -> tuple[list[float], list[float], list[float]]:
+    """False positive rate, true positive rate and threshold; the first threshold is 1, not infinity."""
+    fpr, tpr, threshold = roc_curve(table["label"] == CLASSES[POSITIVE], table[SCORE])
+    return fpr.tolist(), tpr.tolist(), np.minimum(threshold, 1.0).tolist()
