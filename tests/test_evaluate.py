@@ -7,8 +7,21 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from thyroid import RESEARCH_USE_ONLY, crop, evaluate, registry, report, train
+from thyroid import (
+    RESEARCH_USE_ONLY,
+    audits,
+    crop,
+    curves,
+    evaluate,
+    operating,
+    predictions,
+    registry,
+    report,
+    subgroups,
+    train,
+)
 from thyroid.errors import InputError
+from thyroid.names import PROBABILITIES
 
 
 def facts_of(folder):
@@ -21,13 +34,13 @@ def test_predictions_hold_every_model_and_image_once(evaluated, cropped):
     assert not table.duplicated(["backbone", "train_domain", "domain", "file"]).any()
     expected = len(crop.examples(cropped, "cropped", "test")) + len(crop.examples(cropped, "cropped", "validation"))
     assert len(table) == 2 * expected
-    np.testing.assert_allclose(table[evaluate.PROBABILITIES].sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(table[PROBABILITIES].sum(axis=1), 1, rtol=1e-5)
 
 
 def test_figures_follow_from_the_predictions(evaluated):
     table = pd.read_parquet(evaluated / "predictions.parquet")
     for row in facts_of(evaluated)["models"]:
-        mine = evaluate.of_model(table, row, "cropped", "test")
+        mine = predictions.of_model(table, row, "cropped", "test")
         truth = mine["label"] == "M"
         figures = row["test"]["cropped"]
         assert figures["n"] == len(mine)
@@ -35,7 +48,14 @@ def test_figures_follow_from_the_predictions(evaluated):
         assert figures["auroc"]["low"] <= figures["auroc"]["value"] <= figures["auroc"]["high"]
         assert figures["majority"] == max(truth.mean(), 1 - truth.mean())
         assert np.sum(figures["confusion"]) == len(mine)
-        assert np.trace(figures["confusion"]) / len(mine) == pytest.approx(figures["accuracy"])
+        (_, _), (missed, caught) = figures["confusion"]
+        assert figures["sensitivity"]["value"] == pytest.approx(caught / (caught + missed))
+        assert figures["accuracy"] == pytest.approx(((mine["probability_M"] > 0.5) == truth).mean())
+        called = (mine["probability_M"] >= row["operating_point"]["threshold"]).map(
+            {True: "malignant", False: "benign"}
+        )
+        assert called.tolist() == mine["decision"].tolist()
+        assert row["validation"]["sensitivity"]["value"] >= 0.95
 
 
 def test_winner_is_the_best_on_validation(evaluated):
@@ -47,24 +67,55 @@ def test_winner_is_the_best_on_validation(evaluated):
 
 def test_the_test_set_never_chooses(cropped, trained, evaluated, tmp_path, monkeypatch):
     """Turning every test answer upside down leaves the ranking as it is."""
-    predict = evaluate._predict
+    predict = predictions.predict
 
     def upside_down(*arguments):
         table = predict(*arguments)
         test = table["split"] == "test"
-        table.loc[test, evaluate.PROBABILITIES] = 1 - table.loc[test, evaluate.PROBABILITIES].to_numpy()
+        table.loc[test, PROBABILITIES] = 1 - table.loc[test, PROBABILITIES].to_numpy()
         return table
 
-    monkeypatch.setattr(evaluate, "_predict", upside_down)
+    monkeypatch.setattr(predictions, "predict", upside_down)
     models = [trained["ResNet50", "cropped"], trained["VGG16", "cropped"]]
     done = evaluate.evaluate(cropped, models, tmp_path / "out")
     assert done.facts["winner"] == facts_of(evaluated)["winner"]
+    points = [[row["operating_point"] for row in facts["models"]] for facts in (done.facts, facts_of(evaluated))]
+    assert points[0] == points[1]
     tests = [[row["test"] for row in facts["models"]] for facts in (done.facts, facts_of(evaluated))]
     assert tests[0] != tests[1]
 
 
+def test_a_point_is_locked_and_written_before_its_test_images_are_read(cropped, trained, tmp_path, monkeypatch):
+    predict, read = predictions.predict, []
+
+    def watched(data, network, model, domains, split):
+        locked = tmp_path / "out" / "operating_points.json"
+        name = f"{model['backbone']}-{model['train_domain']}"
+        read.append((name, split, locked.exists() and name in json.loads(locked.read_text())))
+        return predict(data, network, model, domains, split)
+
+    monkeypatch.setattr(predictions, "predict", watched)
+    models = [trained["ResNet50", "cropped"], trained["VGG16", "cropped"]]
+    done = evaluate.evaluate(cropped, models, tmp_path / "out", abstain=0.25)
+    assert read == [
+        (name, split, split == "test")
+        for name in ("ResNet50-cropped", "VGG16-cropped")
+        for split in ("validation", "test")
+    ]
+    facts = registry.verify(done.folder / "artefact")
+    point = operating.of(facts)
+    assert point.band is not None
+    assert (
+        point.facts()
+        == json.loads((done.folder / "operating_points.json").read_text())["-".join(done.facts["winner"].values())]
+    )
+    assert "abstention" in done.facts["models"][0]["test"]["cropped"]
+    assert "Left undecided" in (done.folder / "report.html").read_text()
+
+
 def test_pictures_are_there_for_every_model(evaluated):
-    for name in ("roc-VGG16-cropped", "confusion-ResNet50-cropped", "ranking"):
+    names = [f"{kind}-{name}-cropped" for kind in curves.NAMES for name in ("VGG16", "ResNet50")]
+    for name in (*names, "ranking", "diagnosis", "shortcuts-cropped"):
         with Image.open(evaluated / "plots" / f"{name}.png") as image:
             assert min(image.size) > 150
 
@@ -72,10 +123,14 @@ def test_pictures_are_there_for_every_model(evaluated):
 def test_report_opens_offline_and_is_honest(evaluated):
     html = (evaluated / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
-    assert html.count("data:image/png;base64,") == 2 * 2 + 1 + 1 + 2
-    assert html.count(RESEARCH_USE_ONLY) == 2
+    plots = {path.stem for path in (evaluated / "plots").glob("*.png")}
+    assert html.count("data:image/png;base64,") == len(plots) + 2
+    assert plots >= {f"{kind}-VGG16-cropped" for kind in curves.NAMES}
+    assert html.count(RESEARCH_USE_ONLY) == 3, "above, below, and at the foot of every printed page"
     assert "30 of 30 scans are synthetic phantoms" in html
     assert "always answering the majority class gives" in html
+    assert "Before you trust these figures" in html
+    assert "2 malignant patients" in html or "1 malignant patients" in html
     for row in facts_of(evaluated)["models"]:
         assert report._interval(row["test"]["cropped"]["auroc"]) in html
 
@@ -88,13 +143,24 @@ def test_domain_matrix(cropped, trained, tmp_path):
     }
     assert (tmp_path / "out" / "plots" / "domains-VGG16.png").is_file()
     assert "Tested on cropped" in (tmp_path / "out" / "report.html").read_text()
+    matrix = done.facts["domain_matrix"]["VGG16"]
+    for row in done.facts["models"]:
+        for domain, test in row["test"].items():
+            assert matrix["cells"][row["train_domain"]][domain]["value"] == pytest.approx(test["auroc"]["value"])
+    assert set(matrix["drop"]) == set(matrix["shortfall"]) == {"normal", "cropped"}
+    assert [audit["domain"] for audit in (done.facts["audits"], *done.facts["other_audits"])] == ["normal", "cropped"]
 
 
 def test_artefact_answers_its_reference(evaluated):
     facts = registry.verify(evaluated / "artefact")
     assert facts["classes"] == ["B", "M"]
-    assert "threshold" not in facts
-    assert set(facts["files"]) == {"model.keras", "reference.jpg"}
+    assert set(facts["files"]) == {"model.keras", "reference.jpg", "card.md", "development.txt"}
+    assert 0 < facts["threshold"] < 1
+    assert facts["temperature"] > 0
+    assert (
+        facts["forms"]["keras"]["test"]["cropped"]["auroc"]
+        == facts_of(evaluated)["models"][0]["test"]["cropped"]["auroc"]
+    )
     assert sum(facts["reference"].values()) == pytest.approx(1, abs=1e-5)
 
 
@@ -113,7 +179,7 @@ def test_no_model(cropped, tmp_path):
 
 def test_roc_points_are_finite():
     table = pd.DataFrame({"label": ["B", "M", "M"], "probability_B": [0.9, 0.2, 0.6], "probability_M": [0.1, 0.8, 0.4]})
-    points = evaluate.roc_points(table)
+    points = predictions.roc_points(table)
     assert all(np.isfinite(column).all() for column in points)
     assert points[2][0] == 1.0
 
@@ -134,10 +200,91 @@ def test_cross_validated_models_are_compared_by_that(cropped, tmp_path):
         assert row["cross_validation"]["auroc"] == pytest.approx(np.average(areas, weights=pairs))
     html = (tmp_path / "out" / "report.html").read_text()
     assert "Cross-validated AUROC" in html
-    assert "chosen on out-of-fold predictions of development patients only" in html
+    assert "was chosen among 2 trained models on development patients, out of fold, alone" in html
 
 
 def test_one_backbone_twice_is_refused(cropped, trained, tmp_path):
     folder = trained["VGG16", "cropped"]
     with pytest.raises(InputError, match="VGG16 trained on cropped is given twice; compare one recipe at a time"):
         evaluate.evaluate(cropped, [folder, folder], tmp_path)
+
+
+def test_summary_has_audits_and_gate(evaluated):
+    facts = facts_of(evaluated)
+    for name, auroc in facts["audits"]["shortcut"].items():
+        assert set(auroc) == {"value", "low", "high"}, name
+    assert set(facts["audits"]["shortcut"]) <= set(audits.SHORTCUTS) | set(audits.REFERENCES)
+    assert facts["audits"]["leakage"]["patients_across_splits"] == 0
+    assert facts["gate"]["decision"] in ("promoted", "refused")
+    assert facts["gate"]["reasons"]
+    assert {"AUROC", "sensitivity", "calibration", "shortcut audit", "leakage audit"} == {
+        one["name"] for one in facts["gate"]["criteria"]
+    }
+
+
+def test_subgroups_and_a_champion(cropped, trained, evaluated, tmp_path):
+    """With clinical.csv and a registry whose champion is the very same model: a difference of nothing."""
+    patients = sorted(set(pd.read_parquet(cropped / "scans.parquet")["patient"]))
+    rows = "".join(f"{p},{'f' if p % 2 else 'm'},x\n" for p in patients)
+    (tmp_path / "clinical.csv").write_text(f"patient,sex,constant\n{rows}999,f,x\n")
+    registry.publish(evaluated / "artefact", tmp_path / "r", {"decision": "promoted", "reasons": [], "champion": None})
+    done = evaluate.evaluate(
+        cropped,
+        [trained["VGG16", "cropped"], trained["ResNet50", "cropped"]],
+        tmp_path / "out",
+        clinical=tmp_path / "clinical.csv",
+        registry_root=tmp_path / "r",
+        waive=["shortcut"],
+    )
+    assert {row["group"] for row in done.facts["subgroups"]} <= {"f", "m"}
+    assert all(row["small"] for row in done.facts["subgroups"])
+    assert len(done.facts["clinical_notes"]) == 2
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "(small)" in html
+    assert "column constant is constant or empty" in html
+    assert done.facts["gate"]["champion"] == 1
+    assert done.facts["gate"]["comparison"]["difference"]["value"] == pytest.approx(0, abs=1e-9)
+    assert subgroups.PREFIX + "sex" in pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+
+
+@pytest.mark.parametrize("options", [{"sensitivity": 0}, {"abstain": 1}, {"prevalence": 2}, {"waive": ["luck"]}])
+def test_options_out_of_range_end_before_anything_is_loaded(cropped, options, tmp_path):
+    with pytest.raises(InputError):
+        evaluate.evaluate(cropped, [tmp_path / "not", tmp_path / "there"], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_test_set_with_one_class_is_said(cropped, trained, tmp_path, monkeypatch):
+    examples = crop.examples
+
+    def one_class(data, domain, split=None):
+        table = examples(data, domain, split)
+        return table[table["label"] == "B"].reset_index(drop=True) if split == "test" else table
+
+    monkeypatch.setattr(crop, "examples", one_class)
+    with pytest.raises(InputError, match=r"test split of the cropped domain has images of 1 class"):
+        evaluate.evaluate(cropped, [trained["VGG16", "cropped"]], tmp_path / "out")
+
+
+def test_answers_that_are_no_numbers_are_said(cropped, trained, tmp_path):
+    from thyroid.backend import keras
+
+    folder = trained["VGG16", "cropped"]
+    model = registry.load_keras(folder / train.read(folder)["checkpoint"])
+    head = model.get_layer("probability")
+    head.set_weights([np.full_like(weight, np.nan) for weight in head.get_weights()])
+    facts = train.read(folder) | {"checkpoint": "broken.keras"}
+    keras.Model(model.inputs, model.outputs).save(tmp_path / "broken.keras")
+    (tmp_path / "train.json").write_text(json.dumps(facts))
+    (tmp_path / "parts.csv").write_text((folder / "parts.csv").read_text())
+    with pytest.raises(InputError, match="not finite; train it again"):
+        evaluate.evaluate(cropped, [tmp_path], tmp_path / "out")
+
+
+def test_the_lead_speaks_of_hundreds_and_the_warnings_of_patients(evaluated):
+    facts = facts_of(evaluated)
+    told = " ".join(report.lead(facts))
+    assert "of 100 malignant images malignant" in told
+    assert "always answering the majority class" in told
+    assert "normal" not in told, "to a clinician a normal image is a healthy one"
+    assert any("takes at least 72, none missed" in text for text in report.warnings(facts))

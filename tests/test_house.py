@@ -57,7 +57,7 @@ def test_the_ops_image_does_without_the_others(step):
 
 
 @pytest.mark.parametrize(
-    "module", ["phantom", "ingest", "crop", "train", "diagnose", "evaluate", "register", "serve", "results"]
+    "module", ["phantom", "ingest", "crop", "train", "diagnose", "evaluate", "register", "registry", "serve", "results"]
 )
 def test_every_step_is_a_command(module):
     done = subprocess.run(
@@ -101,6 +101,7 @@ def test_research_use_only_stands_on_what_people_see():
         "README.md",
         "thyroid/plots.py",
         "thyroid/templates/report.html",
+        "thyroid/templates/card.md",
         "thyroid/serve.py",
         "components/pages.py",
     ):

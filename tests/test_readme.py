@@ -56,7 +56,7 @@ def command(start: str) -> str:
 
 
 def test_every_block_is_run_here():
-    ran = ("make run\n", "make test\n", "make serve\n", "curl ", "make run SCANS", "make compile\n")
+    ran = ("make run\n", "make test\n", "make serve\n", "curl ", "make run SCANS", "make compile\n", ".venv/bin/python")
     for block in BLOCKS:
         assert block.startswith(ran), block
 
@@ -73,6 +73,12 @@ def test_run_then_serve_then_query(copy):
     best = summary["models"][0]["test"][summary["serving_domain"]]
     assert best["auroc"]["low"] > 0.5, "on the phantoms the winner beats chance"
 
+    (copy / ".venv").symlink_to(Path(sys.executable).parents[1])
+    listed = shell(command(".venv/bin/python -m thyroid.registry list"), copy).communicate()[0]
+    assert summary["gate"]["decision"] in listed
+    assert summary["gate"]["decision"] == "promoted", "the sample's evidence is in its nodules"
+    assert "champion" in listed
+
     server = shell(command("make serve\n"), copy, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
@@ -84,6 +90,8 @@ def test_run_then_serve_then_query(copy):
         prediction = json.loads(asked.stdout)["predictions"][0]
         assert prediction["model_version"] == summary["model"]["version"]
         assert set(prediction["probability"]) == {"B", "M"}
+        assert prediction["decision"] in ("benign", "malignant")
+        assert "not_released" not in prediction
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.communicate(timeout=30)
@@ -111,7 +119,9 @@ def test_compile(copy):
 def test_real_scans_with_all_backbones(copy, ddti, vgg16_weights):
     """The whole pipeline on DDTI: VGG16 from the given weights, the others from none, and it says so."""
     run = shell(
-        f"make run SCANS={ddti / 'normal'} ROIS={ddti / 'rois.csv'} WEIGHTS={vgg16_weights.parent} OUTPUT=ddti", copy
+        f"make run SCANS={ddti / 'normal'} ROIS={ddti / 'rois.csv'} WEIGHTS={vgg16_weights.parent} OUTPUT=ddti "
+        f"DOMAINS=normal,cropped CLINICAL={ddti / 'labels.csv'}",
+        copy,
     )
     printed = run.communicate()[0]
     assert run.returncode == 0, printed[-3000:]
@@ -121,3 +131,14 @@ def test_real_scans_with_all_backbones(copy, ddti, vgg16_weights):
     assert summary["data"]["scans"] == 243
     assert summary["data"]["quarantined"] == 0
     assert {row["backbone"]: row["weights"] for row in summary["models"]}["VGG16"] == vgg16_weights.name
+    assert len(summary["domain_matrix"]) == 5
+    for matrix in summary["domain_matrix"].values():
+        assert {(a, b) for a in matrix["cells"] for b in matrix["cells"][a]} == {
+            (a, b) for a in ("normal", "cropped") for b in ("normal", "cropped")
+        }
+    assert summary["gate"]["decision"] == "refused", "labels of suspicion, 48 test images: nothing to release"
+    audits = [summary["audits"], *summary["other_audits"]]
+    frames = next(audit for audit in audits if audit["domain"] == "normal")
+    assert frames["shortcut"]["scan_area_geometry"]["low"] > 0.5
+    assert {"tirads", "composition", "margins"} <= {row["column"] for row in summary["subgroups"]}
+    assert "Before you trust these figures" in (copy / "ddti" / "report.html").read_text()

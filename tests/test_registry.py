@@ -24,9 +24,13 @@ def artefact(tmp_path: Path) -> Path:
     return folder
 
 
+def gate(decision: str = "promoted", champion: int | None = None) -> dict:
+    return {"decision": decision, "reasons": [f"{decision} in a test"], "champion": champion, "test_digest": "d" * 64}
+
+
 def test_versions_count_up_and_aliases_follow(artefact, tmp_path):
     root = tmp_path / "registry"
-    first, second = registry.publish(artefact, root), registry.publish(artefact, root)
+    first, second = registry.publish(artefact, root, gate()), registry.publish(artefact, root, gate(champion=1))
     assert (first.version, second.version) == (1, 2)
     assert registry.read_aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
     assert registry.find(root) == root / "thyroid" / "2"
@@ -41,7 +45,7 @@ def test_a_changed_file_is_refused_by_name(artefact, tmp_path, name):
     with (artefact / name).open("ab") as file:
         file.write(b"x")
     with pytest.raises(InputError, match=f"{name}: changed since it was registered"):
-        registry.publish(artefact, tmp_path / "registry")
+        registry.publish(artefact, tmp_path / "registry", gate())
     assert registry.versions(tmp_path / "registry") == []
 
 
@@ -74,16 +78,25 @@ def test_two_at_once_lose_nothing(artefact, tmp_path):
     root = tmp_path / "registry"
     context = multiprocessing.get_context("spawn")
     with context.Pool(4) as pool:
-        done = pool.starmap(registry.publish, [(artefact, root)] * 12)
+        done = pool.starmap(registry.publish, [(artefact, root, gate("refused"))] * 12)
     assert sorted(d.version for d in done) == registry.versions(root) == list(range(1, 13))
-    assert registry.read_aliases(root)["candidate"] == 12
+    assert registry.read_aliases(root) == {"candidate": 12}
+    assert [line["version"] for line in registry.history(root)] == list(range(1, 13))
     for version in registry.versions(root):
         registry.verify(root / "thyroid" / str(version))
 
 
 def test_killed_at_any_moment_no_half_version_is_visible(artefact, tmp_path):
     root = tmp_path / "registry"
-    code = "import sys; from pathlib import Path; from thyroid import registry\nwhile True: registry.publish(*map(Path, sys.argv[1:]))"
+    code = """
+import sys
+from pathlib import Path
+from thyroid import registry
+artefact, root = map(Path, sys.argv[1:])
+while True:
+    champion = registry.read_aliases(root).get("champion")
+    registry.publish(artefact, root, {"decision": "promoted", "reasons": ["r"], "champion": champion})
+"""
     for round_ in range(4):
         process = subprocess.Popen([sys.executable, "-c", code, str(artefact), str(root)])
         deadline = time.monotonic() + 30
@@ -95,18 +108,157 @@ def test_killed_at_any_moment_no_half_version_is_visible(artefact, tmp_path):
             assert registry.verify(root / "thyroid" / str(version))["version"] == version
         assert registry.find(root).is_dir()
     last = registry.versions(root)[-1]
-    assert registry.publish(artefact, root).version == last + 1
+    assert registry.publish(artefact, root, gate("refused")).version == last + 1
+    # what the killed processes had published is also the champion that it was meant to be
+    history = registry.history(root)
+    assert [line["version"] for line in history] == registry.versions(root)
+    assert registry.read_aliases(root) == {"candidate": last + 1, "champion": last, "previous": last - 1}
+    assert not (root / "thyroid" / "pending.json").exists()
+
+
+def test_killed_between_rename_and_alias_the_next_one_carries_it_out(artefact, tmp_path):
+    root = tmp_path / "registry"
+    registry.publish(artefact, root, gate())
+    home = root / "thyroid"
+    registry._plan(home, {"candidate": 2, "champion": 2, "previous": 1}, "publish", 2, "r")
+    shutil.copytree(home / "1", home / "2")
+    assert registry.read_aliases(root)["champion"] == 1
+    registry.collect_garbage(root, keep=5)
+    assert registry.read_aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert [line["version"] for line in registry.history(root)] == [1, 2]
+
+
+def test_killed_before_the_rename_nothing_has_happened(artefact, tmp_path):
+    root = tmp_path / "registry"
+    registry.publish(artefact, root, gate())
+    registry._plan(root / "thyroid", {"candidate": 2, "champion": 2, "previous": 1}, "publish", 2, "r")
+    assert registry.publish(artefact, root, gate("refused")).version == 2
+    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1}
+
+
+def test_a_refused_version_stays_a_candidate(artefact, tmp_path):
+    root = tmp_path / "registry"
+    registry.publish(artefact, root, gate("refused"))
+    assert registry.read_aliases(root) == {"candidate": 1}
+    assert registry.find(root).name == "1", "served as a candidate where there is no champion"
+    registry.publish(artefact, root, gate())
+    registry.publish(artefact, root, gate("refused", champion=2))
+    assert registry.find(root).name == "2"
+    assert registry.verify(root / "thyroid" / "3")["parent"] == 2
+    assert registry.readings(root, "d" * 64) == 3
+    assert registry.readings(None, "d" * 64) == registry.readings(root, "e" * 64) == 0
+
+
+def test_a_champion_that_changed_meanwhile_is_not_overrun(artefact, tmp_path):
+    root = tmp_path / "registry"
+    registry.publish(artefact, root, gate())
+    done = registry.publish(artefact, root, gate(champion=None))  # decided before there was a champion
+    assert done.gate["decision"] == "refused"
+    assert "the champion changed from None to 1" in done.gate["reasons"][-1]
+    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1}
+
+
+def test_promote_and_roll_back_keep_who_and_why(artefact, tmp_path):
+    root = tmp_path / "registry"
+    for decision in ("promoted", "refused"):
+        registry.publish(artefact, root, gate(decision))
+    assert registry.promote(root, "candidate", "the ward asked for it", "Kim") == 2
+    assert registry.read_aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert registry.roll_back(root, "it was worse", "Lee") == 1
+    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1, "previous": 2}
+    assert [(line["action"], line["by"]) for line in registry.history(root)[2:]] == [
+        ("promote", "Kim"),
+        ("rollback", "Lee"),
+    ]
+    with pytest.raises(InputError, match="needs --reason"):
+        registry.promote(root, "2", " ", "Kim")
+    with pytest.raises(InputError, match="no registered model '9'"):
+        registry.promote(root, "9", "because", "Kim")
+
+
+def test_nothing_to_roll_back_to(artefact, tmp_path):
+    with pytest.raises(InputError, match="no registry here"):
+        registry.roll_back(tmp_path, "r", "b")
+    registry.publish(artefact, tmp_path, gate())
+    with pytest.raises(InputError, match="no previous champion"):
+        registry.roll_back(tmp_path, "r", "b")
+
+
+def test_a_damaged_version_is_not_promoted(artefact, tmp_path):
+    for _ in range(2):
+        registry.publish(artefact, tmp_path, gate("refused"))
+    (tmp_path / "thyroid" / "1" / "model.keras").write_bytes(b"")
+    with pytest.raises(InputError, match="changed since"):
+        registry.promote(tmp_path, "1", "r", "b")
+    assert registry.read_aliases(tmp_path) == {"candidate": 2}
+
+
+def test_garbage_is_what_nothing_needs(artefact, tmp_path):
+    registry.publish(artefact, tmp_path, gate())
+    for _ in range(5):
+        registry.publish(artefact, tmp_path, gate("refused"))
+    home = tmp_path / "thyroid"
+    (home / ".incoming-killed").mkdir()
+    (home / ".incoming-running").mkdir()
+    os.utime(home / ".incoming-killed", (0, 0))
+    assert registry.collect_garbage(tmp_path, keep=2) == [2, 3, 4]
+    assert registry.versions(tmp_path) == [1, 2, 3, 4, 5, 6], "nothing goes without --delete"
+    assert registry.collect_garbage(tmp_path, keep=2, delete=True) == [2, 3, 4]
+    assert registry.versions(tmp_path) == [1, 5, 6]
+    assert sorted(path.name for path in home.glob(".*-*")) == [".incoming-running"]
+    assert registry.publish(artefact, tmp_path, gate("refused")).version == 7
+    with pytest.raises(InputError, match="at least the newest"):
+        registry.collect_garbage(tmp_path, keep=0)
+    assert registry.collect_garbage(tmp_path / "none", keep=1) == []
+
+
+def test_commands(evaluated, tmp_path, capsys):
+    root = tmp_path / "registry"
+    registry.publish(
+        evaluated / "artefact",
+        root,
+        gate() | {"criteria": [{"name": "AUROC", "asked": "a", "found": "f", "passed": True, "waived": False}]},
+    )
+    registry.publish(evaluated / "artefact", root, gate("refused", champion=1))
+    where = ["--registry", str(root)]
+    assert registry.main(["list", *where]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "promoted" in lines[1]
+    assert "champion" in lines[1]
+    assert "candidate" in lines[2]
+    assert registry.main(["show", *where, "champion"]) == 0
+    shown = capsys.readouterr().out
+    assert "holds  AUROC: f (asked: a)" in shown
+    assert "test AUROC" in shown
+    assert registry.main(["promote", *where, "2", "--reason", "asked for", "--by", "Kim"]) == 0
+    assert registry.main(["rollback", *where, "--reason", "worse"]) == 0
+    assert registry.main(["gc", *where, "--keep", "1"]) == 0
+    assert "would be removed (with --delete): nothing" in capsys.readouterr().out
+    (root / "thyroid" / "1" / "model.keras").write_bytes(b"")
+    assert registry.main(["list", *where]) == 0
+    assert "damaged" in capsys.readouterr().out
+    assert registry.main(["show", *where, "7"]) == 2
+    assert "no registered model '7'" in capsys.readouterr().err
+    assert registry.main(["promote", "--registry", str(tmp_path / "no"), "1", "--reason", "r"]) == 2
 
 
 def test_register_publishes_the_report_and_writes_the_summary(evaluated, tmp_path):
     done = register.register(evaluated, tmp_path / "registry", tmp_path / "summary.json")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["model"] == {"name": "thyroid", "version": 1, "uri": done.uri, "sha256": done.sha256}
-    assert set(summary) >= {"data", "models", "winner", "model", "seconds"}
+    assert set(summary) >= {"data", "models", "winner", "model", "seconds", "audits", "gate"}
     assert {"ingest", "crop", "train-VGG16-cropped", "evaluate", "register"} <= set(summary["seconds"])
     assert set(summary["data"]) == {"digest", "scans", "quarantined", "patients", "duplicate_groups", "splits"}
     assert set(summary["data"]["splits"]["test"]) == {"B", "M", "patients"}
-    assert "report.html" in registry.verify(Path(done.uri))["files"]
+    facts = registry.verify(Path(done.uri))
+    assert {"report.html", "card.md", "model.keras", "development.txt"} <= set(facts["files"])
+    assert summary["gate"] == facts["gate"]
+    assert facts["parent"] is None
+    assert facts["code_version"]
+    assert len((Path(done.uri) / registry.DEVELOPMENT).read_text().split()) == sum(
+        summary["data"]["splits"][split][label] for split in ("train", "validation") for label in "BM"
+    )
 
 
 def test_register_needs_a_finished_evaluation(tmp_path, capsys):

@@ -98,7 +98,10 @@ def test_frame_with_roi_gets_exactly_the_evaluated_probability(server, evaluated
     assert status == 200
     for prediction, expected, instance in zip(answer["predictions"], mine["probability_M"], instances, strict=True):
         assert prediction["probability"]["M"] == pytest.approx(expected, abs=1e-5)
-        assert prediction["class"] == ("M" if expected > 0.5 else "B")
+        assert prediction["threshold"] == facts["threshold"]
+        assert prediction["class"] == ("M" if expected >= facts["threshold"] else "B")
+        assert prediction["decision"] == ("malignant" if expected >= facts["threshold"] else "benign")
+        assert ("not_released" in prediction) == (facts["gate"]["decision"] == "refused")
         assert prediction["crop"] == {"domain": "cropped", "box": instance["roi"], "margin": crop.MARGIN}
 
 

@@ -94,7 +94,7 @@ def test_interfaces_are_those_of_the_functions(compiled):
 
 def test_parameters_have_descriptions_and_defaults(compiled):
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
-    assert len(parameters) <= 16
+    assert len(parameters) <= 21
     for name, parameter in parameters.items():
         assert parameter.get("description"), name
         assert parameter.get("isOptional", False) == (name not in ("scans", "registry"))

@@ -5,8 +5,7 @@ python -m thyroid.evaluate --data DIR --models DIR [DIR ...] --output DIR
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def evaluate(
         InputError: no model, a model of another data version, one backbone twice on a domain, a serving domain without
             images, a test or validation part with one class, or an argument out of range.
     """
-    clock = _Clock()
+    started = time.monotonic()
     operating.check(sensitivity, abstain, prevalence)
     waive = gate.check_waivers(waive)
     scans, _, facts = tables.read(data)
@@ -99,7 +98,7 @@ def evaluate(
     groups, notes = (None, []) if clinical is None else subgroups.join(tables.used(scans), subgroups.read(clinical))
 
     (output / "plots").mkdir(parents=True, exist_ok=True)
-    table, points, diagnoses = _score(data, trained, domains, serving_domain, sensitivity, abstain, output, clock)
+    table, points, diagnoses = _score(data, trained, domains, serving_domain, sensitivity, abstain, output)
     if groups is not None:
         table = table.join(groups.add_prefix(subgroups.PREFIX).set_axis(tables.used(scans)["path"]), "path")
     table["scan"] = table.pop("path").map(lambda path: Path(path).name)
@@ -114,12 +113,11 @@ def evaluate(
     winner = next(one for one in trained if one.key == (best["backbone"], best["train_domain"]))
     point = points[winner.key]
     tested = predictions.of_model(table, best, serving_domain, "test")
-    with clock.forward():
-        network = winner.load()
-        audited = audits.audit(data, serving_domain, winner.facts, network, winner.parts, tested, seed).facts()
-        others = _other_audits(data, trained, winner, domains, serving_domain, table, seed)
-        worst = _worst_cases(data, network, tested, point, best["image_size"], output / "plots")
-        current = gate.champion(registry_root, _images(data, tested), serving_domain, _hashes(scans, test=True))
+    network = winner.load()
+    audited = audits.audit(data, serving_domain, winner.facts, network, winner.parts, tested, seed).facts()
+    others = _other_audits(data, trained, winner, domains, serving_domain, table, seed)
+    worst = _worst_cases(data, network, tested, point, best["image_size"], output / "plots")
+    current = gate.champion(registry_root, _images(data, tested), serving_domain, _hashes(scans, test=True))
     by_group = subgroups.figures(tested, point, prevalence, seed)
     result = {
         "data": {
@@ -143,10 +141,8 @@ def evaluate(
     }
     result["gate"]["test_set_read_before"] = registry.readings(registry_root, result["gate"]["test_digest"])
     _draw(table, result, points, output / "plots", seed)
-    with clock.forward():
-        artefact.write(winner, network, best, point, facts, result, _hashes(scans, test=False), output / "artefact")
-    result["seconds"]["evaluate"] = clock.seconds()
-    result["forward_seconds"] = round(clock.in_network, 1)
+    artefact.write(winner, network, best, point, facts, result, _hashes(scans, test=False), output / "artefact")
+    result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
     report.write(output, data, facts, result)
     tables.write_json(output / "evaluation.json", result)
     _tell(result, diagnoses)
@@ -161,42 +157,22 @@ def _score(
     sensitivity: float,
     abstain: float,
     output: Path,
-    clock: "_Clock",
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], OperatingPoint], list[diagnose.Diagnosis]]:
     """Predictions, operating point and diagnosis of every model; a model's point is on disk before its test set is read."""
     points: dict[tuple[str, str], OperatingPoint] = {}
     parts, diagnoses = [], []
     for one in trained:
         print(f"scoring {one.facts['backbone']} trained on {one.facts['train_domain']}", flush=True)
-        with clock.forward():
-            network = one.load()
-            validation = predictions.predict(data, network, one.facts, domains, "validation")
+        network = one.load()
+        validation = predictions.predict(data, network, one.facts, domains, "validation")
         serving = validation[validation["domain"] == serving_domain]
         points[one.key] = operating.lock(serving, PROBABILITIES, sensitivity, abstain)
         tables.write_json(output / "operating_points.json", {"-".join(k): p.facts() for k, p in points.items()})
-        with clock.forward():
-            test = predictions.predict(data, network, one.facts, domains, "test")
-            diagnoses.append(diagnose.diagnose(data, one.folder, network))
+        test = predictions.predict(data, network, one.facts, domains, "test")
+        diagnoses.append(diagnose.diagnose(data, one.folder, network))
         parts.append(predictions.at_point(pd.concat([validation, test], ignore_index=True), points[one.key]))
         keras.backend.clear_session()
     return pd.concat(parts, ignore_index=True), points, diagnoses
-
-
-class _Clock:
-    """Seconds in all, and those spent in networks (loading them, decoding for them, running them)."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.in_network = 0.0
-
-    @contextmanager
-    def forward(self) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.in_network += time.monotonic() - started
-
-    def seconds(self) -> float:
-        return round(time.monotonic() - self.started, 1)
 
 
 def _step(row: dict[str, Any]) -> str:

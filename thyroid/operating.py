@@ -73,7 +73,8 @@ class OperatingPoint:
 
     def facts(self) -> dict[str, Any]:
         """As JSON; band only where there is one."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        known = {key: value for key, value in asdict(self).items() if value is not None}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
 
 
 def of(facts: dict[str, Any]) -> OperatingPoint:

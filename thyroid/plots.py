@@ -190,6 +190,8 @@ def diagnosis(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         ends = (predictor["probability_low"], predictor["probability_high"])
         right.plot(ends, (place, place), color=colour, lw=6, solid_capstyle="butt")
         right.plot(ends, (place, place), "|", color=colour, ms=14)
+    spreads = [row["figures"]["scale"][name] for row in rows for name in ("stem_spread", "expected_stem_spread")]
+    left.set_xlim(max(min(spreads), 1e-6) / 5, max(spreads) * 5)
     left.set(xscale="log", xlabel="standard deviation at the first convolution", yticks=range(len(rows)))
     left.set_yticklabels([f"{row['backbone']} ({row['train_domain']}, {row['recipe']})" for row in reversed(rows)])
     left.set_ylim(-0.7, len(rows) - 0.3)

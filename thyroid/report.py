@@ -129,6 +129,8 @@ def warnings(result: dict[str, Any]) -> list[str]:
         elif not audited["kept"]:
             why = next(iter(audited["not_measured"].values()), "nothing to hold it against")
             told.append(f"{where}it is not known whether the evidence is in the nodule: {why}.")
+    if blind := _blind(result["audits"]["shortcut"]):
+        told.append(f"Without a look at the nodule the classes can be told apart by {blind}.")
     if "leakage" in result["audits"]["findings"]:
         told.append(_sentence(result["audits"]["findings"]["leakage"]))
     if test["auroc"]["low"] is None or test["auroc"]["low"] <= 0.5:
@@ -147,6 +149,16 @@ def warnings(result: dict[str, Any]) -> list[str]:
     if best["weights"] == "none":
         told.append("The model started from random weights; pre-trained weights are the first thing to add.")
     return told
+
+
+def _blind(shortcut: dict[str, Any]) -> str:
+    """Numbers that need no pixel and still tell the classes apart better than chance, with their AUROC."""
+    above = {
+        name: shortcut[name]
+        for name in ("scan_area_geometry", "patient_number", "acquisition_order")
+        if name in shortcut and shortcut[name]["low"] is not None and shortcut[name]["low"] > 0.5
+    }
+    return " and by ".join(f"{audits.describe(name)} (AUROC {_interval(auroc)})" for name, auroc in above.items())
 
 
 def _short_reasons(decision: dict[str, Any]) -> list[str]:

@@ -1,0 +1,45 @@
+import cv2
+import numpy as np
+import pytest
+
+from thyroid import backbones, explain, images
+from thyroid.backend import keras, tf
+from thyroid.names import CLASSES
+
+
+def grad_cam(network, pixels):
+    """Grad-CAM as published: channels weighted by the pooled gradient of the logit difference, negative evidence cut off."""
+    prepared = network.get_layer(backbones.PREPROCESSED).output
+    maps = keras.Model(network.input, network.get_layer(backbones.BODY)(prepared, training=False))(images.rgb(pixels))
+    dense = network.get_layer(backbones.PROBABILITY)
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        logit = tf.reduce_mean(maps, axis=(1, 2)) @ dense.kernel + dense.bias
+        difference = logit[:, 1] - logit[:, 0]
+    weight = tf.reduce_mean(tape.gradient(difference, maps), axis=(1, 2), keepdims=True)
+    coarse = tf.nn.relu(tf.reduce_sum(weight * maps, axis=-1)).numpy()
+    size = pixels.shape[1]
+    return [cv2.resize(one / max(one.max(), 1e-12), (size, size), interpolation=cv2.INTER_LINEAR) for one in coarse]
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_heat_map_is_grad_cam_for_every_backbone(name):
+    keras.utils.set_random_seed(0)
+    network = backbones.build(backbones.get(name), 64, None)
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 1), dtype=np.uint8)
+    heat = explain.heat_maps(network, pixels)
+    assert heat.shape == (2, 64, 64)
+    assert heat.min() >= 0
+    assert heat.max() <= 1.0001
+    np.testing.assert_allclose(heat, grad_cam(network, pixels), atol=1e-4)
+    assert len(CLASSES) == 2
+
+
+def test_overlay_leaves_cold_places_alone():
+    image = np.full((8, 8, 1), 100, np.uint8)
+    heat = np.zeros((8, 8), np.float32)
+    heat[0, 0] = 1
+    out = explain.overlay(image, heat)
+    assert out.shape == (8, 8, 3)
+    assert (out[1:] == 100).all()
+    assert (out[0, 0] != 100).any()
