@@ -158,7 +158,7 @@ def test_leaks_are_found_anew(cropped, trained, tmp_path):
     scans, regions, facts = tables.read(folder)
     parts = pd.read_csv(trained["VGG16", "cropped"] / "parts.csv").set_index("file")["part"]
     clean = Audits("cropped")
-    audits.leaks(clean, folder, parts)
+    audits.leaks(clean, folder, "cropped", parts)
     audits._judge(clean)
     assert "leakage" not in clean.findings
 
@@ -167,10 +167,23 @@ def test_leaks_are_found_anew(cropped, trained, tmp_path):
     scans.loc[tests[0], "phash"] = scans.loc[trains[2], "phash"]
     tables.write(folder, scans, regions, facts)
     done = Audits("cropped")
-    audits.leaks(done, folder, parts)
+    audits.leaks(done, folder, "cropped", parts)
     audits._judge(done)
     assert done.leakage["patients_across_splits"] == 1
     assert done.leakage["near_duplicates_across_splits"] >= 1
     assert done.leakage["test_images_trained_on"] == 1
     assert done.leakage["test_patients_trained_on"] == 1
     assert "every figure is too good" in done.findings["leakage"]
+
+
+def test_leaks_are_found_when_the_model_serves_another_domain(cropped, trained):
+    """Trained on crops, served on frames: the test scan that was trained on is still found."""
+    parts = pd.read_csv(trained["VGG16", "cropped"] / "parts.csv").set_index("file")["part"]
+    planted = crop.examples(cropped, "cropped", "test").iloc[0]
+    parts[str(Path(planted["file"]).relative_to(cropped))] = "train"
+    done = Audits("normal")
+    audits.leaks(done, cropped, "cropped", parts)
+    assert done.leakage["test_images_trained_on"] == 1
+    unknown = Audits("normal")
+    audits.leaks(unknown, cropped, "normal", parts)
+    assert "not known" in unknown.findings["leakage"], "fail closed"

@@ -31,5 +31,5 @@ def test_figures_are_the_evaluations(evaluated, cropped, trained):
     answers = card.tripod(training, tables.read(cropped)[2], facts)
     assert set(answers) <= set(card.TRIPOD_AI)
     assert "10 patients" in answers["20a"]
-    assert "takes 72 malignant patients" in answers["10"]
+    assert "takes 72 patients without a miss" in answers["10"]
     assert all("|" not in answer for answer in answers.values()), "a bar would break the table"

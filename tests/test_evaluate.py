@@ -85,32 +85,41 @@ def test_the_test_set_never_chooses(cropped, trained, evaluated, tmp_path, monke
     assert tests[0] != tests[1]
 
 
-def test_a_point_is_locked_and_written_before_its_test_images_are_read(cropped, trained, tmp_path, monkeypatch):
+def test_points_and_winner_are_written_before_a_test_image_is_read(cropped, trained, tmp_path, monkeypatch):
     predict, read = predictions.predict, []
 
     def watched(data, network, model, domains, split):
         locked = tmp_path / "out" / "operating_points.json"
-        name = f"{model['backbone']}-{model['train_domain']}"
-        read.append((name, split, locked.exists() and name in json.loads(locked.read_text())))
+        read.append((split, locked.exists() and set(json.loads(locked.read_text())["points"])))
         return predict(data, network, model, domains, split)
 
     monkeypatch.setattr(predictions, "predict", watched)
     models = [trained["ResNet50", "cropped"], trained["VGG16", "cropped"]]
     done = evaluate.evaluate(cropped, models, tmp_path / "out", abstain=0.25)
-    assert read == [
-        (name, split, split == "test")
-        for name in ("ResNet50-cropped", "VGG16-cropped")
-        for split in ("validation", "test")
-    ]
-    facts = registry.verify(done.folder / "artefact")
-    point = operating.of(facts)
+    both = {"ResNet50-cropped", "VGG16-cropped"}
+    assert read == [("validation", False)] * 2 + [("test", both)] * 2
+    point = operating.of(registry.verify(done.folder / "artefact"))
     assert point.band is not None
-    assert (
-        point.facts()
-        == json.loads((done.folder / "operating_points.json").read_text())["-".join(done.facts["winner"].values())]
-    )
+    locked = json.loads((done.folder / "operating_points.json").read_text())
+    assert locked["winner"] == "-".join(done.facts["winner"].values())
+    assert locked["points"][locked["winner"]] == point.facts()
     assert "abstention" in done.facts["models"][0]["test"]["cropped"]
-    assert "Left undecided" in (done.folder / "report.html").read_text()
+    html = (done.folder / "report.html").read_text()
+    assert "Left undecided" in html
+    assert "get no decision" in html
+
+
+def test_nothing_of_an_earlier_evaluation_stays(cropped, trained, evaluated, tmp_path):
+    import shutil
+
+    out = shutil.copytree(evaluated, tmp_path / "out")
+    for name in ("false-negatives.png", "domains-VGG19.png"):
+        (out / "plots" / name).write_bytes(b"old")
+    with pytest.raises(InputError):
+        evaluate.evaluate(cropped, [trained["VGG16", "cropped"]], out, serving_domain="elsewhere")
+    assert not (out / "evaluation.json").exists(), "a stopped evaluation is not taken for a finished one"
+    assert not (out / "plots" / "domains-VGG19.png").exists()
+    assert not (out / "artefact").exists()
 
 
 def test_pictures_are_there_for_every_model(evaluated):
@@ -142,7 +151,7 @@ def test_domain_matrix(cropped, trained, tmp_path):
         (a, b) for a in ("normal", "cropped") for b in ("normal", "cropped")
     }
     assert (tmp_path / "out" / "plots" / "domains-VGG16.png").is_file()
-    assert "Tested on cropped" in (tmp_path / "out" / "report.html").read_text()
+    assert "Tested on nodule crops" in (tmp_path / "out" / "report.html").read_text()
     matrix = done.facts["domain_matrix"]["VGG16"]
     for row in done.facts["models"]:
         for domain, test in row["test"].items():
@@ -217,9 +226,15 @@ def test_summary_has_audits_and_gate(evaluated):
     assert facts["audits"]["leakage"]["patients_across_splits"] == 0
     assert facts["gate"]["decision"] in ("promoted", "refused")
     assert facts["gate"]["reasons"]
-    assert {"AUROC", "sensitivity", "calibration", "shortcut audit", "leakage audit"} == {
-        one["name"] for one in facts["gate"]["criteria"]
-    }
+    assert [one["name"] for one in facts["gate"]["criteria"]] == [
+        "size of the test set",
+        "AUROC",
+        "sensitivity",
+        "calibration",
+        "subgroups",
+        "shortcut audit",
+        "leakage audit",
+    ]
 
 
 def test_subgroups_and_a_champion(cropped, trained, evaluated, tmp_path):
@@ -247,7 +262,9 @@ def test_subgroups_and_a_champion(cropped, trained, evaluated, tmp_path):
     assert subgroups.PREFIX + "sex" in pd.read_parquet(tmp_path / "out" / "predictions.parquet")
 
 
-@pytest.mark.parametrize("options", [{"sensitivity": 0}, {"abstain": 1}, {"prevalence": 2}, {"waive": ["luck"]}])
+@pytest.mark.parametrize(
+    "options", [{"sensitivity": 0}, {"abstain": 1}, {"prevalence": 2}, {"waive": ["luck"]}, {"seed": -1}]
+)
 def test_options_out_of_range_end_before_anything_is_loaded(cropped, options, tmp_path):
     with pytest.raises(InputError):
         evaluate.evaluate(cropped, [tmp_path / "not", tmp_path / "there"], tmp_path / "out", **options)
@@ -286,5 +303,5 @@ def test_the_lead_speaks_of_hundreds_and_the_warnings_of_patients(evaluated):
     told = " ".join(report.lead(facts))
     assert "of 100 malignant images malignant" in told
     assert "always answering the majority class" in told
-    assert "normal" not in told, "to a clinician a normal image is a healthy one"
-    assert any("takes at least 72, none missed" in text for text in report.warnings(facts))
+    assert " normal" not in told, "to a clinician a normal image is a healthy one"
+    assert any("takes 72 patients without a miss" in text for text in report.warnings(facts))

@@ -57,6 +57,11 @@ def test_without_a_champion_the_floors_decide(good):
     decision = decide(good)
     assert decision["decision"] == "promoted", decision["reasons"]
     assert "there is no champion yet" in decision["reasons"][1]
+    alone = decide(good, Champion(None, problem="no registry was given: not compared with any champion"))
+    assert "not compared with any champion" in alone["reasons"][1]
+    assert "not judged: no clinical.csv" in next(
+        one["found"] for one in decision["criteria"] if one["name"] == "subgroups"
+    )
     assert len(decision["test_digest"]) == 64
 
 
@@ -111,6 +116,7 @@ def test_chance_missed_cancers_and_bad_probabilities_are_refused(good):
     assert "AUROC" in failed(decide(predictions(200, 2, signal=0)))
     assert "sensitivity" in failed(decide(good, row=row_of(good, 0.8)))
     boasting = good.assign(**{SCORE: good[SCORE] ** 0.1})
+    assert "against" in next(one["found"] for one in decide(good)["criteria"] if one["name"] == "calibration")
     assert "calibration" in failed(decide(boasting))
 
 
@@ -145,6 +151,8 @@ def test_one_patient_of_a_class_is_refused_and_no_error():
     table = predictions(20, 2, share=0.05, signal=4.0)
     decision = decide(table, Champion(1, table[SCORE].to_numpy()[::-1].copy()))
     assert decision["decision"] == "refused"
+    assert "size of the test set" in failed(decision)
+    assert "DeLong's test needs two patients of each class" in " ".join(decision["reasons"])
     assert "delong" not in decision["comparison"]
 
 
@@ -176,8 +184,16 @@ def test_the_champion_is_scored_on_the_candidates_images(crowned, evaluated, cro
 
 
 def test_no_registry_and_no_champion(tmp_path, evaluated, cropped):
-    for root in (None, tmp_path):
-        assert gate.champion(root, answers(evaluated, cropped), "cropped", set()) == Champion(None)
+    table = answers(evaluated, cropped)
+    assert gate.champion(tmp_path, table, "cropped", set()) == Champion(None)
+    assert "no registry was given" in gate.champion(None, table, "cropped", set()).problem
+
+
+def test_patients_needed():
+    assert gate.patients_needed(0.95) == 72
+    assert gate.patients_needed(0.9999) == 36887
+    assert gate.patients_needed(1.0) is None
+    assert "no number of patients" in gate.told_needed(1.0)
 
 
 def rewrite(folder, **facts):
@@ -185,7 +201,7 @@ def rewrite(folder, **facts):
     file.write_text(json.dumps(json.loads(file.read_text()) | facts))
 
 
-@pytest.mark.parametrize("trouble", ["classes", "domain", "test set", "damaged"])
+@pytest.mark.parametrize("trouble", ["classes", "domain", "test set", "damaged", "old"])
 def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(crowned, evaluated, cropped, trouble, good):
     root, folder = crowned
     scans = set()
@@ -195,6 +211,10 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(crowned, eva
         rewrite(folder, serving_domain="normal")
     elif trouble == "test set":
         scans = {(folder / registry.DEVELOPMENT).read_text().split()[0]}
+    elif trouble == "old":
+        facts = json.loads((folder / "model.json").read_text())
+        del facts["bias"]
+        (folder / "model.json").write_text(json.dumps(facts))
     else:
         (folder / "model.keras").write_bytes(b"x")
     current = gate.champion(root, answers(evaluated, cropped), "cropped", scans)
@@ -203,6 +223,7 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(crowned, eva
         "domain": "serves normal images",
         "test set": "1 scans of this test set were among its development scans",
         "damaged": "changed since it was registered",
+        "old": "field bias is missing",
     }[trouble]
     assert said in current.problem
     decision = decide(good, current)

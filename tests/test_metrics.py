@@ -265,7 +265,51 @@ def test_calibration_error_by_hand():
 def test_net_benefit_by_hand():
     """At a threshold of .2, one false alarm costs a quarter of what one hit gains."""
     truth, score = np.array([1, 1, 0, 0, 0]), np.array([0.9, 0.1, 0.3, 0.25, 0.05])
-    assert metrics.net_benefit(truth, score, np.array([0.2]))[0] == pytest.approx(1 / 5 - 2 / 5 / 4)
+    assert metrics.net_benefit(truth, score, np.array([0.2]), 2 / 5)[0] == pytest.approx(1 / 5 - 2 / 5 / 4)
+    assert metrics.net_benefit(truth, score, np.array([0.2]), 0.1)[0] == pytest.approx(0.5 * 0.1 - 2 / 3 * 0.9 / 4)
+
+
+def test_few_patients_of_a_class_widen_the_interval():
+    """With one malignant patient the bootstrap alone would claim [.842, 1] for .95."""
+    truth = np.arange(21) == 20
+    score = np.append(np.arange(20), 18.5)
+    few = metrics.auroc(truth, score, np.arange(21))
+    assert few.value == pytest.approx(0.95)
+    assert few.low < 0.45
+
+
+def test_missing_nothing_leaves_predictive_values_uncertain():
+    truth = np.arange(20) < 8
+    at = metrics.at_threshold(metrics.Draws(np.arange(20)), truth, truth | (np.arange(20) > 14), np.arange(20), 0.1)
+    assert at["npv_at_prevalence"].value == 1
+    low = metrics.clopper_pearson(8, 8)[0]
+    assert at["npv_at_prevalence"].low < 0.98
+    assert at["sensitivity"].low == low
+
+
+def test_two_perfect_scores_prove_nothing_on_few_patients():
+    truth = np.arange(6) < 3
+    rng = np.random.default_rng(0)
+    one, two = truth + rng.random(6) / 3, truth + rng.random(6) / 3
+    difference = metrics.auroc_difference(truth, one, two, np.arange(6))
+    assert difference.value == 0
+    assert difference.low < -0.2
+    with pytest.raises(ValueError, match="vary between patients"):
+        metrics.delong(truth, one, two, np.arange(6))
+    alone = metrics.auroc_difference(truth, one, two[::-1], np.zeros(6))
+    assert (alone.low, alone.high) == (None, None)
+
+
+def test_calibration_error_of_perfect_probabilities_is_not_zero_in_small_sets():
+    rng = np.random.default_rng(0)
+    for count, low, high in ((50, 0.08, 0.2), (20_000, 0.001, 0.02)):
+        score = rng.uniform(0, 1, count)
+        expected = metrics.ece_if_calibrated(score, np.arange(count), draws=200)
+        assert low < expected < high
+        drawn = metrics.ece_draws(
+            metrics.Draws(np.arange(count), 2), rng.random(count) < score, score, np.arange(count)
+        )
+        assert drawn[0] == pytest.approx(expected, abs=0.07)
 
 
 def test_roc_band_holds_the_curve():
@@ -276,6 +320,8 @@ def test_roc_band_holds_the_curve():
     assert (low <= high).all()
     assert (np.diff(low) >= 0).all()
     assert high[-1] == low[-1] == 1
+    constant = metrics.roc_band(metrics.Draws(np.arange(150)), truth, np.full(150, 0.5), np.arange(150), grid)
+    assert constant[0] == pytest.approx(grid)
     assert 0.1 < (high - low)[5] < 0.5
 
 

@@ -25,7 +25,7 @@ def artefact(tmp_path: Path) -> Path:
 
 
 def gate(decision: str = "promoted", champion: int | None = None) -> dict:
-    return {"decision": decision, "reasons": [f"{decision} in a test"], "champion": champion, "test_digest": "d" * 64}
+    return {"decision": decision, "reasons": [f"{decision} in a test"], "champion": champion}
 
 
 def test_versions_count_up_and_aliases_follow(artefact, tmp_path):
@@ -145,8 +145,55 @@ def test_a_refused_version_stays_a_candidate(artefact, tmp_path):
     registry.publish(artefact, root, gate("refused", champion=2))
     assert registry.find(root).name == "2"
     assert registry.verify(root / "thyroid" / "3")["parent"] == 2
-    assert registry.readings(root, "d" * 64) == 3
-    assert registry.readings(None, "d" * 64) == registry.readings(root, "e" * 64) == 0
+
+
+def test_every_model_that_reads_a_test_set_is_counted_once(tmp_path):
+    """Also where it is never registered: a test set that was read often says less."""
+    root = tmp_path / "registry"
+    assert [registry.read_test_set(root, "t", model) for model in ("a", "b", "b", "c", "a")] == [0, 1, 1, 2, 2]
+    assert registry.read_test_set(root, "other", "a") == 0
+    assert registry.read_test_set(None, "t", "z") == 0
+
+
+def test_a_half_written_line_of_history_is_replaced(artefact, tmp_path):
+    registry.publish(artefact, tmp_path, gate())
+    file = tmp_path / "thyroid" / "history.jsonl"
+    with file.open("a") as stream:
+        stream.write('{"when": "2026')  # the power went
+    assert len(registry.history(tmp_path)) == 1
+    registry.publish(artefact, tmp_path, gate("refused"))
+    assert [line["version"] for line in registry.history(tmp_path)] == [1, 2]
+
+
+def test_an_unreadable_plan_is_said(artefact, tmp_path):
+    registry.publish(artefact, tmp_path, gate())
+    (tmp_path / "thyroid" / "pending.json").write_text("")
+    with pytest.raises(InputError, match=r"pending\.json: not JSON"):
+        registry.publish(artefact, tmp_path, gate("refused"))
+
+
+def test_a_user_without_a_name_is_asked_for_one(artefact, tmp_path, capsys, monkeypatch):
+    for _ in range(2):
+        registry.publish(artefact, tmp_path, gate("refused"))
+
+    def nobody():
+        raise KeyError("uid not found: 1234")
+
+    monkeypatch.setattr(registry.getpass, "getuser", nobody)
+    where = ["--registry", str(tmp_path)]
+    assert registry.main(["gc", *where]) == 0
+    assert registry.main(["promote", *where, "1", "--reason", "r"]) == 2
+    assert "say who answers for it with --by" in capsys.readouterr().err
+    assert registry.main(["promote", *where, "1", "--reason", "r", "--by", "Kim"]) == 0
+
+
+def test_an_artefact_that_was_not_judged_is_not_registered(evaluated, tmp_path):
+    """A killed evaluation must not lend its decision to another model."""
+    copy = shutil.copytree(evaluated, tmp_path / "evaluation")
+    facts = json.loads((copy / "artefact" / "model.json").read_text())
+    (copy / "artefact" / "model.json").write_text(json.dumps(facts | {"threshold": 0.9}))
+    with pytest.raises(InputError, match=r"not the one that evaluation\.json judged"):
+        register.register(copy, tmp_path / "registry", tmp_path / "summary.json")
 
 
 def test_a_champion_that_changed_meanwhile_is_not_overrun(artefact, tmp_path):

@@ -112,7 +112,7 @@ def audit(
     """
     done = Audits(domain)
     _shortcuts(done, data, model, network, test, seed)
-    leaks(done, data, parts)
+    leaks(done, data, model["train_domain"], parts)
     _judge(done)
     return done
 
@@ -362,22 +362,29 @@ def _leaky(done: Audits, development: pd.DataFrame, features: NDArray, fold: NDA
     done.leakage["difference"] = asdict(metrics.interval(drawn["leaky_split"] - drawn["by_patient"]))
 
 
-def leaks(done: Audits, data: Path, parts: pd.Series) -> None:
-    """Patients and near-duplicates on two sides, searched anew from the images' hashes, and test images trained on."""
+def leaks(done: Audits, data: Path, train_domain: str, parts: pd.Series) -> None:
+    """Patients and near-duplicates on two sides, searched anew from the images' hashes, and test scans trained on.
+
+    Args:
+        done: to add to.
+        data: data version.
+        train_domain: domain that the model was trained on, of whose images `parts` are.
+        parts: what the training used each image for, by file relative to `data`.
+    """
     scans = tables.used(tables.read(data)[0])
     patients = scans.groupby("patient")["split"].nunique()
     pairs = duplicates.near_duplicates(scans["phash"].tolist())
     split = scans["split"].tolist()
     crossing = [pair for pair in pairs if split[pair[0]] != split[pair[1]]]
-    side = crop.examples(data, done.domain).assign(
-        relative=lambda table: [str(Path(file).relative_to(data)) for file in table["file"]]
-    )
-    tested = side[side["split"] == "test"]
-    learnt = side[side["relative"].isin(parts.index)]
+    table = crop.examples(data, train_domain)
+    learnt = table[[str(Path(file).relative_to(data)) in parts.index for file in table["file"]]]
+    if learnt.empty:
+        done.findings["leakage"] = "which images the model was trained on is not known"
+    tested = scans[scans["split"] == "test"]
     done.leakage |= {
         "patients_across_splits": int((patients > 1).sum()),
         "near_duplicates_across_splits": len(crossing),
-        "test_images_trained_on": int(tested["relative"].isin(parts.index).sum()),
+        "test_images_trained_on": len(set(tested["path"]) & set(learnt["path"])),
         "test_patients_trained_on": len(set(tested["patient"]) & set(learnt["patient"])),
     }
 

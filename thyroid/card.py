@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from thyroid import RESEARCH_USE_ONLY, audits, backbones, gate, metrics, names, splits
+from thyroid import RESEARCH_USE_ONLY, audits, backbones, gate, metrics, names, tables
 from thyroid.figures import AGGREGATION
 
 NOT_REPORTED = "not reported"
@@ -91,6 +91,7 @@ def write(output: Path, training: dict[str, Any], facts: dict[str, Any], result:
         date=datetime.date.today().isoformat(),
         best=best,
         test=best["test"][domain],
+        domain_names=tables.DOMAIN_NAMES,
         domain=domain,
         facts=facts,
         result=result,
@@ -113,8 +114,8 @@ def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, An
     flow = "; ".join(f"{split}: {count}" for split, count in counts.items())
     shown = {name: str(metrics.Interval.of(test[name])) for name in ("auroc", "brier", "ece") if name in test}
     answers = {
-        "1": f"Development and internal evaluation of a model that tells malignant from benign thyroid nodules on {domain} "
-        "ultrasound images",
+        "1": f"Development and internal evaluation of a model that tells malignant from benign thyroid nodules on "
+        f"ultrasound images ({tables.DOMAIN_NAMES[domain]})",
         "3b": RESEARCH_USE_ONLY,
         "4": "Development, and evaluation on patients held out of it",
         "5a": f"{facts['scans']} scans of {facts['patients']} patients given by the user (data {facts['digest'][:12]})"
@@ -126,19 +127,20 @@ def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, An
         "letterboxed, never stretched",
         "8a": f"Label in the file name ({'/'.join(names.CLASSES)}: benign, malignant); how it was found is not reported",
         "9a": "The image alone",
-        "9b": f"{domain} images of {best['image_size']} pixels a side, grey or colour, 8 bits",
-        "10": f"All scans given; a sensitivity of {settings['sensitivity']:.0%} takes {gate.patients_needed(settings['sensitivity'])} "
-        f"malignant patients without a miss to be shown, and the test set has {sum(test['patient_level']['confusion'][1])} malignant patients",
+        "9b": f"{tables.DOMAIN_NAMES[domain]} of {best['image_size']} pixels a side, grey or colour, 8 bits",
+        "10": f"All scans given; {gate.told_needed(settings['sensitivity'])}, and the test set has "
+        f"{sum(test['patient_level']['confusion'][1])} malignant patients",
         "11": f"Images are complete; {facts['without_region']} frames without a region are left out of the cropped domain",
-        "12a": f"Parted by patient and near-duplicate ({', '.join(f'{split} {share:.0%}' for split, share in splits.FRACTIONS.items())}), "
-        "persisted: no retraining moves a test patient",
+        "12a": "Parted by patient and near-duplicate into training, validation and test; the next run on the same scans keeps "
+        "the parts",
         "12b": f"Input scaled as {best['backbone']}'s pre-trained weights expect "
         f"(keras.applications.{backbones.get(best['backbone']).module})",
         "12c": f"{best['backbone']}, global average pooling, softmax; recipe {training['recipe']}, start {best['weights']}, "
         f"seed {training['seed']}; chosen among {len(result['models'])} models by {result['ranked_by'].replace('_', '-')} AUROC",
         "12d": "Intervals resample whole patients",
-        "12e": "AUROC, AUPRC, sensitivity, specificity, PPV, NPV, Brier score, calibration error, decision curve, reliability, "
-        f"each with a 95 % interval of {metrics.DRAWS} draws; by image and by patient ({AGGREGATION})",
+        "12e": "AUROC, AUPRC, sensitivity, specificity, PPV, NPV, Brier score and calibration error with 95 % intervals "
+        f"({metrics.DRAWS} bootstrap draws of patients); plots of ROC, precision-recall, reliability and net benefit; by image and "
+        f"by patient ({AGGREGATION})",
         "12f": f"Temperature {best['operating_point']['temperature']:.3f} and bias {best['operating_point']['bias'][1]:.3f}, fitted "
         "on validation patients",
         "12g": "model.keras, temperature, bias and threshold of model.json, served over HTTP",
@@ -152,7 +154,7 @@ def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, An
         "21": flow,
         "22": "model.keras, model.json",
         "23a": ", ".join(f"{name.upper()} {figure}" for name, figure in shown.items())
-        + (f"; {len(result['subgroups'])} subgroups in the report" if result["subgroups"] else "; no subgroups given"),
+        + (f"; {len(result['subgroups'])} subgroups in the report" if result["subgroups"] else "; no subgroups"),
         "26": "; ".join(
             [
                 f"prevalence of the test set {sum(test['confusion'][1]) / test['n']:.0%}, assumed in use {settings['prevalence']:.0%}",

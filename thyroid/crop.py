@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thyroid import errors, images, plots, progress, tables
+from thyroid import errors, images, progress, tables
 from thyroid.errors import InputError
 from thyroid.names import CLASSES
 
@@ -193,6 +193,8 @@ def crop(data: Path, output: Path, domains: Sequence[str] = ()) -> Cropped:
     for domain in domains:
         _require_examples(scans, regions, domain)
     shutil.copy(data / "statistics.png", output / "statistics.png")
+    from thyroid import plots  # serving crops, too, and draws nothing
+
     plots.crop_sheet(scans, regions, output)
     tables.write(output, scans, regions, facts)
     print(

@@ -49,7 +49,7 @@ def draw(
         table: test predictions of one model in one domain.
         figures: of `figures.of`.
         point: the operating point.
-        prevalence: where the model would be used; marked in the decision curve.
+        prevalence: share of malignant where the model would be used, for the decision curve.
         title: model and domain in words.
         name: of the model, for the files.
         folder: to write to.
@@ -140,19 +140,31 @@ def _decision_curve(
     table: pd.DataFrame, point: operating.OperatingPoint, prevalence: float, title: str, path: Path
 ) -> None:
     figure, axis = plt.subplots(figsize=_SIZE)
-    thresholds = np.linspace(0.01, 0.8, 80)
-    share = _truth(table).mean()
-    everybody = metrics.net_benefit(_truth(table), np.ones(len(table)), thresholds)
-    model = metrics.net_benefit(_truth(table), table[SCORE], thresholds)
+    thresholds = np.linspace(0.005, min(0.6, 4 * prevalence), 100)
+    everybody = metrics.net_benefit(_truth(table), np.ones(len(table)), thresholds, prevalence)
+    shifted = at_prevalence(table[SCORE].to_numpy(), float(_truth(table).mean()), prevalence)
+    model = metrics.net_benefit(_truth(table), shifted, thresholds, prevalence)
+    locked = at_prevalence(np.array([point.threshold]), float(_truth(table).mean()), prevalence)[0]
     axis.plot(thresholds, model, color=_INK, lw=2, label="act on the model")
     axis.plot(thresholds, everybody, color=_SOFT, lw=1.2, label="act on everybody")
     axis.axhline(0, color="black", lw=1, label="act on nobody")
-    axis.axvline(point.threshold, color=_ALERT, lw=0.9, ls="--", label=f"operating point ({point.threshold:.2f})")
-    axis.set_title(f"{title}\n{share:.0%} malignant in the test set; {prevalence:.0%} assumed in use", fontsize=10)
-    axis.set(xlabel="probability at which one would act", ylabel="net benefit", xlim=(0, 0.8))
-    axis.set_ylim(-0.05, max(0.1, float(model.max()), share) * 1.15)
+    if locked <= thresholds[-1]:
+        axis.axvline(locked, color=_ALERT, lw=0.9, ls="--", label="operating point")
+    axis.set_title(f"{title}\nwhere {prevalence:.0%} are malignant", fontsize=10)
+    axis.set(xlabel="risk at which one would act", ylabel="net benefit", xlim=(0, thresholds[-1]))
+    axis.set_ylim(-prevalence / 3, prevalence * 1.1)
     axis.legend(fontsize=8, loc="upper right")
     save(figure, path)
+
+
+def at_prevalence(score: NDArray[np.float64], seen: float, prevalence: float) -> NDArray[np.float64]:
+    """Probabilities of malignant where another share is malignant than in the images that they were calibrated on.
+
+    Bayes' rule: the odds change by the ratio of the prior odds (Saerens et al. 2002, 10.1162/089976602753284446).
+    """
+    seen = min(max(seen, 1e-6), 1 - 1e-6)
+    ratio = prevalence / (1 - prevalence) * (1 - seen) / seen
+    return score * ratio / (score * ratio + 1 - score)
 
 
 def _distribution(table: pd.DataFrame, point: operating.OperatingPoint, title: str, path: Path) -> None:

@@ -4,8 +4,9 @@ python -m thyroid.evaluate --data DIR --models DIR [DIR ...] --output DIR
 """
 
 import argparse
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from thyroid import (
     tables,
     train,
 )
-from thyroid.backend import keras
+from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, PROBABILITIES, SCORE
 from thyroid.operating import OperatingPoint
 from thyroid.predictions import Trained
@@ -65,10 +66,10 @@ def evaluate(
 ) -> Evaluated:
     """Score `models`, choose the one with the highest AUROC in the serving domain, and put it before the champion gate.
 
-    Each model's temperature and threshold are locked on validation patients of the serving domain and written to
-    operating_points.json before its test images are read. The winner is chosen on these patients, too, or, where every
-    model was cross-validated (`train --folds`), on all development patients, each scored by a model that did not see them.
-    The test set is scored for the report and the gate, and never chooses.
+    Each model's temperature, bias and threshold are locked on validation patients of the serving domain. The winner is chosen
+    on these patients, too, or, where every model was cross-validated (`train --folds`), on all development patients, each
+    scored by a model that did not see them. Both are written to operating_points.json before any test image is read. The
+    test set is scored for the report and the gate, and never chooses.
 
     Args:
         data: data version of `crop`.
@@ -89,6 +90,8 @@ def evaluate(
     """
     started = time.monotonic()
     operating.check(sensitivity, abstain, prevalence)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}: must be between 0 and 4294967295")
     waive = gate.check_waivers(waive)
     scans, _, facts = tables.read(data)
     trained = predictions.trained_models(data, models, facts)
@@ -97,26 +100,35 @@ def evaluate(
     domains = list(dict.fromkeys([*domains, serving_domain]))
     groups, notes = (None, []) if clinical is None else subgroups.join(tables.used(scans), subgroups.read(clinical))
 
-    (output / "plots").mkdir(parents=True, exist_ok=True)
-    table, points, diagnoses = _score(data, trained, domains, serving_domain, sensitivity, abstain, output)
+    _clean(output)
+    networks = {one.key: one.load() for one in trained}
+    validation, points = _lock(data, trained, list(networks.values()), serving_domain, sensitivity, abstain)
+    ranked_by, ranked = _choose(trained, validation, serving_domain, seed)
+    winner = ranked[0][0]
+    locked = {"-".join(key): point.facts() for key, point in points.items()}
+    tables.write_json(output / "operating_points.json", {"winner": "-".join(winner.key), "points": locked})
+
+    test = []
+    for one in trained:
+        print(f"scoring {one.facts['backbone']} trained on {one.facts['train_domain']} on test", flush=True)
+        raw = predictions.predict(data, networks[one.key], one.facts, domains, "test")
+        test.append(predictions.at_point(raw, points[one.key]))
+    table = pd.concat([*validation, *test], ignore_index=True)
     if groups is not None:
         table = table.join(groups.add_prefix(subgroups.PREFIX).set_axis(tables.used(scans)["path"]), "path")
     table["scan"] = table.pop("path").map(lambda path: Path(path).name)
     table.to_parquet(output / "predictions.parquet", index=False)
 
     rows = [
-        _row(one, points[one.key], table, domains, serving_domain, sensitivity, prevalence, seed) for one in trained
+        _row(one, chosen_by, points[one.key], table, domains, serving_domain, sensitivity, prevalence, seed)
+        for one, chosen_by in ranked
     ]
-    ranked_by = "cross_validation" if all("cross_validation" in row for row in rows) else "validation"
-    rows.sort(key=lambda row: (-row[ranked_by]["auroc"], row["parameters"]))
-    best = rows[0]
-    winner = next(one for one in trained if one.key == (best["backbone"], best["train_domain"]))
-    point = points[winner.key]
+    best, point, network = rows[0], points[winner.key], networks[winner.key]
     tested = predictions.of_model(table, best, serving_domain, "test")
-    network = winner.load()
     audited = audits.audit(data, serving_domain, winner.facts, network, winner.parts, tested, seed).facts()
-    others = _other_audits(data, trained, winner, domains, serving_domain, table, seed)
+    others = _other_audits(data, trained, winner, networks, domains, serving_domain, table, seed)
     worst = _worst_cases(data, network, tested, point, best["image_size"], output / "plots")
+    diagnoses = [diagnose.diagnose(data, one.folder, networks[one.key]) for one in trained]
     current = gate.champion(registry_root, _images(data, tested), serving_domain, _hashes(scans, test=True))
     by_group = subgroups.figures(tested, point, prevalence, seed)
     result = {
@@ -132,16 +144,21 @@ def evaluate(
         "audits": audited,
         "other_audits": others,
         "subgroups": by_group,
-        "clinical_notes": notes,
+        "clinical_notes": notes if clinical is not None else None,
         "gate": gate.decide(best, serving_domain, tested, audited, by_group, current, sensitivity, waive, seed),
         "settings": {"sensitivity": sensitivity, "abstain": abstain, "prevalence": prevalence},
         "worst": worst,
         "diagnosis": [diagnosis.facts() for diagnosis in diagnoses],
         "seconds": facts["seconds"] | {_step(row): row["seconds"] for row in rows},
     }
-    result["gate"]["test_set_read_before"] = registry.readings(registry_root, result["gate"]["test_digest"])
+    checkpoint = registry.sha256(winner.folder / best["checkpoint"])
+    result["gate"]["test_set_read_before"] = registry.read_test_set(
+        registry_root, result["gate"]["test_digest"], checkpoint
+    )
     _draw(table, result, points, output / "plots", seed)
-    artefact.write(winner, network, best, point, facts, result, _hashes(scans, test=False), output / "artefact")
+    folder = output / "artefact"
+    artefact.write(winner, network, best, point, facts, result, _hashes(scans, test=False), folder)
+    result["artefact"] = registry.sha256(folder / "model.json")
     result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
     report.write(output, data, facts, result)
     tables.write_json(output / "evaluation.json", result)
@@ -149,30 +166,49 @@ def evaluate(
     return Evaluated(output, result)
 
 
-def _score(
+def _clean(output: Path) -> None:
+    """Nothing of an earlier evaluation may be taken for this one's."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "evaluation.json").unlink(missing_ok=True)
+    for name in ("plots", "artefact"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    (output / "plots").mkdir()
+
+
+def _lock(
     data: Path,
     trained: Sequence[Trained],
-    domains: Sequence[str],
+    networks: Sequence[Any],
     serving_domain: str,
     sensitivity: float,
     abstain: float,
-    output: Path,
-) -> tuple[pd.DataFrame, dict[tuple[str, str], OperatingPoint], list[diagnose.Diagnosis]]:
-    """Predictions, operating point and diagnosis of every model; a model's point is on disk before its test set is read."""
-    points: dict[tuple[str, str], OperatingPoint] = {}
-    parts, diagnoses = [], []
-    for one in trained:
-        print(f"scoring {one.facts['backbone']} trained on {one.facts['train_domain']}", flush=True)
-        network = one.load()
-        validation = predictions.predict(data, network, one.facts, domains, "validation")
-        serving = validation[validation["domain"] == serving_domain]
-        points[one.key] = operating.lock(serving, PROBABILITIES, sensitivity, abstain)
-        tables.write_json(output / "operating_points.json", {"-".join(k): p.facts() for k, p in points.items()})
-        test = predictions.predict(data, network, one.facts, domains, "test")
-        diagnoses.append(diagnose.diagnose(data, one.folder, network))
-        parts.append(predictions.at_point(pd.concat([validation, test], ignore_index=True), points[one.key]))
-        keras.backend.clear_session()
-    return pd.concat(parts, ignore_index=True), points, diagnoses
+) -> tuple[list[pd.DataFrame], dict[tuple[str, str], OperatingPoint]]:
+    """Validation predictions of every model in the serving domain, and the operating point that they give."""
+    locked, points = [], {}
+    for one, network in zip(trained, networks, strict=True):
+        print(f"locking {one.facts['backbone']} trained on {one.facts['train_domain']} on validation", flush=True)
+        table = predictions.predict(data, network, one.facts, [serving_domain], "validation")
+        points[one.key] = operating.lock(table, PROBABILITIES, sensitivity, abstain)
+        locked.append(predictions.at_point(table, points[one.key]))
+    return locked, points
+
+
+def _choose(
+    trained: Sequence[Trained], validation: Sequence[pd.DataFrame], serving_domain: str, seed: int
+) -> tuple[str, list[tuple[Trained, dict[str, dict[str, float | None]]]]]:
+    """What ranks the models, and the models with the AUROC that does, best first."""
+    rows = []
+    for one, table in zip(trained, validation, strict=True):
+        found = {"validation": figures.auroc(table, seed)}
+        if one.facts["folds"] and not one.facts["only_fold"]:
+            found["cross_validation"] = figures.auroc(train.out_of_fold(one.folder, serving_domain), seed)
+        chosen_by: dict[str, dict[str, float | None]] = {
+            name: {"auroc": auroc.value, "low": auroc.low, "high": auroc.high} for name, auroc in found.items()
+        }
+        rows.append((one, chosen_by))
+    ranked_by = "cross_validation" if all("cross_validation" in found for _, found in rows) else "validation"
+    rows.sort(key=lambda row: (-(row[1][ranked_by]["auroc"] or 0), row[0].facts["parameters"]))
+    return ranked_by, rows
 
 
 def _step(row: dict[str, Any]) -> str:
@@ -181,6 +217,7 @@ def _step(row: dict[str, Any]) -> str:
 
 def _row(
     one: Trained,
+    chosen_by: dict[str, Any],
     point: OperatingPoint,
     table: pd.DataFrame,
     domains: Sequence[str],
@@ -191,21 +228,12 @@ def _row(
 ) -> dict[str, Any]:
     """One row of the ranking, as it stands in summary.json."""
     model = one.facts
-    chosen_by = {}
-    if model["folds"] and not model["only_fold"]:
-        held_out = figures.auroc(train.out_of_fold(one.folder, serving_domain), seed)
-        chosen_by["cross_validation"] = {"auroc": held_out.value, "low": held_out.low, "high": held_out.high}
-    validation = figures.of(predictions.of_model(table, model, serving_domain, "validation"), point, prevalence, seed)
-    auroc = validation["auroc"]
-    locked = {name: validation[name] for name in ("sensitivity", "specificity", "ece", "ece_unscaled")}
     kept = ("backbone", "train_domain", "recipe", "weights", "image_size", "parameters", "checkpoint", "seconds")
     return {key: model[key] for key in kept} | {
         "bytes": (one.folder / model["checkpoint"]).stat().st_size,
         "operating_point": point.facts() | {"sensitivity": sensitivity},
-        "validation": {"auroc": auroc["value"], "low": auroc["low"], "high": auroc["high"]}
-        | {key: validation[key] for key in ("n", "patients")}
-        | locked,
         **chosen_by,
+        "validation": chosen_by["validation"] | _locked(table, one, point, serving_domain, prevalence, seed),
         "test": {
             domain: figures.of(predictions.of_model(table, model, domain, "test"), point, prevalence, seed)
             for domain in domains
@@ -213,10 +241,19 @@ def _row(
     }
 
 
+def _locked(
+    table: pd.DataFrame, one: Trained, point: OperatingPoint, serving_domain: str, prevalence: float, seed: int
+) -> dict[str, Any]:
+    """What the operating point reached on the images that it was locked on."""
+    found = figures.of(predictions.of_model(table, one.facts, serving_domain, "validation"), point, prevalence, seed)
+    return {name: found[name] for name in ("n", "patients", "sensitivity", "specificity", "ece", "ece_unscaled")}
+
+
 def _other_audits(
     data: Path,
     trained: Sequence[Trained],
     winner: Trained,
+    networks: Mapping[tuple[str, str], Any],
     domains: Sequence[str],
     serving_domain: str,
     table: pd.DataFrame,
@@ -228,7 +265,7 @@ def _other_audits(
         domain = one.facts["train_domain"]
         if one.facts["backbone"] == winner.facts["backbone"] and domain in set(domains) - {serving_domain}:
             tested = predictions.of_model(table, one.facts, domain, "test")
-            done.append(audits.audit(data, domain, one.facts, one.load(), one.parts, tested, seed).facts())
+            done.append(audits.audit(data, domain, one.facts, networks[one.key], one.parts, tested, seed).facts())
     return done
 
 
@@ -303,7 +340,7 @@ def _draw(
     plots.ranking(
         [
             (
-                f"{row['backbone']} ({row['train_domain']})",
+                f"{row['backbone']} ({tables.DOMAIN_NAMES[row['train_domain']]})",
                 metrics.Interval.of(row[ranked_by]),
                 metrics.Interval.of(row["test"][domain]["auroc"]),
             )

@@ -1,56 +1,93 @@
-"""Where a network sees evidence of malignancy: Grad-CAM, which with a pooled last layer is the class activation map."""
+"""Where a network sees evidence of malignancy: Grad-CAM, which with a pooled last layer is the class activation map.
 
-from typing import Any
+With global average pooling and one dense layer the gradient of a class's logit with respect to the last feature map is the
+class's dense weight, so Grad-CAM (Selvaraju et al. 2017) is the class activation map (Zhou et al. 2016): the map's channels
+weighted by it, negative evidence cut off. The weight here is that of malignant less the mean of the others, since only
+differences of logits mean anything. So the map is a second output of the same network, without gradients.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from thyroid import backbones, inputs
-from thyroid.backend import keras
+from thyroid import backbones
 from thyroid.names import CLASSES, POSITIVE
+
+if TYPE_CHECKING:
+    import keras
+
+
+def with_map(network: "keras.Model") -> "keras.Model":
+    """The network with a second output: evidence of malignancy by place, float32 [n, h, w], not yet cut off or scaled.
+
+    Args:
+        network: of `backbones.build`; its layers are shared, not copied.
+    """
+    from thyroid.backend import keras
+
+    prepared = network.get_layer(backbones.PREPROCESSED).output
+    maps = network.get_layer(backbones.BODY)(prepared, training=False)
+    dense = network.get_layer(backbones.PROBABILITY)
+    kernel = np.asarray(dense.kernel)
+    others = [column for column in range(len(CLASSES)) if column != POSITIVE]
+    weight = (kernel[:, POSITIVE] - kernel[:, others].mean(axis=1)).astype(np.float32)
+    probability = dense(network.get_layer(backbones.FEATURES)(maps))
+    evidence = keras.ops.matmul(keras.ops.cast(maps, "float32"), weight[:, None])
+    return keras.Model(network.input, [probability, keras.ops.squeeze(evidence, axis=-1)])
+
+
+def heat(evidence: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Negative evidence cut off, enlarged to the image, divided by its own maximum.
+
+    Args:
+        evidence: one map of `with_map`, [h, w].
+        size: side of the image in pixels.
+
+    Returns:
+        float32 [size, size], 0 to 1; all 0 where nothing speaks for malignancy.
+    """
+    positive = np.maximum(evidence, 0)
+    scaled = positive / max(float(positive.max()), 1e-12)
+    return np.clip(cv2.resize(scaled.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR), 0, 1)
 
 
 def heat_maps(network: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Evidence of malignancy against the other classes, by place.
-
-    With global average pooling and one dense layer the gradient of a class's logit with respect to the last feature map is
-    the class's dense weight, so Grad-CAM (Selvaraju et al. 2017) is the class activation map (Zhou et al. 2016): the map's
-    channels weighted by it, negative evidence cut off. The weight here is that of malignant less the mean of the others,
-    since only differences of logits mean anything.
+    """`heat` of every image.
 
     Args:
         network: of `backbones.build`.
         pixels: uint8 [n, size, size, 1 or 3].
 
     Returns:
-        float32 [n, size, size], 0 to 1: each image's map is divided by its own maximum.
+        float32 [n, size, size].
     """
-    prepared = network.get_layer(backbones.PREPROCESSED).output
-    maps = keras.Model(network.input, network.get_layer(backbones.BODY)(prepared, training=False))
-    kernel = np.asarray(network.get_layer(backbones.PROBABILITY).kernel)
-    others = [column for column in range(len(CLASSES)) if column != POSITIVE]
-    evidence = kernel[:, POSITIVE] - kernel[:, others].mean(axis=1)
-    size = pixels.shape[1]
-    heat = np.empty((len(pixels), size, size), np.float32)
-    coarse = np.maximum(maps.predict(inputs.rgb(pixels), verbose=0).astype(np.float32) @ evidence, 0)
-    for out, one in zip(heat, coarse, strict=True):
-        out[:] = cv2.resize(one / max(float(one.max()), 1e-12), (size, size), interpolation=cv2.INTER_LINEAR)
-    return heat
+    from thyroid import inputs
+
+    evidence = with_map(network).predict(inputs.rgb(pixels), verbose=0)[1]
+    return np.stack([heat(one, pixels.shape[1]) for one in evidence])
 
 
-def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32], strength: float = 0.45) -> NDArray[np.uint8]:
+def share_inside(hot: NDArray[np.float32], box: tuple[int, int, int, int]) -> float | None:
+    """Share of a heat map's mass inside a box of it (x, y, width, height in pixels); None for an empty map."""
+    x, y, width, height = box
+    mass = float(hot.sum())
+    return float(hot[max(0, y) : y + height, max(0, x) : x + width].sum()) / mass if mass > 0 else None
+
+
+def overlay(image: NDArray[np.uint8], hot: NDArray[np.float32], strength: float = 0.45) -> NDArray[np.uint8]:
     """The heat map over its image, the more opaque the hotter.
 
     Args:
         image: uint8 [size, size, 1 or 3].
-        heat: float32 [size, size], 0 to 1.
+        hot: float32 [size, size], 0 to 1.
         strength: opacity of the hottest place, 0 to 1.
 
     Returns:
         uint8 [size, size, 3], RGB.
     """
-    colour = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    share = strength * heat[..., None]
+    colour = cv2.applyColorMap((hot * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    share = strength * hot[..., None]
     base = np.broadcast_to(image, (*image.shape[:2], 3))
     return np.round(base * (1 - share) + colour * share).astype(np.uint8)

@@ -47,7 +47,7 @@ def of(table: pd.DataFrame, point: operating.OperatingPoint, prevalence: float, 
 
     Returns:
         As it stands in summary.json: n, patients, accuracy (at the more probable class) with majority, confusion (counts
-        [true, called] at the operating point, in the order of `names.CLASSES`), and value, low and high of auroc, auprc,
+        [true, called] at the operating point, in the order of `names.CLASSES`), ece_if_calibrated, and value, low and high of auroc, auprc,
         brier, ece, ece_unscaled (before temperature scaling), sensitivity, specificity, ppv, npv, ppv_at_prevalence and
         npv_at_prevalence; patient_level holds the same by patient. What the classes do not allow is absent. With an
         abstention band, abstention holds the share that is left undecided, and the figures of the rest.
@@ -71,9 +71,11 @@ def _level(
     figures["brier"] = metrics.interval(metrics.brier_draws(draws, positive, score, patient))
     figures["ece"] = metrics.interval(metrics.ece_draws(draws, positive, score, patient))
     figures["ece_unscaled"] = metrics.interval(metrics.ece_draws(draws, positive, table[RAW], patient))
+    expected = metrics.ece_if_calibrated(score, patient)
     figures |= metrics.at_threshold(draws, positive, score >= point.threshold, patient, prevalence)
     return {
         **{name: asdict(figure) for name, figure in figures.items()},
+        "ece_if_calibrated": expected,
         "accuracy": metrics.accuracy(positive, score),
         "majority": metrics.majority(positive),
         "confusion": confusion(table, point).tolist(),

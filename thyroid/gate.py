@@ -1,6 +1,7 @@
 """May the candidate replace the champion? Floors, a paired comparison on the same test images, and the audits."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ MARGIN = 0.05
 """The candidate's AUROC may be this much below the champion's; the lower bound of the difference must show that it is not more."""
 SENSITIVITY_SLACK = 0.05
 """Sensitivity on test patients may be this much below the one that the threshold was locked for."""
-CALIBRATION_CEILING = 0.15
-"""Of the expected calibration error on the test set: above it the probabilities cannot be read as such."""
+CALIBRATION_CEILING = 0.10
+"""Of the expected calibration error on the test set beyond what as many perfectly calibrated probabilities would show."""
+PATIENTS = 10
+"""Test patients of each class, below which no figure is good enough to release a model by."""
 SUBGROUP_AUROC = 0.6
-"""Floor of the AUROC of every subgroup that is not marked small; its sensitivity has the floor of the whole test set."""
+"""Floor of the AUROC of every subgroup that is not marked small; its sensitivity by image has the floor of the patients'."""
 
 WAIVABLE = ("shortcut", "leakage")
 
@@ -39,7 +42,10 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Champion:
-    """The current champion on the candidate's test images, in their order: its scores, or the reason why it has none."""
+    """The current champion on the candidate's test images, in their order: its scores, or the reason why it has none.
+
+    Without a champion (version None) the problem is why it was not looked for.
+    """
 
     version: int | None
     scores: NDArray[np.float64] | None = None
@@ -77,12 +83,14 @@ def champion(root: Path | None, test: pd.DataFrame, domain: str, scans: set[str]
     """
     from thyroid import inputs  # TensorFlow: the options of a run are checked without it
 
-    if root is None or "champion" not in registry.read_aliases(root):
+    if root is None:
+        return Champion(None, problem="no registry was given: not compared with any champion")
+    if "champion" not in registry.read_aliases(root):
         return Champion(None)
     version = registry.read_aliases(root)["champion"]
     try:
         folder = registry.find(root, "champion")
-        facts = registry.verify(folder)
+        facts = registry.verify(folder, ("classes", "serving_domain", "image_size", "temperature", "bias", "threshold"))
         if facts["classes"] != list(CLASSES):
             return Champion(version, problem=f"it tells {'/'.join(facts['classes'])} apart, not {'/'.join(CLASSES)}")
         if facts["serving_domain"] != domain:
@@ -129,7 +137,7 @@ def decide(
         comparison with the champion where there is one.
     """
     figures = row["test"][domain]
-    criteria = [_better_than_chance(figures), _sensitivity(figures, sensitivity), _calibration(figures)]
+    criteria = [_size(figures), _better_than_chance(figures), _sensitivity(figures, sensitivity), _calibration(figures)]
     criteria += _subgroups(subgroups, sensitivity)
     comparison = None
     if current.version is not None:
@@ -137,8 +145,8 @@ def decide(
         criteria.append(criterion)
     for name in WAIVABLE:
         passed = _passed(audited, name)
-        reasons = [text for key, text in audited["not_measured"].items() if key.startswith("blanked")]
-        not_run = "could not be run" + (f": {reasons[0]}" if reasons else "")
+        reason = why_not_judged(audited) if name == "shortcut" else None
+        not_run = "could not be run" + (f": {reason}" if reason else "")
         found = audited["findings"].get(name, "nothing found" if passed else not_run)
         criteria.append(Criterion(f"{name} audit", "nothing found", found, passed, not passed and name in waive))
     failed = [one for one in criteria if not (one.passed or one.waived)]
@@ -146,7 +154,7 @@ def decide(
     if not failed:
         reasons = ["every criterion holds" + (" or was waived by name" if any(one.waived for one in criteria) else "")]
         if current.version is None:
-            reasons.append("there is no champion yet: the floors alone decide")
+            reasons.append(current.problem or "there is no champion yet: the floors alone decide")
     return {
         "decision": "refused" if failed else "promoted",
         "reasons": reasons,
@@ -162,6 +170,27 @@ def _passed(facts: dict[str, Any], name: str) -> bool:
     """Whether the audit `name` ("shortcut" or "leakage") ran and found nothing."""
     ran = bool(facts["kept"]) if name == "shortcut" else "patients_across_splits" in facts["leakage"]
     return ran and name not in facts["findings"]
+
+
+def why_not_judged(audited: dict[str, Any]) -> str | None:
+    """Why the shortcut rule could not judge, of the facts of `audits.Audits`; None if it did or nothing is known."""
+    judged = ("blanked_nodule", "model_on_blanked_nodule")
+    names = [*(f"{name}, judged" for name in judged), *judged, "whole_image"]
+    return (
+        None
+        if audited["kept"]
+        else next((audited["not_measured"][n] for n in names if n in audited["not_measured"]), None)
+    )
+
+
+def _size(figures: dict[str, Any]) -> Criterion:
+    benign, malignant = (sum(row) for row in figures["patient_level"]["confusion"])
+    return Criterion(
+        "size of the test set",
+        f"at least {PATIENTS} patients of each class",
+        f"{benign} benign and {malignant} malignant patients",
+        min(benign, malignant) >= PATIENTS,
+    )
 
 
 def _better_than_chance(figures: dict[str, Any]) -> Criterion:
@@ -180,32 +209,34 @@ def _sensitivity(figures: dict[str, Any], target: float) -> Criterion:
     missed, caught = figures["patient_level"]["confusion"][POSITIVE]
     malignant = missed + caught
     low, high = metrics.clopper_pearson(caught, malignant)
-    needed = patients_needed(target)
     return Criterion(
         "sensitivity",
         f"at least {floor:.2f} of malignant test patients at the locked threshold",
-        f"{caught} of {malignant} patients, {caught / malignant:.3f} [{low:.3f}, {high:.3f}] (a lower bound of {target:.2f} "
-        f"takes {needed} patients without a miss)",
+        f"{caught} of {malignant} patients, {caught / malignant:.3f} [{low:.3f}, {high:.3f}] ({told_needed(target)})",
         caught / malignant >= floor,
     )
 
 
-def patients_needed(sensitivity: float) -> int:
-    """Malignant patients, all caught, from which on the exact lower bound reaches `sensitivity`."""
-    count = 1
-    while metrics.clopper_pearson(count, count)[0] < sensitivity:
-        count += 1
-        if count >= 10_000:
-            break
-    return count
+def patients_needed(sensitivity: float) -> int | None:
+    """Malignant patients, all caught, from which on the exact lower bound reaches `sensitivity`; None for 1, which none shows."""
+    # Clopper and Pearson's lower bound of n of n is alpha / 2 to the power 1 / n
+    return None if sensitivity >= 1 else max(1, math.ceil(math.log((1 - metrics.LEVEL) / 2) / math.log(sensitivity)))
+
+
+def told_needed(sensitivity: float) -> str:
+    """`patients_needed` in words."""
+    needed = patients_needed(sensitivity)
+    if needed is None:
+        return f"no number of patients shows a sensitivity of {sensitivity:.0%}"
+    return f"a lower bound of {sensitivity:.2f} takes {needed} patients without a miss"
 
 
 def _calibration(figures: dict[str, Any]) -> Criterion:
     return Criterion(
         "calibration",
-        f"expected calibration error at most {CALIBRATION_CEILING:.2f}",
-        str(metrics.Interval.of(figures["ece"])),
-        figures["ece"]["value"] <= CALIBRATION_CEILING,
+        f"expected calibration error at most {CALIBRATION_CEILING:.2f} above that of perfectly calibrated probabilities",
+        f"{metrics.Interval.of(figures['ece'])}, against {figures['ece_if_calibrated']:.3f} of perfectly calibrated ones",
+        figures["ece"]["value"] - figures["ece_if_calibrated"] <= CALIBRATION_CEILING,
     )
 
 
@@ -213,7 +244,8 @@ def _subgroups(rows: Sequence[dict[str, Any]], target: float) -> list[Criterion]
     large = [row for row in rows if not row["small"] and "auroc" in row]
     floor = target - SENSITIVITY_SLACK
     if not large:
-        return []
+        why = "no group is large enough" if rows else "no clinical.csv, or no column of it could be used"
+        return [Criterion("subgroups", "floors in every large group", f"not judged: {why}", True)]
     low = [
         f"{row['column']} {row['group']} (AUROC {row['auroc']['value']:.3f}, sensitivity {row['sensitivity']['value']:.3f})"
         for row in large
@@ -245,10 +277,10 @@ def _not_inferior(test: pd.DataFrame, current: Champion, seed: int) -> tuple[dic
     try:
         delong = metrics.delong(positive, test[SCORE], other, patient)
         comparison["delong"] = asdict(delong.difference) | {"z": delong.z, "p": delong.p}
-    except ValueError:  # one patient of a class
-        pass
-    found = f"{bootstrap} by the bootstrap"
-    if "delong" in comparison:
-        found += f", {delong.difference} by DeLong (p {delong.p:.3f})"
-    lows = [bootstrap.low, comparison.get("delong", {}).get("low", bootstrap.low)]
+        lows = [bootstrap.low, delong.difference.low]
+        told = f"{delong.difference} by DeLong (p {delong.p:.3f})"
+    except ValueError as error:
+        lows = [bootstrap.low, None]
+        told = str(error)
+    found = f"{bootstrap} by the bootstrap, {told}"
     return comparison, Criterion(name, asked, found, all(low is not None and low > -MARGIN for low in lows))

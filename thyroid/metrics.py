@@ -17,6 +17,8 @@ from sklearn.metrics import accuracy_score
 
 DRAWS = 2000
 LEVEL = 0.95
+FEW = 10
+"""Patients of a class below which the bootstrap is too narrow: it can draw them again but not imagine others."""
 BINS = 10
 """Of the reliability diagram and the expected calibration error: equal widths of probability."""
 _BLOCK_CELLS = 200_000  # draws x images held at once: what stays in a core's cache
@@ -181,7 +183,8 @@ def roc_band(
     for _, tp, fp in _steps(draws, truth, scores, patients):
         for hits, alarms in zip(tp, fp, strict=True):
             if hits[-1] and alarms[-1]:
-                curves.append(np.interp(grid, alarms / alarms[-1], hits / hits[-1]))
+                x, y = np.append(0, alarms / alarms[-1]), np.append(0, hits / hits[-1])
+                curves.append(np.interp(grid, x, y))
     low, high = np.quantile(np.array(curves), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
@@ -234,12 +237,25 @@ def auroc(
 def auroc_interval(
     draws: Draws, positive: ArrayLike, score: ArrayLike, patient: ArrayLike, fold: ArrayLike | None = None
 ) -> Interval:
-    """`auroc` from draws that other figures share."""
+    """`auroc` from draws that other figures share.
+
+    Where the draws are all alike, or a class has fewer than `FEW` patients, it reaches as far as `newcombe`.
+    """
     truth = np.asarray(positive, bool)
     drawn = auroc_draws(draws, truth, score, patient, fold)
     if len(np.unique(np.asarray(patient))) < 2:
         return Interval(float(drawn[0]), None, None)
-    return interval(drawn, newcombe(float(drawn[0]), _units(truth, patient), _units(~truth, patient)))
+    units = _units(truth, patient), _units(~truth, patient)
+    exact = newcombe(float(drawn[0]), *units)
+    found = interval(drawn, exact)
+    return found if min(units) >= FEW else _wider(found, exact)
+
+
+def _wider(found: Interval, bounds: tuple[float, float]) -> Interval:
+    """`found`, reaching at least as far as `bounds`."""
+    lows = [low for low in (found.low, bounds[0]) if low is not None]
+    highs = [high for high in (found.high, bounds[1]) if high is not None]
+    return Interval(found.value, min(lows), max(highs))
 
 
 def auroc_difference(
@@ -251,10 +267,19 @@ def auroc_difference(
     seed: int = 0,
     fold: ArrayLike | None = None,
 ) -> Interval:
-    """AUROC of `score` less that of `other` on the same images, both in the same draws; else as `auroc`."""
+    """AUROC of `score` less that of `other` on the same images, both in the same draws; else as `auroc`.
+
+    Where all draws are alike although the scores are not (both perfect, say), as far as `newcombe` for `score` alone.
+    """
+    truth = np.asarray(positive, bool)
     resampled = Draws(patient, draws, seed)
-    one, two = (auroc_draws(resampled, positive, column, patient, fold) for column in (score, other))
-    return interval(one - two)
+    one, two = (auroc_draws(resampled, truth, column, patient, fold) for column in (score, other))
+    if np.array_equal(rankdata(score), rankdata(other)):
+        return Interval(0.0, 0.0, 0.0)
+    if len(resampled.patients) < 2:
+        return Interval(float(one[0] - two[0]), None, None)
+    low, high = newcombe(float(one[0]), _units(truth, patient), _units(~truth, patient))
+    return interval(one - two, (low - float(two[0]), high - float(two[0])))
 
 
 def _units(chosen: NDArray[np.bool_], patient: ArrayLike) -> int:
@@ -278,13 +303,16 @@ def delong(positive: ArrayLike, score: ArrayLike, other: ArrayLike, patient: Arr
     with several images a patient as Obuchowski 1997 (10.2307/2533958), which is the same where every patient has one.
 
     Raises:
-        ValueError: only one class, a score that is not finite, or a single patient with a class.
+        ValueError: only one class, a score that is not finite, a single patient with a class, or scores that differ but not
+            in how they vary (both perfect, say), which leaves nothing to test.
     """
     areas, covariance = auroc_covariance(positive, [score, other], patient)
     difference = float(areas[0] - areas[1])
     error = math.sqrt(max(0.0, float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])))
-    if error < 1e-12:
-        return Comparison(Interval(difference, difference, difference), 0.0, 1.0)
+    if np.array_equal(rankdata(score), rankdata(other)):
+        return Comparison(Interval(0.0, 0.0, 0.0), 0.0, 1.0)
+    if error < 1e-9:
+        raise ValueError("DeLong's test needs scores whose areas vary between patients")
     reach = float(norm.ppf((1 + LEVEL) / 2)) * error
     z = difference / error
     return Comparison(Interval(difference, difference - reach, difference + reach), z, float(2 * norm.sf(abs(z))))
@@ -349,7 +377,21 @@ def at_threshold(
         for name, (drawn, among) in shares.items()
         if np.isfinite(drawn[0])
     }
-    return figures | {name: interval(drawn) for name, drawn in weighted.items() if np.isfinite(drawn[0])}
+    figures |= {name: interval(drawn) for name, drawn in weighted.items() if np.isfinite(drawn[0])}
+    for name in weighted:  # where no draw misses anything, neither does Bayes' rule: take the exact bounds through it
+        if name in figures and any(np.ptp(part[np.isfinite(part)]) == 0 for part in (sensitivity, specificity)):
+            bounds = (_bayes(name, figures, bound, prevalence) for bound in ("low", "high"))
+            figures[name] = _wider(figures[name], (next(bounds), next(bounds)))
+    return figures
+
+
+def _bayes(name: str, figures: Mapping[str, Interval], bound: str, prevalence: float) -> float:
+    """PPV or NPV at a prevalence from one bound of both sensitivity and specificity."""
+    hit, spared = (float(getattr(figures[one], bound)) for one in ("sensitivity", "specificity"))
+    right, wrong = hit * prevalence, (1 - spared) * (1 - prevalence)
+    if name.startswith("npv"):
+        right, wrong = spared * (1 - prevalence), (1 - hit) * prevalence
+    return right / (right + wrong) if right + wrong else 0.0
 
 
 def _exact(share: float, patients: int) -> tuple[float, float]:
@@ -375,18 +417,35 @@ def ece_draws(draws: Draws, positive: ArrayLike, probability: ArrayLike, patient
     return np.abs(draws.totals(gap, patient)).sum(axis=1) / draws.totals(np.ones(len(score)), patient)
 
 
-def net_benefit(positive: ArrayLike, score: ArrayLike, thresholds: Array) -> Array:
-    """Of acting where the probability reaches a threshold: TP/n - FP/n x t/(1 - t) (Vickers & Elkin 2006).
+def ece_if_calibrated(probability: ArrayLike, patient: ArrayLike, draws: int = 1000, seed: int = 0) -> float:
+    """Expected calibration error that as many images would show on average if their probabilities were perfectly calibrated.
+
+    Consistency resampling (Broecker & Smith 2007, 10.1175/WAF993.1): truths are drawn from the probabilities, one draw a
+    patient, since a patient's images are of the same kind.
+    """
+    score = np.asarray(probability, float)
+    code = np.unique(np.asarray(patient), return_inverse=True)[1]
+    place = np.minimum((score * BINS).astype(int), BINS - 1)
+    drawn = np.random.default_rng(seed).random((draws, code.max() + 1))[:, code] < score
+    gap = (score - drawn) @ np.eye(BINS)[place]
+    return float(np.abs(gap).sum(axis=1).mean() / len(score))
+
+
+def net_benefit(positive: ArrayLike, score: ArrayLike, thresholds: Array, prevalence: float) -> Array:
+    """Of acting where the probability reaches a threshold: TP - FP x t/(1 - t), as shares (Vickers & Elkin 2006).
+
+    Weighted to a prevalence (Vickers 2006, 10.1177/0272989X06295361): sensitivity x pi - (1 - specificity)(1 - pi) x odds.
 
     Args:
         positive: bool or 0/1 [n].
         score: probability of malignant [n].
         thresholds: probabilities at which one would act [k], below 1.
+        prevalence: share of malignant among those whom the model will meet.
     """
     truth = np.asarray(positive, bool)
     called = np.asarray(score, float)[None] >= thresholds[:, None]
-    hits, alarms = (called & truth).mean(axis=1), (called & ~truth).mean(axis=1)
-    return hits - alarms * thresholds / (1 - thresholds)
+    hits, alarms = called[:, truth].mean(axis=1), called[:, ~truth].mean(axis=1)
+    return hits * prevalence - alarms * (1 - prevalence) * thresholds / (1 - thresholds)
 
 
 def accuracy(positive: ArrayLike, score: ArrayLike) -> float:

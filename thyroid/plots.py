@@ -164,8 +164,8 @@ def domain_matrix(
             limits = "" if cell["low"] is None else f"\n[{cell['low']:.2f}, {cell['high']:.2f}]"
             axis.text(j, i, f"{cell['value']:.3f}{limits}", ha="center", va="center", fontsize=10)
     axis.set(xticks=range(len(domains)), yticks=range(len(domains)), xlabel="tested on", ylabel="trained on")
-    axis.set_xticklabels(list(domains))
-    axis.set_yticklabels(list(domains), rotation=90, va="center")
+    axis.set_xticklabels([tables.DOMAIN_NAMES[one] for one in domains])
+    axis.set_yticklabels([tables.DOMAIN_NAMES[one] for one in domains], rotation=90, va="center")
     axis.set_title(title, fontsize=10)
     save(figure, path)
 

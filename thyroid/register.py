@@ -36,6 +36,8 @@ def register(evaluation: Path, registry_root: Path, summary: Path) -> registry.R
         artefact = Path(temporary) / "artefact"
         shutil.copytree(evaluation / "artefact", artefact)
         described = registry.verify(artefact)
+        if registry.sha256(artefact / "model.json") != facts["artefact"]:
+            raise InputError(f"{evaluation}: its artefact is not the one that evaluation.json judged; evaluate again")
         shutil.copy(evaluation / "report.html", artefact / "report.html")
         registry.describe(artefact, {k: v for k, v in described.items() if k not in ("files", "code_version")})
         registered = registry.publish(artefact, registry_root, facts["gate"])

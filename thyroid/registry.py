@@ -3,6 +3,7 @@
     <root>/thyroid/<version>/      model.keras, model.json, reference.jpg, report.html, card.md, development.txt
     <root>/thyroid/aliases.json    {"candidate": newest, "champion": passed the gate, "previous": champion before}
     <root>/thyroid/history.jsonl   every change of an alias: when, what, who and why
+    <root>/thyroid/readings.jsonl  which models' gates have read which test set
     <root>/thyroid/pending.json    a change that is on its way; what a killed process left here, the next one carries out
 
 A version is written under a hidden name, flushed, and renamed: it is there whole or not at all. All changes hold a lock.
@@ -36,6 +37,8 @@ MODEL = "model.keras"
 DEVELOPMENT = "development.txt"
 """SHA-256 of every scan that training or validation saw, one a line."""
 _PENDING = "pending.json"
+_READINGS = "readings.jsonl"
+_SHOWN = ("version", "created", "backbone", "serving_domain", "image_size", "parent", "gate", "forms", "threshold")
 _STALE_SECONDS = 24 * 3600  # a publication takes minutes: what lies half-written for longer was killed
 
 
@@ -56,6 +59,15 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def code_version() -> str:
+    """The package's version and the first digits of a SHA-256 over its source, which names the very code."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for file in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".html", ".md")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return f"{package_version('thyroid')}+{digest.hexdigest()[:12]}"
+
+
 def describe(artefact: Path, facts: dict[str, Any]) -> None:
     """Write model.json: `facts`, the code version, and the hash of every other file of the artefact."""
     files = sorted(path for path in artefact.rglob("*") if path.is_file() and path.name != "model.json")
@@ -63,17 +75,18 @@ def describe(artefact: Path, facts: dict[str, Any]) -> None:
         artefact / "model.json",
         facts
         | {
-            "code_version": package_version("thyroid"),
+            "code_version": code_version(),
             "files": {path.relative_to(artefact).as_posix(): sha256(path) for path in files},
         },
     )
 
 
-def verify(artefact: Path) -> dict[str, Any]:
+def verify(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     """model.json of an artefact whose files all have the hashes it names.
 
     Raises:
-        InputError: a file is missing or was changed; nothing of it has been loaded then.
+        InputError: a file is missing or was changed, or model.json lacks one of the fields in `needs`; nothing of it has been
+            loaded then.
     """
     try:
         facts = json.loads((artefact / "model.json").read_text())
@@ -81,6 +94,10 @@ def verify(artefact: Path) -> dict[str, Any]:
         raise InputError(f"{artefact}: not a registered model (model.json is missing)") from None
     except ValueError as error:
         raise InputError(f"{artefact / 'model.json'}: not JSON: {error}") from None
+    if missing := [field for field in ("files", *needs) if field not in facts]:
+        raise InputError(
+            f"{artefact / 'model.json'}: field {missing[0]} is missing; evaluate and register the model again"
+        )
     for name, expected in facts["files"].items():
         file = artefact / name
         if not file.resolve().is_relative_to(artefact.resolve()):
@@ -143,8 +160,7 @@ def publish(artefact: Path, root: Path, gate: dict[str, Any]) -> Registered:
             new = aliases | {"candidate": version}
             if gate["decision"] == "promoted":
                 new = _crowned(new, version)
-            read = {"test_digest": gate["test_digest"]} if "test_digest" in gate else {}
-            _plan(home, new, "publish", version, "; ".join(gate["reasons"]), **read)
+            _plan(home, new, "publish", version, "; ".join(gate["reasons"]))
             incoming.rename(home / str(version))
             _flush(home)
             _carry_out(home)
@@ -217,21 +233,53 @@ def collect_garbage(root: Path, keep: int, delete: bool = False) -> list[int]:
     return going
 
 
-def readings(root: Path | None, test_digest: str) -> int:
-    """How many versions had their gate read this test set: the more, the less a good figure on it means."""
+def read_test_set(root: Path | None, test_digest: str, model: str) -> int:
+    """Note that a model's gate reads a test set; returns how many other models' gates have read it before.
+
+    The more there were, the less a good figure on it means. Evaluations that are never registered count, too.
+
+    Args:
+        root: of the registry; None where there is none to note it in.
+        test_digest: of `gate.test_digest`.
+        model: SHA-256 of the model's file.
+    """
     if root is None:
         return 0
-    return sum(line.get("test_digest") == test_digest for line in history(root))
+    home = root / NAME
+    home.mkdir(parents=True, exist_ok=True)
+    with _lock(home):
+        others = {one["model"] for one in _lines(home / _READINGS) if one["test_digest"] == test_digest} - {model}
+        if not any(one == {"test_digest": test_digest, "model": model} for one in _lines(home / _READINGS)):
+            _append(home / _READINGS, {"test_digest": test_digest, "model": model})
+    return len(others)
 
 
 def history(root: Path) -> list[dict[str, Any]]:
-    """Every change of the aliases, oldest first: when, action, version, by, reason, aliases, and test_digest if it was read."""
+    """Every change of the aliases, oldest first: when, action, version, by, reason and aliases."""
+    return _lines(root / NAME / "history.jsonl")
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """Whole lines of a JSON lines file; what a power cut left of a last one does not count."""
     try:
-        return [json.loads(line) for line in (root / NAME / "history.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
     except FileNotFoundError:
         return []
     except ValueError as error:
-        raise InputError(f"{root / NAME / 'history.jsonl'}: not JSON lines: {error}") from None
+        raise InputError(f"{file}: not JSON lines: {error}") from None
+
+
+def _append(file: Path, line: dict[str, Any]) -> None:
+    """Add a line that is not the last one yet, in place of what a power cut left of one; the caller holds the lock."""
+    text = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+    with file.open("a+b") as stream:
+        stream.seek(0)
+        whole = stream.read()
+        stream.truncate(whole.rfind(b"\n") + 1)
+        if not whole.endswith(text):
+            stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _crowned(aliases: dict[str, int], version: int) -> dict[str, int]:
@@ -241,12 +289,10 @@ def _crowned(aliases: dict[str, int], version: int) -> dict[str, int]:
     return aliases | {"champion": version}
 
 
-def _plan(
-    home: Path, aliases: dict[str, int], action: str, version: int, reason: str, by: str = "pipeline", **more: Any
-) -> None:
+def _plan(home: Path, aliases: dict[str, int], action: str, version: int, reason: str, by: str = "pipeline") -> None:
     """Write down a change of the aliases before it is made; the caller holds the lock."""
     line = {"when": _now(), "action": action, "version": version, "by": by, "reason": reason, "aliases": aliases}
-    tables.write_json(home / _PENDING, line | more)
+    tables.write_json(home / _PENDING, line)
     _flush(home / _PENDING)
     _flush(home)
 
@@ -259,15 +305,12 @@ def _carry_out(home: Path) -> None:
     pending = home / _PENDING
     if not pending.exists():
         return
-    line = json.loads(pending.read_text())
+    try:
+        line = json.loads(pending.read_text())
+    except ValueError as error:
+        raise InputError(f"{pending}: not JSON ({error}); look at {home / 'history.jsonl'} and remove it") from None
     if line["action"] != "publish" or (home / str(line["version"])).is_dir():
-        text = json.dumps(line, ensure_ascii=False) + "\n"
-        with (home / "history.jsonl").open("a+") as file:
-            file.seek(0)
-            if text not in file.readlines()[-1:]:
-                file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _append(home / "history.jsonl", line)
         tables.write_json(home / "aliases.json", line["aliases"])
         _flush(home / "aliases.json")
     pending.unlink()
@@ -328,6 +371,13 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise InputError("this user has no name here; say who answers for it with --by") from None
+
+
 def _list(root: Path) -> None:
     names: dict[int, list[str]] = {}
     for alias, version in read_aliases(root).items():
@@ -335,7 +385,7 @@ def _list(root: Path) -> None:
     print(f"{'version':<9}{'created':<27}{'backbone':<16}{'domain':<9}{'test AUROC':<24}{'gate':<10}aliases")
     for version in versions(root):
         try:
-            facts = verify(root / NAME / str(version))
+            facts = verify(root / NAME / str(version), _SHOWN)
         except InputError as error:
             print(f"{version:<9}damaged: {error}")
             continue
@@ -351,7 +401,7 @@ def _list(root: Path) -> None:
 
 def _show(root: Path, which: str) -> None:
     folder = find(root, which)
-    facts = verify(folder)
+    facts = verify(folder, _SHOWN)
     auroc = facts["forms"]["keras"]["test"][facts["serving_domain"]]["auroc"]
     print(f"version {facts['version']} of {facts['created']}: {folder}")
     print(f"{facts['backbone']} on {facts['domain']} images, {facts['image_size']} px, code {facts['code_version']}")
@@ -378,7 +428,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.add_argument("--registry", type=Path, required=True, help="root of the registry")
     who = argparse.ArgumentParser(add_help=False)
     who.add_argument("--reason", required=True, help="stays in the registry's history")
-    who.add_argument("--by", default=getpass.getuser(), help="who answers for it; default: the user's name")
+    who.add_argument("--by", help="who answers for it; default: the user's name")
     commands.add_parser("list", parents=[common], help="every version, its gate and its aliases")
     showing = commands.add_parser("show", parents=[common], help="one version: figures and gate")
     showing.add_argument("version", help="number or alias")
@@ -395,9 +445,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif chosen.command == "show":
         _show(root, chosen.version)
     elif chosen.command == "promote":
-        print(f"champion: version {promote(root, chosen.version, chosen.reason, chosen.by)}")
+        print(f"champion: version {promote(root, chosen.version, chosen.reason, chosen.by or _user())}")
     elif chosen.command == "rollback":
-        print(f"champion: version {roll_back(root, chosen.reason, chosen.by)}")
+        print(f"champion: version {roll_back(root, chosen.reason, chosen.by or _user())}")
     else:
         going = collect_garbage(root, chosen.keep, chosen.delete)
         word = "removed" if chosen.delete else "would be removed (with --delete)"

@@ -63,8 +63,6 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
         figure_names=FIGURES,
         aggregation=figures.AGGREGATION,
         pictures_of_a_model=curves.NAMES,
-        describe=audits.describe,
-        references=audits.REFERENCES,
         kept_limit=audits.KEPT,
         small=subgroups.SMALL,
         margin=gate.MARGIN,
@@ -90,11 +88,11 @@ def lead(result: dict[str, Any]) -> list[str]:
     if auroc["low"] is None:
         told.append("The test set is too small for an interval, so that no figure here says much.")
     else:
-        what = (
-            "so it tells malignant from benign better than chance"
-            if auroc["low"] > 0.5
-            else "which includes .50: it is not shown to be better than chance"
-        )
+        what = "which includes .50: it is not shown to be better than chance"
+        if auroc["low"] > 0.5:
+            what = "so it tells malignant from benign better than chance"
+        elif auroc["high"] < 0.5:
+            what = "which is below .50: it calls benign what is malignant more often than the other way round"
         told.append(
             f"Of a random malignant and a random benign image it finds the malignant one more suspicious in "
             f"{auroc['value']:.0%} of the pairs (AUROC {_interval(auroc)}), {what}."
@@ -109,6 +107,11 @@ def lead(result: dict[str, Any]) -> list[str]:
             f"Where {result['settings']['prevalence']:.0%} of the nodules are malignant, {_of_hundred(test['ppv_at_prevalence'])} "
             f"of 100 images that it calls malignant would be, and {_of_hundred(test['npv_at_prevalence'])} of 100 that it "
             "calls benign would be benign."
+        )
+    if "abstention" in test:
+        told.append(
+            f"These are its answers without the abstention band; with it {_of_hundred(test['abstention']['share'])} of "
+            "100 images get no decision."
         )
     told.append(
         f"Its accuracy at the more probable class is {test['accuracy']:.1%}; always answering the majority class gives "
@@ -127,7 +130,7 @@ def warnings(result: dict[str, Any]) -> list[str]:
         if "shortcut" in audited["findings"]:
             told.append(f"{where}{audited['findings']['shortcut']}.")
         elif not audited["kept"]:
-            why = next(iter(audited["not_measured"].values()), "nothing to hold it against")
+            why = gate.why_not_judged(audited) or "nothing to hold it against"
             told.append(f"{where}it is not known whether the evidence is in the nodule: {why}.")
     if blind := _blind(result["audits"]["shortcut"]):
         told.append(f"Without a look at the nodule the classes can be told apart by {blind}.")
@@ -139,13 +142,10 @@ def warnings(result: dict[str, Any]) -> list[str]:
         told.append(
             "Its accuracy is not above that of always answering the majority class, so that accuracy is no evidence."
         )
-    caught = test["patient_level"]["confusion"][1]
-    needed = gate.patients_needed(result["settings"]["sensitivity"])
-    if sum(caught) < needed:
-        told.append(
-            f"The test set has {sum(caught)} malignant patients; to show a sensitivity of "
-            f"{result['settings']['sensitivity']:.0%} it takes at least {needed}, none missed."
-        )
+    malignant = sum(test["patient_level"]["confusion"][1])
+    asked = result["settings"]["sensitivity"]
+    if (needed := gate.patients_needed(asked)) is None or malignant < needed:
+        told.append(f"The test set has {malignant} malignant patients, and {gate.told_needed(asked)}.")
     if best["weights"] == "none":
         told.append("The model started from random weights; pre-trained weights are the first thing to add.")
     return told

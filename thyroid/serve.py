@@ -25,6 +25,20 @@ from thyroid.names import POSITIVE
 
 MAX_INSTANCES = 64
 
+_NEEDED = (
+    "version",
+    "backbone",
+    "classes",
+    "image_size",
+    "serving_domain",
+    "reference",
+    "gate",
+    "data_digest",
+    "temperature",
+    "bias",
+    "threshold",
+)
+
 
 class ThyroidModel(kserve.Model):
     """A registered model. Every image gets the treatment that the evaluation measured, and the answer says which."""
@@ -43,7 +57,7 @@ class ThyroidModel(kserve.Model):
         Raises:
             InputError: the artefact was changed, or answers differently than when it was evaluated.
         """
-        self.facts = registry.verify(self.folder)
+        self.facts = registry.verify(self.folder, _NEEDED)
         self.point = operating.of(self.facts)
         self.released = self.facts["gate"]["decision"] == "promoted" if self._released is None else self._released
         self.network = registry.load_keras(self.folder / registry.MODEL)
@@ -59,7 +73,7 @@ class ThyroidModel(kserve.Model):
 
     @property
     def not_released(self) -> list[str]:
-        """Why this version may not be relied on; empty for one that passed the gate or was promoted by hand."""
+        """Why this version may not be relied on; empty for a champion, or, where no registry tells, one that passed its gate."""
         if self.released:
             return []
         return (

@@ -16,6 +16,7 @@ regions: one row a region of interest (ROI).
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,5 +119,8 @@ def digest(scans: pd.DataFrame, regions: pd.DataFrame) -> str:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON so that a reader never sees half a file."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
