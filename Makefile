@@ -15,7 +15,7 @@ RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(S
 	$(if $(PREVALENCE),--prevalence "$(PREVALENCE)") $(if $(CLINICAL),--clinical "$(CLINICAL)") $(if $(WAIVE),--waive "$(WAIVE)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow lint format compile bench results lock clean
+.PHONY: help setup run serve test test-slow lint format compile bench soak results lock clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -58,7 +58,10 @@ compile: $(READY) ## Write the Kubeflow pipeline to thyroid.yaml
 	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml
 
 bench: $(READY) ## Ratios against named peers
-	@for b in bench/*.py; do "$(BIN)/python" "$$b" || exit 1; done
+	@for b in input training evaluation serving scale; do "$(BIN)/python" bench/$$b.py || exit 1; done
+
+soak: $(READY) ## The endpoint of OUTPUT at 80 % load for ten minutes: no error, flat memory
+	@"$(BIN)/python" bench/soak.py --registry "$(OUTPUT)/registry" --scan "$$(find "$(OUTPUT)/sample/scans" -name '*.jpg' | sort | head -n 1)"
 
 results: $(READY) ## Recipes and backbones side by side on SCANS, ROIS and WEIGHTS: writes docs/results.md (an hour or more)
 	@test -n "$(SCANS)" || { echo "error: make results needs SCANS=dir and ROIS=rois.csv" >&2; exit 2; }

@@ -126,7 +126,7 @@ def test_real_scans_with_all_backbones(copy, ddti, vgg16_weights):
     printed = run.communicate()[0]
     assert run.returncode == 0, printed[-3000:]
     assert "VGG16: starts from " in printed
-    assert printed.count("starts from random weights (none)") == 4
+    assert printed.count("starts from random weights (none)") == 8, "four backbones on both domains"
     summary = json.loads((copy / "ddti" / "summary.json").read_text())
     assert summary["data"]["scans"] == 243
     assert summary["data"]["quarantined"] == 0

@@ -3,8 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from thyroid import card, crop, images, phantom, registry
-from thyroid.names import CLASSES
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from thyroid import card, crop, engine, figures, images, phantom, registry
+from thyroid.names import CLASSES, POSITIVE, PROBABILITIES, SCORE
 from thyroid.operating import OperatingPoint
 from thyroid.predictions import Trained
 
@@ -17,6 +21,8 @@ def write(
     facts: dict[str, Any],
     result: dict[str, Any],
     development: set[str],
+    tested: pd.DataFrame,
+    pixels_of_test: NDArray[np.uint8],
     output: Path,
 ) -> None:
     """Write model.keras, card.md, development.txt, a synthetic reference image, and model.json with the answer to it.
@@ -29,6 +35,8 @@ def write(
         facts: of the data version.
         result: of the evaluation.
         development: SHA-256 of the scans that training or validation saw.
+        tested: its test predictions in the serving domain.
+        pixels_of_test: the images of `tested`, uint8 [n, size, size, 1 or 3].
         output: folder to write.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -36,6 +44,7 @@ def write(
     (output / "reference.jpg").write_bytes(reference)
     pixels = images.rgb(images.square(reference, row["image_size"]))
     probability = point.scale(network.predict(pixels[None], verbose=0))[0]
+    engine.convert(network, output / engine.OPENVINO)
     (output / registry.MODEL).write_bytes((winner.folder / row["checkpoint"]).read_bytes())
     (output / registry.DEVELOPMENT).write_text("\n".join(sorted(development)) + "\n")
     card.write(output, winner.facts, facts, result)
@@ -54,7 +63,33 @@ def write(
             **point.facts(),
             "settings": result["settings"],
             "reference": dict(zip(CLASSES, probability.tolist(), strict=True)),
-            "forms": {"keras": {"validation": row["validation"], "test": row["test"]}},
+            "forms": {engine.KERAS: {"validation": row["validation"], "test": row["test"]}}
+            | _other_forms(output, row, point, result["settings"]["prevalence"], tested, pixels_of_test),
             "audits": {key: result["audits"][key] for key in ("domain", "shortcut", "kept", "findings")},
         },
     )
+
+
+def _other_forms(
+    output: Path,
+    row: dict[str, Any],
+    point: OperatingPoint,
+    prevalence: float,
+    tested: pd.DataFrame,
+    pixels: NDArray[np.uint8],
+) -> dict[str, Any]:
+    """Every form that OpenVINO can run here, scored on the test images: its figures, and how far it is from Keras."""
+    forms = {}
+    for form in (engine.F32, *((engine.BF16,) if engine.has_bf16() else ())):
+        running = engine.OpenVINOEngine(output / engine.OPENVINO, row["image_size"], form)
+        raw = running.predict(images.rgb(pixels))[0].astype(float)
+        scaled = point.scale(raw)
+        table = tested.assign(**{figures.RAW: raw[:, POSITIVE], **dict(zip(PROBABILITIES, scaled.T, strict=True))})
+        scored = figures.of(table, point, prevalence)
+        kept = ("n", "auroc", "sensitivity", "specificity", "ece", "confusion")
+        forms[form] = {
+            "largest_difference": float(np.abs(table[SCORE] - tested[SCORE]).max()),
+            "decisions_changed": int((point.decide(table[SCORE]) != point.decide(tested[SCORE])).sum()),
+            "test": {key: scored[key] for key in kept if key in scored},
+        }
+    return forms

@@ -125,11 +125,18 @@ def region(frame: images.Pixels, box: Box, area: ScanArea | None = None) -> imag
     area = area or scan_area(frame)
     mask = area.mask.copy()
     mask[y : y + height, x : x + width] = 1
-    dx, dy = round(MARGIN * width), round(MARGIN * height)
-    rows = slice(max(0, y - dy), min(frame.shape[0], y + height + dy))
-    columns = slice(max(0, x - dx), min(frame.shape[1], x + width + dx))
+    left, top, wide, high = widened(box, frame.shape[1], frame.shape[0])
+    rows, columns = slice(top, top + high), slice(left, left + wide)
     cut = cv2.copyTo(frame[rows, columns], mask[rows, columns])
     return images.letterbox(cut, max(cut.shape[:2]))
+
+
+def widened(box: Box, frame_width: int, frame_height: int) -> Box:
+    """`box` with its margin, clipped to the frame."""
+    x, y, width, height = box
+    dx, dy = round(MARGIN * width), round(MARGIN * height)
+    left, top = max(0, x - dx), max(0, y - dy)
+    return left, top, min(frame_width, x + width + dx) - left, min(frame_height, y + height + dy) - top
 
 
 def crop(data: Path, output: Path, domains: Sequence[str] = ()) -> Cropped:

@@ -156,8 +156,9 @@ def evaluate(
         registry_root, result["gate"]["test_digest"], checkpoint
     )
     _draw(table, result, points, output / "plots", seed)
+    shown = inputs.decode(_images(data, tested), best["image_size"])
     folder = output / "artefact"
-    artefact.write(winner, network, best, point, facts, result, _hashes(scans, test=False), folder)
+    artefact.write(winner, network, best, point, facts, result, _hashes(scans, test=False), tested, shown, folder)
     result["artefact"] = registry.sha256(folder / "model.json")
     result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
     report.write(output, data, facts, result)

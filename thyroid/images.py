@@ -35,35 +35,49 @@ def read(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
-def decode(data: bytes, min_side: int = MIN_SIDE) -> Pixels:
-    """Decode a JPEG completely.
+SERVED = ("JPEG", "PNG")
+"""Formats that the endpoint takes; scans on disk are JPEG alone."""
 
-    The header's dimensions are checked before any pixel is decoded (decompression bombs), only Pillow's JPEG plug-in
-    is allowed to look at the bytes, and a truncated file is an error. EXIF orientation is applied.
+_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
+
+
+def kind(data: bytes) -> str | None:
+    """Format by the first bytes, whatever the name says; None for one that is not in `SERVED`."""
+    return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+
+
+def decode(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPEG",)) -> Pixels:
+    """Decode an image completely.
+
+    The header's dimensions are checked before any pixel is decoded (decompression bombs), only Pillow's plug-ins of
+    `formats` are allowed to look at the bytes, and a truncated file is an error. EXIF orientation is applied.
 
     Args:
         data: the whole file.
         min_side: smallest width and height that is taken for a scan.
+        formats: what is taken.
 
     Returns:
         uint8 [height, width, 3], RGB, 0..255.
 
     Raises:
-        ValueError: not a JPEG, too large, too small or damaged; the message says which.
+        ValueError: not of these formats, too large, too small or damaged; the message says which.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bombs (MAX_PIXELS is stricter) and odd metadata beside sound pixels
-            image = Image.open(io.BytesIO(data), formats=("JPEG",))
+            image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
         raise ValueError(f"image is larger than the limit of {MAX_PIXELS:,} pixels") from None
-    except (UnidentifiedImageError, OSError, SyntaxError):
-        raise ValueError("not a JPEG image") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):  # ValueError: chunks of a PNG that are too large
+        raise ValueError(f"not a {' or '.join(formats)} image") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"image of {width}x{height} is larger than the limit of {MAX_PIXELS:,} pixels")
     if max(width, height) > MAX_SIDE:  # letterboxing makes a square of the longer side
         raise ValueError(f"image of {width}x{height} is longer than the limit of {MAX_SIDE:,} pixels a side")
+    if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
+        raise ValueError("an animation; send one picture")
     if min(width, height) < min_side:
         raise ValueError(f"image of {width}x{height} is smaller than {min_side} pixels a side")
     try:
@@ -72,7 +86,7 @@ def decode(data: bytes, min_side: int = MIN_SIDE) -> Pixels:
             upright = ImageOps.exif_transpose(image) or image
         return np.asarray(upright.convert("RGB"))
     except Exception as error:  # malformed EXIF raises struct.error, TypeError, AttributeError and others in Pillow
-        raise ValueError(f"damaged JPEG: {error}") from None
+        raise ValueError(f"damaged {image.format}: {error}") from None
 
 
 def encode(image: Pixels, comment: bytes | None = None) -> bytes:

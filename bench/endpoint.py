@@ -1,0 +1,36 @@
+"""A server process for the benchmarks."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+
+class Endpoint:
+    """`python -m thyroid.serve`, or another server, on a free port, from ready to stopped."""
+
+    def __init__(self, *arguments: str, script: str | None = None) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        program = ["-m", "thyroid.serve"] if script is None else [script]
+        self.command = [sys.executable, *program, *arguments, "--port", str(port)]
+
+    def __enter__(self) -> "Endpoint":
+        started = time.monotonic()
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while self.process.poll() is None and time.monotonic() < started + 120:
+            try:
+                with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5):
+                    self.cold_start = time.monotonic() - started
+                    return self
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.05)
+        raise RuntimeError(f"{' '.join(self.command)} did not become ready")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=60)

@@ -1,0 +1,78 @@
+"""A real server process for the tests of the endpoint."""
+
+import base64
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+PREDICT = "/v1/models/thyroid:predict"
+EXPLAIN = "/v1/models/thyroid:explain"
+INFER = "/v2/models/thyroid/infer"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """On free ports; its output goes to a file, so that no pipe fills up."""
+
+    def __init__(self, log: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        self.port, self.grpc_port, self.log = free_port(), free_port(), log
+        command = [sys.executable, "-m", "thyroid.serve", *arguments, "--port", str(self.port)]
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [*command, "--grpc-port", str(self.grpc_port)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"} | headers
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, _read(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, _read(error.read())
+
+    def wait(self) -> "Server":
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                if self.ask("/v2/health/ready")[0] == 200:
+                    return self
+            except OSError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    def stop(self) -> str:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=60)
+        return self.log.read_text()
+
+
+def _read(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return data.decode(errors="replace")
+
+
+def encoded(path: str | Path) -> dict[str, str]:
+    return {"b64": base64.b64encode(Path(path).read_bytes()).decode()}

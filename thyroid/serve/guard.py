@@ -1,0 +1,205 @@
+"""What stands before every HTTP route: request ids, limits, the token, closed routes, errors in one form, one log line."""
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+from thyroid.serve import limits, metrics
+from thyroid.serve.limits import RequestError
+
+log = logging.getLogger("thyroid.serve")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+JSON_TYPES = ("application/json", "application/cloudevents+json")
+IMAGE_TYPES = ("image/jpeg", "image/png", "application/octet-stream")
+OPEN_PATHS = ("/", "/metrics", "/openapi.json")
+"""Reached without the token, as is everything under /v2/health/."""
+
+_INFER = re.compile(r"/v1/models/[^/]+:(predict|explain)|/v2/models/[^/]+(/versions/[^/]+)?/infer")
+_VERSION = re.compile(r"/v2/models/(?P<name>[^/]+)/versions/(?P<version>[^/]+)(?P<rest>/.*)?")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: what it stands before.
+        token: bearer token that requests must carry; None for none.
+        repository_api: whether /v2/repository is open.
+        resolve: name and version of a model to the name under which that version is served; None for none.
+        draining: whether the server is about to stop.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        token: str | None,
+        repository_api: bool,
+        resolve: Callable[[str, str], str | None],
+        draining: Callable[[], bool],
+    ) -> None:
+        self.app, self.token, self.repository_api = app, token, repository_api
+        self.resolve, self.draining = resolve, draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state = {"status": 0, "started": False}
+
+        async def reply(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                state["status"], state["started"] = message["status"], True
+                extra = [(b"x-request-id", request_id.encode())]
+                if self.draining():
+                    extra.append((b"connection", b"close"))
+                message["headers"] = [*message.get("headers", []), *extra]
+            await send(message)
+
+        try:
+            self._check(scope, headers)
+            await self.app(scope, await _whole_body(scope, receive, headers), reply)
+        except _DisconnectedError:
+            state["status"] = 499
+        except RequestError as error:
+            await _refuse(reply, state, error)
+        except Exception as error:
+            # of the error its type and place, never its values: they may come from the request
+            place = error.__traceback__
+            while place is not None and place.tb_next is not None:
+                place = place.tb_next
+            where = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+            log.error(
+                "internal error",
+                extra={"fields": {"request_id": request_id, "kind": type(error).__name__, "where": where}},
+            )
+            await _refuse(reply, state, RequestError("internal error", HTTPStatus.INTERNAL_SERVER_ERROR, "internal"))
+        seconds = time.perf_counter() - started
+        route = _route(scope["path"])
+        metrics.REQUEST.labels(route, str(state["status"])).observe(seconds)
+        fields = {"request_id": request_id, "method": scope["method"], "route": route, "status": state["status"]}
+        quiet = route in ("/v2/health", "/metrics") and state["status"] < HTTPStatus.INTERNAL_SERVER_ERROR
+        log.log(
+            logging.DEBUG if quiet else logging.INFO,
+            "request",
+            extra={"fields": fields | {"milliseconds": round(seconds * 1000, 1)}},
+        )
+
+    def _check(self, scope: Scope, headers: dict[str, str]) -> None:
+        path = scope["path"]
+        if self.token is not None and path not in OPEN_PATHS and not path.startswith("/v2/health/"):
+            presented = headers.get("authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(presented.encode(), self.token.encode()):
+                raise RequestError("authorization: a bearer token is needed", HTTPStatus.UNAUTHORIZED, "unauthorized")
+        if path.startswith("/v2/repository/") and not self.repository_api:
+            raise RequestError("the repository API is closed here", HTTPStatus.FORBIDDEN, "closed")
+        if scope["method"] == "POST" and _INFER.fullmatch(path):
+            self._content_type(scope, headers, v1=path.startswith("/v1/"))
+        if version := _VERSION.fullmatch(path):
+            name = self.resolve(version["name"], version["version"])
+            if name is None:
+                message = f"model {version['name'][:64]} has no version {version['version'][:32]} here"
+                raise RequestError(message, HTTPStatus.NOT_FOUND, "not_found")
+            scope["path"] = f"/v2/models/{name}{version['rest'] or ''}"
+            scope["raw_path"] = scope["path"].encode()
+
+    def _content_type(self, scope: Scope, headers: dict[str, str], v1: bool) -> None:
+        """Refuse other types; drop parameters such as charset, since KServe compares the whole value."""
+        kind = headers.get("content-type", "application/json").split(";")[0].strip().lower()
+        binary = "inference-header-content-length" in headers
+        if kind not in JSON_TYPES and not (v1 and kind in IMAGE_TYPES) and not (binary and kind in IMAGE_TYPES):
+            allowed = ", ".join((*JSON_TYPES, *(IMAGE_TYPES if v1 else ())))
+            message = f"content-type: {kind[:64]!r} is not one of {allowed}"
+            raise RequestError(message, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content_type")
+        if binary:  # FastAPI would read a body of type JSON as nothing else
+            kind = "application/octet-stream"
+        elif kind == "application/octet-stream":  # which KServe takes for JSON
+            kind = "image/jpeg"
+        rest = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+        scope["headers"] = [*rest, (b"content-type", kind.encode())]
+
+
+class _DisconnectedError(Exception):
+    """The client went away before its body was here."""
+
+
+async def _whole_body(scope: Scope, receive: Receive, headers: dict[str, str]) -> Receive:
+    """Read the body within the limits of size and time; the application then gets it at once."""
+    length = headers.get("content-length", "0")
+    if not length.isdigit():
+        raise RequestError("content-length: not a number")
+    if int(length) > limits.MAX_BODY:
+        raise limits.too_large()
+    parts: list[bytes] = []
+
+    async def read() -> None:
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _DisconnectedError
+            size += len(message.get("body", b""))
+            if size > limits.MAX_BODY:
+                raise limits.too_large()
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+
+    try:
+        await asyncio.wait_for(read(), limits.SLOW_CLIENT)
+    except TimeoutError:
+        message = f"body: did not arrive within {limits.SLOW_CLIENT:g} seconds"
+        raise RequestError(message, HTTPStatus.REQUEST_TIMEOUT, "slow_client") from None
+    body, given = b"".join(parts), False
+    if scope["method"] == "POST" and _INFER.fullmatch(scope["path"]) and not body:
+        raise RequestError('body: empty; expected {"instances": [{"image": {"b64": "..."}}]} or an image')
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def _refuse(send: Send, state: dict[str, Any], error: RequestError) -> None:
+    metrics.REJECTED.labels(error.code).inc()
+    if state["started"]:
+        return
+    body = json.dumps({"error": str(error), "code": error.code}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if error.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
+        headers.append((b"retry-after", str(limits.RETRY_AFTER).encode()))
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if error.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
+        headers.append((b"connection", b"close"))  # the rest of the body is not read
+    await send({"type": "http.response.start", "status": int(error.status), "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _route(path: str) -> str:
+    """The path without what a client chose, for labels and logs."""
+    if found := _INFER.fullmatch(path):
+        return f"v1:{found[1]}" if found[1] else "v2:infer"
+    for prefix in ("/v2/health", "/v2/repository", "/v2/models", "/v1/models", "/metrics"):
+        if path.startswith(prefix):
+            return prefix
+    return "other"

@@ -1,0 +1,17 @@
+"""What Prometheus sees at /metrics beside KServe's own histograms. Labels never hold a name or a patient."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+STAGE = Histogram("thyroid_stage_seconds", "Seconds of an image by stage", ["stage"], buckets=_SECONDS)
+REQUEST = Histogram("thyroid_request_seconds", "Seconds of a request", ["route", "status"], buckets=_SECONDS)
+QUEUE = Gauge("thyroid_queue_images", "Images that are waiting or being looked at")
+PROBABILITY = Histogram(
+    "thyroid_probability", "Probability of malignant", ["version"], buckets=[n / 20 for n in range(1, 21)]
+)
+DECISIONS = Counter("thyroid_decisions", "Decisions at the operating point", ["version", "decision"])
+SCAN_AREA = Counter("thyroid_scan_area", "Frames by whether the scan area was found", ["found"])
+REJECTED = Counter("thyroid_rejected", "Requests that were not answered, by reason code", ["code"])
+MODEL = Gauge("thyroid_model_info", "Models that are served", ["name", "version", "form", "backbone"])
+"""1 for a model that is served, 0 for one that was replaced."""

@@ -1,0 +1,322 @@
+"""One registered model behind KServe's interface: it parses, prepares, runs and explains."""
+
+import asyncio
+import base64
+import io
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kserve
+import numpy as np
+from kserve import InferOutput, InferRequest, InferResponse
+from kserve.model import InferenceVerb
+from PIL import Image
+
+from thyroid import RESEARCH_USE_ONLY, engine, explain, images, operating, registry
+from thyroid.errors import InputError
+from thyroid.names import POSITIVE
+from thyroid.serve import limits, metrics, payload, treatment
+from thyroid.serve.payload import Instance
+from thyroid.serve.treatment import Prepared
+
+DECISIONS = ("benign", "malignant", "abstain")
+TOLERANCE = 1e-3
+"""Beyond the form's own largest difference: how far the answer to the reference image may be from the evaluated one."""
+
+_NEEDED = (
+    "version",
+    "backbone",
+    "classes",
+    "image_size",
+    "serving_domain",
+    "reference",
+    "gate",
+    "data_digest",
+    "forms",
+)
+_LARGE_BODY = 1_000_000  # bytes from which on parsing leaves the event loop
+
+
+class Admission:
+    """How many images are inside, over all models; beyond the limit they are turned away."""
+
+    def __init__(self, limit: int = limits.QUEUE) -> None:
+        self.limit = limit
+        self.inside = 0
+
+    @contextmanager
+    def admit(self, count: int) -> Iterator[None]:
+        """Hold `count` places.
+
+        Raises:
+            RequestError: there are not so many, unless nothing else is inside (a large request must be possible at all).
+        """
+        if self.inside and self.inside + count > self.limit:
+            raise limits.overloaded()
+        self.inside += count
+        metrics.QUEUE.set(self.inside)
+        try:
+            yield
+        finally:
+            self.inside -= count
+            metrics.QUEUE.set(self.inside)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A parsed request, with what its answer needs."""
+
+    instances: Sequence[Instance]
+    v2: InferRequest | None
+    started: float
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An image with its answer."""
+
+    instance: Instance
+    prepared: Prepared
+    probability: np.ndarray
+    evidence: np.ndarray
+    milliseconds: dict[str, float]
+
+
+class ThyroidModel(kserve.Model):
+    """A registered model. Every image gets the treatment that the evaluation measured, and the answer says which.
+
+    Args:
+        name: under which it is served.
+        folder: of the artefact.
+        released: whether it is a champion; None where no registry tells: its own gate does.
+        form: of `engine.FORMS`; None for the fastest that was scored and runs here.
+        admission: shared by all models of a server.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        released: bool | None = None,
+        form: str | None = None,
+        admission: Admission | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.folder = folder
+        self.source = (folder, released)
+        self.form = form
+        self.admission = admission or Admission()
+        self.in_flight = 0
+        self._released = released
+        self._preparing = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
+
+    def load(self) -> bool:
+        """Verify the artefact's hashes, load the form, and check its answer to the artefact's reference image.
+
+        Raises:
+            InputError: the artefact was changed, has no form that can run here, or answers otherwise than evaluated.
+        """
+        self.facts = registry.verify(self.folder, _NEEDED)
+        self.point = operating.of(self.facts)
+        self.released = self.facts["gate"]["decision"] == "promoted" if self._released is None else self._released
+        self.chosen = engine.choose(self.facts["forms"], self.form)
+        self.engine_ = engine.load(self.folder, self.facts, self.chosen)
+        reference = images.square((self.folder / "reference.jpg").read_bytes(), self.facts["image_size"])
+        self._reference = images.rgb(reference)
+        if drift := self.drift():
+            raise InputError(f"{self.folder}: {drift}; not served")
+        labels = (self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"])
+        metrics.MODEL.labels(*labels).set(1)
+        self.ready = True
+        return self.ready
+
+    def drift(self) -> str | None:
+        """In words, by how much the answer to the reference image is off; None if it is not."""
+        probability = self.point.scale(self.engine_.predict(self._reference[None])[0])[0]
+        return self._judge(probability)
+
+    async def self_test(self) -> bool:
+        """`drift` beside running requests; readiness follows it."""
+        probability, _ = await self.engine_.answer(self._reference)
+        self.ready = self._judge(self.point.scale(probability[None])[0]) is None
+        return self.ready
+
+    def _judge(self, probability: np.ndarray) -> str | None:
+        expected = [self.facts["reference"][label] for label in self.facts["classes"]]
+        allowed = TOLERANCE + self.facts["forms"][self.chosen].get("largest_difference", 0.0)
+        if np.abs(probability - expected).max() <= allowed:
+            return None
+        return f"answers its reference image with {probability.round(4).tolist()}, not {np.round(expected, 4).tolist()}"
+
+    def retire(self) -> None:
+        """Give back what the model holds; nothing may be in flight."""
+        metrics.MODEL.labels(self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"]).set(0)
+        self.engine_.close()
+        self._preparing.shutdown(wait=False)
+
+    @property
+    def not_released(self) -> list[str]:
+        """Why this version may not be relied on; empty for a champion, or, where no registry tells, one that passed its gate."""
+        if self.released:
+            return []
+        return (
+            list(self.facts["gate"]["reasons"]) if self.facts["gate"]["decision"] == "refused" else ["not the champion"]
+        )
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """For the metadata of V2."""
+        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """For the metadata of V2."""
+        return [
+            {"name": "probability", "datatype": "FP32", "shape": [-1, len(self.facts["classes"])]},
+            {"name": "decision", "datatype": "BYTES", "shape": [-1]},
+        ]
+
+    async def __call__(
+        self, body: Any, headers: dict[str, str] | None = None, verb: InferenceVerb = InferenceVerb.PREDICT
+    ) -> Any:
+        """Admit, answer within the deadline.
+
+        Raises:
+            RequestError: the request is wrong, too much is waiting, or the deadline has passed.
+        """
+        started = time.perf_counter()
+        if isinstance(body, bytes) and len(body) < _LARGE_BODY:
+            instances = payload.parse(body)
+        else:
+            instances = await asyncio.get_running_loop().run_in_executor(self._preparing, payload.parse, body)
+        request = _Request(instances, body if isinstance(body, InferRequest) else None, started)
+        self.in_flight += 1
+        try:
+            with self.admission.admit(len(instances)):
+                return await asyncio.wait_for(super().__call__(request, headers, verb), limits.DEADLINE)
+        except TimeoutError:
+            raise limits.too_late() from None
+        finally:
+            self.in_flight -= 1
+
+    async def predict(self, request: Any, headers: Any = None, response_headers: Any = None) -> Any:
+        """V1: {"predictions": [...]}; V2: outputs probability and decision."""
+        seen = await self._look(request)
+        if request.v2 is not None:
+            return self._v2(request.v2, seen)
+        answer: dict[str, Any] = {"predictions": [self._told(one) for one in seen]}
+        if patients := self._patients(seen):
+            answer["patients"] = patients
+        return answer
+
+    async def explain(self, request: Any, headers: Any = None) -> dict[str, Any]:
+        """V1: {"explanations": [...]}: each prediction with its heat map as array and as overlay PNG."""
+        seen = await self._look(request)
+        loop = asyncio.get_running_loop()
+        maps = [loop.run_in_executor(self._preparing, self._explained, one) for one in seen]
+        shown = await asyncio.gather(*maps)
+        return {"explanations": [self._told(one) | {"heat_map": heat} for one, heat in zip(seen, shown, strict=True)]}
+
+    async def _look(self, request: _Request) -> list[_Seen]:
+        return await asyncio.gather(*(self._see(instance, request.started) for instance in request.instances))
+
+    async def _see(self, instance: Instance, started: float) -> _Seen:
+        loop = asyncio.get_running_loop()
+        domain, size = self.facts["serving_domain"], self.facts["image_size"]
+        begun = time.perf_counter()
+        prepared = await loop.run_in_executor(self._preparing, treatment.prepare, instance, domain, size)
+        ready = time.perf_counter()
+        probability, evidence = await self.engine_.answer(prepared.pixels)
+        done = time.perf_counter()
+        scaled = self.point.scale(probability[None])[0]
+        for stage, seconds in (("prepare", ready - begun), ("engine", done - ready)):
+            metrics.STAGE.labels(stage).observe(seconds)
+        version = str(self.facts["version"])
+        metrics.PROBABILITY.labels(version).observe(float(scaled[POSITIVE]))
+        metrics.DECISIONS.labels(version, str(self.point.decide(scaled[POSITIVE]))).inc()
+        if "scan_area_found" in prepared.done:
+            metrics.SCAN_AREA.labels(str(prepared.done["scan_area_found"]).lower()).inc()
+        milliseconds = {"prepare": ready - begun, "engine": done - ready, "total": done - started}
+        return _Seen(
+            instance, prepared, scaled, evidence, {name: round(s * 1000, 1) for name, s in milliseconds.items()}
+        )
+
+    def _told(self, seen: _Seen) -> dict[str, Any]:
+        return (
+            self._decided(seen.probability)
+            | {
+                "crop": seen.prepared.done,
+                "model": self.facts["backbone"],
+                "model_version": self.facts["version"],
+                "data_digest": self.facts["data_digest"],
+                "form": self.chosen,
+                "milliseconds": seen.milliseconds,
+                "notice": RESEARCH_USE_ONLY,
+            }
+            | ({} if self.released else {"not_released": self.not_released})
+        )
+
+    def _decided(self, probability: np.ndarray) -> dict[str, Any]:
+        classes = self.facts["classes"]
+        decision = str(self.point.decide(probability[POSITIVE]))
+        return {
+            "probability": dict(zip(classes, probability.tolist(), strict=True)),
+            "class": classes[POSITIVE] if probability[POSITIVE] >= self.point.threshold else classes[1 - POSITIVE],
+            "threshold": self.point.threshold,
+            "decision": decision,
+            **({"reason": "abstention_band"} if decision == "abstain" else {}),
+        }
+
+    def _patients(self, seen: Sequence[_Seen]) -> list[dict[str, Any]]:
+        """A patient's mean over the views, as the evaluation aggregates."""
+        views: dict[str, list[np.ndarray]] = {}
+        for one in seen:
+            if one.instance.patient is not None:
+                views.setdefault(one.instance.patient, []).append(one.probability)
+        return [
+            {"patient": patient, "images": len(rows)} | self._decided(np.mean(rows, axis=0))
+            for patient, rows in views.items()
+        ]
+
+    def _explained(self, seen: _Seen) -> dict[str, Any]:
+        pixels = seen.prepared.pixels
+        hot = explain.heat(seen.evidence, pixels.shape[0])
+        buffer = io.BytesIO()
+        Image.fromarray(explain.overlay(pixels, hot)).save(buffer, "PNG", compress_level=1)
+        positive = np.maximum(seen.evidence, 0)
+        roi = seen.prepared.roi
+        return {
+            "method": "class activation map (Grad-CAM of a pooled last layer), evidence of malignancy",
+            "map": (positive / max(float(positive.max()), 1e-12)).round(4).tolist(),
+            "size": pixels.shape[0],
+            "overlay_png": {"b64": base64.b64encode(buffer.getvalue()).decode()},
+            "roi": None if roi is None else list(roi),
+            "share_inside_roi": None if roi is None else explain.share_inside(hot, roi),
+        }
+
+    def _v2(self, request: InferRequest, seen: Sequence[_Seen]) -> InferResponse:
+        probability = InferOutput("probability", [len(seen), len(self.facts["classes"])], "FP32")
+        values = np.stack([one.probability for one in seen]).astype(np.float32)
+        probability.set_data_from_numpy(values, binary_data=False)
+        decision = InferOutput("decision", [len(seen)], "BYTES")
+        decisions = [self._decided(one.probability)["decision"].encode() for one in seen]
+        decision.set_data_from_numpy(np.array(decisions, dtype=np.object_), binary_data=False)
+        return InferResponse(
+            response_id=request.id or "",
+            model_name=self.name,
+            model_version=str(self.facts["version"]),
+            infer_outputs=[probability, decision],
+            use_binary_outputs=request.use_binary_outputs,
+            requested_outputs=request.request_outputs,
+            parameters={
+                "threshold": repr(self.point.threshold),
+                "data_digest": self.facts["data_digest"],
+                "form": self.chosen,
+                "released": self.released,
+                "notice": RESEARCH_USE_ONLY,
+            },
+        )

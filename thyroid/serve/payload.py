@@ -1,0 +1,176 @@
+"""Requests of every protocol to one list of instances. Errors name the field.
+
+V1: {"instances": [{"image": {"b64": "..."}, "roi": [x, y, width, height], "patient": "..."}]}, or an image as the body.
+V2: input `image` as BYTES [n] (encoded files; base64 in JSON) or UINT8 [n, h, w, 3], optional `roi` INT32 or INT64 [n, 4] and
+`patient` BYTES [n].
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from kserve import InferInput, InferRequest
+from numpy.typing import NDArray
+
+from thyroid import images
+from thyroid.crop import Box
+from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, RequestError
+
+EXAMPLE = '{"instances": [{"image": {"b64": "..."}}]}'
+_PATIENT_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One image to look at: encoded (bytes) or decoded (uint8 [h, w, 3]); `field` names it in errors."""
+
+    field: str
+    image: bytes | NDArray[np.uint8]
+    roi: Box | None = None
+    patient: str | None = None
+
+
+def parse(payload: Any) -> list[Instance]:
+    """Instances of a decoded V1 body, a V2 request, or the bytes of an image.
+
+    Raises:
+        RequestError: not a request of these forms.
+    """
+    if isinstance(payload, InferRequest):
+        return _v2(payload)
+    if isinstance(payload, bytes | bytearray):
+        if not payload:
+            raise RequestError(f"body: empty; expected {EXAMPLE}, or the bytes of a JPEG or PNG image")
+        return [Instance("body", bytes(payload))]
+    instances = payload.get("instances") if isinstance(payload, dict) else None
+    if not isinstance(instances, list):
+        raise RequestError(f"body: expected {EXAMPLE}, or the bytes of a JPEG or PNG image with its content type")
+    _count("instances", len(instances))
+    return [_v1(number, instance) for number, instance in enumerate(instances)]
+
+
+def _count(field: str, count: int) -> None:
+    if not 1 <= count <= MAX_INSTANCES:
+        raise RequestError(f"{field}: expected 1 to {MAX_INSTANCES} images, not {count}")
+
+
+def _v1(number: int, instance: Any) -> Instance:
+    where = f"instances[{number}]"
+    if not isinstance(instance, dict):
+        raise RequestError(f"{where}: expected an object with image.b64")
+    image = instance.get("image")
+    encoded = image.get("b64") if isinstance(image, dict) else None
+    if not isinstance(encoded, str):
+        raise RequestError(f'{where}.image.b64: missing; an instance is {{"image": {{"b64": "..."}}}}')
+    roi, patient = instance.get("roi"), instance.get("patient")
+    if patient is not None and not isinstance(patient, str | int):
+        raise RequestError(f"{where}.patient: expected a text or a whole number")
+    field = f"{where}.image.b64"
+    return Instance(field, _base64(field, encoded), _box(f"{where}.roi", roi), _name(where, patient))
+
+
+def _name(where: str, patient: str | int | None) -> str | None:
+    if patient is None:
+        return None
+    if len(str(patient)) > _PATIENT_LENGTH:
+        raise RequestError(f"{where}.patient: longer than {_PATIENT_LENGTH} characters")
+    return str(patient)
+
+
+def _base64(field: str, text: str | bytes) -> bytes:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(f"{field}: not base64") from None
+    if not data:
+        raise RequestError(f"{field}: empty")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise RequestError(f"{field}: {len(data):,} bytes are more than the limit of {MAX_IMAGE_BYTES:,}")
+    return data
+
+
+def _box(field: str, roi: Any) -> Box | None:
+    if roi is None:
+        return None
+    if not (isinstance(roi, list) and len(roi) == 4 and all(type(value) is int for value in roi)):
+        raise RequestError(f"{field}: expected four whole numbers [x, y, width, height] in pixels of the image")
+    x, y, width, height = roi
+    if x < 0 or y < 0 or width < 1 or height < 1 or max(roi) > 1_000_000:
+        raise RequestError(
+            f"{field}: {roi} is not a region [x, y, width, height] in pixels, x and y from 0, sides from 1"
+        )
+    return (x, y, width, height)
+
+
+def _v2(request: InferRequest) -> list[Instance]:
+    inputs = {one.name: one for one in request.inputs}
+    unknown = sorted(str(name) for name in set(inputs) - {"image", "roi", "patient"})
+    if unknown:
+        raise RequestError(f"inputs: {unknown[0]!r} is unknown; there are image, roi and patient")
+    if "image" not in inputs:
+        raise RequestError("inputs: image is missing; BYTES [n] (encoded) or UINT8 [n, height, width, 3]")
+    shown = inputs["image"]
+    pictures: list[bytes | NDArray[np.uint8]]
+    if shown.datatype == "BYTES":
+        pictures = [_encoded(f"inputs.image[{i}]", one) for i, one in enumerate(_tensor(shown, "BYTES", 1).tolist())]
+    elif shown.datatype == "UINT8":
+        array = _tensor(shown, "UINT8", 4)
+        if array.shape[-1] != 3:
+            raise RequestError(f"inputs.image: shape {list(array.shape)}; expected [n, height, width, 3]")
+        _count("inputs.image", len(array))
+        height, width = array.shape[1:3]
+        if (
+            height * width > images.MAX_PIXELS
+            or min(height, width) < images.MIN_SIDE
+            or max(height, width) > images.MAX_SIDE
+        ):
+            raise RequestError(f"inputs.image: {width}x{height} pixels are too few or too many")
+        pictures = list(array)
+    else:
+        raise RequestError(f"inputs.image: datatype {shown.datatype}; expected BYTES or UINT8")
+    _count("inputs.image", len(pictures))
+    boxes: list[Any] = [None] * len(pictures)
+    if "roi" in inputs:
+        rois = _tensor(inputs["roi"], inputs["roi"].datatype, 2)
+        if inputs["roi"].datatype not in ("INT32", "INT64") or rois.shape != (len(pictures), 4):
+            raise RequestError(f"inputs.roi: expected INT32 or INT64 of shape [{len(pictures)}, 4]")
+        boxes = rois.tolist()
+    patients: list[Any] = [None] * len(pictures)
+    if "patient" in inputs:
+        patients = _tensor(inputs["patient"], "BYTES", 1).tolist()
+        if len(patients) != len(pictures):
+            raise RequestError(f"inputs.patient: expected BYTES of shape [{len(pictures)}]")
+        patients = [one.decode(errors="replace") if isinstance(one, bytes) else str(one) for one in patients]
+    return [
+        Instance(f"inputs.image[{i}]", image, _box(f"inputs.roi[{i}]", box), _name(f"inputs[{i}]", patient))
+        for i, (image, box, patient) in enumerate(zip(pictures, boxes, patients, strict=True))
+    ]
+
+
+def _tensor(given: InferInput, datatype: str, rank: int) -> NDArray[Any]:
+    field = f"inputs.{given.name}"
+    if given.datatype != datatype:
+        raise RequestError(f"{field}: datatype {given.datatype}; expected {datatype}")
+    if len(given.shape or []) != rank:
+        raise RequestError(f"{field}: shape {list(given.shape or [])}; expected {rank} dimensions")
+    try:
+        array = given.as_numpy()
+    except Exception as error:  # kserve and numpy raise many kinds for data that does not fit its shape or type
+        raise RequestError(f"{field}: its data does not fit its shape and datatype ({type(error).__name__})") from None
+    if list(array.shape) != list(given.shape):
+        raise RequestError(f"{field}: its data has shape {list(array.shape)}, not {list(given.shape)}")
+    return array
+
+
+def _encoded(field: str, value: Any) -> bytes:
+    """A file's bytes, or base64 of them where the protocol only carries text."""
+    data = value.encode("latin-1", errors="replace") if isinstance(value, str) else bytes(value)
+    if not data:
+        raise RequestError(f"{field}: empty")
+    if images.kind(data) is None:
+        data = _base64(field, data)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise RequestError(f"{field}: {len(data):,} bytes are more than the limit of {MAX_IMAGE_BYTES:,}")
+    return data

@@ -1,0 +1,87 @@
+"""From a frame or crop to the pixels that the evaluation would have seen, and in words what was done."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thyroid import crop, images
+from thyroid.crop import Box
+from thyroid.serve.limits import RequestError
+from thyroid.serve.payload import Instance
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network's input.
+
+    Attributes:
+        pixels: uint8 [size, size, 3].
+        done: what was done, for the answer.
+        roi: the nodule in pixels of `pixels`, if it is known.
+    """
+
+    pixels: NDArray[np.uint8]
+    done: dict[str, Any]
+    roi: Box | None
+
+
+def prepare(instance: Instance, domain: str, size: int) -> Prepared:
+    """Exactly what `crop` and the evaluation did to such an image: the same functions, and the same JPEG round trip.
+
+    Args:
+        instance: of `payload.parse`.
+        domain: the serving domain.
+        size: side of the network's input in pixels.
+
+    Raises:
+        RequestError: the image cannot be decoded, or the region lies outside it.
+    """
+    if isinstance(instance.image, bytes):
+        try:
+            frame = images.decode(instance.image, formats=images.SERVED)
+        except ValueError as error:
+            raise RequestError(f"{instance.field}: {error}") from None
+    else:
+        frame = instance.image
+    height, width = frame.shape[:2]
+    box = instance.roi
+    if box is not None and (box[0] + box[2] > width or box[1] + box[3] > height):
+        field = instance.field.removesuffix(".image.b64").replace("inputs.image", "inputs.roi")
+        field = field if field.startswith("inputs") else f"{field}.roi"
+        raise RequestError(f"{field}: {list(box)} reaches outside the image of {width}x{height} pixels")
+    if domain == "normal":
+        area = crop.scan_area(frame)
+        image = crop.normal(frame, area)
+        done: dict[str, Any] = {"domain": domain, "box": list(area.box), "scan_area_found": area.found}
+        inner = None if box is None else (box[0] - area.box[0], box[1] - area.box[1], box[2], box[3])
+    elif box is not None:
+        image = crop.region(frame, box)
+        done = {"domain": domain, "box": list(box), "margin": crop.MARGIN}
+        inner = _inside_crop(box, width, height)
+    else:
+        image = images.letterbox(frame, max(height, width))
+        done = {"domain": domain, "note": "no roi given: the image is taken as a crop of the nodule"}
+        inner = None
+    pixels = images.rgb(images.square(images.encode(image), size))
+    return Prepared(pixels, done, None if inner is None else _scaled(inner, image.shape[1], image.shape[0], size))
+
+
+def _inside_crop(box: Box, width: int, height: int) -> Box:
+    """Where the nodule lies in the square that `crop.region` makes of it."""
+    left, top, wide, high = crop.widened(box, width, height)
+    side = max(wide, high)
+    return box[0] - left + (side - wide) // 2, box[1] - top + (side - high) // 2, box[2], box[3]
+
+
+def _scaled(box: Box, width: int, height: int, size: int) -> Box:
+    """The box after letterboxing an image of width x height into a square of `size`."""
+    scale = size / max(width, height)
+    left, top = (size - round(width * scale)) // 2, (size - round(height * scale)) // 2
+    return (
+        left + round(box[0] * scale),
+        top + round(box[1] * scale),
+        max(1, round(box[2] * scale)),
+        max(1, round(box[3] * scale)),
+    )
