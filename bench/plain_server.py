@@ -29,7 +29,11 @@ class Plain(kserve.Model):
         images = []
         for instance in payload["instances"]:
             data = np.frombuffer(base64.b64decode(instance["image"]["b64"]), np.uint8)
-            images.append(cv2.resize(cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), (self.size, self.size)))
+            images.append(
+                cv2.resize(
+                    cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), (self.size, self.size)
+                )
+            )
         return {"predictions": self.network.predict(np.stack(images), verbose=0).tolist()}
 
 

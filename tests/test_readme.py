@@ -142,3 +142,29 @@ def test_real_scans_with_all_backbones(copy, ddti, vgg16_weights):
     assert frames["shortcut"]["scan_area_geometry"]["low"] > 0.5
     assert {"tirads", "composition", "margins"} <= {row["column"] for row in summary["subgroups"]}
     assert "Before you trust these figures" in (copy / "ddti" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_documented_requests(copy, evaluated, tmp_path):
+    """Every command and the Python example of docs/api.md, against a server on the port that it names."""
+    from tests.serving import Server
+    from thyroid import register
+
+    register.register(evaluated, tmp_path / "registry", tmp_path / "summary.json")
+    phantom.generate(copy / "output" / "sample", patients=3, images_per_patient=1, seed=3)
+    text = (ROOT / "docs" / "api.md").read_text()
+    running = Server(tmp_path / "log", "--registry", str(tmp_path / "registry")).wait()
+    text = text.replace("localhost:8080", f"localhost:{running.port}")
+    setting, *blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    try:
+        for block in blocks:
+            printed = shell(f"set -e; {setting}{block}", copy).communicate()[0]
+            assert printed, block
+            assert '"error"' not in printed, printed[:500]
+        (copy / "example.py").write_text(example)
+        asked = f"{setting}{sys.executable} example.py http://localhost:{running.port} $SCAN"
+        printed = shell(asked, copy).communicate()[0]
+        assert "probability [[" in printed, printed
+    finally:
+        running.stop()

@@ -344,6 +344,64 @@ def test_token(model, tmp_path, scan):
     assert "secret-token" not in log
 
 
+def test_the_deadline(model, scan, monkeypatch):
+    """A request that takes too long is given up with a clear word."""
+    import asyncio
+
+    from thyroid.serve.limits import RequestError
+    from thyroid.serve.model import ThyroidModel
+
+    served = ThyroidModel("thyroid", registry.find(model))
+    served.load()
+    monkeypatch.setattr(limits, "DEADLINE", 0.05)
+
+    async def stuck(_):
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr(served.engine_, "answer", stuck)
+    with pytest.raises(RequestError, match="not answered within") as caught:
+        asyncio.run(served(scan.read_bytes()))
+    assert caught.value.status == 504
+    assert served.admission.inside == served.in_flight == 0
+
+
+def test_tls(model, tmp_path):
+    """The certificate and key that are given are those that are served."""
+    import datetime
+    import ssl
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(1)
+    )
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    certificate = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    (tmp_path / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "key.pem").write_bytes(secret)
+    files = ["--tls-certificate", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
+    running = Server(tmp_path / "log", "--registry", str(model), *files)
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    for _ in range(200):
+        try:
+            answer = httpx.get(f"https://localhost:{running.port}/v2/health/ready", verify=trusted)
+            if answer.status_code == 200:
+                break
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    assert answer.status_code == 200
+    running.stop()
+
+
 def load(server: Server, body: bytes, stop: threading.Event, results: list) -> None:
     with httpx.Client(timeout=60) as client:
         while not stop.is_set():

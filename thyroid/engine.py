@@ -95,6 +95,8 @@ def choose(scored: Mapping[str, Any], form: str | None = None) -> str:
 
 
 def _has_gpu() -> bool:
+    if not Path("/dev/nvidiactl").exists():  # TensorFlow takes seconds to say so
+        return False
     try:
         from thyroid.backend import tf
     except ImportError:  # the CPU's serving image
