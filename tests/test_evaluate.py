@@ -163,7 +163,14 @@ def test_domain_matrix(cropped, trained, tmp_path):
 def test_artefact_answers_its_reference(evaluated):
     facts = registry.verify(evaluated / "artefact")
     assert facts["classes"] == ["B", "M"]
-    assert set(facts["files"]) == {"model.keras", "reference.jpg", "card.md", "development.txt"}
+    assert set(facts["files"]) == {
+        "model.keras",
+        "openvino/model.xml",
+        "openvino/model.bin",
+        "reference.jpg",
+        "card.md",
+        "development.txt",
+    }
     assert 0 < facts["threshold"] < 1
     assert facts["temperature"] > 0
     assert (

@@ -164,7 +164,9 @@ def test_kserves_own_rest_client(server, tested, facts):
         base = f"http://127.0.0.1:{server.port}"
         assert await client.is_server_ready(base)
         assert await client.is_model_ready(base, "thyroid")
-        return await client.infer(base, request, model_name="thyroid", timeout=60)
+        response = await client.infer(base, request, model_name="thyroid", timeout=60)
+        await client.close()
+        return response
 
     check_v2(asyncio.run(ask()), expected, facts)
 
