@@ -183,6 +183,12 @@ PICTURE = {"shape": [1, 20, 20, 3], "datatype": "UINT8", "data": [0] * 1200}
         (v2(image=PICTURE | {"shape": [-1, 20, 20, 3]}), "inputs.image"),
         (v2(image={"shape": [1], "datatype": "BYTES", "data": ["%%%"]}), "inputs.image[0]: not base64"),
         (v2(image={"shape": [1], "datatype": "BYTES", "data": [""]}), "inputs.image[0]: empty"),
+        (v2(image={"shape": [1], "datatype": "BYTES", "data": [None]}), "inputs.image[0]: expected the bytes"),
+        (v2(image={"shape": [1], "datatype": "BYTES", "data": [5]}), "inputs.image[0]: expected the bytes"),
+        (
+            v2(image=PICTURE, patient={"shape": [1], "datatype": "BYTES", "data": [None]}),
+            "inputs.patient: expected texts",
+        ),
         (
             v2(image=PICTURE, roi={"shape": [1, 4], "datatype": "FP32", "data": [float(i) for i in range(4)]}),
             "inputs.roi",

@@ -142,7 +142,9 @@ def _v2(request: InferRequest) -> list[Instance]:
         patients = _tensor(inputs["patient"], "BYTES", 1).tolist()
         if len(patients) != len(pictures):
             raise RequestError(f"inputs.patient: expected BYTES of shape [{len(pictures)}]")
-        patients = [one.decode(errors="replace") if isinstance(one, bytes) else str(one) for one in patients]
+        if not all(isinstance(one, str | bytes) for one in patients):
+            raise RequestError("inputs.patient: expected texts")
+        patients = [one.decode(errors="replace") if isinstance(one, bytes) else one for one in patients]
     return [
         Instance(f"inputs.image[{i}]", image, _box(f"inputs.roi[{i}]", box), _name(f"inputs[{i}]", patient))
         for i, (image, box, patient) in enumerate(zip(pictures, boxes, patients, strict=True))
@@ -166,7 +168,9 @@ def _tensor(given: InferInput, datatype: str, rank: int) -> NDArray[Any]:
 
 def _encoded(field: str, value: Any) -> bytes:
     """A file's bytes, or base64 of them where the protocol only carries text."""
-    data = value.encode("latin-1", errors="replace") if isinstance(value, str) else bytes(value)
+    if not isinstance(value, str | bytes):
+        raise RequestError(f"{field}: expected the bytes of a file, or base64 of them")
+    data = value.encode("latin-1", errors="replace") if isinstance(value, str) else value
     if not data:
         raise RequestError(f"{field}: empty")
     if images.kind(data) is None:
