@@ -84,8 +84,9 @@ def test_run_then_serve_then_query(copy):
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             asked = subprocess.run(["bash", "-c", command("curl ")], cwd=copy, capture_output=True, text=True)
-            if asked.returncode == 0:
+            if asked.returncode == 0 and "predictions" in asked.stdout:
                 break
+            assert asked.returncode or "not ready" in asked.stdout, asked.stdout
             time.sleep(1)
         prediction = json.loads(asked.stdout)["predictions"][0]
         assert prediction["model_version"] == summary["model"]["version"]

@@ -211,6 +211,11 @@ class _DataPlane(DataPlane):
     async def ready(self) -> bool:
         return self.server.ready()
 
+    async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:
+        if model_name == registry.NAME and self._model_registry.get_model(model_name) is None:
+            raise ModelNotReady(model_name, "It is loading; try again.")  # known, so not 404
+        return await super().model_ready(model_name, disable_predictor_health_check)
+
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {"name": registry.NAME, "extensions": []}
 
