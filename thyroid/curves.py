@@ -13,7 +13,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve
 
 from thyroid import metrics, operating
-from thyroid.figures import RAW
+from thyroid.figures import RAW, is_malignant
 from thyroid.names import CLASSES, POSITIVE, PROBABILITIES, SCORE
 from thyroid.plots import CLASS_NAMES, COLOURS, save
 
@@ -72,14 +72,10 @@ def _of(figures: Mapping[str, Any], name: str) -> str:
     return str(metrics.Interval.of(figures[name])) if name in figures else "n/a"
 
 
-def _truth(table: pd.DataFrame) -> NDArray[np.bool_]:
-    return (table["label"] == CLASSES[POSITIVE]).to_numpy()
-
-
 def _roc(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path, seed: int) -> None:
     figure, axis = plt.subplots(figsize=_SIZE)
     plot_roc(
-        _truth(table).astype(int),
+        is_malignant(table).astype(int),
         table[PROBABILITIES].to_numpy(),
         to_plot_class_index=[POSITIVE],
         plot_micro=False,
@@ -89,7 +85,7 @@ def _roc(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path
     curve = axis.get_lines()[0]
     curve.set(color=_INK, linewidth=2)
     patient = table["patient"].to_numpy(int)
-    low, high = metrics.roc_band(metrics.Draws(patient, seed=seed), _truth(table), table[SCORE], patient, _GRID)
+    low, high = metrics.roc_band(metrics.Draws(patient, seed=seed), is_malignant(table), table[SCORE], patient, _GRID)
     band = axis.fill_between(_GRID, low, high, color=_INK, alpha=0.15, lw=0)
     handles, labels = [curve, band], [f"AUROC {_of(figures, 'auroc')}", "95 % band over patients"]
     if {"sensitivity", "specificity"} <= set(figures):
@@ -104,9 +100,9 @@ def _roc(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path
 
 def _precision_recall(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=_SIZE)
-    precision, recall, _ = precision_recall_curve(_truth(table), table[SCORE])
+    precision, recall, _ = precision_recall_curve(is_malignant(table), table[SCORE])
     axis.step(recall, precision, where="post", color=_INK, lw=2, label=f"average precision {_of(figures, 'auprc')}")
-    share = _truth(table).mean()
+    share = is_malignant(table).mean()
     axis.axhline(share, color=_SOFT, lw=0.9, ls="--", label=f"chance: {share:.2f} of the images are malignant")
     if {"sensitivity", "ppv"} <= set(figures):
         at = (figures["sensitivity"]["value"], figures["ppv"]["value"])
@@ -126,7 +122,7 @@ def _reliability(table: pd.DataFrame, figures: Mapping[str, Any], title: str, pa
         (RAW, _SOFT, "before scaling", "ece_unscaled"),
         (SCORE, _INK, "after scaling", "ece"),
     ):
-        share, mean = calibration_curve(_truth(table), table[column].clip(0, 1), n_bins=metrics.BINS)
+        share, mean = calibration_curve(is_malignant(table), table[column].clip(0, 1), n_bins=metrics.BINS)
         axis.plot(mean, share, "o-", color=colour, lw=1.5, label=f"{label}: error {_of(figures, name)}")
     below.hist(table[SCORE], bins=metrics.BINS, range=(0, 1), color=_INK, alpha=0.7)
     below.set(xlabel="probability of malignant", ylabel="images")
@@ -141,10 +137,10 @@ def _decision_curve(
 ) -> None:
     figure, axis = plt.subplots(figsize=_SIZE)
     thresholds = np.linspace(0.005, min(0.6, 4 * prevalence), 100)
-    everybody = metrics.net_benefit(_truth(table), np.ones(len(table)), thresholds, prevalence)
-    shifted = at_prevalence(table[SCORE].to_numpy(), float(_truth(table).mean()), prevalence)
-    model = metrics.net_benefit(_truth(table), shifted, thresholds, prevalence)
-    locked = at_prevalence(np.array([point.threshold]), float(_truth(table).mean()), prevalence)[0]
+    everybody = metrics.net_benefit(is_malignant(table), np.ones(len(table)), thresholds, prevalence)
+    shifted = at_prevalence(table[SCORE].to_numpy(), float(is_malignant(table).mean()), prevalence)
+    model = metrics.net_benefit(is_malignant(table), shifted, thresholds, prevalence)
+    locked = at_prevalence(np.array([point.threshold]), float(is_malignant(table).mean()), prevalence)[0]
     axis.plot(thresholds, model, color=_INK, lw=2, label="act on the model")
     axis.plot(thresholds, everybody, color=_SOFT, lw=1.2, label="act on everybody")
     axis.axhline(0, color="black", lw=1, label="act on nobody")
@@ -200,7 +196,7 @@ def _confusion(matrix: NDArray[np.int64], title: str, path: Path) -> None:
 
 def _risk_coverage(table: pd.DataFrame, point: operating.OperatingPoint, title: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=_SIZE)
-    coverage, risk = operating.risk_coverage(_truth(table), table[SCORE], point.threshold)
+    coverage, risk = operating.risk_coverage(is_malignant(table), table[SCORE], point.threshold)
     axis.plot(coverage, risk, color=_INK, lw=2, label="wrong decisions among those made")
     if point.band is not None:
         decided = float((point.decide(table[SCORE]) != "abstain").mean())

@@ -25,12 +25,12 @@ AGGREGATION = (
 def auroc(table: pd.DataFrame, seed: int = 0) -> metrics.Interval:
     """AUROC of predictions; out-of-fold ones, which have a column fold, are compared within their fold."""
     fold = table.get("fold")
-    return metrics.auroc(_positive(table), table[SCORE], _patient(table), seed=seed, fold=fold)
+    return metrics.auroc(is_malignant(table), table[SCORE], _patient(table), seed=seed, fold=fold)
 
 
 def by_patient(table: pd.DataFrame) -> pd.DataFrame:
     """One row a patient: patient, label, probability of malignant scaled and raw; the rule is `AGGREGATION`."""
-    rows = table.assign(positive=_positive(table)).groupby("patient", as_index=False)
+    rows = table.assign(positive=is_malignant(table)).groupby("patient", as_index=False)
     merged = rows.agg({SCORE: "mean", RAW: "mean", "positive": "any"})
     merged["label"] = np.where(merged.pop("positive"), CLASSES[POSITIVE], CLASSES[1 - POSITIVE])
     return merged
@@ -63,7 +63,7 @@ def of(table: pd.DataFrame, point: operating.OperatingPoint, prevalence: float, 
 def _level(
     table: pd.DataFrame, draws: metrics.Draws, point: operating.OperatingPoint, prevalence: float
 ) -> dict[str, Any]:
-    positive, patient, score = _positive(table), _patient(table), table[SCORE].to_numpy()
+    positive, patient, score = is_malignant(table), _patient(table), table[SCORE].to_numpy()
     figures: dict[str, metrics.Interval] = {}
     if positive.any() and not positive.all():
         figures["auroc"] = metrics.auroc_interval(draws, positive, score, patient)
@@ -89,7 +89,11 @@ def _abstention(
     undecided = point.decide(table[SCORE]) == "abstain"
     share = draws.totals(undecided, _patient(table)) / draws.totals(np.ones(len(table)), _patient(table))
     called = decided[SCORE] >= point.threshold
-    at = metrics.at_threshold(draws, _positive(decided), called, _patient(decided), prevalence) if len(decided) else {}
+    at = (
+        metrics.at_threshold(draws, is_malignant(decided), called, _patient(decided), prevalence)
+        if len(decided)
+        else {}
+    )
     kept = {name: asdict(at[name]) for name in ("sensitivity", "specificity") if name in at}
     return {"share": asdict(metrics.interval(share))} | kept
 
@@ -117,12 +121,12 @@ def domain_matrix(
     """
     draws = metrics.Draws(pd.concat(list(tables.values()))["patient"].astype(int), seed=seed)
     drawn = {
-        cell: metrics.auroc_draws(draws, _positive(table), table[SCORE], _patient(table))
+        cell: metrics.auroc_draws(draws, is_malignant(table), table[SCORE], _patient(table))
         for cell, table in tables.items()
     }
     cells: dict[str, dict[str, Any]] = {one: {} for one in domains}
     for (train, test), table in tables.items():
-        area = metrics.auroc_interval(draws, _positive(table), table[SCORE], _patient(table))
+        area = metrics.auroc_interval(draws, is_malignant(table), table[SCORE], _patient(table))
         cells[train][test] = asdict(area)
     first, second = domains
     pairs = ((first, second), (second, first))
@@ -133,7 +137,8 @@ def domain_matrix(
     }
 
 
-def _positive(table: pd.DataFrame) -> NDArray[np.bool_]:
+def is_malignant(table: pd.DataFrame) -> NDArray[np.bool_]:
+    """Truth of every row, bool [n]."""
     return (table["label"] == CLASSES[POSITIVE]).to_numpy()
 
 
