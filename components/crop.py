@@ -1,19 +1,29 @@
 """Crop as a pipeline step."""
 
-from kfp.dsl import HTML, Dataset, Input, Output
+from kfp.dsl import HTML, Dataset, Input, Output, OutputPath
 
 from components.step import step
 
 
 @step(image="data")
-def crop(data: Input[Dataset], domains: str, images: Output[Dataset], sheet: Output[HTML]):
+def crop(
+    data: Input[Dataset],
+    fingerprint: str,
+    domains: str,
+    images: Output[Dataset],
+    version: OutputPath(str),  # type: ignore[valid-type]
+    sheet: Output[HTML],
+):
     """Blank the scanner frame and cut the regions: the normal and the cropped domain."""
     from pathlib import Path
 
     from components.pages import picture_page
+    from thyroid import tables
     from thyroid.crop import crop as run
 
+    tables.check_fingerprint(Path(data.path), fingerprint)
     done = run(Path(data.path), Path(images.path), domains=[d for d in domains.split(",") if d])
     images.metadata["digest"] = done.facts["digest"]
+    Path(version).write_text(tables.fingerprint(done.folder))
     images.metadata["domains"] = ",".join(done.facts["domains"])
     picture_page(sheet.path, "Crops", done.folder / "crops.png")

@@ -1,6 +1,8 @@
 """Small HTML artifacts for the Kubeflow UI."""
 
 import base64
+import html
+from collections.abc import Sequence
 from pathlib import Path
 
 from thyroid import RESEARCH_USE_ONLY
@@ -13,6 +15,15 @@ def picture_page(path: str, title: str, *pictures: Path) -> None:
         f"src='data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}'>"
         for picture in pictures
     )
+    _page(path, title, shown)
+
+
+def text_page(path: str, title: str, lines: Sequence[str]) -> None:
+    """Write a page of plain lines."""
+    _page(path, title, "".join(f"<p>{html.escape(line)}</p>" for line in lines))
+
+
+def _page(path: str, title: str, body: str) -> None:
     Path(path).write_text(
-        f"<!doctype html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1><p>{RESEARCH_USE_ONLY}</p>{shown}"
+        f"<!doctype html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1><p>{RESEARCH_USE_ONLY}</p>{body}"
     )

@@ -8,6 +8,7 @@ from components.step import step
 @step(image="train")
 def train(
     images: Input[Dataset],
+    fingerprint: str,
     backbone: str,
     weights: str,
     image_size: int,
@@ -28,6 +29,7 @@ def train(
     from thyroid import tables
     from thyroid.train import train as run
 
+    tables.check_fingerprint(Path(images.path), fingerprint)
     for domain in tables.read(Path(images.path))[2]["domains"]:
         done = run(
             Path(images.path),

@@ -1,15 +1,18 @@
-"""The pipeline's command line: compile it for Kubeflow, or run it on this machine.
+"""The pipeline's command line: run it on this machine, or compile it for Kubeflow and start it there.
 
 python -m pipelines run --scans DIR --rois rois.csv --output DIR
 python -m pipelines compile --output thyroid.yaml
+python -m pipelines submit --host http://localhost:8080 --set scans=/data/scans --set registry=/data/registry
 """
 
 import argparse
 import base64
 import json
 import logging
+import re
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ from thyroid import (
     RESEARCH_USE_ONLY,
     backbones,
     crop,
+    deploy,
     errors,
     gate,
     ingest,
@@ -46,9 +50,24 @@ PRESETS: dict[str, dict[str, Any]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    compiling = commands.add_parser("compile", help="write the pipeline as YAML for the Kubeflow UI")
+    placing = argparse.ArgumentParser(add_help=False)
+    placing.add_argument("--backbones", default=",".join(backbones.BACKBONES))
+    placing.add_argument("--gpus", type=int, default=1, help="of each training; 0: train on CPUs")
+    placing.add_argument("--accelerator", default="nvidia.com/gpu", help="resource name of a GPU")
+    placing.add_argument(
+        "--node-selector", action="append", default=[], metavar="LABEL=VALUE", help="of the nodes for training"
+    )
+    placing.add_argument("--claim", default=deploy.CLAIM, help=f"volume claim mounted at {deploy.MOUNT}; '': none")
+    placing.add_argument("--gcs-secret", default="", help="secret with key.json; default: workload identity")
+    compiling = commands.add_parser("compile", parents=[placing], help="write the pipeline for the Kubeflow UI")
     compiling.add_argument("--output", type=Path, default=Path("thyroid.yaml"))
-    compiling.add_argument("--backbones", default=",".join(backbones.BACKBONES))
+    submitting = commands.add_parser("submit", parents=[placing], help="start a run on Kubeflow and watch it")
+    submitting.add_argument("--host", required=True, help="address of Kubeflow Pipelines")
+    submitting.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE", help="of the pipeline")
+    submitting.add_argument("--namespace", default="", help="the profile on a multi-user Kubeflow")
+    submitting.add_argument("--service-account", default="", help="that the pods run as")
+    submitting.add_argument("--token-file", type=Path, help="file with a bearer token for the host")
+    submitting.add_argument("--no-wait", action="store_true", help="return when the run has started")
     running = commands.add_parser("run", help="run the whole pipeline on this machine, without a cluster")
     running.add_argument("--scans", type=Path, help="folder of frames; none: synthetic sample scans")
     running.add_argument("--rois", type=Path, help="CSV: filename, x, y, width, height in pixels of the frame")
@@ -74,23 +93,86 @@ def main(argv: Sequence[str] | None = None) -> None:
     running.add_argument("--waive", default="", help="audits that the gate lets pass: shortcut, leakage")
     running.add_argument("--given-splits", choices=ingest.GIVEN_SPLITS, default="separate")
     running.add_argument("--seed", type=int, default=0)
+    running.add_argument("--engine", choices=("podman", "docker"), help="run every step in its image (make images)")
     arguments = parser.parse_args(argv)
     chosen = [backbones.get(name).name for name in arguments.backbones.split(",")]
     if arguments.command == "compile":
-        compile_pipeline(arguments.output, chosen)
+        compile_pipeline(arguments, chosen, arguments.output)
+        print(f"{arguments.output}: upload it in the Kubeflow UI under Pipelines")
+        print(f"{_version_manifest(arguments.output)}: or apply it with kubectl, where pipelines are kept as objects")
+    elif arguments.command == "submit":
+        submit_pipeline(arguments, chosen)
     else:
         run(arguments, chosen)
 
 
-def compile_pipeline(output: Path, chosen: Sequence[str]) -> None:
-    """Write the KFP intermediate representation to `output`."""
+def compile_pipeline(arguments: argparse.Namespace, chosen: Sequence[str], output: Path) -> None:
+    """Write the KFP intermediate representation to `output`, and the same as PipelineVersion objects beside it."""
     from kfp import compiler
+    from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
+    from components.step import image_name
+    from pipelines.cluster import Cluster
     from pipelines.training import training_pipeline
 
+    cluster = Cluster(
+        gpus=arguments.gpus,
+        accelerator=arguments.accelerator,
+        node_selector=_pairs("--node-selector", arguments.node_selector),
+        claim=arguments.claim,
+        gcs_secret=arguments.gcs_secret,
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(training_pipeline(chosen), str(output))
-    print(f"{output}: upload it in the Kubeflow UI under Pipelines")
+    pipeline = training_pipeline(chosen, cluster)
+    compiler.Compiler().compile(pipeline, str(output))
+    tag = re.sub("[^a-z0-9.-]", "-", image_name("train").rsplit(":", 1)[1].lower())
+    options = KubernetesManifestOptions(
+        pipeline_name="thyroid-training",
+        pipeline_display_name="Thyroid nodules: scans to endpoint",
+        pipeline_version_name=f"thyroid-training-{tag}",
+        pipeline_version_display_name=tag,
+        include_pipeline_manifest=True,
+    )
+    compiler.Compiler().compile(
+        pipeline,
+        str(_version_manifest(output)),
+        kubernetes_manifest_options=options,
+        kubernetes_manifest_format=True,
+    )
+
+
+def _version_manifest(output: Path) -> Path:
+    return output.with_name(f"{output.stem}-version.yaml")
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    for one in given:
+        if "=" not in one:
+            raise InputError(f"{option} {one}: give it as NAME=VALUE")
+    return dict(one.split("=", 1) for one in given)
+
+
+def submit_pipeline(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
+    """Compile, check the parameters against what was compiled, and start a run."""
+    import yaml
+
+    from pipelines import submit
+
+    token = arguments.token_file.read_text().strip() if arguments.token_file else ""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "thyroid.yaml"
+        compile_pipeline(arguments, chosen, package)
+        specification = next(yaml.safe_load_all(package.read_text()))
+        values = submit.arguments(specification, _pairs("--set", arguments.set))
+        submit.submit(
+            package,
+            values,
+            arguments.host,
+            arguments.namespace,
+            arguments.service_account,
+            token,
+            wait=not arguments.no_wait,
+        )
 
 
 def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
@@ -116,9 +198,9 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", "Task '.*': settings", UserWarning)
     logging.getLogger().addFilter(lambda record: " outputs:\n" not in record.getMessage())
     shutil.rmtree(output / "pipeline", ignore_errors=True)
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(output / "pipeline"))
+    local.init(_runner(arguments, output, scans, rois, weights), pipeline_root=str(output / "pipeline"))
     try:
-        done = training_pipeline(chosen)(
+        training_pipeline(chosen)(
             scans=_absolute(scans),
             registry=str(output / "registry"),
             rois=_absolute(rois),
@@ -143,7 +225,7 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
         )
     except RuntimeError:  # kfp's own text only names the step again
         raise InputError("the run stopped; the step's own message stands above") from None
-    _collect(done.outputs, output)
+    _collect(output)
     shutil.rmtree(output / "work", ignore_errors=True)
     _tell(output, arguments.output)
 
@@ -196,14 +278,38 @@ def _previous(data: Path, scans: Path) -> str:
     return str(data) if facts["source"] == str(scans.resolve()) else ""
 
 
-def _collect(outputs: dict[str, Any], output: Path) -> None:
+def _runner(arguments: argparse.Namespace, output: Path, scans: Path, rois: Path | None, weights: str) -> Any:
+    """What runs a step: a process of this environment, or a container of its image."""
+    from kfp import local
+
+    if arguments.engine is None:
+        return local.SubprocessRunner(use_venv=False)
+    from components.step import image_name
+    from pipelines import containers
+
+    given = [scans, rois, arguments.crops, arguments.clinical, Path(weights) if Path(weights).exists() else None]
+    return containers.runner(
+        arguments.engine,
+        [image_name(image) for image in ("data", "train", "ops")],
+        read=[path for path in given if path is not None and not path.resolve().is_relative_to(output)],
+        write=[output],
+    )
+
+
+def _collect(output: Path) -> None:
+    """Put what people look for where they look for it; the artefacts lie below the run's own folder."""
+    outputs = {
+        name: next((output / "pipeline").glob(f"*/{step}/{name}"))
+        for step, name in (("crop", "images"), ("evaluate", "report"), ("register", "summary"), ("deploy", "manifest"))
+    }
     incoming = output / ".data"
     shutil.rmtree(incoming, ignore_errors=True)
-    shutil.copytree(outputs["data"].path, incoming, ignore=shutil.ignore_patterns(*tables.DOMAINS))
+    shutil.copytree(outputs["images"], incoming, ignore=shutil.ignore_patterns(*tables.DOMAINS))
     shutil.rmtree(output / "data", ignore_errors=True)
     incoming.replace(output / "data")
-    shutil.copy(outputs["report"].path, output / "report.html")
-    shutil.copy(outputs["summary"].path, output / "summary.json")
+    shutil.copy(outputs["report"], output / "report.html")
+    shutil.copy(outputs["summary"], output / "summary.json")
+    shutil.copy(outputs["manifest"], output / "inferenceservice.yaml")
 
 
 def _tell(output: Path, given: Path) -> None:

@@ -1,29 +1,31 @@
-"""scans -> ingest -> crop -> train x 5 -> evaluate -> register."""
+"""scans -> ingest -> crop -> train x 5 -> evaluate -> register -> deploy."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset
 
+from components.conclude import conclude
 from components.crop import crop
+from components.deploy import deploy
 from components.evaluate import evaluate
 from components.ingest import ingest
 from components.register import register
 from components.train import train
+from pipelines.cluster import Cluster, place
 from thyroid.backbones import BACKBONES
 
 
-class Outputs(NamedTuple):
-    data: Dataset
-    report: HTML
-    summary: Artifact
+def training_pipeline(
+    backbones: Sequence[str] = tuple(BACKBONES), cluster: Cluster | None = None
+) -> Callable[..., Any]:
+    """The pipeline with one named training per backbone; without `cluster` as it runs on this machine."""
 
-
-def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[..., Any]:
-    """The pipeline with one named training per backbone."""
-
-    @dsl.pipeline(name="thyroid-training", description="Ultrasound scans to a registered thyroid nodule classifier.")
+    @dsl.pipeline(
+        name="thyroid-training",
+        display_name="Thyroid nodules: scans to endpoint",
+        description="Ultrasound scans to a served thyroid nodule classifier. Research use only.",
+    )
     def thyroid_training(
         scans: str,
         registry: str,
@@ -46,8 +48,12 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
         given_splits: str = "separate",
         previous: str = "",
         seed: int = 0,
-    ) -> Outputs:
-        """Ultrasound scans to a registered thyroid nodule classifier. Research use only.
+        namespace: str = "",
+        canary: int = 0,
+        min_replicas: int = 1,
+        serving_gpu: bool = False,
+    ) -> None:
+        """Ultrasound scans to a served thyroid nodule classifier. Research use only.
 
         Args:
             scans: Folder of frames named B_001-0002-1.0.jpg; train and test folders in it are given splits.
@@ -71,44 +77,63 @@ def training_pipeline(backbones: Sequence[str] = tuple(BACKBONES)) -> Callable[.
             given_splits: Given train and test folders that share a patient: separate, keep or ignore.
             previous: Last data version, whose splits are kept; empty for none.
             seed: Of splits, initialisation, shuffling and bootstrap.
+            namespace: Of the InferenceService; empty for the pipeline's own (on a cluster) or no deployment (elsewhere).
+            canary: Percent of the requests that the new model answers at first, 0 for all at once.
+            min_replicas: Of the endpoint; 0 scales to zero between requests (Knative mode).
+            serving_gpu: Serve the model on a GPU.
         """
-        ingested = ingest(scans=scans, rois=rois, crops=crops, given_splits=given_splits, previous=previous, seed=seed)
-        ingested.set_caching_options(False)  # the cache would not notice new scans in the same folder
-        cropped = crop(data=ingested.outputs["data"], domains=domains)
-        trained = {}
-        for backbone in backbones:
-            task = train(
-                images=cropped.outputs["images"],
-                backbone=backbone,
-                weights=weights,
-                image_size=image_size,
-                epochs=epochs,
-                batch_size=batch_size,
-                recipe=recipe,
-                folds=folds,
-                work=work,
-                seed=seed,
+        concluded = place(conclude(registry=registry), "conclude", cluster).set_display_name("conclude")
+        concluded.set_caching_options(False)
+        with dsl.ExitHandler(concluded, name="scans to endpoint"):
+            ingested = place(
+                ingest(scans=scans, rois=rois, crops=crops, given_splits=given_splits, previous=previous, seed=seed),
+                "ingest",
+                cluster,
             )
-            task.set_display_name(f"train-{backbone}")
-            # measured: docs/results.md
-            task.set_memory_request(BACKBONES[backbone].memory_request)
-            task.set_memory_limit(BACKBONES[backbone].memory_limit)
-            trained[backbone] = task
-        evaluated = evaluate(
-            images=cropped.outputs["images"],
-            serving_domain=serving_domain,
-            sensitivity=sensitivity,
-            abstain=abstain,
-            prevalence=prevalence,
-            clinical=clinical,
-            registry=registry,
-            waive=waive,
-            seed=seed,
-            **{backbone: task.outputs["model"] for backbone, task in trained.items()},
-        )
-        evaluated.set_caching_options(False)  # the cache would not notice another champion in the same registry
-        registered = register(evaluation=evaluated.outputs["evaluation"], registry=registry)
-        registered.set_caching_options(False)
-        return Outputs(cropped.outputs["images"], evaluated.outputs["report"], registered.outputs["summary"])
+            ingested.set_caching_options(False)  # the cache would not notice new scans in the same folder
+            data, version = ingested.outputs["data"], ingested.outputs["version"]
+            cropped = place(crop(data=data, fingerprint=version, domains=domains), "crop", cluster)
+            images, version = cropped.outputs["images"], cropped.outputs["version"]
+            models = {}
+            for backbone in backbones:
+                task = train(
+                    images=images,
+                    fingerprint=version,
+                    backbone=backbone,
+                    weights=weights,
+                    image_size=image_size,
+                    epochs=epochs,
+                    batch_size=batch_size,
+                    recipe=recipe,
+                    folds=folds,
+                    work=work,
+                    seed=seed,
+                )
+                models[backbone] = place(task, "train", cluster, backbone).set_display_name(f"train-{backbone}")
+            evaluated = evaluate(
+                images=images,
+                serving_domain=serving_domain,
+                sensitivity=sensitivity,
+                abstain=abstain,
+                prevalence=prevalence,
+                clinical=clinical,
+                registry=registry,
+                waive=waive,
+                seed=seed,
+                **{backbone: task.outputs["model"] for backbone, task in models.items()},
+            )
+            # the cache would not notice another champion in the same registry, nor a service that was changed
+            place(evaluated, "evaluate", cluster).set_caching_options(False)
+            registered = register(evaluation=evaluated.outputs["evaluation"], registry=registry)
+            place(registered, "register", cluster).set_caching_options(False)
+            deployed = deploy(
+                summary=registered.outputs["summary"],
+                registry=registry,
+                namespace=namespace,
+                canary=canary,
+                min_replicas=min_replicas,
+                serving_gpu=serving_gpu,
+            )
+            place(deployed, "deploy", cluster).set_caching_options(False)
 
     return thyroid_training

@@ -42,7 +42,9 @@ def write(
     output.mkdir(parents=True, exist_ok=True)
     reference = images.encode(crop.normal(phantom.draw("M", patient=1, image=1).image))
     (output / "reference.jpg").write_bytes(reference)
-    pixels = images.rgb(images.square(reference, row["image_size"]))
+    pixels = images.rgb(
+        images.square(images.encode(_as_served(reference, result["serving_domain"])), row["image_size"])
+    )
     probability = point.scale(network.predict(pixels[None], verbose=0))[0]
     engine.convert(network, output / engine.OPENVINO)
     (output / registry.MODEL).write_bytes((winner.folder / row["checkpoint"]).read_bytes())
@@ -68,6 +70,12 @@ def write(
             "audits": {key: result["audits"][key] for key in ("domain", "shortcut", "kept", "findings")},
         },
     )
+
+
+def _as_served(reference: bytes, domain: str) -> NDArray[np.uint8]:
+    """What the endpoint makes of the reference image when it comes without a region."""
+    frame = images.decode(reference)
+    return crop.normal(frame) if domain == "normal" else images.letterbox(frame, max(frame.shape[:2]))
 
 
 def _other_forms(

@@ -9,7 +9,7 @@ LOG_SECONDS = 10.0
 SHORT_SECONDS = 1.0
 
 
-def bar(iterable: Any, total: int, description: str, unit: str) -> tqdm:
+def bar(iterable: Any, total: int | None, description: str, unit: str) -> tqdm:
     """`iterable` with a progress bar, which is not shown for what takes less than `SHORT_SECONDS`."""
     return tqdm(iterable, total=total, desc=description, unit=unit, mininterval=_interval(), delay=SHORT_SECONDS)
 

@@ -95,6 +95,23 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
         raise InputError(f"{folder}: damaged data version ({error}); remove it and ingest again") from None
 
 
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over all that a later step reads from the tables: splits, patients and paths as well as the digest's content.
+
+    Kubeflow's cache looks at parameters and names alone: handed on as a parameter, this is what keeps it from taking the
+    result of other data.
+    """
+    scans, regions, facts = read(folder)
+    text = "\n".join((scans.to_csv(index=False), regions.to_csv(index=False), facts["digest"]))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_fingerprint(folder: Path, expected: str) -> None:
+    """Raises InputError if the data version is not the one that was announced."""
+    if fingerprint(folder) != expected:
+        raise InputError(f"{folder}: not the data version that the step before announced; run the pipeline anew")
+
+
 def count_splits(scans: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Per split the images of each class and the number of patients, of scans in use."""
     result = {}

@@ -18,7 +18,7 @@ from kserve import InferOutput, InferRequest, InferResponse
 from kserve.model import InferenceVerb
 from PIL import Image
 
-from thyroid import RESEARCH_USE_ONLY, engine, explain, images, operating, registry
+from thyroid import RESEARCH_USE_ONLY, engine, explain, operating, registry
 from thyroid.errors import InputError
 from thyroid.names import POSITIVE
 from thyroid.serve import limits, metrics, payload, treatment
@@ -127,8 +127,8 @@ class ThyroidModel(kserve.Model):
         self.released = self.facts["gate"]["decision"] == "promoted" if self._released is None else self._released
         self.chosen = engine.choose(self.facts["forms"], self.form)
         self.engine_ = engine.load(self.folder, self.facts, self.chosen)
-        reference = images.square((self.folder / "reference.jpg").read_bytes(), self.facts["image_size"])
-        self._reference = images.rgb(reference)
+        reference = Instance("reference.jpg", (self.folder / "reference.jpg").read_bytes())
+        self._reference = treatment.prepare(reference, self.facts["serving_domain"], self.facts["image_size"]).pixels
         if drift := self.drift():
             raise InputError(f"{self.folder}: {drift}; not served")
         labels = (self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"])

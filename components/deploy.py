@@ -1,0 +1,30 @@
+"""Deployment of the champion as a pipeline step."""
+
+from kfp.dsl import HTML, Artifact, Input, Output
+
+from components.step import step
+
+
+@step(image="ops")
+def deploy(
+    summary: Input[Artifact],
+    registry: str,
+    namespace: str,
+    canary: int,
+    min_replicas: int,
+    serving_gpu: bool,
+    manifest: Output[Artifact],
+    status: Output[HTML],
+):
+    """Serve the winner if the gate released it; a refused one keeps the champion, and the run stays green."""
+    import json
+    from pathlib import Path
+
+    from components.pages import text_page
+    from thyroid import deploy as library
+
+    version = json.loads(Path(summary.path).read_text())["model"]["version"]
+    options = library.Options(canary, min_replicas, serving_gpu)
+    done = library.deploy(Path(registry), version, Path(manifest.path), namespace, options)
+    manifest.metadata |= {"status": done.status, "version": str(done.version), "url": done.url or ""}
+    text_page(status.path, f"Deployment: {done.status}", [f"Version {done.version} {done.url or ''}", *done.notes])

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Builds the images of every dependency set: images/build.sh PREFIX TAG [EXTRA ...]; GPU=1 for the GPU variants.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+prefix=$1 tag=$2
+shift 2
+[ $# -gt 0 ] || set -- data train ops serve
+engine=$(images/engine.sh)
+[ -f .containers/containers.conf ] && export CONTAINERS_CONF=$PWD/.containers/containers.conf
+options=()
+if [ "$engine" != docker ]; then
+    options+=(--format docker) # OCI's own format knows no HEALTHCHECK
+    # this machine's certificates and package index, for the build alone: an --env would stay in the image
+    for path in /etc/ssl/certs /etc/pip.conf; do [ -e $path ] && options+=(-v "$path:$path:ro"); done
+fi
+for set in "$@"; do
+    extra=$set target=step
+    [ "$set" = serve ] && target=serve
+    [ -n "${GPU:-}" ] && [ -f "images/$set-gpu.lock" ] && extra=$set-gpu
+    echo "images: $prefix-$set:$tag (extra $extra, $engine)"
+    "$engine" build "${options[@]}" -f images/Dockerfile --target "$target" --build-arg EXTRA="$extra" \
+        ${BASE_IMAGE:+--build-arg BASE_IMAGE="$BASE_IMAGE"} --build-arg REVISION="$tag" --build-arg VERSION="$tag" \
+        -t "$prefix-$set:$tag" . >.containers-build.log 2>&1 || { tail -n 30 .containers-build.log >&2; exit 1; }
+done
+rm -f .containers-build.log
+[ "$engine" = buildah ] || "$engine" images --format '{{.Repository}}:{{.Tag}}  {{.Size}}' | grep "$prefix-.*:$tag "

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Writes requirements.lock (UPGRADE=1: resolved anew) and, with the same versions, the lock of every image.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+compile() {
+    "${UV:-uv}" pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+        --no-emit-find-links -q "$@"
+}
+compile pyproject.toml --extra data --extra train --extra serve --extra ops --extra pipelines --extra dev \
+    ${UPGRADE:+--upgrade} -o requirements.lock
+# kfp alone: in an image its executor runs without any of its dependencies (components/__main__.py)
+kfp=$(grep -o '^kfp==[^ ]*' requirements.lock | compile --no-annotate --no-deps -)
+for extra in data train train-gpu ops serve serve-gpu; do
+    compile --no-annotate --extra $extra -c requirements.lock pyproject.toml -o images/$extra.lock
+    case $extra in serve*) ;; *) echo "$kfp" >>images/$extra.lock ;; esac
+done
+echo setuptools | compile --no-annotate --no-deps -c requirements.lock - -o images/build.lock

@@ -1,0 +1,101 @@
+"""Where the steps run on a Kubernetes cluster, and with what: resources, GPUs, volumes, retries, time-outs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kfp import kubernetes
+
+from thyroid import deploy
+from thyroid.backbones import BACKBONES
+from thyroid.errors import InputError
+
+USER = 10001
+"""Of the images: see images/Dockerfile."""
+
+RETRIES = 2
+SHARED_MEMORY = "2Gi"
+KEY_FOLDER = "/secret/gcs"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """CPU request, memory request and limit, and hours until a step is given up."""
+
+    cpu: str
+    memory_request: str
+    memory_limit: str
+    hours: float
+
+
+NEEDS = {
+    # measured on 20,000 scans with bench/scale.py: 0.4 GB each; the rest is headroom for larger frames
+    "ingest": Needs("2", "1G", "2G", 6),
+    "crop": Needs("2", "1G", "2G", 6),
+    # memory is the backbone's own: docs/results.md
+    "train": Needs("4", "", "", 24),
+    # measured: 3.1 GB for five models at 64 pixels; images are held once, models one after the other
+    "evaluate": Needs("4", "4G", "12G", 4),
+    "register": Needs("1", "512M", "1G", 1),
+    "deploy": Needs("1", "512M", "1G", 1),
+    "conclude": Needs("1", "512M", "1G", 1),
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What differs from cluster to cluster.
+
+    Attributes:
+        gpus: of a training pod; 0 trains on CPUs.
+        accelerator: resource name of a GPU.
+        node_selector: labels of the nodes for training, for instance {"cloud.google.com/gke-accelerator": "nvidia-l4"}.
+        claim: PersistentVolumeClaim mounted at /data in every step; empty for none.
+        gcs_secret: secret with key.json of a Google service account; empty for workload identity.
+        token_secret: secret whose field `token` the endpoint asks for; read if it is there.
+    """
+
+    gpus: int = 1
+    accelerator: str = "nvidia.com/gpu"
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    claim: str = deploy.CLAIM
+    gcs_secret: str = ""
+    token_secret: str = "thyroid-token"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gpus <= 16:
+            raise InputError(f"--gpus {self.gpus}: give 0 to 16 GPUs a training")
+
+
+def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> Any:
+    """Give a task of kfp what it needs on a cluster; without one it is returned as it is, since local runs retry nothing."""
+    if cluster is None:
+        return task
+    needs = NEEDS[step]
+    memory = (needs.memory_request, needs.memory_limit)
+    if backbone:
+        memory = (BACKBONES[backbone].memory_request, BACKBONES[backbone].memory_limit)
+    task.set_cpu_request(needs.cpu)
+    task.set_memory_request(memory[0]).set_memory_limit(memory[1])
+    if step != "conclude":  # kfp allows no retry of an exit handler
+        task.set_retry(RETRIES, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
+    kubernetes.set_timeout(task, round(needs.hours * 3600))
+    kubernetes.set_image_pull_policy(task, "IfNotPresent")  # tags are commits and never change
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+    kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "thyroid")
+    if cluster.claim:
+        kubernetes.mount_pvc(task, cluster.claim, deploy.MOUNT)
+    if cluster.gcs_secret:
+        kubernetes.use_secret_as_volume(task, cluster.gcs_secret, KEY_FOLDER)
+        task.set_env_variable("GOOGLE_APPLICATION_CREDENTIALS", f"{KEY_FOLDER}/key.json")
+    if step == "deploy":
+        kubernetes.use_secret_as_env(task, cluster.token_secret, {"token": "THYROID_TOKEN"}, optional=True)
+    if step == "train":
+        # TensorFlow hands batches between processes and GPUs through shared memory; a pod has 64 MB of it
+        kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=SHARED_MEMORY)
+        if cluster.gpus:
+            task.set_accelerator_type(cluster.accelerator).set_accelerator_limit(cluster.gpus)
+            kubernetes.add_toleration(task, key=cluster.accelerator, operator="Exists", effect="NoSchedule")
+        for label, value in cluster.node_selector.items():
+            kubernetes.add_node_selector(task, label, value)
+    return task

@@ -1,0 +1,685 @@
+"""Put the champion behind KServe: create or update its InferenceService, prove its answer, or go back to what was there.
+
+python -m thyroid.deploy --registry gs://bucket/registry --namespace thyroid
+python -m thyroid.deploy --registry output/registry --manifest service.yaml    (without a cluster)
+"""
+
+import argparse
+import base64
+import copy
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from thyroid import RESEARCH_USE_ONLY, errors, registry
+from thyroid.errors import InputError
+
+CLAIM, MOUNT = "thyroid-data", "/data"
+"""PersistentVolumeClaim that pipeline pods mount, and where: KServe reads models from there as pvc://."""
+
+CANARY = f"{registry.NAME}-canary"
+APPLIED = "thyroid/applied"
+"""Annotation with what the last deployment asked for, which tells edits by hand from ours."""
+MODE = "serving.kserve.io/deploymentMode"
+STANDARD, KNATIVE = "Standard", "Knative"
+
+_ESSENTIAL = (
+    "spec.predictor.model.modelFormat.",
+    "spec.predictor.model.runtime",
+    "spec.predictor.model.storageUri",
+    "spec.predictor.canaryTrafficPercent",
+    "annotations.thyroid/",
+    "labels.thyroid/",
+)
+_OLD_NAMES = {"RawDeployment": STANDARD, "Serverless": KNATIVE}  # of the modes, before KServe 0.16
+_REFERENCE_TOLERANCE = 1e-3  # beyond what the forms differ by: rounding of JSON and of another processor
+_POLL_SECONDS = 2.0
+_ANSWER_SECONDS = 120.0
+_CONFLICTS = 5
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the model is to be served.
+
+    Attributes:
+        canary: percent of the requests that go to the new model at first, 0 to 99; 0 for all at once.
+        min_replicas: 0 scales to zero between requests, which takes KServe's Knative mode; above it the mode is Standard.
+        gpu: serve the Keras form on one nvidia.com/gpu.
+        timeout: seconds to wait until the new generation is ready.
+    """
+
+    canary: int = 0
+    min_replicas: int = 1
+    gpu: bool = False
+    timeout: float = 900.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.canary <= 99:
+            raise InputError(f"canary {self.canary}: give a percentage from 0 (all at once) to 99")
+        if not 0 <= self.min_replicas <= 100:
+            raise InputError(f"min_replicas {self.min_replicas}: give a number from 0 (scale to zero) to 100")
+
+    @property
+    def mode(self) -> str:
+        return STANDARD if self.min_replicas else KNATIVE
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What became of it: `status` is "deployed", "kept champion" or "manifest written"; `notes` are for people."""
+
+    status: str
+    version: int | None
+    url: str | None
+    notes: list[str]
+
+
+def storage_uri(folder: Path | str) -> str:
+    """Where KServe reads a registry folder: its own URI if it has one, pvc:// for a path on the pipeline's volume.
+
+    Raises:
+        InputError: the folder is on this machine alone.
+    """
+    text = str(folder)
+    if "://" in text:
+        return text
+    if Path(text).is_relative_to(MOUNT):
+        return f"pvc://{CLAIM}/{Path(text).relative_to(MOUNT).as_posix()}"
+    raise InputError(
+        f"{text}: KServe cannot read this; keep the registry in a bucket (gs://...) or below {MOUNT}, where the claim "
+        f"{CLAIM} is mounted"
+    )
+
+
+def inference_service(name: str, version: int | str, uri: str, options: Options, digest: str = "") -> Object:
+    """The InferenceService (serving.kserve.io/v1beta1) that serves a registered version with our ServingRuntime."""
+    resources: Object = {"cpu": "2", "memory": "2Gi"}
+    if options.gpu:
+        resources = {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "1"}
+    predictor: Object = {
+        "minReplicas": options.min_replicas,
+        "maxReplicas": max(3, options.min_replicas),
+        "serviceAccountName": "thyroid-serve",
+        "model": {
+            "modelFormat": {"name": registry.NAME},
+            "runtime": f"{registry.NAME}-gpu" if options.gpu else registry.NAME,
+            "protocolVersion": "v2",
+            "storageUri": uri,
+            # measured: 0.5 to 0.75 GB a backbone, and up to 50 MB of requests each in flight
+            "resources": {"requests": resources | {"cpu": "1"}, "limits": resources},
+        },
+    }
+    if options.gpu:
+        predictor["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    if options.mode == STANDARD:
+        predictor["deploymentStrategy"] = {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+        }
+    elif options.canary:
+        predictor["canaryTrafficPercent"] = options.canary
+    annotations = {
+        MODE: options.mode,
+        "serving.kserve.io/enable-prometheus-scraping": "true",
+        "thyroid/notice": RESEARCH_USE_ONLY,
+        "thyroid/data-digest": digest,
+    }
+    if options.mode == KNATIVE:
+        annotations["serving.kserve.io/enable-tag-routing"] = "true"  # an address of the canary's own, to test it at
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": name,
+            "labels": {
+                "app.kubernetes.io/name": name,
+                "app.kubernetes.io/part-of": "thyroid",
+                "thyroid/version": str(version),
+            },
+            "annotations": {key: value for key, value in annotations.items() if value},
+        },
+        "spec": {"predictor": predictor},
+    }
+
+
+def route(namespace: str, canary: int) -> Object:
+    """The HTTPRoute (gateway.networking.k8s.io/v1) that splits traffic in Standard mode, where KServe ignores percentages."""
+    backends = [{"name": f"{registry.NAME}-predictor", "port": 80, "weight": 100 - canary}]
+    if canary:
+        backends.append({"name": f"{CANARY}-predictor", "port": 80, "weight": canary})
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": registry.NAME, "namespace": namespace},
+        "spec": {"rules": [{"backendRefs": backends}]},
+    }
+
+
+def merged(live: Object, applied: Object, wanted: Object) -> tuple[Object, list[str]]:
+    """`live` changed to what is `wanted`, but for what somebody edited by hand since `applied`: that is kept, and told.
+
+    What decides which model answers is never left to an edit.
+
+    Args:
+        live: spec, annotations and labels as the cluster has them.
+        applied: the same as the last deployment asked for them.
+        wanted: the same as this one does.
+
+    Returns:
+        The merged object, and a note for each edit by hand.
+    """
+    result, notes = copy.deepcopy(live), []
+    before, after, found = _leaves(applied), _leaves(wanted), _leaves(live)
+    for path in sorted(before.keys() | after.keys()):
+        text = ".".join(path)
+        old, new, now = before.get(path), after.get(path), found.get(path)
+        if now == new:
+            continue
+        by_hand = path in found and now != old
+        if by_hand and not text.startswith(_ESSENTIAL):
+            notes.append(f"{text} was set to {now!r} by hand: kept (a deployment would set {new!r})")
+            continue
+        if by_hand and before:
+            notes.append(f"{text} was set to {now!r} by hand: set to {new!r}")
+        _set(result, path, new)
+    return result, notes
+
+
+def _leaves(content: Object, above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Path to value; a list is one value."""
+    result: dict[tuple[str, ...], Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            result |= _leaves(value, (*above, key))
+        else:
+            result[*above, key] = value
+    return result
+
+
+def _set(content: Object, path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        content = content.setdefault(key, {})
+    if value is None:
+        content.pop(path[-1], None)
+    else:
+        content[path[-1]] = value
+
+
+class _Cluster:
+    """One namespace of a Kubernetes cluster with KServe, through KServe's client; its errors are for people."""
+
+    def __init__(self, namespace: str) -> None:
+        sys.argv = sys.argv[:1]  # kserve parses the command line when it is imported
+        from kserve import KServeClient
+        from kubernetes.config import ConfigException
+
+        try:
+            self.kserve = KServeClient()
+        except ConfigException as error:
+            raise InputError(
+                f"no cluster to deploy to ({error}); give a kubeconfig, or leave out the namespace"
+            ) from None
+        self.namespace = namespace
+        client = self.kserve.api_instance.api_client
+        original = client.call_api
+
+        def bounded(*arguments: Any, **keywords: Any) -> Any:
+            keywords["_request_timeout"] = keywords.get("_request_timeout") or (5, 30)  # the client would wait for ever
+            return original(*arguments, **keywords)
+
+        client.call_api = bounded
+        self.host = client.configuration.host
+
+    def _do(self, what: str, call: Callable[[], Any], absent: bool = False) -> Any:
+        """`call`'s result; None for 404 if that may be.
+
+        Raises:
+            _Conflict: somebody changed the object meanwhile.
+            InputError: anything else that the API server refuses, or it is not to be reached.
+        """
+        from kubernetes.client.rest import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return call()
+        except HTTPError as error:
+            raise InputError(f"{what}: the API server {self.host} is not to be reached ({error})") from None
+        except (ApiException, RuntimeError) as error:
+            refused = error if isinstance(error, ApiException) else error.__context__  # KServe's client hides it
+            if not isinstance(refused, ApiException):
+                raise
+            if refused.status == 404 and absent and _message(refused) != refused.reason:
+                return None  # the object is not there; where its kind is not, the answer is not a Status
+            if refused.status == 409:
+                raise _ConflictError(_message(refused)) from None
+            hint = {
+                403: "; the account needs the role in manifests/base/rbac.yaml",
+                404: "; is KServe installed on this cluster? docs/kubeflow.md says how",
+                422: "; the object does not fit this KServe's schema",
+            }.get(refused.status or 0, "")
+            raise InputError(f"{what}: {refused.status} {_message(refused)}{hint}") from None
+
+    def get(self, name: str) -> Object | None:
+        return self._do(
+            f"InferenceService {name}", lambda: self.kserve.get(name, namespace=self.namespace), absent=True
+        )
+
+    def create(self, body: Object) -> Object:
+        typed = _typed(body, self.namespace)
+        return self._do(
+            f"creating InferenceService {body['metadata']['name']}",
+            lambda: self.kserve.create(typed, namespace=self.namespace),
+        )
+
+    def replace(self, body: Object) -> Object:
+        name = body["metadata"]["name"]
+        typed = _typed(body, self.namespace)
+        return self._do(
+            f"updating InferenceService {name}",
+            lambda: self.kserve.replace(name, typed, namespace=self.namespace),
+        )
+
+    def delete(self, name: str) -> None:
+        self._do(
+            f"removing InferenceService {name}",
+            lambda: self.kserve.delete(name, namespace=self.namespace),
+            absent=True,
+        )
+
+    def need_runtime(self, name: str) -> None:
+        """Raises InputError if our ServingRuntime is not in the namespace: KServe would look for another one in vain."""
+        found = self._do(
+            f"ServingRuntime {name}",
+            lambda: self.kserve.api_instance.get_namespaced_custom_object(
+                "serving.kserve.io", "v1alpha1", self.namespace, "servingruntimes", name
+            ),
+            absent=True,
+        )
+        if found is None:
+            overlay = "gpu" if name.endswith("-gpu") else "cpu"
+            raise InputError(
+                f"namespace {self.namespace} has no ServingRuntime {name}: apply it with "
+                f"kubectl apply -k manifests/overlays/{overlay} -n {self.namespace}"
+            )
+        if found["spec"].get("disabled"):
+            raise InputError(
+                f"ServingRuntime {name} of namespace {self.namespace} is disabled; set spec.disabled to false"
+            )
+
+    def split(self, canary: int) -> bool:
+        """Set the HTTPRoute's weights; False if the namespace has none."""
+        api, route_ = self.kserve.api_instance, route(self.namespace, canary)
+        place = ("gateway.networking.k8s.io", "v1", self.namespace, "httproutes", registry.NAME)
+        found = self._do(f"HTTPRoute {registry.NAME}", lambda: api.get_namespaced_custom_object(*place), absent=True)
+        if found is None:
+            return False
+        rules = copy.deepcopy(found["spec"].get("rules") or [{}])
+        rules[0]["backendRefs"] = route_["spec"]["rules"][0]["backendRefs"]
+        patch = {"spec": {"rules": rules}, "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]}}
+        self._do(f"HTTPRoute {registry.NAME}", lambda: api.patch_namespaced_custom_object(*place, patch))
+        return True
+
+    def wait(self, name: str, generation: int, timeout: float) -> Object:
+        """The InferenceService once its `generation` is ready; what it waits for is printed when it changes.
+
+        Raises:
+            InputError: it is not ready in time, or KServe has given up on the model; the message is the pod's own.
+        """
+        deadline, told = time.monotonic() + timeout, ""
+        while True:
+            live = self.get(name) or {}
+            status = live.get("status", {})
+            ready = self._do(
+                f"InferenceService {name}",
+                lambda: self.kserve.is_isvc_ready(name, namespace=self.namespace, expected_generation=generation),
+                absent=True,
+            )
+            if ready:
+                return live
+            waiting = _conditions(status) or "the controller has not looked at it yet"
+            if waiting != told:
+                print(f"waiting for {name}: {waiting}", flush=True)
+                told = waiting
+            if status.get("observedGeneration", 0) >= generation:
+                model = status.get("modelStatus", {})
+                if model.get("transitionStatus") in ("BlockedByFailedLoad", "InvalidSpec"):
+                    failure = model.get("lastFailureInfo", {})
+                    reason = f"{failure.get('reason', model['transitionStatus'])}: {failure.get('message', waiting)}"
+                    raise InputError(f"InferenceService {name}: {reason}{self._pods(name)}")
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"InferenceService {name}: not ready after {timeout:.0f} s: {waiting}{self._pods(name)}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _pods(self, name: str) -> str:
+        """Why its pods do not run, in their own words."""
+        selector = f"serving.kserve.io/inferenceservice={name}"
+        try:
+            pods = self._do(
+                "pods", lambda: self.kserve.core_api.list_namespaced_pod(self.namespace, label_selector=selector)
+            )
+        except InputError:
+            return ""
+        reasons = set()
+        for pod in pods.items:
+            for condition in pod.status.conditions or []:
+                if condition.status == "False" and condition.type == "PodScheduled":
+                    reasons.add(condition.message)
+            if pod.status.reason:
+                reasons.add(f"{pod.status.reason}: {pod.status.message}")  # evicted
+            for one in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
+                for state in (one.state, one.last_state):
+                    stopped = state and (state.waiting or state.terminated)
+                    if stopped and stopped.reason not in (None, "Completed", "PodInitializing", "ContainerCreating"):
+                        reasons.add(f"container {one.name}: {stopped.reason} {stopped.message or ''}".strip())
+        return "".join(f"; {reason}" for reason in sorted(filter(None, reasons)))
+
+
+class _ConflictError(InputError):
+    """Somebody changed the object between reading and writing it."""
+
+
+def _message(refused: Any) -> str:
+    try:
+        return json.loads(refused.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        return str(refused.reason)
+
+
+def _typed(body: Object, namespace: str) -> Any:
+    from kserve import V1beta1InferenceService
+    from kubernetes.client import V1ObjectMeta
+
+    given = body["metadata"]
+    return V1beta1InferenceService(
+        api_version=body["apiVersion"],
+        kind=body["kind"],
+        metadata=V1ObjectMeta(
+            name=given["name"],
+            namespace=namespace,
+            labels=given.get("labels"),
+            annotations=given.get("annotations"),
+            resource_version=given.get("resourceVersion"),
+            finalizers=given.get("finalizers"),
+            owner_references=given.get("ownerReferences"),
+        ),
+        spec=body["spec"],
+    )
+
+
+def _conditions(status: Object) -> str:
+    """The conditions that do not hold, with their messages."""
+    return "; ".join(
+        " ".join(filter(None, (one["type"], one.get("reason"), one.get("message"))))
+        for one in status.get("conditions", [])
+        if one.get("status") != "True" and one["type"] != "Ready"
+    )
+
+
+def _ours(body: Object) -> Object:
+    """The parts of an object that a deployment sets."""
+    metadata = body["metadata"]
+    return {
+        "spec": body["spec"],
+        "annotations": {k: v for k, v in (metadata.get("annotations") or {}).items() if k != APPLIED},
+        "labels": metadata.get("labels") or {},
+    }
+
+
+def _apply(cluster: _Cluster, wanted: Object) -> tuple[int, list[str]]:
+    """Create or update the object; returns the generation to wait for, and notes on edits by hand. Nothing to change: no call."""
+    name = wanted["metadata"]["name"]
+    ours = _ours(wanted)
+    note = json.dumps(ours, sort_keys=True)
+    for _ in range(_CONFLICTS):
+        live = cluster.get(name)
+        try:
+            if live is None:
+                body = copy.deepcopy(wanted)
+                body["metadata"]["annotations"][APPLIED] = note
+                return cluster.create(body)["metadata"]["generation"], [f"created InferenceService {name}"]
+            annotations = live["metadata"].get("annotations") or {}
+            try:
+                applied = json.loads(annotations.get(APPLIED, "{}"))
+            except ValueError:
+                applied = {}  # as for one made by hand or by GitOps
+            result, notes = merged(_ours(live), applied, ours)
+            if result == _ours(live) and annotations.get(APPLIED) == note:
+                return live["metadata"]["generation"], [*notes, f"InferenceService {name} is as wanted already"]
+            body = copy.deepcopy(live)
+            body["spec"] = result["spec"]
+            body["metadata"] |= {"annotations": result["annotations"] | {APPLIED: note}, "labels": result["labels"]}
+            return cluster.replace(body)["metadata"]["generation"], [*notes, f"updated InferenceService {name}"]
+        except _ConflictError as error:
+            conflict = error
+    raise InputError(f"InferenceService {name}: changed by somebody else at each of {_CONFLICTS} tries ({conflict})")
+
+
+def _restore(cluster: _Cluster, name: str, before: Object | None) -> str:
+    """Put back what was there before; in words."""
+    if before is None:
+        cluster.delete(name)
+        return f"InferenceService {name} is removed again"
+    for _ in range(_CONFLICTS):
+        live = cluster.get(name)
+        body = copy.deepcopy(before)
+        try:
+            if live is None:
+                body["metadata"].pop("resourceVersion", None)
+                cluster.create(body)
+            else:
+                body["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
+                cluster.replace(body)
+        except _ConflictError:
+            continue
+        return f"InferenceService {name} is as it was before"
+    raise InputError(f"InferenceService {name} could not be put back: somebody else keeps changing it")
+
+
+def _address(live: Object, canary: bool) -> str:
+    """Where the new model answers: of a canary under Knative its own address."""
+    status = live.get("status", {})
+    if canary:
+        for target in status.get("components", {}).get("predictor", {}).get("traffic", []):
+            if target.get("latestRevision") and target.get("url"):
+                return target["url"]
+    inside = Path("/var/run/secrets/kubernetes.io").is_dir()
+    address = status.get("address", {}).get("url")
+    url = (address if inside else None) or status.get("url") or address
+    if not url:
+        raise InputError(f"InferenceService {live['metadata']['name']} is ready but has no address")
+    return url
+
+
+def check_answer(url: str, folder: Path, timeout: float = _ANSWER_SECONDS) -> None:
+    """Send the artefact's reference image and compare the answer with the evaluated probability.
+
+    Args:
+        url: of the service, to which /v1/models/thyroid:predict is added.
+        folder: of the registered version.
+        timeout: seconds until this version must answer: pods of the one before it may still do so at first.
+
+    Raises:
+        InputError: no answer, another version's, or another probability than evaluated.
+    """
+    facts = json.loads((folder / "model.json").read_text())
+    image = base64.b64encode((folder / "reference.jpg").read_bytes()).decode()
+    body = json.dumps({"instances": [{"image": {"b64": image}}]}).encode()
+    headers = {"Content-Type": "application/json"}
+    if token := os.environ.get("THYROID_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(f"{url.rstrip('/')}/v1/models/{registry.NAME}:predict", body, headers)
+    allowed = _REFERENCE_TOLERANCE + max(form.get("largest_difference", 0.0) for form in facts["forms"].values())
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=min(30.0, timeout)) as answer:
+                found = json.load(answer)["predictions"][0]
+            if found["model_version"] == facts["version"]:
+                off = max(abs(found["probability"][label] - p) for label, p in facts["reference"].items())
+                if off <= allowed:
+                    return
+                raise InputError(
+                    f"{url}: answers the reference image with {found['probability']}, evaluated were {facts['reference']}"
+                )
+            problem = f"version {found['model_version']} answers, not {facts['version']}"
+        except urllib.error.HTTPError as error:
+            with error:
+                problem = f"{error.code} {error.read(300).decode(errors='replace')}"
+            if error.code in (401, 403):
+                raise InputError(f"{url}: {problem}; give the endpoint's token as THYROID_TOKEN") from None
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            problem = f"{type(error).__name__}: {errors.one_line(error)}"
+        if time.monotonic() > deadline:
+            raise InputError(f"{url}: {problem}")
+        time.sleep(_POLL_SECONDS)
+
+
+def _into(cluster: _Cluster, folder: Path, version: int, uri: str, options: Options) -> tuple[str, list[str]]:
+    """Bring the version into the cluster and prove it, or leave all as it was.
+
+    Raises:
+        InputError: it failed; the message says why, and what was put back.
+    """
+    apart = options.canary > 0 and options.mode == STANDARD
+    name = CANARY if apart else registry.NAME
+    facts = json.loads((folder / "model.json").read_text())
+    wanted = inference_service(name, version, uri, options, facts["data_digest"])
+    cluster.need_runtime(wanted["spec"]["predictor"]["model"]["runtime"])
+    if apart and cluster.get(registry.NAME) is None:
+        raise InputError(f"a canary needs a model beside it, and there is no InferenceService {registry.NAME} yet")
+    before = cluster.get(name)
+    mode = ((before or {}).get("metadata", {}).get("annotations") or {}).get(MODE, options.mode)
+    if _OLD_NAMES.get(mode, mode) != options.mode:
+        raise InputError(
+            f"InferenceService {name} runs in {mode} mode, and KServe does not change the mode of one that exists: "
+            f"min_replicas {options.min_replicas} asks for {options.mode}; delete it first, or "
+            + ("set min_replicas to 0" if options.mode == STANDARD else "set min_replicas above 0")
+        )
+    try:
+        generation, notes = _apply(cluster, wanted)
+        for note in notes:
+            print(note, flush=True)
+        live = cluster.wait(name, generation, options.timeout)
+        url = _address(live, canary=options.canary > 0)
+        check_answer(url, folder)
+        if apart and not cluster.split(options.canary):
+            raise InputError(
+                f"namespace {cluster.namespace} has no HTTPRoute {registry.NAME}, which splits the traffic in Standard mode "
+                "(KServe ignores canaryTrafficPercent there): kubectl apply -k manifests/overlays/gateway"
+            )
+    except InputError as error:
+        raise InputError(f"version {version} is not served: {error}; {_restore(cluster, name, before)}") from None
+    if not options.canary and options.mode == STANDARD and cluster.get(CANARY) is not None:
+        cluster.split(0)
+        cluster.delete(CANARY)
+        notes.append(f"removed InferenceService {CANARY}")
+    return url, notes
+
+
+def _own_namespace() -> str:
+    """The pod's own namespace; empty outside a cluster."""
+    try:
+        return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
+    except OSError:
+        return ""
+
+
+def deploy(
+    root: Path,
+    version: int | None,
+    manifest: Path,
+    namespace: str = "",
+    options: Options | None = None,
+) -> Deployed:
+    """Deploy the champion if it is `version`; a version that the gate refused changes nothing.
+
+    Without `namespace` and outside a cluster it writes the manifest, and says how to serve here. If the new generation does
+    not get ready, or does not answer its reference image as evaluated, what was deployed before is put back and the
+    registry's champion becomes the previous one again.
+
+    Args:
+        root: of the registry.
+        version: that this run registered; None for the champion, whichever it is.
+        manifest: file to write the InferenceService to.
+        namespace: of the InferenceService; empty for the pod's own.
+        options: how to serve.
+
+    Raises:
+        InputError: the registry, the cluster or the model's answer is not as it must be; says what was put back.
+    """
+    options = options or Options()
+    champion = registry.read_aliases(root).get("champion")
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    if champion is None or (version is not None and champion != version):
+        kept = "no model is released yet" if champion is None else f"version {champion} stays"
+        gate = {} if version is None else registry.verify(registry.find(root, str(version)))["gate"]
+        reasons = gate.get("reasons", [])
+        if version is not None and gate["decision"] == "promoted" and (champion or 0) < version:
+            # a retry of a deployment that failed must not end green
+            last = next((one["reason"] for one in reversed(registry.history(root)) if one["action"] == "rollback"), "")
+            raise InputError(f"version {version} was released and rolled back: {last}")
+        manifest.write_text(f"# kept champion: {kept}\n")
+        print(f"kept champion: {kept}", *(f"  {reason}" for reason in reasons), sep="\n")
+        return Deployed("kept champion", champion, None, reasons)
+    folder = registry.find(root, "champion")
+    facts = registry.verify(folder)
+    namespace = namespace or _own_namespace()
+    if not namespace:
+        try:
+            uri = storage_uri(folder)
+        except InputError:
+            uri = f"pvc://{CLAIM}/registry/{registry.NAME}/{champion}"
+        body = inference_service(registry.NAME, champion, uri, options, facts["data_digest"])
+        manifest.write_text(yaml.safe_dump(body, sort_keys=False))
+        print(
+            f"no cluster: wrote {manifest}\nserve version {champion} here with: python -m thyroid.serve --registry {root}"
+        )
+        return Deployed(
+            "manifest written", champion, None, [f"serve it with python -m thyroid.serve --registry {root}"]
+        )
+    uri = storage_uri(folder)
+    body = inference_service(registry.NAME, champion, uri, options, facts["data_digest"])
+    manifest.write_text(yaml.safe_dump(body, sort_keys=False))
+    cluster = _Cluster(namespace)
+    try:
+        url, notes = _into(cluster, folder, champion, uri, options)
+    except InputError as error:
+        if "previous" not in registry.read_aliases(root):
+            raise
+        previous = registry.roll_back(root, f"deployment failed: {error}"[:500], "deploy")
+        raise InputError(f"{error}; champion is version {previous} again") from None
+    print(f"version {champion} answers its reference image as evaluated at {url}")
+    return Deployed("deployed", champion, url, notes)
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m thyroid.deploy", description=__doc__.split("\n")[0])
+    parser.add_argument("--registry", dest="root", type=Path, required=True, help="root of the registry")
+    parser.add_argument("--manifest", type=Path, default=Path("inferenceservice.yaml"), help="file to write")
+    parser.add_argument("--namespace", default="", help="of the InferenceService; none: write the manifest only")
+    parser.add_argument("--canary", type=int, default=0, help="percent of the requests for the new model at first")
+    parser.add_argument("--min-replicas", type=int, default=1, help="0: scale to zero (Knative)")
+    parser.add_argument("--gpu", action="store_true", help="serve the Keras form on a GPU")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds until the model must be ready")
+    given = parser.parse_args(argv)
+    options = Options(given.canary, given.min_replicas, given.gpu, given.timeout)
+    deploy(given.root, None, given.manifest, given.namespace, options)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
