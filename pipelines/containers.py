@@ -61,6 +61,7 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
         line += ["--user", f"{os.getuid()}:{os.getgid()}"]
         if engine == "podman" and os.getuid():
             line += ["--userns", "keep-id"]
+        Path(self.pipeline_root).mkdir(parents=True, exist_ok=True)
         for mount in dict.fromkeys(
             [*(f"{h}:{v['bind']}:{v['mode']}" for h, v in self.get_volumes_to_mount().items()), *mounts]
         ):

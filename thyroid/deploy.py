@@ -44,6 +44,7 @@ _OLD_NAMES = {"RawDeployment": STANDARD, "Serverless": KNATIVE}  # of the modes,
 _REFERENCE_TOLERANCE = 1e-3  # beyond what the forms differ by: rounding of JSON and of another processor
 _POLL_SECONDS = 2.0
 _ANSWER_SECONDS = 120.0
+_TIMEOUTS = (5.0, 30.0)  # seconds to connect and to answer; the client by itself would wait for ever
 _CONFLICTS = 5
 
 Object = dict[str, Any]
@@ -236,7 +237,7 @@ class _Cluster:
         original = client.call_api
 
         def bounded(*arguments: Any, **keywords: Any) -> Any:
-            keywords["_request_timeout"] = keywords.get("_request_timeout") or (5, 30)  # the client would wait for ever
+            keywords["_request_timeout"] = keywords.get("_request_timeout") or _TIMEOUTS
             return original(*arguments, **keywords)
 
         client.call_api = bounded
@@ -504,7 +505,7 @@ def _address(live: Object, canary: bool) -> str:
     return url
 
 
-def check_answer(url: str, folder: Path, timeout: float = _ANSWER_SECONDS) -> None:
+def check_answer(url: str, folder: Path, timeout: float) -> None:
     """Send the artefact's reference image and compare the answer with the evaluated probability.
 
     Args:
@@ -575,7 +576,7 @@ def _into(cluster: _Cluster, folder: Path, version: int, uri: str, options: Opti
             print(note, flush=True)
         live = cluster.wait(name, generation, options.timeout)
         url = _address(live, canary=options.canary > 0)
-        check_answer(url, folder)
+        check_answer(url, folder, _ANSWER_SECONDS)
         if apart and not cluster.split(options.canary):
             raise InputError(
                 f"namespace {cluster.namespace} has no HTTPRoute {registry.NAME}, which splits the traffic in Standard mode "

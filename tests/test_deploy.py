@@ -1,0 +1,458 @@
+"""Deployment against an API server that keeps, checks and records what it is sent."""
+
+import base64
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import schemas
+from tests.cluster import Cluster
+from thyroid import deploy, errors, registry
+from thyroid.deploy import APPLIED, CANARY, Options
+from thyroid.errors import InputError
+
+REFERENCE = {"B": 0.2, "M": 0.8}
+
+
+def gate(decision: str, champion: int | None) -> dict:
+    reasons = ["AUROC is not shown to be as good"] if decision == "refused" else []
+    return {"decision": decision, "reasons": reasons, "champion": champion}
+
+
+def register(root: Path, folder: Path, decision: str = "promoted") -> int:
+    folder.mkdir(exist_ok=True)
+    (folder / "model.keras").write_bytes(b"model")
+    (folder / "reference.jpg").write_bytes(b"picture")
+    forms = {"keras": {}, "openvino-f32": {"largest_difference": 1e-5}}
+    facts = {"name": "thyroid", "reference": REFERENCE, "forms": forms, "data_digest": "ab12", "backbone": "VGG16"}
+    registry.describe(folder, facts)
+    return registry.publish(folder, root, gate(decision, registry.read_aliases(root).get("champion"))).version
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """A registry with a champion, on what stands for the pipeline's volume."""
+    monkeypatch.setattr(deploy, "MOUNT", str(tmp_path / "data"))
+    monkeypatch.setattr(deploy, "_POLL_SECONDS", 0.02)
+    root = tmp_path / "data" / "registry"
+    root.mkdir(parents=True)
+    register(root, tmp_path / "artefact")
+    return root
+
+
+@pytest.fixture
+def cluster(root, tmp_path, monkeypatch):
+    """A cluster with our ServingRuntimes, whose endpoint answers as the champion was evaluated."""
+    running = Cluster()
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(running.kubeconfig(tmp_path)))
+    monkeypatch.delenv("THYROID_TOKEN", raising=False)
+    for name in ("thyroid", "thyroid-gpu"):
+        running.put("servingruntimes", {"metadata": {"name": name}, "spec": {}})
+    running.answer = lambda: {"probability": REFERENCE, "model_version": registry.read_aliases(root)["champion"]}
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def run(root: Path, version: int | None = None, **options) -> deploy.Deployed:
+    return deploy.deploy(root, version, root.parent / "manifest.yaml", "lab", Options(timeout=5, **options))
+
+
+def served(cluster: Cluster, name: str = "thyroid") -> dict:
+    return cluster.objects["inferenceservices", name]
+
+
+def test_first_deployment(cluster, root):
+    done = run(root)
+    assert done.status == "deployed"
+    body = served(cluster)
+    predictor = body["spec"]["predictor"]
+    assert predictor["model"]["modelFormat"] == {"name": "thyroid"}
+    assert predictor["model"]["runtime"] == "thyroid"
+    assert predictor["model"]["storageUri"] == "pvc://thyroid-data/registry/thyroid/1"
+    assert body["metadata"]["labels"]["thyroid/version"] == "1"
+    assert body["metadata"]["annotations"][deploy.MODE] == "Standard"
+    assert body["metadata"]["annotations"]["serving.kserve.io/enable-prometheus-scraping"] == "true"
+    ((question, token),) = cluster.questions
+    assert base64.b64decode(question["instances"][0]["image"]["b64"]) == b"picture"
+    assert token is None
+    assert yaml.safe_load((root.parent / "manifest.yaml").read_text())["spec"] == body["spec"]
+
+
+def test_all_that_is_sent_fits_the_schemas(cluster, root):
+    known = schemas.definitions()
+    if not known:
+        pytest.skip(f"no CustomResourceDefinitions here ({schemas.CRDS})")
+    cluster.put("httproutes", deploy.route("lab", 0))
+    for options in ({}, {"gpu": True}, {"canary": 10}):
+        run(root, **options)
+    del cluster.objects["inferenceservices", "thyroid"]
+    run(root, min_replicas=0)
+    run(root, min_replicas=0, canary=20)
+    sent = [body for _, _, body in cluster.written() if body.get("kind") == "InferenceService"]
+    assert len(sent) == 5
+    for body in sent:
+        assert schemas.problems(body, known) == []
+
+
+def test_the_schemas_do_refuse():
+    known = schemas.definitions()
+    if not known:
+        pytest.skip(f"no CustomResourceDefinitions here ({schemas.CRDS})")
+    body = deploy.inference_service("thyroid", 1, "gs://b/m", Options())
+    body["spec"]["predictor"]["minReplica"] = 1
+    body["spec"]["predictor"]["model"]["resources"]["limits"]["cpu"] = [1]
+    assert len(schemas.problems(body, known) or []) == 2
+
+
+def test_again_changes_nothing(cluster, root):
+    run(root)
+    before = cluster.written()
+    done = run(root)
+    assert cluster.written() == before
+    assert done.status == "deployed"
+    assert "as wanted already" in done.notes[-1]
+
+
+def test_the_next_champion_replaces_it_and_the_new_generation_is_waited_for(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+    cluster.looks_until_ready = 4  # meanwhile the old generation is Ready
+    run(root, 2)
+    assert served(cluster)["metadata"]["generation"] == 2
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/2")
+    assert len(cluster.questions) == 2
+
+
+def test_pods_of_the_old_version_may_still_answer_at_first(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+    versions = iter([1, 1, 2])
+    cluster.answer = lambda: {"probability": REFERENCE, "model_version": next(versions)}
+    assert run(root, 2).status == "deployed"
+
+
+def test_a_refused_version_deploys_nothing(cluster, root, tmp_path, capsys):
+    run(root)
+    before = list(cluster.calls)
+    assert register(root, tmp_path / "artefact", "refused") == 2
+    done = run(root, 2)
+    assert (done.status, done.version) == ("kept champion", 1)
+    assert done.notes == ["AUROC is not shown to be as good"]
+    assert cluster.calls == before
+    assert capsys.readouterr().out.endswith("kept champion: version 1 stays\n  AUROC is not shown to be as good\n")
+
+
+def test_a_first_version_that_is_refused(root, tmp_path):
+    other = tmp_path / "data" / "other"
+    other.mkdir()
+    version = register(other, tmp_path / "artefact", "refused")
+    assert run(other, version).status == "kept champion"
+
+
+def test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path):
+    run(root)
+    before = served(cluster)["spec"]
+    register(root, tmp_path / "artefact")
+    cluster.answer = lambda: {"probability": {"B": 0.7, "M": 0.3}, "model_version": 2}
+    with pytest.raises(
+        InputError, match=r"version 2 is not served.*answers the reference image with.*as it was before.*1 again"
+    ):
+        run(root, 2)
+    assert served(cluster)["spec"] == before
+    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1, "previous": 2}
+    assert registry.history(root)[-1]["by"] == "deploy"
+
+
+def test_a_retry_of_a_failed_deployment_fails_too(cluster, root, tmp_path):
+    test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path)
+    with pytest.raises(InputError, match="version 2 was released and rolled back: deployment failed"):
+        run(root, 2)
+
+
+def test_a_first_deployment_that_fails_leaves_nothing(cluster, root):
+    cluster.answer = lambda: {"probability": {"B": 0.7, "M": 0.3}, "model_version": 1}
+    with pytest.raises(InputError, match="InferenceService thyroid is removed again"):
+        run(root)
+    assert ("inferenceservices", "thyroid") not in cluster.objects
+
+
+def test_edits_by_hand_are_kept_and_told_but_for_the_model(cluster, root, tmp_path):
+    run(root)
+    predictor = served(cluster)["spec"]["predictor"]
+    predictor["minReplicas"] = 5
+    predictor["model"]["storageUri"] = "gs://elsewhere/model"
+    predictor["model"]["env"] = [{"name": "MINE", "value": "1"}]
+    register(root, tmp_path / "artefact")
+    notes = run(root, 2).notes
+    predictor = served(cluster)["spec"]["predictor"]
+    assert predictor["minReplicas"] == 5
+    assert predictor["model"]["env"] == [{"name": "MINE", "value": "1"}]
+    assert predictor["model"]["storageUri"].endswith("/thyroid/2")
+    assert any(note.startswith("spec.predictor.minReplicas was set to 5 by hand: kept") for note in notes)
+    assert any("'gs://elsewhere/model' by hand: set to" in note for note in notes)
+
+
+def test_one_that_was_made_by_hand_is_taken_over(cluster, root):
+    body = deploy.inference_service("thyroid", 0, "gs://elsewhere/model", Options())
+    body["spec"]["predictor"] |= {"minReplicas": 2, "maxReplicas": 9}
+    body["metadata"]["annotations"].pop("thyroid/notice")
+    cluster.put("inferenceservices", body)
+    run(root)
+    found = served(cluster)
+    assert found["spec"]["predictor"]["maxReplicas"] == 9
+    assert found["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/1")
+    assert found["metadata"]["labels"]["thyroid/version"] == "1"
+    assert APPLIED in found["metadata"]["annotations"]
+
+
+def test_changed_options_are_applied(cluster, root):
+    run(root)
+    run(root, gpu=True)
+    predictor = served(cluster)["spec"]["predictor"]
+    assert predictor["model"]["runtime"] == "thyroid-gpu"
+    assert predictor["model"]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    run(root)
+    assert "tolerations" not in served(cluster)["spec"]["predictor"]
+    assert "nvidia.com/gpu" not in served(cluster)["spec"]["predictor"]["model"]["resources"]["limits"]
+
+
+def test_canary_in_knative_mode(cluster, root, tmp_path):
+    run(root, min_replicas=0)
+    register(root, tmp_path / "artefact")
+    done = run(root, 2, min_replicas=0, canary=10)
+    assert served(cluster)["spec"]["predictor"]["canaryTrafficPercent"] == 10
+    assert served(cluster)["metadata"]["annotations"]["serving.kserve.io/enable-tag-routing"] == "true"
+    assert done.url == f"{cluster.url}/canary", "the canary is asked at its own address"
+    run(root, min_replicas=0)
+    assert "canaryTrafficPercent" not in served(cluster)["spec"]["predictor"]
+
+
+def test_canary_in_standard_mode_is_a_second_service_and_a_route(cluster, root, tmp_path):
+    run(root)
+    cluster.put("httproutes", deploy.route("lab", 0))
+    register(root, tmp_path / "artefact")
+    run(root, 2, canary=10)
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/1"), "the champion before stays"
+    assert served(cluster, CANARY)["spec"]["predictor"]["model"]["storageUri"].endswith("/2")
+    assert "canaryTrafficPercent" not in served(cluster, CANARY)["spec"]["predictor"], "it would be ignored"
+    backends = cluster.objects["httproutes", "thyroid"]["spec"]["rules"][0]["backendRefs"]
+    assert [(one["name"], one["weight"]) for one in backends] == [
+        ("thyroid-predictor", 90),
+        ("thyroid-canary-predictor", 10),
+    ]
+    assert [kind for method, _, _, kind in cluster.calls if method == "PATCH"] == ["application/merge-patch+json"]
+    run(root)
+    assert ("inferenceservices", CANARY) not in cluster.objects
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/2")
+    assert len(cluster.objects["httproutes", "thyroid"]["spec"]["rules"][0]["backendRefs"]) == 1
+
+
+def test_canary_without_a_route_is_taken_back(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+    with pytest.raises(InputError, match=r"no HTTPRoute thyroid.*thyroid-canary is removed again.*version 1 again"):
+        run(root, 2, canary=10)
+    assert ("inferenceservices", CANARY) not in cluster.objects
+
+
+def test_a_canary_needs_something_beside_it(cluster, root):
+    with pytest.raises(InputError, match="there is no InferenceService thyroid yet"):
+        run(root, canary=10)
+
+
+def test_the_mode_of_one_that_exists_is_not_changed(cluster, root):
+    run(root)
+    with pytest.raises(InputError, match=r"runs in Standard mode.*set min_replicas above 0"):
+        run(root, min_replicas=0)
+
+
+def test_without_our_runtime(cluster, root):
+    del cluster.objects["servingruntimes", "thyroid"]
+    with pytest.raises(InputError, match="has no ServingRuntime thyroid: apply it with kubectl apply -k"):
+        run(root)
+    cluster.put("servingruntimes", {"metadata": {"name": "thyroid"}, "spec": {"disabled": True}})
+    with pytest.raises(InputError, match="is disabled"):
+        run(root)
+    assert cluster.written() == []
+
+
+def test_without_kserve(cluster, root):
+    cluster.known = set()
+    with pytest.raises(InputError, match="is KServe installed"):
+        run(root)
+
+
+def test_a_conflict_is_tried_again(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+    conflict = (409, "the object has been modified")
+    cluster.refuse["PUT", "inferenceservices"] = [conflict] * 3
+    assert run(root, 2).status == "deployed"
+    register(root, tmp_path / "artefact")
+    cluster.refuse["PUT", "inferenceservices"] = [conflict] * 5
+    with pytest.raises(InputError, match="changed by somebody else at each of 5 tries"):
+        run(root, 3)
+
+
+def test_an_edit_between_read_and_write_is_not_lost(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+
+    def edit(_: str) -> None:
+        cluster.before_write = None
+        live = served(cluster)
+        live["spec"]["predictor"]["maxReplicas"] = 7
+        live["metadata"]["resourceVersion"] = "99"
+
+    cluster.before_write = edit
+    run(root, 2)
+    assert served(cluster)["spec"]["predictor"]["maxReplicas"] == 7
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(422, "does not fit this KServe's schema"), (403, "manifests/base/rbac.yaml"), (500, "500 no")]
+)
+def test_what_the_server_refuses_is_said(cluster, root, status, said):
+    cluster.refuse["POST", "inferenceservices"] = [(status, "no")]
+    with pytest.raises(InputError, match=f"creating InferenceService thyroid: {status} no|{said}") as caught:
+        run(root)
+    assert said in str(caught.value)
+
+
+def test_an_unreachable_server(root, tmp_path, monkeypatch):
+    running = Cluster()
+    file = running.kubeconfig(tmp_path)
+    running.shutdown()
+    running.server_close()
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+    with pytest.raises(InputError, match=r"the API server http://127.0.0.1:\d+ is not to be reached"):
+        run(root)
+
+
+def test_a_server_that_never_answers_is_given_up(cluster, root, monkeypatch):
+    silent = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(deploy, "_TIMEOUTS", (0.2, 0.2))
+    file = root.parent / "kubeconfig"
+    text = (root.parent.parent / "kubeconfig").read_text()
+    file.write_text(text.replace(cluster.url, f"http://127.0.0.1:{silent.getsockname()[1]}"))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+    with silent, pytest.raises(InputError, match="not to be reached"):
+        run(root)
+
+
+def test_without_a_kubeconfig(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="no cluster to deploy to"):
+        run(root)
+
+
+def pod(**status) -> dict:
+    return {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c"}]}, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (
+            {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes: Insufficient nvidia.com/gpu"}]},
+            "Insufficient nvidia.com/gpu",
+        ),
+        ({"reason": "Evicted", "message": "The node was low on memory"}, "Evicted: The node was low on memory"),
+        (
+            {
+                "containerStatuses": [
+                    {
+                        "name": "kserve-container", "image": "i", "imageID": "", "ready": False, "restartCount": 3,
+                        "state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}},
+                        "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}},
+                    }
+                ]
+            },
+            "container kserve-container: ImagePullBackOff not found; container kserve-container: OOMKilled",
+        ),
+    ],
+)  # fmt: skip
+def test_never_ready_is_said_in_the_pods_own_words(cluster, root, status, said, capsys):
+    cluster.looks_until_ready = 10**6
+    cluster.pods = [pod(**status)]
+    with pytest.raises(InputError, match="not ready after 0 s") as caught:
+        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+    assert said in str(caught.value)
+    assert "waiting for thyroid: PredictorReady MinimumReplicasUnavailable" in capsys.readouterr().out
+
+
+def test_a_model_that_does_not_load_is_not_waited_for(cluster, root):
+    cluster.status = lambda body: {
+        "observedGeneration": body["metadata"]["generation"],
+        "conditions": [{"type": "Ready", "status": "False"}],
+        "modelStatus": {
+            "transitionStatus": "BlockedByFailedLoad",
+            "lastFailureInfo": {"reason": "ModelLoadFailed", "message": "model.keras: changed since it was registered"},
+        },
+    }
+    with pytest.raises(InputError, match=r"ModelLoadFailed: model.keras: changed"):
+        run(root)
+
+
+def test_the_token_is_sent_and_asked_for(cluster, root, monkeypatch):
+    monkeypatch.setenv("THYROID_TOKEN", "s3cret")
+    run(root)
+    assert cluster.questions[0][1] == "Bearer s3cret"
+    del cluster.objects["inferenceservices", "thyroid"]
+    cluster.answer = lambda: {"error": 401}
+    with pytest.raises(InputError, match="give the endpoint's token as THYROID_TOKEN"):
+        run(root)
+
+
+def test_an_endpoint_that_never_answers(cluster, root, monkeypatch):
+    monkeypatch.setattr(deploy, "_ANSWER_SECONDS", 0.1)
+    cluster.answer = lambda: {"error": 503}
+    with pytest.raises(InputError, match="503"):
+        run(root)
+
+
+def test_without_a_cluster_the_manifest_is_written(tmp_path, capsys):
+    root = tmp_path / "registry"
+    register(root, tmp_path / "artefact")
+    done = deploy.deploy(root, 1, tmp_path / "manifest.yaml")
+    assert done.status == "manifest written"
+    body = yaml.safe_load((tmp_path / "manifest.yaml").read_text())
+    assert body["kind"] == "InferenceService"
+    assert f"python -m thyroid.serve --registry {root}" in capsys.readouterr().out
+
+
+def test_a_registry_that_kserve_cannot_read(tmp_path):
+    register(tmp_path / "registry", tmp_path / "artefact")
+    with pytest.raises(InputError, match="keep the registry in a bucket"):
+        run(tmp_path / "registry")
+    assert deploy.storage_uri("gs://bucket/registry/thyroid/3") == "gs://bucket/registry/thyroid/3"
+
+
+@pytest.mark.parametrize("options", [{"canary": 100}, {"canary": -1}, {"min_replicas": -1}])
+def test_impossible_options(options):
+    with pytest.raises(InputError, match="give a"):
+        Options(**options)
+
+
+def test_command(cluster, root, capsys):
+    arguments = [
+        "--registry",
+        str(root),
+        "--namespace",
+        "lab",
+        "--manifest",
+        str(root.parent / "m.yaml"),
+        "--timeout",
+        "5",
+    ]
+    assert deploy.main(arguments) == 0
+    assert "answers its reference image as evaluated" in capsys.readouterr().out
+    assert deploy.main(["--registry", str(root / "no"), "--namespace", "lab"]) == 0, (
+        "no model is released: nothing to do"
+    )
+    assert json.loads(served(cluster)["metadata"]["annotations"][APPLIED])["labels"]["thyroid/version"] == "1"
+    assert errors is not None
