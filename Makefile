@@ -4,6 +4,14 @@ VENV ?= .venv
 OUTPUT ?= output
 PRESET ?= quick
 PORT ?= 8080
+# Images are named IMAGES-data:TAG and so on; a commit's tag never changes its meaning.
+IMAGES ?= localhost/thyroid
+TAG ?= $(shell git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo dev)$(if $(GPU),-gpu)
+export THYROID_IMAGES = $(IMAGES)
+export THYROID_TAG = $(TAG)
+ifneq ($(wildcard .containers/containers.conf),)
+export CONTAINERS_CONF = $(CURDIR)/.containers/containers.conf
+endif
 
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -12,19 +20,21 @@ RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(S
 	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(GIVEN_SPLITS),--given-splits "$(GIVEN_SPLITS)") $(if $(SEED),--seed "$(SEED)") \
 	$(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS),--folds "$(FOLDS)") $(if $(SERVING_DOMAIN),--serving-domain "$(SERVING_DOMAIN)") \
 	$(if $(SENSITIVITY),--sensitivity "$(SENSITIVITY)") $(if $(ABSTAIN),--abstain "$(ABSTAIN)") \
-	$(if $(PREVALENCE),--prevalence "$(PREVALENCE)") $(if $(CLINICAL),--clinical "$(CLINICAL)") $(if $(WAIVE),--waive "$(WAIVE)")
+	$(if $(PREVALENCE),--prevalence "$(PREVALENCE)") $(if $(CLINICAL),--clinical "$(CLINICAL)") $(if $(WAIVE),--waive "$(WAIVE)") \
+	$(if $(ENGINE),--engine "$(ENGINE)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow lint format compile bench soak results lock clean
+.PHONY: help setup run serve test test-slow test-containers lint lint-manifests format images compile submit bench soak results lock clean
 
 help: ## List every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  make run SCANS=dir ROIS=rois.csv CROPS=dir WEIGHTS=imagenet|none|dir-or-file OUTPUT=dir"
 	@echo "           PRESET=quick|standard|full BACKBONES=VGG16,ResNet50 DOMAINS=normal,cropped"
 	@echo "           RECIPE=two-phase|frozen|deck FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SEED=0"
 	@echo "           SERVING_DOMAIN=normal|cropped SENSITIVITY=.95 ABSTAIN=0 PREVALENCE=.1 CLINICAL=clinical.csv"
-	@echo "           WAIVE=shortcut,leakage"
+	@echo "           WAIVE=shortcut,leakage ENGINE=podman|docker"
+	@echo "  make images|compile|submit IMAGES=registry/prefix TAG=tag GPU=1; submit: HOST=url SET='scans=... registry=...'"
 
 setup: $(READY) ## Create the environment from requirements.lock
 
@@ -43,10 +53,13 @@ serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP proto
 
 test: $(READY) ## Lint, type check and all fast tests
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
-	"$(BIN)/python" -m pytest -m "not slow" -n 2 --dist loadfile
+	"$(BIN)/python" -m pytest -m "not slow and not containers" -n 2 --dist loadfile
 
-test-slow: $(READY) ## The slow tests: the README's commands and the run on real scans
+test-slow: $(READY) lint-manifests ## The slow tests: the README's commands and the run on real scans
 	"$(BIN)/python" -m pytest -m slow
+
+test-containers: $(READY) images ## The whole pipeline and the endpoint in their real images
+	"$(BIN)/python" -m pytest -m containers -s
 
 lint: $(READY) ## Lint and type check
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
@@ -54,8 +67,21 @@ lint: $(READY) ## Lint and type check
 format: $(READY) ## Format the code
 	"$(BIN)/ruff" check --fix . && "$(BIN)/ruff" format .
 
-compile: $(READY) ## Write the Kubeflow pipeline to thyroid.yaml
+lint-manifests: $(READY) manifests/checkov.lock ## Security linter over the rendered manifests
+	@test -x "$(VENV)/checkov/bin/checkov" || { "$(PYTHON)" -m venv "$(VENV)/checkov" \
+		&& "$(VENV)/checkov/bin/python" -m pip install --quiet --require-hashes -r manifests/checkov.lock; }
+	"$(BIN)/python" -m pytest -q tests/test_manifests.py -k linter
+
+images: ## Build the image of every dependency set with docker, podman or buildah (GPU=1: the GPU variants; BASE_IMAGE=...)
+	@GPU="$(GPU)" images/build.sh "$(IMAGES)" "$(TAG)"
+
+compile: $(READY) ## Write the Kubeflow pipeline to thyroid.yaml, and as objects for Git to thyroid-version.yaml
 	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml
+
+submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/data/scans registry=/data/registry')
+	@test -n "$(HOST)" || { echo "error: make submit needs HOST=address of Kubeflow Pipelines" >&2; exit 2; }
+	@"$(BIN)/python" -m pipelines submit --host "$(HOST)" --service-account "$(or $(SERVICE_ACCOUNT),thyroid-pipeline)" \
+		$(foreach one,$(SET),--set "$(one)")
 
 bench: $(READY) ## Ratios against named peers
 	@for b in input training evaluation serving scale; do "$(BIN)/python" bench/$$b.py || exit 1; done
@@ -69,9 +95,8 @@ results: $(READY) ## Recipes and backbones side by side on SCANS, ROIS and WEIGH
 	@"$(BIN)/python" -m thyroid.crop --data "$(OUTPUT)-results/ingested" --output "$(OUTPUT)-results/data"
 	@"$(BIN)/python" -m thyroid.results --data "$(OUTPUT)-results/data" --work "$(OUTPUT)-results/work" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
-lock: $(READY) ## Resolve requirements.lock anew from pyproject.toml (no URLs in it)
-	"$(BIN)/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra data --extra train --extra serve \
-		--extra pipelines --extra dev --generate-hashes --no-header --no-emit-index-url --no-emit-find-links -q --upgrade -o requirements.lock
+lock: $(READY) ## Resolve requirements.lock and the images' locks anew from pyproject.toml (no URLs in them)
+	UPGRADE=1 UV="$(BIN)/uv" images/lock.sh
 
 clean: ## Remove the environment and OUTPUT
 	rm -rf "$(VENV)" "$(OUTPUT)" "$(OUTPUT)-results"

@@ -15,3 +15,5 @@ for extra in data train train-gpu ops serve serve-gpu; do
     case $extra in serve*) ;; *) echo "$kfp" >>images/$extra.lock ;; esac
 done
 echo setuptools | compile --no-annotate --no-deps -c requirements.lock - -o images/build.lock
+# checkov pins what the others cannot live with: it gets an environment of its own
+echo 'checkov>=3.2' | compile --no-annotate ${UPGRADE:+--upgrade} - -o manifests/checkov.lock

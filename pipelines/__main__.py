@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compile_pipeline(arguments: argparse.Namespace, chosen: Sequence[str], output: Path) -> None:
-    """Write the KFP intermediate representation to `output`, and the same as PipelineVersion objects beside it."""
+    """Write the KFP intermediate representation to `output`, and the same as Pipeline and PipelineVersion beside it."""
     from kfp import compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 

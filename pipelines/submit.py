@@ -1,13 +1,17 @@
 """Start a run on a Kubeflow Pipelines host, and watch it to its end."""
 
 import datetime
+import json
 import sys
 import time
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from thyroid import errors
 from thyroid.errors import InputError
 from thyroid.progress import bar
 
@@ -80,6 +84,7 @@ def submit(
     import kfp_server_api
     from urllib3.exceptions import HTTPError
 
+    _greet(host, token)
     try:
         client = kfp.Client(host=host, namespace=namespace or "kubeflow", existing_token=token or None)
         name = f"thyroid {datetime.datetime.now():%Y-%m-%d %H:%M}"
@@ -102,6 +107,30 @@ def submit(
             f"--host {host}: not to be reached ({type(error).__name__}); is it the Pipelines address?"
         ) from None
     return started.run_id
+
+
+def _greet(host: str, token: str) -> None:
+    """Ask for the host's health: kfp's client would try that for half a minute, and print a traceback each time.
+
+    Raises:
+        InputError: the host refuses, is not to be reached, or is no Kubeflow Pipelines.
+    """
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        request = urllib.request.Request(f"{host.rstrip('/')}/apis/v2beta1/healthz", headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            text = error.read(500).decode(errors="replace")
+        raise InputError(f"--host {host}: {error.code} {text}; is a token needed (--token-file)?") from None
+    except OSError as error:
+        raise InputError(f"--host {host}: not to be reached ({errors.one_line(error)})") from None
+    except ValueError:
+        raise InputError(
+            f"--host {host}: not an address of Kubeflow Pipelines, or a page to log in at; give a token with --token-file, or "
+            "the address of kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
+        ) from None
 
 
 def _watch(client: Any, run_id: str, page: str) -> None:
@@ -137,8 +166,6 @@ def _watch(client: Any, run_id: str, page: str) -> None:
 
 
 def _message(error: Any) -> str:
-    import json
-
     try:
         content = json.loads(error.body)
         return content.get("message") or content.get("error") or str(error.reason)

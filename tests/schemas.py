@@ -37,7 +37,11 @@ def _strict(schema: Any) -> Any:
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    result = {key: _strict(value) for key, value in schema.items() if key not in ("format", "default", "description")}
+    result = {
+        key: {name: _strict(one) for name, one in value.items()} if key == "properties" else _strict(value)
+        for key, value in schema.items()
+        if key not in ("format", "default", "description")
+    }
     open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
     if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not open_ended:
         result["additionalProperties"] = False

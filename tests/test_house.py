@@ -107,7 +107,7 @@ def test_research_use_only_stands_on_what_people_see():
         "thyroid/serve/__main__.py",
         "thyroid/serve/openapi.py",
         "docs/api.md",
-        "docs/grafana.json",
+        "manifests/base/dashboard.json",
         "components/pages.py",
     ):
         text = (ROOT / file).read_text()

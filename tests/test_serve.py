@@ -252,7 +252,7 @@ def test_metrics_say_what_happens_and_name_nobody(server, tested):
     assert re.search(r'thyroid_rejected_total\{code="invalid_input"\} [1-9]', text)
     assert "Maria" not in text
     assert Path(row["path"]).name not in text
-    dashboard = json.loads((Path(__file__).parents[1] / "docs" / "grafana.json").read_text())
+    dashboard = json.loads((Path(__file__).parents[1] / "manifests" / "base" / "dashboard.json").read_text())
     asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", []))
     for metric in set(re.findall(r"\b(?:thyroid|request)_[a-z_]+", asked)):
         assert metric.removesuffix("_bucket") in text, f"{metric} of the dashboard is not there"

@@ -12,18 +12,55 @@ from kfp import components as kfp_components
 
 from components.step import image_name
 from pipelines import __main__ as cli
+from tests import schemas
 from thyroid.backbones import BACKBONES
 
 ROOT = Path(__file__).parents[1]
-STEPS = {"ingest": "data", "crop": "data", "train": "train", "evaluate": "train", "register": "ops"}
+STEPS = {
+    "ingest": "data",
+    "crop": "data",
+    "train": "train",
+    "evaluate": "train",
+    "register": "ops",
+    "deploy": "ops",
+    "conclude": "ops",
+}
+
+
+def compile_(path: Path, *arguments: str) -> tuple[dict, dict]:
+    """The pipeline specification and its settings for Kubernetes."""
+    assert cli.main(["compile", "--output", str(path), *arguments]) == 0
+    kfp_components.load_component_from_file(str(path))
+    specification, platform = yaml.safe_load_all(path.read_text())
+    return specification, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> dict:
-    path = tmp_path_factory.mktemp("compiled") / "thyroid.yaml"
-    assert cli.main(["compile", "--output", str(path)]) == 0
-    kfp_components.load_component_from_file(str(path))
-    return next(yaml.safe_load_all(path.read_text()))
+def both(tmp_path_factory) -> tuple[dict, dict]:
+    return compile_(tmp_path_factory.mktemp("compiled") / "thyroid.yaml")
+
+
+@pytest.fixture(scope="module")
+def compiled(both) -> dict:
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def pods(both) -> dict:
+    return both[1]
+
+
+@pytest.fixture(scope="module")
+def tasks(compiled) -> dict:
+    """Of the body of the exit handler."""
+    (body,) = [t for t in compiled["root"]["dag"]["tasks"].values() if t["taskInfo"]["name"] != "conclude"]
+    return compiled["components"][body["componentRef"]["name"]]["dag"]["tasks"]
+
+
+def executor(compiled: dict, task: dict) -> tuple[str, dict]:
+    """Label and container of a task."""
+    label = compiled["components"][task["componentRef"]["name"]]["executorLabel"]
+    return label, compiled["deploymentSpec"]["executors"][label]["container"]
 
 
 def test_every_step_is_a_file_and_every_file_a_step(compiled):
@@ -32,10 +69,11 @@ def test_every_step_is_a_file_and_every_file_a_step(compiled):
     assert in_yaml == files == set(STEPS)
 
 
-def test_one_node_a_step_and_five_named_trainings_side_by_side(compiled):
-    tasks = compiled["root"]["dag"]["tasks"]
+def test_one_node_a_step_and_five_named_trainings_side_by_side(compiled, tasks):
     names = {task["taskInfo"]["name"] for task in tasks.values()}
-    assert names == {"ingest", "crop", "evaluate", "register"} | {f"train-{backbone}" for backbone in BACKBONES}
+    assert names == {"ingest", "crop", "evaluate", "register", "deploy"} | {
+        f"train-{backbone}" for backbone in BACKBONES
+    }
     trainings = {key: task for key, task in tasks.items() if task["taskInfo"]["name"].startswith("train-")}
     for task in trainings.values():
         assert task["dependentTasks"] == ["crop"]
@@ -47,7 +85,99 @@ def test_one_node_a_step_and_five_named_trainings_side_by_side(compiled):
         producer = evaluate["inputs"]["artifacts"][backbone]["taskOutputArtifact"]["producerTask"]
         assert tasks[producer]["taskInfo"]["name"] == f"train-{backbone}"
     assert tasks["register"]["dependentTasks"] == ["evaluate"]
-    assert "enableCache" not in tasks["register"]["cachingOptions"]
+    assert tasks["deploy"]["dependentTasks"] == ["register"]
+
+
+def test_the_last_word_comes_whatever_happened(compiled):
+    outer = compiled["root"]["dag"]["tasks"]
+    conclude = outer.pop("conclude")
+    (body,) = outer.values()
+    assert conclude["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert conclude["dependentTasks"] == [next(iter(outer))]
+    assert body["taskInfo"]["name"] == "scans to endpoint"
+    outer["conclude"] = conclude
+
+
+def test_only_what_is_safe_is_cached(tasks):
+    """The cache sees parameters and names: what reads a folder, a registry or a cluster may not be cached."""
+    cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
+    assert cached == {name for name, task in tasks.items() if task["taskInfo"]["name"].startswith(("crop", "train-"))}
+    for name in cached:
+        source = tasks[name]["inputs"]["parameters"]["fingerprint"]["taskOutputParameter"]
+        assert source["outputParameterKey"] == "version", "the data's fingerprint is part of the cache's key"
+
+
+def test_every_pod_is_limited_retried_and_given_up(compiled, tasks, pods):
+    for name, task in tasks.items():
+        label, container = executor(compiled, task)
+        assert set(container["resources"]) >= {"resourceCpuRequest", "resourceMemoryRequest", "resourceMemoryLimit"}
+        policy = task["retryPolicy"]
+        assert policy["maxRetryCount"] == 2, name
+        assert policy["backoffDuration"] == "60s"
+        assert policy["backoffFactor"] == 2.0
+        assert 600 < int(pods[label]["activeDeadlineSeconds"]) <= 24 * 3600
+    for label, pod in pods.items():
+        assert pod["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}, label
+        assert pod["pvcMount"][0]["mountPath"] == "/data"
+        assert pod["imagePullPolicy"] == "IfNotPresent"
+
+
+def test_trainings_and_only_they_get_gpus_and_shared_memory(compiled, tasks, pods):
+    for name, task in tasks.items():
+        label, container = executor(compiled, task)
+        gpu = container["resources"].get("accelerator")
+        if name.startswith("train"):
+            assert gpu["resourceType"] == "nvidia.com/gpu"
+            assert gpu["resourceCount"] == "1"
+            assert pods[label]["tolerations"] == [
+                {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+            ]
+            assert pods[label]["emptyDirMounts"][0] == {
+                "volumeName": "shared-memory",
+                "mountPath": "/dev/shm",
+                "medium": "Memory",
+                "sizeLimit": "2Gi",
+            }
+        else:
+            assert gpu is None
+            assert "tolerations" not in pods[label]
+
+
+def test_what_differs_from_cluster_to_cluster(tmp_path):
+    options = ["--gpus", "4", "--node-selector", "cloud.google.com/gke-accelerator=nvidia-l4", "--gcs-secret", "key"]
+    compiled, pods = compile_(tmp_path / "p.yaml", *options, "--claim", "", "--accelerator", "amd.com/gpu")
+    label = next(label for label in pods if label.startswith("exec-train"))
+    container = compiled["deploymentSpec"]["executors"][label]["container"]
+    assert container["resources"]["accelerator"]["resourceCount"] == "4"
+    assert pods[label]["nodeSelector"]["labels"] == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+    assert pods[label]["tolerations"][0]["key"] == "amd.com/gpu"
+    assert pods[label]["secretAsVolume"][0]["secretName"] == "key"
+    assert {"name": "GOOGLE_APPLICATION_CREDENTIALS", "value": "/secret/gcs/key.json"} in container["env"]
+    assert all("pvcMount" not in pod for pod in pods.values())
+    compiled, _ = compile_(tmp_path / "cpu.yaml", "--gpus", "0")
+    container = compiled["deploymentSpec"]["executors"][label]["container"]
+    assert "accelerator" not in container["resources"]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [(["--gpus", "99"], "--gpus 99"), (["--node-selector", "x"], "NAME=VALUE")]
+)
+def test_impossible_settings(option, said, tmp_path, capsys):
+    assert cli.main(["compile", "--output", str(tmp_path / "p.yaml"), *option]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_same_as_objects_for_git(tmp_path, both):
+    assert cli.main(["compile", "--output", str(tmp_path / "p.yaml")]) == 0
+    pipeline, version = yaml.safe_load_all((tmp_path / "p-version.yaml").read_text())
+    assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
+    assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"]
+    assert version["spec"]["pipelineSpec"]["root"] == both[0]["root"]
+    known = schemas.definitions()
+    if not known:
+        pytest.skip(f"no CustomResourceDefinitions here ({schemas.CRDS})")
+    assert schemas.problems(pipeline, known) == []
+    assert schemas.problems(version, known) == []
 
 
 def test_containers_call_the_entry_point_and_carry_no_source(compiled):
@@ -60,15 +190,13 @@ def test_containers_call_the_entry_point_and_carry_no_source(compiled):
         assert "def " not in json.dumps(container)
 
 
-def test_trainings_ask_for_the_memory_of_their_backbone(compiled):
-    for component in compiled["components"].values():
-        executor = compiled["deploymentSpec"]["executors"][component["executorLabel"]]
-        if executor["container"]["args"][0] != "train":
+def test_trainings_ask_for_the_memory_of_their_backbone(compiled, tasks):
+    for task in tasks.values():
+        _, container = executor(compiled, task)
+        if container["args"][0] != "train":
             continue
-        tasks = compiled["root"]["dag"]["tasks"].values()
-        (task,) = [t for t in tasks if compiled["components"][t["componentRef"]["name"]] is component]
         row = BACKBONES[task["inputs"]["parameters"]["backbone"]["runtimeValue"]["constant"]]
-        resources = executor["container"]["resources"]
+        resources = container["resources"]
         assert (resources["resourceMemoryRequest"], resources["resourceMemoryLimit"]) == (
             row.memory_request,
             row.memory_limit,
@@ -84,6 +212,8 @@ def test_interfaces_are_those_of_the_functions(compiled):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     functions = json.loads(done.stdout)
     for component in compiled["components"].values():
+        if "executorLabel" not in component:
+            continue  # the exit handler's body
         step = compiled["deploymentSpec"]["executors"][component["executorLabel"]]["container"]["args"][0]
         names = set()
         for side in ("inputDefinitions", "outputDefinitions"):
@@ -94,7 +224,7 @@ def test_interfaces_are_those_of_the_functions(compiled):
 
 def test_parameters_have_descriptions_and_defaults(compiled):
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
-    assert len(parameters) <= 21
+    assert len(parameters) <= 25
     for name, parameter in parameters.items():
         assert parameter.get("description"), name
         assert parameter.get("isOptional", False) == (name not in ("scans", "registry"))
@@ -103,8 +233,8 @@ def test_parameters_have_descriptions_and_defaults(compiled):
 
 def test_compiling_some_backbones(tmp_path):
     assert cli.main(["compile", "--output", str(tmp_path / "p.yaml"), "--backbones", "VGG16,resnet50"]) == 0
-    tasks = yaml.safe_load((tmp_path / "p.yaml").read_text())["root"]["dag"]["tasks"]
-    assert len(tasks) == 6
+    compiled = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
+    assert len(compiled["deploymentSpec"]["executors"]) == 8
 
 
 def test_compiling_does_not_import_tensorflow(tmp_path):
@@ -142,6 +272,7 @@ def test_a_step_reports_bad_input_in_one_line(tmp_path):
                 ("statistics", "system.HTML"),
             )
         },
+        "parameters": {"version": {"outputFile": str(tmp_path / "version")}},
         "outputFile": str(tmp_path / "out.json"),
     }
     parameters = {

@@ -1,0 +1,208 @@
+"""The images as they are built, and the whole pipeline in them. `make test-containers` builds them first."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from components.step import image_name
+from pipelines import __main__ as cli
+from pipelines import containers
+from tests.conftest import SHARED
+from tests.serving import free_port
+from thyroid import deploy, phantom, registry
+
+pytestmark = pytest.mark.containers
+ROOT = Path(__file__).parents[2]
+TOY = {"image_size": 32, "epochs": 1, "batch_size": 16, "weights": "none", "domains": ""}
+MEGABYTES = {"data": 700, "ops": 1000, "serve": 900, "train": 3500}
+STEPS = {"data": ["ingest", "crop"], "train": ["train", "evaluate"], "ops": ["register", "deploy", "conclude"]}
+NOT_IN = {
+    "data": ["tensorflow", "keras", "openvino", "sklearn", "kserve", "kubernetes"],
+    "train": ["kserve", "kubernetes", "fastapi"],
+    "ops": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "pyarrow"],
+    "serve": ["tensorflow", "keras", "sklearn", "matplotlib", "pyarrow", "kfp"],
+}
+
+
+@pytest.fixture(scope="module")
+def engine() -> str:
+    """Name of the engine that built the images."""
+    done = subprocess.run(["images/engine.sh"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running(engine):
+    yield
+    left = subprocess.run(
+        [engine, "ps", "-q", "--filter", f"label={containers.LABEL}"], capture_output=True, text=True, check=True
+    )
+    for one in left.stdout.split():
+        subprocess.run([engine, "rm", "-f", one], capture_output=True)
+    assert not left.stdout.split()
+
+
+def inside(engine: str, image: str, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    line = [engine, "run", "--rm", "--pull=never", "--label", containers.LABEL, *options, image_name(image), *command]
+    return subprocess.run(line, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("image", MEGABYTES)
+def test_an_image_is_small_and_well_described(engine, image):
+    (found,) = json.loads(
+        subprocess.run([engine, "image", "inspect", image_name(image)], capture_output=True, check=True).stdout
+    )
+    assert found["Size"] < MEGABYTES[image] * 1e6
+    config = found["Config"]
+    assert config["User"] == "10001:10001"
+    assert not config.get("Entrypoint")
+    assert config["Cmd"][0] == "python3"
+    labels = config["Labels"]
+    assert labels["org.opencontainers.image.title"].startswith(f"thyroid-{image}")
+    assert "Research use only" in labels["org.opencontainers.image.description"]
+    assert labels["org.opencontainers.image.revision"] == os.environ.get("THYROID_TAG", "dev")
+    health = config.get("Healthcheck") or found.get("HealthCheck") or found.get("Healthcheck")
+    assert bool(health) == (image == "serve")
+
+
+@pytest.mark.parametrize("image", NOT_IN)
+def test_an_image_holds_what_its_steps_import_and_nothing_of_the_others(engine, image):
+    code = f"""
+import importlib.util, os, sys
+found = [name for name in {NOT_IN[image]!r} if importlib.util.find_spec(name)]
+assert not found, found
+assert os.getuid() == 10001
+"""
+    if image == "serve":
+        code += "sys.argv = sys.argv[:1]\nimport thyroid.serve.server"
+    else:
+        code += "os.environ['_KFP_RUNTIME'] = 'true'\n"
+        code += "\n".join(f"import components.{step}, thyroid.{step}" for step in STEPS[image])
+    done = inside(engine, image, "python3", "-W", "ignore", "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_step_runs_as_the_images_own_user(engine, tmp_path):
+    phantom.generate(tmp_path / "in", patients=12, images_per_patient=1, seed=5)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    done = inside(
+        engine, "data", "python3", "-m", "thyroid.ingest", "--scans", "/in/scans", "--rois", "/in/rois.csv", "--output", "/out/data",
+        options=("-v", f"{tmp_path / 'in'}:/in:ro", "-v", f"{tmp_path / 'out'}:/out", "--read-only", "--tmpfs", "/tmp"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "data" / "data.json").stat().st_uid == 10001
+
+
+@pytest.fixture(scope="module")
+def output(engine, tmp_path_factory) -> Path:
+    """The whole DAG in containers at toy size: on the real scans where they are, else on phantoms."""
+    folder = tmp_path_factory.mktemp("containers")
+    scans, rois = SHARED / "data" / "ddti" / "normal", SHARED / "data" / "ddti" / "rois.csv"
+    if not scans.is_dir():
+        phantom.generate(folder / "sample", patients=30, images_per_patient=2, seed=1)
+        scans, rois = folder / "sample" / "scans", folder / "sample" / "rois.csv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cli.PRESETS, "quick", TOY)
+        code = cli.main(
+            ["run", "--scans", str(scans), "--rois", str(rois), "--output", str(folder / "out"), "--engine", engine]
+        )
+    assert code == 0
+    return folder / "out"
+
+
+def test_the_whole_pipeline_ran_in_containers(output):
+    summary = json.loads((output / "summary.json").read_text())
+    assert len(summary["models"]) == 5
+    assert (output / "report.html").stat().st_size > 100_000
+    assert registry.verify(registry.find(output / "registry"))["version"] == 1
+    assert "Research use only" in next((output / "pipeline").glob("*/conclude/page")).read_text()
+    manifest = (output / "inferenceservice.yaml").read_text()
+    assert ("kind: InferenceService" in manifest) == (summary["gate"]["decision"] == "promoted")
+
+
+def test_the_serve_image_answers_as_evaluated(engine, output):
+    """Mounted as KServe mounts it, with the security context of the ServingRuntime."""
+    folder, port = registry.find(output / "registry"), free_port()
+    name = f"thyroid-serve-{port}"
+    line = [engine, "run", "-d", "--rm", "--pull=never", "--name", name, "--label", containers.LABEL, "--read-only"]
+    line += ["--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "2g"]
+    line += ["-v", f"{folder}:/mnt/models:ro", "-p", f"127.0.0.1:{port}:8080", image_name("serve")]
+    subprocess.run(line, check=True, capture_output=True)
+    try:
+        deploy.check_answer(f"http://127.0.0.1:{port}", folder, timeout=60)
+        image = base64.b64encode((folder / "reference.jpg").read_bytes()).decode()
+        body = json.dumps({"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [image]}]}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/v2/models/thyroid/infer", body, headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            outputs = {one["name"]: one["data"] for one in json.load(answer)["outputs"]}
+        assert outputs["decision"][0] in ("benign", "malignant", "abstain")
+        health = subprocess.run(
+            [
+                engine,
+                "exec",
+                name,
+                "python3",
+                "-c",
+                "import urllib.request as u; u.urlopen('http://localhost:8080/v2/health/ready')",
+            ]
+        )
+        assert health.returncode == 0
+    finally:
+        subprocess.run([engine, "rm", "-f", name], capture_output=True)
+
+
+def test_a_container_that_fails_fails_the_run(engine, scans, tmp_path, capfd):
+    for file in scans.glob("M_*"):
+        file.unlink()
+    code = cli.main(["run", "--scans", str(scans), "--output", str(tmp_path / "out"), "--engine", engine])
+    captured = capfd.readouterr()
+    assert code == 2
+    assert "no usable scan of class M" in captured.out
+    assert "ended with exit code 2" in captured.out
+    assert "The run ended: FAILED." in captured.out, "the exit handler ran"
+
+
+def test_a_container_that_is_killed_fails_the_run(engine, scans, tmp_path, capfd):
+    """As the kernel does when a pod is out of memory."""
+    killed = threading.Event()
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not killed.is_set():
+            listed = subprocess.run(
+                [engine, "ps", "-q", "--filter", f"label={containers.LABEL}"], capture_output=True, text=True
+            )
+            for one in listed.stdout.split():
+                if subprocess.run([engine, "kill", one], capture_output=True).returncode == 0:
+                    killed.set()
+            time.sleep(0.1)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    code = cli.main(["run", "--scans", str(scans), "--output", str(tmp_path / "out"), "--engine", engine])
+    killer.join()
+    assert killed.is_set()
+    assert code == 2
+    assert "exit code 137: killed, most often for want of memory" in capfd.readouterr().out
+
+
+def test_an_image_that_is_missing_is_said_before_anything_runs(engine, scans, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("THYROID_TAG", "never-built")
+    assert cli.main(["run", "--scans", str(scans), "--output", str(tmp_path / "out"), "--engine", engine]) == 2
+    assert "image localhost/thyroid-data:never-built is not here: build it with make images" in capsys.readouterr().err
+
+
+def test_an_engine_that_is_missing(scans, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert cli.main(["run", "--scans", str(scans), "--output", str(tmp_path / "out"), "--engine", "docker"]) == 2
+    assert "--engine docker: no such command" in capsys.readouterr().err

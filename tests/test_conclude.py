@@ -1,0 +1,31 @@
+from tests.test_deploy import register
+from thyroid import conclude
+
+
+def test_success_and_the_registry(tmp_path, capsys):
+    root = tmp_path / "registry"
+    root.mkdir()
+    assert conclude.conclude(root, "SUCCEEDED", "")[1:] == ["There is no champion yet.", "There is no candidate yet."]
+    register(root, tmp_path / "artefact")
+    register(root, tmp_path / "artefact", "refused")
+    assert conclude.main(["--registry", str(root)]) == 0
+    printed = capsys.readouterr().out
+    assert "The run ended: SUCCEEDED." in printed
+    assert "Champion: version 1, VGG16" in printed
+    assert "Candidate: version 2, VGG16" in printed
+    assert "Not released: AUROC is not shown to be as good" in printed
+
+
+def test_failures_say_what_to_do(tmp_path):
+    lines = conclude.conclude(tmp_path, "FAILED", "train-VGG16: OOMKilled")
+    assert "train-VGG16: OOMKilled" in lines
+    assert any("lower batch_size" in line for line in lines)
+    assert "The step that failed says why" in conclude.conclude(tmp_path, "FAILED", "")[1]
+
+
+def test_a_damaged_registry_does_not_hide_how_the_run_ended(tmp_path):
+    (tmp_path / "thyroid").mkdir()
+    (tmp_path / "thyroid" / "aliases.json").write_text("{")
+    lines = conclude.conclude(tmp_path, "FAILED", "")
+    assert lines[0] == "The run ended: FAILED."
+    assert "aliases.json: not JSON" in lines[-1]

@@ -1,0 +1,171 @@
+"""The manifests as kustomize renders them: valid, least rights, and the same as the code and the deploy step say."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import schemas
+from thyroid import deploy
+from thyroid.deploy import CLAIM, Options
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = sorted(p.parent.relative_to(ROOT).as_posix() for p in (ROOT / "manifests").glob("*/*/kustomization.yaml"))
+CHECKOV = Path(sys.prefix) / "checkov" / "bin" / "checkov"
+
+
+@pytest.fixture(scope="module")
+def rendered() -> dict[str, list[dict]]:
+    """Folder to its objects."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not here; it renders the manifests")
+    version = json.loads(
+        subprocess.run([kubectl, "version", "--client", "-o", "json"], capture_output=True, check=True).stdout
+    )
+    if int(re.sub(r"\D", "", version["clientVersion"]["minor"])) < 27:
+        pytest.skip(f"kubectl {version['clientVersion']['gitVersion']} is older than 1.27")
+    return {folder: list(yaml.safe_load_all(_render(kubectl, folder))) for folder in FOLDERS}
+
+
+def _render(kubectl: str, folder: str) -> str:
+    return subprocess.run([kubectl, "kustomize", folder], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def of_kind(objects: list[dict], kind: str) -> dict[str, dict]:
+    return {one["metadata"]["name"]: one for one in objects if one["kind"] == kind}
+
+
+def test_the_folders():
+    assert FOLDERS == [
+        "manifests/overlays/cpu",
+        "manifests/overlays/gateway",
+        "manifests/overlays/gpu",
+        "manifests/service/cpu",
+        "manifests/service/gpu",
+    ]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_object_is_valid(rendered, folder):
+    known = schemas.definitions()
+    skipped = set()
+    for one in rendered[folder]:
+        found = schemas.problems(one, known)
+        if found is None:
+            skipped.add(one["kind"])
+        else:
+            assert found == [], one["metadata"]["name"]
+    if skipped - schemas.WITHOUT_SCHEMA:
+        pytest.skip(f"no CustomResourceDefinition of {', '.join(sorted(skipped))} here ({schemas.CRDS})")
+
+
+def test_overlays_hold_what_a_namespace_needs(rendered):
+    kinds = {one["kind"] for one in rendered["manifests/overlays/cpu"]}
+    assert kinds == {
+        "ServiceAccount", "Role", "RoleBinding", "PersistentVolumeClaim", "ServingRuntime", "NetworkPolicy", "ConfigMap",
+    }  # fmt: skip
+    assert set(of_kind(rendered["manifests/overlays/gpu"], "ServingRuntime")) == {"thyroid", "thyroid-gpu"}
+    dashboard = of_kind(rendered["manifests/overlays/cpu"], "ConfigMap")["thyroid-dashboard"]
+    assert json.loads(dashboard["data"]["thyroid.json"])["panels"]
+    assert CLAIM in of_kind(rendered["manifests/overlays/cpu"], "PersistentVolumeClaim")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_service_is_what_the_deploy_step_makes(rendered, kind):
+    (found,) = rendered[f"manifests/service/{kind}"]
+    uri = f"pvc://{CLAIM}/registry/thyroid/1"
+    assert found == deploy.inference_service("thyroid", 1, uri, Options(gpu=kind == "gpu"))
+
+
+def test_the_route_is_what_the_deploy_step_patches(rendered):
+    route = of_kind(rendered["manifests/overlays/gateway"], "HTTPRoute")["thyroid"]
+    assert route["spec"]["rules"] == deploy.route("any", 0)["spec"]["rules"]
+    assert route["apiVersion"] == deploy.route("any", 0)["apiVersion"]
+
+
+def test_runtimes_serve_our_format_on_the_ports_that_are_probed(rendered):
+    for name, runtime in of_kind(rendered["manifests/overlays/gpu"], "ServingRuntime").items():
+        spec = runtime["spec"]
+        assert spec["supportedModelFormats"][0]["name"] == "thyroid"
+        (container,) = spec["containers"]
+        assert container["name"] == "kserve-container"
+        assert container["args"][:3] == ["python3", "-m", "thyroid.serve"]
+        assert container["args"][container["args"].index("--port") + 1] == "8080"
+        assert "--registry" not in container["args"]
+        for probe in ("readinessProbe", "livenessProbe"):
+            assert container[probe]["httpGet"]["port"] == 8080
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == name.endswith("gpu")
+        assert container["image"].startswith("localhost/thyroid-serve:")
+
+
+def test_the_deploy_role_allows_just_what_the_step_calls(rendered):
+    """Every call that tests/test_deploy.py sees is one of these; and nothing else may be done."""
+    objects = rendered["manifests/overlays/gateway"]
+    allowed = {
+        (resource, verb, tuple(rule.get("resourceNames", ())))
+        for rule in of_kind(objects, "Role")["thyroid-deploy"]["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    services = ("thyroid", deploy.CANARY)
+    assert allowed == {
+        ("inferenceservices", "create", ()),
+        *(("inferenceservices", verb, services) for verb in ("get", "update", "delete")),
+        ("servingruntimes", "get", ("thyroid", "thyroid-gpu")),
+        *(("httproutes", verb, ("thyroid",)) for verb in ("get", "patch")),
+        ("pods", "list", ()),
+    }
+    for role in of_kind(objects, "Role").values():
+        for rule in role["rules"]:
+            assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
+    assert not of_kind(objects, "ClusterRole")
+    assert of_kind(objects, "ServiceAccount")["thyroid-serve"]["automountServiceAccountToken"] is False
+
+
+def pods(objects: list[dict]) -> list[dict]:
+    """The pods that KServe makes of the runtimes, which linters know; a ServingRuntime they do not."""
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "lab"},
+            "spec": {
+                "serviceAccountName": "thyroid-serve",
+                "automountServiceAccountToken": False,
+                "containers": runtime["spec"]["containers"],
+                "volumes": runtime["spec"]["volumes"],
+            },
+        }
+        for name, runtime in of_kind(objects, "ServingRuntime").items()
+    ]
+
+
+def test_pods_of_the_runtimes_are_valid(rendered):
+    for pod in pods(rendered["manifests/overlays/gpu"]):
+        assert schemas.problems(pod, {}) == []
+
+
+@pytest.mark.slow
+def test_the_security_linter_finds_nothing(rendered, tmp_path):
+    if not CHECKOV.exists():
+        pytest.skip("checkov is not installed; make lint-manifests does it")
+    for folder in FOLDERS:
+        objects = [*rendered[folder], *pods(rendered[folder])]
+        file = tmp_path / f"{folder.replace('/', '-')}.yaml"
+        file.write_text(yaml.safe_dump_all(objects))
+    done = subprocess.run(
+        [CHECKOV, "--config-file", ROOT / "manifests" / "checkov.yaml", "-d", tmp_path, "-o", "json"],
+        capture_output=True,
+        text=True,
+    )
+    result = json.loads(done.stdout)
+    failed = [(one["check_id"], one["resource"]) for one in result["results"]["failed_checks"]]
+    assert failed == []
+    assert result["summary"]["passed"] > 100
+    assert done.returncode == 0
