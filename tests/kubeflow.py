@@ -51,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         host.calls.append((self.command, path, body))
-        host.headers.append(dict(self.headers))
+        host.headers.append({name.lower(): value for name, value in self.headers.items()})
         if host.refuse_all is not None:
             return self._send(*host.refuse_all)
         if host.refuse is not None and (self.command, path) == ("POST", "/apis/v2beta1/runs"):
