@@ -6,7 +6,9 @@ PRESET ?= quick
 PORT ?= 8080
 # Images are named IMAGES-data:TAG and so on; a commit's tag never changes its meaning.
 IMAGES ?= localhost/thyroid
-TAG ?= $(shell git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo dev)$(if $(GPU),-gpu)
+ifndef TAG
+TAG := $(shell git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo dev)$(if $(GPU),-gpu)
+endif
 export THYROID_IMAGES = $(IMAGES)
 export THYROID_TAG = $(TAG)
 ifneq ($(wildcard .containers/containers.conf),)
@@ -24,7 +26,7 @@ RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(S
 	$(if $(ENGINE),--engine "$(ENGINE)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow test-containers lint lint-manifests format images compile submit bench soak results lock clean
+.PHONY: help setup run serve test test-slow test-containers lint lint-manifests format images push manifests compile submit bench soak results lock clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -74,6 +76,13 @@ lint-manifests: $(READY) manifests/checkov.lock ## Security linter over the rend
 
 images: ## Build the image of every dependency set with docker, podman or buildah (GPU=1: the GPU variants; BASE_IMAGE=...)
 	@GPU="$(GPU)" images/build.sh "$(IMAGES)" "$(TAG)"
+
+push: ## Push the images that `make images` built (IMAGES=registry/prefix)
+	@engine=$$(images/engine.sh) && for set in data train ops serve; do "$$engine" push "$(IMAGES)-$$set:$(TAG)" || exit 1; done
+
+manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway | kubectl apply -f -
+	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -e 's#localhost/thyroid-serve:dev-gpu#$(IMAGES)-serve:$(TAG:%-gpu=%)-gpu#' \
+		-e 's#localhost/thyroid-serve:dev$$#$(IMAGES)-serve:$(TAG:%-gpu=%)#'
 
 compile: $(READY) ## Write the Kubeflow pipeline to thyroid.yaml, and as objects for Git to thyroid-version.yaml
 	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml

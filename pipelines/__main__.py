@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     placing.add_argument("--gcs-secret", default="", help="secret with key.json; default: workload identity")
     compiling = commands.add_parser("compile", parents=[placing], help="write the pipeline for the Kubeflow UI")
     compiling.add_argument("--output", type=Path, default=Path("thyroid.yaml"))
+    compiling.add_argument("--picture", type=Path, help="also draw the steps to this PNG")
     submitting = commands.add_parser("submit", parents=[placing], help="start a run on Kubeflow and watch it")
     submitting.add_argument("--host", required=True, help="address of Kubeflow Pipelines")
     submitting.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE", help="of the pipeline")
@@ -100,6 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         compile_pipeline(arguments, chosen, arguments.output)
         print(f"{arguments.output}: upload it in the Kubeflow UI under Pipelines")
         print(f"{_version_manifest(arguments.output)}: or apply it with kubectl, where pipelines are kept as objects")
+        if arguments.picture:
+            from pipelines import draw
+
+            draw.draw(arguments.output, arguments.picture)
     elif arguments.command == "submit":
         submit_pipeline(arguments, chosen)
     else:

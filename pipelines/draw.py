@@ -1,0 +1,102 @@
+"""A picture of a compiled pipeline: what runs after what, in which image, with which resources."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from PIL import Image
+
+_COLOURS = {"data": "#dbeafe", "train": "#fde68a", "ops": "#dcfce7"}
+EDGES = "edges"
+"""Name of the PNG's text field that holds the edges."""
+
+
+class Step(NamedTuple):
+    """A node: its name, what it waits for, its image's dependency set, and its resources in words."""
+
+    name: str
+    after: list[str]
+    image: str
+    resources: str
+
+
+def steps(package: Path) -> list[Step]:
+    """The steps of a compiled pipeline in the order in which they may run; the body of an exit handler is one level."""
+    specification, *_ = yaml.safe_load_all(package.read_text())
+    components, executors = specification["components"], specification["deploymentSpec"]["executors"]
+    found: list[Step] = []
+
+    def walk(tasks: Mapping[str, Any], last: list[str]) -> None:
+        names = {key: task["taskInfo"]["name"] for key, task in tasks.items()}
+        done: set[str] = set()
+        while len(done) < len(tasks):
+            for key, task in tasks.items():
+                needs = task.get("dependentTasks", [])
+                if key in done or not set(needs) <= done:
+                    continue
+                done.add(key)
+                component = components[task["componentRef"]["name"]]
+                if "dag" in component:
+                    walk(component["dag"]["tasks"], last)
+                    last = [found[-1].name]
+                    continue
+                container = executors[component["executorLabel"]]["container"]
+                inside = [names[need] for need in needs if "dag" not in components[tasks[need]["componentRef"]["name"]]]
+                image = container["image"].rsplit(":", 1)[0].rsplit("-", 1)[1]
+                found.append(Step(names[key], inside or (last if needs else []), image, _resources(container)))
+
+    walk(specification["root"]["dag"]["tasks"], [])
+    return found
+
+
+def _resources(container: Mapping[str, Any]) -> str:
+    resources = container.get("resources", {})
+    text = f"{resources.get('resourceMemoryRequest', '?')} to {resources.get('resourceMemoryLimit', '?')}"
+    gpu = resources.get("accelerator")
+    return f"{text}\n{gpu['resourceCount']} x {gpu['resourceType']}" if gpu else text
+
+
+def edges(found: list[Step]) -> list[tuple[str, str]]:
+    """(from, to) of every step."""
+    return sorted((before, step.name) for step in found for before in step.after)
+
+
+def draw(package: Path, output: Path) -> None:
+    """Draw a compiled pipeline to a PNG, whose text field `EDGES` holds the edges, too."""
+    from matplotlib.figure import Figure
+
+    found = steps(package)
+    depth: dict[str, int] = {}
+    for step in found:
+        depth[step.name] = max((depth[name] + 1 for name in step.after), default=0)
+    levels: dict[int, list[Step]] = {}
+    for step in found:
+        levels.setdefault(depth[step.name], []).append(step)
+    place = {step.name: (level, (len(row) - 1) / 2 - i) for level, row in levels.items() for i, step in enumerate(row)}
+    figure = Figure(figsize=(1.9 * len(levels), 0.95 * max(map(len, levels.values())) + 0.3), layout="constrained")
+    axes = figure.subplots()
+    for step in found:
+        x, y = place[step.name]
+        for before in step.after:
+            x0, y0 = place[before]
+            if x - x0 > 1:
+                continue  # there is a longer way, which is drawn
+            axes.annotate("", (x - 0.33, y), (x0 + 0.33, y0), arrowprops={"arrowstyle": "->", "color": "#64748b"})
+        box = {"boxstyle": "round,pad=0.5", "facecolor": _COLOURS.get(step.image, "white"), "edgecolor": "#475569"}
+        text = f"{step.name}\n{step.image} image\n{step.resources}"
+        axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box)
+    axes.set(
+        xlim=(-0.55, len(levels) - 0.45),
+        ylim=(-0.3 - max(map(len, levels.values())) / 2, max(map(len, levels.values())) / 2 + 0.3),
+    )
+    axes.axis("off")
+    axes.set_title("Memory is request to limit. conclude runs whether the others succeeded or not.", fontsize=8)
+    figure.savefig(output, dpi=130, metadata={EDGES: json.dumps(edges(found)), "Software": "thyroid"})
+
+
+def drawn_edges(picture: Path) -> list[tuple[str, str]]:
+    """The edges that a picture was drawn of."""
+    with Image.open(picture) as image:
+        return [(before, after) for before, after in json.loads(image.text[EDGES])]  # type: ignore[attr-defined]
