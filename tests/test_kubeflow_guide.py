@@ -1,0 +1,175 @@
+"""docs/kubeflow.md: its commands are run as far as no cluster is needed, its numbers are those of the code."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import draw
+from pipelines.cluster import NEEDS
+from tests import schemas
+from tests.cluster import Cluster
+from tests.kubeflow import Kubeflow
+from tests.test_deploy import REFERENCE, register
+from tests.test_step import compile_
+from thyroid import deploy
+from thyroid.backbones import BACKBONES
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs" / "kubeflow.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL) for line in block.splitlines()]
+NEEDS_A_CLUSTER = (
+    "kubectl create namespace",
+    "kubectl apply",
+    "kubectl port-forward",
+    "kubectl get",
+    "curl",
+    "make push",
+)
+
+
+def command(start: str) -> str:
+    (found,) = [line for line in COMMANDS if line.startswith(start)]
+    return found
+
+
+def run(line: str, **environment: str) -> str:
+    """Output of a command of the guide, with this environment in place of .venv."""
+    line = line.replace(".venv/bin/python", sys.executable)
+    done = subprocess.run(
+        ["bash", "-c", line],
+        cwd=ROOT,
+        env=os.environ | {"MAKEFLAGS": f"VENV={Path(sys.executable).parents[1]} TAG=abc"} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_command_is_run_here_or_needs_a_cluster():
+    run_here = (
+        "make images",  # by tests/e2e
+        "make -s manifests",
+        "kubectl create secret",
+        "make compile",
+        "make submit",
+        ".venv/bin/python -m pipelines compile",
+        ".venv/bin/python -m thyroid.deploy",
+    )
+    for line in COMMANDS:
+        assert line.startswith(run_here + NEEDS_A_CLUSTER), line
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
+def test_manifests_are_rendered_with_the_images_that_were_named():
+    line = command("make -s manifests").split(" | ")[0]
+    for overlay in ("cpu", "gpu", "gateway"):
+        objects = list(yaml.safe_load_all(run(line.replace("OVERLAY=cpu", f"OVERLAY={overlay}"))))
+        images = {c["image"] for o in objects if o["kind"] == "ServingRuntime" for c in o["spec"]["containers"]}
+        wanted = {"registry.example.com/lab/thyroid-serve:abc"}
+        assert images == wanted | ({"registry.example.com/lab/thyroid-serve:abc-gpu"} if overlay == "gpu" else set())
+        assert not [problem for one in objects for problem in schemas.problems(one, schemas.definitions()) or []]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
+def test_the_token_is_a_secret_that_the_runtime_reads():
+    made = yaml.safe_load(run(command("kubectl create secret") + " --dry-run=client -o yaml"))
+    (runtime,) = yaml.safe_load_all((ROOT / "manifests" / "base" / "servingruntime.yaml").read_text())
+    (read,) = [one["valueFrom"]["secretKeyRef"] for one in runtime["spec"]["containers"][0]["env"]]
+    assert made["metadata"]["name"] == read["name"]
+    assert list(made["data"]) == [read["key"]]
+
+
+def test_the_pipeline_is_compiled_with_the_images_that_were_named(tmp_path):
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".venv", ".git", "output*", ".*_cache"))
+    line = command("make compile")
+    run(f"cd {tmp_path / 'copy'} && {line} PYTHONPATH=.", PYTHONPATH=str(tmp_path / "copy"))
+    compiled = next(yaml.safe_load_all((tmp_path / "copy" / "thyroid.yaml").read_text()))
+    images = {one["container"]["image"] for one in compiled["deploymentSpec"]["executors"].values()}
+    assert images == {f"registry.example.com/lab/thyroid-{name}:abc" for name in ("data", "train", "ops")}
+    assert (tmp_path / "copy" / "thyroid-version.yaml").is_file()
+    line = command(".venv/bin/python -m pipelines compile")
+    run(f"{line} --output {tmp_path / 'p.yaml'}")
+    assert "nvidia-l4" in (tmp_path / "p.yaml").read_text()
+
+
+def test_a_run_is_started():
+    host = Kubeflow()
+    try:
+        printed = run(command("make submit").replace("http://localhost:8080", host.url))
+    finally:
+        host.shutdown()
+        host.server_close()
+    assert f"{host.url}/#/runs/details/r1" in printed
+    sent = host.sent("/apis/v2beta1/runs")
+    assert sent["service_account"] == "thyroid-pipeline"
+    assert sent["runtime_config"]["parameters"]["work"] == "/data/work"
+
+
+def test_a_champion_is_deployed_from_a_workstation(tmp_path, monkeypatch):
+    root = tmp_path / "registry"
+    root.mkdir()
+    register(root, tmp_path / "artefact")
+    cluster = Cluster()
+    try:
+        cluster.put("servingruntimes", {"metadata": {"name": "thyroid"}, "spec": {}})
+        cluster.answer = lambda: {"probability": REFERENCE, "model_version": 1}
+        line = command(".venv/bin/python -m thyroid.deploy").replace("/data/registry", str(root))
+        # the path of the volume is the command's own; everything else is as a reader would run it
+        code = f"from thyroid import deploy; deploy.MOUNT = {str(tmp_path)!r}; raise SystemExit(deploy.main())"
+        line = line.replace("-m thyroid.deploy", f'-c "{code}"') + f" --manifest {tmp_path / 'm.yaml'}"
+        printed = run(line, KUBECONFIG=str(cluster.kubeconfig(tmp_path)))
+    finally:
+        cluster.shutdown()
+        cluster.server_close()
+    assert "version 1 answers its reference image as evaluated" in printed
+
+
+def test_the_table_of_nodes_is_the_codes():
+    rows = {
+        cells[0]: cells[1:]
+        for line in GUIDE.splitlines()
+        if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 4
+    }
+    for names, cells in rows.items():
+        for step in re.split(", ", names):
+            if step in NEEDS:
+                need = NEEDS[step]
+                assert cells == [need.cpu, f"{need.memory_request} to {need.memory_limit}", ""], step
+    for backbone in BACKBONES.values():
+        (cells,) = [cells for names, cells in rows.items() if re.search(rf"train .*\b{backbone.name}\b", names)]
+        assert cells == [NEEDS["train"].cpu, f"{backbone.memory_request} to {backbone.memory_limit}", "1"]
+    limits = deploy.inference_service("t", 1, "gs://b", deploy.Options(gpu=True))["spec"]["predictor"]["model"][
+        "resources"
+    ]
+    assert rows["model server, GPU"] == ["1 to 2", limits["limits"]["memory"], limits["limits"]["nvidia.com/gpu"]]
+
+
+def test_the_picture_is_of_the_pipeline_as_it_is(tmp_path):
+    compile_(tmp_path / "thyroid.yaml")
+    found = draw.steps(tmp_path / "thyroid.yaml")
+    assert draw.drawn_edges(ROOT / "docs" / "dag.png") == draw.edges(found)
+    assert {step.name for step in found} >= {"ingest", "crop", "evaluate", "register", "deploy", "conclude"}
+    draw.draw(tmp_path / "thyroid.yaml", tmp_path / "dag.png")
+    assert draw.drawn_edges(tmp_path / "dag.png") == draw.edges(found)
+
+
+def test_what_the_guide_quotes_is_what_the_code_says():
+    code = "".join(file.read_text() for folder in ("thyroid", "pipelines") for file in (ROOT / folder).rglob("*.py"))
+    flat = re.sub(r'"\s*\n\s*f?"', "", code)
+    for quoted in ("kept champion", "has no ServingRuntime", "changed by somebody else", "is not to be reached"):
+        assert quoted in GUIDE
+        assert quoted in flat
+
+
+def test_links_lead_somewhere():
+    for path in re.findall(r"\]\(([^)#:]+)\)", GUIDE):
+        assert (ROOT / "docs" / path).exists(), path
+    for path in re.findall(r"`((?:manifests|pipelines|thyroid)/[\w/.-]+)`", GUIDE):
+        assert (ROOT / path).exists(), path
