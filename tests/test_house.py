@@ -51,14 +51,28 @@ def test_the_data_image_does_without_tensorflow_and_scikit_learn(step):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("step", ["register", "registry"])
+@pytest.mark.parametrize("step", ["register", "registry", "deploy", "conclude"])
 def test_the_ops_image_does_without_the_others(step):
     code = f"import sys, thyroid.{step}; bad = {{'tensorflow', 'keras', 'sklearn', 'cv2', 'matplotlib'}} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize(
-    "module", ["phantom", "ingest", "crop", "train", "diagnose", "evaluate", "register", "registry", "serve", "results"]
+    "module",
+    [
+        "phantom",
+        "ingest",
+        "crop",
+        "train",
+        "diagnose",
+        "evaluate",
+        "register",
+        "registry",
+        "deploy",
+        "conclude",
+        "serve",
+        "results",
+    ],
 )
 def test_every_step_is_a_command(module):
     done = subprocess.run(
@@ -90,11 +104,29 @@ def test_readme_names_only_what_exists():
         subprocess.run([sys.executable, "-m", module, "--help"], check=True, cwd=ROOT, capture_output=True)
 
 
-def test_the_lock_has_hashes_and_no_urls():
-    lock = (ROOT / "requirements.lock").read_text()
-    assert "://" not in lock
-    assert len(re.findall(r"^[a-z0-9-]+(?:\[[a-z]+\])?==", lock, re.MULTILINE)) > 100
-    assert not re.findall(r"^[a-z0-9-]+==[^\\]*$", lock, re.MULTILINE)
+LOCKS = [ROOT / "requirements.lock", ROOT / "manifests" / "checkov.lock", *sorted((ROOT / "images").glob("*.lock"))]
+
+
+def pins(lock: Path) -> dict[str, str]:
+    """Package to version; several versions of one differ by Python or platform."""
+    return dict(re.findall(r"^([a-z0-9._-]+)(?:\[[a-z-]+\])?==([^ ;]+)", lock.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_locks_have_hashes_and_no_urls(lock):
+    text = lock.read_text()
+    assert "://" not in text
+    assert pins(lock)
+    assert not re.findall(r"^[a-z0-9-]+==[^\\]*$", text, re.MULTILINE)
+
+
+def test_images_hold_the_versions_that_are_tested():
+    tested = pins(ROOT / "requirements.lock")
+    for lock in (ROOT / "images").glob("*.lock"):
+        differ = {n: v for n, v in pins(lock).items() if n in tested and tested[n] != v}
+        assert not differ, lock.name
+    extras = {lock.stem for lock in (ROOT / "images").glob("*.lock")} - {"build"}
+    assert extras == {"data", "train", "train-gpu", "ops", "serve", "serve-gpu"}
 
 
 def test_research_use_only_stands_on_what_people_see():
@@ -109,6 +141,9 @@ def test_research_use_only_stands_on_what_people_see():
         "docs/api.md",
         "manifests/base/dashboard.json",
         "components/pages.py",
+        "docs/kubeflow.md",
+        "images/Dockerfile",
+        "thyroid/deploy.py",
     ):
         text = (ROOT / file).read_text()
         assert "esearch use only" in text or "RESEARCH_USE_ONLY" in text or "{{ notice }}" in text, file

@@ -52,4 +52,10 @@ def strategy() -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy() if many else tf.distribute.get_strategy()
 
 
-__all__ = ["XLA", "keras", "policy", "strategy", "tf"]
+def where() -> str:
+    """What computes here, in words."""
+    gpus = len(tf.config.list_logical_devices("GPU"))
+    return f"{gpus or 'no'} GPU{'' if gpus == 1 else 's'}, {policy()}"
+
+
+__all__ = ["XLA", "keras", "policy", "strategy", "tf", "where"]

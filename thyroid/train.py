@@ -36,7 +36,7 @@ from thyroid import (
     tables,
     twophase,
 )
-from thyroid.backend import keras, policy, strategy, tf
+from thyroid.backend import keras, policy, strategy, tf, where
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, PROBABILITIES
 
@@ -137,7 +137,10 @@ def train(
         return Trained(output, read(output))
     work.mkdir(parents=True, exist_ok=True)
     _tell_start(row.name, weights, start)
-    print(f"{row.name} on {domain}, {recipe}: {count} images to train, {len(table) - count} to validate", flush=True)
+    print(
+        f"{row.name} on {domain}, {recipe}: {count} images to train, {len(table) - count} to validate; {where()}",
+        flush=True,
+    )
 
     if deterministic:
         tf.config.experimental.enable_op_determinism()
