@@ -19,7 +19,8 @@ for set in "$@"; do
     [ -n "${GPU:-}" ] && [ -f "images/$set-gpu.lock" ] && extra=$set-gpu
     echo "images: $prefix-$set:$tag (extra $extra, $engine)"
     "$engine" build "${options[@]}" -f images/Dockerfile --target "$target" --build-arg EXTRA="$extra" \
-        ${BASE_IMAGE:+--build-arg BASE_IMAGE="$BASE_IMAGE"} --build-arg REVISION="$tag" --build-arg VERSION="$tag" \
+        ${BASE_IMAGE:+--build-arg BASE_IMAGE="$BASE_IMAGE"} --label org.opencontainers.image.title="thyroid-$extra" \
+        --label org.opencontainers.image.version="$tag" --label org.opencontainers.image.revision="${tag%-gpu}" \
         -t "$prefix-$set:$tag" . >.containers-build.log 2>&1 || { tail -n 30 .containers-build.log >&2; exit 1; }
 done
 rm -f .containers-build.log
