@@ -36,7 +36,7 @@ help: ## List every target
 	@echo "           RECIPE=two-phase|frozen|deck FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SEED=0"
 	@echo "           SERVING_DOMAIN=normal|cropped SENSITIVITY=.95 ABSTAIN=0 PREVALENCE=.1 CLINICAL=clinical.csv"
 	@echo "           WAIVE=shortcut,leakage ENGINE=podman|docker"
-	@echo "  make images|compile|submit IMAGES=registry/prefix TAG=tag GPU=1; submit: HOST=url SET='scans=... registry=...'"
+	@echo "  make images|compile|submit IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
 
 setup: $(READY) ## Create the environment from requirements.lock
 
@@ -78,18 +78,19 @@ images: ## Build the image of every dependency set with docker, podman or builda
 	@GPU="$(GPU)" images/build.sh "$(IMAGES)" "$(TAG)"
 
 push: ## Push the images that `make images` built (IMAGES=registry/prefix)
-	@engine=$$(images/engine.sh) && for set in data train ops serve; do "$$engine" push "$(IMAGES)-$$set:$(TAG)" || exit 1; done
+	@engine=$$(images/engine.sh) && for set in data train ops serve $(if $(GPU),serve-gpu); do \
+		"$$engine" push "$(IMAGES)-$$set:$(TAG)" || exit 1; done
 
 manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway | kubectl apply -f -
-	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -e 's#localhost/thyroid-serve:dev-gpu#$(IMAGES)-serve:$(TAG:%-gpu=%)-gpu#' \
-		-e 's#localhost/thyroid-serve:dev$$#$(IMAGES)-serve:$(TAG:%-gpu=%)#'
+	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(serve|serve-gpu):dev$$#$(IMAGES)-\1:$(TAG)#'
 
 compile: $(READY) ## Write the Kubeflow pipeline to thyroid.yaml, and as objects for Git to thyroid-version.yaml
-	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml
+	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml $(if $(GPUS),--gpus $(GPUS))
 
 submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/data/scans registry=/data/registry')
 	@test -n "$(HOST)" || { echo "error: make submit needs HOST=address of Kubeflow Pipelines" >&2; exit 2; }
 	@"$(BIN)/python" -m pipelines submit --host "$(HOST)" --service-account "$(or $(SERVICE_ACCOUNT),thyroid-pipeline)" \
+		$(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(TOKEN_FILE),--token-file "$(TOKEN_FILE)") $(if $(GPUS),--gpus $(GPUS)) \
 		$(foreach one,$(SET),--set "$(one)")
 
 bench: $(READY) ## Ratios against named peers

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Builds the images of every dependency set: images/build.sh PREFIX TAG [EXTRA ...]; GPU=1 for the GPU variants.
+# Builds the images of every dependency set: images/build.sh PREFIX TAG [SET ...]. GPU=1: train is the GPU variant, and there is
+# serve-gpu beside serve, which needs no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 prefix=$1 tag=$2
 shift 2
-[ $# -gt 0 ] || set -- data train ops serve
+[ $# -gt 0 ] || set -- data train ops serve ${GPU:+serve-gpu}
 engine=$(images/engine.sh)
 [ -f .containers/containers.conf ] && export CONTAINERS_CONF=$PWD/.containers/containers.conf
 options=()
@@ -15,8 +16,8 @@ if [ "$engine" != docker ]; then
 fi
 for set in "$@"; do
     extra=$set target=step
-    [ "$set" = serve ] && target=serve
-    [ -n "${GPU:-}" ] && [ -f "images/$set-gpu.lock" ] && extra=$set-gpu
+    [[ "$set" == serve* ]] && target=serve
+    [ -n "${GPU:-}" ] && [ "$set" = train ] && extra=train-gpu
     echo "images: $prefix-$set:$tag (extra $extra, $engine)"
     "$engine" build "${options[@]}" -f images/Dockerfile --target "$target" --build-arg EXTRA="$extra" \
         ${BASE_IMAGE:+--build-arg BASE_IMAGE="$BASE_IMAGE"} --label org.opencontainers.image.title="thyroid-$extra" \

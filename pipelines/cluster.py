@@ -77,7 +77,8 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
         memory = (BACKBONES[backbone].memory_request, BACKBONES[backbone].memory_limit)
     task.set_cpu_request(needs.cpu)
     task.set_memory_request(memory[0]).set_memory_limit(memory[1])
-    if step != "conclude":  # kfp allows no retry of an exit handler
+    # a second registration would be another version; kfp allows no retry of an exit handler
+    if step not in ("register", "conclude"):
         task.set_retry(RETRIES, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
     kubernetes.set_timeout(task, round(needs.hours * 3600))
     kubernetes.set_image_pull_policy(task, "IfNotPresent")  # tags are commits and never change
@@ -89,6 +90,7 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
         kubernetes.use_secret_as_volume(task, cluster.gcs_secret, KEY_FOLDER)
         task.set_env_variable("GOOGLE_APPLICATION_CREDENTIALS", f"{KEY_FOLDER}/key.json")
     if step == "deploy":
+        task.set_env_variable("THYROID_CLAIM", cluster.claim)
         kubernetes.use_secret_as_env(task, cluster.token_secret, {"token": "THYROID_TOKEN"}, optional=True)
     if step == "train":
         # TensorFlow hands batches between processes and GPUs through shared memory; a pod has 64 MB of it

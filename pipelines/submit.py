@@ -11,12 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from thyroid import errors
 from thyroid.errors import InputError
 from thyroid.progress import bar
 
 EXPERIMENT = "thyroid"
 POLL_SECONDS = 5.0
+PATIENCE_SECONDS = 300.0
+"""How long the host may be away while a run is watched: a port-forward drops now and then, and the run goes on."""
 _WORDS = {"true": True, "false": False}
 
 
@@ -99,7 +103,7 @@ def submit(
         page = f"{host.rstrip('/')}/#/runs/details/{started.run_id}"
         print(f"started {name}: {page}", flush=True)
         if wait:
-            _watch(client, started.run_id, page)
+            _watch(client, started.run_id, page, step_names(package))
     except kfp_server_api.ApiException as error:
         raise InputError(f"--host {host}: {error.status} {_message(error)}") from None
     except (HTTPError, ConnectionError) as error:
@@ -133,21 +137,44 @@ def _greet(host: str, token: str) -> None:
         ) from None
 
 
-def _watch(client: Any, run_id: str, page: str) -> None:
+def step_names(package: Path) -> dict[str, str]:
+    """Key of a task, as the host names it (train-2), to the name that people know it by (train-VGG16)."""
+    specification = next(yaml.safe_load_all(package.read_text()))
+    components = specification["components"]
+    levels = [specification["root"]["dag"], *(one["dag"] for one in components.values() if "dag" in one)]
+    return {
+        key: task["taskInfo"]["name"]
+        for level in levels
+        for key, task in level["tasks"].items()
+        if "dag" not in components[task["componentRef"]["name"]]
+    }
+
+
+def _watch(client: Any, run_id: str, page: str, names: Mapping[str, str]) -> None:
     """A progress bar over the run's steps until it has ended."""
+    import kfp_server_api
+    from urllib3.exceptions import HTTPError
+
     done: set[str] = set()
-    with bar(None, None, "run", "step") as progress:
+    away: float | None = None
+    with bar(None, len(names), "run", "step") as progress:
         while True:
-            run = client.get_run(run_id)
-            steps = {one.task_id: one for one in (run.run_details.task_details if run.run_details else None) or []}
-            steps = {key: one for key, one in steps.items() if one.display_name and "-driver" not in one.display_name}
-            if steps:
-                progress.total = max(progress.total or 0, len(steps))
-            for key, one in steps.items():
-                if key not in done and one.state in ("SUCCEEDED", "SKIPPED", "FAILED", "CACHED", "CANCELED"):
-                    done.add(key)
+            try:
+                run, away = client.get_run(run_id), None
+            except (HTTPError, kfp_server_api.ApiException) as error:
+                away = away or time.monotonic()
+                if time.monotonic() - away > PATIENCE_SECONDS:
+                    raise InputError(f"the host is away ({type(error).__name__}); the run goes on: {page}") from None
+                time.sleep(POLL_SECONDS)
+                continue
+            details = (run.run_details.task_details if run.run_details else None) or []
+            # a step has a driver and an executor beside it, and levels are tasks, too
+            steps = {names[one.display_name]: one for one in details if one.display_name in names}
+            for name, one in steps.items():
+                if name not in done and one.state in ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"):
+                    done.add(name)
                     progress.update()
-            running = sorted(one.display_name for one in steps.values() if one.state == "RUNNING")
+            running = sorted(name for name, one in steps.items() if one.state == "RUNNING")
             progress.set_postfix_str(", ".join(running) or (run.state or "PENDING").lower())
             if run.state in ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"):
                 break
@@ -156,8 +183,8 @@ def _watch(client: Any, run_id: str, page: str) -> None:
     if run.state == "SUCCEEDED":
         return
     reasons = [
-        f"{one.display_name}: {one.error.message if one.error else 'failed'}"
-        for one in steps.values()
+        f"{name}: {one.error.message if one.error else 'failed; its log says why'}"
+        for name, one in steps.items()
         if one.state == "FAILED"
     ]
     if run.error and run.error.message:

@@ -33,7 +33,8 @@ class Cluster(ThreadingHTTPServer):
         self.known = {"inferenceservices", "servingruntimes", "httproutes"}
         self.schemas = schemas.definitions()
         self.looks_until_ready = 2
-        self.answer: Callable[[], Object] = dict  # of the endpoint, to a prediction
+        self.answer: Callable[[int], Object] | None = None  # of the endpoint: version to a prediction
+        self.serving: dict[str, int] = {}
         self.questions: list[tuple[Object, str | None]] = []
         self.status: Callable[[Object], Object] | None = None
         self.before_write: Callable[[str], None] | None = None
@@ -66,23 +67,30 @@ class Cluster(ThreadingHTTPServer):
         return [(m, p.split("?")[0].split("/")[-1], b) for m, p, b, _ in self.calls if m not in ("GET", "DELETE") and b]
 
     def look(self, name: str, body: Object) -> Object:
-        """What the controller has made of it so far."""
+        """What the controller has made of it so far: pods of the generation before serve until the new ones are up.
+
+        As KServe does, observedGeneration is the counter of a child object, and tells nothing about this generation.
+        """
         generation = body["metadata"]["generation"]
         seen = self._looks[name, generation] = self._looks.get((name, generation), 0) + 1
+        predictor = body["spec"]["predictor"]
+        version = Path(predictor["model"]["storageUri"]).name
+        if seen > self.looks_until_ready and self.status is None:
+            self.serving[name] = int(version) if version.isdigit() else 0
         if self.status is not None:
             return self.status(body)
-        if seen <= self.looks_until_ready:
-            before = {"type": "Ready", "status": "True" if generation > 1 else "Unknown"}
+        if name not in self.serving:
             waiting = {"type": "PredictorReady", "status": "Unknown", "reason": "MinimumReplicasUnavailable"}
-            return {"observedGeneration": generation - 1, "conditions": [before, waiting]}
-        return {
-            "observedGeneration": generation,
+            return {"observedGeneration": 7, "conditions": [{"type": "Ready", "status": "Unknown"}, waiting]}
+        status = {
+            "observedGeneration": 7,
             "conditions": [{"type": "Ready", "status": "True"}, {"type": "PredictorReady", "status": "True"}],
-            "url": self.url,
-            "components": {
-                "predictor": {"traffic": [{"latestRevision": True, "url": f"{self.url}/canary", "percent": 10}]}
-            },
+            "url": f"{self.url}/{name}",
         }
+        if "canaryTrafficPercent" in predictor:
+            latest = {"latestRevision": True, "url": f"{self.url}/{name}/latest", "percent": 10, "tag": "latest"}
+            status["components"] = {"predictor": {"traffic": [latest]}}
+        return status
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -108,7 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else None
         if self.path.endswith(":predict"):
             cluster.questions.append((body, self.headers.get("Authorization")))
-            status, prediction = 200, cluster.answer()
+            assert cluster.answer is not None
+            status, prediction = 200, cluster.answer(cluster.serving[self.path.split("/")[1]])
             if "error" in prediction:
                 status, prediction = prediction["error"], {"error": "refused"}
             return self._send(status, {"predictions": [prediction]})
@@ -140,6 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             assert live is not None
             if plural == "inferenceservices":
                 live["status"] = cluster.look(name, live)
+                assert not schemas.problems(live, cluster.schemas), "the stand-in's own answers fit the schema"
             return self._send(200, live)
         if self.command == "DELETE":
             del cluster.objects[plural, name]
@@ -147,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert body is not None
         new = copy.deepcopy(body)
         if live is not None:
-            if body["metadata"].get("resourceVersion") != live["metadata"]["resourceVersion"]:
+            if self.command == "PUT" and body["metadata"].get("resourceVersion") != live["metadata"]["resourceVersion"]:
                 return self._refuse(
                     409, "the object has been modified; please apply your changes to the latest version"
                 )

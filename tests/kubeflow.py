@@ -19,6 +19,7 @@ class Kubeflow(ThreadingHTTPServer):
         self.calls: list[tuple[str, str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.states: list[dict[str, Any]] = [{"state": "SUCCEEDED"}]
+        self.multi_user = False
         self.refuse: tuple[int, Any] | None = None
         self.refuse_all: tuple[int, Any] | None = None
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -57,15 +58,19 @@ class _Handler(BaseHTTPRequestHandler):
         if host.refuse is not None and (self.command, path) == ("POST", "/apis/v2beta1/runs"):
             return self._send(*host.refuse)
         if path.endswith("/healthz"):
-            return self._send(200, {"multi_user": True})
+            return self._send(200, {"multi_user": host.multi_user})
         if path == "/apis/v2beta1/experiments":
             if self.command == "GET":
                 return self._send(200, {"experiments": []})
+            if host.multi_user and not body.get("namespace"):
+                return self._send(400, {"message": "a multi-user Kubeflow needs a namespace"})
             return self._send(200, body | NOW | {"experiment_id": "e1"})
         if path == "/apis/v2beta1/runs":
             return self._send(200, body | NOW | {"run_id": "r1", "state": "PENDING"})
         if re.fullmatch("/apis/v2beta1/runs/r1", path):
             state = host.states.pop(0) if len(host.states) > 1 else host.states[0]
+            if "drop" in state:
+                return self._send(state["drop"], {"message": "dropped"})
             return self._send(200, NOW | {"run_id": "r1"} | state)
         return self._send(404, {"message": f"no {path}"})
 

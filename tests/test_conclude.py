@@ -21,6 +21,7 @@ def test_failures_say_what_to_do(tmp_path):
     assert "train-VGG16: OOMKilled" in lines
     assert any("lower batch_size" in line for line in lines)
     assert "The step that failed says why" in conclude.conclude(tmp_path, "FAILED", "")[1]
+    assert "says why" not in "".join(conclude.conclude(tmp_path, "COMPLETE", ""))
 
 
 def test_a_damaged_registry_does_not_hide_how_the_run_ended(tmp_path):

@@ -10,7 +10,7 @@ import yaml
 
 from tests import schemas
 from tests.cluster import Cluster
-from thyroid import deploy, errors, registry
+from thyroid import deploy, registry
 from thyroid.deploy import APPLIED, CANARY, Options
 from thyroid.errors import InputError
 
@@ -51,7 +51,7 @@ def cluster(root, tmp_path, monkeypatch):
     monkeypatch.delenv("THYROID_TOKEN", raising=False)
     for name in ("thyroid", "thyroid-gpu"):
         running.put("servingruntimes", {"metadata": {"name": name}, "spec": {}})
-    running.answer = lambda: {"probability": REFERENCE, "model_version": registry.read_aliases(root)["champion"]}
+    running.answer = lambda version: {"probability": REFERENCE, "model_version": version}
     yield running
     running.shutdown()
     running.server_close()
@@ -59,6 +59,10 @@ def cluster(root, tmp_path, monkeypatch):
 
 def run(root: Path, version: int | None = None, **options) -> deploy.Deployed:
     return deploy.deploy(root, version, root.parent / "manifest.yaml", "lab", Options(timeout=5, **options))
+
+
+def wrong(version: int) -> dict:
+    return {"probability": {"B": 0.7, "M": 0.3}, "model_version": version}
 
 
 def served(cluster: Cluster, name: str = "thyroid") -> dict:
@@ -75,7 +79,7 @@ def test_first_deployment(cluster, root):
     assert predictor["model"]["storageUri"] == "pvc://thyroid-data/registry/thyroid/1"
     assert body["metadata"]["labels"]["thyroid/version"] == "1"
     assert body["metadata"]["annotations"][deploy.MODE] == "Standard"
-    assert body["metadata"]["annotations"]["serving.kserve.io/enable-prometheus-scraping"] == "true"
+    assert body["metadata"]["annotations"]["prometheus.io/port"] == "8080"
     ((question, token),) = cluster.questions
     assert base64.b64decode(question["instances"][0]["image"]["b64"]) == b"picture"
     assert token is None
@@ -120,19 +124,12 @@ def test_again_changes_nothing(cluster, root):
 def test_the_next_champion_replaces_it_and_the_new_generation_is_waited_for(cluster, root, tmp_path):
     run(root)
     register(root, tmp_path / "artefact")
-    cluster.looks_until_ready = 4  # meanwhile the old generation is Ready
+    cluster.looks_until_ready = 4
     run(root, 2)
     assert served(cluster)["metadata"]["generation"] == 2
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/2")
-    assert len(cluster.questions) == 2
-
-
-def test_pods_of_the_old_version_may_still_answer_at_first(cluster, root, tmp_path):
-    run(root)
-    register(root, tmp_path / "artefact")
-    versions = iter([1, 1, 2])
-    cluster.answer = lambda: {"probability": REFERENCE, "model_version": next(versions)}
-    assert run(root, 2).status == "deployed"
+    assert len(cluster.questions) >= 3, "meanwhile the old generation is Ready and answers"
+    assert cluster.serving == {"thyroid": 2}
 
 
 def test_a_refused_version_deploys_nothing(cluster, root, tmp_path, capsys):
@@ -157,9 +154,10 @@ def test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path):
     run(root)
     before = served(cluster)["spec"]
     register(root, tmp_path / "artefact")
-    cluster.answer = lambda: {"probability": {"B": 0.7, "M": 0.3}, "model_version": 2}
+    cluster.answer = wrong
     with pytest.raises(
-        InputError, match=r"version 2 is not served.*answers the reference image with.*as it was before.*1 again"
+        InputError,
+        match=r"version 2 is not served.*answers the reference image with.*as it was before.*champion is version 1",
     ):
         run(root, 2)
     assert served(cluster)["spec"] == before
@@ -174,7 +172,7 @@ def test_a_retry_of_a_failed_deployment_fails_too(cluster, root, tmp_path):
 
 
 def test_a_first_deployment_that_fails_leaves_nothing(cluster, root):
-    cluster.answer = lambda: {"probability": {"B": 0.7, "M": 0.3}, "model_version": 1}
+    cluster.answer = wrong
     with pytest.raises(InputError, match="InferenceService thyroid is removed again"):
         run(root)
     assert ("inferenceservices", "thyroid") not in cluster.objects
@@ -226,7 +224,7 @@ def test_canary_in_knative_mode(cluster, root, tmp_path):
     done = run(root, 2, min_replicas=0, canary=10)
     assert served(cluster)["spec"]["predictor"]["canaryTrafficPercent"] == 10
     assert served(cluster)["metadata"]["annotations"]["serving.kserve.io/enable-tag-routing"] == "true"
-    assert done.url == f"{cluster.url}/canary", "the canary is asked at its own address"
+    assert done.url == f"{cluster.url}/thyroid/latest", "the canary is asked at its own address"
     run(root, min_replicas=0)
     assert "canaryTrafficPercent" not in served(cluster)["spec"]["predictor"]
 
@@ -239,7 +237,7 @@ def test_canary_in_standard_mode_is_a_second_service_and_a_route(cluster, root, 
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/1"), "the champion before stays"
     assert served(cluster, CANARY)["spec"]["predictor"]["model"]["storageUri"].endswith("/2")
     assert "canaryTrafficPercent" not in served(cluster, CANARY)["spec"]["predictor"], "it would be ignored"
-    backends = cluster.objects["httproutes", "thyroid"]["spec"]["rules"][0]["backendRefs"]
+    backends = cluster.objects["httproutes", deploy.ROUTE]["spec"]["rules"][0]["backendRefs"]
     assert [(one["name"], one["weight"]) for one in backends] == [
         ("thyroid-predictor", 90),
         ("thyroid-canary-predictor", 10),
@@ -248,13 +246,15 @@ def test_canary_in_standard_mode_is_a_second_service_and_a_route(cluster, root, 
     run(root)
     assert ("inferenceservices", CANARY) not in cluster.objects
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/2")
-    assert len(cluster.objects["httproutes", "thyroid"]["spec"]["rules"][0]["backendRefs"]) == 1
+    assert len(cluster.objects["httproutes", deploy.ROUTE]["spec"]["rules"][0]["backendRefs"]) == 1
 
 
 def test_canary_without_a_route_is_taken_back(cluster, root, tmp_path):
     run(root)
     register(root, tmp_path / "artefact")
-    with pytest.raises(InputError, match=r"no HTTPRoute thyroid.*thyroid-canary is removed again.*version 1 again"):
+    with pytest.raises(
+        InputError, match=r"no HTTPRoute thyroid-entry.*thyroid-canary is removed again.*champion is version 1"
+    ):
         run(root, 2, canary=10)
     assert ("inferenceservices", CANARY) not in cluster.objects
 
@@ -385,7 +385,8 @@ def test_never_ready_is_said_in_the_pods_own_words(cluster, root, status, said, 
     assert "waiting for thyroid: PredictorReady MinimumReplicasUnavailable" in capsys.readouterr().out
 
 
-def test_a_model_that_does_not_load_is_not_waited_for(cluster, root):
+def test_a_model_that_does_not_load_is_not_waited_for(cluster, root, monkeypatch):
+    monkeypatch.setattr(deploy, "_FAILED_SECONDS", 0.05)
     cluster.status = lambda body: {
         "observedGeneration": body["metadata"]["generation"],
         "conditions": [{"type": "Ready", "status": "False"}],
@@ -403,15 +404,137 @@ def test_the_token_is_sent_and_asked_for(cluster, root, monkeypatch):
     run(root)
     assert cluster.questions[0][1] == "Bearer s3cret"
     del cluster.objects["inferenceservices", "thyroid"]
-    cluster.answer = lambda: {"error": 401}
+    cluster.answer = lambda _: {"error": 401}
     with pytest.raises(InputError, match="give the endpoint's token as THYROID_TOKEN"):
         run(root)
 
 
-def test_an_endpoint_that_never_answers(cluster, root, monkeypatch):
-    monkeypatch.setattr(deploy, "_ANSWER_SECONDS", 0.1)
-    cluster.answer = lambda: {"error": 503}
-    with pytest.raises(InputError, match="503"):
+def test_an_endpoint_that_never_answers(cluster, root):
+    cluster.answer = lambda _: {"error": 503}
+    with pytest.raises(InputError, match=r"not ready after 0 s.*503"):
+        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+
+
+def test_an_endpoint_that_answers_nonsense(cluster, root):
+    cluster.answer = lambda _: {"nonsense": 1}
+    with pytest.raises(InputError, match="KeyError"):
+        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+
+
+@pytest.mark.parametrize("plural", ["servingruntimes", "inferenceservices"])
+@pytest.mark.parametrize("status", [403, 500, 503])
+def test_what_fails_before_anything_is_sent_leaves_the_registry_alone(cluster, root, tmp_path, plural, status):
+    run(root)
+    register(root, tmp_path / "artefact")
+    cluster.refuse["GET", plural] = [(status, "no")]
+    before = cluster.written()
+    with pytest.raises(InputError, match=f"{status} no"):
+        run(root, 2)
+    assert registry.read_aliases(root)["champion"] == 2
+    assert cluster.written() == before
+    assert run(root, 2).status == "deployed", "a retry helps"
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+
+    def then_away(_: str) -> None:
+        cluster.before_write = None
+        cluster.refuse["GET", "inferenceservices"] = [(503, "restarting")] * 5
+
+    cluster.before_write = then_away
+    assert run(root, 2).status == "deployed"
+
+
+def test_a_server_that_stays_away_decides_nothing(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+
+    def then_away(_: str) -> None:
+        cluster.before_write = None
+        cluster.refuse["GET", "inferenceservices"] = [(503, "down")] * 10_000
+
+    cluster.before_write = then_away
+    with pytest.raises(InputError, match="503 down; nothing is decided: run the deployment again"):
+        deploy.deploy(root, 2, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+    assert registry.read_aliases(root)["champion"] == 2
+    cluster.refuse.clear()
+    assert run(root, 2).status == "deployed"
+
+
+def test_after_a_killed_attempt_the_champion_before_comes_back(cluster, root, tmp_path):
+    """The object names the new version already when the next attempt looks at it first."""
+    run(root)
+    register(root, tmp_path / "artefact")
+    model = served(cluster)["spec"]["predictor"]["model"]
+    model["storageUri"] = model["storageUri"][:-1] + "2"
+    cluster.answer = wrong
+    with pytest.raises(InputError, match="champion is version 1"):
+        run(root, 2)
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/1")
+    assert served(cluster)["metadata"]["labels"]["thyroid/version"] == "1"
+
+
+def test_another_runs_champion_is_left_alone(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+
+    def meanwhile(version: int) -> dict:
+        if version == 2 and registry.read_aliases(root)["champion"] == 2:
+            register(root, tmp_path / "artefact")
+        return wrong(version)
+
+    cluster.answer = meanwhile
+    with pytest.raises(InputError, match="champion is version 3"):
+        run(root, 2)
+    assert registry.read_aliases(root)["champion"] == 3
+
+
+def test_a_canary_that_does_not_go_is_told_and_demotes_nobody(cluster, root, tmp_path):
+    run(root)
+    cluster.put("httproutes", deploy.route("lab", 0))
+    register(root, tmp_path / "artefact")
+    run(root, 2, canary=10)
+    cluster.refuse["PATCH", "httproutes"] = [(409, "modified")]
+    done = run(root, 2)
+    assert done.status == "deployed"
+    assert any("the canary is still there" in note for note in done.notes)
+    assert registry.read_aliases(root)["champion"] == 2
+
+
+def test_a_route_of_kserves_own_is_refused(cluster, root, tmp_path):
+    run(root)
+    route = deploy.route("lab", 0)
+    route["metadata"]["ownerReferences"] = [{"kind": "InferenceService", "name": "thyroid"}]
+    cluster.put("httproutes", route)
+    register(root, tmp_path / "artefact")
+    with pytest.raises(InputError, match="KServe would undo"):
+        run(root, 2, canary=10)
+
+
+def test_additions_that_decide_who_answers_are_taken_out_and_removals_stay(cluster, root, tmp_path):
+    run(root)
+    predictor = served(cluster)["spec"]["predictor"]
+    predictor["canaryTrafficPercent"] = 10
+    predictor["model"]["image"] = "elsewhere/serve"
+    del predictor["serviceAccountName"]
+    register(root, tmp_path / "artefact")
+    notes = "\n".join(run(root, 2).notes)
+    predictor = served(cluster)["spec"]["predictor"]
+    assert "canaryTrafficPercent" not in predictor
+    assert "image" not in predictor["model"]
+    assert "serviceAccountName" not in predictor
+    assert "spec.predictor.canaryTrafficPercent was set to 10 by hand: removed" in notes
+    assert "spec.predictor.serviceAccountName was removed by hand: kept" in notes
+
+
+def test_another_claim(cluster, root, monkeypatch):
+    monkeypatch.setenv("THYROID_CLAIM", "other")
+    run(root)
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].startswith("pvc://other/")
+    monkeypatch.setenv("THYROID_CLAIM", "")
+    with pytest.raises(InputError, match="keep the registry below"):
         run(root)
 
 
@@ -427,8 +550,10 @@ def test_without_a_cluster_the_manifest_is_written(tmp_path, capsys):
 
 def test_a_registry_that_kserve_cannot_read(tmp_path):
     register(tmp_path / "registry", tmp_path / "artefact")
-    with pytest.raises(InputError, match="keep the registry in a bucket"):
+    with pytest.raises(InputError, match="keep the registry below"):
         run(tmp_path / "registry")
+    with pytest.raises(InputError, match="no registry here"):
+        run(tmp_path / "misspelt")
     assert deploy.storage_uri("gs://bucket/registry/thyroid/3") == "gs://bucket/registry/thyroid/3"
 
 
@@ -451,8 +576,5 @@ def test_command(cluster, root, capsys):
     ]
     assert deploy.main(arguments) == 0
     assert "answers its reference image as evaluated" in capsys.readouterr().out
-    assert deploy.main(["--registry", str(root / "no"), "--namespace", "lab"]) == 0, (
-        "no model is released: nothing to do"
-    )
+    assert deploy.main(["--registry", str(root / "no"), "--namespace", "lab"]) == 2
     assert json.loads(served(cluster)["metadata"]["annotations"][APPLIED])["labels"]["thyroid/version"] == "1"
-    assert errors is not None

@@ -73,7 +73,7 @@ def test_manifests_are_rendered_with_the_images_that_were_named():
         objects = list(yaml.safe_load_all(run(line.replace("OVERLAY=cpu", f"OVERLAY={overlay}"))))
         images = {c["image"] for o in objects if o["kind"] == "ServingRuntime" for c in o["spec"]["containers"]}
         wanted = {"registry.example.com/lab/thyroid-serve:abc"}
-        assert images == wanted | ({"registry.example.com/lab/thyroid-serve:abc-gpu"} if overlay == "gpu" else set())
+        assert images == wanted | ({"registry.example.com/lab/thyroid-serve-gpu:abc"} if overlay == "gpu" else set())
         assert not [problem for one in objects for problem in schemas.problems(one, schemas.definitions()) or []]
 
 
@@ -119,7 +119,7 @@ def test_a_champion_is_deployed_from_a_workstation(tmp_path, monkeypatch):
     cluster = Cluster()
     try:
         cluster.put("servingruntimes", {"metadata": {"name": "thyroid"}, "spec": {}})
-        cluster.answer = lambda: {"probability": REFERENCE, "model_version": 1}
+        cluster.answer = lambda version: {"probability": REFERENCE, "model_version": version}
         line = command(".venv/bin/python -m thyroid.deploy").replace("/data/registry", str(root))
         # the path of the volume is the command's own; everything else is as a reader would run it
         code = f"from thyroid import deploy; deploy.MOUNT = {str(tmp_path)!r}; raise SystemExit(deploy.main())"

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests import schemas
+from tests import schemas, test_deploy
+from tests.test_deploy import cluster, root  # noqa: F401 (fixtures)
 from thyroid import deploy
 from thyroid.deploy import CLAIM, Options
+from thyroid.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(p.parent.relative_to(ROOT).as_posix() for p in (ROOT / "manifests").glob("*/*/kustomization.yaml"))
@@ -39,6 +41,18 @@ def _render(kubectl: str, folder: str) -> str:
 
 def of_kind(objects: list[dict], kind: str) -> dict[str, dict]:
     return {one["metadata"]["name"]: one for one in objects if one["kind"] == kind}
+
+
+def test_what_kustomizations_name_is_kept():
+    """An ignored file would be missing from a clone."""
+    kept = subprocess.run(["git", "ls-files", "manifests"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not kept:
+        pytest.skip("not a git clone")
+    for file in (ROOT / "manifests").rglob("kustomization.yaml"):
+        for name in yaml.safe_load(file.read_text())["resources"]:
+            path = (file.parent / name).resolve()
+            if path.suffix:
+                assert path.relative_to(ROOT).as_posix() in kept
 
 
 def test_the_folders():
@@ -84,7 +98,7 @@ def test_the_service_is_what_the_deploy_step_makes(rendered, kind):
 
 
 def test_the_route_is_what_the_deploy_step_patches(rendered):
-    route = of_kind(rendered["manifests/overlays/gateway"], "HTTPRoute")["thyroid"]
+    route = of_kind(rendered["manifests/overlays/gateway"], "HTTPRoute")[deploy.ROUTE]
     assert route["spec"]["rules"] == deploy.route("any", 0)["spec"]["rules"]
     assert route["apiVersion"] == deploy.route("any", 0)["apiVersion"]
 
@@ -101,11 +115,10 @@ def test_runtimes_serve_our_format_on_the_ports_that_are_probed(rendered):
         for probe in ("readinessProbe", "livenessProbe"):
             assert container[probe]["httpGet"]["port"] == 8080
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) == name.endswith("gpu")
-        assert container["image"].startswith("localhost/thyroid-serve:")
+        assert container["image"].startswith(f"localhost/thyroid-serve{'-gpu' if name.endswith('gpu') else ''}:")
 
 
 def test_the_deploy_role_allows_just_what_the_step_calls(rendered):
-    """Every call that tests/test_deploy.py sees is one of these; and nothing else may be done."""
     objects = rendered["manifests/overlays/gateway"]
     allowed = {
         (resource, verb, tuple(rule.get("resourceNames", ())))
@@ -118,7 +131,7 @@ def test_the_deploy_role_allows_just_what_the_step_calls(rendered):
         ("inferenceservices", "create", ()),
         *(("inferenceservices", verb, services) for verb in ("get", "update", "delete")),
         ("servingruntimes", "get", ("thyroid", "thyroid-gpu")),
-        *(("httproutes", verb, ("thyroid",)) for verb in ("get", "patch")),
+        *(("httproutes", verb, (deploy.ROUTE,)) for verb in ("get", "patch")),
         ("pods", "list", ()),
     }
     for role in of_kind(objects, "Role").values():
@@ -126,6 +139,27 @@ def test_the_deploy_role_allows_just_what_the_step_calls(rendered):
             assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
     assert not of_kind(objects, "ClusterRole")
     assert of_kind(objects, "ServiceAccount")["thyroid-serve"]["automountServiceAccountToken"] is False
+
+
+def test_every_call_of_a_deployment_is_allowed(rendered, cluster, root, tmp_path):  # noqa: F811
+    rules = of_kind(rendered["manifests/overlays/gateway"], "Role")["thyroid-deploy"]["rules"]
+    test_deploy.test_canary_in_standard_mode_is_a_second_service_and_a_route(cluster, root, tmp_path)
+    cluster.looks_until_ready = 10**6
+    del cluster.objects["inferenceservices", "thyroid"]
+    cluster.serving.clear()
+    with pytest.raises(InputError, match="not ready"):
+        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+    verbs = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+    asked = set()
+    for method, path, _, _ in cluster.calls:
+        resource, _, name = path.split("?")[0].split("/namespaces/lab/")[1].partition("/")
+        asked.add((resource, "list" if resource == "pods" else verbs[method], name))
+    assert {verb for _, verb, _ in asked} == {"get", "create", "update", "patch", "delete", "list"}
+    for resource, verb, name in asked:
+        assert any(
+            resource in rule["resources"] and verb in rule["verbs"] and name in rule.get("resourceNames", [name])
+            for rule in rules
+        ), (resource, verb, name)
 
 
 def pods(objects: list[dict]) -> list[dict]:

@@ -81,6 +81,7 @@ def test_a_run_is_started_and_watched_to_its_end(host, capsys):
 
 def test_namespace_account_and_token_are_sent(host, tmp_path):
     (tmp_path / "token").write_text("s3cret\n")
+    host.multi_user = True
     options = ["--namespace", "lab", "--service-account", "thyroid-pipeline", "--token-file", str(tmp_path / "token")]
     assert start(host, *options, "--no-wait") == 0
     assert host.sent("/apis/v2beta1/experiments")["namespace"] == "lab"
@@ -89,12 +90,23 @@ def test_namespace_account_and_token_are_sent(host, tmp_path):
     assert not [call for call in host.calls if call[1].endswith("/runs/r1")], "it does not wait"
 
 
+def test_a_host_that_drops_out_is_waited_for(host, monkeypatch, capsys):
+    host.states = [{"state": "RUNNING"}, {"drop": 503}, {"drop": 503}, {"state": "SUCCEEDED"}]
+    assert start(host) == 0
+    host.states = [{"drop": 503}]
+    monkeypatch.setattr(submit, "PATIENCE_SECONDS", 0.05)
+    assert start(host) == 2
+    assert "the host is away (ApiException); the run goes on: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
 def test_a_run_that_fails_is_told_with_the_steps_own_message(host, capsys, state):
-    host.states = [{"state": state} | tasks(ingest="SUCCEEDED", **{"train-VGG16": "FAILED"})]
+    host.states = [
+        {"state": state} | tasks(ingest="SUCCEEDED", train="FAILED", root="FAILED", **{"train-driver": "SUCCEEDED"})
+    ]
     assert start(host) == 2
     error = capsys.readouterr().err
-    assert f"the run ended as {state.lower()}; train-VGG16: train-VGG16 is out of memory" in error
+    assert f"the run ended as {state.lower()}; train-VGG16: train is out of memory" in error
     assert "Traceback" not in error
 
 

@@ -19,18 +19,21 @@ _HINTS = {
 }
 
 
+_GOOD = ("SUCCEEDED", "COMPLETE", "CACHED")  # by the backend's version
+
+
 def conclude(root: Path, state: str, message: str) -> list[str]:
-    """Lines for people: how the run ended, its message and what to do, and which models the registry has now.
+    """Lines for people: how the run ended, its message if the backend tells one and what to do, and which models there are.
 
     Args:
         root: of the registry.
-        state: of the run: SUCCEEDED, FAILED or CANCELLED.
+        state: of the run: SUCCEEDED or COMPLETE, FAILED, CANCELLED.
         message: of what failed; empty if nothing did or nothing is known.
     """
     lines = [f"The run ended: {state}."]
     if message:
         lines.append(message)
-    elif state != "SUCCEEDED":
+    elif state not in _GOOD:
         lines.append("The step that failed says why in its log: the line that starts with error.")
     lines += [hint for word, hint in _HINTS.items() if word in message.replace(" ", "").lower()]
     try:

@@ -1,6 +1,6 @@
 """Put the champion behind KServe: create or update its InferenceService, prove its answer, or go back to what was there.
 
-python -m thyroid.deploy --registry gs://bucket/registry --namespace thyroid
+python -m thyroid.deploy --registry /data/registry --namespace thyroid
 python -m thyroid.deploy --registry output/registry --manifest service.yaml    (without a cluster)
 """
 
@@ -24,9 +24,12 @@ from thyroid import RESEARCH_USE_ONLY, errors, registry
 from thyroid.errors import InputError
 
 CLAIM, MOUNT = "thyroid-data", "/data"
-"""PersistentVolumeClaim that pipeline pods mount, and where: KServe reads models from there as pvc://."""
+"""PersistentVolumeClaim that pipeline pods mount (THYROID_CLAIM names another), and where: KServe reads it as pvc://."""
 
 CANARY = f"{registry.NAME}-canary"
+ROUTE = f"{registry.NAME}-entry"
+"""Name of our HTTPRoute; `thyroid` is that of the one that KServe makes for itself."""
+
 APPLIED = "thyroid/applied"
 """Annotation with what the last deployment asked for, which tells edits by hand from ours."""
 MODE = "serving.kserve.io/deploymentMode"
@@ -35,15 +38,21 @@ STANDARD, KNATIVE = "Standard", "Knative"
 _ESSENTIAL = (
     "spec.predictor.model.modelFormat.",
     "spec.predictor.model.runtime",
-    "spec.predictor.model.storageUri",
+    "spec.predictor.model.storage",
+    "spec.predictor.model.image",
+    "spec.predictor.model.command",
+    "spec.predictor.model.args",
+    "spec.predictor.storageUris",
     "spec.predictor.canaryTrafficPercent",
     "annotations.thyroid/",
     "labels.thyroid/",
 )
+"""What decides which model answers: never left to an edit by hand, an addition included."""
+
 _OLD_NAMES = {"RawDeployment": STANDARD, "Serverless": KNATIVE}  # of the modes, before KServe 0.16
 _REFERENCE_TOLERANCE = 1e-3  # beyond what the forms differ by: rounding of JSON and of another processor
 _POLL_SECONDS = 2.0
-_ANSWER_SECONDS = 120.0
+_FAILED_SECONDS = 60.0  # a failure that lasts so long is the new pods', not an old one's
 _TIMEOUTS = (5.0, 30.0)  # seconds to connect and to answer; the client by itself would wait for ever
 _CONFLICTS = 5
 
@@ -96,11 +105,11 @@ def storage_uri(folder: Path | str) -> str:
     text = str(folder)
     if "://" in text:
         return text
-    if Path(text).is_relative_to(MOUNT):
-        return f"pvc://{CLAIM}/{Path(text).relative_to(MOUNT).as_posix()}"
+    claim = os.environ.get("THYROID_CLAIM", CLAIM)
+    if claim and Path(text).is_relative_to(MOUNT):
+        return f"pvc://{claim}/{Path(text).relative_to(MOUNT).as_posix()}"
     raise InputError(
-        f"{text}: KServe cannot read this; keep the registry in a bucket (gs://...) or below {MOUNT}, where the claim "
-        f"{CLAIM} is mounted"
+        f"{text}: KServe cannot read this; keep the registry below {MOUNT}, where a volume claim is mounted"
     )
 
 
@@ -133,12 +142,21 @@ def inference_service(name: str, version: int | str, uri: str, options: Options,
         predictor["canaryTrafficPercent"] = options.canary
     annotations = {
         MODE: options.mode,
-        "serving.kserve.io/enable-prometheus-scraping": "true",
         "thyroid/notice": RESEARCH_USE_ONLY,
         "thyroid/data-digest": digest,
     }
     if options.mode == KNATIVE:
-        annotations["serving.kserve.io/enable-tag-routing"] = "true"  # an address of the canary's own, to test it at
+        annotations |= {
+            "serving.kserve.io/enable-tag-routing": "true",  # an address of the canary's own, to test it at
+            "serving.kserve.io/enable-metric-aggregation": "true",
+            "serving.kserve.io/enable-prometheus-scraping": "true",
+        }
+    else:  # KServe's own switch names the port of Knative's proxy, which is not there
+        annotations |= {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": "8080",
+            "prometheus.io/path": "/metrics",
+        }
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -163,7 +181,7 @@ def route(namespace: str, canary: int) -> Object:
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
-        "metadata": {"name": registry.NAME, "namespace": namespace},
+        "metadata": {"name": ROUTE, "namespace": namespace},
         "spec": {"rules": [{"backendRefs": backends}]},
     }
 
@@ -183,19 +201,25 @@ def merged(live: Object, applied: Object, wanted: Object) -> tuple[Object, list[
     """
     result, notes = copy.deepcopy(live), []
     before, after, found = _leaves(applied), _leaves(wanted), _leaves(live)
-    for path in sorted(before.keys() | after.keys()):
+    ours = before.keys() | after.keys() | {path for path in found if ".".join(path).startswith(_ESSENTIAL)}
+    for path in sorted(ours):
         text = ".".join(path)
         old, new, now = before.get(path), after.get(path), found.get(path)
         if now == new:
             continue
-        by_hand = path in found and now != old
+        # of an object that no deployment has written yet, what it lacks was not removed by anybody
+        by_hand = now != old and (path in found or bool(before))
         if by_hand and not text.startswith(_ESSENTIAL):
-            notes.append(f"{text} was set to {now!r} by hand: kept (a deployment would set {new!r})")
+            notes.append(f"{text} was {_edited(now)} by hand: kept (a deployment would set {new!r})")
             continue
         if by_hand and before:
-            notes.append(f"{text} was set to {now!r} by hand: set to {new!r}")
+            notes.append(f"{text} was {_edited(now)} by hand: {'removed' if new is None else f'set to {new!r}'}")
         _set(result, path, new)
     return result, notes
+
+
+def _edited(value: Any) -> str:
+    return "removed" if value is None else f"set to {value!r}"
 
 
 def _leaves(content: Object, above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
@@ -233,15 +257,9 @@ class _Cluster:
                 f"no cluster to deploy to ({error}); give a kubeconfig, or leave out the namespace"
             ) from None
         self.namespace = namespace
-        client = self.kserve.api_instance.api_client
-        original = client.call_api
-
-        def bounded(*arguments: Any, **keywords: Any) -> Any:
-            keywords["_request_timeout"] = keywords.get("_request_timeout") or _TIMEOUTS
-            return original(*arguments, **keywords)
-
-        client.call_api = bounded
-        self.host = client.configuration.host
+        for api in (self.kserve.api_instance, self.kserve.core_api):
+            _bound(api.api_client)
+        self.host = self.kserve.api_instance.api_client.configuration.host
 
     def _do(self, what: str, call: Callable[[], Any], absent: bool = False) -> Any:
         """`call`'s result; None for 404 if that may be.
@@ -256,7 +274,7 @@ class _Cluster:
         try:
             return call()
         except HTTPError as error:
-            raise InputError(f"{what}: the API server {self.host} is not to be reached ({error})") from None
+            raise _PassingError(f"{what}: the API server {self.host} is not to be reached ({error})") from None
         except (ApiException, RuntimeError) as error:
             refused = error if isinstance(error, ApiException) else error.__context__  # KServe's client hides it
             if not isinstance(refused, ApiException):
@@ -270,7 +288,8 @@ class _Cluster:
                 404: "; is KServe installed on this cluster? docs/kubeflow.md says how",
                 422: "; the object does not fit this KServe's schema",
             }.get(refused.status or 0, "")
-            raise InputError(f"{what}: {refused.status} {_message(refused)}{hint}") from None
+            kind = _PassingError if (refused.status or 0) >= 500 or refused.status == 429 else InputError
+            raise kind(f"{what}: {refused.status} {_message(refused)}{hint}") from None
 
     def get(self, name: str) -> Object | None:
         return self._do(
@@ -319,49 +338,71 @@ class _Cluster:
                 f"ServingRuntime {name} of namespace {self.namespace} is disabled; set spec.disabled to false"
             )
 
-    def split(self, canary: int) -> bool:
-        """Set the HTTPRoute's weights; False if the namespace has none."""
-        api, route_ = self.kserve.api_instance, route(self.namespace, canary)
-        place = ("gateway.networking.k8s.io", "v1", self.namespace, "httproutes", registry.NAME)
-        found = self._do(f"HTTPRoute {registry.NAME}", lambda: api.get_namespaced_custom_object(*place), absent=True)
-        if found is None:
-            return False
-        rules = copy.deepcopy(found["spec"].get("rules") or [{}])
-        rules[0]["backendRefs"] = route_["spec"]["rules"][0]["backendRefs"]
-        patch = {"spec": {"rules": rules}, "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]}}
-        self._do(f"HTTPRoute {registry.NAME}", lambda: api.patch_namespaced_custom_object(*place, patch))
-        return True
-
-    def wait(self, name: str, generation: int, timeout: float) -> Object:
-        """The InferenceService once its `generation` is ready; what it waits for is printed when it changes.
+    def split(self, canary: int) -> None:
+        """Set the HTTPRoute's weights.
 
         Raises:
-            InputError: it is not ready in time, or KServe has given up on the model; the message is the pod's own.
+            InputError: the namespace has no such route, or it is KServe's own, which puts back what is changed.
         """
-        deadline, told = time.monotonic() + timeout, ""
-        while True:
-            live = self.get(name) or {}
-            status = live.get("status", {})
-            ready = self._do(
-                f"InferenceService {name}",
-                lambda: self.kserve.is_isvc_ready(name, namespace=self.namespace, expected_generation=generation),
-                absent=True,
+        api, wanted = self.kserve.api_instance, route(self.namespace, canary)
+        place = ("gateway.networking.k8s.io", "v1", self.namespace, "httproutes", ROUTE)
+        found = self._do(f"HTTPRoute {ROUTE}", lambda: api.get_namespaced_custom_object(*place), absent=True)
+        if found is None:
+            raise InputError(
+                f"namespace {self.namespace} has no HTTPRoute {ROUTE}, which splits the traffic in Standard mode (KServe "
+                "ignores canaryTrafficPercent there): make -s manifests OVERLAY=gateway | kubectl apply -f -"
             )
-            if ready:
-                return live
-            waiting = _conditions(status) or "the controller has not looked at it yet"
+        if any(owner["kind"] == "InferenceService" for owner in found["metadata"].get("ownerReferences", [])):
+            raise InputError(f"HTTPRoute {ROUTE} belongs to an InferenceService: KServe would undo a change of it")
+        rules = copy.deepcopy(found["spec"].get("rules") or [{}])
+        rules[0]["backendRefs"] = wanted["spec"]["rules"][0]["backendRefs"]
+        patch = {"spec": {"rules": rules}}
+        self._do(f"HTTPRoute {ROUTE}", lambda: api.patch_namespaced_custom_object(*place, patch))
+
+    def prove(self, name: str, folder: Path, options: Options) -> str:
+        """Wait until the registered version in `folder` answers its reference image as evaluated; returns its address.
+
+        KServe's observedGeneration counts the changes of a child object, so that an old Ready cannot be told from a new one:
+        the proof is an answer of this very version. What is waited for is printed when it changes.
+
+        Raises:
+            InputError: another probability than evaluated, no answer in time, or the model does not load; the message is
+                the pods' own.
+            _PassingError: the API server was not to be reached to the end.
+        """
+        deadline, told, failing = time.monotonic() + options.timeout, "", None
+        passing: InputError | None = None
+        while True:
+            try:
+                live, passing = self.get(name) or {}, None
+            except _PassingError as error:
+                passing, waiting = error, str(error)
+            else:
+                status = live.get("status", {})
+                waiting = _conditions(status) or "the controller has not looked at it yet"
+                if any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", [])):
+                    url = _address(live, options.canary > 0, self.namespace)
+                    problem = ask(url, folder)
+                    if problem is None:
+                        return url
+                    waiting = f"{url}: {problem}"
+                model = status.get("modelStatus", {})
+                if model.get("transitionStatus") in ("BlockedByFailedLoad", "InvalidSpec"):
+                    failing = failing or time.monotonic()
+                    failure = model.get("lastFailureInfo", {})
+                    waiting = f"{failure.get('reason', model['transitionStatus'])}: {failure.get('message', waiting)}"
+                    if time.monotonic() - failing > _FAILED_SECONDS:
+                        raise InputError(f"InferenceService {name}: {waiting}{self._pods(name)}")
+                else:
+                    failing = None
             if waiting != told:
                 print(f"waiting for {name}: {waiting}", flush=True)
                 told = waiting
-            if status.get("observedGeneration", 0) >= generation:
-                model = status.get("modelStatus", {})
-                if model.get("transitionStatus") in ("BlockedByFailedLoad", "InvalidSpec"):
-                    failure = model.get("lastFailureInfo", {})
-                    reason = f"{failure.get('reason', model['transitionStatus'])}: {failure.get('message', waiting)}"
-                    raise InputError(f"InferenceService {name}: {reason}{self._pods(name)}")
             if time.monotonic() > deadline:
+                if passing is not None:
+                    raise passing
                 raise InputError(
-                    f"InferenceService {name}: not ready after {timeout:.0f} s: {waiting}{self._pods(name)}"
+                    f"InferenceService {name}: not ready after {options.timeout:.0f} s: {waiting}{self._pods(name)}"
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -391,6 +432,25 @@ class _Cluster:
 
 class _ConflictError(InputError):
     """Somebody changed the object between reading and writing it."""
+
+
+class _PassingError(InputError):
+    """The API server could not be reached or failed: it says nothing about the model."""
+
+
+class _NotProvenError(InputError):
+    """The version was sent to the cluster and did not prove itself."""
+
+
+def _bound(client: Any) -> None:
+    """Give every call of a Kubernetes API client a time-out; by itself it would wait for ever."""
+    original = client.call_api
+
+    def bounded(*arguments: Any, **keywords: Any) -> Any:
+        keywords["_request_timeout"] = keywords.get("_request_timeout") or _TIMEOUTS
+        return original(*arguments, **keywords)
+
+    client.call_api = bounded
 
 
 def _message(refused: Any) -> str:
@@ -440,8 +500,8 @@ def _ours(body: Object) -> Object:
     }
 
 
-def _apply(cluster: _Cluster, wanted: Object) -> tuple[int, list[str]]:
-    """Create or update the object; returns the generation to wait for, and notes on edits by hand. Nothing to change: no call."""
+def _apply(cluster: _Cluster, wanted: Object) -> list[str]:
+    """Create or update the object; returns notes, on edits by hand, too. Nothing to change: no call."""
     name = wanted["metadata"]["name"]
     ours = _ours(wanted)
     note = json.dumps(ours, sort_keys=True)
@@ -451,7 +511,8 @@ def _apply(cluster: _Cluster, wanted: Object) -> tuple[int, list[str]]:
             if live is None:
                 body = copy.deepcopy(wanted)
                 body["metadata"]["annotations"][APPLIED] = note
-                return cluster.create(body)["metadata"]["generation"], [f"created InferenceService {name}"]
+                cluster.create(body)
+                return [f"created InferenceService {name}"]
             annotations = live["metadata"].get("annotations") or {}
             try:
                 applied = json.loads(annotations.get(APPLIED, "{}"))
@@ -459,11 +520,12 @@ def _apply(cluster: _Cluster, wanted: Object) -> tuple[int, list[str]]:
                 applied = {}  # as for one made by hand or by GitOps
             result, notes = merged(_ours(live), applied, ours)
             if result == _ours(live) and annotations.get(APPLIED) == note:
-                return live["metadata"]["generation"], [*notes, f"InferenceService {name} is as wanted already"]
+                return [*notes, f"InferenceService {name} is as wanted already"]
             body = copy.deepcopy(live)
             body["spec"] = result["spec"]
             body["metadata"] |= {"annotations": result["annotations"] | {APPLIED: note}, "labels": result["labels"]}
-            return cluster.replace(body)["metadata"]["generation"], [*notes, f"updated InferenceService {name}"]
+            cluster.replace(body)
+            return [*notes, f"updated InferenceService {name}"]
         except _ConflictError as error:
             conflict = error
     raise InputError(f"InferenceService {name}: changed by somebody else at each of {_CONFLICTS} tries ({conflict})")
@@ -477,9 +539,9 @@ def _restore(cluster: _Cluster, name: str, before: Object | None) -> str:
     for _ in range(_CONFLICTS):
         live = cluster.get(name)
         body = copy.deepcopy(before)
+        body["metadata"].pop("resourceVersion", None)
         try:
             if live is None:
-                body["metadata"].pop("resourceVersion", None)
                 cluster.create(body)
             else:
                 body["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
@@ -490,14 +552,39 @@ def _restore(cluster: _Cluster, name: str, before: Object | None) -> str:
     raise InputError(f"InferenceService {name} could not be put back: somebody else keeps changing it")
 
 
-def _address(live: Object, canary: bool) -> str:
+def _to_restore(before: Object | None, wanted: Object, previous: tuple[int, str] | None, apart: bool) -> Object | None:
+    """What to go back to: what the cluster had, unless that is what an earlier attempt, killed since, has sent already.
+
+    Args:
+        before: as the cluster had it when this attempt began.
+        wanted: what this attempt sends.
+        previous: version and URI of the registry's previous champion.
+        apart: the object is a canary beside the champion's.
+    """
+    if before is None or before["spec"]["predictor"].get("model", {}).get("storageUri") != (
+        uri := wanted["spec"]["predictor"]["model"]["storageUri"]
+    ):
+        return before
+    if apart:
+        return None
+    if previous is None or previous[1] == uri:
+        return before
+    body = copy.deepcopy(before)
+    body["spec"]["predictor"]["model"]["storageUri"] = previous[1]
+    body["metadata"].setdefault("labels", {})["thyroid/version"] = str(previous[0])
+    body["metadata"].get("annotations", {}).pop(APPLIED, None)
+    return body
+
+
+def _address(live: Object, canary: bool, namespace: str) -> str:
     """Where the new model answers: of a canary under Knative its own address."""
     status = live.get("status", {})
+    inside = Path("/var/run/secrets/kubernetes.io").is_dir()
     if canary:
         for target in status.get("components", {}).get("predictor", {}).get("traffic", []):
             if target.get("latestRevision") and target.get("url"):
-                return target["url"]
-    inside = Path("/var/run/secrets/kubernetes.io").is_dir()
+                name = live["metadata"]["name"]
+                return f"http://latest-{name}-predictor.{namespace}.svc.cluster.local" if inside else target["url"]
     address = status.get("address", {}).get("url")
     url = (address if inside else None) or status.get("url") or address
     if not url:
@@ -505,16 +592,18 @@ def _address(live: Object, canary: bool) -> str:
     return url
 
 
-def check_answer(url: str, folder: Path, timeout: float) -> None:
+def ask(url: str, folder: Path) -> str | None:
     """Send the artefact's reference image and compare the answer with the evaluated probability.
 
     Args:
         url: of the service, to which /v1/models/thyroid:predict is added.
         folder: of the registered version.
-        timeout: seconds until this version must answer: pods of the one before it may still do so at first.
+
+    Returns:
+        None if it answers as evaluated; in words why there is no answer of this version yet.
 
     Raises:
-        InputError: no answer, another version's, or another probability than evaluated.
+        InputError: this version answers with another probability, or asks for a token.
     """
     facts = json.loads((folder / "model.json").read_text())
     image = base64.b64encode((folder / "reference.jpg").read_bytes()).decode()
@@ -524,71 +613,88 @@ def check_answer(url: str, folder: Path, timeout: float) -> None:
         headers["Authorization"] = f"Bearer {token}"
     request = urllib.request.Request(f"{url.rstrip('/')}/v1/models/{registry.NAME}:predict", body, headers)
     allowed = _REFERENCE_TOLERANCE + max(form.get("largest_difference", 0.0) for form in facts["forms"].values())
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=min(30.0, timeout)) as answer:
-                found = json.load(answer)["predictions"][0]
-            if found["model_version"] == facts["version"]:
-                off = max(abs(found["probability"][label] - p) for label, p in facts["reference"].items())
-                if off <= allowed:
-                    return
-                raise InputError(
-                    f"{url}: answers the reference image with {found['probability']}, evaluated were {facts['reference']}"
-                )
-            problem = f"version {found['model_version']} answers, not {facts['version']}"
-        except urllib.error.HTTPError as error:
-            with error:
-                problem = f"{error.code} {error.read(300).decode(errors='replace')}"
-            if error.code in (401, 403):
-                raise InputError(f"{url}: {problem}; give the endpoint's token as THYROID_TOKEN") from None
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            problem = f"{type(error).__name__}: {errors.one_line(error)}"
-        if time.monotonic() > deadline:
-            raise InputError(f"{url}: {problem}")
-        time.sleep(_POLL_SECONDS)
+    try:
+        with urllib.request.urlopen(request, timeout=30.0) as answer:
+            found = json.load(answer)["predictions"][0]
+        if found["model_version"] != facts["version"]:
+            return f"version {found['model_version']} answers, not {facts['version']}"
+        off = max(abs(found["probability"][label] - p) for label, p in facts["reference"].items())
+    except urllib.error.HTTPError as error:
+        with error:
+            text = error.read(300).decode(errors="replace")
+        if error.code == 403 and "RBAC" in text:
+            raise InputError(
+                f"{url}: 403 {text}; the mesh lets this account in by an AuthorizationPolicy only"
+            ) from None
+        if error.code in (401, 403):
+            raise InputError(f"{url}: {error.code} {text}; give the endpoint's token as THYROID_TOKEN") from None
+        return f"{error.code} {text}"
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        return f"{type(error).__name__}: {errors.one_line(error)}"
+    if off > allowed:
+        raise InputError(
+            f"{url}: answers the reference image with {found['probability']}, evaluated were {facts['reference']}"
+        )
+    return None
 
 
-def _into(cluster: _Cluster, folder: Path, version: int, uri: str, options: Options) -> tuple[str, list[str]]:
-    """Bring the version into the cluster and prove it, or leave all as it was.
+def _into(
+    cluster: _Cluster, folder: Path, uri: str, options: Options, previous: tuple[int, str] | None
+) -> tuple[str, list[str]]:
+    """Bring the version into the cluster and prove it.
 
     Raises:
-        InputError: it failed; the message says why, and what was put back.
+        InputError: nothing was changed.
+        _PassingError: the version was sent, and what became of it is not known.
+        _NotProvenError: the version was sent and taken back; the message says why.
     """
     apart = options.canary > 0 and options.mode == STANDARD
     name = CANARY if apart else registry.NAME
     facts = json.loads((folder / "model.json").read_text())
-    wanted = inference_service(name, version, uri, options, facts["data_digest"])
+    wanted = inference_service(name, facts["version"], uri, options, facts["data_digest"])
     cluster.need_runtime(wanted["spec"]["predictor"]["model"]["runtime"])
     if apart and cluster.get(registry.NAME) is None:
         raise InputError(f"a canary needs a model beside it, and there is no InferenceService {registry.NAME} yet")
     before = cluster.get(name)
-    mode = ((before or {}).get("metadata", {}).get("annotations") or {}).get(MODE, options.mode)
-    if _OLD_NAMES.get(mode, mode) != options.mode:
-        raise InputError(
-            f"InferenceService {name} runs in {mode} mode, and KServe does not change the mode of one that exists: "
-            f"min_replicas {options.min_replicas} asks for {options.mode}; delete it first, or "
-            + ("set min_replicas to 0" if options.mode == STANDARD else "set min_replicas above 0")
-        )
-    try:
-        generation, notes = _apply(cluster, wanted)
-        for note in notes:
-            print(note, flush=True)
-        live = cluster.wait(name, generation, options.timeout)
-        url = _address(live, canary=options.canary > 0)
-        check_answer(url, folder, _ANSWER_SECONDS)
-        if apart and not cluster.split(options.canary):
+    if before is not None:
+        annotations = before["metadata"].get("annotations") or {}
+        mode = before.get("status", {}).get("deploymentMode") or annotations.get(MODE, options.mode)
+        if _OLD_NAMES.get(mode, mode) != options.mode:
             raise InputError(
-                f"namespace {cluster.namespace} has no HTTPRoute {registry.NAME}, which splits the traffic in Standard mode "
-                "(KServe ignores canaryTrafficPercent there): kubectl apply -k manifests/overlays/gateway"
+                f"InferenceService {name} runs in {mode} mode, and KServe does not change the mode of one that exists: "
+                f"min_replicas {options.min_replicas} asks for {options.mode}; delete it first, or set min_replicas "
+                + ("to 0" if options.mode == STANDARD else "above 0")
             )
+    notes = _apply(cluster, wanted)
+    for note in notes:
+        print(note, flush=True)
+    try:
+        url = cluster.prove(name, folder, options)
+        if apart:
+            cluster.split(options.canary)
+    except _PassingError:
+        raise
     except InputError as error:
-        raise InputError(f"version {version} is not served: {error}; {_restore(cluster, name, before)}") from None
-    if not options.canary and options.mode == STANDARD and cluster.get(CANARY) is not None:
+        try:
+            put_back = _restore(cluster, name, _to_restore(before, wanted, previous, apart))
+        except InputError as second:
+            put_back = str(second)
+        raise _NotProvenError(f"version {facts['version']} is not served: {error}; {put_back}") from None
+    if not options.canary and options.mode == STANDARD:
+        notes += _end_canary(cluster)
+    return url, notes
+
+
+def _end_canary(cluster: _Cluster) -> list[str]:
+    """All traffic to the champion's service, and the canary away; what does not go is told, since the model is proven."""
+    try:
+        if cluster.get(CANARY) is None:
+            return []
         cluster.split(0)
         cluster.delete(CANARY)
-        notes.append(f"removed InferenceService {CANARY}")
-    return url, notes
+    except InputError as error:
+        return [f"the canary is still there: {error}"]
+    return [f"removed InferenceService {CANARY}"]
 
 
 def _own_namespace() -> str:
@@ -608,9 +714,9 @@ def deploy(
 ) -> Deployed:
     """Deploy the champion if it is `version`; a version that the gate refused changes nothing.
 
-    Without `namespace` and outside a cluster it writes the manifest, and says how to serve here. If the new generation does
-    not get ready, or does not answer its reference image as evaluated, what was deployed before is put back and the
-    registry's champion becomes the previous one again.
+    Without `namespace` and outside a cluster it writes the manifest, and says how to serve here. If the version was sent and
+    does not come to answer its reference image as evaluated, what was deployed before is put back and the registry's
+    champion becomes the previous one again. What fails before anything was sent leaves the registry alone.
 
     Args:
         root: of the registry.
@@ -623,6 +729,8 @@ def deploy(
         InputError: the registry, the cluster or the model's answer is not as it must be; says what was put back.
     """
     options = options or Options()
+    if not (root / registry.NAME).is_dir():
+        raise InputError(f"{root}: no registry here; `make run` or the pipeline makes one")
     champion = registry.read_aliases(root).get("champion")
     manifest.parent.mkdir(parents=True, exist_ok=True)
     if champion is None or (version is not None and champion != version):
@@ -655,14 +763,17 @@ def deploy(
     uri = storage_uri(folder)
     body = inference_service(registry.NAME, champion, uri, options, facts["data_digest"])
     manifest.write_text(yaml.safe_dump(body, sort_keys=False))
-    cluster = _Cluster(namespace)
+    previous = registry.read_aliases(root).get("previous")
+    before = None if previous is None else (previous, storage_uri(root / registry.NAME / str(previous)))
     try:
-        url, notes = _into(cluster, folder, champion, uri, options)
-    except InputError as error:
-        if "previous" not in registry.read_aliases(root):
+        url, notes = _into(_Cluster(namespace), folder, uri, options, before)
+    except _PassingError as error:
+        raise InputError(f"{error}; nothing is decided: run the deployment again") from None
+    except _NotProvenError as error:
+        if previous is None:
             raise
-        previous = registry.roll_back(root, f"deployment failed: {error}"[:500], "deploy")
-        raise InputError(f"{error}; champion is version {previous} again") from None
+        now = registry.roll_back(root, f"deployment failed: {error}"[:500], "deploy", champion)
+        raise InputError(f"{error}; champion is version {now}") from None
     print(f"version {champion} answers its reference image as evaluated at {url}")
     return Deployed("deployed", champion, url, notes)
 

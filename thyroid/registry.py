@@ -187,14 +187,22 @@ def promote(root: Path, which: str, reason: str, by: str) -> int:
     return version
 
 
-def roll_back(root: Path, reason: str, by: str) -> int:
-    """Make the previous champion the champion again; the one that it replaces becomes previous.
+def roll_back(root: Path, reason: str, by: str, champion: int | None = None) -> int:
+    """Make the previous champion the champion again; the one that it replaces becomes previous. Returns the champion.
+
+    Args:
+        root: of the registry.
+        reason: stays in the history.
+        by: who answers for it.
+        champion: version that is to go; if the champion is another one by now, nothing is changed.
 
     Raises:
         InputError: there is no previous champion, or it was changed.
     """
     with _lock(root / NAME):
         aliases = read_aliases(root)
+        if champion is not None and aliases.get("champion") != champion:
+            return aliases["champion"]
         if "previous" not in aliases:
             raise InputError(f"{root}: no previous champion to roll back to")
         version = aliases["previous"]

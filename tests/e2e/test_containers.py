@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 from components.step import image_name
 from pipelines import __main__ as cli
@@ -130,15 +131,21 @@ def test_the_whole_pipeline_ran_in_containers(output):
 
 
 def test_the_serve_image_answers_as_evaluated(engine, output):
-    """Mounted as KServe mounts it, with the security context of the ServingRuntime."""
+    """Mounted as KServe mounts it, with the arguments and the security context of the ServingRuntime."""
+    runtime = yaml.safe_load((ROOT / "manifests" / "base" / "servingruntime.yaml").read_text())
+    (container,) = runtime["spec"]["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
     folder, port = registry.find(output / "registry"), free_port()
     name = f"thyroid-serve-{port}"
     line = [engine, "run", "-d", "--rm", "--pull=never", "--name", name, "--label", containers.LABEL, "--read-only"]
     line += ["--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "2g"]
-    line += ["-v", f"{folder}:/mnt/models:ro", "-p", f"127.0.0.1:{port}:8080", image_name("serve")]
+    line += ["-v", f"{folder}:/mnt/models:ro", "-p", f"127.0.0.1:{port}:8080", image_name("serve"), *container["args"]]
     subprocess.run(line, check=True, capture_output=True)
     try:
-        deploy.check_answer(f"http://127.0.0.1:{port}", folder, timeout=60)
+        deadline = time.monotonic() + 60
+        while (problem := deploy.ask(f"http://127.0.0.1:{port}", folder)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert problem is None
         image = base64.b64encode((folder / "reference.jpg").read_bytes()).decode()
         body = json.dumps({"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [image]}]}).encode()
         headers = {"Content-Type": "application/json"}
