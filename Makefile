@@ -26,7 +26,7 @@ RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(S
 	$(if $(ENGINE),--engine "$(ENGINE)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow test-containers lint lint-manifests format images push manifests compile submit bench soak results lock clean
+.PHONY: help setup run serve test test-slow test-containers lint lint-manifests format images push manifests workbench compile submit bench soak results lock clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -83,6 +83,9 @@ push: ## Push the images that `make images` built (IMAGES=registry/prefix)
 
 manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway | kubectl apply -f -
 	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(serve|serve-gpu):dev$$#$(IMAGES)-\1:$(TAG)#'
+
+workbench: ## Render a pod with the volume and the ops image, to bring scans in: make -s workbench | kubectl apply -f -
+	@sed 's#localhost/thyroid-ops:dev$$#$(IMAGES)-ops:$(TAG)#' manifests/workbench/pod.yaml
 
 compile: $(READY) ## Write the Kubeflow pipeline to thyroid.yaml, and as objects for Git to thyroid-version.yaml
 	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml $(if $(GPUS),--gpus $(GPUS))

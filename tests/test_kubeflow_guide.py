@@ -1,5 +1,6 @@
 """docs/kubeflow.md: its commands are run as far as no cluster is needed, its numbers are those of the code."""
 
+import json
 import os
 import re
 import shutil
@@ -24,10 +25,11 @@ ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "kubeflow.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL) for line in block.splitlines()]
 NEEDS_A_CLUSTER = (
-    "kubectl create namespace",
     "kubectl apply",
+    "kubectl cp",
     "kubectl port-forward",
     "kubectl get",
+    "TOKEN=$(kubectl get",
     "curl",
     "make push",
 )
@@ -60,7 +62,9 @@ def test_every_command_is_run_here_or_needs_a_cluster():
         "make compile",
         "make submit",
         ".venv/bin/python -m pipelines compile",
-        ".venv/bin/python -m thyroid.deploy",
+        "make -s workbench",
+        ".venv/bin/python -c",
+        "kubectl exec -n kubeflow thyroid-workbench -- python3 -m thyroid.deploy",
     )
     for line in COMMANDS:
         assert line.startswith(run_here + NEEDS_A_CLUSTER), line
@@ -70,7 +74,7 @@ def test_every_command_is_run_here_or_needs_a_cluster():
 def test_manifests_are_rendered_with_the_images_that_were_named():
     line = command("make -s manifests").split(" | ")[0]
     for overlay in ("cpu", "gpu", "gateway"):
-        objects = list(yaml.safe_load_all(run(line.replace("OVERLAY=cpu", f"OVERLAY={overlay}"))))
+        objects = list(yaml.safe_load_all(run(line.replace("OVERLAY=gpu", f"OVERLAY={overlay}"))))
         images = {c["image"] for o in objects if o["kind"] == "ServingRuntime" for c in o["spec"]["containers"]}
         wanted = {"registry.example.com/lab/thyroid-serve:abc"}
         assert images == wanted | ({"registry.example.com/lab/thyroid-serve-gpu:abc"} if overlay == "gpu" else set())
@@ -112,7 +116,7 @@ def test_a_run_is_started():
     assert sent["runtime_config"]["parameters"]["work"] == "/data/work"
 
 
-def test_a_champion_is_deployed_from_a_workstation(tmp_path, monkeypatch):
+def test_a_champion_is_deployed_by_hand(tmp_path):
     root = tmp_path / "registry"
     root.mkdir()
     register(root, tmp_path / "artefact")
@@ -120,10 +124,10 @@ def test_a_champion_is_deployed_from_a_workstation(tmp_path, monkeypatch):
     try:
         cluster.put("servingruntimes", {"metadata": {"name": "thyroid"}, "spec": {}})
         cluster.answer = lambda version: {"probability": REFERENCE, "model_version": version}
-        line = command(".venv/bin/python -m thyroid.deploy").replace("/data/registry", str(root))
-        # the path of the volume is the command's own; everything else is as a reader would run it
+        line = command("kubectl exec").split(" -- python3 ")[1].replace("/data/registry", str(root))
+        # where the volume is mounted and the pod's namespace are the workbench's; everything else is as a reader runs it
         code = f"from thyroid import deploy; deploy.MOUNT = {str(tmp_path)!r}; raise SystemExit(deploy.main())"
-        line = line.replace("-m thyroid.deploy", f'-c "{code}"') + f" --manifest {tmp_path / 'm.yaml'}"
+        line = ".venv/bin/python " + line.replace("-m thyroid.deploy", f'-c "{code}" --namespace lab')
         printed = run(line, KUBECONFIG=str(cluster.kubeconfig(tmp_path)))
     finally:
         cluster.shutdown()
@@ -166,6 +170,22 @@ def test_what_the_guide_quotes_is_what_the_code_says():
     for quoted in ("kept champion", "has no ServingRuntime", "changed by somebody else", "is not to be reached"):
         assert quoted in GUIDE
         assert quoted in flat
+
+
+def test_the_workbench_is_a_pod_of_our_image_with_the_volume():
+    pod = yaml.safe_load(run(command("make -s workbench").split(" | ")[0]))
+    assert schemas.problems(pod, {}) == []
+    (container,) = pod["spec"]["containers"]
+    assert container["image"] == "registry.example.com/lab/thyroid-ops:abc"
+    assert container["volumeMounts"][0]["mountPath"] == deploy.MOUNT
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == deploy.CLAIM
+
+
+def test_the_request_is_made_of_a_scan(tmp_path):
+    line = command(".venv/bin/python -c")
+    (tmp_path / "scan.jpg").write_bytes(b"picture")
+    run(f"cd {tmp_path} && {line}")
+    assert json.loads((tmp_path / "request.json").read_text()) == {"instances": [{"image": {"b64": "cGljdHVyZQ=="}}]}
 
 
 def test_links_lead_somewhere():

@@ -193,6 +193,7 @@ def test_the_security_linter_finds_nothing(rendered, tmp_path):
         objects = [*rendered[folder], *pods(rendered[folder])]
         file = tmp_path / f"{folder.replace('/', '-')}.yaml"
         file.write_text(yaml.safe_dump_all(objects))
+    shutil.copy(ROOT / "manifests" / "workbench" / "pod.yaml", tmp_path)
     done = subprocess.run(
         [CHECKOV, "--config-file", ROOT / "manifests" / "checkov.yaml", "-d", tmp_path, "-o", "json"],
         capture_output=True,
