@@ -67,7 +67,7 @@ def training_pipeline(
             prevalence: Share of malignant nodules where the model would be used.
             clinical: CSV with filename or patient and any columns to look at subgroups by; empty for none.
             waive: Audits whose failure the champion gate lets pass, with a comma: shortcut, leakage; empty for none.
-            weights: imagenet, none, a *.weights.h5 file or a folder of them.
+            weights: imagenet, none, a *.weights.h5 file or a folder of them; give new files a new folder, since the cache knows the path.
             image_size: Side of the model's square input in pixels.
             epochs: Epochs of fine-tuning.
             batch_size: Images a step while fine-tuning.
