@@ -20,9 +20,13 @@ for set in "$@"; do
     [ -n "${GPU:-}" ] && [ "$set" = train ] && extra=train-gpu
     echo "images: $prefix-$set:$tag (extra $extra, $engine)"
     "$engine" build "${options[@]}" -f images/Dockerfile --target "$target" --build-arg EXTRA="$extra" \
-        ${BASE_IMAGE:+--build-arg BASE_IMAGE="$BASE_IMAGE"} --label org.opencontainers.image.title="thyroid-$extra" \
-        --label org.opencontainers.image.version="$tag" --label org.opencontainers.image.revision="${tag%-gpu}" \
-        -t "$prefix-$set:$tag" . >.containers-build.log 2>&1 || { tail -n 30 .containers-build.log >&2; exit 1; }
+        ${BASE_IMAGE:+--build-arg BASE_IMAGE="$BASE_IMAGE"} -t "$prefix-$set:$tag" . >.containers-build.log 2>&1 ||
+        { tail -n 30 .containers-build.log >&2; exit 1; }
+    # on top and without the cache: an image whose layers are all cached would keep the labels of an earlier commit
+    printf 'FROM %s\nLABEL %s="%s" %s="%s" %s="%s"\n' "$prefix-$set:$tag" org.opencontainers.image.title "thyroid-$extra" \
+        org.opencontainers.image.version "$tag" org.opencontainers.image.revision "${tag%-gpu}" |
+        "$engine" build "${options[@]}" --no-cache -t "$prefix-$set:$tag" - >.containers-build.log 2>&1 ||
+        { tail -n 30 .containers-build.log >&2; exit 1; }
 done
 rm -f .containers-build.log
 [ "$engine" = buildah ] || "$engine" images --format '{{.Repository}}:{{.Tag}}  {{.Size}}' | grep "$prefix-.*:$tag "
