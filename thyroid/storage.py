@@ -1,0 +1,435 @@
+"""A folder, or gs://bucket/prefix on Google Cloud Storage, behind the same few calls.
+
+Both have atomic writes that fail if somebody else was faster (`write` with a generation), so that what is built on them is
+the same code for either. Credentials are Google's application default ones; STORAGE_EMULATOR_HOST names an emulator.
+"""
+
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thyroid import errors, progress
+from thyroid.errors import InputError
+
+SCHEME = "gs://"
+ABSENT = "0"
+"""Generation of what is not there."""
+WORKERS = 16
+"""Transfers at once: most of a small object's time is waiting."""
+PAGE = 1000
+"""Objects a page of a listing, the most that the service gives."""
+TIMEOUTS = (10.0, 60.0)  # seconds to connect and to answer
+PATIENCE = 300.0
+"""Seconds of 429, 5xx and broken connections, with pauses that double, until a transfer is given up."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+_BATCH = 512  # objects after which an interruption loses nothing
+_LOOKS = 3  # at an object that is overwritten while it is read
+
+Location = str | Path
+
+
+class ChangedError(Exception):
+    """Somebody else wrote the file meanwhile: read it again and decide anew."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object: its name below the prefix, bytes, and the generation, which changes whenever it is written anew."""
+
+    name: str
+    size: int
+    generation: str
+
+
+def is_bucket(location: Location) -> bool:
+    """Whether a place is on Google Cloud Storage."""
+    return str(location).startswith(SCHEME)
+
+
+def below(location: Location, *parts: str) -> str:
+    """The text of a place within another; `Path` would make gs:/ of gs://."""
+    return "/".join((str(location).rstrip("/"), *parts))
+
+
+def at(location: Location) -> "Folder | Bucket":
+    """The place that a path or a gs:// address names.
+
+    Raises:
+        InputError: another scheme, or an address without a bucket.
+    """
+    text = str(location)
+    if is_bucket(location):
+        return Bucket(text)
+    if "://" in text or text.startswith("gs:/"):
+        raise InputError(f"{text}: give a folder, or gs://bucket/prefix")
+    return Folder(Path(text))
+
+
+class Folder:
+    """A folder of this machine or of a volume."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.address = str(path.resolve())
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        """Content and generation of a file; b"" and `ABSENT` if it is not there."""
+        try:
+            data = (self.path / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return b"", ABSENT
+        return data, hashlib.sha256(data).hexdigest()
+
+    def write(self, name: str, data: bytes, generation: str | None = None) -> None:
+        """Write a file whole or not at all.
+
+        Args:
+            name: of the file, below the folder.
+            data: its content.
+            generation: that it must still have; `ABSENT` if it must not be there; None to write in any case.
+
+        Raises:
+            ChangedError: it has another one.
+        """
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with lock(self.path):
+            if generation is not None and self.read(name)[1] != generation:
+                raise ChangedError(name)
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+            try:
+                temporary.write_bytes(data)
+                _flush(temporary)
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _flush(target.parent)
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy the files of the folder `source` to the folder `name`."""
+        shutil.copytree(source, self.path / name, dirs_exist_ok=True)
+        for path in [self.path / name, *(self.path / name).rglob("*")]:
+            _flush(path)
+
+    def get(self, name: str, only: Sequence[str] = ()) -> Path:
+        """A folder of this machine with the files of the folder `name`, for reading."""
+        return self.path / name
+
+    def children(self) -> list[str]:
+        """Names of what is directly in the folder, but for what is hidden, sorted."""
+        return sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".")) if self.path.is_dir() else []
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a whole folder; nothing if it is not there."""
+        target = self.path / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+class Bucket:
+    """The objects of a bucket below a prefix.
+
+    Every call raises `InputError` where the bucket is not there, the account has no right, or the service is away for longer
+    than `PATIENCE`.
+
+    Args:
+        address: gs://bucket/prefix.
+
+    Raises:
+        InputError: there is no bucket in the address.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        self.bucket, _, prefix = self.address.removeprefix(SCHEME).partition("/")
+        self.prefix = f"{prefix}/" if prefix else ""
+        if not self.bucket:
+            raise InputError(f"{address}: give gs://bucket/prefix")
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        """As `Folder.read`."""
+        from google.api_core.exceptions import NotFound
+
+        with self._told():
+            blob = self._blob(name)
+            try:
+                data = blob.download_as_bytes(**_transfer())
+            except NotFound:
+                self._need_bucket()
+                return b"", ABSENT
+            return data, str(blob.generation)
+
+    def write(self, name: str, data: bytes, generation: str | None = None) -> None:
+        """As `Folder.write`."""
+        from google.api_core.exceptions import PreconditionFailed
+
+        expected = None if generation is None else int(generation)
+        with self._told():
+            try:
+                self._blob(name).upload_from_string(data, if_generation_match=expected, **_transfer())
+            except PreconditionFailed:
+                # an upload whose answer was lost is sent again, and then finds itself
+                if self.read(name)[0] != data:
+                    raise ChangedError(name) from None
+
+    def put(self, source: Path, name: str) -> None:
+        """As `Folder.put`; checksums are compared."""
+        from google.cloud.storage import transfer_manager
+
+        files = sorted(path for path in source.rglob("*") if path.is_file())
+        pairs = [(str(file), self._blob(f"{name}/{file.relative_to(source).as_posix()}")) for file in files]
+        with self._told():
+            transfer_manager.upload_many(
+                pairs,
+                worker_type=transfer_manager.THREAD,
+                max_workers=WORKERS,
+                upload_kwargs=_transfer(),
+                raise_exception=True,
+            )
+
+    def get(self, name: str, only: Sequence[str] = ()) -> Path:
+        """As `Folder.get`: downloaded once into the user's cache, as long as no object changes; `only` these files."""
+        found = [one for one in self.entries(f"{name}/") if not only or one.name.removeprefix(f"{name}/") in only]
+        key = hashlib.sha256("\n".join([self.address, *(f"{one.name}#{one.generation}" for one in found)]).encode())
+        folder = _cache() / key.hexdigest()[:32]
+        if not folder.is_dir():
+            incoming = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+            try:
+                incoming.mkdir(parents=True)
+                wanted = [(one, _within(incoming, one.name.removeprefix(f"{name}/"))) for one in found]
+                if lost := [one for one, file in self.download(wanted) if file is None]:
+                    raise InputError(f"{self.address}/{lost[0].name}: vanished while it was read; try again")
+                try:
+                    incoming.rename(folder)
+                except OSError:  # another process was faster
+                    if not folder.is_dir():
+                        raise
+            finally:
+                shutil.rmtree(incoming, ignore_errors=True)
+        return folder
+
+    def children(self) -> list[str]:
+        """As `Folder.children`."""
+        names = {one.name.split("/")[0] for one in self.entries()}
+        return sorted(name for name in names if not name.startswith("."))
+
+    def remove(self, name: str) -> None:
+        """As `Folder.remove`."""
+        from google.api_core.exceptions import NotFound
+
+        with self._told():
+            for one in (name, *(entry.name for entry in self.entries(f"{name}/"))):
+                try:
+                    self._blob(one).delete(retry=_retry(), timeout=TIMEOUTS)
+                except NotFound:
+                    self._need_bucket()
+
+    def entries(self, start: str = "") -> list[Entry]:
+        """All objects below the prefix whose names start with `start`, by name; what marks a folder is left out."""
+        with self._told():
+            listed = _client().list_blobs(
+                self.bucket,
+                prefix=self.prefix + start,
+                page_size=PAGE,
+                fields="items(name,size,generation),nextPageToken",
+                retry=_retry(),
+                timeout=TIMEOUTS,
+            )
+            return [
+                Entry(blob.name.removeprefix(self.prefix), blob.size, str(blob.generation))
+                for blob in listed
+                if not blob.name.endswith("/")
+            ]
+
+    def download(
+        self, wanted: Sequence[tuple[Entry, Path]], description: str = ""
+    ) -> Iterator[tuple[Entry, Path | None]]:
+        """Download objects side by side, checksums compared, and hand on each with its file when it is whole.
+
+        A file is written under another name first, and one that is there already is taken as it is: started again, a
+        download goes on where it was. An object that was overwritten since it was listed is taken as it is now.
+
+        Args:
+            wanted: objects, and where to write each.
+            description: of the progress bar.
+
+        Returns:
+            Object, as it was read, and file; None for what vanished meanwhile.
+        """
+        from google.api_core.exceptions import NotFound
+        from google.cloud.storage import transfer_manager
+
+        with progress.bar(None, len(wanted), description, "object") as shown:
+            for start in range(0, len(wanted), _BATCH):
+                batch = []
+                for entry, file in wanted[start : start + _BATCH]:
+                    if file.is_file():
+                        shown.update()
+                        yield entry, file
+                    else:
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        batch.append((entry, file))
+                for look in range(1 + _LOOKS):
+                    parts = [file.with_name(f".{file.name}.{uuid.uuid4().hex}") for _, file in batch]
+                    again: list[tuple[Entry, Path]] = []
+                    try:
+                        with self._told():
+                            results = transfer_manager.download_many(
+                                [
+                                    (self._blob(entry.name, entry.generation), str(part))
+                                    for (entry, _), part in zip(batch, parts, strict=True)
+                                ],
+                                download_kwargs=_transfer(),
+                                worker_type=transfer_manager.THREAD,
+                                max_workers=WORKERS,
+                            )
+                            for (entry, file), part, failure in zip(batch, parts, results, strict=True):
+                                if isinstance(failure, NotFound):
+                                    again.append((entry, file))
+                                elif failure is not None:
+                                    raise failure
+                                else:
+                                    part.replace(file)
+                    finally:
+                        for part in parts:
+                            part.unlink(missing_ok=True)
+                    gone = {id(entry) for entry, _ in again}
+                    for entry, file in batch:
+                        if id(entry) not in gone:
+                            shown.update()
+                            yield entry, file
+                    batch = []
+                    for entry, file in again:
+                        now = None if look == _LOOKS else self._now(entry.name)
+                        if now is None:
+                            shown.update()
+                            yield entry, None
+                        else:
+                            batch.append((now, file))
+                    if not batch:
+                        break
+
+    def _now(self, name: str) -> Entry | None:
+        """An object as it is at this moment; None if it is gone."""
+        with self._told():
+            blob = _client().bucket(self.bucket).get_blob(self.prefix + name, retry=_retry(), timeout=TIMEOUTS)
+            if blob is None:
+                self._need_bucket()
+                return None
+            return Entry(name, blob.size, str(blob.generation))
+
+    def _blob(self, name: str, generation: str | None = None) -> Any:
+        bucket = _client().bucket(self.bucket)
+        return bucket.blob(self.prefix + name, generation=None if generation is None else int(generation))
+
+    def _need_bucket(self) -> None:
+        """Raises NotFound where not only an object is gone."""
+        next(iter(_client().list_blobs(self.bucket, max_results=1, retry=_retry(), timeout=TIMEOUTS)), None)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Google's errors as lines that say what to do."""
+        import requests
+        from google.api_core import exceptions
+        from google.auth.exceptions import GoogleAuthError
+        from google.cloud.storage.exceptions import DataCorruption
+
+        try:
+            yield
+        except exceptions.NotFound:
+            raise InputError(f"{self.address}: there is no bucket {self.bucket}; check the address") from None
+        except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+            raise InputError(
+                f"{self.address}: no right to it ({errors.one_line(error)[:200]}); give the account roles/storage.objectViewer "
+                "to read, roles/storage.objectUser to write, and see that it is the account you think"
+            ) from None
+        except GoogleAuthError as error:
+            raise InputError(
+                f"{self.address}: no credentials ({errors.one_line(error)[:200]}); run gcloud auth application-default login, "
+                "set GOOGLE_APPLICATION_CREDENTIALS, or give the pod workload identity"
+            ) from None
+        except (exceptions.GoogleAPIError, requests.RequestException, ConnectionError, DataCorruption) as error:
+            raise InputError(
+                f"{self.address}: Google Cloud Storage does not do its part ({errors.one_line(error)[:200]}); what was "
+                "transferred is kept, start the same again later"
+            ) from None
+
+
+@contextmanager
+def lock(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a folder's lock, which a killed process lets go of; `wait` is called once if another one holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if wait is not None:
+                wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _client() -> Any:
+    return _client_of(os.environ.get("STORAGE_EMULATOR_HOST"))
+
+
+@functools.cache
+def _client_of(emulator: str | None) -> Any:
+    from google.cloud import storage
+    from requests.adapters import HTTPAdapter
+
+    client = storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT", "none"))  # only new buckets need one
+    for scheme in ("http://", "https://"):
+        client._http.mount(scheme, HTTPAdapter(pool_connections=WORKERS, pool_maxsize=WORKERS))  # ten by itself
+    return client
+
+
+def _retry() -> Any:
+    from google.cloud.storage.exceptions import DataCorruption
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    passing = DEFAULT_RETRY._predicate
+    return (
+        DEFAULT_RETRY.with_predicate(lambda error: passing(error) or isinstance(error, DataCorruption))
+        .with_delay(FIRST_PAUSE, LONGEST_PAUSE, 2.0)
+        .with_timeout(PATIENCE)
+    )
+
+
+def _transfer() -> dict[str, Any]:
+    return {"retry": _retry(), "timeout": TIMEOUTS, "checksum": "crc32c"}
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thyroid"
+
+
+def _within(folder: Path, name: str) -> Path:
+    """`name` below `folder`; the names of objects may hold anything.
+
+    Raises:
+        InputError: it would be elsewhere.
+    """
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{name}: this object's name leaves its folder")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
