@@ -1,6 +1,8 @@
 """The fake-gcs-server binary as a Google Cloud Storage of our own, and a proxy before it that breaks things or is slow."""
 
+import asyncio
 import http.client
+import multiprocessing
 import random
 import socket
 import subprocess
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 FAULTS = ("429", "500", "503", "reset", "truncate")
 
@@ -112,9 +115,7 @@ def proxy(target: str) -> Iterator[tuple[Proxy, str]]:
             upstream.request(self.command, self.path, body, headers)
             answer = upstream.getresponse()
             content = answer.read()
-            kept = [
-                (k, v) for k, v in answer.getheaders() if k.lower() not in ("content-length", "transfer-encoding")
-            ]
+            kept = [(k, v) for k, v in answer.getheaders() if k.lower() not in ("content-length", "transfer-encoding")]
             upstream.close()
             if fault == "lost":
                 self._break()
@@ -150,3 +151,38 @@ def proxy(target: str) -> Iterator[tuple[Proxy, str]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+async def _delay(host: str, port: int, seconds: float, ready: Any) -> None:
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause: float) -> None:
+        while data := await reader.read(1 << 20):
+            await asyncio.sleep(pause)
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(host, port)
+        await asyncio.gather(pipe(reader, back, seconds), pipe(there, writer, 0.0), return_exceptions=True)
+
+    server = await asyncio.start_server(connect, "127.0.0.1", 0)
+    ready.send(server.sockets[0].getsockname()[1])
+    await server.serve_forever()
+
+
+def _delay_process(*arguments: Any) -> None:
+    asyncio.run(_delay(*arguments))
+
+
+@contextmanager
+def delayed(target: str, seconds: float) -> Iterator[str]:
+    """Address of a connection to `target` whose every answer arrives so much later, as from a bucket that is away."""
+    host, port = target.removeprefix("http://").split(":")
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=_delay_process, args=(host, int(port), seconds, theirs), daemon=True)
+    process.start()
+    try:
+        yield f"http://127.0.0.1:{ours.recv()}"
+    finally:
+        process.kill()
+        process.join()

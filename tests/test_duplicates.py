@@ -38,7 +38,7 @@ def test_hash_survives_on_phantoms(copy):
 
 def test_phantoms_of_different_patients_are_far_apart(phantoms):
     hashes = [duplicates.perceptual_hash(images.decode(images.read(f))) for f in sorted((phantoms / "scans").iterdir())]
-    assert duplicates.near_duplicates(hashes, max_bits=int(duplicates.MAX_BITS * 1.3)) == []
+    assert duplicates.links(hashes, max_bits=int(duplicates.MAX_BITS * 1.3)) == []
 
 
 def test_ddti_copies_are_found_and_cases_kept_apart(ddti):
@@ -60,7 +60,7 @@ def test_groups_are_those_of_the_plain_definition(seeds, limit):
         for j in range(i + 1, len(hashes))
         if (int(hashes[i], 16) ^ int(hashes[j], 16)).bit_count() <= limit
     ]
-    found = duplicates.near_duplicates(hashes, limit)
+    found = duplicates.near_duplicates(hashes, duplicates.links(hashes, max_bits=limit))
     assert set(found) <= set(expected)
     alone = range(len(hashes))
     np.testing.assert_array_equal(duplicates.groups(alone, found), duplicates.groups(alone, expected))

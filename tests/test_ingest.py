@@ -176,14 +176,14 @@ def test_told_to_ignore_the_folders_it_deals_anew(scans, tmp_path):
 
 
 def test_splits_are_kept_when_scans_are_added(scans, tmp_path):
-    ingest.ingest(scans, tmp_path / "one")
+    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
     before = split_of(tmp_path / "one")
     for patient in range(20, 40):
         write_scan(scans / f"{'BM'[patient % 2]}_{patient:03d}-0001-1.0.jpg", seed=patient * 31)
     tested = next(name for name, split in before.items() if split == "test")
     copy = images.decode((scans / tested).read_bytes())
     Image.fromarray(copy).resize((150, 125)).save(scans / f"{tested[0]}_099-0001-1.0.jpg")
-    ingest.ingest(scans, tmp_path / "two", previous=tmp_path / "one", seed=5)
+    ingest.ingest(scans, tmp_path / "two", store=tmp_path / "store", seed=5)
     after = split_of(tmp_path / "two")
     assert {name: after[name] for name in before} == before
     assert after[f"{tested[0]}_099-0001-1.0.jpg"] == "test"
@@ -302,18 +302,18 @@ def test_output_is_a_file(scans, tmp_path, capsys):
 
 
 def test_given_folders_win_over_an_earlier_data_version(scans, tmp_path):
-    ingest.ingest(scans, tmp_path / "one")
+    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
     root = deck_folders(scans, tmp_path)
-    ingest.ingest(root, tmp_path / "two", previous=tmp_path / "one")
+    ingest.ingest(root, tmp_path / "two", store=tmp_path / "store")
     after = split_of(tmp_path / "two")
     assert all((split == "test") == (int(name[2:5]) > 8) for name, split in after.items())
-    ingest.ingest(root, tmp_path / "three", previous=tmp_path / "two", seed=9)
+    ingest.ingest(root, tmp_path / "three", store=tmp_path / "store", seed=9)
     assert split_of(tmp_path / "three") == after
 
 
 def test_ignoring_given_splits_forgets_the_earlier_ones_too(scans, tmp_path):
-    ingest.ingest(scans, tmp_path / "one")
-    ingest.ingest(scans, tmp_path / "two", previous=tmp_path / "one", given_splits="ignore", seed=3)
+    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
+    ingest.ingest(scans, tmp_path / "two", store=tmp_path / "store", given_splits="ignore", seed=3)
     assert split_of(tmp_path / "one") != split_of(tmp_path / "two")
 
 
@@ -350,6 +350,7 @@ def test_a_path_in_rois_finds_its_scan_among_namesakes(scans, tmp_path):
 
 
 def test_a_damaged_data_version_is_named(scans, tmp_path):
-    ingest.ingest(scans, tmp_path / "one")
-    (tmp_path / "one" / "scans.parquet").write_bytes(b"PAR1")
-    assert "damaged data version" in failing(scans, tmp_path / "two", previous=tmp_path / "one")
+    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
+    (tmp_path / "store" / "versions" / "000001" / "memory.parquet").write_bytes(b"PAR1")
+    write_scan(scans / "B_077-0001-1.0.jpg", seed=77)
+    assert "memory.parquet: damaged" in failing(scans, tmp_path / "two", store=tmp_path / "store")

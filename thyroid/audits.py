@@ -106,7 +106,7 @@ def audit(
         domain: "normal" or "cropped".
         model: facts of the training (train.json).
         network: the trained model.
-        parts: what the training used each image for ("train" or "validation"), by file relative to `data`.
+        parts: what the training used each image for ("train" or "validation"), by name of `crop.examples`.
         test: the model's test predictions in the domain: file, label, patient and the probability of malignant.
         seed: of draws, folds and bootstrap.
     """
@@ -121,14 +121,13 @@ def context(data: Path, domain: str) -> pd.DataFrame:
     """What can be known of the images of a domain without looking at them, one row an image.
 
     Returns:
-        As `crop.examples`, and relative (file relative to `data`), frame (file of the scan area, null where none is known),
+        As `crop.examples`, and frame (file of the scan area, null where none is known),
         boxes (nodules of this image as x, y, width, height in pixels of `frame`), box_width and box_height (of the largest),
         image, version, views (images of the patient), frame_width and frame_height, area_x, area_y, area_width,
         area_height. Images that came in cropped have no frame and no boxes: nothing of theirs is outside the nodule.
     """
     scans, regions, _ = tables.read(data)
     table = crop.examples(data, domain)
-    table["relative"] = [str(Path(file).relative_to(data)) for file in table["file"]]
     known = ["image", "version", "area_x", "area_y", "area_width", "area_height"]
     scans = tables.used(scans).set_index("path")
     about = scans[known].assign(frame=scans["normal_path"], frame_width=scans["width"], frame_height=scans["height"])
@@ -140,7 +139,7 @@ def context(data: Path, domain: str) -> pd.DataFrame:
         area = scans.loc[row.path]
         box = (int(row.x - area["area_x"]), int(row.y - area["area_y"]), int(row.width), int(row.height))
         boxes.setdefault(getattr(row, key), []).append(box)
-    table["boxes"] = [boxes.get(name, []) for name in table["path" if domain == "normal" else "relative"]]
+    table["boxes"] = [boxes.get(name, []) for name in table["path" if domain == "normal" else "name"]]
     largest = [max(some, key=lambda box: box[2] * box[3], default=(0, 0, None, None)) for some in table["boxes"]]
     table["box_width"], table["box_height"] = [box[2] for box in largest], [box[3] for box in largest]
     table["views"] = table.groupby("patient")["file"].transform("size")
@@ -164,8 +163,10 @@ def blanked(data: Path, table: pd.DataFrame, domain: str, size: int) -> NDArray[
         uint8 [n, size, size, 3].
     """
 
+    root = tables.images(data)
+
     def one(row: Any) -> images.Pixels:
-        frame = np.asarray(Image.open(data / row.frame, formats=("JPEG",)).convert("RGB")).copy()
+        frame = np.asarray(Image.open(root / row.frame, formats=("JPEG",)).convert("RGB")).copy()
         squares = [_square(box) for box in row.boxes]
         for x, y, side in squares:
             frame[max(0, y) : y + side, max(0, x) : x + side] = 0
@@ -205,10 +206,10 @@ def _shortcuts(done: Audits, data: Path, model: dict[str, Any], network: Any, te
         _without_looking(done, development, measure)
         measure("grey_levels", _grey(pixels))
         _frozen_features(done, data, model, network, development, pixels, fold, measure, seed)
-    tested = table[table["relative"].isin(test["file"]) & has_nodule].reset_index(drop=True)
+    tested = table[table["name"].isin(test["file"]) & has_nodule].reset_index(drop=True)
     if tested["label"].nunique() == len(CLASSES):
         score = inputs.predict(network, blanked(data, tested, done.domain, model["image_size"]))[:, POSITIVE]
-        answered = test.set_index("file").loc[tested["relative"], SCORE]
+        answered = test.set_index("file").loc[tested["name"], SCORE]
         positive, patient = tested["label"] == CLASSES[POSITIVE], tested["patient"].astype(int)
         done.shortcut["model"] = metrics.auroc(positive, answered, patient, seed=seed)
         done.shortcut["model_on_blanked_nodule"] = metrics.auroc(positive, score, patient, seed=seed)
@@ -369,7 +370,7 @@ def leaks(done: Audits, data: Path, train_domain: str, parts: pd.Series) -> None
         done: to add to.
         data: data version.
         train_domain: domain that the model was trained on, of whose images `parts` are.
-        parts: what the training used each image for, by file relative to `data`.
+        parts: what the training used each image for, by name of `crop.examples`.
     """
     scans = tables.used(tables.read(data)[0])
     patients = scans.groupby("patient")["split"].nunique()
@@ -377,7 +378,7 @@ def leaks(done: Audits, data: Path, train_domain: str, parts: pd.Series) -> None
     split = scans["split"].tolist()
     crossing = [pair for pair in pairs if split[pair[0]] != split[pair[1]]]
     table = crop.examples(data, train_domain)
-    learnt = table[[str(Path(file).relative_to(data)) in parts.index for file in table["file"]]]
+    learnt = table[table["name"].isin(parts.index)]
     if learnt.empty:
         done.findings["leakage"] = "which images the model was trained on is not known"
     tested = scans[scans["split"] == "test"]

@@ -1,13 +1,17 @@
 """The two domains: `normal` (scan area, scanner frame blanked) and `cropped` (one square image a region).
 
+With a store the images are kept there from run to run, and only those that are not there yet are made.
+
 python -m thyroid.crop --data DIR --output DIR
 """
 
 import argparse
 import hashlib
+import os
 import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +22,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thyroid import errors, images, progress, tables
+from thyroid import errors, images, progress, storage, tables
 from thyroid.errors import InputError
 from thyroid.names import CLASSES
+from thyroid.store import Store, source_of
 
 MARGIN = 0.15
 """A region is widened by this share of its own width (height) on each side and clipped to the frame."""
@@ -28,6 +33,7 @@ MARGIN = 0.15
 Box = tuple[int, int, int, int]
 """x, y, width, height in pixels."""
 
+_AREA = ("area_x", "area_y", "area_width", "area_height")
 _CHUNK = 32
 
 
@@ -139,13 +145,15 @@ def widened(box: Box, frame_width: int, frame_height: int) -> Box:
     return left, top, min(frame_width, x + width + dx) - left, min(frame_height, y + height + dy) - top
 
 
-def crop(data: Path, output: Path, domains: Sequence[str] = ()) -> Cropped:
-    """Write every image of both domains, re-encoded without metadata, with the tables that name them.
+def crop(data: Path, output: Path, domains: Sequence[str] = (), store: storage.Location | None = None) -> Cropped:
+    """Make every image of both domains, re-encoded without metadata, and the tables that name them.
 
     Args:
         data: data version of `ingest`.
-        output: folder of the new data version with `normal/` and `cropped/` in it.
+        output: folder of the new data version.
         domains: the domains that will be trained; empty for cropped where there are regions, else normal.
+        store: folder that outlives the run (`thyroid.store`), which keeps the images; None to write them to `normal/` and
+            `cropped/` in `output`.
 
     Raises:
         InputError: the cropped domain is asked for and there is no region, or nothing is left to train on.
@@ -153,36 +161,29 @@ def crop(data: Path, output: Path, domains: Sequence[str] = ()) -> Cropped:
     started = time.monotonic()
     scans, regions, facts = tables.read(data)
     domains = resolve_domains(domains, has_regions=len(regions) > 0)
+    place = None if store is None else Store(store)
+    images_folder = output if place is None else place.crops
     for domain in tables.DOMAINS:
-        (output / domain).mkdir(parents=True, exist_ok=True)
-    boxes: dict[str, list[tuple[int, Box]]] = {}
-    for row in regions.itertuples():
-        boxes.setdefault(row.path, []).append((row.Index, (int(row.x), int(row.y), int(row.width), int(row.height))))
-    good = tables.used(scans)
-    tasks = [
-        (row.Index, row.path, row.sha256, row.domain, boxes.get(row.path, []), str(output)) for row in good.itertuples()
-    ]
-    with ProcessPoolExecutor() as pool:
-        done = list(progress.bar(pool.map(_crop_file, tasks, chunksize=_CHUNK), len(tasks), "crop", "scan"))
+        (images_folder / domain).mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
 
-    for column in ("normal_path", "normal_sha256"):
-        scans[column] = pd.Series(pd.NA, scans.index, "string")
-    for column in ("area_x", "area_y", "area_width", "area_height"):
-        scans[column] = pd.Series(pd.NA, scans.index, "Int64")
-    lost = []
-    for result in done:
-        if result.reason:
-            scans.loc[result.row, "quarantine_reason"] = result.reason
-            lost.append((scans.loc[result.row, "path"], result.reason))
-            continue
-        if result.normal:
-            scans.loc[result.row, ["normal_path", "normal_sha256"]] = result.normal
-        scans.loc[result.row, ["area_x", "area_y", "area_width", "area_height"]] = result.area
-        for index, written in result.crops:
-            regions.loc[index, ["crop_path", "crop_sha256"]] = written
-    regions = regions[regions["path"].isin(tables.used(scans)["path"])].reset_index(drop=True)
-    _append_quarantine(data / "quarantine.csv", output / "quarantine.csv", lost)
+    planned = _plan(tables.used(scans), regions)
+    have = {} if place is None else place.cropped().to_dict("index")
+    todo = [one for one in planned if not all(key in have for key in one.keys.values())]
+    tasks = [_Task(str(data / one.local_path), one, str(images_folder)) for one in todo]
+    made: dict[str, dict[str, Any]] = {}
+    lost: dict[str, str] = {}
+    for task, done in zip(tasks, progress.bar(_each(tasks), len(tasks), "crop", "scan"), strict=True):
+        if isinstance(done, str):
+            lost[task.plan.path] = done
+        else:
+            made |= done
+    if place is not None and made:
+        place.add_cropped(pd.DataFrame.from_dict(made, "index"))
+    have |= made
 
+    scans, regions = _filled(scans, regions, planned, have, lost)
+    _append_quarantine(data / "quarantine.csv", output / "quarantine.csv", list(lost.items()))
     good = tables.used(scans)
     frames = good[good["domain"] == "normal"]
     facts |= {
@@ -194,20 +195,25 @@ def crop(data: Path, output: Path, domains: Sequence[str] = ()) -> Cropped:
         "regions": len(regions),
         "domains": list(domains),
         "without_region": int((~frames["path"].isin(regions["path"])).sum()),
-        "scan_area_not_found": sum(1 for r in done if not r.reason and not r.found),
+        "scan_area_not_found": sum(1 for one in planned if one.path not in lost and not have[one.main]["found"]),
+        "cropped": len(todo),
         "seconds": facts["seconds"] | {"crop": round(time.monotonic() - started, 1)},
     }
+    if place is not None:
+        facts["images"] = str(images_folder)
     for domain in domains:
         _require_examples(scans, regions, domain)
     shutil.copy(data / "statistics.png", output / "statistics.png")
     from thyroid import plots  # serving crops, too, and draws nothing
 
-    plots.crop_sheet(scans, regions, output)
+    plots.crop_sheet(scans, regions, images_folder, output / "crops.png")
     tables.write(output, scans, regions, facts)
     print(
         f"normal: {len(frames)} frames; cropped: {len(regions)} regions; {facts['without_region']} frames without a "
         f"region stay in normal only; scan area not found in {facts['scan_area_not_found']}"
     )
+    if place is not None:
+        print(f"{len(todo)} of {len(planned)} scans were cropped now, the images of the others were there")
     if lost:
         print(f"quarantined since ingest: {len(lost)}, see {output / 'quarantine.csv'}")
     return Cropped(output, facts)
@@ -234,7 +240,8 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
     """The images of one domain (and split) of a cropped data version.
 
     Returns:
-        One row an image, in a fixed order: file (full path), sha256 of it, path of its scan, label, patient, group, split.
+        One row an image, in a fixed order: file (full path), name (within `tables.images`), sha256 of it, path of its scan,
+        label, patient, group, split.
     """
     if domain not in tables.DOMAINS:
         raise InputError(f"domain {domain!r} is unknown; choose from {', '.join(tables.DOMAINS)}")
@@ -242,19 +249,20 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
     table = _examples(scans, regions, domain)
     if split is not None:
         table = table[table["split"] == split]
-    table = table.sort_values("file").reset_index(drop=True)
-    table["file"] = [str(folder / file) for file in table["file"]]
+    table = table.sort_values("name").reset_index(drop=True)
+    root = tables.images(folder)
+    table["file"] = [str(root / name) for name in table["name"]]
     return table
 
 
 def _examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.DataFrame:
     good = tables.used(scans)
     if domain == "normal":
-        table = good[good["domain"] == "normal"].assign(file=good["normal_path"], sha256=good["normal_sha256"])
+        table = good[good["domain"] == "normal"].assign(name=good["normal_path"], sha256=good["normal_sha256"])
     else:
         table = regions.merge(good.drop(columns="sha256"), on="path")
-        table = table.rename(columns={"crop_path": "file", "crop_sha256": "sha256"})
-    return table[["file", "sha256", "path", "label", "patient", "group", "split"]]
+        table = table.rename(columns={"crop_path": "name", "crop_sha256": "sha256"})
+    return table[["name", "sha256", "path", "label", "patient", "group", "split"]]
 
 
 def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> None:
@@ -268,42 +276,125 @@ def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -
 
 
 @dataclass(frozen=True)
-class _Result:
-    row: int
-    reason: str | None = None
-    normal: tuple[str, str] | None = None  # file, sha256
-    area: Box = (0, 0, 0, 0)
-    found: bool = True
-    crops: tuple[tuple[int, tuple[str, str]], ...] = ()
+class _Plan:
+    """What is to be made of a scan: box (None for the whole frame) to the key of the image.
+
+    A key names all that the image depends on: this code, the scan's bytes, and the box.
+    """
+
+    path: str
+    local_path: str
+    sha256: str
+    domain: str
+    boxes: tuple[Box, ...]
+    keys: dict[Box | None, str]
+
+    @property
+    def main(self) -> str:
+        """Key of the image that knows the scan area."""
+        return next(iter(self.keys.values()))
 
 
-def _crop_file(task: tuple[int, str, str, str, list[tuple[int, Box]], str]) -> _Result:
-    row, path, sha256, domain, boxes, output = task
+@dataclass(frozen=True)
+class _Task:
+    file: str
+    plan: _Plan
+    output: str
+
+
+def _plan(good: pd.DataFrame, regions: pd.DataFrame) -> list[_Plan]:
+    code = source_of(sys.modules[__name__], images)
+    boxes: dict[str, list[Box]] = {}
+    for path, box in zip(regions["path"], _boxes(regions), strict=True):
+        boxes.setdefault(path, []).append(box)
+    plans = []
+    for path, local, sha256, domain in zip(
+        *(good[column] for column in ("path", "local_path", "sha256", "domain")), strict=True
+    ):
+        mine = tuple(boxes.get(path, ()))
+        # a file that came in cropped is its own region, without margin
+        wanted: list[Box | None] = [*mine] if domain == "cropped" else [None, *mine]
+        stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        keys = {
+            box: f"{stem}-{hashlib.sha256(f'{code} {sha256} {domain} {box}'.encode()).hexdigest()[:16]}"
+            for box in wanted
+        }
+        plans.append(_Plan(path, local, sha256, domain, mine, keys))
+    return plans
+
+
+def _boxes(regions: pd.DataFrame) -> list[Box]:
+    return [tuple(box) for box in regions[["x", "y", "width", "height"]].astype(int).to_numpy().tolist()]
+
+
+def _each(tasks: Sequence[_Task]) -> Iterator[dict[str, dict[str, Any]] | str]:
+    if len(tasks) <= _CHUNK:
+        yield from map(_crop_file, tasks)
+        return
+    with ProcessPoolExecutor() as pool:
+        yield from pool.map(_crop_file, tasks, chunksize=_CHUNK)
+
+
+def _crop_file(task: _Task) -> dict[str, dict[str, Any]] | str:
+    """Facts of the images that were made of a scan, by key; the reason if it cannot be used any more."""
+    plan = task.plan
     try:
-        data = images.read(path)
-        if hashlib.sha256(data).hexdigest() != sha256:
+        data = images.read(task.file)
+        if hashlib.sha256(data).hexdigest() != plan.sha256:
             raise ValueError("file changed since ingest")
         frame = images.decode(data)
     except FileNotFoundError:
-        return _Result(row, "file vanished since ingest")
+        return "file vanished since ingest"
     except (ValueError, OSError) as error:
-        return _Result(row, errors.one_line(error))
-    name = f"{Path(path).stem}-{sha256[:8]}"
-    if domain == "cropped":  # a file that came in cropped is its own region, without margin
-        written = _write(output, f"cropped/{name}.jpg", images.letterbox(frame, max(frame.shape[:2])))
-        return _Result(row, crops=tuple((index, written) for index, _ in boxes))
+        return errors.one_line(error)
+    if plan.domain == "cropped":
+        whole = ScanArea(np.ones(frame.shape[:2], np.uint8), (0, 0, 0, 0), True)
+        letterboxed = images.letterbox(frame, max(frame.shape[:2]))
+        return {key: _write(task.output, f"cropped/{key}.jpg", letterboxed, whole) for key in plan.keys.values()}
     area = scan_area(frame)
-    crops = tuple(
-        (index, _write(output, f"cropped/{name}-{number}.jpg", region(frame, box, area)))
-        for number, (index, box) in enumerate(boxes)
-    )
-    return _Result(row, None, _write(output, f"normal/{name}.jpg", normal(frame, area)), area.box, area.found, crops)
+    return {
+        key: _write(task.output, f"normal/{key}.jpg", normal(frame, area), area)
+        if box is None
+        else _write(task.output, f"cropped/{key}.jpg", region(frame, box, area), area)
+        for box, key in plan.keys.items()
+    }
 
 
-def _write(output: str, file: str, image: images.Pixels) -> tuple[str, str]:
+def _write(output: str, file: str, image: images.Pixels, area: ScanArea) -> dict[str, Any]:
+    """Write an image whole or not at all; its row in the table of images."""
     data = images.encode(image)
-    Path(output, file).write_bytes(data)
-    return file, hashlib.sha256(data).hexdigest()
+    target = Path(output, file)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(target)
+    sides = dict(zip(_AREA, area.box, strict=True))
+    return {"file": file, "sha256": hashlib.sha256(data).hexdigest(), **sides, "found": area.found}
+
+
+def _filled(
+    scans: pd.DataFrame,
+    regions: pd.DataFrame,
+    planned: Sequence[_Plan],
+    have: dict[str, dict[str, Any]],
+    lost: dict[str, str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables with the images in them; lost scans are quarantined and their regions left out."""
+    there = [one for one in planned if one.path not in lost]
+    mains = pd.DataFrame([have[one.main] for one in there], index=[one.path for one in there])
+    whole = mains[[one.domain == "normal" for one in there]]
+    for column, values, kind in (
+        ("normal_path", whole["file"], "string"),
+        ("normal_sha256", whole["sha256"], "string"),
+        *((column, mains[column], "Int64") for column in _AREA),
+    ):
+        scans[column] = scans["path"].map(values).astype(kind)
+    scans["quarantine_reason"] = scans["quarantine_reason"].fillna(scans["path"].map(lost).astype("string"))
+    regions = regions[~regions["path"].isin(lost)].reset_index(drop=True)
+    by_path = {one.path: one for one in there}
+    crops = [have[by_path[path].keys[box]] for path, box in zip(regions["path"], _boxes(regions), strict=True)]
+    regions["crop_path"] = pd.Series([one["file"] for one in crops], regions.index, "string")
+    regions["crop_sha256"] = pd.Series([one["sha256"] for one in crops], regions.index, "string")
+    return scans, regions
 
 
 def _append_quarantine(source: Path, target: Path, rows: list[tuple[str, str]]) -> None:
@@ -317,6 +408,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.ingest")
     parser.add_argument("--output", type=Path, required=True, help="folder of the new data version")
     parser.add_argument("--domains", type=lambda s: [d for d in s.split(",") if d], default=(), help="normal,cropped")
+    parser.add_argument("--store", help="folder that outlives the run: images that are there are not made again")
     crop(**vars(parser.parse_args(argv)))
 
 

@@ -84,7 +84,7 @@ def diagnose(data: Path, folder: Path, network: Any = None) -> Diagnosis:
         parts = pd.read_csv(folder / "parts.csv").set_index("file")["part"]
     except FileNotFoundError:
         raise InputError(f"{folder}: not a finished training (parts.csv is missing)") from None
-    table["part"] = [parts.get(str(Path(file).relative_to(data)), "test") for file in table["file"]]
+    table["part"] = [parts.get(name, "test") for name in table["name"]]
     validation = table[table["split"] == "validation"].reset_index(drop=True)
     pixels = inputs.decode(validation, model["image_size"])
     probability = inputs.predict(network, pixels)[:, POSITIVE]

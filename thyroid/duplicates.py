@@ -4,7 +4,7 @@ Public sets hold re-encoded copies of one frame under other case numbers (DDTI: 
 number alone leaks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import imagehash
 import numpy as np
@@ -38,21 +38,42 @@ def perceptual_hash(image: images.Pixels) -> str:
     return str(imagehash.phash(Image.fromarray(image).convert("L"), hash_size=HASH_SIDE, highfreq_factor=2))
 
 
-def near_duplicates(hashes: Sequence[str], max_bits: int = MAX_BITS) -> list[tuple[int, int]]:
-    """Index pairs i < j that link all hashes which differ by at most `max_bits`.
+def links(hashes: Collection[str], known: Collection[str] = (), max_bits: int = MAX_BITS) -> list[tuple[str, str]]:
+    """Pairs of different hashes that differ by at most `max_bits`: every new one against the known ones and the other new ones.
 
-    Equal hashes are linked to the first of them only, so that many blank frames do not make a quadratic list; the rest
-    is compared in blocks, so memory stays flat.
+    The known ones are not compared with each other, and work is done in blocks, so memory stays flat.
+
+    Args:
+        hashes: of `perceptual_hash`; those among `known` are left out.
+        known: hashes whose links are known already.
+        max_bits: of the 1024.
+    """
+    there = dict.fromkeys(known)
+    new = [one for one in dict.fromkeys(hashes) if one not in there]
+    every = [*new, *there]
+    words = np.array([np.frombuffer(bytes.fromhex(hash_), np.uint64) for hash_ in every]).reshape(len(every), -1)
+    found = []
+    for start in range(0, len(new), _BLOCK):
+        distance = _hamming(words[start : min(start + _BLOCK, len(new))], words[start:])
+        for i, j in zip(*np.nonzero(np.triu(distance <= max_bits, 1)), strict=True):
+            found.append((every[start + int(i)], every[start + int(j)]))
+    return found
+
+
+def near_duplicates(hashes: Sequence[str], linked: Sequence[tuple[str, str]] | None = None) -> list[tuple[int, int]]:
+    """Index pairs i < j that link all hashes which differ by at most `MAX_BITS`.
+
+    Equal hashes are linked to the first of them only, so that many blank frames do not make a quadratic list.
+
+    Args:
+        hashes: of `perceptual_hash`.
+        linked: what `links` found among them, and perhaps others; None to look now.
     """
     first: dict[str, int] = {}
     pairs = [(first[h], i) for i, h in enumerate(hashes) if first.setdefault(h, i) != i]
-    place = list(first.values())
-    words = np.array([np.frombuffer(bytes.fromhex(h), np.uint64) for h in first]).reshape(len(first), -1)
-    for start in range(0, len(words), _BLOCK):
-        distance = _hamming(words[start : start + _BLOCK], words[start:])
-        rows, columns = np.nonzero(np.triu(distance <= max_bits, 1))
-        pairs += [(place[start + int(i)], place[start + int(j)]) for i, j in zip(rows, columns, strict=True)]
-    return pairs
+    linked = links(hashes) if linked is None else linked
+    places = [(first[a], first[b]) for a, b in linked if a in first and b in first]
+    return pairs + [(min(pair), max(pair)) for pair in places]
 
 
 def _hamming(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint16]:

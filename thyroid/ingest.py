@@ -1,28 +1,53 @@
 """Scans in, one data version out: names parsed, files checked, hashed and grouped, splits dealt, nothing lost.
 
+With a store only what is new or has changed since the last time is downloaded, decoded and hashed; the data version is the
+one that a look at everything would have made.
+
 python -m thyroid.ingest --scans DIR --rois rois.csv --output DIR
+python -m thyroid.ingest --scans gs://bucket/scans --output DIR --store DIR
 """
 
 import argparse
+import contextlib
 import hashlib
+import json
 import math
 import os
 import stat
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from thyroid import duplicates, errors, images, names, phantom, plots, progress, splits, tables
+from thyroid import (
+    duplicates,
+    errors,
+    images,
+    names,
+    phantom,
+    plots,
+    progress,
+    registry,
+    splits,
+    storage,
+    store,
+    tables,
+)
 from thyroid.errors import InputError
+from thyroid.store import Store, Version
 
 GIVEN_SPLITS = ("separate", "keep", "ignore")
 ROI_COLUMNS = ("filename", "x", "y", "width", "height")
+SETTLED_SECONDS = 2.0
+"""A file that was written so shortly ago may be written again without its times telling; it is looked at again."""
 _GIVEN = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
+_EXAMINED = {**tables.SCANS, "generation": "string", "synthetic": "boolean"}
+_RANK = {"test": 0, "validation": 1, "train": 2}
+"""Where a group was on several sides before, the smallest wins."""
 _CHUNK = 64
 
 
@@ -34,49 +59,100 @@ class Ingested:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file as it was listed.
+
+    `path` stands in the tables, `relative` is below the folder of scans; `generation` is another one whenever the content is,
+    None where that cannot be told; `local` is where the bytes are, None for an object that is not here yet.
+    """
+
+    path: str
+    relative: str
+    domain: str
+    generation: str | None
+    local: str | None
+    entry: storage.Entry | None = None
+
+
 def ingest(
-    scans: Path,
+    scans: storage.Location,
     output: Path,
-    rois: Path | None = None,
-    crops: Path | None = None,
+    rois: storage.Location | None = None,
+    crops: storage.Location | None = None,
     given_splits: str = "separate",
-    previous: Path | None = None,
+    store: storage.Location | None = None,
     seed: int = 0,
 ) -> Ingested:
     """Check, hash, group and split every file under `scans`, and write a data version to `output`.
 
     Args:
-        scans: folder of frames, searched recursively. Folders named train, validation and test are given splits.
+        scans: folder or gs:// prefix of frames, searched recursively. Folders named train, validation and test are given
+            splits.
         output: folder of the new data version.
         rois: CSV with filename, x, y, width, height (pixels of the frame); other columns are ignored.
-        crops: folder of images that are already cropped; they make up the cropped domain.
+        crops: folder or gs:// prefix of images that are already cropped; they make up the cropped domain.
         given_splits: what to do when given train and test folders share a patient or a near-duplicate: "separate"
             moves the whole group to the train side, "keep" leaves it (and the leak), "ignore" deals all splits anew.
-        previous: the last data version; its groups keep their splits, and copies of its scans join them.
+        store: folder that outlives the run (`thyroid.store`). The last data version of the same scans there is known: only
+            what is new is read, groups keep their splits, and copies of scans that there ever were join them. None: read all.
         seed: of the dealing of new groups.
 
     Raises:
-        InputError: nothing usable, one class only, a rois.csv that cannot be read, or a split without a class.
+        InputError: nothing usable, one class only, a rois.csv that cannot be read, a split without a class, or a bucket that
+            cannot be read.
     """
-    started = time.monotonic()
-    _check_folders(scans, crops)
-    table = _examine(scans, "normal", exclude=(rois, crops, output))
     if crops is not None:
-        table = pd.concat([table, _examine(crops, "cropped")], ignore_index=True)
-    good = tables.used(table).copy()
-    _require_both_classes(good, table, scans)
+        _check_apart(scans, crops)
+    place = None if store is None else Store(store)
+    with contextlib.nullcontext() if place is None else place.lock():
+        return _ingest(scans, output, rois, crops, given_splits, place, seed)
 
+
+def _ingest(
+    scans: storage.Location,
+    output: Path,
+    rois: storage.Location | None,
+    crops: storage.Location | None,
+    given_splits: str,
+    place: Store | None,
+    seed: int,
+) -> Ingested:
+    started = time.monotonic()
+    source = storage.at(scans).address
+    known = None if place is None else place.last(source)
+    listed = _list(scans, "normal", (rois, crops, output, None if place is None else place.folder))
+    if crops is not None:
+        listed += _list(crops, "cropped")
+    boxes = None if rois is None else _read_rois(rois)
+    inputs = _inputs(listed, boxes, given_splits, seed)
+    if (
+        known is not None
+        and inputs is not None
+        and inputs == known.facts["inputs"]
+        and _copies_there(known.table(store.EXAMINED))
+    ):
+        known.take(output)
+        print(f"nothing has changed since data version {known.folder.name}: {known.facts['scans']} scans")
+        return Ingested(output, known.facts)
+
+    examined, looked_at = _examine(listed, known, output if place is None else place.folder)
+    table = examined.copy()
+    good = tables.used(table).copy()
+    _require_both_classes(good, table, source)
+
+    memory = _memory(known) if given_splits != "ignore" else _memory(None)
+    linked = _links(good, examined, known, memory)
     hashes, patients = good["phash"].tolist(), good["patient"].tolist()
-    pairs = duplicates.near_duplicates(hashes)
+    pairs = duplicates.near_duplicates(hashes, linked)
     good["group"] = duplicates.groups(patients, pairs)
     copies = duplicates.groups(range(len(good)), pairs)
     notes = _describe_groups(good, pairs)
 
     if given_splits == "ignore":
         good["split"] = None
-        previous = None
     given = set(good["split"].dropna())
-    notes += _settle_splits(good, given, given_splits, previous)
+    notes += _settle_splits(good, given, given_splits, _remembered(good, memory, linked))
     good = _drop_same_bytes(good, table)
     # Given folders are complete as they are, but a given train folder holds the validation part, too.
     open_splits = {
@@ -88,9 +164,9 @@ def ingest(
 
     for column in ("group", "split"):
         table[column] = good[column].reindex(table.index).astype(tables.SCANS[column])
-    regions, refused = _regions(table, scans.resolve(), rois)
+    regions, refused = _regions(table, source, boxes, rois)
     facts = {
-        "source": str(scans.resolve()),
+        "source": source,
         "digest": tables.digest(table, regions),
         "scans": len(good),
         "quarantined": len(table) - len(good) + len(refused),
@@ -100,73 +176,191 @@ def ingest(
         "synthetic": int(good["synthetic"].sum()),
         "splits": tables.count_splits(good),
         "notes": notes,
+        "looked_at": looked_at,
+        "inputs": inputs,
+        "examined_by": _examiner(),
         "seconds": {"ingest": round(time.monotonic() - started, 1)},
     }
     output.mkdir(parents=True, exist_ok=True)
     _write_quarantine(output / "quarantine.csv", table, refused)
     plots.data_statistics(good, regions, output / "statistics.png")
     tables.write(output, table[list(tables.SCANS)], regions, facts)
+    if place is not None:
+        version = place.add(output, examined, linked, _remember(memory, good))
+        print(f"data version {version.name}: {looked_at} of {len(table)} files looked at, the others were known")
     _report(facts, good, output)
     return Ingested(output, facts)
 
 
-def _check_folders(scans: Path, crops: Path | None) -> None:
-    for folder in (scans, crops):
-        if folder is not None and not folder.is_dir():
-            raise InputError(f"{folder}: no such folder of scans")
-    if crops is not None and scans.resolve().is_relative_to(crops.resolve()):
+def _check_apart(scans: storage.Location, crops: storage.Location) -> None:
+    inner, outer = f"{storage.at(scans).address}/", f"{storage.at(crops).address}/"
+    if inner.startswith(outer):
         raise InputError(f"{crops}: the folder of crops holds the folder of scans {scans}; keep them apart")
 
 
-def _examine(folder: Path, domain: str, exclude: Sequence[Path | None] = ()) -> pd.DataFrame:
-    """One row a file under `folder` but for what is in `exclude`, quarantined or not."""
-    root = folder.resolve()
-    skip = [path.resolve() for path in exclude if path is not None]
-    files = [path for path in _walk(root) if not any(path.is_relative_to(other) for other in skip)]
-    if not files:
-        raise InputError(f"{folder}: no scan found; expected files such as B_001-0002-1.0.jpg in it or in its folders")
-    tasks = [(str(path), str(root), domain) for path in files]
-    with ProcessPoolExecutor() as pool:
-        results = pool.map(_examine_file, tasks, chunksize=_CHUNK)
-        rows = list(progress.bar(results, len(tasks), f"ingest {domain}", "scan"))
-    return tables.frame(rows, {**tables.SCANS, "synthetic": "boolean"})
+def _list(location: storage.Location, domain: str, exclude: Sequence[storage.Location | None] = ()) -> list[_File]:
+    """Every file or object below a place but for what is in `exclude` and what is hidden (.name), by path."""
+    place = storage.at(location)
+    skip = [storage.at(path).address for path in exclude if path is not None]
+    if isinstance(place, storage.Bucket):
+        found = [
+            _File(f"{place.address}/{entry.name}", entry.name, domain, entry.generation, None, entry)
+            for entry in place.entries()
+            if not any(part.startswith(".") and part != ".." for part in entry.name.split("/"))
+        ]
+    else:
+        if not place.path.is_dir():
+            raise InputError(f"{location}: no such folder of scans")
+        now = time.time()
+        found = [
+            # a name that is not UTF-8 cannot be stored in a table
+            _File(
+                os.fsencode(path).decode("utf-8", "backslashreplace"),
+                path[len(place.address) + 1 :],
+                domain,
+                _generation(path, now),
+                path,
+            )
+            for path in _walk(place.address)
+        ]
+    found = [file for file in found if not any(file.path == one or file.path.startswith(f"{one}/") for one in skip)]
+    if not found:
+        raise InputError(
+            f"{location}: no scan found; expected files such as B_001-0002-1.0.jpg in it or in its folders"
+        )
+    return found
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Files, links to folders and unreadable folders under `root`, sorted; what is hidden (.name) is left alone."""
-    unreadable: list[Path] = []
-    for directory, folders, files in os.walk(root, onerror=lambda e: unreadable.append(Path(e.filename))):
+def _walk(root: str) -> Iterator[str]:
+    """Files, links to folders and unreadable folders under `root`, sorted; what is hidden is left alone."""
+    unreadable: list[str] = []
+    for directory, folders, files in os.walk(root, onerror=lambda e: unreadable.append(os.fspath(e.filename))):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [name for name in folders if Path(directory, name).is_symlink()]
         for name in sorted(files + links):
             if not name.startswith("."):
-                yield Path(directory) / name
+                yield f"{directory}/{name}"
     yield from unreadable
 
 
-def _examine_file(task: tuple[str, str, str]) -> dict[str, Any]:
-    """The scans row of one file; whatever is wrong with it becomes its quarantine reason."""
-    path, root, domain = Path(task[0]), Path(task[1]), task[2]
-    # a name that is not UTF-8 cannot be stored in a table
-    row: dict[str, Any] = {"path": os.fsencode(path).decode("utf-8", "backslashreplace"), "domain": domain}
+def _generation(path: str, now: float) -> str | None:
+    """What changes whenever a file is written; None for one that was written just now, or after a clock that is wrong."""
     try:
-        if row["path"] != str(path):
-            raise ValueError("name is not UTF-8; rename the file or its folder")
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise ValueError("symbolic link leaves the folder of scans")
-        if path.is_symlink() and path.is_dir():
-            raise ValueError("symbolic link to a folder; name the folder itself")
-        if path.is_dir():
-            raise ValueError("folder cannot be read")
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("not a regular file")
-        name = names.parse(path.name)
-        data = images.read(path)
+        found = os.stat(path)  # noqa: PTH116 - of 50,000 files
+    except OSError:
+        return None
+    settled = max(found.st_mtime, found.st_ctime) < now - SETTLED_SECONDS
+    return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}" if settled else None
+
+
+def _inputs(listed: Sequence[_File], boxes: pd.DataFrame | None, given_splits: str, seed: int) -> str | None:
+    """Names all that a data version depends on; None where a file may change unseen."""
+    if any(file.generation is None for file in listed):
+        return None
+    digest = hashlib.sha256(json.dumps([registry.code_version(), given_splits, seed]).encode())
+    for file in listed:
+        digest.update(f"{file.path}\0{file.domain}\0{file.generation}\n".encode())
+    digest.update(b"" if boxes is None else boxes.to_csv().encode())
+    return digest.hexdigest()
+
+
+def _examiner() -> str:
+    return store.source_of(images, names, duplicates, phantom)
+
+
+def _copies_there(examined: pd.DataFrame) -> bool:
+    return all(Path(copy).exists() for copy in examined["local_path"].dropna())
+
+
+def _examine(listed: Sequence[_File], known: Version | None, copies: Path) -> tuple[pd.DataFrame, int]:
+    """One row a file, quarantined or not, in the order of `listed`, and how many files were looked at for that.
+
+    Args:
+        listed: the files.
+        known: the last data version, whose rows are taken where the generation is the same.
+        copies: folder below which the copies of objects are kept.
+    """
+    old = tables.frame([], _EXAMINED)
+    if known is not None and known.facts["examined_by"] == _examiner():
+        old = known.table(store.EXAMINED)
+    now = {(file.path, file.domain, file.generation) for file in listed}
+    seen = zip(old["path"], old["domain"], old["generation"], old["local_path"], strict=True)
+    same = [tuple(one) in now and (pd.isna(copy) or Path(copy).exists()) for *one, copy in seen]
+    kept = old[pd.Series(same, old.index, bool)]
+    taken = set(kept["path"])
+    fresh = [file for file in listed if file.path not in taken]
+    fresh = [
+        *_fetch([file for file in fresh if file.entry is not None], copies),
+        *(f for f in fresh if f.entry is None),
+    ]
+    work = progress.bar(_each(fresh), len(fresh), "ingest", "scan")
+    table = pd.concat([kept, tables.frame(list(work), _EXAMINED)], ignore_index=True)
+    order = {file.path: number for number, file in enumerate(listed)}
+    return table.sort_values("path", key=lambda paths: paths.map(order), ignore_index=True), len(fresh)
+
+
+def _each(files: Sequence[_File]) -> Iterator[dict[str, Any]]:
+    if len(files) <= _CHUNK:
+        yield from map(_examine_file, files)
+        return
+    with ProcessPoolExecutor() as pool:
+        yield from pool.map(_examine_file, files, chunksize=_CHUNK)
+
+
+def _fetch(files: Sequence[_File], copies: Path) -> Iterator[_File]:
+    """Files with their copies; those that cannot be scans are not fetched, and what vanished meanwhile is left out."""
+    wanted: dict[str, list[tuple[storage.Entry, Path]]] = {}
+    by_path = {}
+    for file in files:
+        assert file.entry is not None
+        if _refusal(file) is not None:
+            yield file
+            continue
+        bucket = file.path.removesuffix(f"/{file.entry.name}")
+        wanted.setdefault(bucket, []).append((file.entry, store.copy_of(copies, file.path, file.entry.generation)))
+        by_path[file.path] = file
+    for bucket, objects in wanted.items():
+        for entry, copy in storage.Bucket(bucket).download(objects, "download"):
+            if copy is None:
+                print(f"an object vanished while the scans were read; it is not among them: {bucket}")
+                continue
+            path = f"{bucket}/{entry.name}"
+            right = store.copy_of(copies, path, entry.generation)
+            if right != copy:  # overwritten since it was listed
+                right.parent.mkdir(parents=True, exist_ok=True)
+                copy.replace(right)
+            yield replace(by_path[path], entry=entry, generation=entry.generation, local=str(right))
+
+
+def _refusal(file: _File) -> str | None:
+    """Why an object is not even downloaded."""
+    assert file.entry is not None
+    try:
+        names.parse(file.entry.name.rsplit("/", 1)[-1])
+    except ValueError as error:
+        return str(error)
+    if file.entry.size > images.MAX_BYTES:
+        return f"file of {file.entry.size:,} bytes is larger than the limit of {images.MAX_BYTES:,}"
+    return None
+
+
+def _examine_file(file: _File) -> dict[str, Any]:
+    """The row of one file; whatever is wrong with it becomes its quarantine reason."""
+    row: dict[str, Any] = {"path": file.path, "domain": file.domain, "generation": file.generation}
+    try:
+        if file.local is None:
+            raise ValueError(_refusal(file))
+        local = Path(file.local)
+        if file.entry is None:
+            _check_file(local, file)
+        name = names.parse(file.path.rsplit("/", 1)[-1])
+        data = images.read(local)
         image = images.decode(data)
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
         return row | {"quarantine_reason": errors.one_line(error)}
-    given = {_GIVEN[p.lower()] for p in path.relative_to(root).parts[:-1] if p.lower() in _GIVEN}
+    given = {_GIVEN[p.lower()] for p in file.relative.split("/")[:-1] if p.lower() in _GIVEN}
     return row | {
+        "local_path": file.local,
         "label": name.label,
         "patient": name.patient,
         "image": name.image,
@@ -180,7 +374,22 @@ def _examine_file(task: tuple[str, str, str]) -> dict[str, Any]:
     }
 
 
-def _require_both_classes(good: pd.DataFrame, table: pd.DataFrame, scans: Path) -> None:
+def _check_file(path: Path, file: _File) -> None:
+    """Raises ValueError for what is no file of the folder of scans."""
+    if file.path != str(path):
+        raise ValueError("name is not UTF-8; rename the file or its folder")
+    root = Path(file.path.removesuffix(f"/{file.relative}"))
+    if path.is_symlink() and not path.resolve().is_relative_to(root):
+        raise ValueError("symbolic link leaves the folder of scans")
+    if path.is_symlink() and path.is_dir():
+        raise ValueError("symbolic link to a folder; name the folder itself")
+    if path.is_dir():
+        raise ValueError("folder cannot be read")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a regular file")
+
+
+def _require_both_classes(good: pd.DataFrame, table: pd.DataFrame, scans: str) -> None:
     if good.empty:
         row = table.iloc[0]
         raise InputError(
@@ -210,50 +419,89 @@ def _describe_groups(good: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[s
     return notes
 
 
-def _settle_splits(good: pd.DataFrame, given: set[str], given_splits: str, previous: Path | None) -> list[str]:
+def _memory(known: Version | None) -> pd.DataFrame:
+    """Split of every patient and perceptual hash that earlier data versions had."""
+    if known is None:
+        return tables.frame([], {"patient": "Int64", "phash": "string", "split": "string"})
+    return known.table(store.MEMORY)
+
+
+def _remember(memory: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
+    """`memory` with what the scans in use add; a patient's older hashes go where the patient is now."""
+    now = good[["patient", "phash", "split"]]
+    moved = (
+        now.assign(rank=now["split"].map(_RANK)).groupby("patient")["rank"].min().map({r: s for s, r in _RANK.items()})
+    )
+    old = memory.assign(split=memory["patient"].map(moved).fillna(memory["split"]).astype("string"))
+    return pd.concat([now, old], ignore_index=True).drop_duplicates(["patient", "phash"], ignore_index=True)
+
+
+def _links(
+    good: pd.DataFrame, examined: pd.DataFrame, known: Version | None, memory: pd.DataFrame
+) -> list[tuple[str, str]]:
+    """Near-duplicates among the hashes of the scans in use and those in `memory`; known ones are not compared again."""
+    if known is None or known.facts["examined_by"] != _examiner():
+        return duplicates.links([*good["phash"], *memory["phash"]])
+    compared = {*known.table(store.EXAMINED)["phash"].dropna(), *known.table(store.MEMORY)["phash"]}
+    before = known.table(store.LINKS)
+    return [*zip(before["a"], before["b"], strict=True), *duplicates.links(good["phash"].tolist(), compared)]
+
+
+def _remembered(good: pd.DataFrame, memory: pd.DataFrame, linked: Sequence[tuple[str, str]]) -> dict[int, str]:
+    """Group number to the split that earlier data versions gave it (test wins where they gave two)."""
+    rank = memory["split"].map(_RANK)
+    by_patient = rank.groupby(memory["patient"]).min()
+    by_hash = rank.groupby(memory["phash"]).min().to_dict()
+    # a copy of a scan that is no longer there, too
+    for a, b in linked:
+        for one, other in ((a, b), (b, a)):
+            if one in by_hash:
+                by_hash[other] = min(by_hash[one], by_hash.get(other, by_hash[one]))
+    claims = pd.DataFrame(
+        {
+            "group": good["group"],
+            "patient": good["patient"].map(by_patient),
+            "hash": good["phash"].map(by_hash),
+        }
+    )
+    decided = claims.groupby("group")[["patient", "hash"]].min().min(axis=1).dropna()
+    order = list(_RANK)
+    return {int(group): order[int(place)] for group, place in decided.items()}
+
+
+def _settle_splits(good: pd.DataFrame, given: set[str], given_splits: str, remembered: dict[int, str]) -> list[str]:
     """Fill `split` of groups whose split is decided already; returns what had to be moved, in words.
 
-    A given folder wins over the last data version, which wins over dealing anew.
+    A given folder wins over what earlier data versions gave, which wins over dealing anew.
     """
     notes: list[str] = []
-    persisted = _persisted(good, previous) if previous is not None else {}
-    for group, members in good.groupby("group"):
-        found = sorted(set(members["split"].dropna()))
+    by_group = good.groupby("group")["split"]
+    found = by_group.first().to_dict()
+    decided: dict[int, str | None] = {}
+    for group in by_group.nunique()[lambda count: count > 1].index:
+        members = good[good["group"] == group]
+        sides = sorted(set(members["split"].dropna()))
         who = ", ".join(f"{patient:03d}" for patient in sorted(set(members["patient"]))[:10])
-        if len(found) > 1 and given_splits == "keep":
-            notes.append(f"LEAK kept: patient {who} is in the given {' and '.join(found)} folders")
+        if given_splits == "keep":
+            notes.append(f"LEAK kept: patient {who} is in the given {' and '.join(sides)} folders")
+            del found[group]
             continue
-        if len(found) > 1:
-            files = ", ".join(Path(p).name for p in members["path"][:4])
-            notes.append(
-                f"patient {who} was in the given {' and '.join(found)} folders ({files}); moved to the training side"
-            )
-            found = ["train"]
-        before = persisted.get(int(group))
-        if not found:
-            split = before if before != "test" or "test" not in given else "train"
-        elif found == ["train"] and "validation" not in given:
-            split = before if before != "test" else "train"  # None: dealt between train and validation
+        files = ", ".join(Path(p).name for p in members["path"][:4])
+        notes.append(
+            f"patient {who} was in the given {' and '.join(sides)} folders ({files}); moved to the training side"
+        )
+        found[group] = "train"
+    for group, split in found.items():
+        before = remembered.get(int(group))
+        if pd.isna(split):
+            decided[group] = before if before != "test" or "test" not in given else "train"
+        elif split == "train" and "validation" not in given:
+            decided[group] = before if before != "test" else "train"  # None: dealt between train and validation
         else:
-            split = found[0]
-        good.loc[members.index, "split"] = split
+            decided[group] = split
+    mine = good["group"].isin(decided)
+    good.loc[mine, "split"] = good.loc[mine, "group"].map(decided)
     return notes
-
-
-def _persisted(good: pd.DataFrame, previous: Path) -> dict[int, str]:
-    """Group number to the split that the last data version gave it (test wins where it gave two)."""
-    old = tables.used(tables.read(previous)[0])
-    offset = len(old)
-    pairs = duplicates.near_duplicates([*old["phash"], *good["phash"]])
-    strongest = {"test": 0, "validation": 1, "train": 2}
-    by_patient = old.groupby("patient")["split"].agg(lambda s: min(s, key=strongest.__getitem__)).to_dict()
-    claims = [(g, by_patient[p]) for g, p in zip(good["group"], good["patient"], strict=True) if p in by_patient]
-    groups = good["group"].tolist()
-    claims += [(groups[j - offset], old["split"].iloc[i]) for i, j in pairs if i < offset <= j]
-    decided: dict[int, str] = {}
-    for group, split in claims:
-        decided[group] = min(split, decided.get(group, split), key=strongest.__getitem__)
-    return decided
 
 
 def _drop_same_bytes(good: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -268,7 +516,9 @@ def _drop_same_bytes(good: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return good[table.loc[good.index, "quarantine_reason"].isna()].copy()
 
 
-def _regions(table: pd.DataFrame, root: Path, rois: Path | None) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+def _regions(
+    table: pd.DataFrame, source: str, boxes: pd.DataFrame | None, rois: storage.Location | None
+) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
     """The regions table and (file, reason) of rows that cannot be used."""
     rows: list[dict[str, Any]] = []
     refused: list[tuple[str, str]] = []
@@ -285,27 +535,26 @@ def _regions(table: pd.DataFrame, root: Path, rois: Path | None) -> tuple[pd.Dat
                 "source": "given",
             }
         )
-    if rois is not None:
+    if boxes is not None:
         normal = good[good["domain"] == "normal"]
         by_name: dict[str, list[Any]] = {}
         for scan in normal.itertuples():
-            by_name.setdefault(Path(scan.path).name, []).append(scan)
+            by_name.setdefault(scan.path.rsplit("/", 1)[-1], []).append(scan)
         quarantined = {Path(path).name for path in table.loc[table["quarantine_reason"].notna(), "path"]}
         count: dict[str, int] = {}
-        for line, row in enumerate(_read_rois(rois).itertuples(), start=2):
+        for line, row in enumerate(boxes.itertuples(), start=2):
             name = str(row.filename)
-            matches = [
-                s for s in by_name.get(Path(name).name, []) if Path(s.path).as_posix().endswith("/" + name.lstrip("./"))
-            ]
-            matches = [scan for scan in matches if scan.path == str(root / name)] or matches
+            last = name.rsplit("/", 1)[-1]
+            matches = [scan for scan in by_name.get(last, []) if scan.path.endswith("/" + name.lstrip("./"))]
+            matches = [scan for scan in matches if scan.path == f"{source}/{name}"] or matches
             try:
                 if not matches:
-                    raise ValueError("file is quarantined" if Path(name).name in quarantined else "no such scan")
+                    raise ValueError("file is quarantined" if last in quarantined else "no such scan")
                 if len(matches) > 1:
                     raise ValueError("several scans have this name; give the path within the folder of scans")
                 x, y, width, height = _box(row, matches[0])
             except ValueError as error:
-                refused.append((name, f"region in line {line} of {rois.name}: {error}"))
+                refused.append((name, f"region in line {line} of {str(rois).rsplit('/', 1)[-1]}: {error}"))
                 continue
             path = matches[0].path
             rows.append(
@@ -326,10 +575,14 @@ def _regions(table: pd.DataFrame, root: Path, rois: Path | None) -> tuple[pd.Dat
     return tables.frame(rows, tables.REGIONS), refused
 
 
-def _read_rois(rois: Path) -> pd.DataFrame:
+def _read_rois(rois: storage.Location) -> pd.DataFrame:
     try:
         table = pd.read_csv(
-            rois, dtype={"filename": "string"}, skipinitialspace=True, index_col=False, encoding="utf-8-sig"
+            storage.file(rois),
+            dtype={"filename": "string"},
+            skipinitialspace=True,
+            index_col=False,
+            encoding="utf-8-sig",
         )
     except FileNotFoundError:
         raise InputError(f"{rois}: no such file of regions") from None
@@ -379,14 +632,14 @@ def _report(facts: dict[str, Any], good: pd.DataFrame, output: Path) -> None:
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m thyroid.ingest", description=__doc__.split("\n")[0])
-    parser.add_argument("--scans", type=Path, required=True, help="folder of frames, searched recursively")
+    parser.add_argument("--scans", required=True, help="folder or gs:// prefix of frames, searched recursively")
     parser.add_argument("--output", type=Path, required=True, help="folder of the new data version")
-    parser.add_argument("--rois", type=Path, help="CSV: filename, x, y, width, height in pixels of the frame")
-    parser.add_argument("--crops", type=Path, help="folder of images that are already cropped")
+    parser.add_argument("--rois", help="CSV: filename, x, y, width, height in pixels of the frame")
+    parser.add_argument("--crops", help="folder or gs:// prefix of images that are already cropped")
     parser.add_argument(
         "--given-splits", choices=GIVEN_SPLITS, default="separate", help="train/test folders that share a patient"
     )
-    parser.add_argument("--previous", type=Path, help="the last data version, whose splits are kept")
+    parser.add_argument("--store", help="folder that outlives the run: only what is new is read, and splits are kept")
     parser.add_argument("--seed", type=int, default=0)
     ingest(**vars(parser.parse_args(argv)))
 

@@ -87,8 +87,8 @@ def _split_bars(axis: Axes, scans: pd.DataFrame, what: str) -> None:
     axis.legend(fontsize=8)
 
 
-def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path) -> None:
-    """crops.png: the first scans of each class in both domains, to see at a glance whether cropping went well."""
+def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path, path: Path) -> None:
+    """The first scans of each class in both domains, to see at a glance whether cropping went well."""
     good = tables.used(scans)
     normal = good[good["domain"] == "normal"].merge(
         regions.groupby("path", as_index=False)["crop_path"].first(), on="path", how="left"
@@ -106,7 +106,7 @@ def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path) -> None
                 axis.imshow(np.asarray(Image.open(folder / file).convert("L")), cmap="gray", vmin=0, vmax=255)
         axes[0, column].set_title(CLASS_NAMES[row.label], fontsize=9, color=COLOURS[row.label])
     figure.suptitle("Scan area (above) and first region with its margin (below)", fontsize=11)
-    save(figure, folder / "crops.png")
+    save(figure, path)
 
 
 def history(table: pd.DataFrame, title: str, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Every trained model's answers to validation and test images, as one table.
 
-One row a model and image: backbone, train_domain, domain (of the image), file (relative to the data version), sha256, scan
+One row a model and image: backbone, train_domain, domain (of the image), file (within `tables.images`), sha256, scan
 (file name), label, patient, group, split, probability_B and probability_M at the model's temperature, raw_M before it,
 decision, and one column "group: NAME" a usable column of clinical.csv.
 """
@@ -68,7 +68,7 @@ def predict(data: Path, network: Any, model: dict[str, Any], domains: Sequence[s
                 "figures need both; add scans or deal the splits anew with --given-splits ignore"
             )
         table[PROBABILITIES] = inputs.predict(network, inputs.decode(table, model["image_size"]))
-        table["file"] = [str(Path(file).relative_to(data)) for file in table["file"]]
+        table["file"] = table.pop("name")
         names = {"backbone": model["backbone"], "train_domain": model["train_domain"], "domain": domain}
         parts.append(pd.concat([pd.DataFrame(names, table.index), table], axis=1))
     return pd.concat(parts, ignore_index=True)

@@ -73,6 +73,26 @@ def at(location: Location) -> "Folder | Bucket":
     return Folder(Path(text))
 
 
+def file(location: Location) -> Path:
+    """A file of this machine with the content of a file that may be an object of a bucket.
+
+    Raises:
+        InputError: there is no such object, or its bucket cannot be read.
+    """
+    if not is_bucket(location):
+        return Path(location)
+    parent, _, name = str(location).rpartition("/")
+    bucket = Bucket(parent)
+    found = [entry for entry in bucket.entries(name) if entry.name == name]
+    if not found:
+        raise InputError(f"{location}: no such object")
+    key = hashlib.sha256(f"{location}#{found[0].generation}".encode()).hexdigest()[:32]
+    for _, local in bucket.download([(found[0], _within(_cache() / key, name))]):
+        if local is not None:
+            return local
+    raise InputError(f"{location}: vanished while it was read; try again")
+
+
 class Folder:
     """A folder of this machine or of a volume."""
 
@@ -100,8 +120,8 @@ class Folder:
             ChangedError: it has another one.
         """
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         with lock(self.path):
+            target.parent.mkdir(parents=True, exist_ok=True)
             if generation is not None and self.read(name)[1] != generation:
                 raise ChangedError(name)
             temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -113,10 +133,13 @@ class Folder:
                 temporary.unlink(missing_ok=True)
             _flush(target.parent)
 
-    def put(self, source: Path, name: str) -> None:
-        """Copy the files of the folder `source` to the folder `name`."""
-        shutil.copytree(source, self.path / name, dirs_exist_ok=True)
-        for path in [self.path / name, *(self.path / name).rglob("*")]:
+    def put(self, source: Path, name: str, only: Sequence[str] = ()) -> None:
+        """Copy the files of the folder `source`, or `only` these, to the folder `name`; they survive a power cut then."""
+        target = self.path / name
+        for file in only or _files(source):
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / file, target / file)
+        for path in (self.path, target, *target.rglob("*")):
             _flush(path)
 
     def get(self, name: str, only: Sequence[str] = ()) -> Path:
@@ -128,12 +151,16 @@ class Folder:
         return sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".")) if self.path.is_dir() else []
 
     def remove(self, name: str) -> None:
-        """Remove a file or a whole folder; nothing if it is not there."""
+        """Remove a file or a whole folder, names that start with a dot last; nothing if it is not there."""
         target = self.path / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
+        if not target.exists():
+            return
+        with lock(self.path):
+            for path in (*sorted(target.rglob("*"), reverse=True), target):
+                if path.is_dir() and not path.is_symlink():
+                    path.rmdir()
+                else:
+                    path.unlink(missing_ok=True)
 
 
 class Bucket:
@@ -146,10 +173,16 @@ class Bucket:
         address: gs://bucket/prefix.
 
     Raises:
-        InputError: there is no bucket in the address.
+        InputError: there is no bucket in the address, or Google's client is not installed.
     """
 
     def __init__(self, address: str) -> None:
+        try:
+            import google.cloud.storage  # noqa: F401
+        except ImportError:
+            raise InputError(
+                f"{address}: google-cloud-storage is not installed here; pip install google-cloud-storage"
+            ) from None
         self.address = address.rstrip("/")
         self.bucket, _, prefix = self.address.removeprefix(SCHEME).partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
@@ -182,15 +215,13 @@ class Bucket:
                 if self.read(name)[0] != data:
                     raise ChangedError(name) from None
 
-    def put(self, source: Path, name: str) -> None:
+    def put(self, source: Path, name: str, only: Sequence[str] = ()) -> None:
         """As `Folder.put`; checksums are compared."""
         from google.cloud.storage import transfer_manager
 
-        files = sorted(path for path in source.rglob("*") if path.is_file())
-        pairs = [(str(file), self._blob(f"{name}/{file.relative_to(source).as_posix()}")) for file in files]
         with self._told():
             transfer_manager.upload_many(
-                pairs,
+                [(str(source / file), self._blob(f"{name}/{file}")) for file in only or _files(source)],
                 worker_type=transfer_manager.THREAD,
                 max_workers=WORKERS,
                 upload_kwargs=_transfer(),
@@ -198,24 +229,20 @@ class Bucket:
             )
 
     def get(self, name: str, only: Sequence[str] = ()) -> Path:
-        """As `Folder.get`: downloaded once into the user's cache, as long as no object changes; `only` these files."""
-        found = [one for one in self.entries(f"{name}/") if not only or one.name.removeprefix(f"{name}/") in only]
-        key = hashlib.sha256("\n".join([self.address, *(f"{one.name}#{one.generation}" for one in found)]).encode())
+        """As `Folder.get`, but for what is hidden: downloaded once into the user's cache, as long as no object changes.
+
+        Args:
+            name: of the folder.
+            only: download these files of it only.
+        """
+        start = f"{name}/"
+        found = [(one, one.name.removeprefix(start)) for one in self.entries(start)]
+        found = [(one, file) for one, file in found if (file in only if only else not file.startswith("."))]
+        key = hashlib.sha256("\n".join([self.address, *(f"{one.name}#{one.generation}" for one, _ in found)]).encode())
         folder = _cache() / key.hexdigest()[:32]
-        if not folder.is_dir():
-            incoming = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-            try:
-                incoming.mkdir(parents=True)
-                wanted = [(one, _within(incoming, one.name.removeprefix(f"{name}/"))) for one in found]
-                if lost := [one for one, file in self.download(wanted) if file is None]:
-                    raise InputError(f"{self.address}/{lost[0].name}: vanished while it was read; try again")
-                try:
-                    incoming.rename(folder)
-                except OSError:  # another process was faster
-                    if not folder.is_dir():
-                        raise
-            finally:
-                shutil.rmtree(incoming, ignore_errors=True)
+        for one, copy in self.download([(one, _within(folder, file)) for one, file in found]):
+            if copy is None:
+                raise InputError(f"{self.address}/{one.name}: vanished while it was read; try again")
         return folder
 
     def children(self) -> list[str]:
@@ -228,7 +255,7 @@ class Bucket:
         from google.api_core.exceptions import NotFound
 
         with self._told():
-            for one in (name, *(entry.name for entry in self.entries(f"{name}/"))):
+            for one in (*(entry.name for entry in reversed(self.entries(f"{name}/"))), name):
                 try:
                     self._blob(one).delete(retry=_retry(), timeout=TIMEOUTS)
                 except NotFound:
@@ -425,6 +452,11 @@ def _within(folder: Path, name: str) -> Path:
         raise InputError(f"{name}: this object's name leaves its folder")
     file.parent.mkdir(parents=True, exist_ok=True)
     return file
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of all files below a folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def _flush(path: Path) -> None:

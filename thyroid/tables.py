@@ -3,14 +3,15 @@
 A data version is a folder: `scans.parquet`, `regions.parquet`, `quarantine.csv` and `data.json`.
 
 scans: one row a file.
-    path: where the file is (absolute, or a URI); domain: "normal" for frames, "cropped" for files that came in cropped;
+    path: where the file is (absolute, or gs://); local_path: where its bytes can be read here, relative to the data version
+    or absolute; domain: "normal" for frames, "cropped" for files that came in cropped;
     label: "B" or "M"; patient, image: numbers; version: text; width, height: pixels; sha256 of the bytes;
     phash: see `duplicates`; group: patients and near-duplicates that share a split; split: train, validation or test;
     quarantine_reason: null for scans in use. What is unknown of a quarantined file is null. `crop` adds the scan area's
-    box, and normal_path and normal_sha256 of the image it wrote.
+    box, and normal_path and normal_sha256 of the image it wrote (see `images`).
 regions: one row a region of interest (ROI).
     path: of the scan; index: 0, 1, ... within the scan; x, y, width, height: pixels of the frame;
-    source: "given" or "auto"; crop_path: file of the crop relative to the data version; crop_sha256: of its bytes; both
+    source: "given" or "auto"; crop_path: file of the crop, see `images`; crop_sha256: of its bytes; both
     null until cropped.
 """
 
@@ -32,6 +33,7 @@ DOMAIN_NAMES = {"normal": "full frames", "cropped": "nodule crops"}
 
 SCANS = {
     "path": "string",
+    "local_path": "string",
     "domain": "string",
     "label": "string",
     "patient": "Int64",
@@ -95,6 +97,11 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
         raise InputError(f"{folder}: damaged data version ({error}); remove it and ingest again") from None
 
 
+def images(folder: Path) -> Path:
+    """The folder that the crop_path and normal_path of a data version are relative to: a store's, or its own."""
+    return Path(json.loads((folder / "data.json").read_text()).get("images", folder))
+
+
 def fingerprint(folder: Path) -> str:
     """SHA-256 over all that a later step reads from the tables: splits, patients and paths as well as the digest's content.
 
@@ -102,8 +109,10 @@ def fingerprint(folder: Path) -> str:
     result of other data.
     """
     scans, regions, facts = read(folder)
-    text = "\n".join((scans.to_csv(index=False), regions.to_csv(index=False), facts["digest"]))
-    return hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(facts["digest"].encode())
+    for table in (scans.drop(columns="local_path"), regions):
+        digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_fingerprint(folder: Path, expected: str) -> None:

@@ -168,8 +168,7 @@ def train(
     kept.save(output / checkpoint)
     fitted.history.to_csv(output / "history.csv", index=False)
     plots.history(fitted.history, f"{row.name} on {domain}, {recipe}", output / "history.png")
-    names = [str(Path(file).relative_to(data)) for file in table["file"]]
-    pd.DataFrame({"file": names, "part": part}).to_csv(output / "parts.csv", index=False)
+    pd.DataFrame({"file": table["name"], "part": part}).to_csv(output / "parts.csv", index=False)
     (output / "folds.parquet").unlink(missing_ok=True)
     if held_out is not None:
         held_out.to_parquet(output / "folds.parquet", index=False)
@@ -339,7 +338,7 @@ def _cross_validate(
                     mine[PROBABILITIES] = _predict(job, job.model, pixels)
                     rows.append(mine.assign(domain=domain, fold=int(name.split("-")[1])))
             ready = pd.concat(rows, ignore_index=True).drop(columns=["path", "split", "sha256"])
-            ready["file"] = [str(Path(f).relative_to(data)) for f in ready["file"]]
+            ready["file"] = ready.pop("name")
             ready.to_parquet(file.with_suffix(".tmp"), index=False)
             file.with_suffix(".tmp").replace(file)
         parts.append(ready)
