@@ -3,10 +3,12 @@
 python -m pipelines run --scans DIR --rois rois.csv --output DIR
 python -m pipelines compile --output thyroid.yaml
 python -m pipelines submit --host http://localhost:8080 --set scans=/data/scans --set registry=/data/registry
+python -m pipelines schedule --host http://localhost:8080 --cron "0 30 2 * * *" --set scans=/data/scans --set registry=/data/registry
 """
 
 import argparse
 import base64
+import datetime
 import json
 import logging
 import re
@@ -35,6 +37,12 @@ from thyroid import (
 from thyroid.errors import InputError
 
 MARK = ".thyroid-output"
+SCHEDULE = (
+    "Start runs on Kubeflow by the clock. A schedule cannot be edited: giving its name again makes the new one first and then "
+    "deletes the older. Dates are UTC unless the installation sets CRON_SCHEDULE_TIMEZONE. --manifest writes the object that "
+    "Kubeflow's API server makes for a schedule, for the record: it starts no runs when kubectl applies it, since the API "
+    "server refuses the dates of schedules that it has not made (so its sources of 2025 and 2026)."
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     # minutes on two CPU cores, downloads nothing
@@ -69,6 +77,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     submitting.add_argument("--service-account", default="", help="that the pods run as")
     submitting.add_argument("--token-file", type=Path, help="file with a bearer token for the host")
     submitting.add_argument("--no-wait", action="store_true", help="return when the run has started")
+    scheduling = commands.add_parser(
+        "schedule", parents=[placing], help="start runs on Kubeflow by the clock", description=SCHEDULE
+    )
+    what = scheduling.add_mutually_exclusive_group(required=True)
+    what.add_argument("--cron", help="six fields, seconds first: '0 30 2 * * *' is 02:30 every day")
+    what.add_argument("--list", action="store_true", help="the schedules that there are")
+    what.add_argument("--delete", metavar="NAME", help="a schedule, by name; its runs in progress go on")
+    scheduling.add_argument("--host", default="", help="address of Kubeflow Pipelines")
+    scheduling.add_argument("--name", default="thyroid-nightly", help="default: %(default)s; an older one is replaced")
+    scheduling.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PARAMETER=VALUE",
+        help="of the pipeline, in every run; minimum=1 and recipe=warm are given where it knows them",
+    )
+    scheduling.add_argument("--namespace", default="", help="the profile on a multi-user Kubeflow")
+    scheduling.add_argument("--service-account", default="", help="that the pods run as")
+    scheduling.add_argument("--token-file", type=Path, help="file with a bearer token for the host")
+    scheduling.add_argument(
+        "--manifest", type=Path, metavar="FILE", help="write a ScheduledWorkflow for the record and send nothing"
+    )
+    scheduling.add_argument("--pipeline-id", default="", help="with --manifest: of the uploaded pipeline")
     running = commands.add_parser("run", help="run the whole pipeline on this machine, without a cluster")
     running.add_argument("--scans", type=Path, help="folder of frames; none: synthetic sample scans")
     running.add_argument("--rois", type=Path, help="CSV: filename, x, y, width, height in pixels of the frame")
@@ -107,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             draw.draw(arguments.output, arguments.picture)
     elif arguments.command == "submit":
         submit_pipeline(arguments, chosen)
+    elif arguments.command == "schedule":
+        schedule_pipeline(arguments, chosen)
     else:
         run(arguments, chosen)
 
@@ -178,6 +211,47 @@ def submit_pipeline(arguments: argparse.Namespace, chosen: Sequence[str]) -> Non
             token,
             wait=not arguments.no_wait,
         )
+
+
+def schedule_pipeline(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
+    """List or delete schedules; or compile, check cron and parameters, and make one or write it down."""
+    import yaml
+
+    from pipelines import schedule, submit
+
+    host, namespace = arguments.host, arguments.namespace
+    if arguments.manifest and not (arguments.cron and arguments.pipeline_id):
+        raise InputError(
+            "--manifest: needs --cron and --pipeline-id, the id of the uploaded pipeline (its page shows it)"
+        )
+    if not host and not arguments.manifest:
+        raise InputError("--host: give the address of Kubeflow Pipelines")
+    token = arguments.token_file.read_text().strip() if arguments.token_file else ""
+    if arguments.list:
+        print(schedule.table(host, namespace, token))
+        return
+    if arguments.delete is not None:
+        schedule.delete(host, arguments.delete, namespace, token)
+        return
+    cron, name = " ".join(arguments.cron.split()), arguments.name
+    schedule.check_name(name)
+    dates = schedule.following(cron, datetime.datetime.now(datetime.UTC))
+    print(f"{cron}: {schedule.words(cron)} ({schedule.ZONE})")
+    print("next: " + ", ".join(f"{date:%Y-%m-%d %H:%M:%S}" for date in dates), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "thyroid.yaml"
+        compile_pipeline(arguments, chosen, package)
+        specification = next(yaml.safe_load_all(package.read_text()))
+        added, given = schedule.defaults(specification), _pairs("--set", arguments.set)
+        values = submit.arguments(specification, added | given)
+        if kept := [f"{one}={text}" for one, text in added.items() if one not in given]:
+            print(f"with {', '.join(kept)} (--set says otherwise)")
+        if arguments.manifest:
+            text = schedule.manifest(cron, values, arguments.pipeline_id, name, namespace, arguments.service_account)
+            arguments.manifest.write_text(text)
+            print(f"{arguments.manifest}: for the record; applied with kubectl it starts no runs (schedule --help)")
+        else:
+            schedule.create(package, values, cron, host, name, namespace, arguments.service_account, token)
 
 
 def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Start a run on a Kubeflow Pipelines host, and watch it to its end."""
 
+import contextlib
 import datetime
 import json
 import sys
@@ -7,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,7 @@ def submit(
     Raises:
         InputError: the host refuses or is not to be reached, or the run failed; the message names the failed steps.
     """
-    warnings.filterwarnings("ignore", "This client only works", FutureWarning)
-    import kfp
-    import kfp_server_api
-    from urllib3.exceptions import HTTPError
-
-    _greet(host, token)
-    try:
-        client = kfp.Client(host=host, namespace=namespace or "kubeflow", existing_token=token or None)
+    with connect(host, namespace, token) as client:
         name = f"thyroid {datetime.datetime.now():%Y-%m-%d %H:%M}"
         experiment = client.create_experiment(EXPERIMENT, namespace=namespace or None)
         started = client.run_pipeline(
@@ -104,13 +98,32 @@ def submit(
         print(f"started {name}: {page}", flush=True)
         if wait:
             _watch(client, started.run_id, page, step_names(package))
+    return started.run_id
+
+
+@contextlib.contextmanager
+def connect(host: str, namespace: str = "", token: str = "") -> Iterator[Any]:
+    """The `kfp.Client` of a host; what the host refuses inside the block becomes one line.
+
+    Args: as of `submit`.
+
+    Raises:
+        InputError: the host refuses, is not to be reached, or is no Kubeflow Pipelines.
+    """
+    warnings.filterwarnings("ignore", "This client only works", FutureWarning)
+    import kfp
+    import kfp_server_api
+    from urllib3.exceptions import HTTPError
+
+    _greet(host, token)
+    try:
+        yield kfp.Client(host=host, namespace=namespace or "kubeflow", existing_token=token or None)
     except kfp_server_api.ApiException as error:
-        raise InputError(f"--host {host}: {error.status} {_message(error)}") from None
+        raise InputError(f"--host {host}: {error.status} {message(error)}") from None
     except (HTTPError, ConnectionError) as error:
         raise InputError(
             f"--host {host}: not to be reached ({type(error).__name__}); is it the Pipelines address?"
         ) from None
-    return started.run_id
 
 
 def _greet(host: str, token: str) -> None:
@@ -192,7 +205,8 @@ def _watch(client: Any, run_id: str, page: str, names: Mapping[str, str]) -> Non
     raise InputError(f"the run ended as {run.state.lower()}; {'; '.join(reasons) or 'its page says why'}: {page}")
 
 
-def _message(error: Any) -> str:
+def message(error: Any) -> str:
+    """What an `ApiException` says in its body, or the status in words."""
     try:
         content = json.loads(error.body)
         return content.get("message") or content.get("error") or str(error.reason)

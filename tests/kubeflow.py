@@ -1,28 +1,45 @@
-"""A stand-in for the HTTP API of Kubeflow Pipelines (v2beta1), which keeps runs and records calls."""
+"""A stand-in for the HTTP API of Kubeflow Pipelines (v2beta1), which keeps runs and schedules, and records calls."""
 
 import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import kfp_server_api
 
 NOW = {"created_at": "2026-11-23T00:00:00Z"}
+RECURRING = "/apis/v2beta1/recurringruns"
+KNOWN = set(kfp_server_api.V2beta1RecurringRun.attribute_map.values())
+"""Fields of a recurring run in the published description of the API, of which the client's models are made."""
+STATUS = {"ENABLE": "ENABLED", "DISABLE": "DISABLED"}
 
 
 class Kubeflow(ThreadingHTTPServer):
-    """`states` are what looks at a run find, one after the other; the last one stays. `refuse` is answered to a POST of a run, `refuse_all` to everything."""
+    """`states` are what looks at a run find, one after the other; the last one stays.
+
+    `recurring` holds the schedules, `largest_page` how many of them one answer gives at most. `refuse` is answered to a POST
+    of a run or a schedule, `refuse_delete` to the DELETE of the schedule with that id, `refuse_all` to everything; a status
+    of 0 closes the connection without an answer.
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.calls: list[tuple[str, str, Any]] = []
+        self.queries: list[dict[str, str]] = []
         self.headers: list[dict[str, str]] = []
+        self.experiments: list[dict[str, Any]] = []
+        self.recurring: list[dict[str, Any]] = []
+        self.largest_page = 100
         self.states: list[dict[str, Any]] = [{"state": "SUCCEEDED"}]
         self.multi_user = False
         self.refuse: tuple[int, Any] | None = None
         self.refuse_all: tuple[int, Any] | None = None
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self.refuse_delete: dict[str, tuple[int, Any]] = {}
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -40,6 +57,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _send(self, status: int, body: Any) -> None:
+        if status == 0:
+            self.close_connection = True
+            return
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -48,23 +68,26 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _do(self) -> None:
-        host, path = self.server, self.path.split("?")[0]
+        host, path = self.server, urlsplit(self.path).path
+        query = dict(parse_qsl(urlsplit(self.path).query))
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         host.calls.append((self.command, path, body))
+        host.queries.append(query)
         host.headers.append({name.lower(): value for name, value in self.headers.items()})
         if host.refuse_all is not None:
             return self._send(*host.refuse_all)
-        if host.refuse is not None and (self.command, path) == ("POST", "/apis/v2beta1/runs"):
+        if host.refuse is not None and self.command == "POST" and path in ("/apis/v2beta1/runs", RECURRING):
             return self._send(*host.refuse)
         if path.endswith("/healthz"):
             return self._send(200, {"multi_user": host.multi_user})
         if path == "/apis/v2beta1/experiments":
             if self.command == "GET":
-                return self._send(200, {"experiments": []})
+                return self._send(200, {"experiments": host.experiments})
             if host.multi_user and not body.get("namespace"):
                 return self._send(400, {"message": "a multi-user Kubeflow needs a namespace"})
-            return self._send(200, body | NOW | {"experiment_id": "e1"})
+            host.experiments.append(body | NOW | {"experiment_id": "e1"})
+            return self._send(200, host.experiments[-1])
         if path == "/apis/v2beta1/runs":
             return self._send(200, body | NOW | {"run_id": "r1", "state": "PENDING"})
         if re.fullmatch("/apis/v2beta1/runs/r1", path):
@@ -72,6 +95,41 @@ class _Handler(BaseHTTPRequestHandler):
             if "drop" in state:
                 return self._send(state["drop"], {"message": "dropped"})
             return self._send(200, NOW | {"run_id": "r1"} | state)
+        if path == RECURRING:
+            return self._make(body) if self.command == "POST" else self._list(query)
+        if path.startswith(f"{RECURRING}/"):
+            return self._one(path.rsplit("/", 1)[1])
         return self._send(404, {"message": f"no {path}"})
 
-    do_GET = do_POST = _do  # noqa: N815
+    def _make(self, body: dict[str, Any]) -> None:
+        host = self.server
+        if unknown := body.keys() - KNOWN:
+            return self._send(400, {"message": f"unknown field {sorted(unknown)[0]}"})
+        if len(body["trigger"]["cron_schedule"]["cron"].split()) != 6 or not 1 <= int(body["max_concurrency"]) <= 10:
+            return self._send(400, {"message": "the schedule is not supported"})
+        taken = {one["recurring_run_id"] for one in host.recurring}
+        name = next(f"s{number}" for number in range(1, 1000) if f"s{number}" not in taken)
+        made = body | NOW | {"recurring_run_id": name, "updated_at": NOW["created_at"], "status": STATUS[body["mode"]]}
+        made["max_concurrency"] = str(body["max_concurrency"])  # 64-bit integers are text in its answers
+        host.recurring.append(made)
+        return self._send(200, made)
+
+    def _list(self, query: dict[str, str]) -> None:
+        mine = [one for one in self.server.recurring if one["experiment_id"] == query.get("experiment_id")]
+        start = int(query.get("page_token") or 0)
+        end = start + min(int(query["page_size"]), self.server.largest_page)
+        more = {"next_page_token": str(end)} if end < len(mine) else {}
+        return self._send(200, {"recurringRuns": mine[start:end], "total_size": len(mine)} | more)
+
+    def _one(self, name: str) -> None:
+        host = self.server
+        if self.command == "DELETE" and name in host.refuse_delete:
+            return self._send(*host.refuse_delete[name])
+        found = [one for one in host.recurring if one["recurring_run_id"] == name]
+        if not found:
+            return self._send(404, {"message": f"no recurring run {name}"})
+        if self.command == "DELETE":
+            host.recurring.remove(found[0])
+        return self._send(200, {} if self.command == "DELETE" else found[0])
+
+    do_GET = do_POST = do_DELETE = _do  # noqa: N815
