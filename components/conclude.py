@@ -8,11 +8,9 @@ from components.step import step
 @step(image="ops")
 def conclude(registry: str, status: PipelineTaskFinalStatus, page: Output[HTML]):
     """Say how the run ended and which models there are now."""
-    from pathlib import Path
-
     from components.pages import text_page
     from thyroid.conclude import conclude as run
 
-    lines = run(Path(registry), status.state, status.error_message or "")
+    lines = run(registry, status.state, status.error_message or "")
     print("\n".join(lines))
     text_page(page.path, f"Run: {status.state}", lines)

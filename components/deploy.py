@@ -25,6 +25,6 @@ def deploy(
 
     version = json.loads(Path(summary.path).read_text())["model"]["version"]
     options = library.Options(canary, min_replicas, serving_gpu)
-    done = library.deploy(Path(registry), version, Path(manifest.path), namespace, options)
+    done = library.deploy(registry, version, Path(manifest.path), namespace, options)
     manifest.metadata |= {"status": done.status, "version": str(done.version), "url": done.url or ""}
     text_page(status.path, f"Deployment: {done.status}", [f"Version {done.version} {done.url or ''}", *done.notes])

@@ -44,7 +44,7 @@ def evaluate(
         abstain=abstain,
         prevalence=prevalence,
         clinical=Path(clinical) if clinical else None,
-        registry_root=Path(registry),
+        registry_root=registry,
         waive=[name for name in waive.split(",") if name],
         seed=seed,
     )

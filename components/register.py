@@ -12,5 +12,5 @@ def register(evaluation: Input[Model], registry: str, model: Output[Model], summ
 
     from thyroid.register import register as run
 
-    done = run(Path(evaluation.path), Path(registry), Path(summary.path))
+    done = run(Path(evaluation.path), registry, Path(summary.path))
     model.metadata |= {"name": done.name, "version": done.version, "sha256": done.sha256, "folder": done.uri}

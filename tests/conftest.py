@@ -1,13 +1,21 @@
 """Fixtures: small phantoms, and real data where the machine has it."""
 
 import csv
+import gc
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from thyroid import images, phantom
+from tests import gcs as emulated
+from thyroid import images, phantom, storage
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -26,6 +34,14 @@ def write_rois(path: Path, rows: list[tuple]) -> Path:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("filename", "x", "y", "width", "height"), *rows])
     return path
+
+
+def variant(artefact: Path, folder: Path) -> Path:
+    """A copy of an artefact in `folder` that passes for another one: the same one is registered only once."""
+    copy = shutil.copytree(artefact, folder / uuid.uuid4().hex)
+    facts = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps(facts | {"variant": copy.name}))
+    return copy
 
 
 @pytest.fixture
@@ -80,6 +96,66 @@ def evaluated(cropped: Path, trained: dict[tuple[str, str], Path], tmp_path_fact
     folder = tmp_path_factory.mktemp("evaluation")
     evaluate.evaluate(cropped, [trained["VGG16", "cropped"], trained["ResNet50", "cropped"]], folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[str]:
+    with emulated.emulator() as address:
+        yield address
+
+
+@dataclass
+class Cloud:
+    """A fresh bucket of the emulator.
+
+    Attributes:
+        bucket: its name.
+        proxy: in front of the emulator; what is under test goes through it.
+        client: Google's, straight to the emulator, to set up and to look.
+    """
+
+    bucket: str
+    proxy: emulated.Proxy
+    client: Any
+
+    def address(self, prefix: str = "") -> str:
+        return f"gs://{self.bucket}/{prefix}"
+
+    def put(self, objects: dict[str, bytes]) -> None:
+        """Objects of the bucket by their whole names."""
+        for name, data in objects.items():
+            self.client.bucket(self.bucket).blob(name).upload_from_string(data)
+
+    def names(self) -> list[str]:
+        return [blob.name for blob in self.client.list_blobs(self.bucket)]
+
+
+@pytest.fixture
+def gcs(emulator, monkeypatch, tmp_path_factory) -> Iterator[Cloud]:
+    """Google Cloud Storage with one bucket, short pauses, and a cache of the test's own."""
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud.storage import Client
+
+    client = Client("none", AnonymousCredentials(), client_options={"api_endpoint": emulator})
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(bucket)
+    with emulated.proxy(emulator) as (proxy, address):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
+        monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.1)
+        yield Cloud(bucket, proxy, client)
+    storage._client_of.cache_clear()
+    client.close()
+    gc.collect()  # connections that were broken are warned of here, where they belong
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path) -> str:
+    """An empty place, once of each kind."""
+    return (
+        str(tmp_path / "place") if request.param == "folder" else request.getfixturevalue("gcs").address("some/place")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.cluster import Cluster
 from thyroid import deploy, registry
 from thyroid.deploy import APPLIED, CANARY, Options
 from thyroid.errors import InputError
+from thyroid.storage import Location
 
 REFERENCE = {"B": 0.2, "M": 0.8}
 
@@ -22,9 +24,9 @@ def gate(decision: str, champion: int | None) -> dict:
     return {"decision": decision, "reasons": reasons, "champion": champion}
 
 
-def register(root: Path, folder: Path, decision: str = "promoted") -> int:
+def register(root: Location, folder: Path, decision: str = "promoted") -> int:
     folder.mkdir(exist_ok=True)
-    (folder / "model.keras").write_bytes(b"model")
+    (folder / "model.keras").write_bytes(os.urandom(8))  # another model each time
     (folder / "reference.jpg").write_bytes(b"picture")
     forms = {"keras": {}, "openvino-f32": {"largest_difference": 1e-5}}
     facts = {"name": "thyroid", "reference": REFERENCE, "forms": forms, "data_digest": "ab12", "backbone": "VGG16"}

@@ -1,43 +1,105 @@
+import datetime
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 
-from thyroid import register, registry
+from tests.conftest import variant
+from thyroid import register, registry, storage
 from thyroid.errors import InputError
+
+
+def make(folder: Path, size: int = 200_000) -> Path:
+    """Another artefact."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.keras").write_bytes(os.urandom(size))
+    (folder / "reference.jpg").write_bytes(b"picture")
+    registry.describe(folder, {"name": "thyroid", "backbone": "VGG16"})
+    return folder
 
 
 @pytest.fixture
 def artefact(tmp_path: Path) -> Path:
-    folder = tmp_path / "artefact"
-    folder.mkdir()
-    (folder / "model.keras").write_bytes(os.urandom(200_000))
-    (folder / "reference.jpg").write_bytes(b"picture")
-    registry.describe(folder, {"name": "thyroid", "backbone": "VGG16"})
-    return folder
+    return make(tmp_path / "artefact")
 
 
 def gate(decision: str = "promoted", champion: int | None = None) -> dict:
     return {"decision": decision, "reasons": [f"{decision} in a test"], "champion": champion}
 
 
-def test_versions_count_up_and_aliases_follow(artefact, tmp_path):
-    root = tmp_path / "registry"
-    first, second = registry.publish(artefact, root, gate()), registry.publish(artefact, root, gate(champion=1))
+def add(root: storage.Location, folder: Path, decision: str = "promoted") -> registry.Registered:
+    """Publish a new artefact that was held against the present champion."""
+    champion = registry.read_aliases(root).get("champion")
+    return registry.publish(make(folder / uuid.uuid4().hex, 1000), root, gate(decision, champion))
+
+
+def home(root: storage.Location) -> storage.Folder | storage.Bucket:
+    return storage.at(storage.below(root, "thyroid"))
+
+
+def claim(age: datetime.timedelta) -> bytes:
+    return f"{(datetime.datetime.now(datetime.UTC) - age).isoformat()} {uuid.uuid4().hex}".encode()
+
+
+def test_versions_count_up_and_aliases_follow(artefact, tmp_path, place):
+    first, second = registry.publish(artefact, place, gate()), add(place, tmp_path)
     assert (first.version, second.version) == (1, 2)
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
-    assert registry.find(root) == root / "thyroid" / "2"
-    assert registry.find(root, "previous") == registry.find(root, "1") == root / "thyroid" / "1"
-    facts = registry.verify(registry.find(root))
-    assert facts["version"] == 2
+    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert registry.find(place, "previous") == registry.find(place, "1")
+    facts = registry.verify(registry.find(place, "1"))
+    assert facts["version"] == 1
     assert facts["files"]["model.keras"] == first.sha256
+    assert registry.verify(registry.find(place))["parent"] == 1
+    assert first.uri == registry.address(place, 1)
+    assert [line["aliases"]["champion"] for line in registry.history(place)] == [1, 2]
+    if storage.is_bucket(place):
+        assert first.uri == f"{place}/thyroid/1"
+    else:
+        assert registry.find(Path(place)) == Path(place) / "thyroid" / "2"
+
+
+def test_the_same_artefact_is_registered_once(artefact, tmp_path, place):
+    first = registry.publish(artefact, place, gate())
+    add(place, tmp_path, "refused")
+    assert registry.publish(artefact, place, gate("refused", champion=7)) == first
+    assert registry.versions(place) == [1, 2]
+    assert len(registry.history(place)) == 2
+    registry.promote(place, "2", "r", "b")
+    for _ in range(2):
+        add(place, tmp_path)
+    assert registry.collect_garbage(place, 1, delete=True) == [1, 2]
+    assert registry.publish(artefact, place, gate("refused")).version == 5, "it is not there any more"
+
+
+def test_a_version_that_lost_a_file_is_mended(artefact, place):
+    registry.publish(artefact, place, gate())
+    home(place).remove("1/model.keras")
+    with pytest.raises(InputError, match=r"model\.keras: missing"):
+        registry.verify(registry.find(place))
+    assert registry.publish(artefact, place, gate()).version == 1
+    registry.verify(registry.find(place))
+
+
+def test_a_bucket_hands_on_only_what_is_asked_for(artefact, gcs):
+    root = gcs.address("registry")
+    registry.publish(artefact, root, gate())
+    folder = registry.find(root, only=registry.CARD)
+    assert [path.name for path in folder.iterdir()] == ["model.json"]
+    assert registry.facts(folder, ("version",))["version"] == 1
+    with pytest.raises(InputError, match="field threshold is missing"):
+        registry.facts(folder, ("threshold",))
+    gcs.proxy.requests.clear()
+    assert registry.find(root) == registry.find(root)
+    assert sum("alt=media" in path and "model.keras" in path for _, path in gcs.proxy.requests) == 1, "it is kept"
 
 
 @pytest.mark.parametrize("name", ["model.keras", "reference.jpg"])
@@ -69,120 +131,216 @@ def test_not_a_model(tmp_path):
 
 
 @pytest.mark.parametrize("which", [None, "champion", "7", "../x"])
-def test_what_is_not_there_is_said(tmp_path, which):
+def test_what_is_not_there_is_said(place, which):
     with pytest.raises(InputError, match="no registered model"):
-        registry.find(tmp_path, which)
+        registry.find(place, which)
+    assert registry.versions(place) == registry.history(place) == []
 
 
-def test_two_at_once_lose_nothing(artefact, tmp_path):
-    root = tmp_path / "registry"
+@pytest.mark.parametrize("root", ["", "s3://bucket/x", Path("gs://bucket/x")])
+def test_what_is_no_registry_is_said(root):
+    with pytest.raises(InputError, match="give a folder, or gs://bucket/prefix"):
+        registry.versions(root)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"candidate": 1}', ""])
+def test_a_damaged_state_is_said(place, content):
+    home(place).write("aliases.json", content.encode())
+    with pytest.raises(InputError, match=r"aliases\.json: (not JSON|field versions is missing)"):
+        registry.read_aliases(place)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_at_once_lose_nothing(tmp_path, place, processes):
+    artefacts = [make(tmp_path / str(number), 20_000) for number in range(12)]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes) as pool:
+        done = pool.starmap(registry.publish, [(one, place, gate("refused")) for one in artefacts])
+    assert sorted(d.version for d in done) == registry.versions(place) == list(range(1, 13))
+    assert registry.read_aliases(place) == {"candidate": 12}
+    assert sorted(line["version"] for line in registry.history(place)) == list(range(1, 13))
+    for one in done:
+        assert registry.verify(registry.find(place, str(one.version)))["files"]["model.keras"] == one.sha256
+
+
+def test_the_same_artefact_at_once_is_registered_once(artefact, place):
     context = multiprocessing.get_context("spawn")
     with context.Pool(4) as pool:
-        done = pool.starmap(registry.publish, [(artefact, root, gate("refused"))] * 12)
-    assert sorted(d.version for d in done) == registry.versions(root) == list(range(1, 13))
-    assert registry.read_aliases(root) == {"candidate": 12}
-    assert [line["version"] for line in registry.history(root)] == list(range(1, 13))
-    for version in registry.versions(root):
-        registry.verify(root / "thyroid" / str(version))
+        done = pool.starmap(registry.publish, [(artefact, place, gate())] * 8)
+    assert registry.versions(place) == [done[0].version]
+    assert {one.version for one in done} == {done[0].version}
+    assert home(place).children() == [str(done[0].version), "aliases.json"]
+    assert registry.read_aliases(place) == {"candidate": done[0].version, "champion": done[0].version}
 
 
-def test_killed_at_any_moment_no_half_version_is_visible(artefact, tmp_path):
-    root = tmp_path / "registry"
+def test_killed_at_any_moment_no_half_version_is_visible(tmp_path, place):
     code = """
 import sys
 from pathlib import Path
-from thyroid import registry
-artefact, root = map(Path, sys.argv[1:])
+from tests.test_registry import add
 while True:
-    champion = registry.read_aliases(root).get("champion")
-    registry.publish(artefact, root, {"decision": "promoted", "reasons": ["r"], "champion": champion})
+    add(sys.argv[1], Path(sys.argv[2]))
 """
-    for round_ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", code, str(artefact), str(root)])
-        deadline = time.monotonic() + 30
-        while len(registry.versions(root)) < 3 * (round_ + 1) and time.monotonic() < deadline:
+    dice, before = random.Random(0), 0
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", code, place, str(tmp_path)], cwd=Path(__file__).parents[1])
+        deadline = time.monotonic() + 60
+        while len(registry.versions(place)) < before + 2 and time.monotonic() < deadline:
             time.sleep(0.01)
+        time.sleep(dice.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for version in registry.versions(root):
-            assert registry.verify(root / "thyroid" / str(version))["version"] == version
-        assert registry.find(root).is_dir()
-    last = registry.versions(root)[-1]
-    assert registry.publish(artefact, root, gate("refused")).version == last + 1
-    history = registry.history(root)
-    assert [line["version"] for line in history] == registry.versions(root)
-    # What the killed processes had published is also the champion that it was meant to be. The first one of the next process
-    # may be refused: it had read the aliases before the killed process's change was carried out.
-    facts = [json.loads((root / "thyroid" / str(v) / "model.json").read_text()) for v in registry.versions(root)]
-    promoted = [one["version"] for one in facts if one["gate"]["decision"] == "promoted"]
-    assert len(promoted) >= last - 3
-    assert registry.read_aliases(root) == {
-        "candidate": last + 1,
-        "champion": promoted[-1],
-        "previous": promoted[-2],
+        before = len(registry.versions(place))
+    last = registry.versions(place)[-1]
+    assert before >= 12
+    assert add(place, tmp_path, "refused").version > last
+    numbers = registry.versions(place)
+    assert [line["version"] for line in registry.history(place)] == numbers
+    facts = [registry.verify(registry.find(place, str(number))) for number in numbers]
+    assert [one["version"] for one in facts] == numbers
+    assert [one["gate"]["decision"] for one in facts] == ["promoted"] * before + ["refused"]
+    assert [one["parent"] for one in facts] == [None, *numbers[:-2], numbers[-2]]
+    assert registry.read_aliases(place) == {
+        "candidate": numbers[-1],
+        "champion": numbers[-2],
+        "previous": numbers[-3],
     }
-    assert not (root / "thyroid" / "pending.json").exists()
 
 
-def test_killed_between_rename_and_alias_the_next_one_carries_it_out(artefact, tmp_path):
-    root = tmp_path / "registry"
-    registry.publish(artefact, root, gate())
-    home = root / "thyroid"
-    registry._plan(home, {"candidate": 2, "champion": 2, "previous": 1}, "publish", 2, "r")
-    shutil.copytree(home / "1", home / "2")
-    assert registry.read_aliases(root)["champion"] == 1
-    registry.collect_garbage(root, keep=5)
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
-    assert [line["version"] for line in registry.history(root)] == [1, 2]
+class Killed(BaseException):
+    pass
 
 
-def test_killed_before_the_rename_nothing_has_happened(artefact, tmp_path):
-    root = tmp_path / "registry"
-    registry.publish(artefact, root, gate())
-    registry._plan(root / "thyroid", {"candidate": 2, "champion": 2, "previous": 1}, "publish", 2, "r")
-    assert registry.publish(artefact, root, gate("refused")).version == 2
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1}
+STEPS = ("claim", "put", "model.json", "before the commit", "after the commit", "claim removed")
 
 
-def test_a_refused_version_stays_a_candidate(artefact, tmp_path):
-    root = tmp_path / "registry"
-    registry.publish(artefact, root, gate("refused"))
-    assert registry.read_aliases(root) == {"candidate": 1}
-    assert registry.find(root).name == "1", "served as a candidate where there is no champion"
-    registry.publish(artefact, root, gate())
-    registry.publish(artefact, root, gate("refused", champion=2))
-    assert registry.find(root).name == "2"
-    assert registry.verify(root / "thyroid" / "3")["parent"] == 2
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_after_each_step(artefact, tmp_path, place, monkeypatch, step):
+    """What was killed before its commit is not there and keeps its number; what was killed after it is."""
+    add(place, tmp_path)
+    kind = type(home(place))
+    write, put, remove = kind.write, kind.put, kind.remove
+
+    def written(self, name, data, generation=None):
+        if step == "before the commit" and name == "aliases.json":
+            raise Killed
+        write(self, name, data, generation)
+        if step == {"2/.claim": "claim", "2/model.json": "model.json", "aliases.json": "after the commit"}[name]:
+            raise Killed
+
+    def been_put(self, *arguments):
+        put(self, *arguments)
+        if step == "put":
+            raise Killed
+
+    def removed(self, name):
+        remove(self, name)
+        if step == "claim removed":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "write", written)
+        patch.setattr(kind, "put", been_put)
+        patch.setattr(kind, "remove", removed)
+        with pytest.raises(Killed):
+            registry.publish(artefact, place, gate(champion=1))
+    there = step in ("after the commit", "claim removed")
+    assert registry.versions(place) == ([1, 2] if there else [1])
+    done = registry.publish(artefact, place, gate(champion=1))
+    assert done.version == (2 if there else 3)
+    assert done.gate["decision"] == "promoted"
+    assert registry.read_aliases(place) == {"candidate": done.version, "champion": done.version, "previous": 1}
+    assert [line["version"] for line in registry.history(place)] == [1, done.version]
 
 
-def test_every_model_that_reads_a_test_set_is_counted_once(tmp_path):
+@pytest.mark.parametrize("own", ["publish", "promote", "roll back", "gc", "test set"])
+def test_a_change_whose_answer_is_lost_is_made_once(artefact, tmp_path, gcs, own):
+    """Somebody else writes before it is asked for again, so that the object is not as this one left it."""
+    root = gcs.address("registry")
+    for _ in range(3):
+        add(root, tmp_path)
+    done = []
+
+    def rule(method: str, path: str) -> str | None:
+        if method == "POST" and not done and commits.pop(0):
+            done.append(path)
+            return "lost"
+        if done == [path]:
+            done.append("meanwhile")
+            registry.read_test_set(root, "another", "another")
+        return None
+
+    uploads = {"publish": 4, "gc": 1}.get(own, 0)  # before the commit: claim, two files, model.json; claim of what goes
+    commits = [False] * uploads + [True]
+    gcs.proxy.rule = rule
+    before = registry.history(root)
+    if own == "publish":
+        assert registry.publish(artefact, root, gate(champion=3)).version == 4
+        expected = {"candidate": 4, "champion": 4, "previous": 3}
+    elif own == "promote":
+        assert registry.promote(root, "1", "r", "b") == 1
+        expected = {"candidate": 3, "champion": 1, "previous": 3}
+    elif own == "roll back":
+        assert registry.roll_back(root, "r", "b") == 2
+        expected = {"candidate": 3, "champion": 2, "previous": 3}
+    elif own == "gc":
+        assert registry.collect_garbage(root, 1, delete=True) == [1]
+        assert registry.versions(root) == [2, 3]
+        assert gcs.client.bucket(gcs.bucket).get_blob("registry/thyroid/1/model.keras") is None
+        expected = {"candidate": 3, "champion": 3, "previous": 2}
+    else:
+        assert registry.read_test_set(root, "t", "m") == 0
+        expected = {"candidate": 3, "champion": 3, "previous": 2}
+    assert len(done) == 2, "the answer was lost, and somebody else wrote"
+    assert registry.read_aliases(root) == expected
+    assert len(registry.history(root)) == len(before) + (own != "test set")
+    assert registry.read_test_set(root, "another", "m") == 1
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # Google's client lets go of a broken connection
+def test_an_unreliable_bucket(tmp_path, gcs):
+    root = gcs.address("registry")
+    gcs.proxy.randomly(60, 0.3, seed=1)
+    done = [add(root, tmp_path) for _ in range(6)]
+    assert gcs.proxy.faults > 30
+    assert [one.version for one in done] == registry.versions(root) == [1, 2, 3, 4, 5, 6]
+    assert [line["version"] for line in registry.history(root)] == [1, 2, 3, 4, 5, 6]
+    assert registry.collect_garbage(root, 1, delete=True) == [1, 2, 3, 4]
+    for version in (5, 6):
+        registry.verify(registry.find(root, str(version)))
+
+
+def test_a_full_disk_leaves_nothing(artefact, tmp_path, monkeypatch):
+    def full(self, source, name, only=()):
+        (self.path / name / "model.keras").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.Folder, "put", full)
+    with pytest.raises(OSError, match="No space"):
+        registry.publish(artefact, tmp_path / "registry", gate())
+    assert home(tmp_path / "registry").children() == []
+
+
+def test_a_refused_version_stays_a_candidate(tmp_path, place):
+    add(place, tmp_path, "refused")
+    assert registry.read_aliases(place) == {"candidate": 1}
+    assert registry.verify(registry.find(place))["version"] == 1, "served as a candidate where there is no champion"
+    add(place, tmp_path)
+    add(place, tmp_path, "refused")
+    assert registry.verify(registry.find(place))["version"] == 2
+    assert registry.verify(registry.find(place, "3"))["parent"] == 2
+
+
+def test_every_model_that_reads_a_test_set_is_counted_once(place):
     """Also where it is never registered: a test set that was read often says less."""
-    root = tmp_path / "registry"
-    assert [registry.read_test_set(root, "t", model) for model in ("a", "b", "b", "c", "a")] == [0, 1, 1, 2, 2]
-    assert registry.read_test_set(root, "other", "a") == 0
+    assert [registry.read_test_set(place, "t", model) for model in ("a", "b", "b", "c", "a")] == [0, 1, 1, 2, 2]
+    assert registry.read_test_set(place, "other", "a") == 0
     assert registry.read_test_set(None, "t", "z") == 0
 
 
-def test_a_half_written_line_of_history_is_replaced(artefact, tmp_path):
-    registry.publish(artefact, tmp_path, gate())
-    file = tmp_path / "thyroid" / "history.jsonl"
-    with file.open("a") as stream:
-        stream.write('{"when": "2026')  # the power went
-    assert len(registry.history(tmp_path)) == 1
-    registry.publish(artefact, tmp_path, gate("refused"))
-    assert [line["version"] for line in registry.history(tmp_path)] == [1, 2]
-
-
-def test_an_unreadable_plan_is_said(artefact, tmp_path):
-    registry.publish(artefact, tmp_path, gate())
-    (tmp_path / "thyroid" / "pending.json").write_text("")
-    with pytest.raises(InputError, match=r"pending\.json: not JSON"):
-        registry.publish(artefact, tmp_path, gate("refused"))
-
-
-def test_a_user_without_a_name_is_asked_for_one(artefact, tmp_path, capsys, monkeypatch):
+def test_a_user_without_a_name_is_asked_for_one(tmp_path, capsys, monkeypatch):
     for _ in range(2):
-        registry.publish(artefact, tmp_path, gate("refused"))
+        add(tmp_path, tmp_path, "refused")
 
     def nobody():
         raise KeyError("uid not found: 1234")
@@ -204,78 +362,160 @@ def test_an_artefact_that_was_not_judged_is_not_registered(evaluated, tmp_path):
         register.register(copy, tmp_path / "registry", tmp_path / "summary.json")
 
 
-def test_a_champion_that_changed_meanwhile_is_not_overrun(artefact, tmp_path):
-    root = tmp_path / "registry"
-    registry.publish(artefact, root, gate())
-    done = registry.publish(artefact, root, gate(champion=None))  # decided before there was a champion
+def test_a_champion_that_changed_meanwhile_is_not_overrun(artefact, tmp_path, place):
+    add(place, tmp_path)
+    done = registry.publish(artefact, place, gate(champion=None))  # decided before there was a champion
     assert done.gate["decision"] == "refused"
     assert "the champion changed from None to 1" in done.gate["reasons"][-1]
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1}
+    assert registry.read_aliases(place) == {"candidate": 2, "champion": 1}
 
 
-def test_promote_and_roll_back_keep_who_and_why(artefact, tmp_path):
-    root = tmp_path / "registry"
+def test_a_champion_that_changes_while_files_are_copied_is_not_overrun(artefact, tmp_path, place, monkeypatch):
+    """Also between the decision and the commit: it is decided anew, and model.json says so."""
+    kind = type(home(place))
+    write = kind.write
+
+    def late(self, name, data, generation=None):
+        if name == "aliases.json":
+            monkeypatch.setattr(kind, "write", write)
+            assert add(place, tmp_path).version == 2
+        write(self, name, data, generation)
+
+    monkeypatch.setattr(kind, "write", late)
+    done = registry.publish(artefact, place, gate())
+    assert (done.version, done.gate["decision"]) == (1, "refused")
+    facts = registry.verify(registry.find(place, "1"))
+    assert (facts["parent"], facts["gate"]) == (2, done.gate)
+    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2}
+
+
+def test_a_publication_that_was_taken_for_dead_starts_anew(artefact, tmp_path, place, monkeypatch):
+    """Its process was stopped for days, and the leftovers were cleared away."""
+    kind = type(home(place))
+    put = kind.put
+
+    def slow(self, source, name, only=()):
+        monkeypatch.setattr(kind, "put", put)
+        self.write(f"{name}/.claim", claim(datetime.timedelta(days=2)))
+        assert registry.collect_garbage(place, 1, delete=True) == []
+        assert add(place, tmp_path, "refused").version == 2
+        put(self, source, name, only)
+
+    monkeypatch.setattr(kind, "put", slow)
+    assert registry.publish(artefact, place, gate()).version == 3
+    assert home(place).children() == ["2", "3", "aliases.json"]
+
+
+def test_promote_and_roll_back_keep_who_and_why(tmp_path, place):
     for decision in ("promoted", "refused"):
-        registry.publish(artefact, root, gate(decision))
-    assert registry.promote(root, "candidate", "the ward asked for it", "Kim") == 2
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
-    assert registry.roll_back(root, "it was worse", "Lee") == 1
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1, "previous": 2}
-    assert [(line["action"], line["by"]) for line in registry.history(root)[2:]] == [
+        add(place, tmp_path, decision)
+    assert registry.promote(place, "candidate", "the ward asked for it", "Kim") == 2
+    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert registry.roll_back(place, "it was worse", "Lee", champion=1) == 2, "another champion by now"
+    assert registry.roll_back(place, "it was worse", "Lee") == 1
+    assert registry.read_aliases(place) == {"candidate": 2, "champion": 1, "previous": 2}
+    assert [(line["action"], line["by"]) for line in registry.history(place)[2:]] == [
         ("promote", "Kim"),
         ("rollback", "Lee"),
     ]
     with pytest.raises(InputError, match="needs --reason"):
-        registry.promote(root, "2", " ", "Kim")
+        registry.promote(place, "2", " ", "Kim")
     with pytest.raises(InputError, match="no registered model '9'"):
-        registry.promote(root, "9", "because", "Kim")
+        registry.promote(place, "9", "because", "Kim")
 
 
-def test_nothing_to_roll_back_to(artefact, tmp_path):
+def test_nothing_to_roll_back_to(tmp_path, place):
     with pytest.raises(InputError, match="no registry here"):
-        registry.roll_back(tmp_path, "r", "b")
-    registry.publish(artefact, tmp_path, gate())
+        registry.roll_back(place, "r", "b")
+    add(place, tmp_path)
     with pytest.raises(InputError, match="no previous champion"):
-        registry.roll_back(tmp_path, "r", "b")
+        registry.roll_back(place, "r", "b")
 
 
-def test_a_damaged_version_is_not_promoted(artefact, tmp_path):
+def test_a_damaged_version_is_not_promoted(tmp_path, place):
     for _ in range(2):
-        registry.publish(artefact, tmp_path, gate("refused"))
-    (tmp_path / "thyroid" / "1" / "model.keras").write_bytes(b"")
+        add(place, tmp_path, "refused")
+    home(place).write("1/model.keras", b"")
     with pytest.raises(InputError, match="changed since"):
-        registry.promote(tmp_path, "1", "r", "b")
-    assert registry.read_aliases(tmp_path) == {"candidate": 2}
+        registry.promote(place, "1", "r", "b")
+    assert registry.read_aliases(place) == {"candidate": 2}
 
 
-def test_garbage_is_what_nothing_needs(artefact, tmp_path):
-    registry.publish(artefact, tmp_path, gate())
+def test_garbage_is_what_nothing_needs(tmp_path, place):
+    add(place, tmp_path)
     for _ in range(5):
-        registry.publish(artefact, tmp_path, gate("refused"))
-    home = tmp_path / "thyroid"
-    (home / ".incoming-killed").mkdir()
-    (home / ".incoming-running").mkdir()
-    os.utime(home / ".incoming-killed", (0, 0))
-    assert registry.collect_garbage(tmp_path, keep=2) == [2, 3, 4]
-    assert registry.versions(tmp_path) == [1, 2, 3, 4, 5, 6], "nothing goes without --delete"
-    assert registry.collect_garbage(tmp_path, keep=2, delete=True) == [2, 3, 4]
-    assert registry.versions(tmp_path) == [1, 5, 6]
-    assert sorted(path.name for path in home.glob(".*-*")) == [".incoming-running"]
-    assert registry.publish(artefact, tmp_path, gate("refused")).version == 7
+        add(place, tmp_path, "refused")
+    there, day = home(place), datetime.timedelta(days=1)
+    ages = {7: 2 * day, 8: 0.5 * day, 9: -3 * day}
+    for number, age in ages.items():
+        there.write(f"{number}/model.keras", b"half")
+        there.write(f"{number}/.claim", claim(age))
+    there.write("10/model.keras", b"whose is it?")
+    there.write("6/.claim", claim(3 * day))  # killed between its commit and the end
+    assert registry.collect_garbage(place, keep=2) == [2, 3, 4]
+    assert registry.versions(place) == [1, 2, 3, 4, 5, 6], "nothing goes without --delete"
+    assert registry.collect_garbage(place, keep=2, delete=True) == [2, 3, 4]
+    assert registry.versions(place) == [1, 5, 6]
+    assert there.children() == ["1", "10", "5", "6", "8", "9", "aliases.json"]
+    assert there.read("6/.claim") == (b"", storage.ABSENT)
+    assert registry.history(place)[-1]["reason"] == "removed 2, 3, 4, 7 (half-written)"
+    assert add(place, tmp_path, "refused").version == 11
     with pytest.raises(InputError, match="at least the newest"):
-        registry.collect_garbage(tmp_path, keep=0)
-    assert registry.collect_garbage(tmp_path / "none", keep=1) == []
+        registry.collect_garbage(place, keep=0)
+    assert registry.collect_garbage(storage.below(place, "none"), keep=1, delete=True) == []
 
 
-def test_commands(evaluated, tmp_path, capsys):
-    root = tmp_path / "registry"
+def test_a_number_is_not_used_again(tmp_path, place):
+    home(place).write("7/.claim", claim(datetime.timedelta(days=2)))
+    assert registry.collect_garbage(place, 1, delete=True) == []
+    assert "7" not in home(place).children()
+    assert add(place, tmp_path).version == 8
+
+
+def test_a_killed_collection_is_finished_by_the_next(tmp_path, place, monkeypatch):
+    for _ in range(3):
+        add(place, tmp_path, "refused")
+    kind, now = type(home(place)), registry._now
+
+    def killed(self, name):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "remove", killed)
+        with pytest.raises(Killed):
+            registry.collect_garbage(place, 1, delete=True)
+    assert registry.versions(place) == [3]
+    monkeypatch.setattr(registry, "_now", lambda: now() + datetime.timedelta(days=2))
+    assert registry.collect_garbage(place, 1, delete=True) == []
+    assert home(place).children() == ["3", "aliases.json"]
+
+
+def test_what_is_promoted_during_a_collection_stays(tmp_path, place, monkeypatch):
+    for _ in range(3):
+        add(place, tmp_path, "refused")
+    kind = type(home(place))
+    write = kind.write
+
+    def late(self, name, data, generation=None):
+        if name == "aliases.json":
+            monkeypatch.setattr(kind, "write", write)
+            registry.promote(place, "1", "r", "b")
+        write(self, name, data, generation)
+
+    monkeypatch.setattr(kind, "write", late)
+    assert registry.collect_garbage(place, 1, delete=True) == [2]
+    assert registry.versions(place) == [1, 3]
+    registry.verify(registry.find(place, "champion"))
+
+
+def test_commands(evaluated, tmp_path, capsys, place):
     registry.publish(
         evaluated / "artefact",
-        root,
+        place,
         gate() | {"criteria": [{"name": "AUROC", "asked": "a", "found": "f", "passed": True, "waived": False}]},
     )
-    registry.publish(evaluated / "artefact", root, gate("refused", champion=1))
-    where = ["--registry", str(root)]
+    registry.publish(variant(evaluated / "artefact", tmp_path), place, gate("refused", champion=1))
+    where = ["--registry", place]
     assert registry.main(["list", *where]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -290,7 +530,7 @@ def test_commands(evaluated, tmp_path, capsys):
     assert registry.main(["rollback", *where, "--reason", "worse"]) == 0
     assert registry.main(["gc", *where, "--keep", "1"]) == 0
     assert "would be removed (with --delete): nothing" in capsys.readouterr().out
-    (root / "thyroid" / "1" / "model.keras").write_bytes(b"")
+    home(place).write("1/model.json" if storage.is_bucket(place) else "1/model.keras", b"")
     assert registry.main(["list", *where]) == 0
     assert "damaged" in capsys.readouterr().out
     assert registry.main(["show", *where, "7"]) == 2

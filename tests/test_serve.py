@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from tests.conftest import variant
 from tests.serving import EXPLAIN, INFER, PREDICT, Server, encoded
 from thyroid import RESEARCH_USE_ONLY, crop, engine, explain, images, inputs, register, registry, serve, tables
 from thyroid.serve import __main__ as command
@@ -281,9 +282,8 @@ def test_normal_domain_finds_the_scan_area_itself(cropped, trained, tmp_path):
 def test_champion_and_previous_side_by_side(evaluated, tmp_path, tested):
     root = tmp_path / "registry"
     for version in (1, 2):
-        registry.publish(
-            evaluated / "artefact", root, {"decision": "promoted", "reasons": ["r"], "champion": version - 1 or None}
-        )
+        gate = {"decision": "promoted", "reasons": ["r"], "champion": version - 1 or None}
+        registry.publish(variant(evaluated / "artefact", tmp_path), root, gate)
     running = Server(tmp_path / "log", "--registry", str(root)).wait()
     for _ in range(50):
         if len(running.ask("/v1/models")[1]["models"]) == 2:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import struct
@@ -23,6 +22,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.conftest import variant
 from tests.serving import EXPLAIN, INFER, PREDICT, Server, encoded
 from thyroid import register, registry
 from thyroid.serve import limits
@@ -446,7 +446,7 @@ def test_a_new_champion_is_swapped_in_without_a_failed_request(evaluated, tmp_pa
 
     def promote(version: int) -> None:
         gate = {"decision": "promoted", "reasons": ["r"], "champion": version - 1 or None}
-        registry.publish(evaluated / "artefact", root, gate)
+        registry.publish(variant(evaluated / "artefact", tmp_path), root, gate)
 
     promote(1)
     running = Server(tmp_path / "log", "--registry", str(root)).wait()
@@ -470,9 +470,12 @@ def test_a_broken_new_champion_leaves_the_old_one(evaluated, tmp_path, scan):
     root = tmp_path / "registry"
     registry.publish(evaluated / "artefact", root, {"decision": "promoted", "reasons": ["r"], "champion": None})
     running = Server(tmp_path / "log", "--registry", str(root)).wait()
-    shutil.copytree(root / "thyroid" / "1", root / "thyroid" / "2")
+    second = registry.publish(
+        variant(evaluated / "artefact", tmp_path), root, {"decision": "refused", "reasons": ["r"], "champion": 1}
+    )
     (root / "thyroid" / "2" / "model.keras").write_bytes(b"broken")
-    (root / "thyroid" / "aliases.json").write_text('{"candidate": 2, "champion": 2, "previous": 1}')
+    state = json.loads((root / "thyroid" / "aliases.json").read_text())
+    (root / "thyroid" / "aliases.json").write_text(json.dumps(state | {"champion": second.version, "previous": 1}))
     time.sleep(4)
     status, answer = running.ask(PREDICT, one(scan))
     assert (status, answer["predictions"][0]["model_version"]) == (200, 1)

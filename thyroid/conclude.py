@@ -5,10 +5,10 @@ python -m thyroid.conclude --registry DIR --state FAILED --message "train-VGG16:
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from thyroid import errors, registry
 from thyroid.errors import InputError
+from thyroid.storage import Location
 
 _HINTS = {
     "oomkilled": "A step ran out of memory: lower batch_size or image_size, or raise its limit (docs/kubeflow.md).",
@@ -22,7 +22,7 @@ _HINTS = {
 _GOOD = ("SUCCEEDED", "COMPLETE", "CACHED")  # by the backend's version
 
 
-def conclude(root: Path, state: str, message: str) -> list[str]:
+def conclude(root: Location, state: str, message: str) -> list[str]:
     """Lines for people: how the run ended, its message if the backend tells one and what to do, and which models there are.
 
     Args:
@@ -42,7 +42,8 @@ def conclude(root: Path, state: str, message: str) -> list[str]:
             if alias not in aliases:
                 lines.append(f"There is no {alias} yet.")
                 continue
-            facts = registry.verify(registry.find(root, alias))
+            folder = registry.find(root, alias, registry.CARD)
+            facts = registry.facts(folder, ("version", "backbone", "created", "gate"))
             lines.append(
                 f"{alias.capitalize()}: version {facts['version']}, {facts['backbone']}, of {facts['created']}."
             )
@@ -56,7 +57,7 @@ def conclude(root: Path, state: str, message: str) -> list[str]:
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m thyroid.conclude", description=__doc__.split("\n")[0])
-    parser.add_argument("--registry", dest="root", type=Path, required=True, help="root of the registry")
+    parser.add_argument("--registry", dest="root", required=True, help="root of the registry, or gs://")
     parser.add_argument("--state", default="SUCCEEDED", help="of the run")
     parser.add_argument("--message", default="", help="of what failed")
     print("\n".join(conclude(**vars(parser.parse_args(argv)))))

@@ -20,8 +20,9 @@ from typing import Any
 
 import yaml
 
-from thyroid import RESEARCH_USE_ONLY, errors, registry
+from thyroid import RESEARCH_USE_ONLY, errors, registry, storage
 from thyroid.errors import InputError
+from thyroid.storage import Location
 
 CLAIM, MOUNT = "thyroid-data", "/data"
 """PersistentVolumeClaim that pipeline pods mount (THYROID_CLAIM names another), and where: KServe reads it as pvc://."""
@@ -96,20 +97,19 @@ class Deployed:
     notes: list[str]
 
 
-def storage_uri(folder: Path | str) -> str:
-    """Where KServe reads a registry folder: its own URI if it has one, pvc:// for a path on the pipeline's volume.
+def storage_uri(address: str) -> str:
+    """Where KServe reads a version: at its own gs:// address, or pvc:// for a path on the pipeline's volume.
 
     Raises:
-        InputError: the folder is on this machine alone.
+        InputError: the path is on this machine alone.
     """
-    text = str(folder)
-    if "://" in text:
-        return text
-    claim = os.environ.get("THYROID_CLAIM", CLAIM)
-    if claim and Path(text).is_relative_to(MOUNT):
-        return f"pvc://{claim}/{Path(text).relative_to(MOUNT).as_posix()}"
+    if storage.is_bucket(address):
+        return address
+    claim, volume = os.environ.get("THYROID_CLAIM", CLAIM), Path(MOUNT).resolve()
+    if claim and Path(address).is_relative_to(volume):
+        return f"pvc://{claim}/{Path(address).relative_to(volume).as_posix()}"
     raise InputError(
-        f"{text}: KServe cannot read this; keep the registry below {MOUNT}, where a volume claim is mounted"
+        f"{address}: KServe cannot read this; keep the registry below {MOUNT}, where a volume claim is mounted"
     )
 
 
@@ -706,7 +706,7 @@ def _own_namespace() -> str:
 
 
 def deploy(
-    root: Path,
+    root: Location,
     version: int | None,
     manifest: Path,
     namespace: str = "",
@@ -729,13 +729,15 @@ def deploy(
         InputError: the registry, the cluster or the model's answer is not as it must be; says what was put back.
     """
     options = options or Options()
-    if not (root / registry.NAME).is_dir():
+    if not registry.versions(root):
         raise InputError(f"{root}: no registry here; `make run` or the pipeline makes one")
     champion = registry.read_aliases(root).get("champion")
     manifest.parent.mkdir(parents=True, exist_ok=True)
     if champion is None or (version is not None and champion != version):
         kept = "no model is released yet" if champion is None else f"version {champion} stays"
-        gate = {} if version is None else registry.verify(registry.find(root, str(version)))["gate"]
+        gate = {}
+        if version is not None:
+            gate = registry.facts(registry.find(root, str(version), registry.CARD), ("gate",))["gate"]
         reasons = gate.get("reasons", [])
         if version is not None and gate["decision"] == "promoted" and (champion or 0) < version:
             # a retry of a deployment that failed must not end green
@@ -744,12 +746,12 @@ def deploy(
         manifest.write_text(f"# kept champion: {kept}\n")
         print(f"kept champion: {kept}", *(f"  {reason}" for reason in reasons), sep="\n")
         return Deployed("kept champion", champion, None, reasons)
-    folder = registry.find(root, "champion")
-    facts = registry.verify(folder)
+    folder = registry.find(root, str(champion), (*registry.CARD, "reference.jpg"))
+    facts = registry.facts(folder, ("version", "data_digest", "reference", "forms"))
     namespace = namespace or _own_namespace()
     if not namespace:
         try:
-            uri = storage_uri(folder)
+            uri = storage_uri(registry.address(root, champion))
         except InputError:
             uri = f"pvc://{CLAIM}/registry/{registry.NAME}/{champion}"
         body = inference_service(registry.NAME, champion, uri, options, facts["data_digest"])
@@ -760,11 +762,11 @@ def deploy(
         return Deployed(
             "manifest written", champion, None, [f"serve it with python -m thyroid.serve --registry {root}"]
         )
-    uri = storage_uri(folder)
+    uri = storage_uri(registry.address(root, champion))
     body = inference_service(registry.NAME, champion, uri, options, facts["data_digest"])
     manifest.write_text(yaml.safe_dump(body, sort_keys=False))
     previous = registry.read_aliases(root).get("previous")
-    before = None if previous is None else (previous, storage_uri(root / registry.NAME / str(previous)))
+    before = None if previous is None else (previous, storage_uri(registry.address(root, previous)))
     try:
         url, notes = _into(_Cluster(namespace), folder, uri, options, before)
     except _PassingError as error:
@@ -781,7 +783,7 @@ def deploy(
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m thyroid.deploy", description=__doc__.split("\n")[0])
-    parser.add_argument("--registry", dest="root", type=Path, required=True, help="root of the registry")
+    parser.add_argument("--registry", dest="root", required=True, help="root of the registry, or gs://")
     parser.add_argument("--manifest", type=Path, default=Path("inferenceservice.yaml"), help="file to write")
     parser.add_argument("--namespace", default="", help="of the InferenceService; none: write the manifest only")
     parser.add_argument("--canary", type=int, default=0, help="percent of the requests for the new model at first")

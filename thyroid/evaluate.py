@@ -38,6 +38,7 @@ from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, PROBABILITIES, SCORE
 from thyroid.operating import OperatingPoint
 from thyroid.predictions import Trained
+from thyroid.storage import Location
 
 WORST = 4
 """False negatives, and false positives, that the report shows."""
@@ -60,7 +61,7 @@ def evaluate(
     abstain: float = 0.0,
     prevalence: float = operating.PREVALENCE,
     clinical: Path | None = None,
-    registry_root: Path | None = None,
+    registry_root: Location | None = None,
     waive: Sequence[str] = (),
     seed: int = 0,
 ) -> Evaluated:
@@ -278,7 +279,8 @@ def _hashes(scans: pd.DataFrame, test: bool) -> set[str]:
 
 def _images(data: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Predictions with the full paths of their images, as `inputs.decode` wants them."""
-    return table.assign(file=[str(data / file) for file in table["file"]])
+    root = tables.images(data)
+    return table.assign(file=[str(root / file) for file in table["file"]])
 
 
 def _worst_cases(
@@ -409,7 +411,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--abstain", type=float, default=0.0, help="share of images to leave undecided")
     parser.add_argument("--prevalence", type=float, default=operating.PREVALENCE, help="of malignant nodules in use")
     parser.add_argument("--clinical", type=Path, help="CSV with filename or patient, and columns for subgroups")
-    parser.add_argument("--registry", dest="registry_root", type=Path, help="whose champion the winner is held against")
+    parser.add_argument("--registry", dest="registry_root", help="whose champion the winner is held against")
     parser.add_argument("--waive", nargs="*", default=(), metavar="AUDIT", help=f"let pass: {', '.join(gate.WAIVABLE)}")
     parser.add_argument("--seed", type=int, default=0)
     evaluate(**vars(parser.parse_args(argv)))

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from thyroid import metrics, operating, registry
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, SCORE
+from thyroid.storage import Location
 
 MARGIN = 0.05
 """The candidate's AUROC may be this much below the champion's; the lower bound of the difference must show that it is not more."""
@@ -69,7 +69,7 @@ def test_digest(test: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(sorted(test["sha256"])).encode()).hexdigest()
 
 
-def champion(root: Path | None, test: pd.DataFrame, domain: str, scans: set[str]) -> Champion:
+def champion(root: Location | None, test: pd.DataFrame, domain: str, scans: set[str]) -> Champion:
     """Score the registry's champion on the candidate's test images.
 
     A champion that cannot be compared fairly (other classes, another serving domain, trained on images that are now in the
@@ -88,8 +88,8 @@ def champion(root: Path | None, test: pd.DataFrame, domain: str, scans: set[str]
     if "champion" not in registry.read_aliases(root):
         return Champion(None)
     version = registry.read_aliases(root)["champion"]
+    folder = registry.find(root, str(version))  # a registry that is away refuses nobody
     try:
-        folder = registry.find(root, "champion")
         facts = registry.verify(folder, ("classes", "serving_domain", "image_size", "temperature", "bias", "threshold"))
         if facts["classes"] != list(CLASSES):
             return Champion(version, problem=f"it tells {'/'.join(facts['classes'])} apart, not {'/'.join(CLASSES)}")

@@ -14,14 +14,17 @@ from pathlib import Path
 
 from thyroid import errors, registry, tables
 from thyroid.errors import InputError
+from thyroid.storage import Location
 
 
-def register(evaluation: Path, registry_root: Path, summary: Path) -> registry.Registered:
+def register(evaluation: Path, registry_root: Location, summary: Path) -> registry.Registered:
     """Publish `evaluation`'s artefact, with its report, to the registry, and write summary.json.
+
+    Called again with the same evaluation it registers nothing twice.
 
     Args:
         evaluation: folder of `evaluate`.
-        registry_root: root of the directory registry.
+        registry_root: root of the registry.
         summary: file to write: the evaluation's figures, the registered model and the seconds of every step.
 
     Raises:
@@ -55,7 +58,7 @@ def register(evaluation: Path, registry_root: Path, summary: Path) -> registry.R
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m thyroid.register", description=__doc__.split("\n")[0])
     parser.add_argument("--evaluation", type=Path, required=True, help="folder of thyroid.evaluate")
-    parser.add_argument("--registry", dest="registry_root", type=Path, required=True, help="root of the registry")
+    parser.add_argument("--registry", dest="registry_root", required=True, help="root of the registry, or gs://")
     parser.add_argument("--summary", type=Path, required=True, help="file to write")
     register(**vars(parser.parse_args(argv)))
 

@@ -1,50 +1,57 @@
-"""The artefact of a model, and the directory registry that keeps its versions.
+"""The artefact of a model, and the registry that keeps its versions: a folder, or gs://bucket/prefix.
 
     <root>/thyroid/<version>/      model.keras, model.json, reference.jpg, report.html, card.md, development.txt
-    <root>/thyroid/aliases.json    {"candidate": newest, "champion": passed the gate, "previous": champion before}
-    <root>/thyroid/history.jsonl   every change of an alias: when, what, who and why
-    <root>/thyroid/readings.jsonl  which models' gates have read which test set
-    <root>/thyroid/pending.json    a change that is on its way; what a killed process left here, the next one carries out
+    <root>/thyroid/aliases.json    {"candidate": newest, "champion": passed the gate, "previous": champion before,
+                                    "versions": {number: {"source": SHA-256 of model.json as it was published}},
+                                    "history": every change of an alias: when, what, who and why,
+                                    "readings": which models' gates have read which test set}
 
-A version is written under a hidden name, flushed, and renamed: it is there whole or not at all. All changes hold a lock.
+A version is there when aliases.json names it, which happens after its last file was written. Every change replaces the
+aliases.json that it was decided on; if somebody else was faster, it is decided anew. `.claim` in a version's folder is that
+of a publication on its way, or of one that was killed.
 
     python -m thyroid.registry {list,show,promote,rollback,gc} --registry DIR
 """
 
 import argparse
+import copy
 import datetime
-import fcntl
 import getpass
 import hashlib
 import json
-import os
-import shutil
+import random
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from thyroid import errors, tables
+from thyroid import errors, storage, tables
 from thyroid.errors import InputError
+from thyroid.storage import ABSENT, ChangedError, Location
 
 NAME = "thyroid"
 MODEL = "model.keras"
 DEVELOPMENT = "development.txt"
 """SHA-256 of every scan that training or validation saw, one a line."""
-_PENDING = "pending.json"
-_READINGS = "readings.jsonl"
+CARD = ("model.json",)
+"""What `find` is to fetch for those who only look at facts."""
+_ALIASES = ("candidate", "champion", "previous")
+_STATE, _CLAIM = "aliases.json", ".claim"
 _SHOWN = ("version", "created", "backbone", "serving_domain", "image_size", "parent", "gate", "forms", "threshold")
-_STALE_SECONDS = 24 * 3600  # a publication takes minutes: what lies half-written for longer was killed
+_STALE = datetime.timedelta(days=1)  # a publication takes minutes: what has not ended for longer was killed
+_PAUSE = 0.2  # seconds at most, before a change is tried again that somebody else was faster than
+
+State = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A published version: `uri` is its folder, `sha256` that of model.keras, `gate` the decision as it was carried out."""
+    """A published version: `uri` is its folder or gs:// address, `sha256` that of model.keras, `gate` the decision as it was carried out."""
 
     name: str
     version: int
@@ -81,6 +88,25 @@ def describe(artefact: Path, facts: dict[str, Any]) -> None:
     )
 
 
+def facts(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """model.json of an artefact.
+
+    Raises:
+        InputError: there is none, or it lacks one of the fields in `needs`.
+    """
+    try:
+        found = json.loads((artefact / "model.json").read_text())
+    except FileNotFoundError:
+        raise InputError(f"{artefact}: not a registered model (model.json is missing)") from None
+    except ValueError as error:
+        raise InputError(f"{artefact / 'model.json'}: not JSON: {error}") from None
+    if missing := [field for field in ("files", *needs) if field not in found]:
+        raise InputError(
+            f"{artefact / 'model.json'}: field {missing[0]} is missing; evaluate and register the model again"
+        )
+    return found
+
+
 def verify(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     """model.json of an artefact whose files all have the hashes it names.
 
@@ -88,17 +114,8 @@ def verify(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
         InputError: a file is missing or was changed, or model.json lacks one of the fields in `needs`; nothing of it has been
             loaded then.
     """
-    try:
-        facts = json.loads((artefact / "model.json").read_text())
-    except FileNotFoundError:
-        raise InputError(f"{artefact}: not a registered model (model.json is missing)") from None
-    except ValueError as error:
-        raise InputError(f"{artefact / 'model.json'}: not JSON: {error}") from None
-    if missing := [field for field in ("files", *needs) if field not in facts]:
-        raise InputError(
-            f"{artefact / 'model.json'}: field {missing[0]} is missing; evaluate and register the model again"
-        )
-    for name, expected in facts["files"].items():
+    found = facts(artefact, needs)
+    for name, expected in found["files"].items():
         file = artefact / name
         if not file.resolve().is_relative_to(artefact.resolve()):
             raise InputError(f"{artefact}: model.json names a file outside the model: {name}")
@@ -106,7 +123,7 @@ def verify(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
             raise InputError(f"{file}: missing from the model")
         if sha256(file) != expected:
             raise InputError(f"{file}: changed since it was registered (sha256 differs); register the model again")
-    return facts
+    return found
 
 
 def load_keras(file: Path) -> Any:
@@ -127,8 +144,11 @@ def load_keras(file: Path) -> Any:
     return model
 
 
-def publish(artefact: Path, root: Path, gate: dict[str, Any]) -> Registered:
+def publish(artefact: Path, root: Location, gate: dict[str, Any]) -> Registered:
     """Copy `artefact` into the registry as the next version: always the candidate, and the champion if the gate says so.
+
+    An artefact that is published already is not published again, so that a step that is tried again registers nothing
+    twice: its version is returned as it is, mended if a file was lost.
 
     Args:
         artefact: folder with model.json and the files it names.
@@ -137,40 +157,47 @@ def publish(artefact: Path, root: Path, gate: dict[str, Any]) -> Registered:
             the version stays a candidate, and the reasons say so.
 
     Raises:
-        InputError: the artefact is not whole.
+        InputError: the artefact is not whole, or the registry cannot be written.
     """
-    verify(artefact)
-    home = root / NAME
-    home.mkdir(parents=True, exist_ok=True)
-    incoming = home / f".incoming-{uuid.uuid4().hex}"
+    given, source = verify(artefact), sha256(artefact / "model.json")
+    home = _home(root)
+    if (twin := _published(_read(home)[0], source)) is not None:
+        try:
+            verify(find(root, str(twin)))
+        except InputError:
+            home.put(artefact, str(twin), list(given["files"]))
+        return _registered(root, twin)
+    number, claim = _claim(home)
     try:
-        shutil.copytree(artefact, incoming)
-        with _lock(home):
-            version = max(versions(root), default=0) + 1
-            aliases = read_aliases(root)
-            champion = aliases.get("champion")
-            if gate["decision"] == "promoted" and gate["champion"] != champion:
-                changed = f"the champion changed from {gate['champion']} to {champion} meanwhile: evaluate again"
-                gate = gate | {"decision": "refused", "reasons": [*gate["reasons"], changed]}
-            facts = json.loads((incoming / "model.json").read_text())
-            created = {"version": version, "created": _now(), "parent": champion, "gate": gate}
-            tables.write_json(incoming / "model.json", facts | created)
-            for file in incoming.rglob("*"):
-                _flush(file)
-            new = aliases | {"candidate": version}
-            if gate["decision"] == "promoted":
-                new = _crowned(new, version)
-            _plan(home, new, "publish", version, "; ".join(gate["reasons"]))
-            incoming.rename(home / str(version))
-            _flush(home)
-            _carry_out(home)
-    finally:
-        shutil.rmtree(incoming, ignore_errors=True)
-    folder = home / str(version)
-    return Registered(NAME, version, str(folder.resolve()), sha256(folder / MODEL), gate)
+        home.put(artefact, str(number), list(given["files"]))
+    except OSError:  # a full disk; what else ends this here is cleared away by `collect_garbage`
+        home.remove(str(number))
+        raise
+
+    def commit(state: State) -> int | None:
+        if (twin := _published(state, source)) is not None:
+            return twin
+        if home.read(f"{number}/{_CLAIM}")[0] != claim:
+            return None
+        champion, decided = state.get("champion"), gate
+        if gate["decision"] == "promoted" and gate["champion"] != champion:
+            changed = f"the champion changed from {gate['champion']} to {champion} meanwhile: evaluate again"
+            decided = gate | {"decision": "refused", "reasons": [*gate["reasons"], changed]}
+        created = {"version": number, "created": _now().isoformat(), "parent": champion, "gate": decided}
+        home.write(f"{number}/model.json", _dump(given | created))
+        state["versions"][str(number)] = {"source": source}
+        state["candidate"] = max(number, state.get("candidate", 0))
+        if decided["decision"] == "promoted":
+            _crown(state, number)
+        _note(state, "publish", number, "; ".join(decided["reasons"]))
+        return number
+
+    done = _change(home, commit)
+    home.remove(f"{number}/{_CLAIM}" if done == number else str(number))
+    return publish(artefact, root, gate) if done is None else _registered(root, done)
 
 
-def promote(root: Path, which: str, reason: str, by: str) -> int:
+def promote(root: Location, which: str, reason: str, by: str) -> int:
     """Make a version the champion by hand, whatever its gate said; who and why is kept.
 
     Raises:
@@ -178,16 +205,19 @@ def promote(root: Path, which: str, reason: str, by: str) -> int:
     """
     if not reason.strip() or not by.strip():
         raise InputError("promotion by hand needs --reason and --by: they stay in the registry's history")
-    with _lock(root / NAME):
-        folder = find(root, which)
-        version = int(folder.name)
-        verify(folder)
-        _plan(root / NAME, _crowned(read_aliases(root), version), "promote", version, reason, by)
-        _carry_out(root / NAME)
-    return version
+    home = _home(root)
+    version = _number(root, _need(home), which)
+    verify(find(root, str(version)))
+
+    def crown(state: State) -> int:
+        _crown(state, _number(root, state, str(version)))
+        _note(state, "promote", version, reason, by)
+        return version
+
+    return _change(home, crown)
 
 
-def roll_back(root: Path, reason: str, by: str, champion: int | None = None) -> int:
+def roll_back(root: Location, reason: str, by: str, champion: int | None = None) -> int:
     """Make the previous champion the champion again; the one that it replaces becomes previous. Returns the champion.
 
     Args:
@@ -199,49 +229,59 @@ def roll_back(root: Path, reason: str, by: str, champion: int | None = None) -> 
     Raises:
         InputError: there is no previous champion, or it was changed.
     """
-    with _lock(root / NAME):
-        aliases = read_aliases(root)
-        if champion is not None and aliases.get("champion") != champion:
-            return aliases["champion"]
-        if "previous" not in aliases:
+    home = _home(root)
+    _need(home)
+
+    def swap(state: State) -> int:
+        if champion is not None and state.get("champion") != champion:
+            return state["champion"]
+        if "previous" not in state:
             raise InputError(f"{root}: no previous champion to roll back to")
-        version = aliases["previous"]
-        verify(find(root, "previous"))
-        _plan(root / NAME, _crowned(aliases, version), "rollback", version, reason, by)
-        _carry_out(root / NAME)
-    return version
+        version = state["previous"]
+        verify(find(root, str(version)))
+        _crown(state, version)
+        _note(state, "rollback", version, reason, by)
+        return version
+
+    return _change(home, swap)
 
 
-def collect_garbage(root: Path, keep: int, delete: bool = False) -> list[int]:
+def collect_garbage(root: Location, keep: int, delete: bool = False) -> list[int]:
     """Versions that nothing needs: no alias names them and they are not among the newest `keep`; removed with `delete`.
 
-    What a killed publication left half-written for a day goes, too.
+    What a publication left that was killed more than a day ago goes, too.
 
     Raises:
         InputError: `keep` is below 1 (the newest version's number must not be given away again).
     """
     if keep < 1:
         raise InputError(f"--keep {keep}: at least the newest version stays")
-    home = root / NAME
-    if not home.is_dir():
-        return []
-    with _lock(home):
-        needed = set(read_aliases(root).values()) | set(versions(root)[-keep:])
-        going = [version for version in versions(root) if version not in needed]
-        if delete:
-            for version in going:
-                (home / str(version)).rename(home / f".removed-{version}-{uuid.uuid4().hex}")
-            for left in home.glob(".*-*"):
-                old = time.time() - left.stat().st_mtime > _STALE_SECONDS
-                if left.name.startswith(".removed-") or (left.name.startswith(".incoming-") and old):
-                    shutil.rmtree(left, ignore_errors=True)
-            if going:
-                _plan(home, read_aliases(root), "gc", going[-1], f"removed {', '.join(map(str, going))}")
-                _carry_out(home)
+    home = _home(root)
+    left: set[int] = set()
+
+    def drop(state: State) -> list[int]:
+        there = _versions(state)
+        going = [one for one in there if one not in {*there[-keep:], *_aliases(state).values()}]
+        if not delete:
+            return going
+        left.update(_take_over(home, state))
+        left.difference_update(there)
+        for version in going:
+            home.write(f"{version}/{_CLAIM}", _token())  # so that the next one removes it if this one is killed
+            del state["versions"][str(version)]
+        if going or left:
+            told = ", ".join([*map(str, going), *(f"{one} (half-written)" for one in sorted(left))])
+            _note(state, "gc", max([*going, *left]), f"removed {told}")
+        return going
+
+    going = _change(home, drop)
+    if delete:
+        for version in (*going, *left):
+            home.remove(str(version))
     return going
 
 
-def read_test_set(root: Path | None, test_digest: str, model: str) -> int:
+def read_test_set(root: Location | None, test_digest: str, model: str) -> int:
     """Note that a model's gate reads a test set; returns how many other models' gates have read it before.
 
     The more there were, the less a good figure on it means. Evaluations that are never registered count, too.
@@ -253,130 +293,195 @@ def read_test_set(root: Path | None, test_digest: str, model: str) -> int:
     """
     if root is None:
         return 0
-    home = root / NAME
-    home.mkdir(parents=True, exist_ok=True)
-    with _lock(home):
-        others = {one["model"] for one in _lines(home / _READINGS) if one["test_digest"] == test_digest} - {model}
-        if not any(one == {"test_digest": test_digest, "model": model} for one in _lines(home / _READINGS)):
-            _append(home / _READINGS, {"test_digest": test_digest, "model": model})
-    return len(others)
+    reading = {"test_digest": test_digest, "model": model}
+
+    def add(state: State) -> int:
+        if reading not in state["readings"]:
+            state["readings"].append(reading)
+        return len({one["model"] for one in state["readings"] if one["test_digest"] == test_digest} - {model})
+
+    return _change(_home(root), add)
 
 
-def history(root: Path) -> list[dict[str, Any]]:
-    """Every change of the aliases, oldest first: when, action, version, by, reason and aliases."""
-    return _lines(root / NAME / "history.jsonl")
+def history(root: Location) -> list[dict[str, Any]]:
+    """Every change of the aliases, oldest first: id, when, action, version, by, reason and aliases."""
+    return _read(_home(root))[0]["history"]
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """Whole lines of a JSON lines file; what a power cut left of a last one does not count."""
-    try:
-        return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON lines: {error}") from None
-
-
-def _append(file: Path, line: dict[str, Any]) -> None:
-    """Add a line that is not the last one yet, in place of what a power cut left of one; the caller holds the lock."""
-    text = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-    with file.open("a+b") as stream:
-        stream.seek(0)
-        whole = stream.read()
-        stream.truncate(whole.rfind(b"\n") + 1)
-        if not whole.endswith(text):
-            stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _crowned(aliases: dict[str, int], version: int) -> dict[str, int]:
-    """`aliases` with another champion."""
-    if "champion" in aliases and aliases["champion"] != version:
-        aliases = aliases | {"previous": aliases["champion"]}
-    return aliases | {"champion": version}
-
-
-def _plan(home: Path, aliases: dict[str, int], action: str, version: int, reason: str, by: str = "pipeline") -> None:
-    """Write down a change of the aliases before it is made; the caller holds the lock."""
-    line = {"when": _now(), "action": action, "version": version, "by": by, "reason": reason, "aliases": aliases}
-    tables.write_json(home / _PENDING, line)
-    _flush(home / _PENDING)
-    _flush(home)
-
-
-def _carry_out(home: Path) -> None:
-    """Make the change that was planned, also if a process was killed while making it; without a plan nothing.
-
-    A publication whose version never came to be is dropped: it has changed nothing.
-    """
-    pending = home / _PENDING
-    if not pending.exists():
-        return
-    try:
-        line = json.loads(pending.read_text())
-    except ValueError as error:
-        raise InputError(f"{pending}: not JSON ({error}); look at {home / 'history.jsonl'} and remove it") from None
-    if line["action"] != "publish" or (home / str(line["version"])).is_dir():
-        _append(home / "history.jsonl", line)
-        tables.write_json(home / "aliases.json", line["aliases"])
-        _flush(home / "aliases.json")
-    pending.unlink()
-    _flush(home)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def versions(root: Path) -> list[int]:
+def versions(root: Location) -> list[int]:
     """Published versions, oldest first."""
-    home = root / NAME
-    return sorted(int(path.name) for path in home.iterdir() if path.name.isdigit()) if home.is_dir() else []
+    return _versions(_read(_home(root))[0])
 
 
-def read_aliases(root: Path) -> dict[str, int]:
+def read_aliases(root: Location) -> dict[str, int]:
     """Alias to version; empty for a new registry."""
-    try:
-        return json.loads((root / NAME / "aliases.json").read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"{root / NAME / 'aliases.json'}: not JSON: {error}") from None
+    return _aliases(_read(_home(root))[0])
 
 
-def find(root: Path, which: str | None = None) -> Path:
+def find(root: Location, which: str | None = None, only: Sequence[str] = ()) -> Path:
     """Folder of a version or alias; None for the champion, or the candidate where there is none.
+
+    Args:
+        root: of the registry.
+        which: number or alias.
+        only: files that are needed; of a bucket no others are downloaded.
 
     Raises:
         InputError: there is no such version.
     """
-    aliases = read_aliases(root)
-    number = aliases.get("champion", aliases.get("candidate")) if which is None else aliases.get(which, which)
-    folder = root / NAME / str(number)
-    if number is None or not str(number).isdigit() or not folder.is_dir():
+    home = _home(root)
+    return home.get(str(_number(root, _read(home)[0], which)), only)
+
+
+def address(root: Location, version: int) -> str:
+    """Where a version is: a path, or gs://."""
+    return storage.below(_home(root).address, str(version))
+
+
+def _home(root: Location) -> storage.Folder | storage.Bucket:
+    if not str(root):
+        raise InputError("registry: give a folder, or gs://bucket/prefix")
+    return storage.at(storage.below(root, NAME))
+
+
+def _read(home: storage.Folder | storage.Bucket) -> tuple[State, str]:
+    """The state and its generation."""
+    data, generation = home.read(_STATE)
+    if generation == ABSENT:
+        return {"versions": {}, "history": [], "readings": []}, generation
+    file = storage.below(home.address, _STATE)
+    try:
+        state = json.loads(data)
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON: {error}") from None
+    fields = ("versions", "history", "readings")
+    if missing := [field for field in fields if not isinstance(state, dict) or field not in state]:
+        raise InputError(f"{file}: field {missing[0]} is missing; put back a copy of the file that has it")
+    return state, generation
+
+
+def _need(home: storage.Folder | storage.Bucket) -> State:
+    """The state of a registry that is there."""
+    state, generation = _read(home)
+    if generation == ABSENT:
+        raise InputError(f"{home.address.removesuffix(f'/{NAME}')}: no registry here; `make run` makes one")
+    return state
+
+
+def _change(home: storage.Folder | storage.Bucket, decide: Callable[[State], T]) -> T:
+    """Replace the state by what `decide` makes of it, which is asked again whenever somebody else was faster.
+
+    Returns:
+        What `decide` returned when its change was made, or when it changed nothing.
+    """
+    tried: dict[str, T] = {}
+    while True:
+        state, generation = _read(home)
+        for line in state["history"]:
+            if line["id"] in tried:  # it was made, the answer was lost, and somebody else has made another one since
+                return tried[line["id"]]
+        before = copy.deepcopy(state)
+        result = decide(state)
+        if state == before:
+            return result
+        tried |= {line["id"]: result for line in state["history"][len(before["history"]) :]}
+        try:
+            home.write(_STATE, _dump(state), generation)
+        except ChangedError:
+            time.sleep(random.uniform(0, _PAUSE))
+        else:
+            return result
+
+
+def _claim(home: storage.Folder | storage.Bucket) -> tuple[int, bytes]:
+    """A number that nobody else has or had, and what stands in its claim."""
+    state = _read(home)[0]
+    taken = [*_versions(state), *(line["version"] for line in state["history"]), *_folders(home)]
+    number, claim = max(taken, default=0) + 1, _token()
+    while True:
+        try:
+            home.write(f"{number}/{_CLAIM}", claim, ABSENT)
+        except ChangedError:
+            number += 1
+        else:
+            return number, claim
+
+
+def _take_over(home: storage.Folder | storage.Bucket, state: State) -> list[int]:
+    """Numbers of killed publications, whose claims become ours; claims of what is published are removed."""
+    taken = []
+    for number in _folders(home):
+        claim, generation = home.read(f"{number}/{_CLAIM}")
+        if not claim:
+            continue
+        if str(number) in state["versions"]:
+            home.remove(f"{number}/{_CLAIM}")
+        elif _now() - datetime.datetime.fromisoformat(claim.decode().split()[0]) > _STALE:
+            try:
+                home.write(f"{number}/{_CLAIM}", _token(), generation)
+            except ChangedError:
+                continue
+            taken.append(number)
+    return taken
+
+
+def _folders(home: storage.Folder | storage.Bucket) -> list[int]:
+    """Numbers that have a folder, published or not."""
+    return [int(name) for name in home.children() if name.isdigit()]
+
+
+def _token() -> bytes:
+    return f"{_now().isoformat()} {uuid.uuid4().hex}".encode()
+
+
+def _published(state: State, source: str) -> int | None:
+    """The version that an artefact was published as."""
+    return next((int(n) for n, version in state["versions"].items() if version["source"] == source), None)
+
+
+def _registered(root: Location, version: int) -> Registered:
+    told = facts(find(root, str(version), CARD), ("gate",))
+    return Registered(NAME, version, address(root, version), told["files"][MODEL], told["gate"])
+
+
+def _versions(state: State) -> list[int]:
+    return sorted(map(int, state["versions"]))
+
+
+def _aliases(state: State) -> dict[str, int]:
+    return {alias: state[alias] for alias in _ALIASES if alias in state}
+
+
+def _number(root: Location, state: State, which: str | None) -> int:
+    """Number of a version or alias, as `find` takes it."""
+    aliases = _aliases(state)
+    number = str(aliases.get("champion", aliases.get("candidate")) if which is None else aliases.get(which, which))
+    if number not in state["versions"]:
         raise InputError(
             f"{root}: no registered model{'' if which is None else ' ' + repr(which)}; `make run` registers one"
         )
-    return folder
+    return int(number)
 
 
-@contextmanager
-def _lock(home: Path) -> Iterator[None]:
-    if not home.is_dir():
-        raise InputError(f"{home.parent}: no registry here; `make run` makes one")
-    with (home / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        _carry_out(home)
-        yield
+def _crown(state: State, version: int) -> None:
+    """Make a version the champion."""
+    if "champion" in state and state["champion"] != version:
+        state["previous"] = state["champion"]
+    state["champion"] = version
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _note(state: State, action: str, version: int, reason: str, by: str = "pipeline") -> None:
+    """Add a line to the history; its id tells whether a change of which no answer came was made."""
+    line = {"id": uuid.uuid4().hex, "when": _now().isoformat(), "action": action, "version": version}
+    state["history"].append(line | {"by": by, "reason": reason, "aliases": _aliases(state)})
+
+
+def _dump(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
 
 def _user() -> str:
@@ -386,45 +491,49 @@ def _user() -> str:
         raise InputError("this user has no name here; say who answers for it with --by") from None
 
 
-def _list(root: Path) -> None:
+def _list(root: Location) -> None:
     names: dict[int, list[str]] = {}
     for alias, version in read_aliases(root).items():
         names.setdefault(version, []).append(alias)
     print(f"{'version':<9}{'created':<27}{'backbone':<16}{'domain':<9}{'test AUROC':<24}{'gate':<10}aliases")
     for version in versions(root):
         try:
-            facts = verify(root / NAME / str(version), _SHOWN)
+            one = _described(root, str(version))
         except InputError as error:
             print(f"{version:<9}damaged: {error}")
             continue
-        auroc = facts["forms"]["keras"]["test"][facts["serving_domain"]]["auroc"]
+        auroc = one["forms"]["keras"]["test"][one["serving_domain"]]["auroc"]
         shown = f"{auroc['value']:.3f}" + (
             "" if auroc["low"] is None else f" [{auroc['low']:.3f}, {auroc['high']:.3f}]"
         )
         print(
-            f"{version:<9}{facts['created']:<27}{facts['backbone']:<16}{facts['serving_domain']:<9}{shown:<24}"
-            f"{facts['gate']['decision']:<10}{', '.join(names.get(version, []))}"
+            f"{version:<9}{one['created']:<27}{one['backbone']:<16}{one['serving_domain']:<9}{shown:<24}"
+            f"{one['gate']['decision']:<10}{', '.join(names.get(version, []))}"
         )
 
 
-def _show(root: Path, which: str) -> None:
-    folder = find(root, which)
-    facts = verify(folder, _SHOWN)
-    auroc = facts["forms"]["keras"]["test"][facts["serving_domain"]]["auroc"]
-    print(f"version {facts['version']} of {facts['created']}: {folder}")
-    print(f"{facts['backbone']} on {facts['domain']} images, {facts['image_size']} px, code {facts['code_version']}")
-    print(f"data {facts['data_digest'][:12]}, parent {facts['parent'] or 'none'}")
-    print(
-        f"test AUROC {auroc['value']:.3f}, threshold {facts['threshold']:.4f}, temperature {facts['temperature']:.3f}"
-    )
-    print(f"gate: {facts['gate']['decision']}")
-    for reason in facts["gate"]["reasons"]:
+def _described(root: Location, which: str) -> dict[str, Any]:
+    """What the commands show of a version; the files of a bucket's, which would all be downloaded, are not looked at."""
+    if storage.is_bucket(root):
+        return facts(find(root, which, CARD), _SHOWN)
+    return verify(find(root, which), _SHOWN)
+
+
+def _show(root: Location, which: str) -> None:
+    one = _described(root, which)
+    auroc = one["forms"]["keras"]["test"][one["serving_domain"]]["auroc"]
+    print(f"version {one['version']} of {one['created']}: {address(root, one['version'])}")
+    print(f"{one['backbone']} on {one['domain']} images, {one['image_size']} px, code {one['code_version']}")
+    print(f"data {one['data_digest'][:12]}, parent {one['parent'] or 'none'}")
+    print(f"test AUROC {auroc['value']:.3f}, threshold {one['threshold']:.4f}, temperature {one['temperature']:.3f}")
+    print(f"gate: {one['gate']['decision']}")
+    for reason in one["gate"]["reasons"]:
         print(f"  {reason}")
-    for one in facts["gate"].get("criteria", []):
-        word = "holds" if one["passed"] else "waived" if one["waived"] else "FAILS"
-        print(f"  {word:<7}{one['name']}: {one['found']} (asked: {one['asked']})")
+    for criterion in one["gate"].get("criteria", []):
+        word = "holds" if criterion["passed"] else "waived" if criterion["waived"] else "FAILS"
+        print(f"  {word:<7}{criterion['name']}: {criterion['found']} (asked: {criterion['asked']})")
     for line in history(root):
-        if line["version"] == facts["version"]:
+        if line["version"] == one["version"]:
             print(f"{line['when']} {line['action']} by {line['by']}: {line['reason']}")
 
 
@@ -433,7 +542,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m thyroid.registry", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--registry", type=Path, required=True, help="root of the registry")
+    common.add_argument("--registry", required=True, help="root of the registry: a folder, or gs://bucket/prefix")
     who = argparse.ArgumentParser(add_help=False)
     who.add_argument("--reason", required=True, help="stays in the registry's history")
     who.add_argument("--by", help="who answers for it; default: the user's name")

@@ -196,7 +196,8 @@ class Bucket:
         with self._told():
             blob = self._blob(name)
             try:
-                data = blob.download_as_bytes(**_transfer())
+                # once more around it: a 404 whose own text is cut off is not retried within
+                data = _retry()(lambda: blob.download_as_bytes(**_transfer()))()
             except NotFound:
                 self._need_bucket()
                 return b"", ABSENT
@@ -296,6 +297,7 @@ class Bucket:
         from google.api_core.exceptions import NotFound
         from google.cloud.storage import transfer_manager
 
+        passing = _retry()._predicate
         with progress.bar(None, len(wanted), description, "object") as shown:
             for start in range(0, len(wanted), _BATCH):
                 batch = []
@@ -321,7 +323,7 @@ class Bucket:
                                 max_workers=WORKERS,
                             )
                             for (entry, file), part, failure in zip(batch, parts, results, strict=True):
-                                if isinstance(failure, NotFound):
+                                if isinstance(failure, NotFound) or (look < _LOOKS and passing(failure)):
                                     again.append((entry, file))
                                 elif failure is not None:
                                     raise failure

@@ -1,6 +1,7 @@
 """The KServe endpoint of a registry's champion, or of one artefact as KServe mounts it.
 
 python -m thyroid.serve --registry output/registry --port 8080
+python -m thyroid.serve --registry gs://bucket/registry
 python -m thyroid.serve --model-dir /mnt/models --grpc-port 8081
 """
 
@@ -39,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--registry",
-        type=Path,
-        help="root of a registry: its champion, else its candidate; a new champion is taken over",
+        help="root of a registry, a folder or gs://bucket/prefix: its champion, else its candidate; a new champion is taken over",
     )
     source.add_argument("--model-dir", type=Path, help="folder of one artefact, as KServe mounts it")
     parser.add_argument("--port", type=int, default=8080, help="of HTTP")

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import orjson
@@ -27,7 +28,7 @@ from kserve.protocol.infer_type import RequestedOutput
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
 
-from thyroid import registry
+from thyroid import registry, storage
 from thyroid.errors import InputError
 from thyroid.serve import limits, openapi
 from thyroid.serve.guard import Guard, log
@@ -36,7 +37,11 @@ from thyroid.serve.model import Admission, ThyroidModel
 
 PREVIOUS = f"{registry.NAME}-previous"
 WATCH_SECONDS = 1.0
+WATCH_BUCKET_SECONDS = 10.0
+"""Between two looks at a registry on Google Cloud Storage, where each one costs requests."""
 SELF_TEST_SECONDS = 60.0
+
+T = TypeVar("T")
 
 _GRPC_STATUS = {
     HTTPStatus.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
@@ -52,7 +57,7 @@ _GRPC_STATUS = {
 class Options:
     """What `python -m thyroid.serve` takes."""
 
-    registry: Path | None = None
+    registry: storage.Location | None = None
     model_dir: Path | None = None
     port: int = 8080
     grpc_port: int | None = None
@@ -121,18 +126,21 @@ class Server:
             return {registry.NAME: (options.model_dir, None)}
         assert options.registry is not None
         aliases = registry.read_aliases(options.registry)
-        folder = registry.find(options.registry)
-        result: dict[str, tuple[Path, bool | None]] = {registry.NAME: (folder, "champion" in aliases)}
-        if "champion" in aliases and "previous" in aliases:
-            result[PREVIOUS] = (registry.find(options.registry, "previous"), True)
+        if "champion" not in aliases:
+            return {registry.NAME: (registry.find(options.registry, "candidate"), False)}
+        result: dict[str, tuple[Path, bool | None]] = {}
+        for name, alias in ((registry.NAME, "champion"), (PREVIOUS, "previous")):
+            if alias in aliases:
+                result[name] = (registry.find(options.registry, str(aliases[alias])), True)
         return result
 
     async def _watch(self, stop: asyncio.Event) -> None:
         """Load what the registry wants; swap a model only when its successor is ready."""
         failed: dict[str, tuple[Path, bool | None]] = {}
+        bucket = self.options.registry is not None and storage.is_bucket(self.options.registry)
         while not self.draining:
             try:
-                wanted = self.wanted()
+                wanted = await _aside(self.wanted)
             except (InputError, OSError) as error:
                 if not self.models.get_models():
                     self._fail(InputError(str(error)), stop)
@@ -151,7 +159,7 @@ class Server:
                     if self.models.get_model(registry.NAME) is None:
                         self._fail(InputError(str(error)), stop)
                         return
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(WATCH_BUCKET_SECONDS if bucket else WATCH_SECONDS)
 
     def _fail(self, error: InputError, stop: asyncio.Event) -> None:
         self.failure = error
@@ -193,6 +201,21 @@ class Server:
             if name in (served, registry.NAME) and str(model.facts["version"]) == version:
                 return served
         return None
+
+
+async def _aside(call: Callable[[], T]) -> T:
+    """`call`'s result from a thread that the end of the process does not wait for: storage may be away for minutes."""
+    done: futures.Future[T] = futures.Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except Exception as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 async def _retire(model: ThyroidModel) -> None:
