@@ -9,13 +9,12 @@ import argparse
 import hashlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -168,10 +167,10 @@ def crop(data: Path, output: Path, domains: Sequence[str] = (), store: storage.L
     output.mkdir(parents=True, exist_ok=True)
 
     planned = _plan(tables.used(scans), regions)
-    have = {} if place is None else place.cropped().to_dict("index")
+    have = {} if place is None else _images(place.cropped())
     todo = [one for one in planned if not all(key in have for key in one.keys.values())]
     tasks = [_Task(str(data / one.local_path), one, str(images_folder)) for one in todo]
-    made: dict[str, dict[str, Any]] = {}
+    made: dict[str, _Image] = {}
     lost: dict[str, str] = {}
     for task, done in zip(tasks, progress.bar(_each(tasks), len(tasks), "crop", "scan"), strict=True):
         if isinstance(done, str):
@@ -179,7 +178,7 @@ def crop(data: Path, output: Path, domains: Sequence[str] = (), store: storage.L
         else:
             made |= done
     if place is not None and made:
-        place.add_cropped(pd.DataFrame.from_dict(made, "index"))
+        place.add_cropped(pd.DataFrame(made.values(), columns=_Image._fields).assign(key=list(made)))
     have |= made
 
     scans, regions = _filled(scans, regions, planned, have, lost)
@@ -195,7 +194,7 @@ def crop(data: Path, output: Path, domains: Sequence[str] = (), store: storage.L
         "regions": len(regions),
         "domains": list(domains),
         "without_region": int((~frames["path"].isin(regions["path"])).sum()),
-        "scan_area_not_found": sum(1 for one in planned if one.path not in lost and not have[one.main]["found"]),
+        "scan_area_not_found": sum(1 for one in planned if one.path not in lost and not have[one.main].found),
         "cropped": len(todo),
         "seconds": facts["seconds"] | {"crop": round(time.monotonic() - started, 1)},
     }
@@ -303,13 +302,13 @@ class _Task:
 
 
 def _plan(good: pd.DataFrame, regions: pd.DataFrame) -> list[_Plan]:
-    code = source_of(sys.modules[__name__], images)
+    code = source_of("crop", "images")
     boxes: dict[str, list[Box]] = {}
-    for path, box in zip(regions["path"], _boxes(regions), strict=True):
+    for path, box in zip(regions["path"].tolist(), _boxes(regions), strict=True):
         boxes.setdefault(path, []).append(box)
     plans = []
     for path, local, sha256, domain in zip(
-        *(good[column] for column in ("path", "local_path", "sha256", "domain")), strict=True
+        *(good[column].tolist() for column in ("path", "local_path", "sha256", "domain")), strict=True
     ):
         mine = tuple(boxes.get(path, ()))
         # a file that came in cropped is its own region, without margin
@@ -327,7 +326,27 @@ def _boxes(regions: pd.DataFrame) -> list[Box]:
     return [tuple(box) for box in regions[["x", "y", "width", "height"]].astype(int).to_numpy().tolist()]
 
 
-def _each(tasks: Sequence[_Task]) -> Iterator[dict[str, dict[str, Any]] | str]:
+class _Image(NamedTuple):
+    """An image that was made, and the scan area that was found on the way."""
+
+    file: str
+    sha256: str
+    area_x: int
+    area_y: int
+    area_width: int
+    area_height: int
+    found: bool
+
+
+def _images(table: pd.DataFrame) -> dict[str, _Image]:
+    """The store's table of images by key."""
+    if table.empty:
+        return {}
+    columns = (table[column].tolist() for column in _Image._fields)
+    return dict(zip(table["key"].tolist(), map(_Image, *columns), strict=True))
+
+
+def _each(tasks: Sequence[_Task]) -> Iterator[dict[str, _Image] | str]:
     if len(tasks) <= _CHUNK:
         yield from map(_crop_file, tasks)
         return
@@ -335,8 +354,8 @@ def _each(tasks: Sequence[_Task]) -> Iterator[dict[str, dict[str, Any]] | str]:
         yield from pool.map(_crop_file, tasks, chunksize=_CHUNK)
 
 
-def _crop_file(task: _Task) -> dict[str, dict[str, Any]] | str:
-    """Facts of the images that were made of a scan, by key; the reason if it cannot be used any more."""
+def _crop_file(task: _Task) -> dict[str, _Image] | str:
+    """The images that were made of a scan, by key; the reason if it cannot be used any more."""
     plan = task.plan
     try:
         data = images.read(task.file)
@@ -360,27 +379,27 @@ def _crop_file(task: _Task) -> dict[str, dict[str, Any]] | str:
     }
 
 
-def _write(output: str, file: str, image: images.Pixels, area: ScanArea) -> dict[str, Any]:
-    """Write an image whole or not at all; its row in the table of images."""
+def _write(output: str, file: str, image: images.Pixels, area: ScanArea) -> _Image:
+    """Write an image whole or not at all."""
     data = images.encode(image)
     target = Path(output, file)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.write_bytes(data)
     temporary.replace(target)
-    sides = dict(zip(_AREA, area.box, strict=True))
-    return {"file": file, "sha256": hashlib.sha256(data).hexdigest(), **sides, "found": area.found}
+    return _Image(file, hashlib.sha256(data).hexdigest(), *area.box, area.found)
 
 
 def _filled(
     scans: pd.DataFrame,
     regions: pd.DataFrame,
     planned: Sequence[_Plan],
-    have: dict[str, dict[str, Any]],
+    have: dict[str, _Image],
     lost: dict[str, str],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables with the images in them; lost scans are quarantined and their regions left out."""
     there = [one for one in planned if one.path not in lost]
-    mains = pd.DataFrame([have[one.main] for one in there], index=[one.path for one in there])
+    paths = [one.path for one in there]
+    mains = pd.DataFrame([have[one.main] for one in there], paths, columns=_Image._fields)
     whole = mains[[one.domain == "normal" for one in there]]
     for column, values, kind in (
         ("normal_path", whole["file"], "string"),
@@ -391,9 +410,9 @@ def _filled(
     scans["quarantine_reason"] = scans["quarantine_reason"].fillna(scans["path"].map(lost).astype("string"))
     regions = regions[~regions["path"].isin(lost)].reset_index(drop=True)
     by_path = {one.path: one for one in there}
-    crops = [have[by_path[path].keys[box]] for path, box in zip(regions["path"], _boxes(regions), strict=True)]
-    regions["crop_path"] = pd.Series([one["file"] for one in crops], regions.index, "string")
-    regions["crop_sha256"] = pd.Series([one["sha256"] for one in crops], regions.index, "string")
+    crops = [have[by_path[path].keys[box]] for path, box in zip(regions["path"].tolist(), _boxes(regions), strict=True)]
+    regions["crop_path"] = pd.Series([one.file for one in crops], regions.index, "string")
+    regions["crop_sha256"] = pd.Series([one.sha256 for one in crops], regions.index, "string")
     return scans, regions
 
 

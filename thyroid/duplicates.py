@@ -6,12 +6,9 @@ number alone leaks.
 
 from collections.abc import Collection, Sequence
 
-import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from thyroid import images
 
@@ -35,6 +32,8 @@ def perceptual_hash(image: images.Pixels) -> str:
     Args:
         image: uint8 [height, width, 3].
     """
+    import imagehash  # here and below: a run without anything new does without SciPy
+
     return str(imagehash.phash(Image.fromarray(image).convert("L"), hash_size=HASH_SIDE, highfreq_factor=2))
 
 
@@ -93,6 +92,9 @@ def groups(patients: Sequence[int], pairs: Sequence[tuple[int, int]]) -> NDArray
     Returns:
         int64 [n]: component number per scan, numbered by first appearance.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     first: dict[int, int] = {}
     links = [(first.setdefault(patient, i), i) for i, patient in enumerate(patients)] + list(pairs)
     rows, columns = zip(*links, strict=True)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from thyroid import (
@@ -29,7 +30,6 @@ from thyroid import (
     images,
     names,
     phantom,
-    plots,
     progress,
     registry,
     splits,
@@ -126,12 +126,7 @@ def _ingest(
         listed += _list(crops, "cropped")
     boxes = None if rois is None else _read_rois(rois)
     inputs = _inputs(listed, boxes, given_splits, seed)
-    if (
-        known is not None
-        and inputs is not None
-        and inputs == known.facts["inputs"]
-        and _copies_there(known.table(store.EXAMINED))
-    ):
+    if known is not None and inputs is not None and inputs == known.facts["inputs"] and _copies_there(listed, known):
         known.take(output)
         print(f"nothing has changed since data version {known.folder.name}: {known.facts['scans']} scans")
         return Ingested(output, known.facts)
@@ -171,7 +166,7 @@ def _ingest(
         "scans": len(good),
         "quarantined": len(table) - len(good) + len(refused),
         "patients": int(good["patient"].nunique()),
-        "duplicate_groups": int((pd.Series(copies).value_counts() > 1).sum()),
+        "duplicate_groups": int((np.bincount(copies) > 1).sum()),
         "regions": len(regions),
         "synthetic": int(good["synthetic"].sum()),
         "splits": tables.count_splits(good),
@@ -183,6 +178,8 @@ def _ingest(
     }
     output.mkdir(parents=True, exist_ok=True)
     _write_quarantine(output / "quarantine.csv", table, refused)
+    from thyroid import plots  # a run without anything new draws nothing
+
     plots.data_statistics(good, regions, output / "statistics.png")
     tables.write(output, table[list(tables.SCANS)], regions, facts)
     if place is not None:
@@ -265,11 +262,14 @@ def _inputs(listed: Sequence[_File], boxes: pd.DataFrame | None, given_splits: s
 
 
 def _examiner() -> str:
-    return store.source_of(images, names, duplicates, phantom)
+    return store.source_of("ingest", "images", "names", "duplicates", "phantom")
 
 
-def _copies_there(examined: pd.DataFrame) -> bool:
-    return all(Path(copy).exists() for copy in examined["local_path"].dropna())
+def _copies_there(listed: Sequence[_File], known: Version) -> bool:
+    """Whether no copy of an object was removed since the last time."""
+    if all(file.entry is None for file in listed):
+        return True
+    return all(Path(copy).exists() for copy in known.table(store.EXAMINED, ["local_path"])["local_path"].dropna())
 
 
 def _examine(listed: Sequence[_File], known: Version | None, copies: Path) -> tuple[pd.DataFrame, int]:
@@ -283,11 +283,15 @@ def _examine(listed: Sequence[_File], known: Version | None, copies: Path) -> tu
     old = tables.frame([], _EXAMINED)
     if known is not None and known.facts["examined_by"] == _examiner():
         old = known.table(store.EXAMINED)
-    now = {(file.path, file.domain, file.generation) for file in listed}
-    seen = zip(old["path"], old["domain"], old["generation"], old["local_path"], strict=True)
-    same = [tuple(one) in now and (pd.isna(copy) or Path(copy).exists()) for *one, copy in seen]
+    now = {(file.path, file.domain, file.generation): file for file in listed}
+    known_files = zip(*(old[column].tolist() for column in ("path", "domain", "generation", "local_path")), strict=True)
+    same = [
+        (file := now.get((path, domain, generation))) is not None
+        and (file.entry is None or pd.isna(copy) or Path(copy).exists())
+        for path, domain, generation, copy in known_files
+    ]
     kept = old[pd.Series(same, old.index, bool)]
-    taken = set(kept["path"])
+    taken = set(kept["path"].tolist())
     fresh = [file for file in listed if file.path not in taken]
     fresh = [
         *_fetch([file for file in fresh if file.entry is not None], copies),

@@ -30,11 +30,11 @@ def deal(scans: pd.DataFrame, fractions: Mapping[str, float] = FRACTIONS, seed: 
     Raises:
         InputError: a class has too few patients to be in every split.
     """
-    by_group = scans.sort_values("sha256").groupby("group", sort=False)
+    rows = scans.sort_values("sha256")
     groups = pd.DataFrame(
         {
-            **{label: by_group["label"].agg(lambda labels, label=label: (labels == label).sum()) for label in CLASSES},
-            "split": by_group["split"].first(),
+            **{label: (rows["label"] == label).groupby(rows["group"], sort=False).sum().astype(int) for label in CLASSES},
+            "split": rows.groupby("group", sort=False)["split"].first(),
         }
     )
     groups = groups.iloc[np.random.default_rng(seed).permutation(len(groups))]

@@ -134,10 +134,13 @@ def count_splits(scans: pd.DataFrame) -> dict[str, dict[str, int]]:
 def digest(scans: pd.DataFrame, regions: pd.DataFrame) -> str:
     """SHA-256 over the sorted (sha256, label, regions) of the scans in use: paths and order do not matter."""
     boxes: dict[str, list[list[int]]] = {}
-    for row in regions.itertuples():
-        boxes.setdefault(row.path, []).append([int(row.x), int(row.y), int(row.width), int(row.height)])
+    sides = regions[["x", "y", "width", "height"]].astype(int).to_numpy().tolist()
+    for path, box in zip(regions["path"].tolist(), sides, strict=True):
+        boxes.setdefault(path, []).append(box)
+    good = used(scans)
+    columns = (good[column].tolist() for column in ("sha256", "label", "path"))
     entries = sorted(
-        json.dumps([row.sha256, row.label, sorted(boxes.get(row.path, []))]) for row in used(scans).itertuples()
+        json.dumps([sha256, label, sorted(boxes.get(path, []))]) for sha256, label, path in zip(*columns, strict=True)
     )
     return hashlib.sha256("\n".join(entries).encode()).hexdigest()
 
