@@ -23,7 +23,7 @@ RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(S
 	$(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS),--folds "$(FOLDS)") $(if $(SERVING_DOMAIN),--serving-domain "$(SERVING_DOMAIN)") \
 	$(if $(SENSITIVITY),--sensitivity "$(SENSITIVITY)") $(if $(ABSTAIN),--abstain "$(ABSTAIN)") \
 	$(if $(PREVALENCE),--prevalence "$(PREVALENCE)") $(if $(CLINICAL),--clinical "$(CLINICAL)") $(if $(WAIVE),--waive "$(WAIVE)") \
-	$(if $(ENGINE),--engine "$(ENGINE)")
+	$(if $(ENGINE),--engine "$(ENGINE)") $(if $(REGISTRY),--registry "$(REGISTRY)") $(if $(MINIMUM),--minimum "$(MINIMUM)")
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-slow test-containers lint lint-manifests format images push manifests workbench compile submit bench soak results lock clean
@@ -31,11 +31,11 @@ RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(S
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  make run SCANS=dir ROIS=rois.csv CROPS=dir WEIGHTS=imagenet|none|dir-or-file OUTPUT=dir"
+	@echo "  make run SCANS=dir|gs://... ROIS=rois.csv CROPS=dir WEIGHTS=imagenet|none|dir-or-file OUTPUT=dir"
 	@echo "           PRESET=quick|standard|full BACKBONES=VGG16,ResNet50 DOMAINS=normal,cropped"
-	@echo "           RECIPE=two-phase|frozen|deck FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SEED=0"
+	@echo "           RECIPE=two-phase|frozen|deck|warm FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SEED=0"
 	@echo "           SERVING_DOMAIN=normal|cropped SENSITIVITY=.95 ABSTAIN=0 PREVALENCE=.1 CLINICAL=clinical.csv"
-	@echo "           WAIVE=shortcut,leakage ENGINE=podman|docker"
+	@echo "           WAIVE=shortcut,leakage ENGINE=podman|docker REGISTRY=dir|gs://... MINIMUM=new-scans"
 	@echo "  make images|compile|submit IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
 
 setup: $(READY) ## Create the environment from requirements.lock
@@ -51,7 +51,7 @@ run: $(READY) ## Scans to registered model and report on this machine (no argume
 	@"$(BIN)/python" -m pipelines run $(RUN_OPTIONS)
 
 serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol (PORT=8080)
-	@"$(BIN)/python" -m thyroid.serve --registry "$(OUTPUT)/registry" --port $(PORT)
+	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT)
 
 test: $(READY) ## Lint, type check and all fast tests
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
@@ -99,7 +99,7 @@ submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/d
 		$(foreach one,$(SET),--set "$(one)")
 
 bench: $(READY) ## Ratios against named peers
-	@for b in input training evaluation serving scale; do "$(BIN)/python" bench/$$b.py || exit 1; done
+	@for b in input training evaluation serving scale incremental; do "$(BIN)/python" bench/$$b.py || exit 1; done
 
 soak: $(READY) ## The endpoint of OUTPUT at 80 % load for ten minutes: no error, flat memory
 	@"$(BIN)/python" bench/soak.py --registry "$(OUTPUT)/registry" --scan "$$(find "$(OUTPUT)/sample/scans" -name '*.jpg' | sort | head -n 1)"

@@ -10,6 +10,7 @@ def crop(
     data: Input[Dataset],
     fingerprint: str,
     domains: str,
+    store: str,
     images: Output[Dataset],
     version: OutputPath(str),  # type: ignore[valid-type]
     sheet: Output[HTML],
@@ -22,7 +23,7 @@ def crop(
     from thyroid.crop import crop as run
 
     tables.check_fingerprint(Path(data.path), fingerprint)
-    done = run(Path(data.path), Path(images.path), domains=[d for d in domains.split(",") if d])
+    done = run(Path(data.path), Path(images.path), domains=[d for d in domains.split(",") if d], store=store or None)
     images.metadata["digest"] = done.facts["digest"]
     Path(version).write_text(tables.fingerprint(done.folder))
     images.metadata["domains"] = ",".join(done.facts["domains"])

@@ -11,31 +11,37 @@ def ingest(
     rois: str,
     crops: str,
     given_splits: str,
-    previous: str,
+    store: str,
+    registry: str,
+    minimum: int,
+    recipe: str,
     seed: int,
     data: Output[Dataset],
     metrics: Output[Metrics],
     version: OutputPath(str),  # type: ignore[valid-type]
+    verdict: OutputPath(str),  # type: ignore[valid-type]
+    champion: OutputPath(int),  # type: ignore[valid-type]
     statistics: Output[HTML],
 ):
-    """Parse, check, hash, group and split the scans."""
+    """Parse, check, hash, group and split the scans, and say whether there is enough that is new to train."""
     from pathlib import Path
 
     from components.pages import picture_page
-    from thyroid import tables
+    from thyroid import changes, tables
+    from thyroid import registry as models
     from thyroid.ingest import ingest as run
 
-    done = run(
-        Path(scans),
-        Path(data.path),
-        rois=Path(rois) if rois else None,
-        crops=Path(crops) if crops else None,
-        given_splits=given_splits,
-        previous=Path(previous) if previous else None,
-        seed=seed,
-    )
+    done = run(scans, Path(data.path), rois or None, crops or None, given_splits, store or None, seed)
     data.metadata["digest"] = done.facts["digest"]
+    changed = changes.since_last(done.folder, registry)
+    decided = changes.verdict(changed, minimum)
+    print(f"{changed.told()}: {decided}", flush=True)
     Path(version).write_text(tables.fingerprint(done.folder))
+    Path(verdict).write_text(decided)
+    # a parameter of the trainings, since the cache would not notice another champion in the same registry
+    Path(champion).write_text(str(models.read_aliases(registry).get("champion", 0) if recipe == "warm" else 0))
     for name in ("scans", "quarantined", "patients", "duplicate_groups", "regions"):
         metrics.log_metric(name, done.facts[name])
+    for name in ("new", "changed", "removed"):
+        metrics.log_metric(name, len(getattr(changed, name)))
     picture_page(statistics.path, "Data", done.folder / "statistics.png")

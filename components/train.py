@@ -16,7 +16,9 @@ def train(
     batch_size: int,
     recipe: str,
     folds: int,
-    work: str,
+    store: str,
+    registry: str,
+    champion: int,
     seed: int,
     model: Output[Model],
     metrics: Output[Metrics],
@@ -42,7 +44,9 @@ def train(
             batch_size=batch_size,
             recipe=recipe,
             folds=folds,
-            work=Path(work) if work else None,
+            work=Path(store) / "work" if store else None,
+            registry_root=registry if champion else None,
+            champion=champion or None,
             seed=seed,
         )
         metrics.log_metric(f"validation_auroc_{domain}", done.facts["validation"]["auroc"])

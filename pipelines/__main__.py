@@ -31,6 +31,7 @@ from thyroid import (
     operating,
     phantom,
     registry,
+    storage,
     subgroups,
     tables,
 )
@@ -101,11 +102,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     scheduling.add_argument("--pipeline-id", default="", help="with --manifest: of the uploaded pipeline")
     running = commands.add_parser("run", help="run the whole pipeline on this machine, without a cluster")
-    running.add_argument("--scans", type=Path, help="folder of frames; none: synthetic sample scans")
-    running.add_argument("--rois", type=Path, help="CSV: filename, x, y, width, height in pixels of the frame")
-    running.add_argument("--crops", type=Path, help="folder of images that are already cropped")
+    running.add_argument("--scans", help="folder or gs:// prefix of frames; none: synthetic sample scans")
+    running.add_argument("--rois", help="CSV: filename, x, y, width, height in pixels of the frame")
+    running.add_argument("--crops", help="folder or gs:// prefix of images that are already cropped")
     running.add_argument(
-        "--weights", help="imagenet, none, a *.weights.h5 file or a folder of them; default: the preset's"
+        "--weights", help="imagenet, none, a *.weights.h5 file or a folder of them, also gs://; default: the preset's"
+    )
+    running.add_argument("--registry", help="folder or gs:// prefix; default: the output's")
+    running.add_argument(
+        "--minimum",
+        type=int,
+        default=0,
+        help="scans new, changed or removed since the last registered model that are worth a training; 0: in any case",
     )
     running.add_argument("--output", type=Path, default=Path("output"))
     running.add_argument("--preset", choices=PRESETS, default="quick")
@@ -261,11 +269,12 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
     weights = arguments.weights or preset["weights"]
     domains = arguments.domains if arguments.domains is not None else preset["domains"]
     _check(arguments, output, weights, domains, chosen)
-    scans, rois = arguments.scans, arguments.rois
+    scans, rois, store = arguments.scans, arguments.rois, output / "store"
     if scans is None:
         print("No SCANS given: drawing synthetic sample scans")
-        scans, rois = output / "sample" / "scans", output / "sample" / "rois.csv"
-        shutil.rmtree(output / "sample", ignore_errors=True)
+        scans, rois = str(output / "sample" / "scans"), str(output / "sample" / "rois.csv")
+        for folder in (output / "sample", store):  # other scans under the same names
+            shutil.rmtree(folder, ignore_errors=True)
         phantom.generate(output / "sample", seed=arguments.seed)
 
     from kfp import local
@@ -281,7 +290,7 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
     try:
         training_pipeline(chosen)(
             scans=_absolute(scans),
-            registry=str(output / "registry"),
+            registry=_absolute(arguments.registry) or str(output / "registry"),
             rois=_absolute(rois),
             crops=_absolute(arguments.crops),
             domains=domains,
@@ -291,31 +300,38 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             prevalence=arguments.prevalence,
             clinical=_absolute(arguments.clinical),
             waive=arguments.waive,
-            weights=_absolute(Path(weights)) if Path(weights).exists() else weights,
+            weights=_absolute(weights) if Path(weights).exists() else weights,
             image_size=preset["image_size"],
             epochs=preset["epochs"],
             batch_size=preset["batch_size"],
             recipe=arguments.recipe,
             folds=arguments.folds,
-            work=str(output / "work"),
+            store=str(store),
+            minimum=arguments.minimum,
             given_splits=arguments.given_splits,
-            previous="" if arguments.scans is None else _previous(output / "data", scans),
             seed=arguments.seed,
         )
     except RuntimeError:  # kfp's own text only names the step again
         raise InputError("the run stopped; the step's own message stands above") from None
+    if list((output / "pipeline").glob("*/rest")):
+        return  # the step has said why nothing was trained
     _collect(output)
-    shutil.rmtree(output / "work", ignore_errors=True)
-    _tell(output, arguments.output)
+    shutil.rmtree(store / "work", ignore_errors=True)
+    _tell(output, arguments)
 
 
 def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: str, chosen: Sequence[str]) -> None:
     """Everything that can be known to be wrong before the first step starts."""
-    for option, path in (("--scans", arguments.scans), ("--crops", arguments.crops)):
-        if path is not None and not path.is_dir():
-            raise InputError(f"{option} {path}: no such folder")
-    if arguments.rois is not None and not arguments.rois.is_file():
+    for option, given in (("--scans", arguments.scans), ("--crops", arguments.crops)):
+        place = None if given is None else storage.at(given)
+        if isinstance(place, storage.Folder) and not place.path.is_dir():
+            raise InputError(f"{option} {given}: no such folder")
+    if arguments.rois is not None and not storage.file(arguments.rois).is_file():
         raise InputError(f"--rois {arguments.rois}: no such file")
+    if arguments.minimum < 0:
+        raise InputError(f"--minimum {arguments.minimum}: give 0 to train in any case, or a number of scans")
+    if arguments.recipe == "warm" and arguments.folds:
+        raise InputError("--folds with --recipe warm: the champion has seen the patients that a fold holds out")
     operating.check(arguments.sensitivity, arguments.abstain, arguments.prevalence)
     gate.check_waivers([name for name in arguments.waive.split(",") if name])
     if arguments.clinical is not None:
@@ -327,14 +343,15 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
     wanted = [d for d in domains.split(",") if d]
     may_have_regions = arguments.scans is None or arguments.rois is not None or arguments.crops is not None
     crop.resolve_domains(wanted, has_regions=may_have_regions)
-    paths = (output, arguments.scans, arguments.rois, arguments.crops, arguments.clinical, weights)
+    paths = (output, arguments.scans, arguments.rois, arguments.crops, arguments.clinical, weights, arguments.registry)
     for path in paths:
-        if path is not None and "python3" in str(Path(path).resolve()):
+        if path is not None and "python3" in _absolute(path):
             # kfp's SubprocessRunner replaces this text in every argument by the interpreter's path
             raise InputError(f"{path}: a path that holds the text 'python3' cannot be used here; rename or move it")
-    for option, path in (("--scans", arguments.scans), ("--crops", arguments.crops)):
-        if path is not None and (output.is_relative_to(path.resolve()) or path.resolve().is_relative_to(output)):
-            raise InputError(f"{option} {path} and the output {output} lie in one another; choose another --output")
+    for option, given in (("--scans", arguments.scans), ("--crops", arguments.crops)):
+        path = Path(_absolute(given) or "/none")
+        if given is not None and (output.is_relative_to(path) or path.is_relative_to(output)):
+            raise InputError(f"{option} {given} and the output {output} lie in one another; choose another --output")
     if not 0 <= arguments.seed < 2**32:
         raise InputError(f"--seed {arguments.seed}: must be between 0 and 4294967295")
     # Every run replaces folders of the output, so it must be one that a run has made.
@@ -344,20 +361,11 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
     (output / MARK).write_text("made by `python -m pipelines run`; its contents are replaced by the next run\n")
 
 
-def _absolute(path: Path | None) -> str:
-    return "" if path is None else str(path.resolve())
+def _absolute(location: storage.Location | None) -> str:
+    return "" if location is None else storage.at(location).address
 
 
-def _previous(data: Path, scans: Path) -> str:
-    """The last run's data version, if it was made of the same folder of scans."""
-    try:
-        facts = tables.read(data)[2]
-    except InputError:
-        return ""
-    return str(data) if facts["source"] == str(scans.resolve()) else ""
-
-
-def _runner(arguments: argparse.Namespace, output: Path, scans: Path, rois: Path | None, weights: str) -> Any:
+def _runner(arguments: argparse.Namespace, output: Path, scans: str, rois: str | None, weights: str) -> Any:
     """What runs a step: a process of this environment, or a container of its image."""
     from kfp import local
 
@@ -366,12 +374,14 @@ def _runner(arguments: argparse.Namespace, output: Path, scans: Path, rois: Path
     from components.step import image_name
     from pipelines import containers
 
-    given = [scans, rois, arguments.crops, arguments.clinical, Path(weights) if Path(weights).exists() else None]
+    given = [scans, rois, arguments.crops, arguments.clinical, weights if Path(weights).exists() else None]
+    here = [Path(one) for one in given if one is not None and not storage.is_bucket(one)]
+    models = [Path(one) for one in [arguments.registry] if one is not None and not storage.is_bucket(one)]
     return containers.runner(
         arguments.engine,
         [image_name(image) for image in ("data", "train", "ops")],
-        read=[path for path in given if path is not None and not path.resolve().is_relative_to(output)],
-        write=[output],
+        read=[path for path in here if not path.resolve().is_relative_to(output)],
+        write=[output, *models],
     )
 
 
@@ -391,11 +401,13 @@ def _collect(output: Path) -> None:
     shutil.copy(outputs["manifest"], output / "inferenceservice.yaml")
 
 
-def _tell(output: Path, given: Path) -> None:
+def _tell(output: Path, arguments: argparse.Namespace) -> None:
+    given = arguments.output
     summary = json.loads((output / "summary.json").read_text())
     model = summary["model"]
     (output / "request.json").write_text(json.dumps({"instances": [_example(output / "data")]}))
     make = "make serve" + ("" if given == Path("output") else f" OUTPUT={given}")
+    make += f" REGISTRY={arguments.registry}" if arguments.registry else ""
     decision = summary["gate"]["decision"]
     status = "released: the champion" if decision == "promoted" else "not released: served as a candidate, and marked"
     print(
@@ -419,7 +431,7 @@ def _example(data: Path) -> dict[str, Any]:
     tested = tables.used(scans).query("split == 'test'").sort_values("path")
     marked = tested[tested["path"].isin(regions["path"])]
     scan = (marked if len(marked) else tested).iloc[0]
-    instance: dict[str, Any] = {"image": {"b64": base64.b64encode(Path(scan["path"]).read_bytes()).decode()}}
+    instance: dict[str, Any] = {"image": {"b64": base64.b64encode((data / scan["local_path"]).read_bytes()).decode()}}
     box = regions[regions["path"] == scan["path"]]
     if len(box) and scan["domain"] == "normal":
         instance["roi"] = [int(box.iloc[0][column]) for column in ("x", "y", "width", "height")]

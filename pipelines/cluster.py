@@ -38,6 +38,7 @@ NEEDS = {
     "evaluate": Needs("4", "4G", "12G", 4),
     "register": Needs("1", "512M", "1G", 1),
     "deploy": Needs("1", "512M", "1G", 1),
+    "rest": Needs("1", "512M", "1G", 1),
     "conclude": Needs("1", "512M", "1G", 1),
 }
 
@@ -77,8 +78,7 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
         memory = (BACKBONES[backbone].memory_request, BACKBONES[backbone].memory_limit)
     task.set_cpu_request(needs.cpu)
     task.set_memory_request(memory[0]).set_memory_limit(memory[1])
-    # a second registration would be another version; kfp allows no retry of an exit handler
-    if step not in ("register", "conclude"):
+    if step != "conclude":  # kfp allows no retry of an exit handler
         task.set_retry(RETRIES, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
     kubernetes.set_timeout(task, round(needs.hours * 3600))
     kubernetes.set_image_pull_policy(task, "IfNotPresent")  # tags are commits and never change

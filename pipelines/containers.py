@@ -17,6 +17,8 @@ from kfp.local import docker_task_handler, status
 from thyroid.errors import InputError
 
 LABEL = "thyroid.pipeline=local"
+CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
+"""Names the key file for gs:// addresses; the containers get it from this environment."""
 
 
 def find_engine(wanted: str) -> str:
@@ -50,7 +52,8 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
         asked = subprocess.run([command, "image", "inspect", image], capture_output=True, check=False)
         if asked.returncode:
             raise InputError(f"image {image} is not here: build it with make images")
-    mounts = [f"{path}:{path}:ro" for path in {p.resolve() for p in read}]
+    key = os.environ.get(CREDENTIALS)
+    mounts = [f"{path}:{path}:ro" for path in {p.resolve() for p in (*read, *([Path(key)] if key else []))}]
     for path in {p.resolve() for p in write}:
         path.mkdir(parents=True, exist_ok=True)
         mounts.append(f"{path}:{path}:rw")
@@ -66,6 +69,8 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
             [*(f"{h}:{v['bind']}:{v['mode']}" for h, v in self.get_volumes_to_mount().items()), *mounts]
         ):
             line += ["-v", mount]
+        if key:
+            line += ["-e", f"{CREDENTIALS}={Path(key).resolve()}"]
         for name, value in self.env_vars.items():
             line += ["-e", f"{name}={value}"]
         line += ["--entrypoint", self.full_command[0], self.image, *self.full_command[1:]]

@@ -11,9 +11,11 @@ from components.deploy import deploy
 from components.evaluate import evaluate
 from components.ingest import ingest
 from components.register import register
+from components.rest import rest
 from components.train import train
 from pipelines.cluster import Cluster, place
 from thyroid.backbones import BACKBONES
+from thyroid.changes import TRAIN
 
 
 def training_pipeline(
@@ -44,9 +46,9 @@ def training_pipeline(
         batch_size: int = 32,
         recipe: str = "two-phase",
         folds: int = 0,
-        work: str = "",
+        store: str = "",
+        minimum: int = 0,
         given_splits: str = "separate",
-        previous: str = "",
         seed: int = 0,
         namespace: str = "",
         canary: int = 0,
@@ -56,10 +58,10 @@ def training_pipeline(
         """Ultrasound scans to a served thyroid nodule classifier. Research use only.
 
         Args:
-            scans: Folder of frames named B_001-0002-1.0.jpg; train and test folders in it are given splits.
-            registry: Root of the model registry.
+            scans: Folder or gs:// prefix of frames named B_001-0002-1.0.jpg; train and test folders in it are given splits.
+            registry: Root of the model registry, a folder on the volume or a gs:// prefix.
             rois: CSV with filename, x, y, width, height of the nodules; empty for none.
-            crops: Folder of images that are already cropped; empty for none.
+            crops: Folder or gs:// prefix of images that are already cropped; empty for none.
             domains: normal, cropped or both with a comma; empty for cropped where there are regions, else normal.
             serving_domain: Where models are compared; empty for the first trained domain.
             sensitivity: Share of malignant validation images that the threshold must catch.
@@ -67,15 +69,15 @@ def training_pipeline(
             prevalence: Share of malignant nodules where the model would be used.
             clinical: CSV with filename or patient and any columns to look at subgroups by; empty for none.
             waive: Audits whose failure the champion gate lets pass, with a comma: shortcut, leakage; empty for none.
-            weights: imagenet, none, a *.weights.h5 file or a folder of them; give new files a new folder, since the cache knows the path.
+            weights: imagenet, none, a *.weights.h5 file or a folder of them, also gs://; give new files a new folder, since the cache knows the path.
             image_size: Side of the model's square input in pixels.
             epochs: Epochs of fine-tuning.
             batch_size: Images a step while fine-tuning.
-            recipe: two-phase, frozen (its first phase alone) or deck (the slide deck's, mistakes included).
+            recipe: two-phase, frozen (its first phase alone), warm (from the champion where that is as good) or deck (the slide deck's).
             folds: 0, or folds of a cross-validation by patient, by which models are then compared.
-            work: Folder on a volume that outlives a pod, where a stopped training goes on; empty for none.
+            store: Folder on the volume that keeps data versions, crops and stopped trainings, so that a run costs what is new; empty for none.
+            minimum: Scans new, changed or removed since the last registered model that are worth a training; 0 trains in any case.
             given_splits: Given train and test folders that share a patient: separate, keep or ignore.
-            previous: Last data version, whose splits are kept; empty for none.
             seed: Of splits, initialisation, shuffling and bootstrap.
             namespace: Of the InferenceService; empty for the pipeline's own (on a cluster) or no deployment (elsewhere).
             canary: Percent of the requests that the new model answers at first, 0 for all at once.
@@ -85,55 +87,70 @@ def training_pipeline(
         concluded = place(conclude(registry=registry), "conclude", cluster).set_display_name("conclude")
         concluded.set_caching_options(False)
         with dsl.ExitHandler(concluded, name="scans to endpoint"):
-            ingested = place(
-                ingest(scans=scans, rois=rois, crops=crops, given_splits=given_splits, previous=previous, seed=seed),
-                "ingest",
-                cluster,
-            )
-            ingested.set_caching_options(False)  # the cache would not notice new scans in the same folder
-            data, version = ingested.outputs["data"], ingested.outputs["version"]
-            cropped = place(crop(data=data, fingerprint=version, domains=domains), "crop", cluster)
-            images, version = cropped.outputs["images"], cropped.outputs["version"]
-            models = {}
-            for backbone in backbones:
-                task = train(
-                    images=images,
-                    fingerprint=version,
-                    backbone=backbone,
-                    weights=weights,
-                    image_size=image_size,
-                    epochs=epochs,
-                    batch_size=batch_size,
-                    recipe=recipe,
-                    folds=folds,
-                    work=work,
-                    seed=seed,
-                )
-                models[backbone] = place(task, "train", cluster, backbone).set_display_name(f"train-{backbone}")
-            evaluated = evaluate(
-                images=images,
-                serving_domain=serving_domain,
-                sensitivity=sensitivity,
-                abstain=abstain,
-                prevalence=prevalence,
-                clinical=clinical,
+            ingested = ingest(
+                scans=scans,
+                rois=rois,
+                crops=crops,
+                given_splits=given_splits,
+                store=store,
                 registry=registry,
-                waive=waive,
+                minimum=minimum,
+                recipe=recipe,
                 seed=seed,
-                **{backbone: task.outputs["model"] for backbone, task in models.items()},
             )
-            # the cache would not notice another champion in the same registry, nor a service that was changed
-            place(evaluated, "evaluate", cluster).set_caching_options(False)
-            registered = register(evaluation=evaluated.outputs["evaluation"], registry=registry)
-            place(registered, "register", cluster).set_caching_options(False)
-            deployed = deploy(
-                summary=registered.outputs["summary"],
-                registry=registry,
-                namespace=namespace,
-                canary=canary,
-                min_replicas=min_replicas,
-                serving_gpu=serving_gpu,
-            )
-            place(deployed, "deploy", cluster).set_caching_options(False)
+            # the cache would not notice new scans in the same folder
+            place(ingested, "ingest", cluster).set_caching_options(False)
+            with dsl.If(ingested.outputs["verdict"] == TRAIN, name="enough is new"):
+                version = ingested.outputs["version"]
+                cropped = crop(data=ingested.outputs["data"], fingerprint=version, domains=domains, store=store)
+                # the store is the cache: it knows which images are still there
+                place(cropped, "crop", cluster).set_caching_options(False)
+                images, version = cropped.outputs["images"], cropped.outputs["version"]
+                models = {}
+                for backbone in backbones:
+                    task = train(
+                        images=images,
+                        fingerprint=version,
+                        backbone=backbone,
+                        weights=weights,
+                        image_size=image_size,
+                        epochs=epochs,
+                        batch_size=batch_size,
+                        recipe=recipe,
+                        folds=folds,
+                        store=store,
+                        registry=registry,
+                        champion=ingested.outputs["champion"],
+                        seed=seed,
+                    )
+                    models[backbone] = place(task, "train", cluster, backbone).set_display_name(f"train-{backbone}")
+                evaluated = evaluate(
+                    images=images,
+                    serving_domain=serving_domain,
+                    sensitivity=sensitivity,
+                    abstain=abstain,
+                    prevalence=prevalence,
+                    clinical=clinical,
+                    registry=registry,
+                    waive=waive,
+                    seed=seed,
+                    **{backbone: task.outputs["model"] for backbone, task in models.items()},
+                )
+                # the cache would not notice another champion in the same registry, nor a service that was changed
+                place(evaluated, "evaluate", cluster).set_caching_options(False)
+                registered = register(evaluation=evaluated.outputs["evaluation"], registry=registry)
+                place(registered, "register", cluster).set_caching_options(False)
+                deployed = deploy(
+                    summary=registered.outputs["summary"],
+                    registry=registry,
+                    namespace=namespace,
+                    canary=canary,
+                    min_replicas=min_replicas,
+                    serving_gpu=serving_gpu,
+                )
+                place(deployed, "deploy", cluster).set_caching_options(False)
+            # kfp.local skips an If without an Else, whatever its condition (kfp 2.17)
+            with dsl.Else(name="nothing to do"):
+                place(rest(verdict=ingested.outputs["verdict"]), "rest", cluster).set_caching_options(False)
 
     return thyroid_training

@@ -33,7 +33,7 @@ def emulator() -> Iterator[str]:
     assert spec.origin is not None
     binary = next(Path(spec.origin).parent.glob("vendor/fake-gcs-server/bin/*"))
     port = _free_port()
-    command = [binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
+    command = [str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
     # the wrapper's own class keeps objects in files, where names with .. do not survive
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"

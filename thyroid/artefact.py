@@ -20,12 +20,12 @@ def write(
     point: OperatingPoint,
     facts: dict[str, Any],
     result: dict[str, Any],
-    development: set[str],
+    scans: pd.DataFrame,
     tested: pd.DataFrame,
     pixels_of_test: NDArray[np.uint8],
     output: Path,
 ) -> None:
-    """Write model.keras, card.md, development.txt, a synthetic reference image, and model.json with the answer to it.
+    """Write model.keras, card.md, scans.csv, a synthetic reference image, and model.json with the answer to it.
 
     Args:
         winner: the training.
@@ -34,7 +34,7 @@ def write(
         point: its operating point.
         facts: of the data version.
         result: of the evaluation.
-        development: SHA-256 of the scans that training or validation saw.
+        scans: `tables.contents` of the data version.
         tested: its test predictions in the serving domain.
         pixels_of_test: the images of `tested`, uint8 [n, size, size, 1 or 3].
         output: folder to write.
@@ -48,7 +48,7 @@ def write(
     probability = point.scale(network.predict(pixels[None], verbose=0))[0]
     engine.convert(network, output / engine.OPENVINO)
     (output / registry.MODEL).write_bytes((winner.folder / row["checkpoint"]).read_bytes())
-    (output / registry.DEVELOPMENT).write_text("\n".join(sorted(development)) + "\n")
+    scans.to_csv(output / registry.SCANS, index=False)
     card.write(output, winner.facts, facts, result)
     registry.describe(
         output,

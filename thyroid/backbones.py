@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thyroid import storage
 from thyroid.errors import InputError
 from thyroid.names import CLASSES
 
@@ -49,7 +50,7 @@ BACKBONES = {
     )
 }
 
-RECIPES = ("two-phase", "frozen", "deck")
+RECIPES = ("two-phase", "frozen", "deck", "warm")
 """Ways to train one: see `train`."""
 
 MIN_SIZE = 32
@@ -79,14 +80,17 @@ def find_weights(backbone: Backbone, weights: str) -> str | Path | None:
     """What to start from: "imagenet" (Keras' own download), None (random), or a local file.
 
     Args:
-        weights: "imagenet", "none", a file `*.weights.h5`, or a folder of such files; a file belongs to the backbone
-            whose name its name contains, whatever the case. Without one the answer is None.
+        weights: "imagenet", "none", a file `*.weights.h5`, or a folder of such files, also on gs://, of which the one file
+            is downloaded; a file belongs to the backbone whose name its name contains, whatever the case. Without one the
+            answer is None.
 
     Raises:
         InputError: `weights` is neither a word nor an existing file or folder.
     """
     if weights.lower() in ("imagenet", "none"):
         return None if weights.lower() == "none" else "imagenet"
+    if storage.is_bucket(weights):
+        return _find_in_bucket(backbone, weights)
     path = Path(weights)
     if path.is_dir():
         files = sorted(path.glob("*.weights.h5"))
@@ -95,6 +99,19 @@ def find_weights(backbone: Backbone, weights: str) -> str | Path | None:
     else:
         raise InputError(f"weights {weights!r}: expected imagenet, none, a *.weights.h5 file or a folder of them")
     return next((file for file in files if backbone.name.lower() in file.name.lower()), None)
+
+
+def _find_in_bucket(backbone: Backbone, weights: str) -> Path | None:
+    ending = ".weights.h5"
+    if weights.endswith(ending):
+        files = [weights]
+    else:
+        names = [entry.name for entry in storage.Bucket(weights).entries() if entry.name.endswith(ending)]
+        if not names:
+            raise InputError(f"weights {weights!r}: there is no *{ending} file below it")
+        files = [storage.below(weights, name) for name in names if "/" not in name]
+    mine = (file for file in files if backbone.name.lower() in file.rsplit("/", 1)[-1].lower())
+    return next(map(storage.file, mine), None)
 
 
 def build(

@@ -7,7 +7,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pandas as pd
 from thyroid import (
     artefact,
     audits,
+    changes,
     curves,
     diagnose,
     errors,
@@ -94,7 +95,7 @@ def evaluate(
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed}: must be between 0 and 4294967295")
     waive = gate.check_waivers(waive)
-    scans, _, facts = tables.read(data)
+    scans, regions, facts = tables.read(data)
     trained = predictions.trained_models(data, models, facts)
     domains = [d for d in tables.DOMAINS if d in {one.facts["train_domain"] for one in trained}]
     serving_domain = serving_domain or next((d for d in facts["domains"] if d in domains), domains[0])
@@ -117,6 +118,9 @@ def evaluate(
     table = pd.concat([*validation, *test], ignore_index=True)
     if groups is not None:
         table = table.join(groups.add_prefix(subgroups.PREFIX).set_axis(tables.used(scans)["path"]), "path")
+    changed = None if registry_root is None else changes.since_last(data, registry_root)
+    if changed is not None:
+        table["new"] = table["path"].map(tables.used(scans).set_index("path")["sha256"]).isin(list(changed.new))
     table["scan"] = table.pop("path").map(lambda path: Path(path).name)
     table.to_parquet(output / "predictions.parquet", index=False)
 
@@ -130,7 +134,7 @@ def evaluate(
     others = _other_audits(data, trained, winner, networks, domains, serving_domain, table, seed)
     worst = _worst_cases(data, network, tested, point, best["image_size"], output / "plots")
     diagnoses = [diagnose.diagnose(data, one.folder, networks[one.key]) for one in trained]
-    current = gate.champion(registry_root, _images(data, tested), serving_domain, _hashes(scans, test=True))
+    current = gate.champion(registry_root, _images(data, tested), serving_domain, _test_scans(scans))
     by_group = subgroups.figures(tested, point, prevalence, seed)
     result = {
         "data": {
@@ -141,6 +145,7 @@ def evaluate(
         "winner": {key: best[key] for key in ("backbone", "train_domain")},
         "serving_domain": serving_domain,
         "domains": domains,
+        "changes": None if changed is None else _what_is_new(changed, tested, seed),
         "domain_matrix": _domain_matrix(table, rows, domains, seed),
         "audits": audited,
         "other_audits": others,
@@ -159,7 +164,7 @@ def evaluate(
     _draw(table, result, points, output / "plots", seed)
     shown = inputs.decode(_images(data, tested), best["image_size"])
     folder = output / "artefact"
-    artefact.write(winner, network, best, point, facts, result, _hashes(scans, test=False), tested, shown, folder)
+    artefact.write(winner, network, best, point, facts, result, tables.contents(scans, regions), tested, shown, folder)
     result["artefact"] = registry.sha256(folder / "model.json")
     result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
     report.write(output, data, facts, result)
@@ -271,10 +276,20 @@ def _other_audits(
     return done
 
 
-def _hashes(scans: pd.DataFrame, test: bool) -> set[str]:
-    """SHA-256 of the scans of the test split, or of the others."""
+def _test_scans(scans: pd.DataFrame) -> set[str]:
+    """SHA-256 of the scans of the test split."""
     used = tables.used(scans)
-    return set(used.loc[(used["split"] == "test") == test, "sha256"])
+    return set(used.loc[used["split"] == "test", "sha256"])
+
+
+def _what_is_new(changed: changes.Changes, tested: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """What has changed since the last registered model, and how the winner does on test images that are new and on the others."""
+    parts = {"test_new": tested[tested["new"]], "test_known": tested[~tested["new"]]}
+    return changed.facts() | {
+        name: {"images": len(part), "patients": int(part["patient"].nunique())}
+        | ({"auroc": asdict(figures.auroc(part, seed))} if part["label"].nunique() == len(CLASSES) else {})
+        for name, part in parts.items()
+    }
 
 
 def _images(data: Path, table: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thyroid import metrics, operating, registry
+from thyroid import changes, metrics, operating, registry
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, SCORE
 from thyroid.storage import Location
@@ -98,7 +98,8 @@ def champion(root: Location | None, test: pd.DataFrame, domain: str, scans: set[
                 version,
                 problem=f"it serves {facts['serving_domain']} images and the candidate {domain} ones (set --serving-domain)",
             )
-        seen = scans & set((folder / registry.DEVELOPMENT).read_text().split())
+        learnt = changes.scans_of(folder)
+        seen = scans & set(learnt.loc[learnt["split"] != "test", "sha256"])
         if seen:
             return Champion(version, problem=f"{len(seen)} scans of this test set were among its development scans")
         network = registry.load_keras(folder / registry.MODEL)

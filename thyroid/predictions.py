@@ -2,7 +2,8 @@
 
 One row a model and image: backbone, train_domain, domain (of the image), file (within `tables.images`), sha256, scan
 (file name), label, patient, group, split, probability_B and probability_M at the model's temperature, raw_M before it,
-decision, and one column "group: NAME" a usable column of clinical.csv.
+decision, new (where there is a registry: whether its newest model did not have the scan), and one column "group: NAME" a
+usable column of clinical.csv.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """The artefact of a model, and the registry that keeps its versions: a folder, or gs://bucket/prefix.
 
-    <root>/thyroid/<version>/      model.keras, model.json, reference.jpg, report.html, card.md, development.txt
+    <root>/thyroid/<version>/      model.keras, model.json, reference.jpg, report.html, card.md, scans.csv
     <root>/thyroid/aliases.json    {"candidate": newest, "champion": passed the gate, "previous": champion before,
                                     "versions": {number: {"source": SHA-256 of model.json as it was published}},
                                     "history": every change of an alias: when, what, who and why,
@@ -35,8 +35,8 @@ from thyroid.storage import ABSENT, ChangedError, Location
 
 NAME = "thyroid"
 MODEL = "model.keras"
-DEVELOPMENT = "development.txt"
-"""SHA-256 of every scan that training or validation saw, one a line."""
+SCANS = "scans.csv"
+"""What a version was made of: see `tables.contents`."""
 CARD = ("model.json",)
 """What `find` is to fetch for those who only look at facts."""
 _ALIASES = ("candidate", "champion", "previous")

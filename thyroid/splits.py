@@ -33,7 +33,10 @@ def deal(scans: pd.DataFrame, fractions: Mapping[str, float] = FRACTIONS, seed: 
     rows = scans.sort_values("sha256")
     groups = pd.DataFrame(
         {
-            **{label: (rows["label"] == label).groupby(rows["group"], sort=False).sum().astype(int) for label in CLASSES},
+            **{
+                label: (rows["label"] == label).groupby(rows["group"], sort=False).sum().astype(int)
+                for label in CLASSES
+            },
             "split": rows.groupby("group", sort=False)["split"].first(),
         }
     )

@@ -183,8 +183,8 @@ class Bucket:
             raise InputError(
                 f"{address}: google-cloud-storage is not installed here; pip install google-cloud-storage"
             ) from None
-        self.address = address.rstrip("/")
-        self.bucket, _, prefix = self.address.removeprefix(SCHEME).partition("/")
+        self.bucket, _, prefix = address.removeprefix(SCHEME).rstrip("/").partition("/")
+        self.address = below(SCHEME + self.bucket, prefix) if prefix else SCHEME + self.bucket
         self.prefix = f"{prefix}/" if prefix else ""
         if not self.bucket:
             raise InputError(f"{address}: give gs://bucket/prefix")
@@ -207,13 +207,16 @@ class Bucket:
         """As `Folder.write`."""
         from google.api_core.exceptions import PreconditionFailed
 
-        expected = None if generation is None else int(generation)
+        expected, mark = None if generation is None else int(generation), {"write": uuid.uuid4().hex}
         with self._told():
+            blob = self._blob(name)
+            blob.metadata = mark
             try:
-                self._blob(name).upload_from_string(data, if_generation_match=expected, **_transfer())
+                blob.upload_from_string(data, if_generation_match=expected, **_transfer())
             except PreconditionFailed:
                 # an upload whose answer was lost is sent again, and then finds itself
-                if self.read(name)[0] != data:
+                now = _client().bucket(self.bucket).get_blob(blob.name, retry=_retry(), timeout=TIMEOUTS)
+                if now is None or now.metadata != mark:
                     raise ChangedError(name) from None
 
     def put(self, source: Path, name: str, only: Sequence[str] = ()) -> None:
@@ -418,6 +421,7 @@ def _client_of(emulator: str | None) -> Any:
     from requests.adapters import HTTPAdapter
 
     client = storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT", "none"))  # only new buckets need one
+    client._bucket_metadata_cache = None  # asks for the bucket in the background, which takes a right of its own
     for scheme in ("http://", "https://"):
         client._http.mount(scheme, HTTPAdapter(pool_connections=WORKERS, pool_maxsize=WORKERS))  # ten by itself
     return client

@@ -133,16 +133,22 @@ def count_splits(scans: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 def digest(scans: pd.DataFrame, regions: pd.DataFrame) -> str:
     """SHA-256 over the sorted (sha256, label, regions) of the scans in use: paths and order do not matter."""
+    columns = (contents(scans, regions)[column].tolist() for column in ("sha256", "label", "boxes"))
+    return hashlib.sha256("\n".join(sorted(map(json.dumps, zip(*columns, strict=True)))).encode()).hexdigest()
+
+
+CONTENTS = ("sha256", "label", "split", "boxes")
+
+
+def contents(scans: pd.DataFrame, regions: pd.DataFrame) -> pd.DataFrame:
+    """sha256, label, split and boxes (JSON text of the sorted regions) of every scan in use, sorted: what a model is made of."""
     boxes: dict[str, list[list[int]]] = {}
     sides = regions[["x", "y", "width", "height"]].astype(int).to_numpy().tolist()
     for path, box in zip(regions["path"].tolist(), sides, strict=True):
         boxes.setdefault(path, []).append(box)
     good = used(scans)
-    columns = (good[column].tolist() for column in ("sha256", "label", "path"))
-    entries = sorted(
-        json.dumps([sha256, label, sorted(boxes.get(path, []))]) for sha256, label, path in zip(*columns, strict=True)
-    )
-    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
+    mine = [json.dumps(sorted(boxes.get(path, []))) for path in good["path"].tolist()]
+    return good.assign(boxes=mine)[list(CONTENTS)].sort_values(list(CONTENTS), ignore_index=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
     python -m thyroid.train --data DIR --backbone VGG16 --output DIR
 
-The recipes are two-phase (`twophase`, the default), frozen (its first phase alone) and deck (`deck`). With --folds the
-recipe is also cross-validated by patient on the development part (train and validation; the test set stays unread).
+The recipes are two-phase (`twophase`, the default), frozen (its first phase alone), warm (two-phase, from the champion's
+body if that does at least as well) and deck (`deck`). With --folds the recipe is also cross-validated by patient on the
+development part (train and validation; the test set stays unread).
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sklearn.metrics import roc_auc_score
 
 from thyroid import (
     backbones,
+    changes,
     checkpoints,
     crop,
     deck,
@@ -33,6 +35,7 @@ from thyroid import (
     plots,
     registry,
     splits,
+    storage,
     tables,
     twophase,
 )
@@ -67,6 +70,8 @@ def train(
     folds: int = 0,
     only_fold: int = 0,
     deterministic: bool = False,
+    registry_root: storage.Location | None = None,
+    champion: int | None = None,
     memory_budget: int = inputs.MEMORY_BUDGET,
     work: Path | None = None,
 ) -> Trained:
@@ -87,6 +92,10 @@ def train(
         folds: 0, or the number of folds of a cross-validation, whose predictions go to folds.parquet.
         only_fold: the one fold to train, 0 for all.
         deterministic: TensorFlow's deterministic kernels: the same seed gives the same bits, at some cost.
+        registry_root: for the warm recipe, the registry whose champion to start from: if it is of this backbone and domain,
+            learnt from no scan that is to judge now, and a head on its frozen features has at least the validation AUROC
+            of one on those of `weights`. Otherwise, and without one, the recipe is two-phase.
+        champion: its version; None for the present one.
         memory_budget: bytes; decoded images, or maps of the frozen part, that need more are paged from a temporary file.
         work: folder that outlives a stopped process, where it goes on from; None for one within `output`.
 
@@ -106,6 +115,7 @@ def train(
         raise InputError(f"{data}: its images are not cropped yet; run `python -m thyroid.crop` first")
     domain = domain or facts["domains"][0]
     table = _development(data, domain)
+    warm = _warm_start(registry_root, champion, row, domain, scans) if recipe == "warm" else None
     table["part"] = table["split"]
     plans = {"main": table["part"]} | _fold_parts(scans, table, folds, seed)
     for name, part in plans.items():
@@ -123,6 +133,7 @@ def train(
         "batch_size": batch_size,
         "seed": seed,
         "recipe": recipe,
+        "champion": None if warm is None else warm.sha256,
         "tap": tap,
         "folds": folds,
         "only_fold": only_fold,
@@ -158,6 +169,9 @@ def train(
             if folds:
                 held_out = _cross_validate(job, data, table, plans, recipe, pristine, only_fold)
                 model.set_weights(pristine)
+            starts = None
+            if warm is not None:
+                job, starts = _better_start(job, table, warm)
             fitted, part = _fit(job, table, plans["main"], "main", recipe)
     finally:
         keras.config.set_dtype_policy("float32")
@@ -172,7 +186,7 @@ def train(
     (output / "folds.parquet").unlink(missing_ok=True)
     if held_out is not None:
         held_out.to_parquet(output / "folds.parquet", index=False)
-    if (logs := work / "main" / "tensorboard").is_dir():
+    if (logs := job.work / "main" / "tensorboard").is_dir():
         shutil.rmtree(output / "tensorboard", ignore_errors=True)
         shutil.copytree(logs, output / "tensorboard")
     result = (
@@ -189,6 +203,10 @@ def train(
         }
         | checkpoints.memory()
     )
+    if warm is not None and starts is not None:
+        result["starts"] = starts
+        if starts["champion"] >= starts["weights"]:
+            result["weights"] = warm.name
     tables.write_json(output / "train.json", result)
     _tidy(work, output, checkpoint)
     print(f"{row.name} on {domain}: validation AUROC {best['auroc']:.3f}, {checkpoint}, {result['seconds']:.0f} s")
@@ -238,6 +256,10 @@ def _check(
             raise InputError(f"{name} {value} is below {least}, the least that works")
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed}: must be between 0 and 4294967295")
+    if recipe == "warm" and folds:
+        raise InputError(
+            "folds with the warm recipe: the champion has seen the patients that a fold holds out; use two-phase"
+        )
     if folds < 0 or folds == 1 or not 0 <= only_fold <= folds:
         raise InputError(f"folds {folds}, only fold {only_fold}: give 0, or at least 2 folds and one of them")
 
@@ -296,6 +318,71 @@ def _tell_start(name: str, weights: str, start: str | Path | None) -> None:
 
 def _one_hot(table: pd.DataFrame) -> NDArray[np.float32]:
     return np.eye(len(CLASSES), dtype=np.float32)[[CLASSES.index(label) for label in table["label"]]]
+
+
+@dataclass(frozen=True)
+class _Warm:
+    """A champion to start from: its version in words, the SHA-256 of its file, and its network."""
+
+    name: str
+    sha256: str
+    network: Any
+
+
+def _warm_start(
+    root: storage.Location | None, version: int | None, row: backbones.Backbone, domain: str, scans: pd.DataFrame
+) -> _Warm | None:
+    """The champion, if it may be started from; if not, the reason is printed."""
+    version = version or (None if root is None else registry.read_aliases(root).get("champion"))
+    if root is None or version is None:
+        print(f"{row.name}: there is no champion to start from")
+        return None
+    folder = registry.find(root, str(version))
+    facts = registry.verify(folder)
+    learnt = changes.scans_of(folder).query("split == 'train'")["sha256"]
+    judging = tables.used(scans).query("split != 'train'")["sha256"]
+    seen = int(judging.isin(learnt).sum())
+    for reason, holds in (
+        (f"it is a {facts['backbone']}", facts["backbone"] != row.name),
+        (f"it was trained on {facts['domain']} images", facts["domain"] != domain),
+        (f"it learnt from {seen} scans that are to judge now", seen > 0),
+    ):
+        if holds:
+            print(f"{row.name}: does not start from champion {version}: {reason}")
+            return None
+    network = registry.load_keras(folder / registry.MODEL)
+    return _Warm(f"champion {version}", registry.sha256(folder / registry.MODEL), network)
+
+
+def _better_start(job: twophase.Job, table: pd.DataFrame, warm: _Warm) -> tuple[twophase.Job, dict[str, float] | None]:
+    """The job from the start whose frozen features tell the classes apart better on validation, and both AUROCs.
+
+    The champion learnt from none of these images, but most of them told when to stop it, which favours it a little; the gate
+    judges on test patients. The job has the start's own folder, since maps of the other start are not its own.
+    """
+    train, validation = (np.flatnonzero(table["part"] == which) for which in ("train", "validation"))
+    pristine = job.model.get_weights()
+    if [one.shape for one in pristine] != [one.shape for one in warm.network.get_weights()]:
+        print(f"{job.backbone.name}: does not start from {warm.name}: its layers are not the same (a tap)")
+        return job, None
+    found = {}
+    for name in ("weights", "champion"):
+        trial = replace(job, work=job.work / name, epochs=0)
+        job.model.set_weights(pristine)
+        if name == "champion":
+            backbones.copy_weights(warm.network, job.model)
+        found[name] = twophase.fit(trial, train, validation, "start").best["auroc"]
+        job.batch_size = trial.batch_size
+    chosen = "champion" if found["champion"] >= found["weights"] else "weights"
+    job.model.set_weights(pristine)
+    if chosen == "champion":
+        backbones.copy_weights(warm.network, job.model)
+    print(
+        f"{job.backbone.name}: validation AUROC of a head on frozen features {found['champion']:.3f} from {warm.name}, "
+        f"{found['weights']:.3f} from the given weights: starts from {'it' if chosen == 'champion' else 'these'}",
+        flush=True,
+    )
+    return replace(job, work=job.work / chosen), found
 
 
 def _fit(
@@ -414,6 +501,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", choices=backbones.RECIPES, default="two-phase")
+    parser.add_argument("--registry", dest="registry_root", help="whose champion the warm recipe starts from")
+    parser.add_argument("--champion", type=int, help="its version; default: the present one")
     parser.add_argument("--tap", default="", help="layer of the body to end at, for instance block4_pool")
     parser.add_argument("--folds", type=int, default=0, help="also cross-validate by patient with so many folds")
     parser.add_argument("--only-fold", type=int, default=0, help="of these folds train this one")
