@@ -2,8 +2,10 @@
 
 import csv
 import gc
+import http.client
 import json
 import shutil
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,9 +124,15 @@ class Cloud:
         return f"gs://{self.bucket}/{prefix}"
 
     def put(self, objects: dict[str, bytes]) -> None:
-        """Objects of the bucket by their whole names."""
+        """Write objects by their whole names; without Google's client, thousands take seconds."""
+        connection = http.client.HTTPConnection(self.proxy.target)
         for name, data in objects.items():
-            self.client.bucket(self.bucket).blob(name).upload_from_string(data)
+            query = urllib.parse.urlencode({"uploadType": "media", "name": name})
+            connection.request("POST", f"/upload/storage/v1/b/{self.bucket}/o?{query}", data)
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            answer.read()
+        connection.close()
 
     def names(self) -> list[str]:
         return [blob.name for blob in self.client.list_blobs(self.bucket)]

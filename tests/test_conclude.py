@@ -2,13 +2,11 @@ from tests.test_deploy import register
 from thyroid import conclude
 
 
-def test_success_and_the_registry(tmp_path, capsys):
-    root = tmp_path / "registry"
-    root.mkdir()
-    assert conclude.conclude(root, "SUCCEEDED", "")[1:] == ["There is no champion yet.", "There is no candidate yet."]
-    register(root, tmp_path / "artefact")
-    register(root, tmp_path / "artefact", "refused")
-    assert conclude.main(["--registry", str(root)]) == 0
+def test_success_and_the_registry(tmp_path, capsys, place):
+    assert conclude.conclude(place, "SUCCEEDED", "")[1:] == ["There is no champion yet.", "There is no candidate yet."]
+    register(place, tmp_path / "artefact")
+    register(place, tmp_path / "artefact", "refused")
+    assert conclude.main(["--registry", place]) == 0
     printed = capsys.readouterr().out
     assert "The run ended: SUCCEEDED." in printed
     assert "Champion: version 1, VGG16" in printed
@@ -22,6 +20,13 @@ def test_failures_say_what_to_do(tmp_path):
     assert any("lower batch_size" in line for line in lines)
     assert "The step that failed says why" in conclude.conclude(tmp_path, "FAILED", "")[1]
     assert "says why" not in "".join(conclude.conclude(tmp_path, "COMPLETE", ""))
+
+
+def test_a_bucket_that_cannot_be_read_does_not_hide_how_the_run_ended(gcs):
+    gcs.proxy.rule = lambda method, path: "403"
+    lines = conclude.conclude(gcs.address("registry"), "FAILED", "")
+    assert lines[0] == "The run ended: FAILED."
+    assert "no right to it" in lines[-1]
 
 
 def test_a_damaged_registry_does_not_hide_how_the_run_ended(tmp_path):

@@ -531,6 +531,26 @@ def test_additions_that_decide_who_answers_are_taken_out_and_removals_stay(clust
     assert "spec.predictor.serviceAccountName was removed by hand: kept" in notes
 
 
+def test_a_registry_in_a_bucket(cluster, tmp_path, gcs):
+    bucket, manifest = gcs.address("registry"), tmp_path / "manifest.yaml"
+    for version in (1, 2):
+        register(bucket, tmp_path / "artefact")
+        assert deploy.deploy(bucket, version, manifest, "lab", Options(timeout=5)).status == "deployed"
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"] == f"{bucket}/thyroid/2"
+    assert not any("alt=media" in path and "model.keras" in path for _, path in gcs.proxy.requests), "not needed here"
+    cluster.answer = wrong
+    register(bucket, tmp_path / "artefact")
+    with pytest.raises(InputError, match=r"version 3 is not served.*as it was before.*champion is version 2"):
+        deploy.deploy(bucket, 3, manifest, "lab", Options(timeout=5))
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"] == f"{bucket}/thyroid/2"
+    register(bucket, tmp_path / "artefact", "refused")
+    kept = deploy.deploy(bucket, 4, manifest, "lab")
+    assert (kept.status, kept.version) == ("kept champion", 2)
+    assert kept.notes == ["AUROC is not shown to be as good"]
+    with pytest.raises(InputError, match="no registry here"):
+        deploy.deploy(gcs.address("misspelt"), None, manifest, "lab")
+
+
 def test_another_claim(cluster, root, monkeypatch):
     monkeypatch.setenv("THYROID_CLAIM", "other")
     run(root)

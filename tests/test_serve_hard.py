@@ -482,6 +482,35 @@ def test_a_broken_new_champion_leaves_the_old_one(evaluated, tmp_path, scan):
     assert "changed since it was registered" in running.stop()
 
 
+def test_a_champion_in_a_bucket_is_served_and_the_next_one_swapped_in(evaluated, tmp_path, scan, gcs):
+    """Without the bucket it goes on with what it has, and still ends at once."""
+    root = gcs.address("registry")
+
+    def version() -> int:
+        status, answer = running.ask(PREDICT, one(scan))
+        assert status == 200
+        return answer["predictions"][0]["model_version"]
+
+    registry.publish(evaluated / "artefact", root, {"decision": "promoted", "reasons": ["r"], "champion": None})
+    running = Server(tmp_path / "log", "--registry", root).wait()
+    assert version() == 1
+    gate = {"decision": "promoted", "reasons": ["r"], "champion": 1}
+    registry.publish(variant(evaluated / "artefact", tmp_path), root, gate)
+    deadline = time.monotonic() + 40
+    while version() == 1 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert version() == 2
+    gcs.proxy.rule = lambda method, path: "503"
+    while not gcs.proxy.faults and time.monotonic() < deadline + 20:
+        time.sleep(0.2)
+    assert version() == 2
+    started = time.monotonic()
+    log = running.stop()
+    assert time.monotonic() - started < 20, "it asks again for minutes"
+    assert gcs.proxy.faults
+    assert "Traceback" not in log
+
+
 def mutations(scan: Path, count: int, seed: int):
     """Truncated, flipped and spliced JPEG and PNG files, most of the damage in their headers."""
     rng = random.Random(seed)
