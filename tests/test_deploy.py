@@ -11,7 +11,7 @@ import yaml
 
 from tests import schemas
 from tests.cluster import Cluster
-from thyroid import deploy, registry
+from thyroid import deploy, kserve_client, registry
 from thyroid.deploy import APPLIED, CANARY, Options
 from thyroid.errors import InputError
 from thyroid.storage import Location
@@ -337,7 +337,7 @@ def test_an_unreachable_server(root, tmp_path, monkeypatch):
 
 def test_a_server_that_never_answers_is_given_up(cluster, root, monkeypatch):
     silent = socket.create_server(("127.0.0.1", 0))
-    monkeypatch.setattr(deploy, "_TIMEOUTS", (0.2, 0.2))
+    monkeypatch.setattr(kserve_client, "_TIMEOUTS", (0.2, 0.2))
     file = root.parent / "kubeconfig"
     text = (root.parent.parent / "kubeconfig").read_text()
     file.write_text(text.replace(cluster.url, f"http://127.0.0.1:{silent.getsockname()[1]}"))
@@ -420,7 +420,7 @@ def test_an_endpoint_that_never_answers(cluster, root):
 def test_an_endpoint_that_answers_nonsense(cluster, root):
     cluster.answer = lambda _: {"nonsense": 1}
     with pytest.raises(InputError, match="KeyError"):
-        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=1))
 
 
 @pytest.mark.parametrize("plural", ["servingruntimes", "inferenceservices"])

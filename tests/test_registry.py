@@ -11,6 +11,7 @@ import time
 import uuid
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.conftest import variant
@@ -547,13 +548,15 @@ def test_register_publishes_the_report_and_writes_the_summary(evaluated, tmp_pat
     assert set(summary["data"]) == {"digest", "scans", "quarantined", "patients", "duplicate_groups", "splits"}
     assert set(summary["data"]["splits"]["test"]) == {"B", "M", "patients"}
     facts = registry.verify(Path(done.uri))
-    assert {"report.html", "card.md", "model.keras", "development.txt"} <= set(facts["files"])
+    assert {"report.html", "card.md", "model.keras", registry.SCANS} <= set(facts["files"])
     assert summary["gate"] == facts["gate"]
     assert facts["parent"] is None
     assert facts["code_version"]
-    assert len((Path(done.uri) / registry.DEVELOPMENT).read_text().split()) == sum(
-        summary["data"]["splits"][split][label] for split in ("train", "validation") for label in "BM"
-    )
+    learnt = pd.read_csv(Path(done.uri) / registry.SCANS)["split"].value_counts()
+    for split, counts in summary["data"]["splits"].items():
+        assert learnt[split] == counts["B"] + counts["M"]
+    assert register.register(evaluated, tmp_path / "registry", tmp_path / "again.json") == done, "a retry doubles nothing"
+    assert json.loads((tmp_path / "again.json").read_text())["model"] == summary["model"]
 
 
 def test_register_needs_a_finished_evaluation(tmp_path, capsys):

@@ -9,11 +9,10 @@ import base64
 import copy
 import json
 import os
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import yaml
 
 from thyroid import RESEARCH_USE_ONLY, errors, registry, storage
 from thyroid.errors import InputError
+from thyroid.kserve_client import Cluster, ConflictError, Object, PassingError
 from thyroid.storage import Location
 
 CLAIM, MOUNT = "thyroid-data", "/data"
@@ -54,10 +54,7 @@ _OLD_NAMES = {"RawDeployment": STANDARD, "Serverless": KNATIVE}  # of the modes,
 _REFERENCE_TOLERANCE = 1e-3  # beyond what the forms differ by: rounding of JSON and of another processor
 _POLL_SECONDS = 2.0
 _FAILED_SECONDS = 60.0  # a failure that lasts so long is the new pods', not an old one's
-_TIMEOUTS = (5.0, 30.0)  # seconds to connect and to answer; the client by itself would wait for ever
 _CONFLICTS = 5
-
-Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -242,243 +239,75 @@ def _set(content: Object, path: tuple[str, ...], value: Any) -> None:
         content[path[-1]] = value
 
 
-class _Cluster:
-    """One namespace of a Kubernetes cluster with KServe, through KServe's client; its errors are for people."""
-
-    def __init__(self, namespace: str) -> None:
-        sys.argv = sys.argv[:1]  # kserve parses the command line when it is imported
-        from kserve import KServeClient
-        from kubernetes.config import ConfigException
-
-        try:
-            self.kserve = KServeClient()
-        except ConfigException as error:
-            raise InputError(
-                f"no cluster to deploy to ({error}); give a kubeconfig, or leave out the namespace"
-            ) from None
-        self.namespace = namespace
-        for api in (self.kserve.api_instance, self.kserve.core_api):
-            _bound(api.api_client)
-        self.host = self.kserve.api_instance.api_client.configuration.host
-
-    def _do(self, what: str, call: Callable[[], Any], absent: bool = False) -> Any:
-        """`call`'s result; None for 404 if that may be.
-
-        Raises:
-            _Conflict: somebody changed the object meanwhile.
-            InputError: anything else that the API server refuses, or it is not to be reached.
-        """
-        from kubernetes.client.rest import ApiException
-        from urllib3.exceptions import HTTPError
-
-        try:
-            return call()
-        except HTTPError as error:
-            raise _PassingError(f"{what}: the API server {self.host} is not to be reached ({error})") from None
-        except (ApiException, RuntimeError) as error:
-            refused = error if isinstance(error, ApiException) else error.__context__  # KServe's client hides it
-            if not isinstance(refused, ApiException):
-                raise
-            if refused.status == 404 and absent and _message(refused) != refused.reason:
-                return None  # the object is not there; where its kind is not, the answer is not a Status
-            if refused.status == 409:
-                raise _ConflictError(_message(refused)) from None
-            hint = {
-                403: "; the account needs the role in manifests/base/rbac.yaml",
-                404: "; is KServe installed on this cluster? docs/kubeflow.md says how",
-                422: "; the object does not fit this KServe's schema",
-            }.get(refused.status or 0, "")
-            kind = _PassingError if (refused.status or 0) >= 500 or refused.status == 429 else InputError
-            raise kind(f"{what}: {refused.status} {_message(refused)}{hint}") from None
-
-    def get(self, name: str) -> Object | None:
-        return self._do(
-            f"InferenceService {name}", lambda: self.kserve.get(name, namespace=self.namespace), absent=True
-        )
-
-    def create(self, body: Object) -> Object:
-        typed = _typed(body, self.namespace)
-        return self._do(
-            f"creating InferenceService {body['metadata']['name']}",
-            lambda: self.kserve.create(typed, namespace=self.namespace),
-        )
-
-    def replace(self, body: Object) -> Object:
-        name = body["metadata"]["name"]
-        typed = _typed(body, self.namespace)
-        return self._do(
-            f"updating InferenceService {name}",
-            lambda: self.kserve.replace(name, typed, namespace=self.namespace),
-        )
-
-    def delete(self, name: str) -> None:
-        self._do(
-            f"removing InferenceService {name}",
-            lambda: self.kserve.delete(name, namespace=self.namespace),
-            absent=True,
-        )
-
-    def need_runtime(self, name: str) -> None:
-        """Raises InputError if our ServingRuntime is not in the namespace: KServe would look for another one in vain."""
-        found = self._do(
-            f"ServingRuntime {name}",
-            lambda: self.kserve.api_instance.get_namespaced_custom_object(
-                "serving.kserve.io", "v1alpha1", self.namespace, "servingruntimes", name
-            ),
-            absent=True,
-        )
-        if found is None:
-            overlay = "gpu" if name.endswith("-gpu") else "cpu"
-            raise InputError(
-                f"namespace {self.namespace} has no ServingRuntime {name}: apply it with "
-                f"kubectl apply -k manifests/overlays/{overlay} -n {self.namespace}"
-            )
-        if found["spec"].get("disabled"):
-            raise InputError(
-                f"ServingRuntime {name} of namespace {self.namespace} is disabled; set spec.disabled to false"
-            )
-
-    def split(self, canary: int) -> None:
-        """Set the HTTPRoute's weights.
-
-        Raises:
-            InputError: the namespace has no such route, or it is KServe's own, which puts back what is changed.
-        """
-        api, wanted = self.kserve.api_instance, route(self.namespace, canary)
-        place = ("gateway.networking.k8s.io", "v1", self.namespace, "httproutes", ROUTE)
-        found = self._do(f"HTTPRoute {ROUTE}", lambda: api.get_namespaced_custom_object(*place), absent=True)
-        if found is None:
-            raise InputError(
-                f"namespace {self.namespace} has no HTTPRoute {ROUTE}, which splits the traffic in Standard mode (KServe "
-                "ignores canaryTrafficPercent there): make -s manifests OVERLAY=gateway | kubectl apply -f -"
-            )
-        if any(owner["kind"] == "InferenceService" for owner in found["metadata"].get("ownerReferences", [])):
-            raise InputError(f"HTTPRoute {ROUTE} belongs to an InferenceService: KServe would undo a change of it")
-        rules = copy.deepcopy(found["spec"].get("rules") or [{}])
-        rules[0]["backendRefs"] = wanted["spec"]["rules"][0]["backendRefs"]
-        patch = {"spec": {"rules": rules}}
-        self._do(f"HTTPRoute {ROUTE}", lambda: api.patch_namespaced_custom_object(*place, patch))
-
-    def prove(self, name: str, folder: Path, options: Options) -> str:
-        """Wait until the registered version in `folder` answers its reference image as evaluated; returns its address.
-
-        KServe's observedGeneration counts the changes of a child object, so that an old Ready cannot be told from a new one:
-        the proof is an answer of this very version. What is waited for is printed when it changes.
-
-        Raises:
-            InputError: another probability than evaluated, no answer in time, or the model does not load; the message is
-                the pods' own.
-            _PassingError: the API server was not to be reached to the end.
-        """
-        deadline, told, failing = time.monotonic() + options.timeout, "", None
-        passing: InputError | None = None
-        while True:
-            try:
-                live, passing = self.get(name) or {}, None
-            except _PassingError as error:
-                passing, waiting = error, str(error)
-            else:
-                status = live.get("status", {})
-                waiting = _conditions(status) or "the controller has not looked at it yet"
-                if any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", [])):
-                    url = _address(live, options.canary > 0, self.namespace)
-                    problem = ask(url, folder)
-                    if problem is None:
-                        return url
-                    waiting = f"{url}: {problem}"
-                model = status.get("modelStatus", {})
-                if model.get("transitionStatus") in ("BlockedByFailedLoad", "InvalidSpec"):
-                    failing = failing or time.monotonic()
-                    failure = model.get("lastFailureInfo", {})
-                    waiting = f"{failure.get('reason', model['transitionStatus'])}: {failure.get('message', waiting)}"
-                    if time.monotonic() - failing > _FAILED_SECONDS:
-                        raise InputError(f"InferenceService {name}: {waiting}{self._pods(name)}")
-                else:
-                    failing = None
-            if waiting != told:
-                print(f"waiting for {name}: {waiting}", flush=True)
-                told = waiting
-            if time.monotonic() > deadline:
-                if passing is not None:
-                    raise passing
-                raise InputError(
-                    f"InferenceService {name}: not ready after {options.timeout:.0f} s: {waiting}{self._pods(name)}"
-                )
-            time.sleep(_POLL_SECONDS)
-
-    def _pods(self, name: str) -> str:
-        """Why its pods do not run, in their own words."""
-        selector = f"serving.kserve.io/inferenceservice={name}"
-        try:
-            pods = self._do(
-                "pods", lambda: self.kserve.core_api.list_namespaced_pod(self.namespace, label_selector=selector)
-            )
-        except InputError:
-            return ""
-        reasons = set()
-        for pod in pods.items:
-            for condition in pod.status.conditions or []:
-                if condition.status == "False" and condition.type == "PodScheduled":
-                    reasons.add(condition.message)
-            if pod.status.reason:
-                reasons.add(f"{pod.status.reason}: {pod.status.message}")  # evicted
-            for one in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
-                for state in (one.state, one.last_state):
-                    stopped = state and (state.waiting or state.terminated)
-                    if stopped and stopped.reason not in (None, "Completed", "PodInitializing", "ContainerCreating"):
-                        reasons.add(f"container {one.name}: {stopped.reason} {stopped.message or ''}".strip())
-        return "".join(f"; {reason}" for reason in sorted(filter(None, reasons)))
-
-
-class _ConflictError(InputError):
-    """Somebody changed the object between reading and writing it."""
-
-
-class _PassingError(InputError):
-    """The API server could not be reached or failed: it says nothing about the model."""
-
-
 class _NotProvenError(InputError):
     """The version was sent to the cluster and did not prove itself."""
 
 
-def _bound(client: Any) -> None:
-    """Give every call of a Kubernetes API client a time-out; by itself it would wait for ever."""
-    original = client.call_api
+def _split(cluster: Cluster, canary: int) -> None:
+    """Set the HTTPRoute's weights.
 
-    def bounded(*arguments: Any, **keywords: Any) -> Any:
-        keywords["_request_timeout"] = keywords.get("_request_timeout") or _TIMEOUTS
-        return original(*arguments, **keywords)
+    Raises:
+        InputError: the namespace has no such route, or it is KServe's own, which puts back what is changed.
+    """
+    found = cluster.route(ROUTE)
+    if found is None:
+        raise InputError(
+            f"namespace {cluster.namespace} has no HTTPRoute {ROUTE}, which splits the traffic in Standard mode (KServe "
+            "ignores canaryTrafficPercent there): make -s manifests OVERLAY=gateway | kubectl apply -f -"
+        )
+    if any(owner["kind"] == "InferenceService" for owner in found["metadata"].get("ownerReferences", [])):
+        raise InputError(f"HTTPRoute {ROUTE} belongs to an InferenceService: KServe would undo a change of it")
+    rules = copy.deepcopy(found["spec"].get("rules") or [{}])
+    rules[0]["backendRefs"] = route(cluster.namespace, canary)["spec"]["rules"][0]["backendRefs"]
+    cluster.patch_route(ROUTE, {"spec": {"rules": rules}})
 
-    client.call_api = bounded
 
+def _prove(cluster: Cluster, name: str, folder: Path, options: Options) -> str:
+    """Wait until the registered version in `folder` answers its reference image as evaluated; returns its address.
 
-def _message(refused: Any) -> str:
-    try:
-        return json.loads(refused.body)["message"]
-    except (TypeError, ValueError, KeyError):
-        return str(refused.reason)
+    KServe's observedGeneration counts the changes of a child object, so that an old Ready cannot be told from a new one:
+    the proof is an answer of this very version. What is waited for is printed when it changes.
 
-
-def _typed(body: Object, namespace: str) -> Any:
-    from kserve import V1beta1InferenceService
-    from kubernetes.client import V1ObjectMeta
-
-    given = body["metadata"]
-    return V1beta1InferenceService(
-        api_version=body["apiVersion"],
-        kind=body["kind"],
-        metadata=V1ObjectMeta(
-            name=given["name"],
-            namespace=namespace,
-            labels=given.get("labels"),
-            annotations=given.get("annotations"),
-            resource_version=given.get("resourceVersion"),
-            finalizers=given.get("finalizers"),
-            owner_references=given.get("ownerReferences"),
-        ),
-        spec=body["spec"],
-    )
+    Raises:
+        InputError: another probability than evaluated, no answer in time, or the model does not load; the message is
+            the pods' own.
+        PassingError: the API server was not to be reached to the end.
+    """
+    deadline, told, failing = time.monotonic() + options.timeout, "", None
+    passing: InputError | None = None
+    while True:
+        try:
+            live, passing = cluster.get(name) or {}, None
+        except PassingError as error:
+            passing, waiting = error, str(error)
+        else:
+            status = live.get("status", {})
+            waiting = _conditions(status) or "the controller has not looked at it yet"
+            if any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", [])):
+                url = _address(live, options.canary > 0, cluster.namespace)
+                problem = ask(url, folder)
+                if problem is None:
+                    return url
+                waiting = f"{url}: {problem}"
+            model = status.get("modelStatus", {})
+            if model.get("transitionStatus") in ("BlockedByFailedLoad", "InvalidSpec"):
+                failing = failing or time.monotonic()
+                failure = model.get("lastFailureInfo", {})
+                waiting = f"{failure.get('reason', model['transitionStatus'])}: {failure.get('message', waiting)}"
+                if time.monotonic() - failing > _FAILED_SECONDS:
+                    raise InputError(f"InferenceService {name}: {waiting}{cluster.pods(name)}")
+            else:
+                failing = None
+        if waiting != told:
+            print(f"waiting for {name}: {waiting}", flush=True)
+            told = waiting
+        if time.monotonic() > deadline:
+            if passing is not None:
+                raise passing
+            raise InputError(
+                f"InferenceService {name}: not ready after {options.timeout:.0f} s: {waiting}{cluster.pods(name)}"
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 def _conditions(status: Object) -> str:
@@ -500,7 +329,7 @@ def _ours(body: Object) -> Object:
     }
 
 
-def _apply(cluster: _Cluster, wanted: Object) -> list[str]:
+def _apply(cluster: Cluster, wanted: Object) -> list[str]:
     """Create or update the object; returns notes, on edits by hand, too. Nothing to change: no call."""
     name = wanted["metadata"]["name"]
     ours = _ours(wanted)
@@ -526,12 +355,12 @@ def _apply(cluster: _Cluster, wanted: Object) -> list[str]:
             body["metadata"] |= {"annotations": result["annotations"] | {APPLIED: note}, "labels": result["labels"]}
             cluster.replace(body)
             return [*notes, f"updated InferenceService {name}"]
-        except _ConflictError as error:
+        except ConflictError as error:
             conflict = error
     raise InputError(f"InferenceService {name}: changed by somebody else at each of {_CONFLICTS} tries ({conflict})")
 
 
-def _restore(cluster: _Cluster, name: str, before: Object | None) -> str:
+def _restore(cluster: Cluster, name: str, before: Object | None) -> str:
     """Put back what was there before; in words."""
     if before is None:
         cluster.delete(name)
@@ -546,7 +375,7 @@ def _restore(cluster: _Cluster, name: str, before: Object | None) -> str:
             else:
                 body["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
                 cluster.replace(body)
-        except _ConflictError:
+        except ConflictError:
             continue
         return f"InferenceService {name} is as it was before"
     raise InputError(f"InferenceService {name} could not be put back: somebody else keeps changing it")
@@ -639,13 +468,13 @@ def ask(url: str, folder: Path) -> str | None:
 
 
 def _into(
-    cluster: _Cluster, folder: Path, uri: str, options: Options, previous: tuple[int, str] | None
+    cluster: Cluster, folder: Path, uri: str, options: Options, previous: tuple[int, str] | None
 ) -> tuple[str, list[str]]:
     """Bring the version into the cluster and prove it.
 
     Raises:
         InputError: nothing was changed.
-        _PassingError: the version was sent, and what became of it is not known.
+        PassingError: the version was sent, and what became of it is not known.
         _NotProvenError: the version was sent and taken back; the message says why.
     """
     apart = options.canary > 0 and options.mode == STANDARD
@@ -669,10 +498,10 @@ def _into(
     for note in notes:
         print(note, flush=True)
     try:
-        url = cluster.prove(name, folder, options)
+        url = _prove(cluster, name, folder, options)
         if apart:
-            cluster.split(options.canary)
-    except _PassingError:
+            _split(cluster, options.canary)
+    except PassingError:
         raise
     except InputError as error:
         try:
@@ -685,12 +514,12 @@ def _into(
     return url, notes
 
 
-def _end_canary(cluster: _Cluster) -> list[str]:
+def _end_canary(cluster: Cluster) -> list[str]:
     """All traffic to the champion's service, and the canary away; what does not go is told, since the model is proven."""
     try:
         if cluster.get(CANARY) is None:
             return []
-        cluster.split(0)
+        _split(cluster, 0)
         cluster.delete(CANARY)
     except InputError as error:
         return [f"the canary is still there: {error}"]
@@ -768,8 +597,8 @@ def deploy(
     previous = registry.read_aliases(root).get("previous")
     before = None if previous is None else (previous, storage_uri(registry.address(root, previous)))
     try:
-        url, notes = _into(_Cluster(namespace), folder, uri, options, before)
-    except _PassingError as error:
+        url, notes = _into(Cluster(namespace), folder, uri, options, before)
+    except PassingError as error:
         raise InputError(f"{error}; nothing is decided: run the deployment again") from None
     except _NotProvenError as error:
         if previous is None:
