@@ -236,16 +236,21 @@ def _row(
     """One row of the ranking, as it stands in summary.json."""
     model = one.facts
     kept = ("backbone", "train_domain", "recipe", "weights", "image_size", "parameters", "checkpoint", "seconds")
-    return {key: model[key] for key in kept} | {
-        "bytes": (one.folder / model["checkpoint"]).stat().st_size,
-        "operating_point": point.facts() | {"sensitivity": sensitivity},
-        **chosen_by,
-        "validation": chosen_by["validation"] | _locked(table, one, point, serving_domain, prevalence, seed),
-        "test": {
-            domain: figures.of(predictions.of_model(table, model, domain, "test"), point, prevalence, seed)
-            for domain in domains
-        },
-    }
+    starts = {"starts": model["starts"]} if "starts" in model else {}
+    return (
+        {key: model[key] for key in kept}
+        | starts
+        | {
+            "bytes": (one.folder / model["checkpoint"]).stat().st_size,
+            "operating_point": point.facts() | {"sensitivity": sensitivity},
+            **chosen_by,
+            "validation": chosen_by["validation"] | _locked(table, one, point, serving_domain, prevalence, seed),
+            "test": {
+                domain: figures.of(predictions.of_model(table, model, domain, "test"), point, prevalence, seed)
+                for domain in domains
+            },
+        }
+    )
 
 
 def _locked(

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from thyroid import RESEARCH_USE_ONLY, audits, curves, figures, gate, metrics, subgroups, tables
+from thyroid import RESEARCH_USE_ONLY, audits, curves, figures, gate, metrics, plots, subgroups, tables
 from thyroid.names import CLASSES
 
 CHOSEN_BY = {"validation": "validation", "cross_validation": "cross-validated"}
@@ -60,6 +60,8 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
         domain_names=tables.DOMAIN_NAMES,
         chosen_by=CHOSEN_BY[result["ranked_by"]],
         classes=CLASSES,
+        class_names=plots.CLASS_NAMES,
+        told_changes=_told_changes(result["changes"]),
         figure_names=FIGURES,
         aggregation=figures.AGGREGATION,
         pictures_of_a_model=curves.NAMES,
@@ -149,6 +151,16 @@ def warnings(result: dict[str, Any]) -> list[str]:
     if best["weights"] == "none":
         told.append("The model started from random weights; pre-trained weights are the first thing to add.")
     return told
+
+
+def _told_changes(news: dict[str, Any] | None) -> str:
+    if news is None or news["since"] is None:
+        return ""
+    new, changed, removed = (sum(news[name].values()) for name in ("new", "changed", "removed"))
+    return (
+        f"since model version {news['since']} was made, {new} scans are new, {changed} have another class or other regions, "
+        f"{removed} are no longer in use and {news['kept']} are as they were"
+    )
 
 
 def _blind(shortcut: dict[str, Any]) -> str:
