@@ -407,6 +407,25 @@ def test_a_publication_that_was_taken_for_dead_starts_anew(artefact, tmp_path, p
     assert home(place).children() == ["2", "3", "aliases.json"]
 
 
+def test_a_number_that_another_one_published_meanwhile_is_left_alone(artefact, tmp_path, place, monkeypatch):
+    """Claimed, published and the claim gone again between looking for a number and claiming it."""
+    kind, others = type(home(place)), []
+    children = kind.children
+
+    def late(self):
+        names = children(self)
+        monkeypatch.setattr(kind, "children", children)
+        others.append(add(place, tmp_path, "refused"))
+        return names
+
+    monkeypatch.setattr(kind, "children", late)
+    done = registry.publish(artefact, place, gate())
+    assert ([one.version for one in others], done.version) == ([1], 2)
+    for one in (*others, done):
+        assert registry.verify(registry.find(place, str(one.version)))["files"]["model.keras"] == one.sha256
+    assert home(place).read("1/.claim") == home(place).read("2/.claim") == (b"", storage.ABSENT)
+
+
 def test_promote_and_roll_back_keep_who_and_why(tmp_path, place):
     for decision in ("promoted", "refused"):
         add(place, tmp_path, decision)
@@ -555,7 +574,9 @@ def test_register_publishes_the_report_and_writes_the_summary(evaluated, tmp_pat
     learnt = pd.read_csv(Path(done.uri) / registry.SCANS)["split"].value_counts()
     for split, counts in summary["data"]["splits"].items():
         assert learnt[split] == counts["B"] + counts["M"]
-    assert register.register(evaluated, tmp_path / "registry", tmp_path / "again.json") == done, "a retry doubles nothing"
+    assert register.register(evaluated, tmp_path / "registry", tmp_path / "again.json") == done, (
+        "a retry doubles nothing"
+    )
     assert json.loads((tmp_path / "again.json").read_text())["model"] == summary["model"]
 
 

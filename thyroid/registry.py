@@ -395,16 +395,23 @@ def _change(home: storage.Folder | storage.Bucket, decide: Callable[[State], T])
 
 def _claim(home: storage.Folder | storage.Bucket) -> tuple[int, bytes]:
     """A number that nobody else has or had, and what stands in its claim."""
-    state = _read(home)[0]
-    taken = [*_versions(state), *(line["version"] for line in state["history"]), *_folders(home)]
-    number, claim = max(taken, default=0) + 1, _token()
+    number, claim = max([*_used(home), *_folders(home)], default=0) + 1, _token()
     while True:
         try:
             home.write(f"{number}/{_CLAIM}", claim, ABSENT)
         except ChangedError:
             number += 1
-        else:
+            continue
+        if number not in _used(home):
             return number, claim
+        home.remove(f"{number}/{_CLAIM}")  # claimed, published and the claim removed since we looked
+        number += 1
+
+
+def _used(home: storage.Folder | storage.Bucket) -> set[int]:
+    """Numbers that are or were published, and those of leftovers that were cleared away."""
+    state = _read(home)[0]
+    return {*_versions(state), *(line["version"] for line in state["history"])}
 
 
 def _take_over(home: storage.Folder | storage.Bucket, state: State) -> list[int]:
