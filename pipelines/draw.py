@@ -23,29 +23,30 @@ class Step(NamedTuple):
 
 
 def steps(package: Path) -> list[Step]:
-    """The steps of a compiled pipeline in the order in which they may run; the body of an exit handler is one level."""
+    """The steps of a compiled pipeline in the order in which they may run, as if its levels (a condition's) were one."""
     specification, *_ = yaml.safe_load_all(package.read_text())
     components, executors = specification["components"], specification["deploymentSpec"]["executors"]
     found: list[Step] = []
 
-    def walk(tasks: Mapping[str, Any], last: list[str]) -> None:
-        names = {key: task["taskInfo"]["name"] for key, task in tasks.items()}
-        done: set[str] = set()
-        while len(done) < len(tasks):
+    def walk(tasks: Mapping[str, Any], before: list[str]) -> list[str]:
+        """Add a level's steps, the first of which wait for `before`; returns those that nothing in it waits for."""
+        last: dict[str, list[str]] = {}
+        while len(last) < len(tasks):
             for key, task in tasks.items():
                 needs = task.get("dependentTasks", [])
-                if key in done or not set(needs) <= done:
+                if key in last or not set(needs) <= last.keys():
                     continue
-                done.add(key)
+                after = [name for need in needs for name in last[need]] or before
                 component = components[task["componentRef"]["name"]]
                 if "dag" in component:
-                    walk(component["dag"]["tasks"], last)
-                    last = [found[-1].name]
+                    last[key] = walk(component["dag"]["tasks"], after)
                     continue
                 container = executors[component["executorLabel"]]["container"]
-                inside = [names[need] for need in needs if "dag" not in components[tasks[need]["componentRef"]["name"]]]
                 image = container["image"].rsplit(":", 1)[0].rsplit("-", 1)[1]
-                found.append(Step(names[key], inside or (last if needs else []), image, _resources(container)))
+                found.append(Step(task["taskInfo"]["name"], after, image, _resources(container)))
+                last[key] = [found[-1].name]
+        waited_for = {need for task in tasks.values() for need in task.get("dependentTasks", [])}
+        return [name for key, names in last.items() if key not in waited_for for name in names]
 
     walk(specification["root"]["dag"]["tasks"], [])
     return found
@@ -82,7 +83,7 @@ def draw(package: Path, output: Path) -> None:
         for before in step.after:
             x0, y0 = place[before]
             if x - x0 > 1:
-                continue  # there is a longer way, which is drawn
+                continue  # there is a longer way, which is drawn; the title tells of conclude
             axes.annotate("", (x - 0.33, y), (x0 + 0.33, y0), arrowprops={"arrowstyle": "->", "color": "#64748b"})
         box = {"boxstyle": "round,pad=0.5", "facecolor": _COLOURS.get(step.image, "white"), "edgecolor": "#475569"}
         text = f"{step.name}\n{step.image} image\n{step.resources}"
@@ -92,7 +93,10 @@ def draw(package: Path, output: Path) -> None:
         ylim=(-0.3 - max(map(len, levels.values())) / 2, max(map(len, levels.values())) / 2 + 0.3),
     )
     axes.axis("off")
-    axes.set_title("Memory is request to limit. conclude runs whether the others succeeded or not.", fontsize=8)
+    axes.set_title(
+        "Memory is request to limit. After ingest either crop or rest: is enough new? conclude runs whatever happened.",
+        fontsize=8,
+    )
     figure.savefig(output, dpi=130, metadata={EDGES: json.dumps(edges(found)), "Software": "thyroid"})
 
 

@@ -23,6 +23,7 @@ STEPS = {
     "evaluate": "train",
     "register": "ops",
     "deploy": "ops",
+    "rest": "ops",
     "conclude": "ops",
 }
 
@@ -50,11 +51,29 @@ def pods(both) -> dict:
     return both[1]
 
 
+def level(compiled: dict, task: dict) -> dict:
+    """The tasks within a task."""
+    return compiled["components"][task["componentRef"]["name"]].get("dag", {}).get("tasks", {})
+
+
 @pytest.fixture(scope="module")
-def tasks(compiled) -> dict:
-    """Of the body of the exit handler."""
+def levels(compiled) -> dict:
+    """Name of a level to its tasks: the body of the exit handler, and both ways that it may go."""
     (body,) = [t for t in compiled["root"]["dag"]["tasks"].values() if t["taskInfo"]["name"] != "conclude"]
-    return compiled["components"][body["componentRef"]["name"]]["dag"]["tasks"]
+    found = {"scans to endpoint": level(compiled, body)}
+    for task in found["scans to endpoint"].values():
+        if not task["taskInfo"]["name"] == "ingest":
+            for name, branch in level(compiled, task).items():
+                found[branch["taskInfo"]["name"]] = level(compiled, branch)
+                assert branch["triggerPolicy"]["condition"], name
+    return found
+
+
+@pytest.fixture(scope="module")
+def tasks(compiled, levels) -> dict:
+    """Every step but the exit handler, whatever level it is on."""
+    every = {key: task for one in levels.values() for key, task in one.items()}
+    return {key: task for key, task in every.items() if not level(compiled, task)}
 
 
 def executor(compiled: dict, task: dict) -> tuple[str, dict]:
@@ -69,11 +88,13 @@ def test_every_step_is_a_file_and_every_file_a_step(compiled):
     assert in_yaml == files == set(STEPS)
 
 
-def test_one_node_a_step_and_five_named_trainings_side_by_side(compiled, tasks):
-    names = {task["taskInfo"]["name"] for task in tasks.values()}
-    assert names == {"ingest", "crop", "evaluate", "register", "deploy"} | {
+def test_one_node_a_step_and_five_named_trainings_side_by_side(levels, tasks):
+    names = {level: {task["taskInfo"]["name"] for task in within.values()} for level, within in levels.items()}
+    assert "ingest" in names["scans to endpoint"]
+    assert names["enough is new"] == {"crop", "evaluate", "register", "deploy"} | {
         f"train-{backbone}" for backbone in BACKBONES
     }
+    assert names["nothing to do"] == {"rest"}
     trainings = {key: task for key, task in tasks.items() if task["taskInfo"]["name"].startswith("train-")}
     for task in trainings.values():
         assert task["dependentTasks"] == ["crop"]
@@ -101,23 +122,29 @@ def test_the_last_word_comes_whatever_happened(compiled):
 def test_only_what_is_safe_is_cached(tasks):
     """The cache sees parameters and names: what reads a folder, a registry or a cluster may not be cached."""
     cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {name for name, task in tasks.items() if task["taskInfo"]["name"].startswith(("crop", "train-"))}
+    assert cached == {name for name, task in tasks.items() if task["taskInfo"]["name"].startswith("train-")}
     for name in cached:
-        source = tasks[name]["inputs"]["parameters"]["fingerprint"]["taskOutputParameter"]
+        given = tasks[name]["inputs"]["parameters"]
+        source = given["fingerprint"]["taskOutputParameter"]
         assert source["outputParameterKey"] == "version", "the data's fingerprint is part of the cache's key"
+        assert "champion" in given["champion"]["componentInputParameter"], "and so is what a warm start starts from"
+
+
+def test_what_is_new_decides(compiled, levels):
+    (branches,) = [level(compiled, task) for task in levels["scans to endpoint"].values() if level(compiled, task)]
+    conditions = {one["taskInfo"]["name"]: one["triggerPolicy"]["condition"] for one in branches.values()}
+    assert conditions["enough is new"].endswith("ingest-verdict'] == 'train'")
+    assert conditions["nothing to do"] == f"!({conditions['enough is new']})"
 
 
 def test_every_pod_is_limited_retried_and_given_up(compiled, tasks, pods):
     for name, task in tasks.items():
         label, container = executor(compiled, task)
         assert set(container["resources"]) >= {"resourceCpuRequest", "resourceMemoryRequest", "resourceMemoryLimit"}
-        if name == "register":
-            assert "retryPolicy" not in task, "it would register twice"
-        else:
-            policy = task["retryPolicy"]
-            assert policy["maxRetryCount"] == 2, name
-            assert policy["backoffDuration"] == "60s"
-            assert policy["backoffFactor"] == 2.0
+        policy = task["retryPolicy"]
+        assert policy["maxRetryCount"] == 2, name
+        assert policy["backoffDuration"] == "60s"
+        assert policy["backoffFactor"] == 2.0
         assert 600 < int(pods[label]["activeDeadlineSeconds"]) <= 24 * 3600
     for label, pod in pods.items():
         assert pod["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}, label
@@ -237,7 +264,7 @@ def test_parameters_have_descriptions_and_defaults(compiled):
 def test_compiling_some_backbones(tmp_path):
     assert cli.main(["compile", "--output", str(tmp_path / "p.yaml"), "--backbones", "VGG16,resnet50"]) == 0
     compiled = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
-    assert len(compiled["deploymentSpec"]["executors"]) == 8
+    assert len(compiled["deploymentSpec"]["executors"]) == 9
 
 
 def test_compiling_does_not_import_tensorflow(tmp_path):
@@ -275,7 +302,7 @@ def test_a_step_reports_bad_input_in_one_line(tmp_path):
                 ("statistics", "system.HTML"),
             )
         },
-        "parameters": {"version": {"outputFile": str(tmp_path / "version")}},
+        "parameters": {name: {"outputFile": str(tmp_path / name)} for name in ("version", "verdict", "champion")},
         "outputFile": str(tmp_path / "out.json"),
     }
     parameters = {
@@ -283,7 +310,10 @@ def test_a_step_reports_bad_input_in_one_line(tmp_path):
         "rois": "",
         "crops": "",
         "given_splits": "separate",
-        "previous": "",
+        "store": "",
+        "registry": str(tmp_path / "registry"),
+        "minimum": 0,
+        "recipe": "two-phase",
         "seed": 0,
     }
     request = {"inputs": {"parameterValues": parameters}, "outputs": outputs}
