@@ -254,6 +254,15 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
     return table
 
 
+def files(scans: pd.DataFrame, regions: pd.DataFrame) -> set[str]:
+    """Names, within a store's crops, of all images that this code makes of the scans in use."""
+    return {
+        f"{'normal' if box is None else 'cropped'}/{key}.jpg"
+        for one in _plan(tables.used(scans), regions)
+        for box, key in one.keys.items()
+    }
+
+
 def _examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.DataFrame:
     good = tables.used(scans)
     if domain == "normal":

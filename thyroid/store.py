@@ -27,9 +27,8 @@ import pandas as pd
 from thyroid import errors, storage, tables
 from thyroid.errors import InputError
 
-CROPS = "crops"
+VERSIONS, SCANS, CROPS = "versions", "scans", "crops"
 EXAMINED, LINKS, MEMORY, CROPPED = "examined.parquet", "links.parquet", "memory.parquet", "crops.parquet"
-_VERSIONS, _SCANS = "versions", "scans"
 
 
 class Store:
@@ -57,7 +56,7 @@ class Store:
 
     def versions(self) -> list[Path]:
         """Whole data versions, oldest first."""
-        found = (self.folder / _VERSIONS).glob("*/data.json")
+        found = (self.folder / VERSIONS).glob("*/data.json")
         return sorted(file.parent for file in found if file.parent.name.isdigit())
 
     def last(self, source: str) -> "Version | None":
@@ -73,13 +72,13 @@ class Store:
 
     def add(self, data: Path, examined: pd.DataFrame, links: Sequence[tuple[str, str]], memory: pd.DataFrame) -> Path:
         """Keep the data version in the folder `data` as the next one; the caller holds the lock."""
-        home = self.folder / _VERSIONS
+        home = self.folder / VERSIONS
         home.mkdir(exist_ok=True)
         for left in home.glob(".incoming-*"):  # of a killed run: the lock is ours
             shutil.rmtree(left)
         incoming = home / f".incoming-{uuid.uuid4().hex}"
         # a copied table may hold scans that lie beside it: those of a store never do
-        shutil.copytree(data, incoming, ignore=shutil.ignore_patterns(_SCANS))
+        shutil.copytree(data, incoming, ignore=shutil.ignore_patterns(SCANS))
         examined.to_parquet(incoming / EXAMINED, index=False)
         pd.DataFrame(links, columns=["a", "b"], dtype="string").to_parquet(incoming / LINKS, index=False)
         memory.to_parquet(incoming / MEMORY, index=False)
@@ -146,7 +145,7 @@ class Version:
 def copy_of(folder: Path, address: str, generation: str) -> Path:
     """Where below `folder` the copy of an object belongs, whatever its name holds."""
     name = hashlib.sha256(f"{address}#{generation}".encode()).hexdigest()
-    return folder / _SCANS / name[:2] / f"{name[2:]}.jpg"
+    return folder / SCANS / name[:2] / f"{name[2:]}.jpg"
 
 
 def source_of(*modules: str) -> str:

@@ -1,0 +1,372 @@
+"""What a store and a registry hold, why each of it stays or goes, and the removal of what goes.
+
+- Model versions stay that have an alias (candidate, champion, previous) or are among the newest `keep`; the others go as
+  with `python -m thyroid.registry gc`.
+- Data versions stay that are among the newest `keep` of their source, and those that a model version that stays was made
+  of: any with the model's data digest, and, as `crop` may have left scans out since, the newest that has all the model's
+  scans in use. While it cannot be told what such a model was made of, every data version stays.
+- A damaged data version stays and does not count as one of the newest: somebody has to look.
+- Crops stay that this code makes of the scans and regions of a data version that stays; so those of older code go.
+- Copies of a bucket's objects stay that a data version that stays has examined.
+- Trainings in `work` go, stopped or finished, that nothing has touched for `days` days.
+- What killed runs have left half-written goes after a day.
+
+Nothing goes without `delete`. Runs that write to the store wait meanwhile; one that still trains on a data version that
+goes loses its images.
+
+python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from thyroid import changes, crop, errors, registry, storage, tables
+from thyroid.errors import InputError
+from thyroid.store import CROPPED, CROPS, EXAMINED, LINKS, MEMORY, SCANS, VERSIONS, Store, write
+
+_WORK, _GOING = "work", ".going-"
+_DAY = 86400
+_LEFT = (
+    f".{CROPPED}.*",
+    f"{VERSIONS}/.incoming-*",
+    f"{CROPS}/*/.*.jpg.*",
+    f"{SCANS}/*/.*.jpg.*",
+)
+# In a folder that was taken for a store, files with other names are somebody's.
+_IMAGE = re.compile(r"(normal|cropped)/[^.].*-[0-9a-f]{16}\.jpg")
+_COPY = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}\.jpg")
+_TRAINING = re.compile(r".+-[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something that is kept or goes: kind is "model", "data", "crops", "copies", "work" or "leftovers"."""
+
+    kind: str
+    name: str
+    bytes: int
+    stays: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a model version was made of: data digest and SHA-256 of its scans; None where it does not tell."""
+
+    version: int
+    digest: str | None
+    scans: frozenset[str] | None
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """SHA-256 of a data version's scans in use, and its files below the store's crops and scans."""
+
+    scans: frozenset[str]
+    images: set[str]
+    copies: set[str]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Files of the data versions that stay, below the store's crops and scans; `unread` are those that do not tell theirs."""
+
+    images: set[str] = field(default_factory=set)
+    copies: set[str] = field(default_factory=set)
+    unread: list[str] = field(default_factory=list)
+
+
+def retain(
+    store: storage.Location, registry_root: storage.Location, keep: int = 5, days: int = 7, delete: bool = False
+) -> list[Row]:
+    """List what a store and a registry hold, by the policy above, and remove what goes with `delete`.
+
+    Killed at any moment, it is finished by the next one.
+
+    Args:
+        store: folder that `ingest` has written data versions to.
+        registry_root: root of the registry; one without models needs no data version.
+        keep: newest model versions, and newest data versions of every source, that stay in any case.
+        days: after which an untouched training goes.
+        delete: remove it.
+
+    Raises:
+        InputError: there is no such store or registry, or `keep` or `days` is below 1.
+    """
+    if days < 1:
+        raise InputError(f"--days {days}: give at least 1, or trainings at work would go")
+    place = Store(store)
+    if not _numbered(place):
+        raise InputError(
+            f"--store {store}: no data version here; give the folder that thyroid.ingest --store has written"
+        )
+    _check_registry(registry_root)
+    with place.lock():
+        models, needs = _models(registry_root, keep, delete)
+        data, kept = _data(place, keep, needs)
+        crops, images = _files("crops", "images", place.crops, _IMAGE, kept.images, kept.unread)
+        copies, objects = _files("copies", "files", place.folder / SCANS, _COPY, kept.copies, kept.unread)
+        work, left = _work(place, days), _leftovers(place)
+        if delete:
+            # data versions first: none is there whose copies are not
+            for row in data:
+                if not row.stays:
+                    _remove(place.folder / VERSIONS / row.name)
+            if images:
+                _forget(place, images)
+            for path in (*images, *objects):
+                path.unlink(missing_ok=True)
+            for row in work:
+                if not row.stays:
+                    _remove(place.folder / _WORK / row.name)
+            for row in left:
+                if not row.stays:
+                    _remove(place.folder / row.name)
+    return [*models, *data, *crops, *copies, *work, *left]
+
+
+def _numbered(place: Store) -> list[Path]:
+    """Folders of data versions, newest first, damaged ones too."""
+    found = (folder for folder in (place.folder / VERSIONS).glob("*") if folder.name.isdigit())
+    return sorted(found, key=lambda folder: int(folder.name), reverse=True)
+
+
+def _check_registry(root: storage.Location) -> None:
+    """Raises InputError where it cannot be believed that there are no models."""
+    if registry.versions(root):
+        return
+    if not storage.is_bucket(root) and not Path(root).is_dir():
+        raise InputError(f"--registry {root}: no such folder; give the root of the registry")
+    home = storage.at(storage.below(root, registry.NAME))
+    inside = home.children()
+    if any(name.isdigit() and home.read(f"{name}/{registry.CARD[0]}")[0] for name in inside):
+        raise InputError(f"{home.address}: holds models, but its aliases.json does not; put back a copy of that file")
+    if not inside and storage.at(root).children():
+        raise InputError(f"--registry {root}: holds other things than a registry; give the root of the registry")
+
+
+def _models(root: storage.Location, keep: int, delete: bool) -> tuple[list[Row], list[_Need]]:
+    """Rows of model versions, those that go removed with `delete`, and what the others were made of."""
+    sizes = {version: _size(storage.at(registry.address(root, version))) for version in registry.versions(root)}
+    going = registry.collect_garbage(root, keep, delete)
+    aliases: dict[int, list[str]] = {}
+    for alias, version in registry.read_aliases(root).items():
+        aliases.setdefault(version, []).append(alias)
+    rows = []
+    for version, size in sizes.items():
+        reason = f"no alias, and not among the newest {keep}"
+        if version not in going:
+            reason = ", ".join(aliases.get(version, [f"among the newest {keep}"]))
+        rows.append(Row("model", str(version), size, version not in going, reason))
+    return rows, [_need(root, version) for version in registry.versions(root) if version not in going]
+
+
+def _need(root: storage.Location, version: int) -> _Need:
+    folder = registry.find(root, str(version), only=(*registry.CARD, registry.SCANS))
+    digest, scans = None, None
+    try:
+        digest = registry.facts(folder, ("data_digest",))["data_digest"]
+        scans = frozenset(changes.scans_of(folder)["sha256"])
+    except InputError:
+        pass
+    return _Need(version, digest, scans)
+
+
+def _data(place: Store, keep: int, needs: Sequence[_Need]) -> tuple[list[Row], _Kept]:
+    """Rows of data versions, and the files of those that stay."""
+    folders = _numbered(place)
+    described = {folder: _described(folder) for folder in folders}
+    digests = {digest for _, digest, damage in described.values() if not damage}
+    mute = [str(one.version) for one in needs if one.scans is None and one.digest not in digests]
+    rows, kept, newest, unmet = [], _Kept(), Counter[str](), list(needs)
+    for folder in folders:
+        source, digest, damage = described[folder]
+        try:
+            contents = _contents(folder)
+        except (ValueError, OSError, KeyError) as error:
+            contents, damage = None, damage or errors.one_line(error)
+        reasons = []
+        if damage or contents is None:
+            reasons.append(f"damaged ({damage[:200]}): look at it; only by hand it goes")
+        else:
+            newest[source] += 1
+            if newest[source] <= keep:
+                reasons.append(f"among the newest {keep} of {source}")
+            holds = [one for one in unmet if one.scans is not None and one.scans <= contents.scans]
+            unmet = [one for one in unmet if one not in holds]
+            if models := {one.version for one in (*holds, *(one for one in needs if one.digest == digest))}:
+                reasons.append(f"has the data of model version {', '.join(map(str, sorted(models)))}")
+        if mute:
+            reasons.append(f"what model version {', '.join(mute)} was made of cannot be read")
+        reason = "; ".join(reasons) or f"not among the newest {keep} of {source}, and no model version needs it"
+        rows.append(Row("data", folder.name, _age_and_size(folder)[1], bool(reasons), reason))
+        if not reasons:
+            continue
+        if contents is None:
+            kept.unread.append(folder.name)
+        else:
+            kept.images.update(contents.images)
+            kept.copies.update(contents.copies)
+    return rows[::-1], kept
+
+
+def _described(folder: Path) -> tuple[str, str, str]:
+    """Source and digest of a data version, and what is wrong with its data.json."""
+    try:
+        facts = json.loads((folder / "data.json").read_text())
+        return str(facts["source"]), str(facts["digest"]), ""
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        return "", "", f"data.json: {errors.one_line(error)}"
+
+
+def _contents(folder: Path) -> _Contents:
+    """What a data version holds.
+
+    Raises:
+        ValueError, OSError, KeyError: one of its tables is damaged.
+    """
+    # those that nothing is taken from are read because the next ingest will need them
+    scans, regions, examined, _, _ = (
+        pd.read_parquet(folder / name) for name in ("scans.parquet", "regions.parquet", EXAMINED, LINKS, MEMORY)
+    )
+    # by the last parts alone: the volume may have been elsewhere
+    copies = {"/".join(Path(copy).parts[-2:]) for copy in examined["local_path"].dropna().tolist()}
+    return _Contents(frozenset(tables.used(scans)["sha256"].tolist()), crop.files(scans, regions), copies)
+
+
+def _files(
+    kind: str, word: str, home: Path, pattern: re.Pattern[str], wanted: Collection[str], unread: Sequence[str]
+) -> tuple[list[Row], list[Path]]:
+    """One row of the files two levels below `home` that stay and one of those that go, and the latter.
+
+    Args:
+        kind: of the rows.
+        word: for the files.
+        home: folder of folders.
+        pattern: of the names, with their folder's; others are left alone.
+        wanted: names that stay.
+        unread: data versions that do not tell which they need, so that all stay.
+    """
+    count, size, going = Counter[bool](), Counter[bool](), []
+    for folder in sorted(home.iterdir()) if home.is_dir() else ():
+        if not folder.is_dir() or folder.is_symlink():
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = f"{folder.name}/{entry.name}"
+                if not pattern.fullmatch(name):
+                    continue
+                stays = bool(unread) or name in wanted
+                count[stays] += 1
+                size[stays] += entry.stat(follow_symlinks=False).st_size
+                if not stays:
+                    going.append(home / name)
+    told = {
+        True: f"data version {', '.join(unread)} cannot be read, and may need them"
+        if unread
+        else "of data versions that stay",
+        False: "of no data version that stays" + (", or made by other code" if kind == "crops" else ""),
+    }
+    return [Row(kind, f"{count[s]} {word}", size[s], s, told[s]) for s in (True, False) if count[s]], going
+
+
+def _work(place: Store, days: int) -> list[Row]:
+    rows = []
+    for folder in sorted((place.folder / _WORK).glob("*")):
+        if _TRAINING.fullmatch(folder.name) and not folder.name.startswith(".") and folder.is_dir():
+            age, size = _age_and_size(folder)
+            reason = f"touched {age / _DAY:.1f} days ago"
+            rows.append(Row("work", folder.name, size, age < days * _DAY, reason))
+    return rows
+
+
+def _leftovers(place: Store) -> list[Row]:
+    rows = []
+    for pattern in _LEFT:
+        for path in sorted(place.folder.glob(pattern)):
+            age, size = _age_and_size(path)
+            reason = "half-written a day ago or earlier" if age >= _DAY else "may be being written"
+            rows.append(Row("leftovers", path.relative_to(place.folder).as_posix(), size, age < _DAY, reason))
+    for home in (VERSIONS, _WORK):
+        for path in sorted((place.folder / home).glob(f"{_GOING}*")):
+            name = path.relative_to(place.folder).as_posix()
+            rows.append(Row("leftovers", name, _age_and_size(path)[1], False, "half-removed"))
+    return rows
+
+
+def _forget(place: Store, images: Sequence[Path]) -> None:
+    """Take images out of the store's table before they are removed; the caller holds the lock."""
+    table = place.cropped()
+    if len(table):
+        gone = {path.relative_to(place.crops).as_posix() for path in images}
+        write(place.folder / CROPPED, table[~table["file"].isin(gone)])
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder; a folder is out of sight first, so that no half of it is ever taken for whole."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    hidden = path.with_name(f"{_GOING}{uuid.uuid4().hex}")
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _size(place: storage.Folder | storage.Bucket) -> int:
+    if isinstance(place, storage.Bucket):
+        return sum(entry.size for entry in place.entries())
+    return _age_and_size(place.path)[1]
+
+
+def _age_and_size(path: Path) -> tuple[float, int]:
+    """Seconds since anything in a file or folder was written, and bytes; what vanishes meanwhile does not count."""
+    latest, size = 0.0, 0
+    for one in (path, *path.rglob("*")):
+        try:
+            found = one.lstat()
+        except FileNotFoundError:
+            continue
+        latest = max(latest, found.st_mtime)
+        size += 0 if one.is_dir() else found.st_size
+    return time.time() - latest, size
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m thyroid.retention", description=__doc__.split("\n")[0])
+    parser.add_argument("--store", required=True, help="folder that thyroid.ingest --store has written")
+    parser.add_argument("--registry", required=True, help="root of the registry: a folder, or gs://bucket/prefix")
+    parser.add_argument("--keep", type=int, default=5, help="newest models, and data versions of a source, that stay")
+    parser.add_argument("--days", type=int, default=7, help="after which an untouched training goes")
+    parser.add_argument("--delete", action="store_true", help="remove what goes")
+    chosen = parser.parse_args(argv)
+    rows = retain(chosen.store, chosen.registry, chosen.keep, chosen.days, chosen.delete)
+    width = max(len(row.name) for row in rows)
+    word = "gone" if chosen.delete else "goes"
+    for row in rows:
+        print(
+            f"{row.kind:<11}{row.name:<{width}}{_told(row.bytes):>14}  {'stays' if row.stays else word:<6} {row.reason}"
+        )
+    stays, goes = (sum(row.bytes for row in rows if row.stays is side) for side in (True, False))
+    if not any(row.kind == "model" for row in rows):
+        print(f"{chosen.registry}: no model version here that needs a data version")
+    print(f"{_told(stays)} stay, {_told(goes)} {'removed' if chosen.delete else 'would be removed (with --delete)'}")
+
+
+def _told(size: int) -> str:
+    return f"{size / 1e6:,.2f} MB"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
