@@ -64,7 +64,9 @@ def test_every_command_is_run_here_or_needs_a_cluster():
         ".venv/bin/python -m pipelines compile",
         "make -s workbench",
         ".venv/bin/python -c",
+        ".venv/bin/python -m pipelines schedule",
         "kubectl exec -n kubeflow thyroid-workbench -- python3 -m thyroid.deploy",
+        "kubectl exec -n kubeflow thyroid-workbench -- python3 -m thyroid.retention",
     )
     for line in COMMANDS:
         assert line.startswith(run_here + NEEDS_A_CLUSTER), line
@@ -83,7 +85,7 @@ def test_manifests_are_rendered_with_the_images_that_were_named():
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
 def test_the_token_is_a_secret_that_the_runtime_reads():
-    made = yaml.safe_load(run(command("kubectl create secret") + " --dry-run=client -o yaml"))
+    made = yaml.safe_load(run(command("kubectl create secret generic thyroid-token") + " --dry-run=client -o yaml"))
     (runtime,) = yaml.safe_load_all((ROOT / "manifests" / "base" / "servingruntime.yaml").read_text())
     (read,) = [one["valueFrom"]["secretKeyRef"] for one in runtime["spec"]["containers"][0]["env"]]
     assert made["metadata"]["name"] == read["name"]
@@ -98,9 +100,46 @@ def test_the_pipeline_is_compiled_with_the_images_that_were_named(tmp_path):
     images = {one["container"]["image"] for one in compiled["deploymentSpec"]["executors"].values()}
     assert images == {f"registry.example.com/lab/thyroid-{name}:abc" for name in ("data", "train", "ops")}
     assert (tmp_path / "copy" / "thyroid-version.yaml").is_file()
-    line = command(".venv/bin/python -m pipelines compile")
-    run(f"{line} --output {tmp_path / 'p.yaml'}")
-    assert "nvidia-l4" in (tmp_path / "p.yaml").read_text()
+    for line, found in (
+        (command(".venv/bin/python -m pipelines compile --gpus 1 --node-selector"), "nvidia-l4"),
+        (command(".venv/bin/python -m pipelines compile --gpus 1 --gcs-secret"), "secretName: gcs-key"),
+    ):
+        run(f"{line} --output {tmp_path / 'p.yaml'}")
+        assert found in (tmp_path / "p.yaml").read_text()
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
+def test_the_key_of_a_bucket_is_a_secret_with_the_name_that_the_pods_mount(tmp_path):
+    (tmp_path / "key.json").write_text("{}")
+    made = yaml.safe_load(
+        run(f"cd {tmp_path} && {command('kubectl create secret generic gcs-key')} --dry-run=client -o yaml")
+    )
+    assert list(made["data"]) == ["key.json"]
+
+
+def test_a_schedule_is_made():
+    host = Kubeflow()
+    try:
+        printed = run(command(".venv/bin/python -m pipelines schedule").replace("http://localhost:8080", host.url))
+    finally:
+        host.shutdown()
+        host.server_close()
+    sent = host.sent("/apis/v2beta1/recurringruns")
+    assert sent["trigger"]["cron_schedule"]["cron"] == "0 30 2 * * *"
+    assert sent["service_account"] == "thyroid-pipeline"
+    given = sent["runtime_config"]["parameters"]
+    assert (given["store"], given["minimum"], given["recipe"]) == ("/data/store", 1, "warm")
+    assert "02:30" in printed
+
+
+def test_what_is_kept_is_listed(tmp_path, scans):
+    line = command("kubectl exec -n kubeflow thyroid-workbench -- python3 -m thyroid.retention").split(" -- python3 ")[
+        1
+    ]
+    (tmp_path / "registry").mkdir()
+    run(f".venv/bin/python -m thyroid.ingest --scans {scans} --output {tmp_path / 'data'} --store {tmp_path / 'store'}")
+    printed = run(f".venv/bin/python {line}".replace("/data/", f"{tmp_path}/"))
+    assert "000001" in printed
 
 
 def test_a_run_is_started():
@@ -113,7 +152,7 @@ def test_a_run_is_started():
     assert f"{host.url}/#/runs/details/r1" in printed
     sent = host.sent("/apis/v2beta1/runs")
     assert sent["service_account"] == "thyroid-pipeline"
-    assert sent["runtime_config"]["parameters"]["work"] == "/data/work"
+    assert sent["runtime_config"]["parameters"]["store"] == "/data/store"
 
 
 def test_a_champion_is_deployed_by_hand(tmp_path):
@@ -124,7 +163,11 @@ def test_a_champion_is_deployed_by_hand(tmp_path):
     try:
         cluster.put("servingruntimes", {"metadata": {"name": "thyroid"}, "spec": {}})
         cluster.answer = lambda version: {"probability": REFERENCE, "model_version": version}
-        line = command("kubectl exec").split(" -- python3 ")[1].replace("/data/registry", str(root))
+        line = (
+            command("kubectl exec -n kubeflow thyroid-workbench -- python3 -m thyroid.deploy")
+            .split(" -- python3 ")[1]
+            .replace("/data/registry", str(root))
+        )
         # where the volume is mounted and the pod's namespace are the workbench's; everything else is as a reader runs it
         code = f"from thyroid import deploy; deploy.MOUNT = {str(tmp_path)!r}; raise SystemExit(deploy.main())"
         line = ".venv/bin/python " + line.replace("-m thyroid.deploy", f'-c "{code}" --namespace lab')
