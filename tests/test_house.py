@@ -68,6 +68,7 @@ def test_the_ops_image_does_without_the_others(step):
         "evaluate",
         "register",
         "registry",
+        "retention",
         "deploy",
         "conclude",
         "serve",

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import os
+import re
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,12 @@ from thyroid.errors import one_line
 
 from .serving import free_port
 
+ROOT = Path(__file__).parents[1]
+COMMAND = next(
+    block.strip()
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    if block.startswith("make run SCANS=gs://")
+)
 PATIENTS, FIRST, SEED = 160, 120, 3
 
 
@@ -65,12 +74,12 @@ def test_a_night(gcs, tmp_path):
         storage.at(gcs.address("")).write("rois.csv", text.encode())
 
     def night():
-        """The scheduled entry point: the same command every night."""
-        command = [sys.executable, "-m", "pipelines", "run", "--scans", bucket, "--rois", gcs.address("rois.csv")]
-        command += ["--registry", root, "--output", str(tmp_path / "output"), "--backbones", "VGG16"]
-        command += ["--sensitivity", ".8", "--recipe", "warm", "--minimum", "20"]
+        """The scheduled entry point: the README's command, the same every night."""
+        command = COMMAND.replace("gs://hospital", bucket.removesuffix("/scans"))
+        command += f" OUTPUT={tmp_path / 'output'} BACKBONES=VGG16 SENSITIVITY=.8"
+        environment = os.environ | {"MAKEFLAGS": f"VENV={Path(sys.executable).parents[1]}"}
         started = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout, time.monotonic() - started
 

@@ -62,7 +62,7 @@ def levels(compiled) -> dict:
     (body,) = [t for t in compiled["root"]["dag"]["tasks"].values() if t["taskInfo"]["name"] != "conclude"]
     found = {"scans to endpoint": level(compiled, body)}
     for task in found["scans to endpoint"].values():
-        if not task["taskInfo"]["name"] == "ingest":
+        if task["taskInfo"]["name"] != "ingest":
             for name, branch in level(compiled, task).items():
                 found[branch["taskInfo"]["name"]] = level(compiled, branch)
                 assert branch["triggerPolicy"]["condition"], name

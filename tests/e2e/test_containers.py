@@ -28,7 +28,7 @@ STEPS = {"data": ["ingest", "crop"], "train": ["train", "evaluate"], "ops": ["re
 NOT_IN = {
     "data": ["tensorflow", "keras", "openvino", "sklearn", "kserve", "kubernetes"],
     "train": ["kserve", "kubernetes", "fastapi"],
-    "ops": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "pyarrow"],
+    "ops": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "scipy"],
     "serve": ["tensorflow", "keras", "sklearn", "matplotlib", "pyarrow", "kfp"],
 }
 
