@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thyroid import errors, images, progress, storage, tables
+from thyroid import errors, images, progress, storage, tables, workers
 from thyroid.errors import InputError
 from thyroid.names import CLASSES
 from thyroid.store import Store, source_of
@@ -359,7 +358,7 @@ def _each(tasks: Sequence[_Task]) -> Iterator[dict[str, _Image] | str]:
     if len(tasks) <= _CHUNK:
         yield from map(_crop_file, tasks)
         return
-    with ProcessPoolExecutor() as pool:
+    with workers.pool() as pool:
         yield from pool.map(_crop_file, tasks, chunksize=_CHUNK)
 
 

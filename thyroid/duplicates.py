@@ -49,6 +49,8 @@ def links(hashes: Collection[str], known: Collection[str] = (), max_bits: int = 
     """
     there = dict.fromkeys(known)
     new = [one for one in dict.fromkeys(hashes) if one not in there]
+    if not new:
+        return []
     every = [*new, *there]
     words = np.array([np.frombuffer(bytes.fromhex(hash_), np.uint64) for hash_ in every]).reshape(len(every), -1)
     found = []

@@ -16,7 +16,6 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from thyroid import (
     storage,
     store,
     tables,
+    workers,
 )
 from thyroid.errors import InputError
 from thyroid.store import Store, Version
@@ -121,9 +121,10 @@ def _ingest(
     started = time.monotonic()
     source = storage.at(scans).address
     known = None if place is None else place.last(source)
-    listed = _list(scans, "normal", (rois, crops, output, None if place is None else place.folder))
+    ours = (rois, output, None if place is None else place.folder)
+    listed = _list(scans, "normal", (*ours, crops))
     if crops is not None:
-        listed += _list(crops, "cropped")
+        listed += _list(crops, "cropped", ours)
     boxes = None if rois is None else _read_rois(rois)
     inputs = _inputs(listed, boxes, given_splits, seed)
     if known is not None and inputs is not None and inputs == known.facts["inputs"] and _copies_there(listed, known):
@@ -131,7 +132,7 @@ def _ingest(
         print(f"nothing has changed since data version {known.folder.name}: {known.facts['scans']} scans")
         return Ingested(output, known.facts)
 
-    examined, looked_at = _examine(listed, known, output if place is None else place.folder)
+    examined, looked_at = _examine(listed, known, output.resolve() if place is None else place.folder)
     table = examined.copy()
     good = tables.used(table).copy()
     _require_both_classes(good, table, source)
@@ -172,7 +173,7 @@ def _ingest(
         "splits": tables.count_splits(good),
         "notes": notes,
         "looked_at": looked_at,
-        "inputs": inputs,
+        "inputs": None if examined["generation"].isna().any() else inputs,
         "examined_by": _examiner(),
         "seconds": {"ingest": round(time.monotonic() - started, 1)},
     }
@@ -225,16 +226,16 @@ def _list(location: storage.Location, domain: str, exclude: Sequence[storage.Loc
         raise InputError(
             f"{location}: no scan found; expected files such as B_001-0002-1.0.jpg in it or in its folders"
         )
-    return found
+    return sorted(found, key=lambda file: file.path)
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Files, links to folders and unreadable folders under `root`, sorted; what is hidden is left alone."""
+    """Files, links to folders and unreadable folders under `root`; what is hidden is left alone."""
     unreadable: list[str] = []
     for directory, folders, files in os.walk(root, onerror=lambda e: unreadable.append(os.fspath(e.filename))):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in folders if not name.startswith(".")]
         links = [name for name in folders if Path(directory, name).is_symlink()]
-        for name in sorted(files + links):
+        for name in files + links:
             if not name.startswith("."):
                 yield f"{directory}/{name}"
     yield from unreadable
@@ -307,7 +308,7 @@ def _each(files: Sequence[_File]) -> Iterator[dict[str, Any]]:
     if len(files) <= _CHUNK:
         yield from map(_examine_file, files)
         return
-    with ProcessPoolExecutor() as pool:
+    with workers.pool() as pool:
         yield from pool.map(_examine_file, files, chunksize=_CHUNK)
 
 
@@ -360,8 +361,11 @@ def _examine_file(file: _File) -> dict[str, Any]:
         name = names.parse(file.path.rsplit("/", 1)[-1])
         data = images.read(local)
         image = images.decode(data)
-    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
+    except ValueError as error:
         return row | {"quarantine_reason": errors.one_line(error)}
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
+        # not of the content: looked at again
+        return row | {"generation": None, "quarantine_reason": errors.one_line(error)}
     given = {_GIVEN[p.lower()] for p in file.relative.split("/")[:-1] if p.lower() in _GIVEN}
     return row | {
         "local_path": file.local,

@@ -41,7 +41,7 @@ class Store:
     def __init__(self, folder: storage.Location) -> None:
         if storage.is_bucket(folder):
             raise InputError(f"store {folder}: give a folder on a volume, where many small files can be read at once")
-        self.folder = Path(folder).resolve()
+        self.folder = Path(storage.at(folder).address)
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"store {folder}: not a folder")
         self.crops = self.folder / CROPS
@@ -66,8 +66,7 @@ class Store:
                 if json.loads((folder / "data.json").read_text())["source"] == source:
                     return Version(folder)
             except (ValueError, OSError, KeyError) as error:
-                print(f"{folder}: damaged ({errors.one_line(error)[:200]}); everything is looked at again", flush=True)
-                return None
+                print(f"{folder}: damaged ({errors.one_line(error)[:200]}); the version before is taken up", flush=True)
         return None
 
     def add(self, data: Path, examined: pd.DataFrame, links: Sequence[tuple[str, str]], memory: pd.DataFrame) -> Path:
@@ -77,8 +76,10 @@ class Store:
         for left in home.glob(".incoming-*"):  # of a killed run: the lock is ours
             shutil.rmtree(left)
         incoming = home / f".incoming-{uuid.uuid4().hex}"
-        # a copied table may hold scans that lie beside it: those of a store never do
-        shutil.copytree(data, incoming, ignore=shutil.ignore_patterns(SCANS))
+        incoming.mkdir()
+        for file in data.iterdir():
+            if file.is_file():  # the store itself may be among the folders
+                shutil.copy(file, incoming)
         examined.to_parquet(incoming / EXAMINED, index=False)
         pd.DataFrame(links, columns=["a", "b"], dtype="string").to_parquet(incoming / LINKS, index=False)
         memory.to_parquet(incoming / MEMORY, index=False)
@@ -136,7 +137,12 @@ class Version:
             ) from None
 
     def take(self, output: Path) -> None:
-        """Copy the data version to `output`."""
+        """Copy the data version to `output`.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        tables.read(self.folder)
         hidden = shutil.ignore_patterns(EXAMINED, LINKS, MEMORY, "data.json")
         shutil.copytree(self.folder, output, ignore=hidden, dirs_exist_ok=True)
         shutil.copy(self.folder / "data.json", output / "data.json")  # last: marks it whole

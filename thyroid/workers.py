@@ -1,0 +1,25 @@
+"""Processes that work for this one and end with it, however it ends."""
+
+import os
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import connection, parent_process
+
+
+def pool() -> ProcessPoolExecutor:
+    """One process a core.
+
+    Without the watch, those of a killed process would wait for work for ever, and hold on to the locks that they inherited.
+    """
+    return ProcessPoolExecutor(initializer=_watch)
+
+
+def _watch() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
