@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from thyroid import (
     RESEARCH_USE_ONLY,
     audits,
+    changes,
     crop,
     curves,
     evaluate,
@@ -169,7 +171,7 @@ def test_artefact_answers_its_reference(evaluated):
         "openvino/model.bin",
         "reference.jpg",
         "card.md",
-        "development.txt",
+        "scans.csv",
     }
     assert 0 < facts["threshold"] < 1
     assert facts["temperature"] > 0
@@ -312,3 +314,39 @@ def test_the_lead_speaks_of_hundreds_and_the_warnings_of_patients(evaluated):
     assert "always answering the majority class" in told
     assert " normal" not in told, "to a clinician a normal image is a healthy one"
     assert any("takes 72 patients without a miss" in text for text in report.warnings(facts))
+
+
+def test_the_report_says_what_was_new_and_what_it_changed(cropped, trained, evaluated, tmp_path):
+    """The newest model had neither some of the test scans nor another, which has gone; one had another class."""
+    artefact = shutil.copytree(evaluated / "artefact", tmp_path / "artefact")
+    scans = changes.scans_of(artefact)
+    test = scans[scans["split"] == "test"].index
+    gone = scans.iloc[[0]].assign(sha256="0" * 64)
+    learnt = scans[scans["split"] == "train"].index[0]
+    scans.loc[learnt, "label"] = "B" if scans.loc[learnt, "label"] == "M" else "M"
+    pd.concat([scans.drop(test[::2]), gone]).to_csv(artefact / registry.SCANS, index=False)
+    facts = registry.facts(artefact)
+    registry.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
+    gate = {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []}
+    registry.publish(artefact, tmp_path / "registry", gate)
+    done = evaluate.evaluate(
+        cropped, [trained["VGG16", "cropped"]], tmp_path / "out", registry_root=tmp_path / "registry"
+    )
+    news = done.facts["changes"]
+    assert news["since"] == 1
+    assert sum(news["new"].values()) == len(test[::2])
+    assert sum(news["changed"].values()) == 1
+    assert sum(news["removed"].values()) == 1
+    assert news["test_new"]["images"] == len(test[::2])
+    assert news["test_known"]["images"] == len(test) - len(test[::2])
+    table = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert table.loc[table["split"] == "test", "new"].sum() == len(test[::2])
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "What was new, and what it changed" in html
+    assert f"{len(test[::2])} scans are new" in html
+    assert "less the champion, paired" in html
+
+
+def test_without_a_model_before_nothing_is_said_to_be_new(evaluated):
+    assert facts_of(evaluated)["changes"] is None
+    assert "What was new" not in (evaluated / "report.html").read_text()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.test_figures import predictions
-from thyroid import figures, gate, operating, registry, subgroups
+from thyroid import changes, figures, gate, operating, registry, subgroups
 from thyroid.errors import InputError
 from thyroid.gate import Champion
 from thyroid.names import SCORE
@@ -210,7 +210,8 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(crowned, eva
     elif trouble == "domain":
         rewrite(folder, serving_domain="normal")
     elif trouble == "test set":
-        scans = {(folder / registry.DEVELOPMENT).read_text().split()[0]}
+        learnt = changes.scans_of(folder)
+        scans = {learnt.loc[learnt["split"] != "test", "sha256"].iloc[0]}
     elif trouble == "old":
         facts = json.loads((folder / "model.json").read_text())
         del facts["bias"]

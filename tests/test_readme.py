@@ -118,22 +118,25 @@ def test_compile(copy):
 
 
 @pytest.mark.slow
-def test_real_scans_with_all_backbones(copy, ddti, vgg16_weights):
-    """The whole pipeline on DDTI: VGG16 from the given weights, the others from none, and it says so."""
+def test_real_scans(copy, ddti, vgg16_weights):
+    """The pipeline on DDTI in both domains: VGG16 from the given weights, the other from none, and it says so.
+
+    The sample's run and the containers' have all five backbones.
+    """
     run = shell(
         f"make run SCANS={ddti / 'normal'} ROIS={ddti / 'rois.csv'} WEIGHTS={vgg16_weights.parent} OUTPUT=ddti "
-        f"DOMAINS=normal,cropped CLINICAL={ddti / 'labels.csv'}",
+        f"DOMAINS=normal,cropped CLINICAL={ddti / 'labels.csv'} BACKBONES=VGG16,EfficientNetB7",
         copy,
     )
     printed = run.communicate()[0]
     assert run.returncode == 0, printed[-3000:]
     assert "VGG16: starts from " in printed
-    assert printed.count("starts from random weights (none)") == 8, "four backbones on both domains"
+    assert printed.count("starts from random weights (none)") == 2, "on both domains"
     summary = json.loads((copy / "ddti" / "summary.json").read_text())
     assert summary["data"]["scans"] == 243
     assert summary["data"]["quarantined"] == 0
     assert {row["backbone"]: row["weights"] for row in summary["models"]}["VGG16"] == vgg16_weights.name
-    assert len(summary["domain_matrix"]) == 5
+    assert len(summary["domain_matrix"]) == 2
     for matrix in summary["domain_matrix"].values():
         assert {(a, b) for a in matrix["cells"] for b in matrix["cells"][a]} == {
             (a, b) for a in ("normal", "cropped") for b in ("normal", "cropped")

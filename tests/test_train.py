@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from thyroid import backbones, backend, crop, deck, figures, inputs, registry, tables, train, twophase
 from thyroid.backend import keras
 from thyroid.errors import InputError
+
+TAPS = {"VGG16": "block4_pool", "ResNet50": "conv4_block6_out"}
 
 
 def test_writes_checkpoint_history_and_facts(trained):
@@ -273,3 +276,120 @@ def test_a_damaged_fold_is_trained_again(cropped, tmp_path, monkeypatch, capsys)
 def test_a_set_larger_than_memory_trains_the_same_model(cropped, tmp_path):
     inside, paged = (run(cropped, tmp_path / name, memory_budget=budget) for name, budget in (("a", 10**9), ("b", 0)))
     assert paged.facts["validation"] == pytest.approx(inside.facts["validation"], abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def champions(cropped, evaluated, tmp_path_factory):
+    """A registry with a champion, whichever backbone won, and a function that makes it pass for another one."""
+    folder = tmp_path_factory.mktemp("champions")
+    gate = {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []}
+    registry.publish(evaluated / "artefact", folder / "registry", gate)
+    return folder / "registry"
+
+
+def warm(cropped, output, root, **options):
+    # another seed: a champion that kept its first epoch has the body that its own seed gave it
+    settings = {"weights": "none", "image_size": 32, "epochs": 0, "recipe": "warm", "seed": 7, "registry_root": root}
+    backbone = registry.facts(registry.find(root))["backbone"] if root is not None else "VGG16"
+    return train.train(cropped, output, options.pop("backbone", backbone), "cropped", **(settings | options)).facts
+
+
+def test_a_warm_start_is_taken_where_it_is_at_least_as_good(cropped, champions, tmp_path, monkeypatch, capsys):
+    facts = warm(cropped, tmp_path / "warm", champions)
+    better = facts["starts"]["champion"] >= facts["starts"]["weights"]
+    assert facts["weights"] == ("champion 1" if better else "none")
+    assert facts["validation"]["auroc"] == pytest.approx(max(facts["starts"].values()), abs=1e-3)
+    assert "from champion 1" in capsys.readouterr().out
+    body = registry.load_keras(registry.find(champions) / registry.MODEL).get_layer(backbones.BODY).get_weights()
+
+    def starting_at(auroc: dict[str, float], name: str) -> bool:
+        """Whether the body of the model is the champion's, when a head on it would have this AUROC."""
+        real = twophase.fit
+
+        def fit(job, *arguments):
+            fitted = real(job, *arguments)
+            if arguments[-1] != "start":
+                return fitted
+            return twophase.Fitted(fitted.history, fitted.best | {"auroc": auroc[job.work.name]})
+
+        with monkeypatch.context() as patch:
+            patch.setattr(twophase, "fit", fit)
+            done = warm(cropped, tmp_path / name, champions)
+        kept = registry.load_keras(tmp_path / name / done["checkpoint"]).get_layer(backbones.BODY).get_weights()
+        return all(np.array_equal(a, b) for a, b in zip(kept, body, strict=True))
+
+    assert starting_at({"champion": 0.7, "weights": 0.7}, "equal")
+    assert not starting_at({"champion": 0.69, "weights": 0.7}, "worse")
+
+
+def edited(root, folder, **changed):
+    """A copy of a registry whose champion's model.json says something else."""
+    shutil.copytree(root, folder)
+    model = registry.find(folder) / "model.json"
+    model.write_text(json.dumps(json.loads(model.read_text()) | changed))
+    return folder
+
+
+@pytest.mark.parametrize("reason", ["no registry", "no champion", "backbone", "domain", "judge"])
+def test_no_warm_start_from_a_champion_that_does_not_fit(cropped, champions, tmp_path, capsys, reason):
+    root = tmp_path / "registry"
+    row = backbones.get(registry.facts(registry.find(champions))["backbone"])
+    if reason == "backbone":
+        edited(champions, root, backbone="EfficientNetB7")
+    elif reason == "domain":
+        edited(champions, root, domain="normal")
+    elif reason == "judge":
+        shutil.copytree(champions, root)
+        file = registry.find(root) / registry.SCANS
+        table = pd.read_csv(file)
+        table["split"] = table["split"].map({"train": "test", "test": "train", "validation": "validation"})
+        table.to_csv(file, index=False)
+        files = registry.facts(registry.find(root))["files"] | {registry.SCANS: registry.sha256(file)}
+        edited(root, tmp_path / "moved", files=files)
+        root = tmp_path / "moved"
+    given = None if reason == "no registry" else root
+    assert train._warm_start(given, None, row, "cropped", tables.read(cropped)[0]) is None
+    said = {
+        "no registry": "there is no champion to start from",
+        "no champion": "there is no champion to start from",
+        "backbone": "does not start from champion 1: it is EfficientNetB7",
+        "domain": "it was trained on normal images",
+        "judge": "scans that are to judge now",
+    }
+    assert said[reason] in capsys.readouterr().out
+
+
+def test_no_warm_start_from_other_layers(cropped, champions, tmp_path, capsys):
+    backbone = registry.facts(registry.find(champions))["backbone"]
+    tapped = backbones.build(backbones.get(backbone), 32, None, TAPS[backbone])
+    tapped.save(tmp_path / "model.keras")
+    files = registry.facts(registry.find(champions))["files"]
+    root = edited(
+        champions, tmp_path / "registry", files=files | {registry.MODEL: registry.sha256(tmp_path / "model.keras")}
+    )
+    shutil.copy(tmp_path / "model.keras", registry.find(root) / registry.MODEL)
+    facts = warm(cropped, tmp_path / "out", root)
+    assert "its layers are not the same" in capsys.readouterr().out
+    assert facts["weights"] == "none"
+    assert "starts" not in facts
+
+
+@pytest.mark.slow
+def test_a_warm_start_goes_on_where_it_was(cropped, champions, tmp_path, monkeypatch):
+    whole = warm(cropped, tmp_path / "whole", champions, epochs=1)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(twophase, "finetune", stop)
+        with pytest.raises(KeyboardInterrupt):
+            warm(cropped, tmp_path / "out", champions, epochs=1, work=tmp_path / "work")
+    resumed = warm(cropped, tmp_path / "out", champions, epochs=1, work=tmp_path / "work")
+    assert resumed["starts"] == whole["starts"]
+    assert resumed["validation"] == whole["validation"]
+
+
+def test_folds_with_a_warm_start_are_refused(cropped, champions, tmp_path):
+    with pytest.raises(InputError, match="the champion has seen the patients that a fold holds out"):
+        warm(cropped, tmp_path, champions, folds=3)

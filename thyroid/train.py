@@ -343,7 +343,7 @@ def _warm_start(
     judging = tables.used(scans).query("split != 'train'")["sha256"]
     seen = int(judging.isin(learnt).sum())
     for reason, holds in (
-        (f"it is a {facts['backbone']}", facts["backbone"] != row.name),
+        (f"it is {facts['backbone']}", facts["backbone"] != row.name),
         (f"it was trained on {facts['domain']} images", facts["domain"] != domain),
         (f"it learnt from {seen} scans that are to judge now", seen > 0),
     ):
