@@ -1,5 +1,6 @@
 """What an ingest and a crop with a store make is what a look at everything would have made, whatever happened between."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -165,7 +167,8 @@ class World:
                     back = self.pile.pop(one % len(self.pile))
                     (self.root / back).rename(self.scans / back)
             case "copy":
-                self.put(name(file[0], patient, free), self.content[file][0], copy=True)
+                original = sorted(self.content)[one % len(self.content)]  # of one that was removed, too
+                self.put(name(original[0], patient, free), self.content[original][0], copy=True)
             case "same bytes":
                 self.put(name("BM"[one % 2], patient, free), *self.content[file])
             case "damage":
@@ -273,6 +276,33 @@ def test_nothing_new_makes_no_version_and_opens_no_scan(scans, tmp_path, monkeyp
     assert not {store.EXAMINED, store.LINKS, store.MEMORY} & {path.name for path in (tmp_path / "two").iterdir()}
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_copy_of_what_is_gone_goes_where_it_was(tmp_path, moved):
+    """Even where its patient has been moved to another split since."""
+    world = World(tmp_path)
+    for patient in range(15, 51):
+        world.put(name("BM"[patient % 2], patient), patient)
+    world.ingest("one", store=tmp_path / "store")()
+    table = tables.read(tmp_path / "one")[0].groupby("split")["path"].first()
+    train, test = (table[split].rsplit("/", 1)[-1] for split in ("train", "test"))
+    gone = name("B", 90)
+    if moved:
+        world.put(name("B", int(train[2:5]), 2), 600)
+        world.ingest("two", store=tmp_path / "store")()
+        world.act("remove", sorted(world.content).index(name("B", int(train[2:5]), 2)), 0)
+        world.put(name(test[0], int(train[2:5]), 3), world.content[test][0], copy=True)
+        world.ingest("three", store=tmp_path / "store")()
+        world.put(gone, 600, copy=True)
+    else:
+        world.act("remove", sorted(world.content).index(test), 0)
+        world.ingest("two", store=tmp_path / "store")()
+        world.put(gone, world.content[test][0], copy=True)
+    world.ingest("four", store=tmp_path / "store", seed=3)()
+    splits = tables.read(tmp_path / "four")[0].set_index("path")["split"]
+    assert splits[str(world.scans / gone)] == "test"
+    assert len(check_store(tmp_path / "store")) == 3 + moved
+
+
 # Times.
 
 
@@ -288,7 +318,7 @@ def test_a_file_that_was_just_written_is_looked_at_again(scans, tmp_path, monkey
 
 
 def test_a_file_of_the_future_is_looked_at_every_time(scans, tmp_path):
-    future = ingest.time.time() + 86_400
+    future = time.time() + 86_400
     os.utime(scans / "B_001-0001-1.0.jpg", (future, future))
     found = [ingest.ingest(scans, tmp_path / str(n), store=tmp_path / "store").facts for n in range(3)]
     assert [facts["looked_at"] for facts in found] == [24, 1, 1]
@@ -505,34 +535,35 @@ def test_workers_end_with_the_one_that_was_killed(tmp_path):
     """They would hold its lock for ever."""
     for patient in range(100):
         write_scan(tmp_path / "scans" / name("BM"[patient % 2], patient), seed=patient)
-    begun = FORK.Event()
-
-    def slow(file):
-        begun.set()
-        threading.Event().wait(0.2)
-        return row(file)
-
-    row = ingest._examine_file
+    begun, free = FORK.Event(), threading.Event()
 
     def run() -> None:
-        ingest._examine_file = slow
-        sys.modules["__main__"].slow = ingest._examine_file = slow
-        slow.__module__, slow.__qualname__ = "__main__", "slow"
-        ingest.ingest(tmp_path / "scans", tmp_path / "out", store=tmp_path / "store")
+        decode = images.decode
 
-    process = FORK.Process(target=run)
-    process.start()
-    assert begun.wait(30)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    free = threading.Event()
+        def slow(data: bytes) -> images.Pixels:
+            begun.set()
+            time.sleep(0.2)
+            return decode(data)
+
+        os.setsid()
+        images.decode = slow
+        ingest.ingest(tmp_path / "scans", tmp_path / "out", store=tmp_path / "store")
 
     def take() -> None:
         with storage.lock(tmp_path / "store"):
             free.set()
 
-    threading.Thread(target=take, daemon=True).start()
-    assert free.wait(20)
+    process = FORK.Process(target=run)
+    process.start()
+    try:
+        assert begun.wait(30)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        threading.Thread(target=take, daemon=True).start()
+        assert free.wait(20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert ingest.ingest(tmp_path / "scans", tmp_path / "out", store=tmp_path / "store").facts["scans"] == 100
 
 
