@@ -86,17 +86,17 @@ def test_new_changed_and_removed(tmp_path, place):
     assert changes.verdict(found, 6) == "waiting: 5 of 6 new, changed or removed scans since model version 1"
 
 
-def test_other_splits_are_no_change(tmp_path, place):
-    register(place, tmp_path / "1", FIRST)
-    found = changes.since_last(version(tmp_path / "now", FIRST, split="test"), place)
+def test_other_splits_are_no_change(tmp_path):
+    register(tmp_path / "registry", tmp_path / "1", FIRST)
+    found = changes.since_last(version(tmp_path / "now", FIRST, split="test"), tmp_path / "registry")
     assert (found.count, found.kept) == (0, 4)
     assert changes.verdict(found, 1) == "nothing new since model version 1"
     assert changes.verdict(found, 0) == changes.TRAIN
 
 
-def test_a_scan_that_is_quarantined_now_was_removed(tmp_path, place):
-    register(place, tmp_path / "1", FIRST)
-    found = changes.since_last(version(tmp_path / "now", FIRST, quarantined=("c",)), place)
+def test_a_scan_that_is_quarantined_now_was_removed(tmp_path):
+    register(tmp_path / "registry", tmp_path / "1", FIRST)
+    found = changes.since_last(version(tmp_path / "now", FIRST, quarantined=("c",)), tmp_path / "registry")
     assert (found.new, found.changed, found.removed, found.kept) == ({}, {}, {"c": "M"}, 3)
 
 
@@ -117,24 +117,24 @@ def test_a_negative_minimum_is_refused(minimum):
             changes.verdict(changes.Changes(since, {}, {}, {}, 0), minimum)
 
 
-def test_numbers_that_look_like_numbers_stay_text(tmp_path, place):
+def test_numbers_that_look_like_numbers_stay_text(tmp_path):
     """A SHA-256 may be all digits, or have one e among them."""
     scans: Scans = {"0" * 62 + "12": ("B", []), "1" * 61 + "e10": ("M", []), "7" * 64: ("M", [])}
-    register(place, tmp_path / "1", scans)
-    found = changes.since_last(version(tmp_path / "now", scans), place)
+    register(tmp_path / "registry", tmp_path / "1", scans)
+    found = changes.since_last(version(tmp_path / "now", scans), tmp_path / "registry")
     assert (found.count, found.kept) == (0, 3)
 
 
 @pytest.mark.parametrize("content", [None, "", "sha256,label\na,B\n", "\0\1\2"])
-def test_a_model_that_does_not_tell_what_it_was_made_of(tmp_path, place, content):
-    register(place, tmp_path / "1", FIRST)
-    there = storage.at(storage.below(place, "thyroid/1"))
+def test_a_model_that_does_not_tell_what_it_was_made_of(tmp_path, content):
+    register(tmp_path / "registry", tmp_path / "1", FIRST)
+    there = storage.at(storage.below(tmp_path / "registry", "thyroid/1"))
     if content is None:
         there.remove(registry.SCANS)
     else:
         there.write(registry.SCANS, content.encode())
     with pytest.raises(InputError, match=r"scans\.csv: cannot be read .*; register a model anew"):
-        changes.since_last(version(tmp_path / "now", FIRST), place)
+        changes.since_last(version(tmp_path / "now", FIRST), tmp_path / "registry")
 
 
 def test_only_what_is_needed_is_downloaded(tmp_path, gcs):

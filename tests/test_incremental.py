@@ -224,9 +224,7 @@ ACTIONS = st.sampled_from(
 STEPS = st.lists(st.tuples(ACTIONS, st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=4)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
-@given(st.lists(STEPS, min_size=2, max_size=5))
-def test_after_any_history_all_is_as_if_everything_had_been_looked_at(history):
+def follow(history: list[list[tuple[str, int, int]]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder).resolve())
         home = world.root / "store"
@@ -245,6 +243,22 @@ def test_after_any_history_all_is_as_if_everything_had_been_looked_at(history):
             same_data(world.root / f"{part}-once-more", world.root / part, splits=True)
         versions = check_store(home)
         assert versions == [f"{n:06d}" for n in range(1, len(versions) + 1)]
+
+
+HISTORIES = st.lists(STEPS, min_size=2, max_size=5)
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(HISTORIES)
+def test_after_any_history_all_is_as_if_everything_had_been_looked_at(history):
+    follow(history)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(HISTORIES)
+def test_after_many_histories(history):
+    follow(history)
 
 
 @pytest.mark.parametrize("action", ["touch", "overwrite", "relabel", "remove", "new patient", "copy", "regions"])
@@ -579,14 +593,37 @@ def test_several_at_once_follow_each_other(scans, tmp_path):
     processes = [FORK.Process(target=run, args=(seed,)) for seed in range(3)]
     for process in processes:
         process.start()
-    assert sorted(results.get() for _ in processes) == [0, 0, 24]
     for process in processes:
         process.join()
-        assert process.exitcode == 0
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sorted(results.get() for _ in processes) == [0, 0, 24]
     assert check_store(tmp_path / "store") == ["000001", "000002", "000003"]
     for seed in (1, 2):
         same_data(tmp_path / str(seed), tmp_path / "0", splits=True)
         same_data(tmp_path / f"{seed}-crop", tmp_path / "0-crop", splits=True)
+
+
+def test_two_crops_at_once_lose_nothing(tmp_path, monkeypatch):
+    start, write = FORK.Barrier(2), store.write
+
+    def slow(path: Path, table: pd.DataFrame) -> None:
+        time.sleep(0.3)  # after the table was read
+        write(path, table)
+
+    def run(key: str) -> None:
+        start.wait()
+        store.Store(tmp_path).add_cropped(pd.DataFrame({"file": [f"normal/{key}.jpg"], "key": [key]}))
+
+    monkeypatch.setattr(store, "write", slow)
+    for key in "ab":
+        (tmp_path / "crops" / "normal").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "crops" / "normal" / f"{key}.jpg").touch()
+    processes = [FORK.Process(target=run, args=(key,)) for key in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert set(store.Store(tmp_path).cropped()["key"]) == {"a", "b"}
 
 
 # Buckets.
