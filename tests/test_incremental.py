@@ -265,7 +265,9 @@ def test_after_any_history_all_is_as_if_everything_had_been_looked_at(history):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None, derandomize=True, phases=(Phase.reuse, Phase.generate))  # shrinking takes minutes
+@settings(
+    max_examples=15, deadline=None, derandomize=True, phases=(Phase.reuse, Phase.generate)
+)  # shrinking takes minutes
 @given(HISTORIES)
 def test_after_many_histories(history):
     follow(history)
