@@ -1,6 +1,5 @@
 """What has changed in the data since the last registered model, and whether that is worth a training."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +108,6 @@ def scans_of(artefact: Path) -> pd.DataFrame:
         InputError: its list of scans is missing or damaged.
     """
     try:
-        text = (artefact / registry.SCANS).read_text()
-        return pd.read_csv(io.StringIO(text), dtype="string", usecols=list(tables.CONTENTS))
+        return pd.read_csv(artefact / registry.SCANS, dtype="string", usecols=list(tables.CONTENTS))
     except (OSError, ValueError) as error:
         raise InputError(f"{artefact / registry.SCANS}: cannot be read ({error}); register a model anew") from None

@@ -88,10 +88,6 @@ class Store:
         incoming.rename(folder)
         return folder
 
-    def copy_of(self, address: str, generation: str) -> Path:
-        """Where the copy of an object of a bucket is, or belongs."""
-        return copy_of(self.folder, address, generation)
-
     def cropped(self) -> pd.DataFrame:
         """Images that `crop` has made, with their keys; without those whose file is gone."""
         try:
