@@ -6,13 +6,13 @@ compile() {
     "${UV:-uv}" pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
         --no-emit-find-links -q "$@"
 }
-compile pyproject.toml --extra data --extra train --extra serve --extra ops --extra pipelines --extra dev \
+compile pyproject.toml --extra data --extra train --extra serve --extra ops --extra web --extra pipelines --extra dev \
     ${UPGRADE:+--upgrade} -o requirements.lock
 # kfp alone: in an image its executor runs without any of its dependencies (components/__main__.py)
 kfp=$(grep -o '^kfp==[^ ]*' requirements.lock | compile --no-annotate --no-deps -)
-for extra in data train train-gpu ops serve serve-gpu; do
+for extra in data train train-gpu ops serve serve-gpu web; do
     compile --no-annotate --extra $extra -c requirements.lock pyproject.toml -o images/$extra.lock
-    case $extra in serve*) ;; *) echo "$kfp" >>images/$extra.lock ;; esac
+    case $extra in serve* | web) ;; *) echo "$kfp" >>images/$extra.lock ;; esac
 done
 echo setuptools | compile --no-annotate --no-deps -c requirements.lock - -o images/build.lock
 # checkov pins what the others cannot live with: it gets an environment of its own

@@ -36,14 +36,15 @@ def read(path: str | Path) -> bytes:
 
 
 SERVED = ("JPEG", "PNG")
-"""Formats that the endpoint takes; scans on disk are JPEG alone."""
+"""Formats that the endpoint takes beside DICOM; scans on disk are JPEG or DICOM."""
 
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
 
 
 def kind(data: bytes) -> str | None:
-    """Format by the first bytes, whatever the name says; None for one that is not in `SERVED`."""
-    return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+    """Format by the first 132 bytes, whatever the name says: one of `SERVED`, DICOM (PS3.10 7.1), or None."""
+    known = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+    return "DICOM" if known is None and data[128:132] == b"DICM" else known
 
 
 def decode(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPEG",)) -> Pixels:

@@ -22,7 +22,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 JSON_TYPES = ("application/json", "application/cloudevents+json")
-IMAGE_TYPES = ("image/jpeg", "image/png", "application/octet-stream")
+IMAGE_TYPES = ("image/jpeg", "image/png", "application/dicom", "application/octet-stream")
 OPEN_PATHS = ("/", "/metrics", "/openapi.json")
 """Reached without the token, as is everything under /v2/health/."""
 

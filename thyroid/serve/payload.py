@@ -1,8 +1,8 @@
 """Requests of every protocol to one list of instances. Errors name the field.
 
-V1: {"instances": [{"image": {"b64": "..."}, "roi": [x, y, width, height], "patient": "..."}]}, or an image as the body.
-V2: input `image` as BYTES [n] (encoded files; base64 in JSON) or UINT8 [n, h, w, 3], optional `roi` INT32 or INT64 [n, 4] and
-`patient` BYTES [n].
+V1: {"instances": [{"image": {"b64": "..."}, "roi": [x, y, width, height], "patient": "...", "frame": 1}]}, or an image as the
+body. V2: input `image` as BYTES [n] (encoded files; base64 in JSON) or UINT8 [n, h, w, 3], optional `roi` INT32 or INT64 [n, 4],
+`patient` BYTES [n] and `frame` INT32 or INT64 [n]. An encoded file is JPEG, PNG or DICOM, by its bytes.
 """
 
 import base64
@@ -24,12 +24,16 @@ _PATIENT_LENGTH = 128
 
 @dataclass(frozen=True)
 class Instance:
-    """One image to look at: encoded (bytes) or decoded (uint8 [h, w, 3]); `field` names it in errors."""
+    """One image to look at: encoded (bytes) or decoded (uint8 [h, w, 3]); `field` names it in errors.
+
+    `frame` counts from 1; None for the middle one of a DICOM file.
+    """
 
     field: str
     image: bytes | NDArray[np.uint8]
     roi: Box | None = None
     patient: str | None = None
+    frame: int | None = None
 
 
 def parse(payload: Any) -> list[Instance]:
@@ -42,11 +46,11 @@ def parse(payload: Any) -> list[Instance]:
         return _v2(payload)
     if isinstance(payload, bytes | bytearray):
         if not payload:
-            raise RequestError(f"body: empty; expected {EXAMPLE}, or the bytes of a JPEG or PNG image")
+            raise RequestError(f"body: empty; expected {EXAMPLE}, or the bytes of a JPEG, PNG or DICOM file")
         return [Instance("body", bytes(payload))]
     instances = payload.get("instances") if isinstance(payload, dict) else None
     if not isinstance(instances, list):
-        raise RequestError(f"body: expected {EXAMPLE}, or the bytes of a JPEG or PNG image with its content type")
+        raise RequestError(f"body: expected {EXAMPLE}, or the bytes of a JPEG, PNG or DICOM file with its content type")
     _count("instances", len(instances))
     return [_v1(number, instance) for number, instance in enumerate(instances)]
 
@@ -68,7 +72,19 @@ def _v1(number: int, instance: Any) -> Instance:
     if patient is not None and not isinstance(patient, str | int):
         raise RequestError(f"{where}.patient: expected a text or a whole number")
     field = f"{where}.image.b64"
-    return Instance(field, _base64(field, encoded), _box(f"{where}.roi", roi), _name(where, patient))
+    return Instance(
+        field,
+        _base64(field, encoded),
+        _box(f"{where}.roi", roi),
+        _name(where, patient),
+        _frame(f"{where}.frame", instance.get("frame")),
+    )
+
+
+def _frame(field: str, frame: Any) -> int | None:
+    if frame is not None and (type(frame) is not int or not 1 <= frame <= 1_000_000):
+        raise RequestError(f"{field}: expected the number of a frame, from 1")
+    return frame
 
 
 def _name(where: str, patient: str | int | None) -> str | None:
@@ -106,9 +122,9 @@ def _box(field: str, roi: Any) -> Box | None:
 
 def _v2(request: InferRequest) -> list[Instance]:
     inputs = {one.name: one for one in request.inputs}
-    unknown = sorted(str(name) for name in set(inputs) - {"image", "roi", "patient"})
+    unknown = sorted(str(name) for name in set(inputs) - {"image", "roi", "patient", "frame"})
     if unknown:
-        raise RequestError(f"inputs: {unknown[0]!r} is unknown; there are image, roi and patient")
+        raise RequestError(f"inputs: {unknown[0]!r} is unknown; there are image, roi, patient and frame")
     if "image" not in inputs:
         raise RequestError("inputs: image is missing; BYTES [n] (encoded) or UINT8 [n, height, width, 3]")
     shown = inputs["image"]
@@ -145,9 +161,21 @@ def _v2(request: InferRequest) -> list[Instance]:
         if not all(isinstance(one, str | bytes) for one in patients):
             raise RequestError("inputs.patient: expected texts")
         patients = [one.decode(errors="replace") if isinstance(one, bytes) else one for one in patients]
+    frames: list[Any] = [None] * len(pictures)
+    if "frame" in inputs:
+        numbers = _tensor(inputs["frame"], inputs["frame"].datatype, 1)
+        if inputs["frame"].datatype not in ("INT32", "INT64") or len(numbers) != len(pictures):
+            raise RequestError(f"inputs.frame: expected INT32 or INT64 of shape [{len(pictures)}]")
+        frames = numbers.tolist()
     return [
-        Instance(f"inputs.image[{i}]", image, _box(f"inputs.roi[{i}]", box), _name(f"inputs[{i}]", patient))
-        for i, (image, box, patient) in enumerate(zip(pictures, boxes, patients, strict=True))
+        Instance(
+            f"inputs.image[{i}]",
+            image,
+            _box(f"inputs.roi[{i}]", box),
+            _name(f"inputs[{i}]", patient),
+            _frame(f"inputs.frame[{i}]", frame),
+        )
+        for i, (image, box, patient, frame) in enumerate(zip(pictures, boxes, patients, frames, strict=True))
     ]
 
 

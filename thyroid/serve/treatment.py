@@ -1,5 +1,6 @@
 """From a frame or crop to the pixels that the evaluation would have seen, and in words what was done."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,34 +39,67 @@ def prepare(instance: Instance, domain: str, size: int) -> Prepared:
     Raises:
         RequestError: the image cannot be decoded, or the region lies outside it.
     """
-    if isinstance(instance.image, bytes):
-        try:
-            frame = images.decode(instance.image, formats=images.SERVED)
-        except ValueError as error:
-            raise RequestError(f"{instance.field}: {error}") from None
-    else:
-        frame = instance.image
+    frame, counted = _frame(instance)
     height, width = frame.shape[:2]
     box = instance.roi
     if box is not None and (box[0] + box[2] > width or box[1] + box[3] > height):
-        field = instance.field.removesuffix(".image.b64").replace("inputs.image", "inputs.roi")
-        field = field if field.startswith("inputs") else f"{field}.roi"
-        raise RequestError(f"{field}: {list(box)} reaches outside the image of {width}x{height} pixels")
+        raise RequestError(
+            f"{_beside(instance, 'roi')}: {list(box)} reaches outside the image of {width}x{height} pixels"
+        )
     if domain == "normal":
         area = crop.scan_area(frame)
         image = crop.normal(frame, area)
         done: dict[str, Any] = {"domain": domain, "box": list(area.box), "scan_area_found": area.found}
+        seen = area.box
         inner = None if box is None else (box[0] - area.box[0], box[1] - area.box[1], box[2], box[3])
     elif box is not None:
         image = crop.region(frame, box)
         done = {"domain": domain, "box": list(box), "margin": crop.MARGIN}
+        seen = crop.widened(box, width, height)
         inner = _inside_crop(box, width, height)
     else:
         image = images.letterbox(frame, max(height, width))
         done = {"domain": domain, "note": "no roi given: the image is taken as a crop of the nodule"}
+        seen = (0, 0, width, height)
         inner = None
     pixels = images.rgb(images.square(images.encode(image), size))
+    done |= counted | {"square": _square(seen)}
     return Prepared(pixels, done, None if inner is None else _scaled(inner, image.shape[1], image.shape[0], size))
+
+
+def _frame(instance: Instance) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """The picture, uint8 [height, width, 3], and of a DICOM file which of its frames it is."""
+    if not isinstance(instance.image, bytes) or images.kind(instance.image) != "DICOM":
+        if instance.frame is not None:
+            raise RequestError(f"{_beside(instance, 'frame')}: only a DICOM file has frames")
+        if not isinstance(instance.image, bytes):
+            return instance.image, {}
+        try:
+            return images.decode(instance.image, formats=images.SERVED), {}
+        except ValueError as error:
+            what = "not a JPEG, PNG or DICOM file" if images.kind(instance.image) is None else error
+            raise RequestError(f"{instance.field}: {what}") from None
+    from thyroid import dicom  # a cold start does without its half second
+
+    try:
+        picture = dicom.read(instance.image, instance.frame)
+    except dicom.DicomError as error:
+        field = _beside(instance, "frame") if error.code == "frame" else instance.field
+        raise RequestError(f"{field}: {error}") from None
+    return picture.pixels, {"frame": picture.frame, "frames": picture.frames}
+
+
+def _beside(instance: Instance, name: str) -> str:
+    """Another field of the same instance, for errors."""
+    field = instance.field.removesuffix(".image.b64").replace("inputs.image", f"inputs.{name}")
+    return field if field.startswith("inputs") else f"{field}.{name}"
+
+
+def _square(box: Sequence[int]) -> list[int]:
+    """x, y and side of the square around a box, in pixels of the image; it may reach outside: there the network saw black."""
+    x, y, width, height = box
+    side = max(width, height)
+    return [x - (side - width) // 2, y - (side - height) // 2, side]
 
 
 def _inside_crop(box: Box, width: int, height: int) -> Box:

@@ -1,0 +1,351 @@
+"""DICOM ultrasound to one picture without a patient: only what the pixels need is read, and burned-in text is blanked.
+
+What a picture may show are the file's ultrasound regions (DICOM PS3.3 C.8.5.5), or else the scan area that `crop` finds;
+everything outside, where scanners write the patient's name, goes black. Text that was drawn over the tissue itself stays.
+
+DICOM files have no names that tell label and patient. `python -m thyroid.dicom DIR` lists those of a folder with the
+pseudonyms under which ingest's tables know them, for whoever keeps the key.
+"""
+
+import argparse
+import hashlib
+import hmac
+import io
+import logging
+import os
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import gdcm
+import numpy as np
+import pydicom
+from pydicom import uid
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble  # the public reader takes paths alone
+from pydicom.pixels import apply_color_lut, apply_rescale, apply_windowing, pixel_array
+
+from thyroid import crop, errors, images
+from thyroid.errors import InputError
+
+MAX_BYTES = 500_000_000
+"""Of a file on disk: an uncompressed cine loop of 20 seconds. Over HTTP the limits of the endpoint and the page hold."""
+KEY_VARIABLE = "THYROID_PATIENT_KEY"
+MIN_KEY = 16
+
+_PIXEL_TAGS = (
+    "SOPClassUID",
+    "Modality",
+    "PatientID",
+    "InstanceNumber",
+    "BurnedInAnnotation",
+    "SequenceOfUltrasoundRegions",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "RescaleIntercept",
+    "RescaleSlope",
+    *(
+        f"{colour}PaletteColorLookupTable{part}"
+        for colour in ("Red", "Green", "Blue")
+        for part in ("Descriptor", "Data")
+    ),
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "PixelData",
+)
+"""All that is ever read of a file; names, dates and the rest are skipped unread."""
+_ULTRASOUND = {
+    uid.UltrasoundImageStorage,
+    uid.UltrasoundMultiFrameImageStorage,
+    "1.2.840.10008.5.1.4.1.1.6",  # retired: Ultrasound Image Storage
+    "1.2.840.10008.5.1.4.1.1.3",  # retired: Ultrasound Multi-frame Image Storage
+}
+_TISSUE = 1  # Region Spatial Format 2D, PS3.3 C.8.5.5.1.1
+_START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its lines hold values of the file
+for _level in ("Debug", "Warning", "Error"):
+    getattr(gdcm.Trace, f"{_level}Off")()
+
+
+class DicomError(ValueError):
+    """A file that cannot be used; the message says why in words and holds nothing of its content but technical facts.
+
+    Attributes:
+        code: one word, for programs that say it in other words: damaged, modality, pixels, size, frame, burned_in.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One frame.
+
+    Attributes:
+        pixels: uint8 [rows, columns, 3], RGB, black outside the ultrasound regions or the scan area.
+        frame: its number, from 1 as DICOM counts.
+        frames: how many the file has.
+        instance: number of the file in its series; 0 where it has none.
+        patient: the file's patient id, to be hashed and dropped.
+    regions: whether the file says where its tissue is; if not, the picture alone told, and text close to it may be left.
+    """
+
+    pixels: images.Pixels
+    frame: int
+    frames: int
+    instance: int
+    patient: str
+    regions: bool
+
+
+def read(data: bytes, frame: int | None = None) -> Picture:
+    """Decode and de-identify one frame of an ultrasound file.
+
+    Sizes are checked before any pixel is decoded, in DICOM's header and in the compressed frame's own; a deflated file is
+    inflated up to `MAX_BYTES`.
+
+    Args:
+        data: the whole file.
+        frame: from 1; None for the middle one.
+
+    Raises:
+        DicomError: not ultrasound, without pixels, too large or small, damaged, no such frame, or burned-in text cannot be
+            told from tissue.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd values beside sound pixels
+        try:
+            dataset = _parse(data)
+            modality = str(dataset.get("Modality") or "")
+            if modality != "US" and not (not modality and dataset.get("SOPClassUID") in _ULTRASOUND):
+                kind = modality if modality.isalnum() and len(modality) <= 16 else "unknown"
+                raise DicomError("modality", f"DICOM of modality {kind}; only ultrasound (US) is taken")
+            chosen, frames = _choose(dataset, frame)
+            pixels = _decode(dataset, chosen)
+            return Picture(
+                _deidentified(dataset, pixels),
+                chosen,
+                frames,
+                int(dataset.get("InstanceNumber") or 0),
+                str(dataset.get("PatientID") or "").strip(),
+                bool(dataset.get("SequenceOfUltrasoundRegions")),
+            )
+        except DicomError:
+            raise
+        except (
+            Exception
+        ) as error:  # pydicom and its decoders raise many kinds for files that are not as the standard has them
+            raise DicomError("damaged", f"damaged DICOM, or one of an unknown kind ({type(error).__name__})") from None
+
+
+def _parse(data: bytes) -> Dataset:
+    """The tags of `_PIXEL_TAGS`; a deflated data set is inflated within bounds."""
+    stream = io.BytesIO(data)
+    read_preamble(stream, force=False)
+    meta = _read_file_meta_info(stream)
+    if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
+        return pydicom.dcmread(io.BytesIO(data), specific_tags=list(_PIXEL_TAGS))
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = unpacker.decompress(stream.read(), MAX_BYTES)
+    if unpacker.unconsumed_tail:
+        raise DicomError("size", f"deflated DICOM of more than {MAX_BYTES:,} bytes")
+    dataset = read_dataset(io.BytesIO(inflated), False, True, specific_tags=list(map(pydicom.tag.Tag, _PIXEL_TAGS)))
+    dataset.file_meta = meta
+    dataset.set_original_encoding(False, True)
+    return dataset
+
+
+def _choose(dataset: Dataset, frame: int | None) -> tuple[int, int]:
+    """Number of the frame to decode and of all; the sizes are checked on the way."""
+    if "PixelData" not in dataset or not dataset.PixelData:
+        raise DicomError("pixels", "DICOM without pixels, a report or a reference to an image elsewhere")
+    rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
+    _check_size(rows, columns)
+    if dataset.get("SamplesPerPixel", 1) not in (1, 3) or dataset.get("BitsAllocated") not in (8, 16):
+        raise DicomError("damaged", "damaged DICOM: samples of a pixel that no ultrasound image has")
+    if frames < 1:
+        raise DicomError("damaged", "damaged DICOM: it has no frame")
+    chosen = (frames + 1) // 2 if frame is None else frame
+    if not 1 <= chosen <= frames:
+        raise DicomError("frame", f"there is no frame {chosen}; the file has {frames}, counted from 1")
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+        known = (offsets[0], offsets[1]) if all(offsets) else None
+        encoded = get_frame(dataset.PixelData, chosen - 1, number_of_frames=frames, extended_offsets=known)
+        inner = _encoded_size(encoded)
+        if inner is not None and inner != (rows, columns):
+            raise DicomError("damaged", "damaged DICOM: its compressed image has another size than its header says")
+    return chosen, frames
+
+
+def _check_size(rows: int, columns: int) -> None:
+    if rows * columns > images.MAX_PIXELS or max(rows, columns) > images.MAX_SIDE:
+        raise DicomError("size", f"image of {columns}x{rows} is larger than the limit of {images.MAX_PIXELS:,} pixels")
+    if min(rows, columns) < images.MIN_SIDE:
+        raise DicomError("size", f"image of {columns}x{rows} is smaller than {images.MIN_SIDE} pixels a side")
+
+
+def _encoded_size(frame: bytes) -> tuple[int, int] | None:
+    """Height and width in the header of a JPEG, JPEG-LS or JPEG 2000 code stream; None for others (RLE)."""
+    if frame[:4] == b"\xff\x4f\xff\x51":  # SIZ follows SOC at once (ISO 15444-1 A.5.1)
+        width, height, left, top = (int.from_bytes(frame[at : at + 4], "big") for at in range(8, 24, 4))
+        return height - top, width - left
+    if frame[:2] != b"\xff\xd8":
+        return None
+    place = 2
+    while place + 9 <= len(frame):
+        if frame[place] != 0xFF:
+            raise DicomError("damaged", "damaged DICOM: its JPEG image has no header")
+        marker = frame[place + 1]
+        if marker in _START_OF_FRAME:
+            return int.from_bytes(frame[place + 5 : place + 7], "big"), int.from_bytes(
+                frame[place + 7 : place + 9], "big"
+            )
+        # fill bytes, and markers that stand alone
+        place += (
+            1
+            if marker == 0xFF
+            else 2
+            if marker in (0x01, *range(0xD0, 0xD9))
+            else 2 + max(2, int.from_bytes(frame[place + 2 : place + 4], "big"))
+        )
+    raise DicomError("damaged", "damaged DICOM: its JPEG image has no header")
+
+
+def _decode(dataset: Dataset, frame: int) -> images.Pixels:
+    """uint8 [rows, columns, 3] of one frame, from 1."""
+    values = pixel_array(dataset, index=frame - 1)
+    photometric = dataset.PhotometricInterpretation
+    if photometric == "PALETTE COLOR":
+        values = apply_color_lut(values, dataset)
+        if values.dtype == np.uint16:
+            values = (values >> 8).astype(np.uint8)
+    elif values.ndim == 2:
+        values = _grey(dataset, values)
+        if photometric == "MONOCHROME1":
+            values = 255 - values
+    elif values.dtype != np.uint8:
+        values = _scaled(values, dataset)
+    if values.ndim == 2:
+        values = np.repeat(values[..., None], 3, axis=2)
+    return np.ascontiguousarray(values[..., :3], np.uint8)
+
+
+def _grey(dataset: Dataset, values: np.ndarray) -> np.ndarray:
+    """Greys of 0 to 255: by the file's window if it has one, else by the range of its samples (PS3.3 C.11.2)."""
+    if "WindowWidth" in dataset and "WindowCenter" in dataset:
+        shown = apply_windowing(apply_rescale(values, dataset), dataset).astype(float)
+        slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
+        low, high = sorted(bound * slope + intercept for bound in _range(dataset))
+        return np.clip((shown - low) / max(high - low, 1e-9) * 255, 0, 255).round().astype(np.uint8)
+    return values if values.dtype == np.uint8 and dataset.get("BitsStored", 8) == 8 else _scaled(values, dataset)
+
+
+def _scaled(values: np.ndarray, dataset: Dataset) -> np.ndarray:
+    low, high = _range(dataset)
+    return np.clip((values.astype(float) - low) / max(high - low, 1) * 255, 0, 255).round().astype(np.uint8)
+
+
+def _range(dataset: Dataset) -> tuple[int, int]:
+    """What the samples can hold."""
+    bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if dataset.get("PixelRepresentation") else (0, (1 << bits) - 1)
+
+
+def _deidentified(dataset: Dataset, pixels: images.Pixels) -> images.Pixels:
+    """Black outside the tissue."""
+    regions = dataset.get("SequenceOfUltrasoundRegions") or []
+    if not regions:
+        area = crop.scan_area(_without_text(pixels))
+        if area.found:
+            return cv2.copyTo(pixels, area.mask)
+        if str(dataset.get("BurnedInAnnotation") or "") == "NO":
+            return pixels
+        raise DicomError(
+            "burned_in",
+            "neither an ultrasound region nor a scan area is to be found, so burned-in text cannot be blanked",
+        )
+    allowed = np.zeros(pixels.shape[:2], np.uint8)
+    for one in regions:
+        if one.get("RegionSpatialFormat") == _TISSUE:
+            rows = slice(int(one.RegionLocationMinY0), int(one.RegionLocationMaxY1) + 1)
+            allowed[rows, int(one.RegionLocationMinX0) : int(one.RegionLocationMaxX1) + 1] = 1
+    if not allowed.any():
+        raise DicomError("pixels", "DICOM without a 2D ultrasound region in its image")
+    pixels = cv2.copyTo(pixels, allowed)
+    return cv2.copyTo(pixels, crop.scan_area(pixels).mask)
+
+
+def _without_text(pixels: images.Pixels) -> images.Pixels:
+    """Speckle fills its surroundings, letters leave most of theirs dark: what is thin is black in the result."""
+    bright = pixels.max(axis=2)
+    background = int(np.bincount(bright.ravel(), minlength=256)[:64].argmax())
+    side = max(5, min(bright.shape) // 16) | 1
+    share = cv2.blur((bright > background + 4).astype(np.float32), (side, side))
+    return cv2.copyTo(pixels, (share > 0.6).astype(np.uint8))
+
+
+def key() -> bytes:
+    """The key that makes pseudonyms, from the environment: it must not stand beside the data.
+
+    Raises:
+        InputError: there is none, or it is so short that it can be guessed.
+    """
+    given = os.environ.get(KEY_VARIABLE, "").strip()
+    if len(given) < MIN_KEY:
+        raise InputError(
+            f"{KEY_VARIABLE}: DICOM scans need a secret of at least {MIN_KEY} characters in this environment variable, and "
+            "the same one every time: patient ids are replaced by a keyed hash of it"
+        )
+    return given.encode()
+
+
+def patient_number(secret: bytes, patient: str) -> int:
+    """A number of up to 18 digits in place of a patient id (HMAC-SHA256): the same for the same id and key."""
+    return int.from_bytes(hmac.digest(secret, b"patient\0" + patient.encode(), "sha256")) % 10**18
+
+
+def file_pseudonym(secret: bytes, name: str) -> str:
+    """`dicom/<hash>.dcm` in place of a file's name within the folder of scans, which may hold the patient's."""
+    return f"dicom/{hmac.digest(secret, b'file' + bytes(1) + name.encode(), hashlib.sha256).hex()[:24]}.dcm"
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m thyroid.dicom", description="List the DICOM files of a folder with their pseudonyms."
+    )
+    parser.add_argument("folder", type=Path, help="of scans")
+    folder = parser.parse_args(argv).folder
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of scans")
+    secret = key()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                if images.kind(file.read(132)) == "DICOM":
+                    name = path.relative_to(folder).as_posix()
+                    print(f"{file_pseudonym(secret, name)}  {name}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
