@@ -91,3 +91,17 @@ def overlay(image: NDArray[np.uint8], hot: NDArray[np.float32], strength: float 
     share = strength * hot[..., None]
     base = np.broadcast_to(image, (*image.shape[:2], 3))
     return np.round(base * (1 - share) + colour * share).astype(np.uint8)
+
+
+def layer(hot: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The heat map alone, to be laid over its image at any opacity: the hotter, the less transparent.
+
+    Args:
+        hot: float32 [size, size], 0 to 1.
+
+    Returns:
+        uint8 [size, size, 4], RGBA.
+    """
+    heat = (hot * 255).astype(np.uint8)
+    colour = cv2.applyColorMap(heat, cv2.COLORMAP_INFERNO)[..., ::-1]
+    return np.dstack([colour, heat])

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
-from thyroid.serve import limits, metrics
+from thyroid.serve import limits, metrics, openapi
 from thyroid.serve.limits import RequestError
 
 log = logging.getLogger("thyroid.serve")
@@ -22,7 +22,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 JSON_TYPES = ("application/json", "application/cloudevents+json")
-IMAGE_TYPES = ("image/jpeg", "image/png", "application/dicom", "application/octet-stream")
+IMAGE_TYPES = (*openapi.IMAGES, "application/octet-stream")
 OPEN_PATHS = ("/", "/metrics", "/openapi.json")
 """Reached without the token, as is everything under /v2/health/."""
 

@@ -208,18 +208,16 @@ class ThyroidModel(kserve.Model):
         seen = await self._look(request)
         if request.v2 is not None:
             return self._v2(request.v2, seen)
-        answer: dict[str, Any] = {"predictions": [self._told(one) for one in seen]}
-        if patients := self._patients(seen):
-            answer["patients"] = patients
-        return answer
+        return {"predictions": [self._told(one) for one in seen]} | self._patients(seen)
 
     async def explain(self, request: Any, headers: Any = None) -> dict[str, Any]:
-        """V1: {"explanations": [...]}: each prediction with its heat map as array and as overlay PNG."""
+        """V1: {"explanations": [...]}: each prediction with its heat map as array, as a layer and as overlay (PNG)."""
         seen = await self._look(request)
         loop = asyncio.get_running_loop()
         maps = [loop.run_in_executor(self._preparing, self._explained, one) for one in seen]
         shown = await asyncio.gather(*maps)
-        return {"explanations": [self._told(one) | {"heat_map": heat} for one, heat in zip(seen, shown, strict=True)]}
+        told = [self._told(one) | {"heat_map": heat} for one, heat in zip(seen, shown, strict=True)]
+        return {"explanations": told} | self._patients(seen)
 
     async def _look(self, request: _Request) -> list[_Seen]:
         return await asyncio.gather(*(self._see(instance, request.started) for instance in request.instances))
@@ -271,32 +269,37 @@ class ThyroidModel(kserve.Model):
             **({"reason": "abstention_band"} if decision == "abstain" else {}),
         }
 
-    def _patients(self, seen: Sequence[_Seen]) -> list[dict[str, Any]]:
-        """A patient's mean over the views, as the evaluation aggregates."""
+    def _patients(self, seen: Sequence[_Seen]) -> dict[str, Any]:
+        """A patient's mean over the views, as the evaluation aggregates; nothing where no patient is named."""
         views: dict[str, list[np.ndarray]] = {}
         for one in seen:
             if one.instance.patient is not None:
                 views.setdefault(one.instance.patient, []).append(one.probability)
-        return [
+        told = [
             {"patient": patient, "images": len(rows)} | self._decided(np.mean(rows, axis=0))
             for patient, rows in views.items()
         ]
+        return {"patients": told} if told else {}
 
     def _explained(self, seen: _Seen) -> dict[str, Any]:
         pixels = seen.prepared.pixels
         hot = explain.heat(seen.evidence, pixels.shape[0])
-        buffer = io.BytesIO()
-        Image.fromarray(explain.overlay(pixels, hot)).save(buffer, "PNG", compress_level=1)
         positive = np.maximum(seen.evidence, 0)
         roi = seen.prepared.roi
         return {
             "method": "class activation map (Grad-CAM of a pooled last layer), evidence of malignancy",
             "map": (positive / max(float(positive.max()), 1e-12)).round(4).tolist(),
             "size": pixels.shape[0],
-            "overlay_png": {"b64": base64.b64encode(buffer.getvalue()).decode()},
+            "overlay_png": _png(explain.overlay(pixels, hot)),
+            "layer_png": _png(explain.layer(hot)),
             "roi": None if roi is None else list(roi),
             "share_inside_roi": None if roi is None else explain.share_inside(hot, roi),
         }
+
+    def described(self) -> dict[str, Any]:
+        """What the registry knows of this version, for people who ask who answers: model.json without its files' hashes."""
+        facts = {name: value for name, value in self.facts.items() if name != "files"}
+        return facts | {"form": self.chosen, "released": self.released, "not_released": self.not_released}
 
     def _v2(self, request: InferRequest, seen: Sequence[_Seen]) -> InferResponse:
         probability = InferOutput("probability", [len(seen), len(self.facts["classes"])], "FP32")
@@ -320,3 +323,9 @@ class ThyroidModel(kserve.Model):
                 "notice": RESEARCH_USE_ONLY,
             },
         )
+
+
+def _png(pixels: np.ndarray) -> dict[str, str]:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return {"b64": base64.b64encode(buffer.getvalue()).decode()}

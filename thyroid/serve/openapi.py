@@ -5,6 +5,9 @@ from typing import Any
 from thyroid import RESEARCH_USE_ONLY, registry
 from thyroid.serve.limits import MAX_INSTANCES
 
+IMAGES = ("image/jpeg", "image/png", "application/dicom")
+"""Content types of a body that is one file."""
+
 _NUMBER = {"type": "number"}
 _TEXT = {"type": "string"}
 
@@ -15,7 +18,9 @@ _INSTANCE = {
         "image": {
             "type": "object",
             "required": ["b64"],
-            "properties": {"b64": {"type": "string", "format": "byte", "description": "base64 of a JPEG or PNG file"}},
+            "properties": {
+                "b64": {"type": "string", "format": "byte", "description": "base64 of a JPEG, PNG or DICOM file"}
+            },
         },
         "roi": {
             "type": "array",
@@ -25,6 +30,7 @@ _INSTANCE = {
             "description": "the nodule: x, y, width, height in pixels of the image",
         },
         "patient": {"type": "string", "maxLength": 128, "description": "views of one patient are aggregated"},
+        "frame": {"type": "integer", "minimum": 1, "maximum": 1_000_000, "description": "of a DICOM file"},
     },
 }
 _DECIDED = {
@@ -59,6 +65,7 @@ _PREDICTION = {
         "not_released": {"type": "array", "items": _TEXT, "description": "why the model may not be relied on"},
     },
 }
+_PNG: dict[str, Any] = {"type": "object", "properties": {"b64": {"type": "string", "format": "byte"}}}
 _HEAT_MAP = {
     "type": "object",
     "properties": {
@@ -69,7 +76,8 @@ _HEAT_MAP = {
             "description": "0 to 1, rows of the last map",
         },
         "size": {"type": "integer", "description": "side of the network's input, of the overlay and of roi"},
-        "overlay_png": {"type": "object", "properties": {"b64": {"type": "string", "format": "byte"}}},
+        "overlay_png": _PNG,
+        "layer_png": _PNG | {"description": "the map alone, transparent where it is cold"},
         "roi": {"type": "array", "items": {"type": "integer"}, "nullable": True},
         "share_inside_roi": {"type": "number", "nullable": True},
     },
@@ -78,7 +86,7 @@ _TENSOR = {
     "type": "object",
     "required": ["name", "shape", "datatype", "data"],
     "properties": {
-        "name": {"type": "string", "enum": ["image", "roi", "patient"]},
+        "name": {"type": "string", "enum": ["image", "roi", "patient", "frame"]},
         "shape": {
             "type": "array",
             "items": {"type": "integer", "minimum": 1, "maximum": 100_000},
@@ -119,15 +127,17 @@ def document() -> dict[str, Any]:
     """OpenAPI 3.0 as a dictionary."""
     request = _list_of("instances", _INSTANCE, minItems=1, maxItems=MAX_INSTANCES)
     image = {"schema": {"type": "string", "format": "binary"}}
-    v1_body = {"required": True, "content": _json(request) | {"image/jpeg": image, "image/png": image}}
+    v1_body = {"required": True, "content": _json(request) | dict.fromkeys(IMAGES, image)}
     patients = {"type": "array", "items": {"type": "object", "properties": _DECIDED | {"patient": _TEXT}}}
     predictions = _list_of("predictions", _PREDICTION)
     predictions["properties"]["patients"] = patients
     explained = {**_PREDICTION, "properties": {**_PREDICTION["properties"], "heat_map": _HEAT_MAP}}  # type: ignore[dict-item]
+    explanations = _list_of("explanations", explained)
+    explanations["properties"]["patients"] = patients
     infer = {
         "type": "object",
         "required": ["inputs"],
-        "properties": {"id": _TEXT, "inputs": {"type": "array", "items": _TENSOR, "minItems": 1, "maxItems": 3}},
+        "properties": {"id": _TEXT, "inputs": {"type": "array", "items": _TENSOR, "minItems": 1, "maxItems": 4}},
     }
     outputs = _list_of("outputs", {"type": "object"})
     name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": [registry.NAME]}}
@@ -151,11 +161,20 @@ def document() -> dict[str, Any]:
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "paths": {
             "/v1/models/{model}:predict": post("Probability and decision of images", v1_body, predictions, *failed),
-            "/v1/models/{model}:explain": post(
-                "The same with a heat map", v1_body, _list_of("explanations", explained), *failed
-            ),
+            "/v1/models/{model}:explain": post("The same with a heat map", v1_body, explanations, *failed),
             "/v1/models": get("Names of the models", anything, "401"),
             "/v1/models/{model}": get("Whether a model is ready", anything, "401", "404", "503", parameters=(name,)),
+            "/v1/models/{model}/facts": get(
+                "Who answers: model.json of the version", anything, "401", "404", "503", parameters=(name,)
+            ),
+            "/v1/models/{model}/report": {
+                "get": {
+                    "summary": "The report of its evaluation",
+                    "parameters": [name],
+                    "responses": _answers(anything, "401", "404", "503")
+                    | {"200": {"description": "A page", "content": {"text/html": {"schema": {"type": "string"}}}}},
+                }
+            },
             "/v2": get("The server", anything, "401"),
             "/v2/health/live": get("Whether the server runs", anything),
             "/v2/health/ready": get("Whether requests should come here", anything, "503"),

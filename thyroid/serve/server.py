@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import grpc
 import orjson
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from grpc import aio
 from kserve import InferInput, InferRequest
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady, ServerNotReady
@@ -311,6 +311,23 @@ class _REST(RESTServer):
             draining=lambda: server.draining,
         )
         app.openapi = openapi.document
+        app.add_api_route("/v1/models/{name}/facts", self._facts, methods=["GET"])
+        app.add_api_route("/v1/models/{name}/report", self._report, methods=["GET"])
+
+    def _facts(self, name: str) -> JSONResponse:
+        return JSONResponse(self._model(name).described())
+
+    def _report(self, name: str) -> FileResponse:
+        report = self._model(name).folder / "report.html"
+        if not report.is_file():  # an artefact that no pipeline registered
+            raise RequestError("this model has no report", HTTPStatus.NOT_FOUND, "not_found")
+        return FileResponse(report, media_type="text/html")
+
+    def _model(self, name: str) -> ThyroidModel:
+        model = self._guarded.models.get_model(name)
+        if model is None:
+            raise ModelNotReady(name) if name == registry.NAME else ModelNotFound(name)
+        return model
 
     def _add_exception_handlers(self, app: FastAPI) -> None:
         """All in the form that `guard` gives errors, without a traceback in the log."""
