@@ -43,3 +43,21 @@ def test_overlay_leaves_cold_places_alone():
     assert out.shape == (8, 8, 3)
     assert (out[1:] == 100).all()
     assert (out[0, 0] != 100).any()
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_a_model_that_was_loaded_has_a_map(name, tmp_path):
+    """As in a new process, where Keras' count of names begins at the ones that the file holds."""
+    backbones.build(backbones.get(name), 32, None).save(tmp_path / "model.keras")
+    keras.backend.clear_session()
+    heat = explain.heat_maps(keras.models.load_model(tmp_path / "model.keras"), np.zeros((1, 32, 32, 1), np.uint8))
+    assert heat.shape == (1, 32, 32)
+
+
+def test_layer_shows_hot_places_alone():
+    heat = np.zeros((8, 8), np.float32)
+    heat[0, 0] = 1
+    layer = explain.layer(heat)
+    assert layer.shape == (8, 8, 4)
+    assert layer[0, 0, 3] == 255
+    assert (layer[1:, :, 3] == 0).all()

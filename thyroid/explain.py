@@ -34,8 +34,11 @@ def with_map(network: "keras.Model") -> "keras.Model":
     others = [column for column in range(len(CLASSES)) if column != POSITIVE]
     weight = (kernel[:, POSITIVE] - kernel[:, others].mean(axis=1)).astype(np.float32)
     probability = dense(network.get_layer(backbones.FEATURES)(maps))
-    evidence = keras.ops.matmul(keras.ops.cast(maps, "float32"), weight[:, None])
-    return keras.Model(network.input, [probability, keras.ops.squeeze(evidence, axis=-1)])
+    # layers with names of their own: Keras counts the names that it gives from anew beside a model that was loaded
+    weigh = keras.layers.Dense(1, use_bias=False, dtype="float32", name="evidence")
+    evidence = keras.layers.Reshape(maps.shape[1:3], dtype="float32", name="evidence_map")(weigh(maps))
+    weigh.set_weights([weight[:, None]])
+    return keras.Model(network.input, [probability, evidence])
 
 
 def heat(evidence: NDArray[np.float32], size: int) -> NDArray[np.float32]:
