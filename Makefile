@@ -4,6 +4,7 @@ VENV ?= .venv
 OUTPUT ?= output
 PRESET ?= quick
 PORT ?= 8080
+PAGE_PORT ?= 8000
 # Images are named IMAGES-data:TAG and so on; a commit's tag never changes its meaning.
 IMAGES ?= localhost/thyroid
 ifndef TAG
@@ -50,8 +51,8 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY) ## Scans to registered model and report on this machine (no arguments: synthetic sample scans)
 	@"$(BIN)/python" -m pipelines run $(RUN_OPTIONS)
 
-serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol (PORT=8080)
-	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT)
+serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol, and the page (PORT=8080 PAGE_PORT=8000)
+	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT) --page-port $(PAGE_PORT)
 
 test: $(READY) ## Lint, type check and all fast tests
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
@@ -80,11 +81,11 @@ images: ## Build the image of every dependency set with docker, podman or builda
 	@GPU="$(GPU)" images/build.sh "$(IMAGES)" "$(TAG)"
 
 push: ## Push the images that `make images` built (IMAGES=registry/prefix)
-	@engine=$$(images/engine.sh) && for set in data train ops serve $(if $(GPU),serve-gpu); do \
+	@engine=$$(images/engine.sh) && for set in data train ops serve web $(if $(GPU),serve-gpu); do \
 		"$$engine" push "$(IMAGES)-$$set:$(TAG)" || exit 1; done
 
-manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway | kubectl apply -f -
-	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(serve|serve-gpu):dev$$#$(IMAGES)-\1:$(TAG)#'
+manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress | kubectl apply -f -
+	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(serve|serve-gpu|web):dev$$#$(IMAGES)-\1:$(TAG)#'
 
 workbench: ## Render a pod with the volume and the ops image, to bring scans in: make -s workbench | kubectl apply -f -
 	@sed 's#localhost/thyroid-ops:dev$$#$(IMAGES)-ops:$(TAG)#' manifests/workbench/pod.yaml

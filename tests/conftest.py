@@ -101,6 +101,16 @@ def evaluated(cropped: Path, trained: dict[tuple[str, str], Path], tmp_path_fact
 
 
 @pytest.fixture(scope="session")
+def model(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Registry with the winner of `evaluated`; tests that change it copy it."""
+    from thyroid import register
+
+    root = tmp_path_factory.mktemp("registry")
+    register.register(evaluated, root, root / "summary.json")
+    return root
+
+
+@pytest.fixture(scope="session")
 def emulator() -> Iterator[str]:
     with emulated.emulator() as address:
         yield address

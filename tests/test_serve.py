@@ -24,13 +24,6 @@ from thyroid.serve import __main__ as command
 
 
 @pytest.fixture(scope="module")
-def model(evaluated, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("registry")
-    register.register(evaluated, root, root / "summary.json")
-    return root
-
-
-@pytest.fixture(scope="module")
 def facts(model) -> dict:
     return registry.verify(registry.find(model))
 
@@ -72,7 +65,11 @@ def test_frame_with_roi_gets_exactly_the_evaluated_probability(server, tested, f
         assert prediction["threshold"] == facts["threshold"]
         assert prediction["class"] == ("M" if row["decision"] == "malignant" else "B")
         assert ("not_released" in prediction) == (facts["gate"]["decision"] == "refused")
+        left, top, side = prediction["crop"].pop("square")
         assert prediction["crop"] == {"domain": "cropped", "box": box(row), "margin": crop.MARGIN}
+        assert left < row["x"]
+        assert top < row["y"]
+        assert side > max(row["width"], row["height"])
         assert prediction["form"] == engine.F32
         assert prediction["model_version"] == 1
         assert prediction["data_digest"] == facts["data_digest"]

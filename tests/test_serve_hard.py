@@ -24,15 +24,8 @@ from PIL import Image
 
 from tests.conftest import variant
 from tests.serving import EXPLAIN, INFER, PREDICT, Server, encoded
-from thyroid import register, registry
+from thyroid import registry
 from thyroid.serve import limits
-
-
-@pytest.fixture(scope="module")
-def model(evaluated, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("registry")
-    register.register(evaluated, root, root / "summary.json")
-    return root
 
 
 @pytest.fixture(scope="module")

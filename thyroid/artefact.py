@@ -62,6 +62,8 @@ def write(
             "serving_domain": result["serving_domain"],
             "parameters": row["parameters"],
             "data_digest": facts["digest"],
+            "scans": facts["scans"],
+            "synthetic": facts["synthetic"],
             **point.facts(),
             "settings": result["settings"],
             "reference": dict(zip(CLASSES, probability.tolist(), strict=True)),

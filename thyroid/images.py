@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 
@@ -33,6 +33,14 @@ def read(path: str | Path) -> bytes:
     if size > MAX_BYTES:
         raise ValueError(f"file of {size:,} bytes is larger than the limit of {MAX_BYTES:,}")
     return Path(path).read_bytes()
+
+
+class SizeError(ValueError):
+    """An image whose sides are not allowed, in pixels."""
+
+    def __init__(self, width: int, height: int, message: str) -> None:
+        super().__init__(message)
+        self.width, self.height = width, height
 
 
 SERVED = ("JPEG", "PNG")
@@ -64,6 +72,32 @@ def decode(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("J
     Raises:
         ValueError: not of these formats, too large, too small or damaged; the message says which.
     """
+    image = _open(data, min_side, formats)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            upright = ImageOps.exif_transpose(image) or image
+        return np.asarray(upright.convert("RGB"))
+    except Exception as error:  # malformed EXIF raises struct.error, TypeError, AttributeError and others in Pillow
+        raise ValueError(f"damaged {image.format}: {error}") from None
+
+
+def size(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPEG",)) -> tuple[int, int]:
+    """Width and height that `decode` would give, from the header alone.
+
+    Raises:
+        ValueError: not of these formats, too large or too small; damage behind the header is not seen.
+    """
+    image = _open(data, min_side, formats)
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception:  # of malformed EXIF, as above
+        raise ValueError(f"damaged {image.format}") from None
+    return (image.height, image.width) if turned else image.size
+
+
+def _open(data: bytes, min_side: int, formats: tuple[str, ...]) -> Image.Image:
+    """The image before any pixel is decoded, with sides that are allowed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bombs (MAX_PIXELS is stricter) and odd metadata beside sound pixels
@@ -74,20 +108,16 @@ def decode(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("J
         raise ValueError(f"not a {' or '.join(formats)} image") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ValueError(f"image of {width}x{height} is larger than the limit of {MAX_PIXELS:,} pixels")
+        raise SizeError(width, height, f"image of {width}x{height} is larger than the limit of {MAX_PIXELS:,} pixels")
     if max(width, height) > MAX_SIDE:  # letterboxing makes a square of the longer side
-        raise ValueError(f"image of {width}x{height} is longer than the limit of {MAX_SIDE:,} pixels a side")
+        raise SizeError(
+            width, height, f"image of {width}x{height} is longer than the limit of {MAX_SIDE:,} pixels a side"
+        )
     if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
         raise ValueError("an animation; send one picture")
     if min(width, height) < min_side:
-        raise ValueError(f"image of {width}x{height} is smaller than {min_side} pixels a side")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            upright = ImageOps.exif_transpose(image) or image
-        return np.asarray(upright.convert("RGB"))
-    except Exception as error:  # malformed EXIF raises struct.error, TypeError, AttributeError and others in Pillow
-        raise ValueError(f"damaged {image.format}: {error}") from None
+        raise SizeError(width, height, f"image of {width}x{height} is smaller than {min_side} pixels a side")
+    return image
 
 
 def encode(image: Pixels, comment: bytes | None = None) -> bytes:

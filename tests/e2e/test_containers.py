@@ -23,13 +23,14 @@ from thyroid import deploy, phantom, registry
 pytestmark = pytest.mark.containers
 ROOT = Path(__file__).parents[2]
 TOY = {"image_size": 32, "epochs": 1, "batch_size": 16, "weights": "none", "domains": ""}
-MEGABYTES = {"data": 700, "ops": 1000, "serve": 900, "train": 3500}
+MEGABYTES = {"data": 700, "ops": 1000, "serve": 900, "train": 3500, "web": 700}
 STEPS = {"data": ["ingest", "crop"], "train": ["train", "evaluate"], "ops": ["register", "deploy", "conclude"]}
 NOT_IN = {
     "data": ["tensorflow", "keras", "openvino", "sklearn", "kserve", "kubernetes"],
     "train": ["kserve", "kubernetes", "fastapi"],
     "ops": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "scipy"],
     "serve": ["tensorflow", "keras", "sklearn", "matplotlib", "pyarrow", "kfp"],
+    "web": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "pyarrow", "kserve", "kfp"],
 }
 
 
@@ -71,7 +72,7 @@ def test_an_image_is_small_and_well_described(engine, image):
     assert "Research use only" in labels["org.opencontainers.image.description"]
     assert labels["org.opencontainers.image.revision"] == os.environ.get("THYROID_TAG", "dev").removesuffix("-gpu")
     health = config.get("Healthcheck") or found.get("HealthCheck") or found.get("Healthcheck")
-    assert bool(health) == (image == "serve")
+    assert bool(health) == (image in ("serve", "web"))
 
 
 @pytest.mark.parametrize("image", NOT_IN)
@@ -83,7 +84,9 @@ assert not found, found
 assert os.getuid() == 10001
 """
     if image == "serve":
-        code += "sys.argv = sys.argv[:1]\nimport thyroid.serve.server"
+        code += "sys.argv = sys.argv[:1]\nimport thyroid.serve.server, thyroid.dicom"
+    elif image == "web":
+        code += "import thyroid.web.__main__"
     else:
         code += "os.environ['_KFP_RUNTIME'] = 'true'\n"
         code += "\n".join(f"import components.{step}, thyroid.{step}" for step in STEPS[image])

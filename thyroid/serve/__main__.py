@@ -6,32 +6,16 @@ python -m thyroid.serve --model-dir /mnt/models --grpc-port 8081
 """
 
 import argparse
-import json
-import logging
+import contextlib
 import os
+import socket
+import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from thyroid import RESEARCH_USE_ONLY, engine, errors, registry
-
-
-class _Lines(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        told = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)), "level": record.levelname}
-        return json.dumps(told | {"message": record.getMessage()} | getattr(record, "fields", {}), ensure_ascii=False)
-
-
-def configure_logging() -> None:
-    """Our lines as JSON on standard output; of everybody else warnings and worse."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Lines())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger("thyroid").setLevel(logging.INFO)
+from thyroid import RESEARCH_USE_ONLY, engine, errors, logs, registry
 
 
 @errors.command
@@ -45,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source.add_argument("--model-dir", type=Path, help="folder of one artefact, as KServe mounts it")
     parser.add_argument("--port", type=int, default=8080, help="of HTTP")
     parser.add_argument("--grpc-port", type=int, help="of gRPC; none without it")
+    parser.add_argument("--page-port", type=int, help="of the page for people (python -m thyroid.web), none without it")
     parser.add_argument("--form", choices=engine.FORMS, help="default: the fastest that was scored and runs here")
     parser.add_argument("--token-file", type=Path, help="file with the bearer token that requests must carry")
     parser.add_argument("--repository-api", action="store_true", help="open /v2/repository (load and unload)")
@@ -52,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tls-key", type=Path, help="PEM file")
     arguments = parser.parse_args(argv)
     values = vars(arguments)
-    token_file = values.pop("token_file")
+    token_file, page_port = values.pop("token_file"), values.pop("page_port")
+    if page_port is not None and arguments.tls_certificate is not None:
+        raise errors.InputError("--page-port asks the endpoint without TLS; start python -m thyroid.web by itself")
     token = token_file.read_text().strip() if token_file else os.environ.get("THYROID_TOKEN") or None
     if token_file and not token:
         raise errors.InputError(f"{token_file}: holds no token")
@@ -62,13 +49,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.argv = sys.argv[:1]  # kserve parses the command line when it is imported
     from thyroid.serve.server import Options, Server
 
-    configure_logging()
+    logs.configure()
     print(
         f"serving on http://localhost:{arguments.port}/v1/models/{registry.NAME}:predict once /v2/health/ready says so\n"
         f"{RESEARCH_USE_ONLY}",
         flush=True,
     )
-    Server(Options(**values, token=token)).run()
+    with contextlib.nullcontext() if page_port is None else _page(page_port, arguments.port, token):
+        Server(Options(**values, token=token)).run()
+
+
+@contextlib.contextmanager
+def _page(port: int, endpoint_port: int, token: str | None) -> Iterator[None]:
+    """The page in a process of its own, which ends with this one, however it ends."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise errors.InputError(f"--page-port {port}: {errors.one_line(error)}; choose another one") from None
+    command = [sys.executable, "-m", "thyroid.web", "--with-parent", "--port", str(port)]
+    environment = os.environ | ({"THYROID_TOKEN": token} if token else {})
+    with subprocess.Popen(
+        [*command, "--endpoint", f"http://127.0.0.1:{endpoint_port}"], stdin=subprocess.PIPE, env=environment
+    ) as page:
+        try:
+            yield
+        finally:
+            page.terminate()
 
 
 if __name__ == "__main__":

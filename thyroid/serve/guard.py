@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
+from thyroid import logs
 from thyroid.serve import limits, metrics, openapi
 from thyroid.serve.limits import RequestError
 
@@ -80,15 +81,8 @@ class Guard:
         except RequestError as error:
             await _refuse(reply, state, error)
         except Exception as error:
-            # of the error its type and place, never its values: they may come from the request
-            place = error.__traceback__
-            while place is not None and place.tb_next is not None:
-                place = place.tb_next
-            where = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
-            log.error(
-                "internal error",
-                extra={"fields": {"request_id": request_id, "kind": type(error).__name__, "where": where}},
-            )
+            fields = {"request_id": request_id, "kind": type(error).__name__, "where": logs.place(error)}
+            log.error("internal error", extra={"fields": fields})
             await _refuse(reply, state, RequestError("internal error", HTTPStatus.INTERNAL_SERVER_ERROR, "internal"))
         seconds = time.perf_counter() - started
         route = _route(scope["path"])

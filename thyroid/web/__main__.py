@@ -1,0 +1,82 @@
+"""The page: pictures of a nodule in, the endpoint's answer out.
+
+python -m thyroid.web --endpoint http://localhost:8080 --port 8000
+"""
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import waitress
+
+from thyroid import RESEARCH_USE_ONLY, errors, logs
+from thyroid.errors import InputError
+from thyroid.web import app
+
+CONNECTIONS = 50
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m thyroid.web", description=__doc__.split("\n")[0])
+    parser.add_argument("--endpoint", required=True, help="address of the endpoint, http://host:port")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 in a container")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--proxies", type=int, default=0, help="proxies before the page that tell a visitor's address")
+    parser.add_argument("--token-file", type=Path, help="file with the endpoint's bearer token (or THYROID_TOKEN)")
+    parser.add_argument(
+        "--secret-file", type=Path, help="file with the key of the CSRF cookie (or THYROID_PAGE_SECRET)"
+    )
+    parser.add_argument("--with-parent", action="store_true", help="end when standard input is closed")
+    given = parser.parse_args(argv)
+    if not given.endpoint.startswith(("http://", "https://")):
+        raise InputError(f"--endpoint {given.endpoint}: expected http://host:port or https://host:port")
+    token = _secret(given.token_file, "THYROID_TOKEN")
+    secret = _secret(given.secret_file, "THYROID_PAGE_SECRET")
+    options = app.Options(given.endpoint, token, secret, given.proxies)
+    logs.configure()
+    if given.with_parent:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        server = waitress.create_server(
+            app.create(options),
+            host=given.host,
+            port=given.port,
+            threads=8,
+            connection_limit=CONNECTIONS,
+            max_request_body_size=app.MAX_BODY,
+            inbuf_overflow=app.MAX_BODY + 1,  # in memory, never in a file
+            outbuf_overflow=app.MAX_BODY,
+            channel_timeout=60,
+            ident="",
+        )
+    except OSError as error:
+        raise InputError(f"port {given.port}: {errors.one_line(error)}; choose another with --port") from None
+    print(f"page on http://localhost:{given.port} asking {given.endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
+    server.run()
+
+
+def _secret(file: Path | None, variable: str) -> str | None:
+    """From the file, or else from the environment.
+
+    Raises:
+        InputError: the file is empty.
+    """
+    if file is None:
+        return os.environ.get(variable) or None
+    found = file.read_text().strip()
+    if not found:
+        raise InputError(f"{file}: is empty")
+    return found
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,365 @@
+"""The Flask application: every route of the page, and what guards them.
+
+Nothing is stored: bodies are held in memory and dropped with the answer, and the log has no file name, picture or address.
+"""
+
+import base64
+import io
+import logging
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, Request, Response, g, jsonify, render_template, request
+from flask.sessions import SecureCookieSessionInterface
+from flask_limiter import Limiter
+from flask_limiter.util import get_remote_address
+from flask_wtf.csrf import CSRFError, CSRFProtect
+from markupsafe import Markup
+from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from thyroid import images, logs, phantom, tables
+from thyroid.names import CLASSES, POSITIVE
+from thyroid.web import upload, words
+from thyroid.web.endpoint import Endpoint
+from thyroid.web.upload import PageError, ReadingError, View
+from thyroid.web.words import Words
+
+log = logging.getLogger("thyroid.web")
+
+RATE = "60 per minute"
+"""Readings and opened files of one address; more are scripts, not people."""
+MAX_BODY = 100_000_000
+"""Bytes up to which a body is taken in, so that a browser gets to read why it is too large."""
+SAMPLE_SEED = 2026
+
+_POLICY = (
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data: blob:; "
+    "connect-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'; "
+    "frame-ancestors 'self'; sandbox"
+)
+"""The report is a file of its own with its styles inside; scripts, forms and links to elsewhere are off."""
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Referrer-Policy": "same-origin",  # the CSRF check over HTTPS wants it for this page itself
+    "X-Content-Type-Options": "nosniff",
+}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `python -m thyroid.web` takes.
+
+    Attributes:
+        endpoint: its address.
+        token: the endpoint's bearer token.
+        secret: signs the CSRF cookie; the same in every replica. None for one that lasts as long as the process.
+        proxies: how many proxies stand before the page and tell the visitor's address.
+    """
+
+    endpoint: str
+    token: str | None = None
+    secret: str | None = None
+    proxies: int = 0
+
+
+class _Request(Request):
+    def _get_file_stream(self, *_: Any, **__: Any) -> io.BytesIO:
+        return io.BytesIO()  # Werkzeug's own goes to a temporary file when it is large
+
+
+class _Session(SecureCookieSessionInterface):
+    def get_cookie_secure(self, _: Flask) -> bool:
+        return request.is_secure
+
+
+def create(options: Options) -> Flask:
+    """The application, ready for a WSGI server."""
+    app = Flask(__name__, static_folder=None)
+    app.request_class = _Request
+    app.session_interface = _Session()
+    app.config.update(
+        SECRET_KEY=options.secret or secrets.token_hex(32),
+        SESSION_COOKIE_NAME="thyroid",
+        SESSION_COOKIE_SAMESITE="Strict",
+        MAX_CONTENT_LENGTH=upload.MAX_TOTAL + 1_000_000,  # the form around the pictures
+        MAX_FORM_MEMORY_SIZE=500_000,
+        MAX_FORM_PARTS=200,
+        WTF_CSRF_TIME_LIMIT=None,  # as long as the session: a clinic leaves the page open all day
+    )
+    if options.proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=options.proxies, x_proto=options.proxies)  # type: ignore[method-assign]
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    app.jinja_env.filters["share"] = words.share
+    CSRFProtect(app)
+    limiter = Limiter(get_remote_address, app=app, storage_uri="memory://", headers_enabled=True)
+    _guard(app)
+    _routes(app, Endpoint(options.endpoint, options.token), limiter)
+    _errors(app)
+    return app
+
+
+def _guard(app: Flask) -> None:
+    @app.before_request
+    def begin() -> None:
+        g.started, g.nonce = time.perf_counter(), secrets.token_urlsafe(16)
+        given = request.headers.get("x-request-id", "")
+        g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        asked = request.args.get("lang", request.cookies.get("lang", ""))
+        chosen = asked if asked in words.LANGUAGES else request.accept_languages.best_match(words.LANGUAGES)
+        g.words = Words(chosen or words.LANGUAGES[0])
+
+    @app.context_processor
+    def shared() -> dict[str, Any]:
+        return {"w": g.words, "nonce": g.nonce, "languages": words.LANGUAGES, "named": _named, "asset": _asset}
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        if request.args.get("lang") in words.LANGUAGES:
+            response.set_cookie("lang", g.words.language, max_age=31_536_000, httponly=True, samesite="Strict")
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        response.headers.setdefault("Content-Security-Policy", _POLICY.format(nonce=g.nonce))
+        response.headers.setdefault("X-Frame-Options", "DENY")
+        response.headers["X-Request-Id"] = g.request_id
+        fields = {
+            "request_id": g.request_id,
+            "method": request.method,
+            "route": request.endpoint or "none",
+            "status": response.status_code,
+            "milliseconds": round((time.perf_counter() - g.started) * 1000, 1),
+        }
+        log.log(logging.DEBUG if request.endpoint == "health" else logging.INFO, "request", extra={"fields": fields})
+        return response
+
+
+def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter) -> None:
+    limited: Callable[..., Any] = limiter.limit(RATE)
+
+    @app.get("/")
+    def index() -> str:
+        return render_template("index.html", facts=_shown(endpoint.facts()), limits=_limits(), texts=_texts())
+
+    @app.post("/read")
+    @limited
+    def read() -> str:
+        files = [(file.filename or "", file.read()) for file in request.files.getlist("files") if file.filename]
+        views = upload.views(files, request.form.getlist("roi"), request.form.getlist("frame"))
+        answer = endpoint.explain(views, g.request_id)
+        try:
+            found = _found(answer, views)
+            facts = _shown(endpoint.facts(found["version"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise PageError("error_answer", status=HTTPStatus.BAD_GATEWAY) from None
+        fragment = _by_script()
+        return render_template(
+            "reading.html" if fragment else "read.html", found=found, facts=facts, pictures=not fragment
+        )
+
+    @app.post("/picture")
+    @limited
+    def picture() -> Response:
+        file = request.files.get("file")
+        if file is None:
+            raise PageError("error_none")
+        view = upload.view(file.filename or "", file.read(), frame=request.form.get("frame", ""))
+        frame, frames, regions = view.clip or (1, 1, True)
+        kind = "image/png" if images.kind(view.data) == "PNG" else "image/jpeg"
+        headers = {"x-frame": str(frame), "x-frames": str(frames), "x-regions": str(int(regions))}
+        return Response(view.data, mimetype=kind, headers=headers)
+
+    @app.get("/sample")
+    def sample() -> Response:
+        data, roi = _sample()
+        return Response(data, mimetype="image/jpeg", headers={"x-roi": ",".join(map(str, roi))})
+
+    @app.get("/report")
+    def report() -> str:
+        return render_template("report.html", facts=_shown(endpoint.facts()))
+
+    @app.get("/report/document")
+    def document() -> Response:
+        headers = {"Content-Security-Policy": _REPORT_POLICY, "X-Frame-Options": "SAMEORIGIN"}
+        return Response(endpoint.report(), mimetype="text/html", headers=headers)
+
+    @app.get("/health")
+    def health() -> Response:
+        return jsonify(status="ok")
+
+
+def _errors(app: Flask) -> None:
+    def told(problems: Sequence[PageError], status: int) -> tuple[Response | str, int]:
+        sentences = [g.words(one.code, **one.values) for one in problems]
+        if request.endpoint in ("picture", "sample"):
+            return jsonify(error=" ".join(sentences)), status
+        return render_template("errors.html" if _by_script() else "error.html", sentences=sentences), status
+
+    @app.errorhandler(PageError)
+    def problem(error: PageError) -> Any:
+        return told([error], error.status)
+
+    @app.errorhandler(ReadingError)
+    def problems(error: ReadingError) -> Any:
+        return told(error.problems, max(one.status for one in error.problems))
+
+    @app.errorhandler(CSRFError)
+    def forged(_: CSRFError) -> Any:
+        return told([PageError("error_csrf")], HTTPStatus.BAD_REQUEST)
+
+    @app.errorhandler(HTTPException)
+    def refused(error: HTTPException) -> Any:
+        status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return told([PageError("error_total", {"limit": upload.MAX_TOTAL // 1_000_000})], status)
+        known = {HTTPStatus.NOT_FOUND: "error_page", HTTPStatus.TOO_MANY_REQUESTS: "error_rate"}
+        return told([PageError(known.get(HTTPStatus(status), "error_form"))], status)
+
+    @app.errorhandler(Exception)
+    def failed(error: Exception) -> Any:
+        fields = {"request_id": g.request_id, "kind": type(error).__name__, "where": logs.place(error)}
+        log.error("internal error", extra={"fields": fields})
+        return told([PageError("error_internal", {"id": g.request_id})], HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _by_script() -> bool:
+    """Whether the page's own script asks, which wants a part of a page."""
+    return request.headers.get("x-requested-with") == "fetch"
+
+
+def _limits() -> dict[str, int]:
+    return {
+        "views": upload.MAX_VIEWS,
+        "bytes": upload.MAX_FILE,
+        "total": upload.MAX_TOTAL,
+        "box": upload.MIN_BOX,
+        "side": images.MIN_SIDE,
+        "pixels": images.MAX_PIXELS // 1_000_000,
+    }
+
+
+def _texts() -> dict[str, str]:
+    """What the script says."""
+    return g.words.starting(
+        "error",
+        "stage",
+        "view",
+        "remove",
+        "frame",
+        "dicom",
+        "box",
+        "sending",
+        "reading",
+        "opening",
+        "cancel",
+        "done",
+        "analyse",
+        "again",
+    )
+
+
+def _named(language: str) -> str:
+    return words.load(language)["language"]
+
+
+@cache
+def _asset(name: str) -> Markup:
+    """A style sheet or script of ours, to stand in the page: one request is all that a slow line has to wait for."""
+    return Markup((Path(__file__).parent / "static" / name).read_text(encoding="utf-8"))
+
+
+@cache
+def _sample() -> tuple[bytes, tuple[int, int, int, int]]:
+    drawn = phantom.draw(CLASSES[POSITIVE], patient=SAMPLE_SEED, image=1)
+    return images.encode(drawn.image, phantom.MARK), drawn.roi
+
+
+def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the page shows of model.json; figures that are not there are None."""
+    if facts is None:
+        return None
+    test = facts["forms"][facts["form"]]["test"]
+    audits = facts.get("audits", {})
+    return {
+        "version": facts["version"],
+        "backbone": facts["backbone"],
+        "date": str(facts.get("created", ""))[:10],
+        "digest": facts["data_digest"][:12],
+        "scans": facts.get("scans"),
+        "domain": facts["serving_domain"],
+        "domain_name": tables.DOMAIN_NAMES[facts["serving_domain"]],
+        "threshold": facts["threshold"],
+        "band": facts.get("band"),
+        "auroc": _interval(test.get("auroc"), "{:.2f}"),
+        "sensitivity": _interval(test.get("sensitivity"), "{:.0%}"),
+        "specificity": _interval(test.get("specificity"), "{:.0%}"),
+        "missed": _rest(test.get("sensitivity")),
+        "false": _rest(test.get("specificity")),
+        "images": test.get("n"),
+        "patients": test.get("patients", facts["forms"]["keras"]["test"].get("patients")),
+        "synthetic": facts.get("synthetic", 0),
+        "not_released": facts["not_released"],
+        "shortcut": bool(audits.get("shortcut")),
+        "kept": audits.get("kept"),
+    }
+
+
+def _interval(figure: dict[str, Any] | None, form: str) -> str | None:
+    if not figure:
+        return None
+    value, low, high = (form.format(figure[name]).replace("%", " %") for name in ("value", "low", "high"))
+    return f"{value} ({low.removesuffix(' %')}–{high})"
+
+
+def _rest(figure: dict[str, Any] | None) -> int | None:
+    """Of a hundred, how many are missed."""
+    return round((1 - figure["value"]) * 100) if figure else None
+
+
+def _found(answer: dict[str, Any], views: Sequence[View]) -> dict[str, Any]:
+    """The endpoint's answer as the page shows it."""
+    told = answer["explanations"]
+    whole = answer["patients"][0]
+    label = CLASSES[POSITIVE]
+    return {
+        "patient": {"probability": float(whole["probability"][label]), "decision": whole["decision"]},
+        "threshold": float(whole["threshold"]),
+        "version": told[0]["model_version"],
+        "backbone": told[0]["model"],
+        "not_released": told[0].get("not_released", []),
+        "above": sum(float(one["probability"][label]) >= float(whole["threshold"]) for one in told),
+        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "views": [
+            {
+                "view": view,
+                "probability": float(one["probability"][label]),
+                "decision": one["decision"],
+                "crop": one["crop"],
+                "square": [int(value) for value in one["crop"]["square"]],
+                "heat": _png(one["heat_map"]["layer_png"]["b64"]),
+                "inside": one["heat_map"]["share_inside_roi"],
+            }
+            for view, one in zip(views, told, strict=True)
+        ],
+    }
+
+
+def _png(encoded: str) -> str:
+    """A picture of the endpoint's for an <img>, once it is known to be nothing else."""
+    if not base64.b64decode(encoded, validate=True).startswith(b"\x89PNG"):
+        raise ValueError("not a PNG")
+    return f"data:image/png;base64,{encoded}"

@@ -1,0 +1,420 @@
+// The form works without this; with it boxes are drawn, clips are opened and the answer comes without leaving the page.
+const $ = (id) => document.getElementById(id);
+const texts = JSON.parse($('texts').textContent);
+const limits = JSON.parse($('limits').textContent);
+const say = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const SVG = 'http://www.w3.org/2000/svg';
+const draw = (name, attributes = {}) => {
+  const node = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
+};
+
+const form = $('form');
+const views = []; // {file, blob, url, width, height, roi: [x, y, w, h] | null, clip: {frame, frames, regions} | null}
+let chosen = 0;
+let asking = null;
+const touch = matchMedia('(pointer: coarse)');
+
+// ---- files in
+
+function complain(sentences) {
+  const box = document.createElement('div');
+  box.className = 'error';
+  const title = document.createElement('h2');
+  title.textContent = say('error');
+  box.append(title);
+  for (const sentence of sentences) {
+    const line = document.createElement('p');
+    line.textContent = sentence;
+    box.append(line);
+  }
+  $('alerts').replaceChildren(box);
+  $('alerts').focus();
+  $('alerts').scrollIntoView({ block: 'nearest' });
+}
+
+const isDicom = async (file) => new TextDecoder('latin1').decode(await file.slice(128, 132).arrayBuffer()) === 'DICM';
+
+async function picture(file, frame) {
+  const body = new FormData();
+  body.append('csrf_token', form.elements.csrf_token.value);
+  body.append('file', file);
+  if (frame) body.append('frame', frame);
+  let answer;
+  try {
+    answer = await fetch('/picture', { method: 'POST', body });
+  } catch {
+    throw new Error(say('error_network'));
+  }
+  if (!answer.ok) {
+    const told = await answer.json().catch(() => ({}));
+    throw new Error(told.error || say('error_network'));
+  }
+  const number = (name) => Number(answer.headers.get(name));
+  return { blob: await answer.blob(), clip: { frame: number('x-frame'), frames: number('x-frames'), regions: number('x-regions') === 1 } };
+}
+
+async function open(file) {
+  const values = { name: file.name };
+  if (!file.size) throw new Error(say('error_empty', values));
+  if (file.size > limits.bytes) throw new Error(say('error_large', { ...values, megabytes: Math.round(file.size / 1e6), limit: limits.bytes / 1e6 }));
+  const view = { file, blob: file, roi: null, clip: null };
+  if (await isDicom(file)) {
+    $('status').textContent = say('opening');
+    Object.assign(view, await picture(file));
+  } else {
+    const start = new TextDecoder('latin1').decode(await file.slice(0, 4).arrayBuffer());
+    if (!start.startsWith('\xff\xd8\xff') && start !== '\x89PNG' && !start.startsWith('ÿØÿ') && start !== '‰PNG') throw new Error(say('error_kind', values));
+  }
+  await measure(view, file.name);
+  return view;
+}
+
+async function measure(view, name) {
+  const url = URL.createObjectURL(view.blob);
+  const image = new Image();
+  image.src = url;
+  try {
+    await image.decode();
+  } catch {
+    URL.revokeObjectURL(url);
+    throw new Error(say('error_damaged', { name }));
+  }
+  if (view.url) URL.revokeObjectURL(view.url);
+  Object.assign(view, { url, width: image.naturalWidth, height: image.naturalHeight });
+  if (Math.min(view.width, view.height) < limits.side) throw new Error(say('error_size', { name, width: view.width, height: view.height, min: limits.side, max: limits.pixels }));
+}
+
+async function add(files) {
+  if (!files.length) return;
+  $('alerts').replaceChildren();
+  if (views.length + files.length > limits.views) {
+    complain([say('error_many', { count: views.length + files.length, views: limits.views })]);
+    return;
+  }
+  const wrong = [];
+  const first = views.length;
+  for (const file of files) {
+    try {
+      views.push(await open(file));
+    } catch (error) {
+      wrong.push(error.message);
+    }
+  }
+  $('status').textContent = '';
+  if (views.length > first) chosen = first;
+  show();
+  if (wrong.length) complain(wrong);
+}
+
+$('files').addEventListener('change', async (event) => {
+  const files = [...event.target.files];
+  event.target.value = '';
+  await add(files);
+});
+for (const name of ['dragenter', 'dragover']) addEventListener(name, (event) => {
+  event.preventDefault();
+  document.body.classList.add('over');
+});
+for (const name of ['dragleave', 'drop']) addEventListener(name, (event) => {
+  event.preventDefault();
+  if (name === 'drop' || !event.relatedTarget) document.body.classList.remove('over');
+});
+addEventListener('drop', (event) => add([...event.dataTransfer.files]));
+$('sample').hidden = false;
+$('sample').addEventListener('click', async () => {
+  const answer = await fetch('/sample').catch(() => null);
+  if (!answer?.ok) {
+    complain([say('error_network')]);
+    return;
+  }
+  const roi = answer.headers.get('x-roi').split(',').map(Number);
+  await add([new File([await answer.blob()], 'sample.jpg', { type: 'image/jpeg' })]);
+  if (views[chosen]) setBox(roi);
+});
+
+// ---- pictures and boxes
+
+function show() {
+  const some = views.length > 0;
+  $('drop').hidden = some;
+  for (const id of ['desk', 'go']) $(id).hidden = !some;
+  $('steps').hidden = some;
+  chosen = Math.min(chosen, Math.max(0, views.length - 1));
+  const focused = document.activeElement?.closest?.('#views') ? document.activeElement.className : null;
+  $('views').replaceChildren(...views.map((view, index) => {
+    const item = document.createElement('li');
+    const button = document.createElement('button');
+    button.type = 'button';
+    button.className = 'thumb';
+    button.setAttribute('aria-pressed', index === chosen);
+    const image = document.createElement('img');
+    image.src = view.url;
+    image.alt = '';
+    const name = document.createElement('span');
+    name.textContent = say('view', { number: index + 1 });
+    const has = document.createElement('span');
+    has.className = view.roi ? 'has yes' : 'has';
+    has.textContent = say(view.roi ? 'box_there' : 'box_missing');
+    button.append(image, name, has);
+    button.addEventListener('click', () => { chosen = index; show(); });
+    const gone = document.createElement('button');
+    gone.type = 'button';
+    gone.className = 'gone';
+    gone.textContent = '×';
+    gone.setAttribute('aria-label', say('remove', { number: index + 1 }));
+    gone.addEventListener('click', () => {
+      URL.revokeObjectURL(view.url);
+      views.splice(index, 1);
+      show();
+      (views.length ? $('views').querySelector('[aria-pressed="true"]') : $('files')).focus();
+    });
+    item.append(button, gone);
+    return item;
+  }));
+  if (focused) $('views').children[chosen]?.querySelector(`.${focused}`)?.focus();
+  if (some) stage(views[chosen]);
+}
+
+function stage(view) {
+  const picture = draw('svg', { viewBox: `0 0 ${view.width} ${view.height}`, role: 'group', 'aria-label': say('stage') });
+  picture.append(draw('image', { href: view.url, width: view.width, height: view.height }));
+  const box = draw('rect', { class: 'roi', tabindex: 0, role: 'img', 'aria-label': say('box'), 'aria-describedby': 'stage-hint' });
+  const grips = ['nw', 'ne', 'sw', 'se'].map((corner) => draw('circle', { class: 'grip', 'data-corner': corner }));
+  picture.append(box, ...grips);
+  $('stage').replaceChildren(picture);
+  pointers(picture, box);
+  box.addEventListener('keydown', keys);
+  place();
+  const clip = view.clip;
+  $('clip-note').hidden = !clip;
+  if (clip) $('clip-note').textContent = say(clip.regions ? 'dicom_cleared' : 'dicom_check');
+  $('clip').hidden = !clip || clip.frames < 2;
+  if (clip) {
+    const range = $('clip').querySelector('input');
+    range.max = clip.frames;
+    range.value = clip.frame;
+    $('clip').querySelector('span').textContent = say('frame', clip);
+  }
+}
+
+function place() {
+  const view = views[chosen];
+  const picture = $('stage').querySelector('svg');
+  const [x, y, width, height] = view.roi || [0, 0, 0, 0];
+  const box = picture.querySelector('.roi');
+  for (const [key, value] of Object.entries({ x, y, width, height })) box.setAttribute(key, value);
+  box.style.display = view.roi ? '' : 'none';
+  const scale = view.width / (picture.getBoundingClientRect().width || view.width);
+  for (const grip of picture.querySelectorAll('.grip')) {
+    const corner = grip.dataset.corner;
+    grip.setAttribute('cx', corner.includes('w') ? x : x + width);
+    grip.setAttribute('cy', corner.includes('n') ? y : y + height);
+    grip.setAttribute('r', (touch.matches ? 13 : 7) * scale);
+    grip.style.display = view.roi ? '' : 'none';
+    grip.style.cursor = `${corner}-resize`;
+  }
+  for (const [name, value, most] of [['x', x, view.width], ['y', y, view.height], ['width', width, view.width], ['height', height, view.height]]) {
+    const input = $(`box-${name}`);
+    input.max = most;
+    if (document.activeElement !== input) input.value = view.roi ? value : '';
+  }
+  const has = $('views').children[chosen].querySelector('.has');
+  has.textContent = say(view.roi ? 'box_there' : 'box_missing');
+  has.classList.toggle('yes', Boolean(view.roi));
+}
+
+function setBox(roi) {
+  const view = views[chosen];
+  if (!roi) {
+    view.roi = null;
+  } else {
+    let [x, y, width, height] = roi.map(Math.round);
+    width = Math.max(1, Math.min(width, view.width));
+    height = Math.max(1, Math.min(height, view.height));
+    x = Math.max(0, Math.min(x, view.width - width));
+    y = Math.max(0, Math.min(y, view.height - height));
+    view.roi = [x, y, width, height];
+  }
+  place();
+}
+
+function pointers(picture, box) {
+  let drag = null;
+  const at = (event) => {
+    const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(picture.getScreenCTM().inverse());
+    const view = views[chosen];
+    return [Math.max(0, Math.min(view.width, point.x)), Math.max(0, Math.min(view.height, point.y))];
+  };
+  picture.addEventListener('pointerdown', (event) => {
+    if (event.button) return;
+    const [x, y] = at(event);
+    const corner = event.target.dataset?.corner;
+    const roi = views[chosen].roi;
+    if (corner) {
+      drag = { fixed: [corner.includes('w') ? roi[0] + roi[2] : roi[0], corner.includes('n') ? roi[1] + roi[3] : roi[1]] };
+    } else if (event.target === box) {
+      drag = { offset: [x - roi[0], y - roi[1]] };
+    } else {
+      drag = { fixed: [x, y], before: roi };
+    }
+    picture.setPointerCapture(event.pointerId);
+    event.preventDefault();
+  });
+  picture.addEventListener('pointermove', (event) => {
+    if (!drag) return;
+    const [x, y] = at(event);
+    if (drag.offset) {
+      const roi = views[chosen].roi;
+      setBox([x - drag.offset[0], y - drag.offset[1], roi[2], roi[3]]);
+    } else {
+      drag.moved = drag.moved || Math.hypot(x - drag.fixed[0], y - drag.fixed[1]) > 3;
+      if (!drag.moved) return;
+      const [left, right] = [drag.fixed[0], x].sort((a, b) => a - b);
+      const [top, bottom] = [drag.fixed[1], y].sort((a, b) => a - b);
+      setBox([left, top, right - left, bottom - top]);
+    }
+  });
+  const end = () => {
+    if (!drag) return;
+    const roi = views[chosen].roi;
+    // a slip of the hand does not wipe out a box that was there
+    if (drag.before !== undefined && drag.moved && Math.min(roi[2], roi[3]) < limits.box) setBox(drag.before);
+    drag = null;
+  };
+  picture.addEventListener('pointerup', end);
+  picture.addEventListener('pointercancel', end);
+}
+
+function keys(event) {
+  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  const roi = views[chosen].roi;
+  if (!roi) return;
+  if (event.key === 'Delete' || event.key === 'Backspace') {
+    setBox(null);
+    $('clear').closest('details').querySelector('summary').focus();
+  } else if (step) {
+    const far = Math.max(1, Math.round(views[chosen].width / 200)) * (event.ctrlKey ? 5 : 1);
+    const [dx, dy] = [step[0] * far, step[1] * far];
+    setBox(event.shiftKey ? [roi[0], roi[1], roi[2] + dx, roi[3] + dy] : [roi[0] + dx, roi[1] + dy, roi[2], roi[3]]);
+  } else {
+    return;
+  }
+  event.preventDefault();
+}
+
+for (const name of ['x', 'y', 'width', 'height']) $(`box-${name}`).addEventListener('input', () => {
+  const values = ['x', 'y', 'width', 'height'].map((side) => Number($(`box-${side}`).value));
+  if (values[2] > 0 && values[3] > 0) setBox(values);
+});
+$('clear').addEventListener('click', () => setBox(null));
+$('clip').querySelector('input').addEventListener('change', async (event) => {
+  const view = views[chosen];
+  try {
+    const { width, height } = view;
+    Object.assign(view, await picture(view.file, event.target.value));
+    await measure(view, view.file.name);
+    if (view.width !== width || view.height !== height) view.roi = null;
+  } catch (error) {
+    complain([error.message]);
+  }
+  show();
+  $('clip').querySelector('input').focus();
+});
+$('clip').querySelector('input').setAttribute('aria-label', say('frame_choose'));
+addEventListener('resize', () => { if (views.length) place(); });
+
+// ---- the answer
+
+function busy(text) {
+  const on = text !== null;
+  $('progress').hidden = !on;
+  $('analyse').disabled = on;
+  $('form').setAttribute('aria-busy', on);
+  if (on) {
+    $('progress').querySelector('p').textContent = text;
+    $('status').textContent = text;
+  }
+}
+
+form.addEventListener('submit', (event) => {
+  event.preventDefault();
+  $('alerts').replaceChildren();
+  if (!views.length) {
+    complain([say('error_none')]);
+    return;
+  }
+  if (views.reduce((sum, view) => sum + view.blob.size, 0) > limits.total) {
+    complain([say('error_total', { limit: limits.total / 1e6 })]);
+    return;
+  }
+  const body = new FormData();
+  body.append('csrf_token', form.elements.csrf_token.value);
+  for (const view of views) {
+    body.append('files', view.blob, view.file.name);
+    body.append('roi', view.roi ? view.roi.join(',') : '');
+  }
+  const request = new XMLHttpRequest(); // fetch does not tell how much was sent
+  asking = request;
+  const bar = $('progress').querySelector('progress');
+  bar.removeAttribute('value');
+  busy(say('sending'));
+  request.upload.addEventListener('progress', (sent) => { if (sent.lengthComputable) bar.value = sent.loaded / sent.total; });
+  request.upload.addEventListener('load', () => { bar.removeAttribute('value'); busy(say('reading')); });
+  request.addEventListener('loadend', () => { asking = null; busy(null); });
+  request.addEventListener('error', () => complain([say('error_network')]));
+  request.addEventListener('abort', () => { $('status').textContent = say('cancelled'); });
+  request.addEventListener('load', () => {
+    if (!request.getResponseHeader('content-type')?.startsWith('text/html')) {
+      complain([say('error_network')]);
+    } else if (request.status === 200) {
+      $('result').innerHTML = request.responseText;
+      dress($('result'));
+      $('analyse').textContent = say('again');
+      $('status').textContent = say('done');
+      $('result').focus({ preventScroll: true });
+      $('result').scrollIntoView();
+    } else {
+      $('alerts').innerHTML = request.responseText;
+      $('alerts').focus();
+      $('alerts').scrollIntoView({ block: 'nearest' });
+    }
+  });
+  request.open('POST', form.action);
+  request.setRequestHeader('x-requested-with', 'fetch');
+  request.send(body);
+});
+$('cancel').addEventListener('click', () => asking?.abort());
+$('restart').addEventListener('click', () => {
+  asking?.abort();
+  for (const view of views.splice(0)) URL.revokeObjectURL(view.url);
+  $('result').replaceChildren();
+  $('alerts').replaceChildren();
+  $('analyse').textContent = say('analyse');
+  show();
+  $('files').focus();
+});
+
+function dress(result) {
+  for (const picture of result.querySelectorAll('.picture svg')) {
+    const view = views[Number(picture.dataset.view)];
+    // of its own: the strip's picture may be exchanged or removed while the result stands
+    const url = URL.createObjectURL(view.blob);
+    picture.querySelector('.scan').setAttribute('href', url);
+  }
+  for (const slider of result.querySelectorAll('.slider')) {
+    slider.hidden = false;
+    slider.querySelector('input').addEventListener('input', (event) => {
+      slider.closest('.answer').querySelector('.heat').setAttribute('opacity', event.target.value / 100);
+    });
+  }
+  const note = result.querySelector('.note');
+  note.hidden = false;
+  note.classList.add('empty');
+  note.querySelector('input').addEventListener('input', (event) => note.classList.toggle('empty', !event.target.value));
+  const print = result.querySelector('[data-act="print"]');
+  print.hidden = false;
+  print.addEventListener('click', () => window.print());
+}
+performance.mark('interactive');

@@ -1,0 +1,156 @@
+"""Files that a browser sent, checked before the endpoint is asked; every refusal is a code and values for `words`."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from thyroid import dicom, images
+from thyroid.crop import Box
+
+MAX_VIEWS = 12
+"""Pictures of one reading."""
+MAX_FILE = 30_000_000
+"""Bytes of one file."""
+MAX_TOTAL = 36_000_000
+"""Bytes of all files of a reading; in base64 the endpoint's own limit."""
+MIN_BOX = 8
+"""Side of a box in pixels: what is smaller is a slip of the hand, not a nodule."""
+
+
+class PageError(Exception):
+    """Why something cannot be read: a key of `words` with its values, and the HTTP status to say it with."""
+
+    def __init__(self, code: str, values: dict[str, Any] | None = None, status: int = 400) -> None:
+        super().__init__(code)
+        self.code, self.values, self.status = code, values or {}, status
+
+
+class ReadingError(Exception):
+    """All that is wrong with a reading, each as a `PageError`."""
+
+    def __init__(self, problems: Sequence[PageError]) -> None:
+        super().__init__(f"{len(problems)} problems")
+        self.problems = list(problems)
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture as the endpoint gets it.
+
+    Attributes:
+        name: of the file, for words to the one who sent it and for nothing else.
+        data: JPEG or PNG.
+        width, height: pixels.
+        roi: the box around the nodule in pixels, if there is one.
+        clip: of a DICOM file frame, frames and whether it names its ultrasound regions.
+    """
+
+    name: str
+    data: bytes
+    width: int
+    height: int
+    roi: Box | None = None
+    clip: tuple[int, int, bool] | None = None
+
+    @property
+    def uri(self) -> str:
+        """The picture for an <img>."""
+        kind = "png" if images.kind(self.data) == "PNG" else "jpeg"
+        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
+
+
+def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str], frames: Sequence[str]) -> list[View]:
+    """The pictures of one reading.
+
+    Args:
+        files: name and content of each.
+        rois: "x,y,width,height" of each, or "".
+        frames: number of the frame of each DICOM file from 1, or "".
+
+    Raises:
+        ReadingError: with one problem a file.
+    """
+    if not files:
+        raise ReadingError([PageError("error_none")])
+    if len(files) > MAX_VIEWS:
+        raise ReadingError([PageError("error_many", {"count": len(files), "views": MAX_VIEWS})])
+    if sum(len(data) for _, data in files) > MAX_TOTAL:
+        raise ReadingError([PageError("error_total", {"limit": MAX_TOTAL // 1_000_000}, 413)])
+    found, problems = [], []
+    for number, (name, data) in enumerate(files):
+        try:
+            found.append(
+                view(
+                    name,
+                    data,
+                    rois[number] if number < len(rois) else "",
+                    frames[number] if number < len(frames) else "",
+                )
+            )
+        except PageError as problem:
+            problems.append(problem)
+    if problems:
+        raise ReadingError(problems)
+    return found
+
+
+def view(name: str, data: bytes, roi: str = "", frame: str = "") -> View:
+    """One file. A DICOM file becomes a PNG of one frame without a patient before anything else touches it.
+
+    Raises:
+        PageError: it cannot be read, or its box cannot.
+    """
+    name = name.replace("\\", "/").rsplit("/", 1)[-1][:120] or "?"
+    if not data:
+        raise PageError("error_empty", {"name": name})
+    if len(data) > MAX_FILE:
+        megabytes = {"megabytes": round(len(data) / 1e6), "limit": MAX_FILE // 1_000_000}
+        raise PageError("error_large", {"name": name, **megabytes}, 413)
+    kind = images.kind(data)
+    if kind is None:
+        raise PageError("error_kind", {"name": name})
+    clip = None
+    if kind == "DICOM":
+        data, clip = _frame(name, data, frame)
+    width, height = _size(name, data)
+    return View(name, data, width, height, _box(name, roi, width, height), clip)
+
+
+def _frame(name: str, data: bytes, frame: str) -> tuple[bytes, tuple[int, int, bool]]:
+    try:
+        picture = dicom.read(data, int(frame) if frame.isdecimal() and len(frame) < 7 else None)
+    except dicom.DicomError as error:
+        raise PageError(f"error_dicom_{error.code}", {"name": name}) from None
+    buffer = io.BytesIO()
+    Image.fromarray(picture.pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue(), (picture.frame, picture.frames, picture.regions)
+
+
+def _size(name: str, data: bytes) -> tuple[int, int]:
+    try:
+        return images.size(data, formats=images.SERVED)
+    except images.SizeError as error:
+        values = {"name": name, "width": error.width, "height": error.height}
+        raise PageError(
+            "error_size", values | {"min": images.MIN_SIDE, "max": images.MAX_PIXELS // 1_000_000}
+        ) from None
+    except ValueError:
+        raise PageError("error_damaged", {"name": name}) from None
+
+
+def _box(name: str, roi: str, width: int, height: int) -> Box | None:
+    if not roi.strip():
+        return None
+    parts = [part.strip() for part in roi.split(",")]
+    if len(parts) != 4 or not all(part.isdecimal() and len(part) < 7 for part in parts):
+        raise PageError("error_box_form", {"name": name})
+    x, y, wide, high = map(int, parts)
+    if min(wide, high) < MIN_BOX:
+        raise PageError("error_box", {"name": name, "width": wide, "height": high, "min": MIN_BOX})
+    if x + wide > width or y + high > height:
+        raise PageError("error_box_outside", {"name": name})
+    return x, y, wide, high
