@@ -54,6 +54,7 @@ class Cluster:
         claim: PersistentVolumeClaim mounted at /data in every step; empty for none.
         gcs_secret: secret with key.json of a Google service account; empty for workload identity.
         token_secret: secret whose field `token` the endpoint asks for; read if it is there.
+        key_secret: secret whose field `key` makes the pseudonyms of DICOM scans; read if it is there.
     """
 
     gpus: int = 1
@@ -62,6 +63,7 @@ class Cluster:
     claim: str = deploy.CLAIM
     gcs_secret: str = ""
     token_secret: str = "thyroid-token"
+    key_secret: str = "thyroid-patient-key"
 
     def __post_init__(self) -> None:
         if not 0 <= self.gpus <= 16:
@@ -89,6 +91,8 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
     if cluster.gcs_secret:
         kubernetes.use_secret_as_volume(task, cluster.gcs_secret, KEY_FOLDER)
         task.set_env_variable("GOOGLE_APPLICATION_CREDENTIALS", f"{KEY_FOLDER}/key.json")
+    if step == "ingest":
+        kubernetes.use_secret_as_env(task, cluster.key_secret, {"key": "THYROID_PATIENT_KEY"}, optional=True)
     if step == "deploy":
         task.set_env_variable("THYROID_CLAIM", cluster.claim)
         kubernetes.use_secret_as_env(task, cluster.token_secret, {"token": "THYROID_TOKEN"}, optional=True)

@@ -19,6 +19,8 @@ from thyroid.errors import InputError
 LABEL = "thyroid.pipeline=local"
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
 """Names the key file for gs:// addresses; the containers get it from this environment."""
+PATIENT_KEY = "THYROID_PATIENT_KEY"
+"""The key of DICOM scans; ingest's container takes it from this environment, and no command line holds it."""
 
 
 def find_engine(wanted: str) -> str:
@@ -71,6 +73,8 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
             line += ["-v", mount]
         if key:
             line += ["-e", f"{CREDENTIALS}={Path(key).resolve()}"]
+        if PATIENT_KEY in os.environ and "ingest" in self.full_command:
+            line += ["-e", PATIENT_KEY]
         for name, value in self.env_vars.items():
             line += ["-e", f"{name}={value}"]
         line += ["--entrypoint", self.full_command[0], self.image, *self.full_command[1:]]

@@ -61,6 +61,7 @@ def test_the_ops_image_does_without_the_others(step):
     "module",
     [
         "phantom",
+        "dicom",
         "ingest",
         "crop",
         "train",

@@ -369,7 +369,7 @@ def _crop_file(task: _Task) -> dict[str, _Image] | str:
         data = images.read(task.file)
         if hashlib.sha256(data).hexdigest() != plan.sha256:
             raise ValueError("file changed since ingest")
-        frame = images.decode(data)
+        frame = images.decode(data, formats=images.SERVED)
     except FileNotFoundError:
         return "file vanished since ingest"
     except (ValueError, OSError) as error:

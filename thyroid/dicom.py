@@ -3,12 +3,11 @@
 What a picture may show are the file's ultrasound regions (DICOM PS3.3 C.8.5.5), or else the scan area that `crop` finds;
 everything outside, where scanners write the patient's name, goes black. Text that was drawn over the tissue itself stays.
 
-DICOM files have no names that tell label and patient. `python -m thyroid.dicom DIR` lists those of a folder with the
-pseudonyms under which ingest's tables know them, for whoever keeps the key.
+DICOM files have no names that tell label and patient, but dicom.csv does (`mapping`). `python -m thyroid.dicom DIR` lists
+those of a folder with the pseudonyms under which ingest's tables know them, for whoever keeps the key.
 """
 
 import argparse
-import hashlib
 import hmac
 import io
 import logging
@@ -20,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import gdcm
 import numpy as np
 import pydicom
+from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
@@ -75,13 +74,23 @@ _ULTRASOUND = {
     "1.2.840.10008.5.1.4.1.1.6",  # retired: Ultrasound Image Storage
     "1.2.840.10008.5.1.4.1.1.3",  # retired: Ultrasound Multi-frame Image Storage
 }
+_JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
+_DECODERS = {
+    uid.ImplicitVRLittleEndian: "",
+    uid.ExplicitVRLittleEndian: "",
+    uid.ExplicitVRBigEndian: "",
+    uid.DeflatedExplicitVRLittleEndian: "",
+    **dict.fromkeys(_JPEG, "pillow"),
+    **dict.fromkeys(uid.JPEGLSTransferSyntaxes, "pyjpegls"),
+    **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pylibjpeg"),
+    uid.RLELossless: "pydicom",
+}
+"""Transfer syntax to pydicom's plug-in that damaged pixels do not bring down; GDCM, which pydicom asks first, aborts the process."""
 _TISSUE = 1  # Region Spatial Format 2D, PS3.3 C.8.5.5.1.1
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its lines hold values of the file
-for _level in ("Debug", "Warning", "Error"):
-    getattr(gdcm.Trace, f"{_level}Off")()
 
 
 class DicomError(ValueError):
@@ -175,7 +184,7 @@ def _parse(data: bytes) -> Dataset:
 
 
 def _choose(dataset: Dataset, frame: int | None) -> tuple[int, int]:
-    """Number of the frame to decode and of all; the sizes are checked on the way."""
+    """Number of the frame to decode and of all; what the decoders rely on is checked on the way."""
     if "PixelData" not in dataset or not dataset.PixelData:
         raise DicomError("pixels", "DICOM without pixels, a report or a reference to an image elsewhere")
     rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
@@ -187,12 +196,21 @@ def _choose(dataset: Dataset, frame: int | None) -> tuple[int, int]:
     chosen = (frames + 1) // 2 if frame is None else frame
     if not 1 <= chosen <= frames:
         raise DicomError("frame", f"there is no frame {chosen}; the file has {frames}, counted from 1")
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax not in _DECODERS:
+        raise DicomError(
+            "damaged", "DICOM whose pixels are compressed in a way that is not taken (video, for instance)"
+        )
+    if syntax.is_encapsulated:
         offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
         known = (offsets[0], offsets[1]) if all(offsets) else None
         encoded = get_frame(dataset.PixelData, chosen - 1, number_of_frames=frames, extended_offsets=known)
-        inner = _encoded_size(encoded)
-        if inner is not None and inner != (rows, columns):
+        if syntax in _JPEG and dataset.BitsAllocated != 8:
+            raise DicomError(
+                "damaged", "DICOM whose pixels are a JPEG of more than 8 bits a sample, which is not taken"
+            )
+        shape = (rows, columns, dataset.get("SamplesPerPixel", 1))
+        if syntax != uid.RLELossless and _encoded_shape(encoded) != shape:
             raise DicomError("damaged", "damaged DICOM: its compressed image has another size than its header says")
     return chosen, frames
 
@@ -204,36 +222,32 @@ def _check_size(rows: int, columns: int) -> None:
         raise DicomError("size", f"image of {columns}x{rows} is smaller than {images.MIN_SIDE} pixels a side")
 
 
-def _encoded_size(frame: bytes) -> tuple[int, int] | None:
-    """Height and width in the header of a JPEG, JPEG-LS or JPEG 2000 code stream; None for others (RLE)."""
+def _encoded_shape(frame: bytes) -> tuple[int, int, int]:
+    """Height, width and samples a pixel in the header of a JPEG, JPEG-LS or JPEG 2000 code stream."""
     if frame[:4] == b"\xff\x4f\xff\x51":  # SIZ follows SOC at once (ISO 15444-1 A.5.1)
         width, height, left, top = (int.from_bytes(frame[at : at + 4], "big") for at in range(8, 24, 4))
-        return height - top, width - left
-    if frame[:2] != b"\xff\xd8":
-        return None
-    place = 2
-    while place + 9 <= len(frame):
-        if frame[place] != 0xFF:
-            raise DicomError("damaged", "damaged DICOM: its JPEG image has no header")
+        return height - top, width - left, int.from_bytes(frame[40:42], "big")
+    place = 2 if frame[:2] == b"\xff\xd8" else len(frame)
+    while place + 10 <= len(frame) and frame[place] == 0xFF:
         marker = frame[place + 1]
         if marker in _START_OF_FRAME:
-            return int.from_bytes(frame[place + 5 : place + 7], "big"), int.from_bytes(
-                frame[place + 7 : place + 9], "big"
-            )
-        # fill bytes, and markers that stand alone
-        place += (
-            1
-            if marker == 0xFF
-            else 2
-            if marker in (0x01, *range(0xD0, 0xD9))
-            else 2 + max(2, int.from_bytes(frame[place + 2 : place + 4], "big"))
-        )
-    raise DicomError("damaged", "damaged DICOM: its JPEG image has no header")
+            height, width = (int.from_bytes(frame[at : at + 2], "big") for at in (place + 5, place + 7))
+            return height, width, frame[place + 9]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+        elif marker in (0x01, *range(0xD0, 0xD9)):  # these stand alone
+            place += 2
+        else:
+            place += 2 + max(2, int.from_bytes(frame[place + 2 : place + 4], "big"))
+    raise DicomError("damaged", "damaged DICOM: its compressed image has no header")
 
 
 def _decode(dataset: Dataset, frame: int) -> images.Pixels:
     """uint8 [rows, columns, 3] of one frame, from 1."""
-    values = pixel_array(dataset, index=frame - 1)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in _JPEG:
+        dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit  # libjpeg-turbo sees for itself which one it is
+    values = pixel_array(dataset, index=frame - 1, decoding_plugin=_DECODERS[syntax])
     photometric = dataset.PhotometricInterpretation
     if photometric == "PALETTE COLOR":
         values = apply_color_lut(values, dataset)
@@ -304,6 +318,28 @@ def _without_text(pixels: images.Pixels) -> images.Pixels:
     return cv2.copyTo(pixels, (share > 0.6).astype(np.uint8))
 
 
+def read_file(path: str | Path) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        DicomError: it is empty or larger than `MAX_BYTES`.
+    """
+    size = Path(path).stat().st_size
+    if size == 0:
+        raise DicomError("damaged", "empty file (0 bytes)")
+    if size > MAX_BYTES:
+        raise DicomError("size", f"file of {size:,} bytes is larger than the limit of {MAX_BYTES:,}")
+    return Path(path).read_bytes()
+
+
+def png(pixels: images.Pixels) -> bytes:
+    """A PNG without any metadata; one channel when all three are equal."""
+    grey = bool((pixels == pixels[..., :1]).all())
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if grey else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def key() -> bytes:
     """The key that makes pseudonyms, from the environment: it must not stand beside the data.
 
@@ -321,30 +357,30 @@ def key() -> bytes:
 
 def patient_number(secret: bytes, patient: str) -> int:
     """A number of up to 18 digits in place of a patient id (HMAC-SHA256): the same for the same id and key."""
-    return int.from_bytes(hmac.digest(secret, b"patient\0" + patient.encode(), "sha256")) % 10**18
+    return int.from_bytes(_hashed(secret, "patient", patient)) % 10**18
 
 
-def file_pseudonym(secret: bytes, name: str) -> str:
-    """`dicom/<hash>.dcm` in place of a file's name within the folder of scans, which may hold the patient's."""
-    return f"dicom/{hmac.digest(secret, b'file' + bytes(1) + name.encode(), hashlib.sha256).hex()[:24]}.dcm"
+def file_pseudonym(secret: bytes, name: str, frame: str = "") -> str:
+    """`dicom/<hash>.dcm` in place of a file's name within the folder of scans, which may hold the patient's, and its frame."""
+    return f"dicom/{_hashed(secret, 'file', name, *([frame] if frame else [])).hex()[:24]}.dcm"
+
+
+def _hashed(secret: bytes, *parts: str) -> bytes:
+    # names of files that are not UTF-8 hold surrogates
+    return hmac.digest(secret, "\0".join(parts).encode("utf-8", "surrogatepass"), "sha256")
 
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m thyroid.dicom", description="List the DICOM files of a folder with their pseudonyms."
+        prog="python -m thyroid.dicom",
+        description="List the DICOM files of a folder with the pseudonyms under which the tables know their scans.",
     )
-    parser.add_argument("folder", type=Path, help="of scans")
-    folder = parser.parse_args(argv).folder
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of scans")
-    secret = key()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                if images.kind(file.read(132)) == "DICOM":
-                    name = path.relative_to(folder).as_posix()
-                    print(f"{file_pseudonym(secret, name)}  {name}")
+    parser.add_argument("scans", help="folder or gs:// prefix of scans, with dicom.csv")
+    from thyroid import ingest  # the endpoint's image does without
+
+    for pseudonym, told in ingest.pseudonyms(parser.parse_args(argv).scans):
+        print(f"{pseudonym}  {told}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Scans in, one data version out: names parsed, files checked, hashed and grouped, splits dealt, nothing lost.
 
+DICOM files are scans, too, where dicom.csv says which (`mapping`): what later steps read of them are pictures without a patient.
+
 With a store only what is new or has changed since the last time is downloaded, decoded and hashed; the data version is the
 one that a look at everything would have made.
 
@@ -9,16 +11,21 @@ python -m thyroid.ingest --scans gs://bucket/scans --output DIR --store DIR
 
 import argparse
 import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import math
 import os
+import re
 import stat
+import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -40,6 +47,9 @@ from thyroid import (
 from thyroid.errors import InputError
 from thyroid.store import Store, Version
 
+if TYPE_CHECKING:
+    from thyroid.mapping import Row
+
 GIVEN_SPLITS = ("separate", "keep", "ignore")
 ROI_COLUMNS = ("filename", "x", "y", "width", "height")
 SETTLED_SECONDS = 2.0
@@ -49,6 +59,10 @@ _EXAMINED = {**tables.SCANS, "generation": "string", "synthetic": "boolean"}
 _RANK = {"test": 0, "validation": 1, "train": 2}
 """Where a group was on several sides before, the smallest wins."""
 _CHUNK = 64
+_MAPPING = "dicom.csv"
+_DICOM = (".dcm", ".dicom", "dicomdir")
+_IN_PASSING = 16
+"""DICOM objects that are on this machine's disk at once."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +77,24 @@ class Ingested:
 class _File:
     """A file as it was listed.
 
-    `path` stands in the tables, `relative` is below the folder of scans; `generation` is another one whenever the content is,
-    None where that cannot be told; `local` is where the bytes are, None for an object that is not here yet.
+    `path` stands in the tables, `relative` is below the folder of scans `root`; `generation` is another one whenever the
+    content is, None where that cannot be told; `local` is where the bytes are, None for an object that is not here yet.
+    `row` is what dicom.csv says of a DICOM file's scan: then `path` is a pseudonym, and `relative` is never told.
     """
 
     path: str
     relative: str
+    root: str
     domain: str
     generation: str | None
     local: str | None
     entry: storage.Entry | None = None
+    row: "Row | None" = None
+
+    @property
+    def copied(self) -> bool:
+        """Whether what later steps read is a copy below the store or the output."""
+        return self.entry is not None or self.row is not None
 
 
 def ingest(
@@ -88,7 +110,7 @@ def ingest(
 
     Args:
         scans: folder or gs:// prefix of frames, searched recursively. Folders named train, validation and test are given
-            splits.
+            splits. dicom.csv at its top names DICOM files: filename, label and, if need be, patient and frame.
         output: folder of the new data version.
         rois: CSV with filename, x, y, width, height (pixels of the frame); other columns are ignored.
         crops: folder or gs:// prefix of images that are already cropped; they make up the cropped domain.
@@ -99,8 +121,8 @@ def ingest(
         seed: of the dealing of new groups.
 
     Raises:
-        InputError: nothing usable, one class only, a rois.csv that cannot be read, a split without a class, or a bucket that
-            cannot be read.
+        InputError: nothing usable, one class only, a rois.csv or dicom.csv that cannot be read, DICOM files without a key in
+            the environment, a split without a class, or a bucket that cannot be read.
     """
     if crops is not None:
         _check_apart(scans, crops)
@@ -134,8 +156,9 @@ def _ingest(
 
     examined, looked_at = _examine(listed, known, output.resolve() if place is None else place.folder)
     table = examined.copy()
+    lines = {file.path: file.row.line for file in listed if file.row is not None and file.row.line}
     good = tables.used(table).copy()
-    _require_both_classes(good, table, source)
+    _require_both_classes(good, table, source, lines)
 
     memory = _memory(known) if given_splits != "ignore" else _memory(None)
     linked = _links(good, examined, known, memory)
@@ -160,7 +183,7 @@ def _ingest(
 
     for column in ("group", "split"):
         table[column] = good[column].reindex(table.index).astype(tables.SCANS[column])
-    regions, refused = _regions(table, source, boxes, rois)
+    regions, refused = _regions(table, source, boxes, rois, listed)
     facts = {
         "source": source,
         "digest": tables.digest(table, regions),
@@ -178,7 +201,7 @@ def _ingest(
         "seconds": {"ingest": round(time.monotonic() - started, 1)},
     }
     output.mkdir(parents=True, exist_ok=True)
-    _write_quarantine(output / "quarantine.csv", table, refused)
+    _write_quarantine(output / "quarantine.csv", table, refused, lines)
     from thyroid import plots  # a run without anything new draws nothing
 
     plots.data_statistics(good, regions, output / "statistics.png")
@@ -202,7 +225,7 @@ def _list(location: storage.Location, domain: str, exclude: Sequence[storage.Loc
     skip = [storage.at(path).address for path in exclude if path is not None]
     if isinstance(place, storage.Bucket):
         found = [
-            _File(f"{place.address}/{entry.name}", entry.name, domain, entry.generation, None, entry)
+            _File(f"{place.address}/{entry.name}", entry.name, place.address, domain, entry.generation, None, entry)
             for entry in place.entries()
             if not any(part.startswith(".") and part != ".." for part in entry.name.split("/"))
         ]
@@ -215,6 +238,7 @@ def _list(location: storage.Location, domain: str, exclude: Sequence[storage.Loc
             _File(
                 os.fsencode(path).decode("utf-8", "backslashreplace"),
                 path[len(place.address) + 1 :],
+                place.address,
                 domain,
                 _generation(path, now),
                 path,
@@ -222,11 +246,87 @@ def _list(location: storage.Location, domain: str, exclude: Sequence[storage.Loc
             for path in _walk(place.address)
         ]
     found = [file for file in found if not any(file.path == one or file.path.startswith(f"{one}/") for one in skip)]
+    found = _with_dicoms(place, domain, found)
     if not found:
         raise InputError(
             f"{location}: no scan found; expected files such as B_001-0002-1.0.jpg in it or in its folders"
         )
     return sorted(found, key=lambda file: file.path)
+
+
+def _with_dicoms(place: storage.Folder | storage.Bucket, domain: str, found: list[_File]) -> list[_File]:
+    """`found` with DICOM files as the scans that dicom.csv makes of them.
+
+    Without it those that are known for DICOM stay, to be quarantined; with it all that are no scans by their names. Their
+    names are not told either.
+    """
+    files = {file.relative: file for file in found}
+    mapped = files.pop(_MAPPING, None) is not None
+    odd = [file.relative for file in files.values() if not _is_scan(file.relative)]
+    if not mapped:
+        odd = [name for name in odd if name.lower().endswith(_DICOM) or _has_dicom_mark(files[name])]
+        if not odd:
+            return found
+    from thyroid import dicom, mapping  # those who have no DICOM do without its libraries
+
+    data = place.read(_MAPPING)[0] if mapped else None
+    rows = mapping.rows(dicom.key(), data, f"{place.address}/{_MAPPING}", files, odd)
+    result = [file for file in files.values() if file.relative not in {row.file for row in rows}]
+    for row in rows:
+        file = files.get(row.file) if row.reason is None else None
+        result.append(
+            _File(
+                f"{place.address}/{row.name}",
+                row.file,
+                place.address,
+                domain,
+                row.mark if file is None else _told_apart(file.generation, row),
+                None if file is None else file.local,
+                None if file is None else file.entry,
+                row,
+            )
+        )
+    return result
+
+
+def _told_apart(generation: str | None, row: "Row | None") -> str | None:
+    """A file's generation, with what dicom.csv says of it."""
+    return generation if row is None or generation is None else f"{generation}-{row.mark}"
+
+
+def _is_scan(name: str) -> bool:
+    try:
+        names.parse(name.rsplit("/", 1)[-1])
+    except ValueError:
+        return False
+    return True
+
+
+def _has_dicom_mark(file: _File) -> bool:
+    if file.local is None or not Path(file.local).is_file():
+        return False
+    try:
+        with Path(file.local).open("rb") as opened:
+            return images.kind(opened.read(132)) == "DICOM"
+    except OSError:
+        return False
+
+
+def pseudonyms(scans: storage.Location) -> list[tuple[str, str]]:
+    """The name in the tables of every scan that comes of a DICOM file, and which file that is, for whoever keeps the key.
+
+    Raises:
+        InputError: there is no DICOM file, no key, or a dicom.csv that cannot be read.
+    """
+    rows = [file.row for file in _list(scans, "normal") if file.row is not None]
+    if not rows:
+        raise InputError(f"{scans}: no DICOM file here")
+    result = []
+    for row in sorted(rows, key=lambda row: (row.file, row.line)):
+        told = os.fsencode(row.file).decode("utf-8", "backslashreplace")
+        told += f", frame {row.frame}" if row.frame else ""
+        result.append((row.name, told + (f", line {row.line} of {_MAPPING}" if row.line else f", not in {_MAPPING}")))
+    return result
 
 
 def _walk(root: str) -> Iterator[str]:
@@ -257,18 +357,18 @@ def _inputs(listed: Sequence[_File], boxes: pd.DataFrame | None, given_splits: s
         return None
     digest = hashlib.sha256(json.dumps([registry.code_version(), given_splits, seed]).encode())
     for file in listed:
-        digest.update(f"{file.path}\0{file.domain}\0{file.generation}\n".encode())
+        digest.update(f"{file.path}\0{file.domain}\0{file.generation}\0{file.row and file.row.line}\n".encode())
     digest.update(b"" if boxes is None else boxes.to_csv().encode())
     return digest.hexdigest()
 
 
 def _examiner() -> str:
-    return store.source_of("ingest", "images", "names", "duplicates", "phantom")
+    return store.source_of("ingest", "images", "names", "duplicates", "phantom", "mapping", "dicom", "crop")
 
 
 def _copies_there(listed: Sequence[_File], known: Version) -> bool:
-    """Whether no copy of an object was removed since the last time."""
-    if all(file.entry is None for file in listed):
+    """Whether no copy was removed since the last time."""
+    if not any(file.copied for file in listed):
         return True
     return all(Path(copy).exists() for copy in known.table(store.EXAMINED, ["local_path"])["local_path"].dropna())
 
@@ -279,7 +379,7 @@ def _examine(listed: Sequence[_File], known: Version | None, copies: Path) -> tu
     Args:
         listed: the files.
         known: the last data version, whose rows are taken where the generation is the same.
-        copies: folder below which the copies of objects are kept.
+        copies: folder below which copies are kept.
     """
     old = tables.frame([], _EXAMINED)
     if known is not None and known.facts["examined_by"] == _examiner():
@@ -288,69 +388,93 @@ def _examine(listed: Sequence[_File], known: Version | None, copies: Path) -> tu
     known_files = zip(*(old[column].tolist() for column in ("path", "domain", "generation", "local_path")), strict=True)
     same = [
         (file := now.get((path, domain, generation))) is not None
-        and (file.entry is None or pd.isna(copy) or Path(copy).exists())
+        and (not file.copied or pd.isna(copy) or Path(copy).exists())
         for path, domain, generation, copy in known_files
     ]
     kept = old[pd.Series(same, old.index, bool)]
     taken = set(kept["path"].tolist())
     fresh = [file for file in listed if file.path not in taken]
-    fresh = [
-        *_fetch([file for file in fresh if file.entry is not None], copies),
-        *(f for f in fresh if f.entry is None),
-    ]
-    work = progress.bar(_each(fresh), len(fresh), "ingest", "scan")
+    objects = [file for file in fresh if file.entry is not None]
+    near = [*_fetch([f for f in objects if f.row is None], copies), *(f for f in fresh if f.entry is None)]
+    far = sorted((file for file in objects if file.row is not None), key=lambda file: file.relative)
+    both = itertools.chain(_each(near, copies), _each_in_passing(far, copies))
+    work = progress.bar(both, len(near) + len(far), "ingest", "scan")
     table = pd.concat([kept, tables.frame(list(work), _EXAMINED)], ignore_index=True)
     order = {file.path: number for number, file in enumerate(listed)}
-    return table.sort_values("path", key=lambda paths: paths.map(order), ignore_index=True), len(fresh)
+    return table.sort_values("path", key=lambda paths: paths.map(order), ignore_index=True), len(table) - len(kept)
 
 
-def _each(files: Sequence[_File]) -> Iterator[dict[str, Any]]:
+def _each(files: Sequence[_File], copies: Path) -> Iterator[dict[str, Any]]:
+    look = functools.partial(_examine_file, copies=copies)
     if len(files) <= _CHUNK:
-        yield from map(_examine_file, files)
+        yield from map(look, files)
         return
     with workers.pool() as pool:
-        yield from pool.map(_examine_file, files, chunksize=_CHUNK)
+        yield from pool.map(look, files, chunksize=_CHUNK)
+
+
+def _each_in_passing(files: Sequence[_File], copies: Path) -> Iterator[dict[str, Any]]:
+    """The rows of DICOM objects, of which only the pictures are kept."""
+    for start in range(0, len(files), _IN_PASSING):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                here = list(_fetch(files[start : start + _IN_PASSING], Path(folder)))
+            except InputError as error:  # what Google says in brackets may hold an object's name
+                raise InputError(re.sub(r" \(.*\)", "", str(error), flags=re.DOTALL)) from None
+            yield from _each(here, copies)
 
 
 def _fetch(files: Sequence[_File], copies: Path) -> Iterator[_File]:
     """Files with their copies; those that cannot be scans are not fetched, and what vanished meanwhile is left out."""
-    wanted: dict[str, list[tuple[storage.Entry, Path]]] = {}
-    by_path = {}
+    wanted: dict[str, dict[str, tuple[storage.Entry, Path]]] = {}
+    by_object: dict[str, list[_File]] = {}  # several frames of one
     for file in files:
         assert file.entry is not None
         if _refusal(file) is not None:
             yield file
             continue
-        bucket = file.path.removesuffix(f"/{file.entry.name}")
-        wanted.setdefault(bucket, []).append((file.entry, store.copy_of(copies, file.path, file.entry.generation)))
-        by_path[file.path] = file
+        address = f"{file.root}/{file.entry.name}"
+        wanted.setdefault(file.root, {})[address] = (
+            file.entry,
+            store.copy_of(copies, address, file.entry.generation),
+        )
+        by_object.setdefault(address, []).append(file)
     for bucket, objects in wanted.items():
-        for entry, copy in storage.Bucket(bucket).download(objects, "download"):
+        for entry, copy in storage.Bucket(bucket).download(list(objects.values()), "download"):
             if copy is None:
                 print(f"an object vanished while the scans were read; it is not among them: {bucket}")
                 continue
-            path = f"{bucket}/{entry.name}"
-            right = store.copy_of(copies, path, entry.generation)
+            address = f"{bucket}/{entry.name}"
+            right = store.copy_of(copies, address, entry.generation)
             if right != copy:  # overwritten since it was listed
                 right.parent.mkdir(parents=True, exist_ok=True)
                 copy.replace(right)
-            yield replace(by_path[path], entry=entry, generation=entry.generation, local=str(right))
+            for file in by_object[address]:
+                yield replace(file, entry=entry, generation=_told_apart(entry.generation, file.row), local=str(right))
 
 
 def _refusal(file: _File) -> str | None:
     """Why an object is not even downloaded."""
     assert file.entry is not None
-    try:
-        names.parse(file.entry.name.rsplit("/", 1)[-1])
-    except ValueError as error:
-        return str(error)
-    if file.entry.size > images.MAX_BYTES:
-        return f"file of {file.entry.size:,} bytes is larger than the limit of {images.MAX_BYTES:,}"
+    limit = images.MAX_BYTES
+    if file.row is not None:
+        from thyroid import dicom
+
+        limit = dicom.MAX_BYTES
+    else:
+        try:
+            names.parse(file.entry.name.rsplit("/", 1)[-1])
+        except ValueError as error:
+            return str(error)
+    if file.entry.size > limit:
+        return f"file of {file.entry.size:,} bytes is larger than the limit of {limit:,}"
     return None
 
 
-def _examine_file(file: _File) -> dict[str, Any]:
+def _examine_file(file: _File, copies: Path) -> dict[str, Any]:
     """The row of one file; whatever is wrong with it becomes its quarantine reason."""
+    if file.row is not None:
+        return _examine_dicom(file, file.row, copies)
     row: dict[str, Any] = {"path": file.path, "domain": file.domain, "generation": file.generation}
     try:
         if file.local is None:
@@ -366,28 +490,75 @@ def _examine_file(file: _File) -> dict[str, Any]:
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
         # not of the content: looked at again
         return row | {"generation": None, "quarantine_reason": errors.one_line(error)}
-    given = {_GIVEN[p.lower()] for p in file.relative.split("/")[:-1] if p.lower() in _GIVEN}
     return row | {
         "local_path": file.local,
         "label": name.label,
         "patient": name.patient,
         "image": name.image,
         "version": name.version,
+        "synthetic": phantom.MARK in data[:1024],
+        **_seen(file, data, image),
+    }
+
+
+def _examine_dicom(file: _File, told: "Row", copies: Path) -> dict[str, Any]:
+    """As `_examine_file`, of a DICOM file's scan; nothing that is written or said names the file or the patient."""
+    from thyroid import dicom
+
+    row: dict[str, Any] = {"path": file.path, "domain": file.domain, "generation": file.generation}
+    try:
+        if told.reason is not None:
+            raise ValueError(told.reason)
+        if file.local is None:
+            raise ValueError(_refusal(file))
+        if file.entry is None:
+            _check_file(Path(file.local), file)
+        picture = dicom.read(dicom.read_file(file.local), told.frame)
+        patient = told.patient or picture.patient
+        if not patient:
+            raise ValueError(f"neither the file itself nor {_MAPPING} says which patient this is")
+    except ValueError as error:
+        return row | {"quarantine_reason": errors.one_line(error)}
+    except (OSError, RuntimeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "cannot be read"
+        return row | {"generation": None, "quarantine_reason": reason}
+    data = dicom.png(picture.pixels)
+    return row | {
+        "local_path": str(_keep(data, store.copy_of(copies, file.path, hashlib.sha256(data).hexdigest(), ".png"))),
+        "label": told.label,
+        "patient": dicom.patient_number(dicom.key(), patient),
+        "image": picture.instance,
+        "version": str(picture.frame),
+        "synthetic": False,
+        **_seen(file, data, picture.pixels),
+    }
+
+
+def _seen(file: _File, data: bytes, image: images.Pixels) -> dict[str, Any]:
+    """What a row says of a scan's bytes and pixels, and the split that a folder gives it."""
+    given = {_GIVEN[p.lower()] for p in file.relative.split("/")[:-1] if p.lower() in _GIVEN}
+    return {
         "height": image.shape[0],
         "width": image.shape[1],
-        "synthetic": phantom.MARK in data[:1024],
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": duplicates.perceptual_hash(image),
         "split": given.pop() if len(given) == 1 else None,
     }
 
 
+def _keep(data: bytes, path: Path) -> Path:
+    """Write a picture whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.write_bytes(data)
+    return temporary.replace(path)
+
+
 def _check_file(path: Path, file: _File) -> None:
     """Raises ValueError for what is no file of the folder of scans."""
-    if file.path != str(path):
+    if file.row is None and file.path != str(path):
         raise ValueError("name is not UTF-8; rename the file or its folder")
-    root = Path(file.path.removesuffix(f"/{file.relative}"))
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
+    if path.is_symlink() and not path.resolve().is_relative_to(file.root):
         raise ValueError("symbolic link leaves the folder of scans")
     if path.is_symlink() and path.is_dir():
         raise ValueError("symbolic link to a folder; name the folder itself")
@@ -397,19 +568,24 @@ def _check_file(path: Path, file: _File) -> None:
         raise ValueError("not a regular file")
 
 
-def _require_both_classes(good: pd.DataFrame, table: pd.DataFrame, scans: str) -> None:
+def _require_both_classes(good: pd.DataFrame, table: pd.DataFrame, scans: str, lines: dict[str, int]) -> None:
     if good.empty:
-        row = table.iloc[0]
+        path, reason = table["path"].iloc[0], table["quarantine_reason"].iloc[0]
         raise InputError(
-            f"{scans}: none of its {len(table)} files can be used; the first is {Path(row['path']).name}: "
-            f"{row['quarantine_reason']}"
+            f"{scans}: none of its {len(table)} files can be used; the first is {Path(path).name}: "
+            f"{_with_line(path, reason, lines)}"
         )
     missing = set(names.CLASSES) - set(good["label"])
     if missing:
         raise InputError(
             f"{scans}: no usable scan of class {missing.pop()} among {len(good)}; both B (benign) and M (malignant) are "
-            "needed, as the first letter of the file names"
+            f"needed, as the first letter of the file names or as the label in {_MAPPING}"
         )
+
+
+def _with_line(path: str, reason: str, lines: dict[str, int]) -> str:
+    """`reason` with the line of dicom.csv that has the scan; lines move, so no table holds them."""
+    return f"line {lines[path]} of {_MAPPING}: {reason}" if path in lines else reason
 
 
 def _describe_groups(good: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[str]:
@@ -525,7 +701,11 @@ def _drop_same_bytes(good: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _regions(
-    table: pd.DataFrame, source: str, boxes: pd.DataFrame | None, rois: storage.Location | None
+    table: pd.DataFrame,
+    source: str,
+    boxes: pd.DataFrame | None,
+    rois: storage.Location | None,
+    listed: Sequence[_File],
 ) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
     """The regions table and (file, reason) of rows that cannot be used."""
     rows: list[dict[str, Any]] = []
@@ -545,42 +725,66 @@ def _regions(
         )
     if boxes is not None:
         normal = good[good["domain"] == "normal"]
-        by_name: dict[str, list[Any]] = {}
+        # what the file is called there; several scans may be frames of one DICOM file
+        called = {file.path: f"{file.root}/{file.relative}" for file in listed if file.row is not None}
+        of_dicoms = set(called.values())
+        by_name: dict[str, dict[str, list[Any]]] = {}
         for scan in normal.itertuples():
-            by_name.setdefault(scan.path.rsplit("/", 1)[-1], []).append(scan)
-        quarantined = {Path(path).name for path in table.loc[table["quarantine_reason"].notna(), "path"]}
+            address = called.get(scan.path, scan.path)
+            by_name.setdefault(address.rsplit("/", 1)[-1], {}).setdefault(address, []).append(scan)
+        quarantined = {
+            called.get(path, path).rsplit("/", 1)[-1] for path in table.loc[table["quarantine_reason"].notna(), "path"]
+        }
+        table_name = str(rois).rsplit("/", 1)[-1]
         count: dict[str, int] = {}
         for line, row in enumerate(boxes.itertuples(), start=2):
             name = str(row.filename)
             last = name.rsplit("/", 1)[-1]
-            matches = [scan for scan in by_name.get(last, []) if scan.path.endswith("/" + name.lstrip("./"))]
-            matches = [scan for scan in matches if scan.path == f"{source}/{name}"] or matches
+            found = by_name.get(last, {})
+            matches = [address for address in found if address.endswith("/" + name.lstrip("./"))]
+            matches = [address for address in matches if address == f"{source}/{name}"] or matches
             try:
                 if not matches:
                     raise ValueError("file is quarantined" if last in quarantined else "no such scan")
                 if len(matches) > 1:
                     raise ValueError("several scans have this name; give the path within the folder of scans")
-                x, y, width, height = _box(row, matches[0])
+                scans = found[matches[0]]
+                if matches[0] in of_dicoms:
+                    scans = _of_frame(scans, getattr(row, "frame", None))
+                sides = [_box(row, scan) for scan in scans]
             except ValueError as error:
-                refused.append((name, f"region in line {line} of {str(rois).rsplit('/', 1)[-1]}: {error}"))
+                # the name of a DICOM file may be the patient's
+                refused.append(
+                    (name if _is_scan(name) else table_name, f"region in line {line} of {table_name}: {error}")
+                )
                 continue
-            path = matches[0].path
-            rows.append(
-                {
-                    "path": path,
-                    "index": count.get(path, 0),
-                    "x": x,
-                    "y": y,
-                    "width": width,
-                    "height": height,
-                    "source": "given",
-                }
-            )
-            count[path] = count.get(path, 0) + 1
+            for scan, (x, y, width, height) in zip(scans, sides, strict=True):
+                rows.append(
+                    {
+                        "path": scan.path,
+                        "index": count.get(scan.path, 0),
+                        "x": x,
+                        "y": y,
+                        "width": width,
+                        "height": height,
+                        "source": "given",
+                    }
+                )
+                count[scan.path] = count.get(scan.path, 0) + 1
         if not count:
             why = f"; the first: {refused[0][0]}: {refused[0][1]}" if refused else " (it has no rows)"
             raise InputError(f"{rois}: none of its regions can be used{why}")
     return tables.frame(rows, tables.REGIONS), refused
+
+
+def _of_frame(scans: list[Any], frame: Any) -> list[Any]:
+    """Those of a file's scans that a region is for: of its frame where it names one."""
+    if frame is None or pd.isna(frame) or not str(frame).strip():
+        return scans
+    chosen = [scan for scan in scans if scan.version == str(frame).strip().removesuffix(".0")]
+    if not chosen:
+        raise ValueError("no scan of this frame")
+    return chosen
 
 
 def _read_rois(rois: storage.Location) -> pd.DataFrame:
@@ -620,9 +824,10 @@ def _box(row: Any, scan: Any) -> tuple[int, int, int, int]:
     return left, top, right - left, bottom - top
 
 
-def _write_quarantine(path: Path, table: pd.DataFrame, refused: list[tuple[str, str]]) -> None:
+def _write_quarantine(path: Path, table: pd.DataFrame, refused: list[tuple[str, str]], lines: dict[str, int]) -> None:
     bad = table[table["quarantine_reason"].notna()]
-    rows = [*zip(bad["path"], bad["quarantine_reason"], strict=True), *refused]
+    told = [_with_line(*row, lines) for row in zip(bad["path"], bad["quarantine_reason"], strict=True)]
+    rows = [*zip(bad["path"], told, strict=True), *refused]
     pd.DataFrame(rows, columns=["file", "reason"]).to_csv(path, index=False)
 
 

@@ -7,7 +7,7 @@
   scans in use. While it cannot be told what such a model was made of, every data version stays.
 - A damaged data version stays and does not count as one of the newest: somebody has to look.
 - Crops stay that this code makes of the scans and regions of a data version that stays; so those of older code go.
-- Copies of a bucket's objects stay that a data version that stays has examined.
+- Copies of a bucket's objects, and pictures of DICOM files, stay that a data version that stays has examined.
 - Trainings in `work` go, stopped or finished, that nothing has touched for `days` days.
 - What killed runs have left half-written goes after a day.
 
@@ -42,10 +42,11 @@ _LEFT = (
     f"{VERSIONS}/.incoming-*",
     f"{CROPS}/*/.*.jpg.*",
     f"{SCANS}/*/.*.jpg.*",
+    f"{SCANS}/*/.*.png.*",
 )
 # In a folder that was taken for a store, files with other names are somebody's.
 _IMAGE = re.compile(r"(normal|cropped)/[^.].*-[0-9a-f]{16}\.jpg")
-_COPY = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}\.jpg")
+_COPY = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}\.(jpg|png)")
 _TRAINING = re.compile(r".+-[0-9a-f]{16}")
 
 

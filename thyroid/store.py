@@ -4,7 +4,7 @@
         examined.parquet       every file as it was found: its generation, hashes and given split, or why it cannot be used
         links.parquet          pairs of perceptual hashes that are near-duplicates
         memory.parquet         the split of every patient and hash that there ever was
-    <store>/scans/             copies of the objects of a bucket
+    <store>/scans/             copies of the objects of a bucket, and pictures of DICOM files, never these themselves
     <store>/crops/             images of both domains, named after all that their content depends on
     <store>/crops.parquet      what there is of them
 
@@ -144,10 +144,10 @@ class Version:
         shutil.copy(self.folder / "data.json", output / "data.json")  # last: marks it whole
 
 
-def copy_of(folder: Path, address: str, generation: str) -> Path:
-    """Where below `folder` the copy of an object belongs, whatever its name holds."""
+def copy_of(folder: Path, address: str, generation: str, suffix: str = ".jpg") -> Path:
+    """Where below `folder` the copy of a scan belongs, whatever its name holds."""
     name = hashlib.sha256(f"{address}#{generation}".encode()).hexdigest()
-    return folder / SCANS / name[:2] / f"{name[2:]}.jpg"
+    return folder / SCANS / name[:2] / f"{name[2:]}{suffix}"
 
 
 def source_of(*modules: str) -> str:

@@ -3,12 +3,13 @@
 A data version is a folder: `scans.parquet`, `regions.parquet`, `quarantine.csv` and `data.json`.
 
 scans: one row a file.
-    path: where the file is (absolute, or gs://); local_path: where its bytes can be read here, relative to the data version
-    or absolute; domain: "normal" for frames, "cropped" for files that came in cropped;
-    label: "B" or "M"; patient, image: numbers; version: text; width, height: pixels; sha256 of the bytes;
-    phash: see `duplicates`; group: patients and near-duplicates that share a split; split: train, validation or test;
-    quarantine_reason: null for scans in use. What is unknown of a quarantined file is null. `crop` adds the scan area's
-    box, and normal_path and normal_sha256 of the image it wrote (see `images`).
+    path: where the file is (absolute, or gs://), of a DICOM file a pseudonym there; local_path: where its bytes, or the
+    picture of a DICOM file, can be read here, relative to the data version or absolute; domain: "normal" for frames,
+    "cropped" for files that came in cropped; label: "B" or "M"; patient, image: numbers; version: text, of a DICOM file
+    the frame; width, height: pixels; sha256 of the bytes; phash: see `duplicates`; group: patients and near-duplicates
+    that share a split; split: train, validation or test; quarantine_reason: null for scans in use. What is unknown of a
+    quarantined file is null. `crop` adds the scan area's box, and normal_path and normal_sha256 of the image it wrote (see
+    `images`).
 regions: one row a region of interest (ROI).
     path: of the scan; index: 0, 1, ... within the scan; x, y, width, height: pixels of the frame;
     source: "given" or "auto"; crop_path: file of the crop, see `images`; crop_sha256: of its bytes; both
