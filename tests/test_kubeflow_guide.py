@@ -13,6 +13,7 @@ import yaml
 
 from pipelines import draw
 from pipelines.cluster import NEEDS
+from pipelines.cluster import Cluster as Placed
 from tests import schemas
 from tests.cluster import Cluster
 from tests.kubeflow import Kubeflow
@@ -90,6 +91,15 @@ def test_the_token_is_a_secret_that_the_runtime_reads():
     (read,) = [one["valueFrom"]["secretKeyRef"] for one in runtime["spec"]["containers"][0]["env"]]
     assert made["metadata"]["name"] == read["name"]
     assert list(made["data"]) == [read["key"]]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
+def test_the_key_of_dicom_scans_is_a_secret_that_ingest_reads():
+    made = yaml.safe_load(
+        run(command("kubectl create secret generic thyroid-patient-key") + " --dry-run=client -o yaml")
+    )
+    assert made["metadata"]["name"] == Placed().key_secret
+    assert list(made["data"]) == ["key"]
 
 
 def test_the_pipeline_is_compiled_with_the_images_that_were_named(tmp_path):

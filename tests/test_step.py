@@ -5,14 +5,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from kfp import components as kfp_components
+from kfp.local.docker_task_handler import DockerTaskHandler
+from kfp.local.status import Status
 
 from components.step import image_name
 from pipelines import __main__ as cli
+from pipelines import containers
 from tests import schemas
+from thyroid import dicom
 from thyroid.backbones import BACKBONES
 
 ROOT = Path(__file__).parents[1]
@@ -171,6 +176,36 @@ def test_trainings_and_only_they_get_gpus_and_shared_memory(compiled, tasks, pod
         else:
             assert gpu is None
             assert "tolerations" not in pods[label]
+
+
+def test_ingest_and_only_it_reads_the_key_of_dicom_scans(tasks, compiled, pods):
+    of_key = {
+        compiled["deploymentSpec"]["executors"][label]["container"]["args"][0]: secret
+        for label, pod in pods.items()
+        for secret in pod.get("secretAsEnv", [])
+        if secret["secretName"] == "thyroid-patient-key"
+    }
+    assert set(of_key) == {"ingest"}
+    assert of_key["ingest"]["keyToEnv"] == [{"envVar": dicom.KEY_VARIABLE, "secretKey": "key"}]
+    assert of_key["ingest"]["optional"]
+
+
+@pytest.mark.parametrize("step", ["ingest", "crop"])
+def test_a_container_of_ingest_gets_the_key_and_no_command_line_holds_it(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(DockerTaskHandler, "run", DockerTaskHandler.run)
+    (tmp_path / "podman").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/told\n')
+    (tmp_path / "podman").chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv(dicom.KEY_VARIABLE, "a secret for tests only")
+    containers.runner("podman", [], [], [])
+    command = ["python3", "-m", "components", step]
+    task = SimpleNamespace(
+        pipeline_root=tmp_path, get_volumes_to_mount=dict, env_vars={}, full_command=command, image="x"
+    )
+    assert DockerTaskHandler.run(task) == Status.SUCCESS
+    told = (tmp_path / "told").read_text()
+    assert (f"-e {dicom.KEY_VARIABLE} " in told) == (step == "ingest")
+    assert "secret" not in told
 
 
 def test_what_differs_from_cluster_to_cluster(tmp_path):

@@ -86,6 +86,8 @@ _DECODERS = {
     uid.RLELossless: "pydicom",
 }
 """Transfer syntax to pydicom's plug-in that damaged pixels do not bring down; GDCM, which pydicom asks first, aborts the process."""
+_INFLATION = 200
+"""Times its size that a deflated file may have inflated: pictures that are mostly black have 60."""
 _TISSUE = 1  # Region Spatial Format 2D, PS3.3 C.8.5.5.1.1
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
@@ -130,7 +132,7 @@ def read(data: bytes, frame: int | None = None) -> Picture:
     """Decode and de-identify one frame of an ultrasound file.
 
     Sizes are checked before any pixel is decoded, in DICOM's header and in the compressed frame's own; a deflated file is
-    inflated up to `MAX_BYTES`.
+    inflated within bounds.
 
     Args:
         data: the whole file.
@@ -174,9 +176,10 @@ def _parse(data: bytes) -> Dataset:
     if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
         return pydicom.dcmread(io.BytesIO(data), specific_tags=list(_PIXEL_TAGS))
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = unpacker.decompress(stream.read(), MAX_BYTES)
+    most = min(MAX_BYTES, _INFLATION * len(data))
+    inflated = unpacker.decompress(stream.read(), most)
     if unpacker.unconsumed_tail:
-        raise DicomError("size", f"deflated DICOM of more than {MAX_BYTES:,} bytes")
+        raise DicomError("size", f"deflated DICOM of more than {most:,} bytes")
     dataset = read_dataset(io.BytesIO(inflated), False, True, specific_tags=list(map(pydicom.tag.Tag, _PIXEL_TAGS)))
     dataset.file_meta = meta
     dataset.set_original_encoding(False, True)
@@ -301,8 +304,10 @@ def _deidentified(dataset: Dataset, pixels: images.Pixels) -> images.Pixels:
     allowed = np.zeros(pixels.shape[:2], np.uint8)
     for one in regions:
         if one.get("RegionSpatialFormat") == _TISSUE:
-            rows = slice(int(one.RegionLocationMinY0), int(one.RegionLocationMaxY1) + 1)
-            allowed[rows, int(one.RegionLocationMinX0) : int(one.RegionLocationMaxX1) + 1] = 1
+            # never below 0, which would count from the other end
+            left, top = (max(0, int(one[f"RegionLocationMin{side}0"].value)) for side in "XY")
+            right, bottom = (max(0, int(one[f"RegionLocationMax{side}1"].value) + 1) for side in "XY")
+            allowed[top:bottom, left:right] = 1
     if not allowed.any():
         raise DicomError("pixels", "DICOM without a 2D ultrasound region in its image")
     pixels = cv2.copyTo(pixels, allowed)

@@ -1,0 +1,407 @@
+"""One frame of an ultrasound file: its pixels in every transfer syntax, nothing of the patient, and no crash on any bytes."""
+
+import io
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom import uid
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+
+from tests import dicoms
+from thyroid import dicom, images
+from thyroid.errors import InputError
+
+X0, Y0, X1, Y1 = dicoms.REGION
+INSIDE = np.s_[Y0 + 2 : Y1 - 1, X0 + 2 : X1 - 1]
+
+
+def grey(picture: np.ndarray) -> np.ndarray:
+    return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+
+
+def difference(pixels: np.ndarray, picture: np.ndarray) -> float:
+    """The largest within the tissue; outside all must be black."""
+    outside = np.ones(pixels.shape[:2], bool)
+    outside[Y0 : Y1 + 1, X0 : X1 + 1] = False
+    assert not pixels[outside].any()
+    assert pixels.dtype == np.uint8
+    return np.abs(pixels.astype(float) - grey(picture))[INSIDE].max()
+
+
+def real(name: str) -> bytes:
+    """A file that pydicom ships."""
+    return Path(get_testdata_file(name, download=False)).read_bytes()
+
+
+def changed(data: bytes, **tags) -> bytes:
+    """A file with other values of some tags; None leaves one out."""
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    for tag, value in tags.items():
+        if value is None:
+            del dataset[tag]
+        else:
+            setattr(dataset, tag, value)
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset)
+    return buffer.getvalue()
+
+
+def refused(data: bytes, code: str, frame: int | None = None) -> str:
+    with pytest.raises(dicom.DicomError) as caught:
+        dicom.read(data, frame)
+    assert caught.value.code == code
+    assert "Roe" not in str(caught.value)
+    assert "ID-7" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("regions", [(dicoms.REGION,), ()], ids=["regions", "none"])
+@pytest.mark.parametrize("colour", [False, True], ids=["grey", "colour"])
+@pytest.mark.parametrize("syntax", dicoms.SYNTAXES)
+def test_pixels_of_every_transfer_syntax(syntax, colour, regions):
+    picture = dicoms.frame(3, colour)
+    done = dicom.read(dicoms.write(picture, dicoms.SYNTAXES[syntax], regions=regions))
+    assert difference(done.pixels, picture) <= (0 if syntax in dicoms.LOSSLESS else 24)
+    assert (done.frame, done.frames, done.instance, done.patient) == (1, 1, 1, "ID-7")
+    assert done.regions == bool(regions)
+
+
+@pytest.mark.parametrize("syntax", dicoms.SYNTAXES)
+def test_any_frame_of_every_transfer_syntax(syntax):
+    cine = dicoms.cine(4, 7)
+    data = dicoms.write(cine, dicoms.SYNTAXES[syntax])
+    for frame in (None, 1, 2, 4):
+        done = dicom.read(data, frame)
+        assert (done.frame, done.frames) == (frame or 2, 4)
+        assert difference(done.pixels, cine[done.frame - 1]) <= (0 if syntax in dicoms.LOSSLESS else 24)
+    for frame in (0, 5, -1, 10**9):
+        assert f"there is no frame {frame}; the file has 4" in refused(data, "frame", frame)
+
+
+@pytest.mark.parametrize("syntax", ["rle", "jpeg-ls", "jpeg-2000", "jpeg-baseline"])
+def test_an_extended_offset_table(syntax):
+    cine = dicoms.cine(3, 7)
+    done = dicom.read(dicoms.write(cine, dicoms.SYNTAXES[syntax], extended=True), 3)
+    assert difference(done.pixels, cine[2]) <= (0 if syntax in dicoms.LOSSLESS else 24)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "colour", "syntaxes", "tolerance"),
+    [
+        ("MONOCHROME1", False, ["explicit", "big-endian", "rle", "jpeg-ls", "jpeg-2000", "jpeg-lossless"], 0),
+        ("PALETTE COLOR", False, ["explicit", "big-endian", "deflated", "rle", "jpeg-ls"], 0),
+        ("YBR_FULL", True, ["explicit", "implicit", "rle", "jpeg-ls"], 3),
+        ("YBR_FULL_422", True, ["explicit", "implicit", "big-endian", "deflated"], 30),
+    ],
+)
+def test_other_ways_to_say_colours(photometric, colour, syntaxes, tolerance):
+    picture = dicoms.frame(4, colour)
+    for syntax in syntaxes:
+        done = dicom.read(dicoms.write(picture, dicoms.SYNTAXES[syntax], photometric=photometric))
+        assert difference(done.pixels, picture) <= tolerance, syntax
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "big-endian", "deflated", "rle", "jpeg-ls", "jpeg-2000"])
+def test_sixteen_bits(syntax):
+    picture = dicoms.frame(5)
+    done = dicom.read(dicoms.write(picture.astype(np.uint16) * 257, dicoms.SYNTAXES[syntax]))
+    assert difference(done.pixels, picture) == 0
+    twelve = dicoms.write(picture.astype(np.uint16) * 16, dicoms.EXPLICIT, BitsStored=12, HighBit=11)
+    assert difference(dicom.read(twelve).pixels, picture) <= 1
+
+
+def test_a_window():
+    picture = dicoms.frame(5)
+    data = dicoms.write(picture.astype(np.uint16) + 1000, WindowCenter=1128, WindowWidth=256)
+    assert difference(dicom.read(data).pixels, picture) <= 1
+    data = dicoms.write(picture, WindowCenter=64, WindowWidth=128)
+    shown = np.clip(picture.astype(float) * 2, 0, 255)
+    assert difference(dicom.read(data).pixels, shown) <= 3
+
+
+def test_jpegs_of_more_than_eight_bits_are_refused_in_words():
+    wide = dicoms.frame(5).astype(np.uint16) * 257
+    assert "more than 8 bits a sample" in refused(dicoms.write(wide, dicoms.JPEG_LOSSLESS), "damaged")
+
+
+def test_a_transfer_syntax_that_no_decoder_takes_is_refused_in_words():
+    data = dicoms.write(dicoms.frame(1), dicoms.JPEG_BASELINE)
+    other = data.replace(dicoms.JPEG_BASELINE.encode(), b"1.2.840.10008.1.2.4.94")
+    assert other != data
+    assert "compressed in a way that is not taken" in refused(other, "damaged")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "frame", "regions", "lit"),
+    [
+        ("examples_jpeg2k.dcm", (640, 480), 1, False, (0.3, 0.6)),
+        ("examples_palette.dcm", (800, 350), 1, True, (0.3, 0.6)),
+        ("examples_rgb_color.dcm", (320, 240), 1, False, (0.3, 0.6)),
+        ("examples_ybr_color.dcm", (320, 240), 15, True, (0.2, 0.6)),
+        ("ExplVR_BigEnd.dcm", (80, 60), 1, False, (0.2, 1)),
+    ],
+)
+def test_real_ultrasound(name, size, frame, regions, lit):
+    done = dicom.read(real(name))
+    assert (done.pixels.shape[1::-1], done.frame, done.regions) == (size, frame, regions)
+    assert lit[0] <= (done.pixels > 0).any(axis=2).mean() <= lit[1]
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "test-SR.dcm", "image_dfl.dcm", "rtplan.dcm", "MR_small_RLE.dcm"])
+def test_what_is_no_ultrasound(name):
+    assert "only ultrasound (US) is taken" in refused(real(name), "modality")
+
+
+BARS = {25: (0, 255, 0), 45: (0, 0, 255), 55: (128, 128, 255), 85: (192, 192, 192)}
+"""Row to colour of pydicom's colour bars."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SC_rgb_dcmtk_+eb+cr.dcm",
+        "SC_rgb_dcmtk_+eb+cy+n1.dcm",
+        "SC_rgb_dcmtk_+eb+cy+np.dcm",
+        "SC_rgb_dcmtk_+eb+cy+s4.dcm",
+        "SC_rgb_jpeg_gdcm.dcm",
+        "SC_rgb_jpeg_lossy_gdcm.dcm",
+        "SC_rgb_jls_lossy_line.dcm",
+        "SC_rgb_jls_lossy_sample.dcm",
+        "SC_rgb_gdcm_KY.dcm",
+        "SC_rgb_rle.dcm",
+        "SC_rgb_rle_2frame.dcm",
+        "SC_ybr_full_422_uncompressed.dcm",
+    ],
+)
+def test_colours_as_other_software_writes_them(name):
+    pixels = dicom.read(changed(real(name), Modality="US", BurnedInAnnotation="NO"), 1).pixels
+    for row, colour in BARS.items():
+        assert np.abs(pixels[row, 50].astype(int) - colour).max() <= 5, row
+
+
+def test_ultrasound_by_its_class_where_no_modality_is_told():
+    assert dicom.read(dicoms.write(dicoms.frame(1), Modality=None)).frames == 1
+    refused(dicoms.write(dicoms.frame(1), Modality=None, SOPClassUID=uid.CTImageStorage), "modality")
+    assert "modality unknown" in refused(dicoms.write(dicoms.frame(1), Modality="Roe Jane"), "modality")
+
+
+# What is burned in.
+
+
+def test_text_outside_the_regions_goes():
+    picture = np.full((128, 160), 130, np.uint8)
+    done = dicom.read(dicoms.write(picture, regions=[(10, 20, 70, 100), (85, 30, 150, 110)]))
+    allowed = np.zeros_like(picture, bool)
+    allowed[20:101, 10:71] = allowed[30:111, 85:151] = True
+    assert not done.pixels[~allowed].any()
+    assert (done.pixels[allowed] > 0).all(axis=1).mean() > 0.95
+
+
+def test_regions_that_are_no_tissue_and_corners_outside_the_picture():
+    def region(kind: int, *corners: int) -> Dataset:
+        one = Dataset()
+        one.RegionSpatialFormat = kind
+        for name, value in zip(("MinX0", "MinY0", "MaxX1", "MaxY1"), corners, strict=True):
+            one.add_new(f"RegionLocation{name}", "SL", value)
+        return one
+
+    picture = dicoms.frame(2)
+    spectral = region(3, 0, 0, 159, 20)
+    data = dicoms.write(picture, SequenceOfUltrasoundRegions=[region(1, X0, Y0, 10_000, 10_000), spectral])
+    assert difference(dicom.read(data).pixels, picture) == 0
+    assert "without a 2D ultrasound region" in refused(
+        dicoms.write(picture, SequenceOfUltrasoundRegions=[spectral]), "pixels"
+    )
+    for corners in ((0, 0, -2, -2), (-50, -50, -1, -1), (500, 500, 600, 600), (100, 100, 50, 50)):
+        refused(dicoms.write(picture, SequenceOfUltrasoundRegions=[region(1, *corners)]), "pixels")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_text_beside_the_tissue_goes_without_regions(seed):
+    picture = dicoms.frame(seed, text="ROE, JANE 1970")
+    left, top, right, bottom = dicoms.TEXT
+    assert picture[top:bottom, left:right].max() > 200
+    assert difference(dicom.read(dicoms.write(picture, regions=())).pixels, picture) == 0
+
+
+def test_a_picture_without_a_scan_area():
+    text = dicoms.frame(1)
+    text[Y0:] = 0
+    assert "burned-in text cannot be blanked" in refused(dicoms.write(text, regions=()), "burned_in")
+    assert (dicom.read(dicoms.write(text, regions=(), BurnedInAnnotation="NO")).pixels == grey(text)).all()
+
+
+def test_a_png_has_pixels_and_nothing_else():
+    for picture in (grey(dicoms.frame(1)), dicoms.frame(1, colour=True)):
+        data = dicom.png(picture)
+        assert (images.decode(data, formats=("PNG",)) == picture).all()
+        chunks, place = [], 8
+        while place < len(data):
+            chunks.append(data[place + 4 : place + 8])
+            place += 12 + struct.unpack(">I", data[place : place + 4])[0]
+        assert set(chunks) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+# What is damaged, or wants to do damage.
+
+
+def test_without_pixels():
+    assert "without pixels" in refused(dicoms.write(dicoms.frame(1), PixelData=None), "pixels")
+    assert "without pixels" in refused(dicoms.write(dicoms.frame(1), PixelData=b""), "pixels")
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "deflated", "rle", "jpeg-baseline", "jpeg-2000", "jpeg-ls"])
+def test_a_header_that_says_too_much(syntax):
+    picture = dicoms.frame(1)
+    told = refused(dicoms.write(picture, dicoms.SYNTAXES[syntax], Rows=60_000, Columns=60_000), "size")
+    assert "image of 60000x60000 is larger than the limit" in told
+    refused(dicoms.write(picture, dicoms.SYNTAXES[syntax], Rows=8), "size")
+    refused(dicoms.write(picture, dicoms.SYNTAXES[syntax], Rows=1000), "damaged")
+    refused(dicoms.write(picture, dicoms.SYNTAXES[syntax], NumberOfFrames=1000), "damaged")
+    refused(dicoms.write(picture, dicoms.SYNTAXES[syntax], NumberOfFrames=-1), "damaged")
+
+
+@pytest.mark.parametrize("syntax", ["jpeg-baseline", "jpeg-lossless", "jpeg-ls", "jpeg-2000"])
+@pytest.mark.parametrize(("rows", "samples"), [(dicoms.SIZE[1] // 2, 1), (dicoms.SIZE[1], 3)])
+def test_a_compressed_image_of_another_size_than_the_header(syntax, rows, samples):
+    data = dicoms.write(dicoms.frame(1), dicoms.SYNTAXES[syntax], Rows=rows, SamplesPerPixel=samples)
+    assert "another size than its header says" in refused(data, "damaged")
+
+
+def test_an_image_in_a_file_format_of_its_own_is_not_looked_into():
+    buffer = io.BytesIO()
+    Image.new("L", (4000, 4000)).save(buffer, "JPEG2000")
+    for syntax in (dicoms.JPEG_2000, dicoms.JPEG_BASELINE, dicoms.JPEG_LS):
+        data = dicoms.write(dicoms.frame(1), syntax, PixelData=encapsulate([buffer.getvalue()]))
+        assert "its compressed image has no header" in refused(data, "damaged")
+
+
+def bomb(megabytes: int) -> bytes:
+    """A deflated file with a private tag of zeros before its pixels."""
+    data = dicoms.write(dicoms.frame(1), dicoms.DEFLATED)
+    start = data.index(b"UI", 132 + 8) and 144 + struct.unpack("<I", data[140:144])[0]
+    dataset = zlib.decompress(data[start:], -zlib.MAX_WBITS)
+    at = dataset.index(b"\xe0\x7f\x10\x00")
+    zeros = struct.pack("<HH2sHI", 0x0043, 0x1010, b"OB", 0, megabytes << 20)
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    parts = [packer.compress(dataset[:at] + zeros)]
+    parts += [packer.compress(bytes(1 << 20)) for _ in range(megabytes)]
+    parts += [packer.compress(dataset[at:]), packer.flush()]
+    return data[:start] + b"".join(parts)
+
+
+def test_a_deflated_file_is_inflated_within_bounds(monkeypatch):
+    assert dicom.read(bomb(1)).frames == 1
+    data = bomb(600)
+    assert len(data) < 700_000
+    code = (
+        "import resource, sys; from thyroid import dicom\n"
+        "data, before = sys.stdin.buffer.read(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: dicom.read(data)\n"
+        "except dicom.DicomError as error: print(error.code)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    told, kilobytes = done.stdout.split()
+    assert told == b"size"
+    assert int(kilobytes) < 350_000
+    monkeypatch.setattr(dicom, "MAX_BYTES", 100_000)
+    assert "deflated DICOM of more than 100,000 bytes" in refused(bomb(1), "size")
+
+
+MUTATE = """
+import random, sys
+from thyroid import dicom
+data, rng, read = sys.stdin.buffer.read(), random.Random(int(sys.argv[1])), 0
+for number in range(int(sys.argv[2])):
+    one = bytearray(data)
+    if number % 5 == 0:
+        one = one[: rng.randrange(len(one))]
+    else:
+        for _ in range(rng.choice([1, 1, 2, 5, 20, 100])):
+            at = rng.randrange(len(one)) if rng.random() < 0.4 else rng.randrange(132, min(len(one), 2200))
+            one[at] = rng.choice([0, 255, rng.randrange(256), one[at] ^ 1 << rng.randrange(8)])
+    try:
+        dicom.read(bytes(one))
+        read += 1
+    except dicom.DicomError as error:
+        assert "Roe" not in str(error) and "ID-7" not in str(error), error
+print(read)
+"""
+
+
+def check_mutations(syntax: str, colour: bool, count: int) -> None:
+    data = dicoms.write(dicoms.frame(3, colour), dicoms.SYNTAXES[syntax])
+    done = subprocess.run([sys.executable, "-c", MUTATE, "1", str(count)], input=data, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert b"Roe" not in done.stdout + done.stderr
+    assert 0 < int(done.stdout) < count
+
+
+# GDCM, pydicom's first choice, aborts on some of the colour ones
+@pytest.mark.parametrize("syntax", ["explicit", "jpeg-lossless", "jpeg-ls", "jpeg-2000"])
+def test_damaged_files_end_in_words(syntax):
+    check_mutations(syntax, True, 400)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("syntax", dicoms.SYNTAXES)
+def test_many_damaged_files_end_in_words(syntax, colour):
+    check_mutations(syntax, colour, 5000)
+
+
+@pytest.mark.parametrize("data", [b"", b"x", bytes(132), b"\xff\xd8\xff"])
+def test_what_is_no_dicom_at_all(data):
+    refused(data, "damaged")
+    assert "modality unknown" in refused(bytes(128) + b"DICM" + bytes(500), "modality")
+
+
+def test_nothing_is_printed_or_logged(capfd, caplog):
+    for syntax in dicoms.SYNTAXES.values():
+        data = dicoms.write(dicoms.frame(3, True), syntax, InstanceNumber=None, patient="Roe" * 40)
+        dicom.read(data)
+        for cut in (200, 600, len(data) // 2, len(data) - 100):
+            with pytest.raises(dicom.DicomError):
+                dicom.read(data[:cut])
+    assert not caplog.records
+    assert "".join(capfd.readouterr()) == ""
+
+
+# Pseudonyms.
+
+
+@pytest.mark.parametrize("given", [None, "", "fifteen letters", "   fifteen letters   "])
+def test_a_key_that_is_none(monkeypatch, given):
+    monkeypatch.delenv(dicom.KEY_VARIABLE, raising=False)
+    if given is not None:
+        monkeypatch.setenv(dicom.KEY_VARIABLE, given)
+    with pytest.raises(InputError, match="at least 16 characters") as caught:
+        dicom.key()
+    assert "fifteen" not in str(caught.value)
+
+
+def test_pseudonyms_depend_on_name_frame_and_key(monkeypatch):
+    monkeypatch.setenv(dicom.KEY_VARIABLE, " sixteen letters.\n")
+    one, other = dicom.key(), b"another secret key"
+    assert one == b"sixteen letters."
+    pseudonyms = [
+        dicom.file_pseudonym(key, *name) for key in (one, other) for name in (("a",), ("a", "1"), ("b",), ("",))
+    ]
+    pseudonyms.append(dicom.file_pseudonym(one, "bad\udcff"))
+    assert len(set(pseudonyms)) == 9
+    assert all(re.fullmatch(r"dicom/[0-9a-f]{24}\.dcm", name) for name in pseudonyms)
+    assert dicom.file_pseudonym(one, "a") == pseudonyms[0]
+    numbers = {dicom.patient_number(key, patient) for key in (one, other) for patient in ("1", "2", "홍길동")}
+    assert len(numbers) == 6
+    assert all(0 <= number < 10**18 for number in numbers)
