@@ -58,7 +58,7 @@ def training_pipeline(
         """Ultrasound scans to a served thyroid nodule classifier. Research use only.
 
         Args:
-            scans: Folder or gs:// prefix of frames named B_001-0002-1.0.jpg; train and test folders in it are given splits.
+            scans: Folder or gs:// prefix of frames named B_001-0002-1.0.jpg, or DICOM files that its dicom.csv names; train and test folders in it are given splits.
             registry: Root of the model registry, a folder on the volume or a gs:// prefix.
             rois: CSV with filename, x, y, width, height of the nodules; empty for none.
             crops: Folder or gs:// prefix of images that are already cropped; empty for none.

@@ -257,8 +257,7 @@ def _list(location: storage.Location, domain: str, exclude: Sequence[storage.Loc
 def _with_dicoms(place: storage.Folder | storage.Bucket, domain: str, found: list[_File]) -> list[_File]:
     """`found` with DICOM files as the scans that dicom.csv makes of them.
 
-    Without it those that are known for DICOM stay, to be quarantined; with it all that are no scans by their names. Their
-    names are not told either.
+    What dicom.csv leaves out, and where there is none whatever looks like DICOM, is under a pseudonym, too, for quarantine.
     """
     files = {file.relative: file for file in found}
     mapped = files.pop(_MAPPING, None) is not None
@@ -271,7 +270,8 @@ def _with_dicoms(place: storage.Folder | storage.Bucket, domain: str, found: lis
 
     data = place.read(_MAPPING)[0] if mapped else None
     rows = mapping.rows(dicom.key(), data, f"{place.address}/{_MAPPING}", files, odd)
-    result = [file for file in files.values() if file.relative not in {row.file for row in rows}]
+    taken = {row.file for row in rows}
+    result = [file for file in files.values() if file.relative not in taken]
     for row in rows:
         file = files.get(row.file) if row.reason is None else None
         result.append(
@@ -303,9 +303,9 @@ def _is_scan(name: str) -> bool:
 
 
 def _has_dicom_mark(file: _File) -> bool:
-    if file.local is None or not Path(file.local).is_file():
-        return False
     try:
+        if file.local is None or not Path(file.local).is_file():
+            return False
         with Path(file.local).open("rb") as opened:
             return images.kind(opened.read(132)) == "DICOM"
     except OSError:
@@ -845,7 +845,11 @@ def _report(facts: dict[str, Any], good: pd.DataFrame, output: Path) -> None:
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m thyroid.ingest", description=__doc__.split("\n")[0])
-    parser.add_argument("--scans", required=True, help="folder or gs:// prefix of frames, searched recursively")
+    parser.add_argument(
+        "--scans",
+        required=True,
+        help="folder or gs:// prefix of frames, searched recursively; its dicom.csv names DICOM files",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the new data version")
     parser.add_argument("--rois", help="CSV: filename, x, y, width, height in pixels of the frame")
     parser.add_argument("--crops", help="folder or gs:// prefix of images that are already cropped")
