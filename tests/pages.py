@@ -22,6 +22,7 @@ class Page:
 
     def __init__(self, log: Path, endpoint: str, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self.port, self.log = free_port(), log
+        self._visitors: list[Visitor] = []
         command = [sys.executable, "-m", "thyroid.web", "--endpoint", endpoint, "--port", str(self.port), *arguments]
         with log.open("w") as output:
             self.process = subprocess.Popen(
@@ -41,6 +42,8 @@ class Page:
         raise AssertionError(self.log.read_text())
 
     def stop(self) -> str:
+        for visitor in self._visitors:
+            visitor.client.close()
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=30)
         return self.log.read_text()
@@ -48,7 +51,9 @@ class Page:
     def visitor(self, **headers: str) -> "Visitor":
         """Each has an address of its own, if the page believes a proxy."""
         number = next(_visitors)
-        return Visitor(self.address, **{"x_forwarded_for": f"10.1.{number // 250}.{number % 250}"} | headers)
+        told = {"x_forwarded_for": f"10.1.{number // 250}.{number % 250}"} | headers
+        self._visitors.append(Visitor(self.address, **told))
+        return self._visitors[-1]
 
 
 class Visitor:

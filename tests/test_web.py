@@ -7,6 +7,8 @@ import io
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -69,6 +71,10 @@ def said(answer: httpx.Response) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
 
 
+def share(value: float) -> str:
+    return " ".join(words.share(value).split())
+
+
 def alert(answer: httpx.Response) -> str:
     (found,) = re.findall(r'<div class="error">(.*?)</div>', answer.text, re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", found)).split())
@@ -81,8 +87,8 @@ def test_a_reading_shows_the_endpoints_own_answer(visitor, server, frames, model
     instance = {"image": {"b64": base64.b64encode(data).decode()}, "roi": [int(side) for side in roi.split(",")]}
     told = server.ask(EXPLAIN, {"instances": [instance]}, Authorization=f"Bearer {TOKEN}")[1]["explanations"][0]
     text = said(answer)
-    assert words.share(told["probability"]["M"]) in text
-    assert words.share(told["threshold"]) in text
+    assert share(told["probability"]["M"]) in text
+    assert share(told["threshold"]) in text
     assert Words("en")(f"decision_{told['decision']}") in text
     assert told["heat_map"]["layer_png"]["b64"] in answer.text
     assert f'x="{told["crop"]["square"][0]}" y="{told["crop"]["square"][1]}"' in answer.text
@@ -118,9 +124,9 @@ def test_several_views_are_one_patient(visitor, server, frames):
     told = server.ask(EXPLAIN, body, Authorization=f"Bearer {TOKEN}")[1]
     text = said(answer)
     assert Words("en")("patient_result", count=len(frames)) in text
-    assert words.share(told["patients"][0]["probability"]["M"]) in text
+    assert share(told["patients"][0]["probability"]["M"]) in text
     for one in told["explanations"]:
-        assert words.share(one["probability"]["M"]) in text
+        assert share(one["probability"]["M"]) in text
 
 
 def test_the_script_gets_the_reading_alone_without_the_pictures(visitor, frames):
@@ -417,17 +423,16 @@ class Stub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def stub(tmp_path):
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory):
     """Status and body of an endpoint's answer to what a visitor is told."""
-    handler = type("Handler", (Stub,), {})
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stub)
     threading.Thread(target=served.serve_forever, daemon=True).start()
-    running = Page(tmp_path / "log", f"http://127.0.0.1:{served.server_port}").wait()
+    running = Page(tmp_path_factory.mktemp("stub") / "log", f"http://127.0.0.1:{served.server_port}").wait()
     visitor = running.visitor()
 
     def ask(status: int, body: bytes) -> str:
-        handler.status, handler.body = status, body
+        Stub.status, Stub.body = status, body
         answer = visitor.read([("a.png", png(100, 100))], script=True)
         assert answer.status_code in (502, 503, 504)
         return alert(answer)
@@ -524,17 +529,18 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_a_port_that_is_taken_and_an_address_that_is_none(tmp_path, capsys):
-    from thyroid.web.__main__ import main
+def test_a_port_that_is_taken_and_an_address_that_is_none(tmp_path):
+    def start(*arguments: str) -> str:
+        done = subprocess.run([sys.executable, "-m", "thyroid.web", *arguments], capture_output=True, text=True)
+        assert done.returncode == 2
+        return done.stderr
 
-    assert main(["--endpoint", "localhost:8080"]) == 2
-    assert "expected http://host:port" in capsys.readouterr().err
+    assert "expected http://host:port" in start("--endpoint", "localhost:8080")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert main(["--endpoint", "http://localhost:1", "--port", str(port)]) == 2
-    assert f"port {port}" in capsys.readouterr().err
+        assert f"port {port}" in start("--endpoint", "http://localhost:1", "--port", str(port))
 
 
 def test_the_sample_is_a_synthetic_scan_with_its_box(page, visitor):

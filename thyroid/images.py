@@ -90,7 +90,9 @@ def size(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPE
     """
     image = _open(data, min_side, formats)
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except Exception:  # of malformed EXIF, as above
         raise ValueError(f"damaged {image.format}") from None
     return (image.height, image.width) if turned else image.size

@@ -43,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     token = token_file.read_text().strip() if token_file else os.environ.get("THYROID_TOKEN") or None
     if token_file and not token:
         raise errors.InputError(f"{token_file}: holds no token")
-    # a warning of KServe's own, and gRPC's about threads at a fork that nobody makes
+    # warnings that KServe causes, and gRPC's about threads at a fork that nobody makes
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="fastapi.*")
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     sys.argv = sys.argv[:1]  # kserve parses the command line when it is imported
     from thyroid.serve.server import Options, Server

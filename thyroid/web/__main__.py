@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import waitress
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"--endpoint {given.endpoint}: expected http://host:port or https://host:port")
     token = _secret(given.token_file, "THYROID_TOKEN")
     secret = _secret(given.secret_file, "THYROID_PAGE_SECRET")
-    options = app.Options(given.endpoint, token, secret, given.proxies)
+    options = app.Options(given.endpoint, token, secret)
     logs.configure()
     if given.with_parent:
         threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -52,11 +53,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             outbuf_overflow=app.MAX_BODY,
             channel_timeout=60,
             ident="",
+            **(_believed(given.proxies) if given.proxies else {}),
         )
     except OSError as error:
         raise InputError(f"port {given.port}: {errors.one_line(error)}; choose another with --port") from None
     print(f"page on http://localhost:{given.port} asking {given.endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
     server.run()
+
+
+def _believed(proxies: int) -> dict[str, Any]:
+    """So many proxies stand before the page, which nobody else reaches: they tell the visitor's address and scheme."""
+    headers = {"x-forwarded-for", "x-forwarded-proto"}
+    return {"trusted_proxy": "*", "trusted_proxy_count": proxies, "trusted_proxy_headers": headers}
 
 
 def _secret(file: Path | None, variable: str) -> str | None:

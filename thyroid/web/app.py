@@ -24,9 +24,8 @@ from flask_limiter.util import get_remote_address
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
-from werkzeug.middleware.proxy_fix import ProxyFix
 
-from thyroid import images, logs, phantom, tables
+from thyroid import images, logs, phantom
 from thyroid.names import CLASSES, POSITIVE
 from thyroid.web import upload, words
 from thyroid.web.endpoint import Endpoint
@@ -69,13 +68,11 @@ class Options:
         endpoint: its address.
         token: the endpoint's bearer token.
         secret: signs the CSRF cookie; the same in every replica. None for one that lasts as long as the process.
-        proxies: how many proxies stand before the page and tell the visitor's address.
     """
 
     endpoint: str
     token: str | None = None
     secret: str | None = None
-    proxies: int = 0
 
 
 class _Request(Request):
@@ -102,13 +99,11 @@ def create(options: Options) -> Flask:
         MAX_FORM_PARTS=200,
         WTF_CSRF_TIME_LIMIT=None,  # as long as the session: a clinic leaves the page open all day
     )
-    if options.proxies:
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=options.proxies, x_proto=options.proxies)  # type: ignore[method-assign]
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["share"] = words.share
+    _guard(app)  # before what may refuse a request: refusals are said in the visitor's language
     CSRFProtect(app)
     limiter = Limiter(get_remote_address, app=app, storage_uri="memory://", headers_enabled=True)
-    _guard(app)
     _routes(app, Endpoint(options.endpoint, options.token), limiter)
     _errors(app)
     return app
@@ -292,7 +287,10 @@ def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the page shows of model.json; figures that are not there are None."""
     if facts is None:
         return None
-    test = facts["forms"][facts["form"]]["test"]
+    domain = facts["serving_domain"]
+    keras = facts["forms"]["keras"]["test"][domain]
+    # of other forms the evaluation keeps the figures of the serving domain alone
+    test = keras if facts["form"] == "keras" else facts["forms"][facts["form"]]["test"]
     audits = facts.get("audits", {})
     return {
         "version": facts["version"],
@@ -300,8 +298,7 @@ def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
         "date": str(facts.get("created", ""))[:10],
         "digest": facts["data_digest"][:12],
         "scans": facts.get("scans"),
-        "domain": facts["serving_domain"],
-        "domain_name": tables.DOMAIN_NAMES[facts["serving_domain"]],
+        "domain": domain,
         "threshold": facts["threshold"],
         "band": facts.get("band"),
         "auroc": _interval(test.get("auroc"), "{:.2f}"),
@@ -310,19 +307,19 @@ def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
         "missed": _rest(test.get("sensitivity")),
         "false": _rest(test.get("specificity")),
         "images": test.get("n"),
-        "patients": test.get("patients", facts["forms"]["keras"]["test"].get("patients")),
+        "patients": keras["patients"],
         "synthetic": facts.get("synthetic", 0),
         "not_released": facts["not_released"],
-        "shortcut": bool(audits.get("shortcut")),
-        "kept": audits.get("kept"),
+        "findings": sorted(audits.get("findings", {})),
+        "kept": max(audits.get("kept", {}).values(), default=None),
     }
 
 
 def _interval(figure: dict[str, Any] | None, form: str) -> str | None:
     if not figure:
         return None
-    value, low, high = (form.format(figure[name]).replace("%", " %") for name in ("value", "low", "high"))
-    return f"{value} ({low.removesuffix(' %')}–{high})"
+    value, low, high = (form.format(figure[name]) for name in ("value", "low", "high"))
+    return f"{value} ({low.removesuffix('%')}–{high})".replace("%", "\N{NO-BREAK SPACE}%")
 
 
 def _rest(figure: dict[str, Any] | None) -> int | None:

@@ -33,4 +33,8 @@ class Words:
 def share(value: float) -> str:
     """A share as people read it: 73 %, and with a decimal where a whole percent would hide the difference: 4.1 %."""
     percent = value * 100
-    return f"{percent:.1f} %" if 0 < percent < 10 or 90 < percent < 100 else f"{percent:.0f} %"
+    return (
+        f"{percent:.1f}\N{NO-BREAK SPACE}%"
+        if 0 < percent < 10 or 90 < percent < 100
+        else f"{percent:.0f}\N{NO-BREAK SPACE}%"
+    )
