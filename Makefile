@@ -27,7 +27,7 @@ RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(S
 	$(if $(ENGINE),--engine "$(ENGINE)") $(if $(REGISTRY),--registry "$(REGISTRY)") $(if $(MINIMUM),--minimum "$(MINIMUM)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow test-containers lint lint-manifests format images push manifests workbench compile submit bench soak results lock clean
+.PHONY: help setup run serve test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -56,7 +56,7 @@ serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP proto
 
 test: $(READY) ## Lint, type check and all fast tests
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
-	"$(BIN)/python" -m pytest -m "not slow and not containers" -n 2 --dist loadfile
+	"$(BIN)/python" -m pytest -m "not slow and not containers and not browser" -n 2 --dist loadfile
 
 test-slow: $(READY) lint-manifests ## The slow tests: the README's commands and the run on real scans
 	"$(BIN)/python" -m pytest -m slow
@@ -65,6 +65,10 @@ test-containers: $(READY) images ## The whole pipeline and the endpoint in their
 	@# looked for here: `images` has only just written it on a machine that needs it
 	@[ ! -f .containers/containers.conf ] || export CONTAINERS_CONF="$(CURDIR)/.containers/containers.conf"; \
 		"$(BIN)/python" -m pytest -m containers -s
+
+test-browser: $(READY) ## The page in Chromium: every step in both languages and sizes; pictures go to output-browser/
+	@tests/browser/install.sh
+	"$(BIN)/python" -m pytest -m browser
 
 lint: $(READY) ## Lint and type check
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
@@ -115,4 +119,4 @@ lock: $(READY) ## Resolve requirements.lock and the images' locks anew from pypr
 	UPGRADE=1 UV="$(BIN)/uv" images/lock.sh
 
 clean: ## Remove the environment and OUTPUT
-	rm -rf "$(VENV)" "$(OUTPUT)" "$(OUTPUT)-results"
+	rm -rf "$(VENV)" "$(OUTPUT)" "$(OUTPUT)-results" output-browser

@@ -26,8 +26,10 @@ def free_port() -> int:
 class Server:
     """On free ports; its output goes to a file, so that no pipe fills up."""
 
-    def __init__(self, log: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
-        self.port, self.grpc_port, self.log = free_port(), free_port(), log
+    def __init__(
+        self, log: Path, *arguments: str, environment: dict[str, str] | None = None, port: int | None = None
+    ) -> None:
+        self.port, self.grpc_port, self.log = port or free_port(), free_port(), log
         command = [sys.executable, "-m", "thyroid.serve", *arguments, "--port", str(self.port)]
         with log.open("w") as output:
             self.process = subprocess.Popen(
