@@ -51,6 +51,11 @@ def test_the_data_image_does_without_tensorflow_and_scikit_learn(step):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_the_page_holds_no_model():
+    code = "import sys, thyroid.web.__main__; bad = {'tensorflow', 'keras', 'openvino', 'sklearn', 'kserve', 'matplotlib'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("step", ["register", "registry", "deploy", "conclude"])
 def test_the_ops_image_does_without_the_others(step):
     code = f"import sys, thyroid.{step}; bad = {{'tensorflow', 'keras', 'sklearn', 'cv2', 'matplotlib'}} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
@@ -73,6 +78,7 @@ def test_the_ops_image_does_without_the_others(step):
         "deploy",
         "conclude",
         "serve",
+        "web",
         "results",
     ],
 )
@@ -128,7 +134,7 @@ def test_images_hold_the_versions_that_are_tested():
         differ = {n: v for n, v in pins(lock).items() if n in tested and tested[n] != v}
         assert not differ, lock.name
     extras = {lock.stem for lock in (ROOT / "images").glob("*.lock")} - {"build"}
-    assert extras == {"data", "train", "train-gpu", "ops", "serve", "serve-gpu"}
+    assert extras == {"data", "train", "train-gpu", "ops", "serve", "serve-gpu", "web"}
 
 
 def test_research_use_only_stands_on_what_people_see():
@@ -140,6 +146,8 @@ def test_research_use_only_stands_on_what_people_see():
         "thyroid/serve/model.py",
         "thyroid/serve/__main__.py",
         "thyroid/serve/openapi.py",
+        "thyroid/web/words/en.json",
+        "thyroid/web/__main__.py",
         "docs/api.md",
         "manifests/base/dashboard.json",
         "components/pages.py",

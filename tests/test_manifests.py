@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.test_deploy import cluster, root  # noqa: F401 (fixtures)
 from thyroid import deploy
 from thyroid.deploy import CLAIM, Options
 from thyroid.errors import InputError
+from thyroid.web import upload
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(p.parent.relative_to(ROOT).as_posix() for p in (ROOT / "manifests").glob("*/*/kustomization.yaml"))
@@ -60,6 +62,7 @@ def test_the_folders():
         "manifests/overlays/cpu",
         "manifests/overlays/gateway",
         "manifests/overlays/gpu",
+        "manifests/overlays/ingress",
         "manifests/service/cpu",
         "manifests/service/gpu",
     ]
@@ -83,6 +86,7 @@ def test_overlays_hold_what_a_namespace_needs(rendered):
     kinds = {one["kind"] for one in rendered["manifests/overlays/cpu"]}
     assert kinds == {
         "ServiceAccount", "Role", "RoleBinding", "PersistentVolumeClaim", "ServingRuntime", "NetworkPolicy", "ConfigMap",
+        "Deployment", "Service",
     }  # fmt: skip
     assert set(of_kind(rendered["manifests/overlays/gpu"], "ServingRuntime")) == {"thyroid", "thyroid-gpu"}
     dashboard = of_kind(rendered["manifests/overlays/cpu"], "ConfigMap")["thyroid-dashboard"]
@@ -101,6 +105,46 @@ def test_the_route_is_what_the_deploy_step_patches(rendered):
     route = of_kind(rendered["manifests/overlays/gateway"], "HTTPRoute")[deploy.ROUTE]
     assert route["spec"]["rules"] == deploy.route("any", 0)["spec"]["rules"]
     assert route["apiVersion"] == deploy.route("any", 0)["apiVersion"]
+
+
+def test_the_page_is_reached_by_every_kind_of_entry_and_asks_the_endpoint(rendered):
+    objects = rendered["manifests/overlays/gateway"]
+    service = of_kind(objects, "Service")["thyroid-web"]["spec"]
+    deployment = of_kind(objects, "Deployment")["thyroid-web"]["spec"]["template"]
+    (container,) = deployment["spec"]["containers"]
+    labels = deployment["metadata"]["labels"]
+    assert service["selector"].items() <= labels.items()
+    assert service["ports"][0]["targetPort"] in [port["name"] for port in container["ports"]]
+    assert (
+        of_kind(objects, "NetworkPolicy")["thyroid-web"]["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    )
+    entry = of_kind(objects, "HTTPRoute")["thyroid-web"]["spec"]["rules"][0]["backendRefs"][0]
+    assert entry == {"name": "thyroid-web", "port": service["ports"][0]["port"]}
+    ingress = of_kind(rendered["manifests/overlays/ingress"], "Ingress")["thyroid-web"]["spec"]["rules"][0]["http"]
+    backend = ingress["paths"][0]["backend"]["service"]
+    assert backend == {"name": "thyroid-web", "port": {"name": service["ports"][0]["name"]}}
+    # what the deploy step's InferenceService is reached by, and what Knative calls it, too
+    endpoint = container["args"][container["args"].index("--endpoint") + 1]
+    assert endpoint == "http://thyroid-predictor.$(NAMESPACE).svc.cluster.local"
+    assert {one["name"] for one in container["env"]} == {"NAMESPACE", "THYROID_TOKEN", "THYROID_PAGE_SECRET"}
+    assert container["image"].startswith("localhost/thyroid-web:")
+    size = of_kind(rendered["manifests/overlays/ingress"], "Ingress")["thyroid-web"]["metadata"]["annotations"]
+    assert int(size["nginx.ingress.kubernetes.io/proxy-body-size"].removesuffix("m")) * 1e6 > upload.MAX_TOTAL
+
+
+def test_the_pages_arguments_are_its_own(rendered):
+    """As the container would start it, up to where it would listen."""
+    deployment = of_kind(rendered["manifests/overlays/cpu"], "Deployment")["thyroid-web"]["spec"]["template"]["spec"]
+    command, *arguments = deployment["containers"][0]["args"]
+    assert command == "python3"
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, *arguments, "--port", port], capture_output=True, text=True, cwd=ROOT, timeout=60
+        )
+    assert f"port {port}" in done.stderr, done.stderr
 
 
 def test_runtimes_serve_our_format_on_the_ports_that_are_probed(rendered):

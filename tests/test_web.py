@@ -536,6 +536,7 @@ def test_a_port_that_is_taken_and_an_address_that_is_none(tmp_path):
         return done.stderr
 
     assert "expected http://host:port" in start("--endpoint", "localhost:8080")
+    assert "port 99999: expected" in start("--endpoint", "http://localhost:8080", "--port", "99999")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

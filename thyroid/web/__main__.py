@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     if not given.endpoint.startswith(("http://", "https://")):
         raise InputError(f"--endpoint {given.endpoint}: expected http://host:port or https://host:port")
+    if not 0 < given.port < 65536:
+        raise InputError(f"port {given.port}: expected 1 to 65535")
     token = _secret(given.token_file, "THYROID_TOKEN")
     secret = _secret(given.secret_file, "THYROID_PAGE_SECRET")
     options = app.Options(given.endpoint, token, secret)
