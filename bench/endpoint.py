@@ -8,13 +8,18 @@ import urllib.error
 import urllib.request
 
 
+def free_port() -> int:
+    """One that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Endpoint:
     """`python -m thyroid.serve`, or another server, on a free port, from ready to stopped."""
 
     def __init__(self, *arguments: str, script: str | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         program = ["-m", "thyroid.serve"] if script is None else [script]
         self.command = [sys.executable, *program, *arguments, "--port", str(port)]

@@ -26,6 +26,8 @@ from endpoint import Endpoint
 from thyroid import backbones, crop, engine, images, phantom, registry
 from thyroid.backend import keras, tf
 from thyroid.names import CLASSES
+from thyroid.serve import treatment
+from thyroid.serve.payload import Instance
 
 SIZE = 224
 SECONDS = 6.0
@@ -41,7 +43,7 @@ def artefact(name: str, folder: Path) -> Path:
     engine.convert(network, folder / engine.OPENVINO)
     reference = images.encode(crop.normal(phantom.draw("M", 1, 1).image))
     (folder / "reference.jpg").write_bytes(reference)
-    pixels = images.rgb(images.square(reference, SIZE))[None]
+    pixels = treatment.prepare(Instance("reference.jpg", reference), "cropped", SIZE).pixels[None]
     expected = network.predict(pixels, verbose=0)
     forms: dict[str, Any] = {engine.KERAS: {}}
     for form in (engine.F32, *((engine.BF16,) if engine.has_bf16() else ())):

@@ -134,3 +134,20 @@ def test_the_models_input_is_the_letterboxed_image(size, colour):
     if size > 150:
         assert difference.max() == 0
     assert images.square(images.encode(image[:2, :40]), size).shape[:2] == (size, size)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_is_that_of_the_decoded_image(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind in ("JPEG", "PNG"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (60, 40)).save(buffer, kind, exif=exif)
+        height, width = images.decode(buffer.getvalue(), formats=images.SERVED).shape[:2]
+        assert images.size(buffer.getvalue(), formats=images.SERVED) == (width, height)
+
+
+def test_kinds_of_files_are_told_by_their_bytes():
+    assert images.kind(bytes(128) + b"DICM") == "DICOM"
+    assert images.kind(b"\xff\xd8\xff" + bytes(125) + b"DICM") == "JPEG"
+    assert images.kind(b"<svg/>") is None

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,8 @@ def test_run_then_serve_then_query(copy):
         assert set(prediction["probability"]) == {"B", "M"}
         assert prediction["decision"] in ("benign", "malignant")
         assert "not_released" not in prediction
+        with urllib.request.urlopen("http://localhost:8000/", timeout=60) as page:
+            assert f"{prediction['model']}" in page.read().decode()
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.communicate(timeout=30)

@@ -16,10 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
+from tests import dicoms
 from tests.conftest import variant
 from tests.serving import EXPLAIN, INFER, PREDICT, Server, encoded
-from thyroid import RESEARCH_USE_ONLY, crop, engine, explain, images, inputs, register, registry, serve, tables
+from thyroid import RESEARCH_USE_ONLY, crop, dicom, engine, explain, images, inputs, register, registry, serve, tables
 from thyroid.serve import __main__ as command
 
 
@@ -96,6 +98,76 @@ def test_png_is_answered_like_the_jpeg_it_shows(server, tested):
     assert prediction["probability"]["M"] == pytest.approx(row["probability_M"], abs=1e-4)
 
 
+def test_a_dicom_file_is_answered_like_the_picture_it_shows(server, tested):
+    """As a body of its own, as base64 and as BYTES; the frame is the middle one, or the one that is asked for."""
+    clip = dicoms.write(dicoms.cine(5), dicoms.JPEG_2000, name="KIM^YOUNG HEE", patient="KIM-7")
+    roi = [40, 40, 60, 50]
+
+    def shown(frame: int | None) -> float:
+        picture = Image.fromarray(dicom.read(clip, frame).pixels)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        instance = {"image": {"b64": base64.b64encode(buffer.getvalue()).decode()}, "roi": roi}
+        return server.ask(PREDICT, {"instances": [instance]})[1]["predictions"][0]["probability"]["M"]
+
+    b64 = {"b64": base64.b64encode(clip).decode()}
+    for frame, number in ((None, 3), (1, 1), (5, 5)):
+        asked = {"image": b64, "roi": roi} | ({} if frame is None else {"frame": frame})
+        status, answer = server.ask(PREDICT, {"instances": [asked]})
+        assert status == 200
+        prediction = answer["predictions"][0]
+        assert prediction["probability"]["M"] == pytest.approx(shown(frame), abs=1e-6)
+        assert (prediction["crop"]["frame"], prediction["crop"]["frames"]) == (number, 5)
+        assert "KIM" not in json.dumps(answer)
+    status, answer = server.ask(PREDICT, clip, Content_Type="application/dicom")
+    assert status == 200
+    assert answer["predictions"][0]["crop"]["frame"] == 3
+    tensors = [
+        {"name": "image", "shape": [1], "datatype": "BYTES", "data": [b64["b64"]]},
+        {"name": "roi", "shape": [1, 4], "datatype": "INT32", "data": roi},
+        {"name": "frame", "shape": [1], "datatype": "INT32", "data": [5]},
+    ]
+    outputs = {one["name"]: one["data"] for one in server.ask(INFER, {"inputs": tensors})[1]["outputs"]}
+    assert outputs["probability"][1] == pytest.approx(shown(5), abs=1e-6)
+    assert "KIM" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("instance", "told"),
+    [
+        ({"frame": 6}, "instances[0].frame: there is no frame 6"),
+        ({"frame": 0}, "instances[0].frame: expected the number of a frame"),
+        ({"frame": "1"}, "instances[0].frame: expected the number of a frame"),
+        ({"image": encoded(get_testdata_file("CT_small.dcm", download=False))}, "modality CT"),
+        ({"image": encoded(get_testdata_file("rtplan.dcm", download=False))}, "modality RTPLAN"),
+        ({"roi": [100, 100, 100, 100]}, "instances[0].roi: [100, 100, 100, 100] reaches outside"),
+    ],
+)
+def test_dicom_that_cannot_be_answered(server, instance, told):
+    clip = {"b64": base64.b64encode(dicoms.write(dicoms.cine(5))).decode()}
+    status, answer = server.ask(PREDICT, {"instances": [{"image": clip} | instance]})
+    assert status == 400
+    assert told in answer["error"]
+
+
+def test_a_frame_of_a_jpeg_is_refused(server, tested):
+    status, answer = server.ask(PREDICT, {"instances": [{"image": encoded(tested["path"].iloc[0]), "frame": 1}]})
+    assert (status, answer["error"]) == (400, "instances[0].frame: only a DICOM file has frames")
+
+
+def test_who_answers_and_its_report(server, model, facts):
+    status, told = server.ask("/v1/models/thyroid/facts")
+    assert status == 200
+    assert told["version"] == facts["version"]
+    assert told["forms"] == facts["forms"]
+    assert told["form"] == engine.F32
+    assert told["not_released"]
+    assert "files" not in told
+    assert server.ask("/v1/models/thyroid/report") == (200, (registry.find(model) / "report.html").read_text())
+    for path in ("facts", "report"):
+        assert server.ask(f"/v1/models/other/{path}")[0] == 404
+
+
 def test_views_of_a_patient_are_aggregated(server, tested, facts):
     rows = [row for _, row in tested.iterrows()][:4]
     names = ["p", "q", "p", None]
@@ -104,6 +176,7 @@ def test_views_of_a_patient_are_aggregated(server, tested, facts):
         for row, name in zip(rows, names, strict=True)
     ]
     patients = server.ask(PREDICT, {"instances": instances})[1]["patients"]
+    assert server.ask(EXPLAIN, {"instances": instances})[1]["patients"] == patients
     assert [(one["patient"], one["images"]) for one in patients] == [("p", 2), ("q", 1)]
     mean = (rows[0]["probability_M"] + rows[2]["probability_M"]) / 2
     assert patients[0]["probability"]["M"] == pytest.approx(mean, abs=1e-4)

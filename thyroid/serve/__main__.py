@@ -51,12 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from thyroid.serve.server import Options, Server
 
     logs.configure()
-    print(
-        f"serving on http://localhost:{arguments.port}/v1/models/{registry.NAME}:predict once /v2/health/ready says so\n"
-        f"{RESEARCH_USE_ONLY}",
-        flush=True,
-    )
     with contextlib.nullcontext() if page_port is None else _page(page_port, arguments.port, token):
+        print(
+            f"serving on http://localhost:{arguments.port}/v1/models/{registry.NAME}:predict once /v2/health/ready says so\n"
+            f"{RESEARCH_USE_ONLY}",
+            flush=True,
+        )
         Server(Options(**values, token=token)).run()
 
 

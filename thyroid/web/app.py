@@ -25,7 +25,7 @@ from flask_wtf.csrf import CSRFError, CSRFProtect
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
-from thyroid import images, logs, phantom
+from thyroid import images, logs, phantom, tables
 from thyroid.names import CLASSES, POSITIVE
 from thyroid.web import upload, words
 from thyroid.web.endpoint import Endpoint
@@ -284,35 +284,39 @@ def _sample() -> tuple[bytes, tuple[int, int, int, int]]:
 
 
 def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the page shows of model.json; figures that are not there are None."""
+    """What the page shows of model.json; None if that is not there or of another form, figures that it lacks are None."""
     if facts is None:
         return None
-    domain = facts["serving_domain"]
-    keras = facts["forms"]["keras"]["test"][domain]
-    # of other forms the evaluation keeps the figures of the serving domain alone
-    test = keras if facts["form"] == "keras" else facts["forms"][facts["form"]]["test"]
-    audits = facts.get("audits", {})
-    return {
-        "version": facts["version"],
-        "backbone": facts["backbone"],
-        "date": str(facts.get("created", ""))[:10],
-        "digest": facts["data_digest"][:12],
-        "scans": facts.get("scans"),
-        "domain": domain,
-        "threshold": facts["threshold"],
-        "band": facts.get("band"),
-        "auroc": _interval(test.get("auroc"), "{:.2f}"),
-        "sensitivity": _interval(test.get("sensitivity"), "{:.0%}"),
-        "specificity": _interval(test.get("specificity"), "{:.0%}"),
-        "missed": _rest(test.get("sensitivity")),
-        "false": _rest(test.get("specificity")),
-        "images": test.get("n"),
-        "patients": keras["patients"],
-        "synthetic": facts.get("synthetic", 0),
-        "not_released": facts["not_released"],
-        "findings": sorted(audits.get("findings", {})),
-        "kept": max(audits.get("kept", {}).values(), default=None),
-    }
+    try:
+        domain = str(facts["serving_domain"])
+        keras = facts["forms"].get("keras", {}).get("test", {}).get(domain, {})
+        # of other forms the evaluation keeps the figures of the serving domain alone
+        test = keras if facts["form"] == "keras" else facts["forms"][facts["form"]].get("test", {})
+        audits = facts.get("audits", {})
+        return {
+            "version": int(facts["version"]),
+            "backbone": str(facts["backbone"]),
+            "date": str(facts.get("created", ""))[:10],
+            "digest": str(facts["data_digest"])[:12],
+            "scans": facts.get("scans"),
+            "domain": domain if domain in tables.DOMAINS else None,
+            "threshold": float(facts["threshold"]),
+            "band": [float(end) for end in facts["band"]] if "band" in facts else None,
+            "auroc": _interval(test.get("auroc"), "{:.2f}"),
+            "sensitivity": _interval(test.get("sensitivity"), "{:.0%}"),
+            "specificity": _interval(test.get("specificity"), "{:.0%}"),
+            "missed": _rest(test.get("sensitivity")),
+            "false": _rest(test.get("specificity")),
+            "images": test.get("n"),
+            "patients": keras.get("patients"),
+            "synthetic": facts.get("synthetic", 0),
+            "not_released": [str(reason) for reason in facts["not_released"]],
+            "findings": sorted(audits.get("findings", {})),
+            "kept": max(map(float, audits.get("kept", {}).values()), default=None),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        log.error("the endpoint's facts are of another form", extra={"fields": {"request_id": g.request_id}})
+        return None
 
 
 def _interval(figure: dict[str, Any] | None, form: str) -> str | None:
