@@ -117,7 +117,7 @@ class Picture:
         frames: how many the file has.
         instance: number of the file in its series; 0 where it has none.
         patient: the file's patient id, to be hashed and dropped.
-    regions: whether the file says where its tissue is; if not, the picture alone told, and text close to it may be left.
+        regions: whether the file says where its tissue is; if not, the picture alone told, and text close to it may be left.
     """
 
     pixels: images.Pixels
@@ -162,9 +162,7 @@ def read(data: bytes, frame: int | None = None) -> Picture:
             )
         except DicomError:
             raise
-        except (
-            Exception
-        ) as error:  # pydicom and its decoders raise many kinds for files that are not as the standard has them
+        except Exception as error:  # pydicom and its decoders raise many kinds for files that are not as they should be
             raise DicomError("damaged", f"damaged DICOM, or one of an unknown kind ({type(error).__name__})") from None
 
 

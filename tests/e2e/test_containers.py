@@ -8,6 +8,8 @@ import subprocess
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ import yaml
 from components.step import image_name
 from pipelines import __main__ as cli
 from pipelines import containers
+from tests import dicoms
 from tests.conftest import SHARED
+from tests.pages import Visitor
 from tests.serving import free_port
 from thyroid import deploy, phantom, registry
 
@@ -133,18 +137,42 @@ def test_the_whole_pipeline_ran_in_containers(output):
     assert ("kind: InferenceService" in manifest) == (summary["gate"]["decision"] == "promoted")
 
 
-def test_the_serve_image_answers_as_evaluated(engine, output):
-    """Mounted as KServe mounts it, with the arguments and the security context of the ServingRuntime."""
-    runtime = yaml.safe_load((ROOT / "manifests" / "base" / "servingruntime.yaml").read_text())
-    (container,) = runtime["spec"]["containers"]
-    assert container["securityContext"]["readOnlyRootFilesystem"]
-    folder, port = registry.find(output / "registry"), free_port()
-    name = f"thyroid-serve-{port}"
-    line = [engine, "run", "-d", "--rm", "--pull=never", "--name", name, "--label", containers.LABEL, "--read-only"]
-    line += ["--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "2g"]
-    line += ["-v", f"{folder}:/mnt/models:ro", "-p", f"127.0.0.1:{port}:8080", image_name("serve"), *container["args"]]
-    subprocess.run(line, check=True, capture_output=True)
+SHUT = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+
+
+@contextmanager
+def running(engine: str, image: str, arguments: list[str], *options: str) -> Iterator[str]:
+    """Name of a container with the security context of the manifests."""
+    name = f"thyroid-{image}-{free_port()}"
+    line = [engine, "run", "-d", "--rm", "--pull=never", "--name", name, "--label", containers.LABEL, *SHUT, *options]
+    subprocess.run([*line, image_name(image), *arguments], check=True, capture_output=True)
     try:
+        yield name
+    finally:
+        subprocess.run([engine, "rm", "-f", name], capture_output=True)
+
+
+def healthy(engine: str, name: str, address: str) -> bool:
+    code = f"import urllib.request as u; u.urlopen('{address}')"
+    return subprocess.run([engine, "exec", name, "python3", "-c", code], capture_output=True).returncode == 0
+
+
+def container(kind: str, file: str) -> dict:
+    """The only container of an object in the manifests."""
+    objects = yaml.safe_load_all((ROOT / "manifests" / "base" / file).read_text())
+    (found,) = [one for one in objects if one["kind"] == kind]
+    spec = found["spec"] if kind == "ServingRuntime" else found["spec"]["template"]["spec"]
+    (only,) = spec["containers"]
+    assert only["securityContext"]["readOnlyRootFilesystem"]
+    return only
+
+
+def test_the_serve_image_answers_as_evaluated_and_the_page_asks_it(engine, output):
+    """Mounted as KServe mounts it, with the arguments and the security context of the manifests."""
+    folder, port, page_port = registry.find(output / "registry"), free_port(), free_port()
+    options = ("--memory", "2g", "-v", f"{folder}:/mnt/models:ro")
+    options += ("-p", f"127.0.0.1:{port}:8080", "-p", f"127.0.0.1:{page_port}:8000")
+    with running(engine, "serve", container("ServingRuntime", "servingruntime.yaml")["args"], *options) as name:
         deadline = time.monotonic() + 60
         while (problem := deploy.ask(f"http://127.0.0.1:{port}", folder)) and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -156,19 +184,24 @@ def test_the_serve_image_answers_as_evaluated(engine, output):
         with urllib.request.urlopen(request, timeout=30) as answer:
             outputs = {one["name"]: one["data"] for one in json.load(answer)["outputs"]}
         assert outputs["decision"][0] in ("benign", "malignant", "abstain")
-        health = subprocess.run(
-            [
-                engine,
-                "exec",
-                name,
-                "python3",
-                "-c",
-                "import urllib.request as u; u.urlopen('http://localhost:8080/v2/health/ready')",
-            ]
-        )
-        assert health.returncode == 0
-    finally:
-        subprocess.run([engine, "rm", "-f", name], capture_output=True)
+        assert healthy(engine, name, "http://localhost:8080/v2/health/ready")
+
+        arguments = container("Deployment", "web.yaml")["args"]
+        arguments[arguments.index("--endpoint") + 1] = "http://localhost:8080"
+        # the network of the server's container, as if both were in one pod
+        with running(engine, "web", arguments, "--memory", "1g", "--network", f"container:{name}") as page:
+            deadline = time.monotonic() + 60
+            while not healthy(engine, page, "http://localhost:8000/health") and time.monotonic() < deadline:
+                time.sleep(0.5)
+            visitor = Visitor(f"http://127.0.0.1:{page_port}")
+            scan = dicoms.write(dicoms.frame(3), dicoms.JPEG_LS, name="KIM^YOUNG HEE")
+            read = visitor.read([("scan.dcm", scan), ("scan.jpg", (folder / "reference.jpg").read_bytes())])
+            visitor.client.close()
+            assert read.status_code == 200, read.text
+            assert registry.verify(folder)["backbone"] in read.text
+            log = subprocess.run([engine, "logs", page], capture_output=True, text=True)
+            assert '"route": "read", "status": 200' in log.stdout + log.stderr
+            assert "KIM" not in log.stdout + log.stderr
 
 
 def test_a_container_that_fails_fails_the_run(engine, scans, tmp_path, capfd):
