@@ -405,3 +405,68 @@ def test_pseudonyms_depend_on_name_frame_and_key(monkeypatch):
     numbers = {dicom.patient_number(key, patient) for key in (one, other) for patient in ("1", "2", "홍길동")}
     assert len(numbers) == 6
     assert all(0 <= number < 10**18 for number in numbers)
+
+
+def compressed(frame: bytes, syntax: str, **tags) -> bytes:
+    """A file with this code stream in it, whatever its header says."""
+    return dicoms.write(dicoms.frame(1), syntax, PixelData=encapsulate([frame]), **tags)
+
+
+def code_stream(precinct: int | None = None, layers: int | None = None) -> bytes:
+    """JPEG 2000 of `dicoms.frame`, with precincts of 2^precinct pixels or so many layers in its main header."""
+    from openjpeg.utils import encode_array
+
+    stream = encode_array(dicoms.frame(1), photometric_interpretation=2)
+    place = stream.index(b"\xff\x52")
+    length = int.from_bytes(stream[place + 2 : place + 4], "big")
+    segment = bytearray(stream[place : place + 2 + length])
+    if layers is not None:
+        segment[6:8] = layers.to_bytes(2, "big")
+    if precinct is not None:
+        segment[4] |= 1
+        segment += bytes([precinct * 17] * (segment[9] + 1))
+        segment[2:4] = (len(segment) - 2).to_bytes(2, "big")
+    return stream[:place] + bytes(segment) + stream[place + 2 + length :]
+
+
+def test_a_sound_jpeg_2000_is_not_taken_for_a_bomb():
+    assert dicom.read(compressed(code_stream(), dicoms.JPEG_2000)).pixels.shape == (128, 160, 3)
+
+
+@pytest.mark.parametrize("stream", [code_stream(precinct=1), code_stream(precinct=4), code_stream(layers=60_000)])
+def test_a_jpeg_2000_bomb_is_refused_before_it_is_decoded(stream):
+    with pytest.raises(dicom.DicomError, match="too many parts") as caught:
+        dicom.read(compressed(stream, dicoms.JPEG_2000))
+    assert caught.value.code == "damaged"
+
+
+def test_a_progressive_jpeg_is_none_of_dicoms():
+    buffer = io.BytesIO()
+    Image.fromarray(dicoms.frame(1)).save(buffer, "JPEG", progressive=True)
+    with pytest.raises(dicom.DicomError, match="of a kind that DICOM does not have"):
+        dicom.read(compressed(buffer.getvalue(), dicoms.JPEG_BASELINE))
+
+
+def test_an_rle_bomb_is_refused():
+    with pytest.raises(dicom.DicomError, match="larger than an uncompressed one"):
+        dicom.read(compressed(bytes(64) + bytes(1_000_000), dicoms.RLE))
+
+
+def test_too_many_regions_are_refused():
+    with pytest.raises(dicom.DicomError, match="more than 64"):
+        dicom.read(dicoms.write(dicoms.frame(1), regions=[(i, i, i + 9, i + 9) for i in range(65)]))
+
+
+def test_a_region_that_is_the_whole_frame_tells_nothing():
+    """Its burned-in text is blanked as where there is no region; if it cannot be, the file is refused."""
+    width, height = dicoms.SIZE
+    everywhere = [(0, 0, width - 1, height - 1)]
+    picture = dicom.read(dicoms.write(dicoms.frame(1), regions=everywhere))
+    assert not picture.regions
+    left, top, right, bottom = dicoms.TEXT
+    assert not picture.pixels[top:bottom, left:right].any()
+    small = np.zeros((480, 640), np.uint8)
+    small[10:30, 10:200] = dicoms.frame(1)[2:16, 4:120].mean().astype(np.uint8)
+    with pytest.raises(dicom.DicomError) as caught:
+        dicom.read(dicoms.write(np.where(small > 0, small, 0).astype(np.uint8), regions=[(0, 0, 639, 479)]))
+    assert caught.value.code == "burned_in"

@@ -151,3 +151,31 @@ def test_kinds_of_files_are_told_by_their_bytes():
     assert images.kind(bytes(128) + b"DICM") == "DICOM"
     assert images.kind(b"\xff\xd8\xff" + bytes(125) + b"DICM") == "JPEG"
     assert images.kind(b"<svg/>") is None
+
+
+def test_only_the_orientation_that_browsers_see_counts():
+    """Not XMP's, and not that of a PNG's EXIF behind its pixels: a box is drawn on what the browser shows."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description tiff:Orientation="6" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"/></rdf:RDF></x:xmpmeta>'
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(buffer, "JPEG", xmp=xmp)
+    assert images.decode(buffer.getvalue()).shape == (40, 60, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(buffer, "PNG", exif=exif)
+    data = buffer.getvalue()
+    start = data.index(b"eXIf") - 4
+    length = int.from_bytes(data[start : start + 4], "big") + 12
+    late = data[:start] + data[start + length : data.index(b"IEND") - 4] + data[start : start + length] + data[-12:]
+    assert images.decode(late, formats=images.SERVED).shape == (40, 60, 3)
+    assert images.size(late, formats=images.SERVED) == (60, 40)
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused():
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64)).save(buffer, "JPEG", progressive=True)
+    assert images.decode(buffer.getvalue()).shape == (64, 64, 3)
+    data = buffer.getvalue()
+    start = data.rindex(b"\xff\xda")
+    with pytest.raises(ValueError, match="more than 100 scans"):
+        images.decode(data[:-2] + data[start:-2] * 101 + data[-2:])

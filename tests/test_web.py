@@ -24,7 +24,7 @@ from tests import dicoms
 from tests.pages import Page
 from tests.serving import EXPLAIN, Server, free_port
 from thyroid import RESEARCH_USE_ONLY, engine, images, phantom, registry
-from thyroid.web import upload, words
+from thyroid.web import app, upload, words
 from thyroid.web.words import Words
 
 TOKEN = "the-endpoint-s-token"
@@ -168,6 +168,9 @@ def test_a_clip_is_opened_at_the_middle_and_at_any_frame(visitor):
     assert other.headers["x-frame"] == "5"
     assert other.content != opened.content
     assert Words("en")("frame", frame=3, frames=5) in said(visitor.read([("clip.dcm", data)], ["40,40,48,40"]))
+    for frame in ("abc", "-1", "1.5"):
+        assert visitor.picture("clip.dcm", data, frame=frame).status_code == 400
+    assert visitor.picture("scan.jpg", images.encode(phantom.draw("B", 1, 1).image)).status_code == 400
     assert visitor.picture("clip.dcm", data, frame="6").json()["error"] == Words("en")(
         "error_dicom_frame", name="clip.dcm"
     )
@@ -184,6 +187,12 @@ def png(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
+def moving() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (99, 99)).save(buffer, "PNG", save_all=True, append_images=[Image.new("L", (99, 99), 255)])
+    return buffer.getvalue()
+
+
 BAD = {
     "a text file named .jpg": ("note.jpg", b"Dear colleague, ...", "", "error_kind"),
     "an empty file": ("empty.jpg", b"", "", "error_empty"),
@@ -193,6 +202,8 @@ BAD = {
     "a tiny picture": ("tiny.png", png(5, 5), "", "error_size"),
     "a box of one pixel": ("one.png", png(200, 200), "5,5,1,1", "error_box"),
     "a box outside": ("out.png", png(200, 200), "150,150,100,100", "error_box_outside"),
+    "a box of other digits": ("digits.png", png(200, 200), "٣,٣,٣٣,٣٣", "error_box_form"),
+    "a moving picture": ("moving.png", moving(), "", "error_damaged"),
     "a box of words": ("words.png", png(200, 200), "a,b,c,d", "error_box_form"),
     "a CT slice": (
         "ct.dcm",
@@ -347,8 +358,28 @@ def test_forms_of_others_are_refused(page, visitor, frames):
     assert visitor.client.post("/picture", files={"file": ("a.jpg", frames[0][1])}).status_code == 400
 
 
+def test_forged_forms_meet_the_limit_too(page):
+    forger = page.visitor()
+    codes = [forger.client.post("/read", data={"csrf_token": "x"}).status_code for _ in range(61)]
+    assert codes == [400] * 60 + [429]
+
+
+def test_a_page_that_was_open_for_too_long_gets_another_token(page, frames):
+    old = page.visitor()
+    old.client.cookies.clear()
+    refused = old.read([frames[0][:2]], [frames[0][2]], script=True)
+    assert (refused.status_code, refused.headers["x-token"]) == (400, "expired")
+    old.token = old.client.get("/token").json()["token"]
+    assert old.read([frames[0][:2]], [frames[0][2]], script=True).status_code == 200
+
+
+def test_a_reading_that_is_asked_for_again_leads_to_the_start(page):
+    answer = httpx.get(f"{page.address}/read")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
 def test_methods_and_paths_that_are_not_there(page):
-    assert httpx.get(f"{page.address}/read").status_code == 405
+    assert httpx.put(f"{page.address}/read").status_code == 405
     for path in ("/../../etc/passwd", "/static/page.js", "/report/document/x", "/%00", "/.git/config"):
         answer = httpx.get(page.address + path)
         assert answer.status_code == 404
@@ -400,6 +431,8 @@ def test_addresses_are_told_by_as_many_proxies_as_there_are(server, tmp_path):
         assert forged.read([("a.jpg", b"x")]).status_code == 429
         secure = httpx.get(running.address, headers={"x-forwarded-proto": "https"})
         assert "Secure" in secure.headers["set-cookie"]
+        chosen = httpx.get(f"{running.address}/?lang=ko", headers={"x-forwarded-proto": "https"})
+        assert all("Secure" in one for one in chosen.headers.get_list("set-cookie"))
     finally:
         running.stop()
 
@@ -424,12 +457,26 @@ class Stub(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def stub(tmp_path_factory):
-    """Status and body of an endpoint's answer to what a visitor is told."""
+def stub_address():
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stub)
     threading.Thread(target=served.serve_forever, daemon=True).start()
-    running = Page(tmp_path_factory.mktemp("stub") / "log", f"http://127.0.0.1:{served.server_port}").wait()
-    visitor = running.visitor()
+    yield f"http://127.0.0.1:{served.server_port}"
+    served.shutdown()
+    served.server_close()
+
+
+@pytest.fixture(scope="module")
+def odd(stub_address, tmp_path_factory):
+    """A page before a `Stub`."""
+    running = Page(tmp_path_factory.mktemp("stub") / "log", stub_address).wait()
+    yield running
+    assert "Traceback" not in running.stop()
+
+
+@pytest.fixture
+def stub(odd):
+    """Status and body of an endpoint's answer to what a visitor is told."""
+    visitor = odd.visitor()
 
     def ask(status: int, body: bytes) -> str:
         Stub.status, Stub.body = status, body
@@ -437,10 +484,7 @@ def stub(tmp_path_factory):
         assert answer.status_code in (502, 503, 504)
         return alert(answer)
 
-    yield ask
-    assert "Traceback" not in running.stop()
-    served.shutdown()
-    served.server_close()
+    return ask
 
 
 @pytest.mark.parametrize(
@@ -462,6 +506,106 @@ def stub(tmp_path_factory):
 )
 def test_an_endpoint_that_fails_is_explained(stub, status, body, code):
     assert stub(status, body).endswith(Words("en")(code))
+
+
+def answered(**changes) -> bytes:
+    """What an endpoint answers to one picture, with something odd in it."""
+    one = {
+        "probability": {"B": 0.2, "M": 0.8},
+        "threshold": 0.5,
+        "decision": "malignant",
+        "crop": {"square": [0, 0, 100]},
+        "model": "ResNet50",
+        "model_version": 1,
+        "heat_map": {"layer_png": {"b64": base64.b64encode(png(8, 8)).decode()}, "share_inside_roi": None},
+    }
+    return json.dumps({"explanations": [one | changes], "patients": [one | changes]}).encode()
+
+
+def test_a_documented_answer_is_shown(odd):
+    Stub.status, Stub.body = 200, answered()
+    answer = odd.visitor().read([("a.png", png(100, 100))])
+    assert answer.status_code == 200
+    assert "80 %" in said(answer)
+    assert Words("en")("not_measured") in said(answer), "its facts are not there"
+
+
+SVG = base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>").decode()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"probability": {"M": float("nan")}},
+        {"probability": {"M": float("inf")}},
+        {"probability": {"M": 10**400}},
+        {"probability": {"M": -0.1}},
+        {"probability": {"M": "0.8"}},
+        {"probability": {"B": 1}},
+        {"threshold": None},
+        {"decision": "perhaps"},
+        {"decision": ["malignant"]},
+        {"crop": {}},
+        {"crop": {"square": ["x", 0, 1]}},
+        {"model_version": None},
+        {"heat_map": {"layer_png": {"b64": SVG}, "share_inside_roi": None}},
+        {"heat_map": {"layer_png": {"b64": "?"}, "share_inside_roi": None}},
+        {"heat_map": {"layer_png": {"b64": base64.b64encode(png(8, 8)).decode()}, "share_inside_roi": "most"}},
+    ],
+    ids=str,
+)
+def test_an_answer_of_another_form_is_not_shown(stub, changes):
+    assert stub(200, answered(**changes)).endswith(Words("en")("error_answer"))
+
+
+def test_an_answer_that_is_nested_without_end(stub):
+    assert stub(200, b"[" * 200_000).endswith(Words("en")("error_answer"))
+
+
+FACTS = {
+    "version": 1,
+    "backbone": "ResNet50",
+    "serving_domain": "cropped",
+    "data_digest": "0" * 64,
+    "threshold": 0.5,
+    "form": "keras",
+    "forms": {"keras": {"test": {"cropped": {}}}},
+    "not_released": [],
+}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        b"",
+        b"[]",
+        b"7",
+        b"{}",
+        b"[" * 200_000,
+        *(json.dumps(FACTS | odd).encode() for odd in (
+            {"version": "1"},
+            {"threshold": float("nan")},
+            {"threshold": 10**400},
+            {"forms": []},
+            {"serving_domain": None, "forms": None},
+            {"not_released": 5},
+            {"audits": {"kept": {"a": "x"}}},
+        )),
+    ],
+    ids=lambda facts: facts[:60].decode(),
+)  # fmt: skip
+def test_facts_of_another_form_do_not_keep_the_page_from_opening(stub_address, facts, monkeypatch):
+    monkeypatch.setattr(Stub, "facts", facts)
+    home = app.create(app.Options(stub_address)).test_client().get("/")
+    assert home.status_code == 200
+    assert Words("en")("model_away") in home.text
+
+
+def test_sound_facts_are_shown(stub_address, monkeypatch):
+    monkeypatch.setattr(Stub, "facts", json.dumps(FACTS).encode())
+    home = app.create(app.Options(stub_address)).test_client().get("/")
+    assert Words("en")("model_away") not in home.text
+    assert Words("en")("not_measured") in home.text
 
 
 def test_an_endpoint_that_is_down(tmp_path):

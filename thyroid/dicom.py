@@ -11,6 +11,7 @@ import argparse
 import hmac
 import io
 import logging
+import math
 import os
 import warnings
 import zlib
@@ -21,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
@@ -33,6 +35,8 @@ from thyroid.errors import InputError
 
 MAX_BYTES = 500_000_000
 """Of a file on disk: an uncompressed cine loop of 20 seconds. Over HTTP the limits of the endpoint and the page hold."""
+MAX_PIXELS = 10_000_000
+"""Of a frame; scanners have 3 million. Decoders take up to 20 bytes for each."""
 KEY_VARIABLE = "THYROID_PATIENT_KEY"
 MIN_KEY = 16
 
@@ -88,8 +92,16 @@ _DECODERS = {
 """Transfer syntax to pydicom's plug-in that damaged pixels do not bring down; GDCM, which pydicom asks first, aborts the process."""
 _INFLATION = 200
 """Times its size that a deflated file may have inflated: pictures that are mostly black have 60."""
+_MOST_REGIONS = 64
+_EVERYWHERE = 0.95
+"""Share of the picture from which on regions leave the scanner's text in: they are taken for none."""
 _TISSUE = 1  # Region Spatial Format 2D, PS3.3 C.8.5.5.1.1
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+_MOST_SCANS = 8
+_MOST_TILES = 1024
+_MOST_LAYERS = 64
+_LEAST_PRECINCT = 5  # logarithm of its side in pixels
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its lines hold values of the file
@@ -151,14 +163,15 @@ def read(data: bytes, frame: int | None = None) -> Picture:
                 kind = modality if modality.isalnum() and len(modality) <= 16 else "unknown"
                 raise DicomError("modality", f"DICOM of modality {kind}; only ultrasound (US) is taken")
             chosen, frames = _choose(dataset, frame)
-            pixels = _decode(dataset, chosen)
+            allowed = _regions(dataset)
+            pixels = _deidentified(_decode(dataset, chosen), allowed, str(dataset.get("BurnedInAnnotation") or ""))
             return Picture(
-                _deidentified(dataset, pixels),
+                pixels,
                 chosen,
                 frames,
                 int(dataset.get("InstanceNumber") or 0),
                 str(dataset.get("PatientID") or "").strip(),
-                bool(dataset.get("SequenceOfUltrasoundRegions")),
+                allowed is not None,
             )
         except DicomError:
             raise
@@ -210,15 +223,19 @@ def _choose(dataset: Dataset, frame: int | None) -> tuple[int, int]:
             raise DicomError(
                 "damaged", "DICOM whose pixels are a JPEG of more than 8 bits a sample, which is not taken"
             )
-        shape = (rows, columns, dataset.get("SamplesPerPixel", 1))
-        if syntax != uid.RLELossless and _encoded_shape(encoded) != shape:
+        shape = (rows, columns, int(dataset.get("SamplesPerPixel", 1)))
+        if syntax == uid.RLELossless:
+            # even what cannot be compressed grows by less than this (PS3.5 G.3.1)
+            if len(encoded) > 2 * math.prod(shape) * dataset.BitsAllocated // 8 + 64:
+                raise DicomError("damaged", "damaged DICOM: its compressed image is larger than an uncompressed one")
+        elif _encoded_shape(encoded) != shape:
             raise DicomError("damaged", "damaged DICOM: its compressed image has another size than its header says")
     return chosen, frames
 
 
 def _check_size(rows: int, columns: int) -> None:
-    if rows * columns > images.MAX_PIXELS or max(rows, columns) > images.MAX_SIDE:
-        raise DicomError("size", f"image of {columns}x{rows} is larger than the limit of {images.MAX_PIXELS:,} pixels")
+    if rows * columns > MAX_PIXELS or max(rows, columns) > images.MAX_SIDE:
+        raise DicomError("size", f"image of {columns}x{rows} is larger than the limit of {MAX_PIXELS:,} pixels")
     if min(rows, columns) < images.MIN_SIDE:
         raise DicomError("size", f"image of {columns}x{rows} is smaller than {images.MIN_SIDE} pixels a side")
 
@@ -226,12 +243,19 @@ def _check_size(rows: int, columns: int) -> None:
 def _encoded_shape(frame: bytes) -> tuple[int, int, int]:
     """Height, width and samples a pixel in the header of a JPEG, JPEG-LS or JPEG 2000 code stream."""
     if frame[:4] == b"\xff\x4f\xff\x51":  # SIZ follows SOC at once (ISO 15444-1 A.5.1)
-        width, height, left, top = (int.from_bytes(frame[at : at + 4], "big") for at in range(8, 24, 4))
+        width, height, left, top, tile_width, tile_height = (
+            int.from_bytes(frame[at : at + 4], "big") for at in range(8, 32, 4)
+        )
+        tiles = -(-width // max(1, tile_width)) * -(-height // max(1, tile_height))
+        if tiles > _MOST_TILES or not _sound_jpeg2000(frame):
+            raise DicomError("damaged", "damaged DICOM: its JPEG 2000 image is cut into too many parts")
         return height - top, width - left, int.from_bytes(frame[40:42], "big")
     place = 2 if frame[:2] == b"\xff\xd8" else len(frame)
     while place + 10 <= len(frame) and frame[place] == 0xFF:
         marker = frame[place + 1]
         if marker in _START_OF_FRAME:
+            if marker in _PROGRESSIVE or frame.count(b"\xff\xda") > _MOST_SCANS:
+                raise DicomError("damaged", "damaged DICOM: its JPEG image is of a kind that DICOM does not have")
             height, width = (int.from_bytes(frame[at : at + 2], "big") for at in (place + 5, place + 7))
             return height, width, frame[place + 9]
         if marker == 0xFF:  # a fill byte
@@ -241,6 +265,35 @@ def _encoded_shape(frame: bytes) -> tuple[int, int, int]:
         else:
             place += 2 + max(2, int.from_bytes(frame[place + 2 : place + 4], "big"))
     raise DicomError("damaged", "damaged DICOM: its compressed image has no header")
+
+
+def _sound_jpeg2000(frame: bytes) -> bool:
+    """Whether the coding styles in all headers of a JPEG 2000 code stream are such as encoders write.
+
+    Precincts of a few pixels, or thousands of layers, cost gigabytes in a file of some hundred bytes (ISO 15444-1 A.6.1).
+    """
+    place, start = 2, 0
+    while place + 4 <= len(frame):
+        marker, length = frame[place : place + 2], int.from_bytes(frame[place + 2 : place + 4], "big")
+        if marker == b"\xff\x93":  # SOD: data up to the end of the tile-part
+            size = int.from_bytes(frame[start + 6 : start + 10], "big")
+            if size < 14:  # 0: up to the end of the code stream
+                return True
+            place = start + size
+            continue
+        if marker == b"\xff\xd9":
+            return True
+        if marker == b"\xff\x90":  # SOT
+            start = place
+        if marker in (b"\xff\x52", b"\xff\x53"):  # COD; COC, whose component's number takes one byte
+            style = place + (4 if marker == b"\xff\x52" else 5)
+            levels = style + (5 if marker == b"\xff\x52" else 1)
+            layers = int.from_bytes(frame[style + 2 : style + 4], "big") if marker == b"\xff\x52" else 1
+            precincts = frame[levels + 5 : place + 2 + length] if frame[style : style + 1] and frame[style] & 1 else b""
+            if layers > _MOST_LAYERS or any(min(one & 15, one >> 4) < _LEAST_PRECINCT for one in precincts):
+                return False
+        place += 2 + max(2, length)
+    return True
 
 
 def _decode(dataset: Dataset, frame: int) -> images.Pixels:
@@ -286,20 +339,36 @@ def _range(dataset: Dataset) -> tuple[int, int]:
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if dataset.get("PixelRepresentation") else (0, (1 << bits) - 1)
 
 
-def _deidentified(dataset: Dataset, pixels: images.Pixels) -> images.Pixels:
-    """Black outside the tissue."""
+def _deidentified(pixels: images.Pixels, allowed: NDArray[np.uint8] | None, burned_in: str) -> images.Pixels:
+    """Black outside the tissue.
+
+    Args:
+        pixels: uint8 [rows, columns, 3].
+        allowed: of `_regions`.
+        burned_in: what the file says of text in its picture.
+    """
+    if allowed is not None:
+        pixels = cv2.copyTo(pixels, allowed)
+        return cv2.copyTo(pixels, crop.scan_area(pixels).mask)
+    area = crop.scan_area(_without_text(pixels))
+    if area.found:
+        return cv2.copyTo(pixels, area.mask)
+    if burned_in == "NO":
+        return pixels
+    raise DicomError(
+        "burned_in",
+        "neither an ultrasound region nor a scan area is to be found, so burned-in text cannot be blanked",
+    )
+
+
+def _regions(dataset: Dataset) -> NDArray[np.uint8] | None:
+    """Where the file says that its tissue is, 0 or 1 [rows, columns]; None if it does not, or says that it is everywhere."""
     regions = dataset.get("SequenceOfUltrasoundRegions") or []
     if not regions:
-        area = crop.scan_area(_without_text(pixels))
-        if area.found:
-            return cv2.copyTo(pixels, area.mask)
-        if str(dataset.get("BurnedInAnnotation") or "") == "NO":
-            return pixels
-        raise DicomError(
-            "burned_in",
-            "neither an ultrasound region nor a scan area is to be found, so burned-in text cannot be blanked",
-        )
-    allowed = np.zeros(pixels.shape[:2], np.uint8)
+        return None
+    if len(regions) > _MOST_REGIONS:
+        raise DicomError("damaged", f"damaged DICOM: it has more than {_MOST_REGIONS} ultrasound regions")
+    allowed = np.zeros((dataset.Rows, dataset.Columns), np.uint8)
     for one in regions:
         if one.get("RegionSpatialFormat") == _TISSUE:
             # never below 0, which would count from the other end
@@ -308,8 +377,7 @@ def _deidentified(dataset: Dataset, pixels: images.Pixels) -> images.Pixels:
             allowed[top:bottom, left:right] = 1
     if not allowed.any():
         raise DicomError("pixels", "DICOM without a 2D ultrasound region in its image")
-    pixels = cv2.copyTo(pixels, allowed)
-    return cv2.copyTo(pixels, crop.scan_area(pixels).mask)
+    return None if allowed.mean() > _EVERYWHERE else allowed
 
 
 def _without_text(pixels: images.Pixels) -> images.Pixels:

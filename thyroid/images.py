@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 
@@ -19,6 +19,9 @@ MAX_PIXELS = 50_000_000
 MAX_SIDE = 10_000
 MIN_SIDE = 16
 JPEG_QUALITY = 95
+MAX_SCANS = 100
+"""Of a progressive JPEG, which has ten; each one goes over all pixels, and takes a few bytes."""
+_START_OF_SCAN = b"\xff\xda"
 
 
 def read(path: str | Path) -> bytes:
@@ -76,9 +79,10 @@ def decode(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("J
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            upright = ImageOps.exif_transpose(image) or image
-        return np.asarray(upright.convert("RGB"))
-    except Exception as error:  # malformed EXIF raises struct.error, TypeError, AttributeError and others in Pillow
+            turn = _TURNS.get(_orientation(image))
+            upright = image.convert("RGB")
+        return np.asarray(upright if turn is None else upright.transpose(turn))
+    except Exception as error:  # Pillow's plug-ins raise many kinds
         raise ValueError(f"damaged {image.format}: {error}") from None
 
 
@@ -89,17 +93,38 @@ def size(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPE
         ValueError: not of these formats, too large or too small; damage behind the header is not seen.
     """
     image = _open(data, min_side, formats)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception:  # of malformed EXIF, as above
-        raise ValueError(f"damaged {image.format}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        turned = _orientation(image) in (5, 6, 7, 8)
     return (image.height, image.width) if turned else image.size
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright."""
+
+
+def _orientation(image: Image.Image) -> int:
+    """As browsers see it: from the EXIF block in the header, and neither from XMP nor from behind the pixels."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif") or b"")
+        return int(exif.get(ExifTags.Base.Orientation, 1))
+    except Exception:  # malformed EXIF raises struct.error, SyntaxError, TypeError and others in Pillow
+        return 1
 
 
 def _open(data: bytes, min_side: int, formats: tuple[str, ...]) -> Image.Image:
     """The image before any pixel is decoded, with sides that are allowed."""
+    if data.count(_START_OF_SCAN) > MAX_SCANS:
+        raise ValueError(f"JPEG of more than {MAX_SCANS} scans")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bombs (MAX_PIXELS is stricter) and odd metadata beside sound pixels

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import grpc
 import orjson
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from grpc import aio
 from kserve import InferInput, InferRequest
@@ -336,6 +337,7 @@ class _REST(RESTServer):
             (InvalidInput, _told(HTTPStatus.BAD_REQUEST, "invalid_input")),
             (ModelNotFound, _told(HTTPStatus.NOT_FOUND, "not_found")),
             (ModelNotReady, _told(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready")),
+            (RequestValidationError, _not_v2),
             (ServerNotReady, _told(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready")),
         ):
             app.add_exception_handler(kind, handler)
@@ -356,6 +358,13 @@ def _request_error(_: Request, error: Any) -> JSONResponse:
     metrics.REJECTED.labels(error.code).inc()
     headers = {"retry-after": str(limits.RETRY_AFTER)} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
     return JSONResponse({"error": str(error), "code": error.code}, int(error.status), headers)
+
+
+def _not_v2(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Where it is wrong, and not what stands there: FastAPI's own answer repeats the body."""
+    where = ".".join(str(part)[:64] for part in error.errors()[0]["loc"]) if error.errors() else "body"
+    message = f"{where}: not as the V2 protocol has it"
+    return _request_error(request, RequestError(message, HTTPStatus.UNPROCESSABLE_ENTITY))
 
 
 def _told(status: HTTPStatus, code: str) -> Callable[[Request, Any], JSONResponse]:

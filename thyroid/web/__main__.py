@@ -17,7 +17,8 @@ from thyroid import RESEARCH_USE_ONLY, errors, logs
 from thyroid.errors import InputError
 from thyroid.web import app
 
-CONNECTIONS = 50
+CONNECTIONS = 40
+THREADS = 12
 
 
 @errors.command
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             app.create(options),
             host=given.host,
             port=given.port,
-            threads=8,
+            threads=THREADS,
             connection_limit=CONNECTIONS,
             max_request_body_size=app.MAX_BODY,
             inbuf_overflow=app.MAX_BODY + 1,  # in memory, never in a file

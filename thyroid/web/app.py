@@ -17,11 +17,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, Request, Response, g, jsonify, render_template, request
+from flask import Flask, Request, Response, g, jsonify, make_response, redirect, render_template, request
 from flask.sessions import SecureCookieSessionInterface
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
-from flask_wtf.csrf import CSRFError, CSRFProtect
+from flask_wtf.csrf import CSRFError, CSRFProtect, generate_csrf
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
@@ -36,7 +36,7 @@ log = logging.getLogger("thyroid.web")
 
 RATE = "60 per minute"
 """Readings and opened files of one address; more are scripts, not people."""
-MAX_BODY = 100_000_000
+MAX_BODY = 60_000_000
 """Bytes up to which a body is taken in, so that a browser gets to read why it is too large."""
 SAMPLE_SEED = 2026
 
@@ -57,6 +57,9 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",  # the CSRF check over HTTPS wants it for this page itself
     "X-Content-Type-Options": "nosniff",
 }
+_ODD = (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError)
+"""What taking apart an answer of another form than documented raises."""
+_DECISIONS = ("benign", "malignant", "abstain")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -102,8 +105,8 @@ def create(options: Options) -> Flask:
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["share"] = words.share
     _guard(app)  # before what may refuse a request: refusals are said in the visitor's language
-    CSRFProtect(app)
     limiter = Limiter(get_remote_address, app=app, storage_uri="memory://", headers_enabled=True)
+    CSRFProtect(app)  # after the limit, which forged forms meet, too
     _routes(app, Endpoint(options.endpoint, options.token), limiter)
     _errors(app)
     return app
@@ -126,7 +129,9 @@ def _guard(app: Flask) -> None:
     @app.after_request
     def end(response: Response) -> Response:
         if request.args.get("lang") in words.LANGUAGES:
-            response.set_cookie("lang", g.words.language, max_age=31_536_000, httponly=True, samesite="Strict")
+            response.set_cookie(
+                "lang", g.words.language, max_age=31_536_000, httponly=True, secure=request.is_secure, samesite="Strict"
+            )
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         response.headers.setdefault("Content-Security-Policy", _POLICY.format(nonce=g.nonce))
@@ -159,12 +164,21 @@ def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter) -> None:
         try:
             found = _found(answer, views)
             facts = _shown(endpoint.facts(found["version"]))
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except _ODD:
             raise PageError("error_answer", status=HTTPStatus.BAD_GATEWAY) from None
         fragment = _by_script()
         return render_template(
             "reading.html" if fragment else "read.html", found=found, facts=facts, pictures=not fragment
         )
+
+    @app.get("/read")
+    def reread() -> Any:
+        return redirect("/", HTTPStatus.SEE_OTHER)  # a reload, or the back button
+
+    @app.get("/token")
+    def token() -> Response:
+        """A new token for a page that has been open for longer than the one it has."""
+        return jsonify(token=generate_csrf())
 
     @app.post("/picture")
     @limited
@@ -173,10 +187,11 @@ def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter) -> None:
         if file is None:
             raise PageError("error_none")
         view = upload.view(file.filename or "", file.read(), frame=request.form.get("frame", ""))
-        frame, frames, regions = view.clip or (1, 1, True)
-        kind = "image/png" if images.kind(view.data) == "PNG" else "image/jpeg"
+        if view.clip is None:  # the script shows other kinds itself, and says of this one that it has no name in it
+            raise PageError("error_kind", {"name": view.name})
+        frame, frames, regions = view.clip
         headers = {"x-frame": str(frame), "x-frames": str(frames), "x-regions": str(int(regions))}
-        return Response(view.data, mimetype=kind, headers=headers)
+        return Response(view.data, mimetype="image/png", headers=headers)
 
     @app.get("/sample")
     def sample() -> Response:
@@ -214,7 +229,9 @@ def _errors(app: Flask) -> None:
 
     @app.errorhandler(CSRFError)
     def forged(_: CSRFError) -> Any:
-        return told([PageError("error_csrf")], HTTPStatus.BAD_REQUEST)
+        answer = make_response(told([PageError("error_csrf")], HTTPStatus.BAD_REQUEST))
+        answer.headers["x-token"] = "expired"  # the script asks for another one and sends the form again
+        return answer
 
     @app.errorhandler(HTTPException)
     def refused(error: HTTPException) -> Any:
@@ -242,8 +259,7 @@ def _limits() -> dict[str, int]:
         "bytes": upload.MAX_FILE,
         "total": upload.MAX_TOTAL,
         "box": upload.MIN_BOX,
-        "side": images.MIN_SIDE,
-        "pixels": images.MAX_PIXELS // 1_000_000,
+        **upload.SIZES,
     }
 
 
@@ -252,6 +268,7 @@ def _texts() -> dict[str, str]:
     return g.words.starting(
         "error",
         "stage",
+        "stale",
         "view",
         "remove",
         "frame",
@@ -300,8 +317,8 @@ def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
             "digest": str(facts["data_digest"])[:12],
             "scans": facts.get("scans"),
             "domain": domain if domain in tables.DOMAINS else None,
-            "threshold": float(facts["threshold"]),
-            "band": [float(end) for end in facts["band"]] if "band" in facts else None,
+            "threshold": _share(facts["threshold"]),
+            "band": [_share(end) for end in facts["band"]] if "band" in facts else None,
             "auroc": _interval(test.get("auroc"), "{:.2f}"),
             "sensitivity": _interval(test.get("sensitivity"), "{:.0%}"),
             "specificity": _interval(test.get("specificity"), "{:.0%}"),
@@ -314,7 +331,7 @@ def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
             "findings": sorted(audits.get("findings", {})),
             "kept": max(map(float, audits.get("kept", {}).values()), default=None),
         }
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except _ODD:
         log.error("the endpoint's facts are of another form", extra={"fields": {"request_id": g.request_id}})
         return None
 
@@ -322,41 +339,56 @@ def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
 def _interval(figure: dict[str, Any] | None, form: str) -> str | None:
     if not figure:
         return None
-    value, low, high = (form.format(figure[name]) for name in ("value", "low", "high"))
+    value, low, high = (form.format(_share(figure[name])) for name in ("value", "low", "high"))
     return f"{value} ({low.removesuffix('%')}–{high})".replace("%", "\N{NO-BREAK SPACE}%")
 
 
 def _rest(figure: dict[str, Any] | None) -> int | None:
     """Of a hundred, how many are missed."""
-    return round((1 - figure["value"]) * 100) if figure else None
+    return round((1 - _share(figure["value"])) * 100) if figure else None
 
 
 def _found(answer: dict[str, Any], views: Sequence[View]) -> dict[str, Any]:
     """The endpoint's answer as the page shows it."""
     told = answer["explanations"]
     whole = answer["patients"][0]
-    label = CLASSES[POSITIVE]
+    threshold = _share(whole["threshold"])
     return {
-        "patient": {"probability": float(whole["probability"][label]), "decision": whole["decision"]},
-        "threshold": float(whole["threshold"]),
-        "version": told[0]["model_version"],
-        "backbone": told[0]["model"],
-        "not_released": told[0].get("not_released", []),
-        "above": sum(float(one["probability"][label]) >= float(whole["threshold"]) for one in told),
+        "patient": _decided(whole),
+        "threshold": threshold,
+        "version": int(told[0]["model_version"]),
+        "backbone": str(told[0]["model"]),
+        "not_released": [str(reason) for reason in told[0].get("not_released", [])],
+        "above": sum(_decided(one)["probability"] >= threshold for one in told),
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "views": [
-            {
+            _decided(one)
+            | {
                 "view": view,
-                "probability": float(one["probability"][label]),
-                "decision": one["decision"],
-                "crop": one["crop"],
+                "taken_as_crop": "note" in one["crop"],
+                "no_area": one["crop"].get("scan_area_found") is False,
                 "square": [int(value) for value in one["crop"]["square"]],
                 "heat": _png(one["heat_map"]["layer_png"]["b64"]),
-                "inside": one["heat_map"]["share_inside_roi"],
+                "inside": None
+                if one["heat_map"]["share_inside_roi"] is None
+                else _share(one["heat_map"]["share_inside_roi"]),
             }
             for view, one in zip(views, told, strict=True)
         ],
     }
+
+
+def _decided(one: dict[str, Any]) -> dict[str, Any]:
+    if one["decision"] not in _DECISIONS:
+        raise ValueError("no decision")
+    return {"probability": _share(one["probability"][CLASSES[POSITIVE]]), "decision": one["decision"]}
+
+
+def _share(value: Any) -> float:
+    """A number from 0 to 1, and neither true nor a text nor NaN."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError("not a share")
+    return float(value)
 
 
 def _png(encoded: str) -> str:

@@ -1,9 +1,12 @@
 """The endpoint, asked over HTTP (docs/api.md); the token stays on this side."""
 
 import base64
+import json
 import re
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -17,11 +20,15 @@ PATIENCE = 35.0
 CONNECT = 3.0
 GLANCE = 0.5
 """Seconds for a look at who answers: a page must open without the model, too."""
+READINGS = 6
+"""That wait for the endpoint at once: fewer than the server's threads, so that the page itself always answers."""
+MAX_ANSWER = 100_000_000
+"""Bytes of an answer; one of twelve pictures has some hundred thousand, a report some million."""
 FRESH = 5.0
 """Seconds for which what was seen of the model is shown again."""
 
 _MODEL = f"/v1/models/{registry.NAME}"
-_FIELD = re.compile(r"instances\[(?P<number>\d+)\]")
+_FIELD = re.compile(r"instances\[(?P<number>[0-9]{1,3})\]")
 _CODES: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "error_token",
     HTTPStatus.FORBIDDEN: "error_token",
@@ -43,32 +50,36 @@ class Endpoint:
 
     def __init__(self, address: str, token: str | None = None) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        timeout = httpx.Timeout(PATIENCE, connect=CONNECT)
-        self._client = httpx.Client(base_url=address.rstrip("/"), headers=headers, timeout=timeout, trust_env=False)
+        # an answer that unpacks itself could be of any size
+        headers["accept-encoding"] = "identity"
+        self._client = httpx.Client(base_url=address.rstrip("/"), headers=headers, trust_env=False)
         self._seen: tuple[float, dict[str, Any] | None] = (-FRESH, None)
+        self._places = threading.BoundedSemaphore(READINGS)
 
     def facts(self, version: int | None = None) -> dict[str, Any] | None:
         """What the endpoint tells of the model it serves; None if it cannot be reached, or serves another version by now."""
         at, seen = self._seen
         if time.monotonic() - at > FRESH or (version is not None and seen is not None and seen["version"] != version):
             try:
-                answer = self._client.get(f"{_MODEL}/facts", timeout=GLANCE)
-                seen = answer.json() if answer.status_code == HTTPStatus.OK else None
-            except (httpx.HTTPError, ValueError):
+                answer = self._ask("GET", f"{_MODEL}/facts", GLANCE)
+                seen = _object(answer) if answer.status == HTTPStatus.OK else None
+            except PageError:
+                seen = None
+            if seen is not None and type(seen.get("version")) is not int:
                 seen = None
             self._seen = (time.monotonic(), seen)
         return seen if seen is None or version in (None, seen["version"]) else None
 
-    def report(self) -> str:
+    def report(self) -> bytes:
         """The report of the model in service, HTML.
 
         Raises:
             PageError: there is none, or the endpoint cannot be reached.
         """
-        answer = self._ask("GET", f"{_MODEL}/report")
-        if answer.status_code == HTTPStatus.NOT_FOUND:
+        answer = self._ask("GET", f"{_MODEL}/report", PATIENCE)
+        if answer.status == HTTPStatus.NOT_FOUND:
             raise PageError("error_report", status=HTTPStatus.NOT_FOUND)
-        return _checked(answer, ()).text
+        return _checked(answer, ()).body
 
     def explain(self, views: Sequence[View], request_id: str) -> dict[str, Any]:
         """The endpoint's answer to `:explain`, the views being one patient's.
@@ -81,41 +92,74 @@ class Endpoint:
             | ({} if view.roi is None else {"roi": view.roi})
             for view in views
         ]
-        answer = self._ask(
-            "POST", f"{_MODEL}:explain", json={"instances": instances}, headers={"x-request-id": request_id}
-        )
+        if not self._places.acquire(blocking=False):
+            raise PageError("error_busy", status=HTTPStatus.SERVICE_UNAVAILABLE)
         try:
-            told = _checked(answer, views).json()
-            if len(told["explanations"]) == len(views) and len(told["patients"]) == 1:
-                return told
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise PageError("error_answer", status=HTTPStatus.BAD_GATEWAY)
+            body, headers = {"instances": instances}, {"x-request-id": request_id}
+            answer = self._ask("POST", f"{_MODEL}:explain", PATIENCE, json=body, headers=headers)
+        finally:
+            self._places.release()
+        told = _object(_checked(answer, views))
+        if [type(told.get(name)) for name in ("explanations", "patients")] != [list, list]:
+            raise _odd()
+        if len(told["explanations"]) != len(views) or len(told["patients"]) != 1:
+            raise _odd()
+        return told
 
-    def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+    def _ask(self, method: str, path: str, patience: float, **more: Any) -> "_Answer":
+        """An answer within `patience` seconds as a whole and within `MAX_ANSWER` bytes."""
+        end = time.monotonic() + patience
+        timeout = httpx.Timeout(patience, connect=min(CONNECT, patience))
         try:
-            return self._client.request(method, path, **more)
+            with self._client.stream(method, path, timeout=timeout, **more) as answer:
+                parts, size = [], 0
+                for part in answer.iter_raw():
+                    size += len(part)
+                    if size > MAX_ANSWER or time.monotonic() > end:
+                        raise _odd() if size > MAX_ANSWER else httpx.ReadTimeout("")
+                    parts.append(part)
+                return _Answer(answer.status_code, b"".join(parts))
         except (httpx.ReadTimeout, httpx.WriteTimeout):
             raise PageError("error_late", status=HTTPStatus.GATEWAY_TIMEOUT) from None
         except httpx.HTTPError:
             raise PageError("error_unreachable", status=HTTPStatus.BAD_GATEWAY) from None
 
 
-def _checked(answer: httpx.Response, views: Sequence[View]) -> httpx.Response:
-    if answer.status_code == HTTPStatus.OK:
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    body: bytes
+
+
+def _odd() -> PageError:
+    return PageError("error_answer", status=HTTPStatus.BAD_GATEWAY)
+
+
+def _object(answer: _Answer) -> dict[str, Any]:
+    try:
+        told = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        raise _odd() from None
+    if not isinstance(told, dict):
+        raise _odd()
+    return told
+
+
+def _checked(answer: _Answer, views: Sequence[View]) -> _Answer:
+    if answer.status == HTTPStatus.OK:
         return answer
     try:
-        told = answer.json()
-        code, message = str(told.get("code")), str(told.get("error"))
-    except (ValueError, AttributeError):
-        code = message = ""
-    if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+        told = _object(answer)
+    except PageError:  # a gateway's page
+        told = {}
+    code, message = str(told.get("code")), str(told.get("error"))
+    if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
         key = {"overloaded": "error_busy", "not_ready": "error_starting"}.get(code, "error_unreachable")
         raise PageError(key, status=HTTPStatus.SERVICE_UNAVAILABLE)
     named = _FIELD.match(message)
-    if answer.status_code == HTTPStatus.BAD_REQUEST and named and int(named["number"]) < len(views):
+    if answer.status == HTTPStatus.BAD_REQUEST and named and int(named["number"]) < len(views):
         # sizes and boxes were checked here, so what the endpoint still refuses is damage behind the header
         raise PageError("error_damaged", {"name": views[int(named["number"])].name})
-    key = _CODES.get(answer.status_code, "error_answer")
+    key = _CODES.get(answer.status, "error_answer")
     values = {"limit": round(sum(len(view.data) for view in views) / 1e6)} if key == "error_total" else {}
     raise PageError(key, values, HTTPStatus.BAD_GATEWAY)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,13 @@ MAX_FILE = 30_000_000
 """Bytes of one file."""
 MAX_TOTAL = 36_000_000
 """Bytes of all files of a reading; in base64 the endpoint's own limit."""
+_WHOLE = re.compile(r"[0-9]{1,6}")
 MIN_BOX = 8
 """Side of a box in pixels: what is smaller is a slip of the hand, not a nodule."""
+
+
+SIZES = {"min": images.MIN_SIDE, "side": images.MAX_SIDE, "max": images.MAX_PIXELS // 1_000_000}
+"""Of pictures that can be read: pixels a side, at least and at most, and millions of pixels."""
 
 
 class PageError(Exception):
@@ -122,12 +128,20 @@ def view(name: str, data: bytes, roi: str = "", frame: str = "") -> View:
 
 def _frame(name: str, data: bytes, frame: str) -> tuple[bytes, tuple[int, int, bool]]:
     try:
-        picture = dicom.read(data, int(frame) if frame.isdecimal() and len(frame) < 7 else None)
+        picture = dicom.read(data, _number(frame))
     except dicom.DicomError as error:
         raise PageError(f"error_dicom_{error.code}", {"name": name}) from None
     buffer = io.BytesIO()
     Image.fromarray(picture.pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue(), (picture.frame, picture.frames, picture.regions)
+
+
+def _number(frame: str) -> int | None:
+    if not frame:
+        return None
+    if not _WHOLE.fullmatch(frame):
+        raise dicom.DicomError("frame", "not the number of a frame")
+    return int(frame)
 
 
 def _size(name: str, data: bytes) -> tuple[int, int]:
@@ -146,7 +160,7 @@ def _box(name: str, roi: str, width: int, height: int) -> Box | None:
     if not roi.strip():
         return None
     parts = [part.strip() for part in roi.split(",")]
-    if len(parts) != 4 or not all(part.isdecimal() and len(part) < 7 for part in parts):
+    if len(parts) != 4 or not all(_WHOLE.fullmatch(part) for part in parts):
         raise PageError("error_box_form", {"name": name})
     x, y, wide, high = map(int, parts)
     if min(wide, high) < MIN_BOX:

@@ -13,6 +13,9 @@ const draw = (name, attributes = {}) => {
 const form = $('form');
 const views = []; // {file, blob, url, width, height, roi: [x, y, w, h] | null, clip: {frame, frames, regions} | null}
 let chosen = 0;
+let patient = 0; // another one from "New patient" on: what was opened for the one before is dropped
+let opening = 0;
+let dragging = false;
 let asking = null;
 const touch = matchMedia('(pointer: coarse)');
 
@@ -34,19 +37,30 @@ function complain(sentences) {
   $('alerts').scrollIntoView({ block: 'nearest' });
 }
 
+// A page that was open all day has a token that is no longer taken.
+async function renew() {
+  const answer = await fetch('/token').catch(() => null);
+  if (answer?.ok) form.elements.csrf_token.value = (await answer.json()).token;
+  return Boolean(answer?.ok);
+}
+
 const isDicom = async (file) => new TextDecoder('latin1').decode(await file.slice(128, 132).arrayBuffer()) === 'DICM';
 
-async function picture(file, frame) {
+async function picture(file, frame, again = true) {
   const body = new FormData();
   body.append('csrf_token', form.elements.csrf_token.value);
   body.append('file', file);
   if (frame) body.append('frame', frame);
   let answer;
+  busyOpening(1);
   try {
     answer = await fetch('/picture', { method: 'POST', body });
   } catch {
     throw new Error(say('error_network'));
+  } finally {
+    busyOpening(-1);
   }
+  if (again && answer.headers.get('x-token') && (await renew())) return picture(file, frame, false);
   if (!answer.ok) {
     const told = await answer.json().catch(() => ({}));
     throw new Error(told.error || say('error_network'));
@@ -55,18 +69,29 @@ async function picture(file, frame) {
   return { blob: await answer.blob(), clip: { frame: number('x-frame'), frames: number('x-frames'), regions: number('x-regions') === 1 } };
 }
 
+function busyOpening(change) {
+  opening += change;
+  $('status').textContent = opening ? say('opening') : '';
+  $('status').className = opening ? 'toast' : 'unseen';
+  $('analyse').disabled = opening > 0 || asking !== null;
+}
+
 async function open(file) {
   const values = { name: file.name };
   if (!file.size) throw new Error(say('error_empty', values));
   if (file.size > limits.bytes) throw new Error(say('error_large', { ...values, megabytes: Math.round(file.size / 1e6), limit: limits.bytes / 1e6 }));
   const view = { file, blob: file, roi: null, clip: null };
-  if (await isDicom(file)) {
-    $('status').textContent = say('opening');
-    Object.assign(view, await picture(file));
-  } else {
-    const start = new TextDecoder('latin1').decode(await file.slice(0, 4).arrayBuffer());
-    if (!start.startsWith('\xff\xd8\xff') && start !== '\x89PNG' && !start.startsWith('ÿØÿ') && start !== '‰PNG') throw new Error(say('error_kind', values));
+  let start;
+  let dicom;
+  try {
+    start = new Uint8Array(await file.slice(0, 4).arrayBuffer());
+    dicom = await isDicom(file);
+  } catch { // a folder
+    throw new Error(say('error_kind', values));
   }
+  const known = (start[0] === 0xff && start[1] === 0xd8) || (start[0] === 0x89 && start[1] === 0x50);
+  if (!known && !dicom) throw new Error(say('error_kind', values));
+  if (!known) Object.assign(view, await picture(file));
   await measure(view, file.name);
   return view;
 }
@@ -83,11 +108,21 @@ async function measure(view, name) {
   }
   if (view.url) URL.revokeObjectURL(view.url);
   Object.assign(view, { url, width: image.naturalWidth, height: image.naturalHeight });
-  if (Math.min(view.width, view.height) < limits.side) throw new Error(say('error_size', { name, width: view.width, height: view.height, min: limits.side, max: limits.pixels }));
+  const { width, height } = view;
+  if (Math.min(width, height) < limits.min || Math.max(width, height) > limits.side || width * height > limits.max * 1e6) {
+    throw new Error(say('error_size', { ...limits, name, width, height }));
+  }
 }
 
-async function add(files) {
-  if (!files.length) return;
+let adding = Promise.resolve();
+function add(files) {
+  const mine = patient;
+  adding = adding.then(() => take(files, mine)); // one after the other: the limit counts them all
+  return adding;
+}
+
+async function take(files, mine) {
+  if (!files.length || mine !== patient) return;
   $('alerts').replaceChildren();
   if (views.length + files.length > limits.views) {
     complain([say('error_many', { count: views.length + files.length, views: limits.views })]);
@@ -97,14 +132,19 @@ async function add(files) {
   const first = views.length;
   for (const file of files) {
     try {
-      views.push(await open(file));
+      const view = await open(file);
+      if (mine !== patient) return;
+      views.push(view);
     } catch (error) {
       wrong.push(error.message);
     }
   }
-  $('status').textContent = '';
-  if (views.length > first) chosen = first;
-  show();
+  if (mine !== patient) return;
+  if (views.length > first) {
+    if (!dragging) chosen = first;
+    changed();
+  }
+  if (!dragging) show();
   if (wrong.length) complain(wrong);
 }
 
@@ -167,6 +207,7 @@ function show() {
     gone.addEventListener('click', () => {
       URL.revokeObjectURL(view.url);
       views.splice(index, 1);
+      changed();
       show();
       (views.length ? $('views').querySelector('[aria-pressed="true"]') : $('files')).focus();
     });
@@ -225,8 +266,20 @@ function place() {
   has.classList.toggle('yes', Boolean(view.roi));
 }
 
+// A result on the page belongs to the pictures as they were sent.
+function changed() {
+  const reading = $('result').querySelector('.reading');
+  if (!reading || reading.classList.contains('stale')) return;
+  reading.classList.add('stale');
+  const note = document.createElement('p');
+  note.className = 'warn paper-not';
+  note.textContent = say('stale');
+  reading.querySelector('h2').after(note);
+}
+
 function setBox(roi) {
   const view = views[chosen];
+  changed();
   if (!roi) {
     view.roi = null;
   } else {
@@ -260,6 +313,7 @@ function pointers(picture, box) {
       drag = { fixed: [x, y], before: roi };
     }
     picture.setPointerCapture(event.pointerId);
+    dragging = true;
     event.preventDefault();
   });
   picture.addEventListener('pointermove', (event) => {
@@ -282,6 +336,8 @@ function pointers(picture, box) {
     // a slip of the hand does not wipe out a box that was there
     if (drag.before !== undefined && drag.moved && Math.min(roi[2], roi[3]) < limits.box) setBox(drag.before);
     drag = null;
+    dragging = false;
+    if ($('views').children.length !== views.length) show(); // something was opened meanwhile
   };
   picture.addEventListener('pointerup', end);
   picture.addEventListener('pointercancel', end);
@@ -304,23 +360,35 @@ function keys(event) {
   event.preventDefault();
 }
 
-for (const name of ['x', 'y', 'width', 'height']) $(`box-${name}`).addEventListener('input', () => {
-  const values = ['x', 'y', 'width', 'height'].map((side) => Number($(`box-${side}`).value));
-  if (values[2] > 0 && values[3] > 0) setBox(values);
-});
+form.noValidate = true; // a number that is out of bounds, hidden in closed details, would keep the form from being sent
+for (const name of ['x', 'y', 'width', 'height']) {
+  const input = $(`box-${name}`);
+  input.addEventListener('input', () => {
+    const values = ['x', 'y', 'width', 'height'].map((side) => Number($(`box-${side}`).value));
+    if (values[2] > 0 && values[3] > 0) setBox(values);
+  });
+  input.addEventListener('blur', () => { if (views.length) place(); });
+  input.addEventListener('keydown', (event) => { if (event.key === 'Enter') event.preventDefault(); });
+}
 $('clear').addEventListener('click', () => setBox(null));
 $('clip').querySelector('input').addEventListener('change', async (event) => {
   const view = views[chosen];
+  const wanted = event.target.value;
+  view.wanted = wanted;
   try {
+    const shown = await picture(view.file, wanted);
+    // a later wish, or another patient, makes this answer worthless
+    if (view.wanted !== wanted || !views.includes(view)) return;
     const { width, height } = view;
-    Object.assign(view, await picture(view.file, event.target.value));
+    Object.assign(view, shown);
     await measure(view, view.file.name);
     if (view.width !== width || view.height !== height) view.roi = null;
+    changed();
   } catch (error) {
     complain([error.message]);
   }
   show();
-  $('clip').querySelector('input').focus();
+  if (views[chosen] === view) $('clip').querySelector('input').focus();
 });
 $('clip').querySelector('input').setAttribute('aria-label', say('frame_choose'));
 addEventListener('resize', () => { if (views.length) place(); });
@@ -330,7 +398,7 @@ addEventListener('resize', () => { if (views.length) place(); });
 function busy(text) {
   const on = text !== null;
   $('progress').hidden = !on;
-  $('analyse').disabled = on;
+  $('analyse').disabled = on || opening > 0;
   $('form').setAttribute('aria-busy', on);
   if (on) {
     $('progress').querySelector('p').textContent = text;
@@ -340,7 +408,9 @@ function busy(text) {
 
 form.addEventListener('submit', (event) => {
   event.preventDefault();
+  if (asking || opening) return;
   $('alerts').replaceChildren();
+  $('result').replaceChildren();
   if (!views.length) {
     complain([say('error_none')]);
     return;
@@ -349,9 +419,13 @@ form.addEventListener('submit', (event) => {
     complain([say('error_total', { limit: limits.total / 1e6 })]);
     return;
   }
+  send(views.map((view) => ({ ...view }))); // as they are now: the strip may change while the answer is on its way
+});
+
+function send(sent, again = true) {
   const body = new FormData();
   body.append('csrf_token', form.elements.csrf_token.value);
-  for (const view of views) {
+  for (const view of sent) {
     body.append('files', view.blob, view.file.name);
     body.append('roi', view.roi ? view.roi.join(',') : '');
   }
@@ -365,12 +439,14 @@ form.addEventListener('submit', (event) => {
   request.addEventListener('loadend', () => { asking = null; busy(null); });
   request.addEventListener('error', () => complain([say('error_network')]));
   request.addEventListener('abort', () => { $('status').textContent = say('cancelled'); });
-  request.addEventListener('load', () => {
-    if (!request.getResponseHeader('content-type')?.startsWith('text/html')) {
+  request.addEventListener('load', async () => {
+    if (again && request.getResponseHeader('x-token') && (await renew())) {
+      send(sent, false);
+    } else if (!request.getResponseHeader('content-type')?.startsWith('text/html')) {
       complain([say('error_network')]);
     } else if (request.status === 200) {
       $('result').innerHTML = request.responseText;
-      dress($('result'));
+      dress($('result'), sent);
       $('analyse').textContent = say('again');
       $('status').textContent = say('done');
       $('result').focus({ preventScroll: true });
@@ -384,9 +460,13 @@ form.addEventListener('submit', (event) => {
   request.open('POST', form.action);
   request.setRequestHeader('x-requested-with', 'fetch');
   request.send(body);
+}
+$('cancel').addEventListener('click', () => {
+  asking?.abort();
+  $('analyse').focus();
 });
-$('cancel').addEventListener('click', () => asking?.abort());
 $('restart').addEventListener('click', () => {
+  patient += 1;
   asking?.abort();
   for (const view of views.splice(0)) URL.revokeObjectURL(view.url);
   $('result').replaceChildren();
@@ -396,12 +476,10 @@ $('restart').addEventListener('click', () => {
   $('files').focus();
 });
 
-function dress(result) {
+function dress(result, sent) {
   for (const picture of result.querySelectorAll('.picture svg')) {
-    const view = views[Number(picture.dataset.view)];
-    // of its own: the strip's picture may be exchanged or removed while the result stands
-    const url = URL.createObjectURL(view.blob);
-    picture.querySelector('.scan').setAttribute('href', url);
+    const view = sent[Number(picture.dataset.view)];
+    picture.querySelector('.scan').setAttribute('href', URL.createObjectURL(view.blob));
   }
   for (const slider of result.querySelectorAll('.slider')) {
     slider.hidden = false;
@@ -417,4 +495,7 @@ function dress(result) {
   print.hidden = false;
   print.addEventListener('click', () => window.print());
 }
+addEventListener('beforeunload', (event) => {
+  if (views.length && !$('result').querySelector('.reading')) event.preventDefault(); // marked, and not read yet
+});
 performance.mark('interactive');
