@@ -131,6 +131,15 @@ def mark(page: Page, roi: tuple[int, int, int, int]) -> None:
     assert all(abs(drawn - meant) <= 2 for drawn, meant in zip(box(page), roi, strict=True)), (box(page), roi)
 
 
+def seen(page: Page, selector: str) -> list[str]:
+    """What these pictures look like."""
+    code = """(selector) => Promise.all([...document.querySelectorAll(selector)].map(async (one) => {
+        const image = new Image(); image.src = one.src || one.href.baseVal; await image.decode();
+        const canvas = document.createElement('canvas'); canvas.width = 64; canvas.height = 48;
+        canvas.getContext('2d').drawImage(image, 0, 0, 64, 48); return canvas.toDataURL(); }))"""
+    return page.evaluate(code, selector)
+
+
 def read(page: Page) -> None:
     page.click("#analyse")
     expect(page.locator(".reading")).to_be_visible(timeout=30_000)
@@ -383,6 +392,91 @@ def test_progress_and_cancel(visit, scans):
     page.unroute("**/read")
     read(page)
     expect(page.locator("#status")).to_have_text(EN("done"))
+
+
+def test_pictures_that_go_while_the_answer_is_on_its_way(visit, scans):
+    """Every answer stands on the picture that was sent."""
+    page = visit()
+    page.set_input_files("#files", [scans[0][0], scans[3][0]])
+    expect(page.locator("#views li")).to_have_count(2)
+    sent = seen(page, ".thumb img")
+    assert sent[0] != sent[1]
+    held = []
+    page.route("**/read", lambda route: held.append(route))
+    page.click("#analyse")
+    expect(page.locator("#progress")).to_be_visible()
+    page.get_by_role("button", name=EN("remove", number=1)).click()
+    held[0].continue_()
+    expect(page.locator(".answer")).to_have_count(2, timeout=30_000)
+    assert seen(page, ".answer .scan") == sent
+
+
+def test_a_result_says_when_it_is_of_other_boxes(visit, scans):
+    page = visit()
+    page.set_input_files("#files", scans[0][0])
+    mark(page, scans[0][1])
+    read(page)
+    expect(page.get_by_text(EN("stale"))).to_have_count(0)
+    drag(page, (150, 120), (300, 260))
+    expect(page.get_by_text(EN("stale"))).to_be_visible()
+    accessible(page)
+    read(page)
+    expect(page.get_by_text(EN("stale"))).to_have_count(0)
+
+
+def test_a_new_patient_while_a_file_of_the_last_one_is_opening(visit, scans, tmp_path):
+    (tmp_path / "late.dcm").write_bytes(dicoms.write(dicoms.frame(1)))
+    page = visit()
+    page.set_input_files("#files", scans[0][0])
+    expect(page.locator("#views li")).to_have_count(1)
+    held = []
+    page.route("**/picture", lambda route: held.append(route))
+    page.set_input_files("#files", tmp_path / "late.dcm")
+    expect(page.get_by_text(EN("opening"))).to_be_visible()
+    expect(page.locator("#analyse")).to_be_disabled()
+    page.get_by_role("button", name=EN("start_over")).click()
+    held[0].continue_()
+    expect(page.locator("#status")).to_have_text("")
+    expect(page.locator("#views li")).to_have_count(0)
+
+
+def test_frames_that_arrive_in_another_order(visit, tmp_path):
+    (tmp_path / "clip.dcm").write_bytes(dicoms.write(dicoms.cine(9)))
+    page = visit()
+    page.set_input_files("#files", tmp_path / "clip.dcm")
+    expect(page.locator("#clip")).to_contain_text(EN("frame", frame=5, frames=9))
+    held = []
+    page.route("**/picture", lambda route: held.append(route))
+    page.get_by_label(EN("frame_choose")).fill("2")
+    page.get_by_label(EN("frame_choose")).fill("8")
+    page.wait_for_timeout(200)
+    for route in reversed(held):
+        route.continue_()
+        page.wait_for_timeout(300)
+    expect(page.locator("#clip")).to_contain_text(EN("frame", frame=8, frames=9))
+
+
+def test_a_number_out_of_bounds_does_not_keep_the_form_from_being_sent(visit, scans):
+    page = visit()
+    page.set_input_files("#files", scans[0][0])
+    mark(page, scans[0][1])
+    page.get_by_text(EN("box_exact")).click()
+    page.get_by_label(EN("box_x"), exact=True).fill("-5.5")
+    page.get_by_text(EN("box_exact")).click()
+    read(page)
+
+
+def test_a_page_that_was_open_all_day(visit, scans, tmp_path):
+    """Its cookie is no longer taken: it gets another one, and nothing that was marked is lost."""
+    (tmp_path / "one.dcm").write_bytes(dicoms.write(dicoms.frame(1)))
+    page = visit()
+    page.set_input_files("#files", scans[0][0])
+    mark(page, scans[0][1])
+    page.context.clear_cookies()
+    page.set_input_files("#files", tmp_path / "one.dcm")
+    expect(page.locator("#views li")).to_have_count(2)
+    page.context.clear_cookies()
+    read(page)
 
 
 def test_without_a_mouse(visit, scans):

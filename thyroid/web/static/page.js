@@ -367,7 +367,7 @@ for (const name of ['x', 'y', 'width', 'height']) {
     const values = ['x', 'y', 'width', 'height'].map((side) => Number($(`box-${side}`).value));
     if (values[2] > 0 && values[3] > 0) setBox(values);
   });
-  input.addEventListener('blur', () => { if (views.length) place(); });
+  input.addEventListener('blur', () => { if (views[chosen]?.roi) place(); });
   input.addEventListener('keydown', (event) => { if (event.key === 'Enter') event.preventDefault(); });
 }
 $('clear').addEventListener('click', () => setBox(null));
