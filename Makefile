@@ -104,8 +104,8 @@ submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/d
 		$(foreach one,$(SET),--set "$(one)")
 
 bench: $(READY) ## Ratios against named peers
-	@tests/browser/install.sh
-	@for b in input training evaluation serving scale incremental web; do "$(BIN)/python" bench/$$b.py || exit 1; done
+	@for b in input training evaluation serving scale incremental; do "$(BIN)/python" bench/$$b.py || exit 1; done
+	@tests/browser/install.sh && "$(BIN)/python" bench/web.py
 
 soak: $(READY) ## The endpoint of OUTPUT at 80 % load for ten minutes: no error, flat memory
 	@"$(BIN)/python" bench/soak.py --registry "$(OUTPUT)/registry" --scan "$$(find "$(OUTPUT)/sample/scans" -name '*.jpg' | sort | head -n 1)"
