@@ -68,7 +68,9 @@ def _page(port: int, endpoint_port: int, token: str | None) -> Iterator[None]:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise errors.InputError(f"--page-port {port}: {errors.one_line(error)}; choose another one") from None
+            raise errors.InputError(
+                f"--page-port {port}: {errors.one_line(error)}; choose another one (make serve PAGE_PORT=...)"
+            ) from None
     command = [sys.executable, "-m", "thyroid.web", "--with-parent", "--port", str(port)]
     environment = os.environ | ({"THYROID_TOKEN": token} if token else {})
     with subprocess.Popen(

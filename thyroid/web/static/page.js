@@ -469,6 +469,7 @@ $('restart').addEventListener('click', () => {
   patient += 1;
   asking?.abort();
   for (const view of views.splice(0)) URL.revokeObjectURL(view.url);
+  giveBack();
   $('result').replaceChildren();
   $('alerts').replaceChildren();
   $('analyse').textContent = say('analyse');
@@ -476,10 +477,15 @@ $('restart').addEventListener('click', () => {
   $('files').focus();
 });
 
+const lent = []; // URLs of the pictures in the result
+const giveBack = () => { for (const url of lent.splice(0)) URL.revokeObjectURL(url); };
+
 function dress(result, sent) {
+  giveBack();
   for (const picture of result.querySelectorAll('.picture svg')) {
     const view = sent[Number(picture.dataset.view)];
-    picture.querySelector('.scan').setAttribute('href', URL.createObjectURL(view.blob));
+    lent.push(URL.createObjectURL(view.blob));
+    picture.querySelector('.scan').setAttribute('href', lent.at(-1));
   }
   for (const slider of result.querySelectorAll('.slider')) {
     slider.hidden = false;
