@@ -77,8 +77,8 @@ def b64(data: bytes) -> dict:
         ({"instances": ["x"]}, 400, "instances[0]: expected an object"),
         ({"instances": [{"image": {"b64": "%%%"}}]}, 400, "instances[0].image.b64: not base64"),
         ({"instances": [{"image": {"b64": ""}}]}, 400, "instances[0].image.b64: empty"),
-        ({"instances": [b64(b"hello")]}, 400, "instances[0].image.b64: not a JPEG or PNG image"),
-        ({"instances": [b64(b"GIF89a" + b"\0" * 50)]}, 400, "instances[0].image.b64: not a JPEG or PNG image"),
+        ({"instances": [b64(b"hello")]}, 400, "instances[0].image.b64: not a JPEG, PNG or DICOM file"),
+        ({"instances": [b64(b"GIF89a" + b"\0" * 50)]}, 400, "instances[0].image.b64: not a JPEG, PNG or DICOM file"),
         ({"instances": [b64(png_header(30_000, 30_000))]}, 400, "larger than the limit"),
         ({"instances": [b64(png_header(9, 9))]}, 400, "smaller than 16 pixels"),
         ({"instances": [b64(png_header(64, 64))]}, 400, "damaged PNG"),
@@ -130,7 +130,7 @@ def test_names_and_types_do_not_decide(server, scan):
     assert server.ask(PREDICT, buffer.getvalue(), Content_Type="image/jpeg")[0] == 200
     status, answer = server.ask(PREDICT, b"just a text, named scan.jpg", Content_Type="image/jpeg")
     assert status == 400
-    assert "not a JPEG or PNG" in answer["error"]
+    assert "not a JPEG, PNG or DICOM file" in answer["error"]
 
 
 @pytest.mark.parametrize("kind", ["text/html", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
