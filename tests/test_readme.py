@@ -1,5 +1,6 @@
 """README's commands, run as a reader would run them, in a copy of the project."""
 
+import contextlib
 import json
 import os
 import re
@@ -95,8 +96,12 @@ def test_run_then_serve_then_query(copy):
         assert set(prediction["probability"]) == {"B", "M"}
         assert prediction["decision"] in ("benign", "malignant")
         assert "not_released" not in prediction
-        with urllib.request.urlopen("http://localhost:8000/", timeout=60) as page:
-            assert f"{prediction['model']}" in page.read().decode()
+        deadline, page = time.monotonic() + 60, ""
+        while prediction["model"] not in page and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), urllib.request.urlopen("http://localhost:8000/", timeout=60) as opened:
+                page = opened.read().decode()
+            time.sleep(1)
+        assert prediction["model"] in page
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.communicate(timeout=30)

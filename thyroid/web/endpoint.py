@@ -18,8 +18,8 @@ from thyroid.web.upload import PageError, View
 PATIENCE = 35.0
 """Seconds for an answer: a little more than the endpoint gives itself."""
 CONNECT = 3.0
-GLANCE = 0.5
-"""Seconds for a look at who answers: a page must open without the model, too."""
+GLANCE = 1.0
+"""Seconds for a look at who would answer: a page must open without the model, too. Who has answered is waited for longer."""
 READINGS = 6
 """That wait for the endpoint at once: fewer than the server's threads, so that the page itself always answers."""
 MAX_ANSWER = 100_000_000
@@ -61,7 +61,7 @@ class Endpoint:
         at, seen = self._seen
         if time.monotonic() - at > FRESH or (version is not None and seen is not None and seen["version"] != version):
             try:
-                answer = self._ask("GET", f"{_MODEL}/facts", GLANCE)
+                answer = self._ask("GET", f"{_MODEL}/facts", GLANCE if version is None else CONNECT)
                 seen = _object(answer) if answer.status == HTTPStatus.OK else None
             except PageError:
                 seen = None
