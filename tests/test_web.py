@@ -440,10 +440,13 @@ def test_addresses_are_told_by_as_many_proxies_as_there_are(server, tmp_path):
 class Stub(http.server.BaseHTTPRequestHandler):
     """An endpoint that is not as it should be."""
 
-    status, body = 503, b""
+    status, body, facts = 503, b"", b""
 
     def do_GET(self):
-        self.send_error(500)
+        self.send_response(200)
+        self.send_header("content-length", str(len(self.facts)))
+        self.end_headers()
+        self.wfile.write(self.facts)
 
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))

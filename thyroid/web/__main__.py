@@ -17,7 +17,10 @@ from thyroid import RESEARCH_USE_ONLY, errors, logs
 from thyroid.errors import InputError
 from thyroid.web import app
 
-CONNECTIONS = 40
+CONNECTIONS = 500
+"""Most are idle: browsers keep several open for as long as they may."""
+IDLE = 30
+"""Seconds after which such a one is closed."""
 THREADS = 12
 
 
@@ -54,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_request_body_size=app.MAX_BODY,
             inbuf_overflow=app.MAX_BODY + 1,  # in memory, never in a file
             outbuf_overflow=app.MAX_BODY,
-            channel_timeout=60,
+            channel_timeout=IDLE,
+            cleanup_interval=IDLE // 3,
             ident="",
             **(_believed(given.proxies) if given.proxies else {}),
         )

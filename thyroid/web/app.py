@@ -100,14 +100,14 @@ def create(options: Options) -> Flask:
         MAX_CONTENT_LENGTH=upload.MAX_TOTAL + 1_000_000,  # the form around the pictures
         MAX_FORM_MEMORY_SIZE=500_000,
         MAX_FORM_PARTS=200,
+        WTF_CSRF_CHECK_DEFAULT=False,  # the routes ask for it, behind the limit, which forged forms meet, too
         WTF_CSRF_TIME_LIMIT=None,  # as long as the session: a clinic leaves the page open all day
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["share"] = words.share
     _guard(app)  # before what may refuse a request: refusals are said in the visitor's language
     limiter = Limiter(get_remote_address, app=app, storage_uri="memory://", headers_enabled=True)
-    CSRFProtect(app)  # after the limit, which forged forms meet, too
-    _routes(app, Endpoint(options.endpoint, options.token), limiter)
+    _routes(app, Endpoint(options.endpoint, options.token), limiter, CSRFProtect(app))
     _errors(app)
     return app
 
@@ -148,7 +148,7 @@ def _guard(app: Flask) -> None:
         return response
 
 
-def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter) -> None:
+def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter, forged: CSRFProtect) -> None:
     limited: Callable[..., Any] = limiter.limit(RATE)
 
     @app.get("/")
@@ -158,6 +158,7 @@ def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter) -> None:
     @app.post("/read")
     @limited
     def read() -> str:
+        forged.protect()
         files = [(file.filename or "", file.read()) for file in request.files.getlist("files") if file.filename]
         views = upload.views(files, request.form.getlist("roi"), request.form.getlist("frame"))
         answer = endpoint.explain(views, g.request_id)
@@ -183,6 +184,7 @@ def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter) -> None:
     @app.post("/picture")
     @limited
     def picture() -> Response:
+        forged.protect()
         file = request.files.get("file")
         if file is None:
             raise PageError("error_none")
@@ -238,6 +240,8 @@ def _errors(app: Flask) -> None:
         status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return told([PageError("error_total", {"limit": upload.MAX_TOTAL // 1_000_000})], status)
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            return failed(error)
         known = {HTTPStatus.NOT_FOUND: "error_page", HTTPStatus.TOO_MANY_REQUESTS: "error_rate"}
         return told([PageError(known.get(HTTPStatus(status), "error_form"))], status)
 

@@ -149,9 +149,7 @@ def _size(name: str, data: bytes) -> tuple[int, int]:
         return images.size(data, formats=images.SERVED)
     except images.SizeError as error:
         values = {"name": name, "width": error.width, "height": error.height}
-        raise PageError(
-            "error_size", values | {"min": images.MIN_SIDE, "max": images.MAX_PIXELS // 1_000_000}
-        ) from None
+        raise PageError("error_size", values | SIZES) from None
     except ValueError:
         raise PageError("error_damaged", {"name": name}) from None
 
