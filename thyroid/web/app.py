@@ -160,7 +160,7 @@ def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter, forged: CSRFProtec
     def read() -> str:
         forged.protect()
         files = [(file.filename or "", file.read()) for file in request.files.getlist("files") if file.filename]
-        views = upload.views(files, request.form.getlist("roi"), request.form.getlist("frame"))
+        views = upload.views(files, request.form.getlist("roi"))
         answer = endpoint.explain(views, g.request_id)
         try:
             found = _found(answer, views)

@@ -1,13 +1,10 @@
 """Files that a browser sent, checked before the endpoint is asked; every refusal is a code and values for `words`."""
 
 import base64
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from PIL import Image
 
 from thyroid import dicom, images
 from thyroid.crop import Box
@@ -69,13 +66,12 @@ class View:
         return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
-def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str], frames: Sequence[str]) -> list[View]:
+def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str]) -> list[View]:
     """The pictures of one reading.
 
     Args:
         files: name and content of each.
         rois: "x,y,width,height" of each, or "".
-        frames: number of the frame of each DICOM file from 1, or "".
 
     Raises:
         ReadingError: with one problem a file.
@@ -89,14 +85,7 @@ def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str], frames: Seque
     found, problems = [], []
     for number, (name, data) in enumerate(files):
         try:
-            found.append(
-                view(
-                    name,
-                    data,
-                    rois[number] if number < len(rois) else "",
-                    frames[number] if number < len(frames) else "",
-                )
-            )
+            found.append(view(name, data, rois[number] if number < len(rois) else ""))
         except PageError as problem:
             problems.append(problem)
     if problems:
@@ -131,9 +120,7 @@ def _frame(name: str, data: bytes, frame: str) -> tuple[bytes, tuple[int, int, b
         picture = dicom.read(data, _number(frame))
     except dicom.DicomError as error:
         raise PageError(f"error_dicom_{error.code}", {"name": name}) from None
-    buffer = io.BytesIO()
-    Image.fromarray(picture.pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue(), (picture.frame, picture.frames, picture.regions)
+    return dicom.png(picture.pixels), (picture.frame, picture.frames, picture.regions)
 
 
 def _number(frame: str) -> int | None:
