@@ -125,11 +125,7 @@ def write(
         dataset.PixelData = data + b"\0" * (len(data) % 2)
     wide = dataset.BitsAllocated == 16 and not meta.TransferSyntaxUID.is_encapsulated
     dataset["PixelData"].VR = "OW" if wide or syntax == IMPLICIT else "OB"
-    for tag, value in tags.items():
-        if value is None:
-            del dataset[tag]
-        else:
-            setattr(dataset, tag, value)
+    retag(dataset, **tags)
     buffer = io.BytesIO()
     pydicom.dcmwrite(
         buffer,
@@ -139,6 +135,15 @@ def write(
         enforce_file_format=True,
     )
     return buffer.getvalue()
+
+
+def retag(dataset: Dataset, **tags: Any) -> None:
+    """Other values of some tags; None leaves one out."""
+    for tag, value in tags.items():
+        if value is None:
+            del dataset[tag]
+        else:
+            setattr(dataset, tag, value)
 
 
 def _header(frames: NDArray[Any], colour: bool, photometric: str, name: str, patient: str) -> Dataset:

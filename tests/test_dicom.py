@@ -46,11 +46,7 @@ def real(name: str) -> bytes:
 def changed(data: bytes, **tags) -> bytes:
     """A file with other values of some tags; None leaves one out."""
     dataset = pydicom.dcmread(io.BytesIO(data))
-    for tag, value in tags.items():
-        if value is None:
-            del dataset[tag]
-        else:
-            setattr(dataset, tag, value)
+    dicoms.retag(dataset, **tags)
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, dataset)
     return buffer.getvalue()

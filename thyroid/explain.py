@@ -90,7 +90,7 @@ def overlay(image: NDArray[np.uint8], hot: NDArray[np.float32], strength: float 
     Returns:
         uint8 [size, size, 3], RGB.
     """
-    colour = cv2.applyColorMap((hot * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    colour = layer(hot)[..., :3]
     share = strength * hot[..., None]
     base = np.broadcast_to(image, (*image.shape[:2], 3))
     return np.round(base * (1 - share) + colour * share).astype(np.uint8)

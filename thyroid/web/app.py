@@ -357,16 +357,17 @@ def _found(answer: dict[str, Any], views: Sequence[View]) -> dict[str, Any]:
     told = answer["explanations"]
     whole = answer["patients"][0]
     threshold = _share(whole["threshold"])
+    decided = [_decided(one) for one in told]
     return {
         "patient": _decided(whole),
         "threshold": threshold,
         "version": int(told[0]["model_version"]),
         "backbone": str(told[0]["model"]),
         "not_released": [str(reason) for reason in told[0].get("not_released", [])],
-        "above": sum(_decided(one)["probability"] >= threshold for one in told),
+        "above": sum(one["probability"] >= threshold for one in decided),
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "views": [
-            _decided(one)
+            shown
             | {
                 "view": view,
                 "taken_as_crop": "note" in one["crop"],
@@ -377,7 +378,7 @@ def _found(answer: dict[str, Any], views: Sequence[View]) -> dict[str, Any]:
                 if one["heat_map"]["share_inside_roi"] is None
                 else _share(one["heat_map"]["share_inside_roi"]),
             }
-            for view, one in zip(views, told, strict=True)
+            for view, one, shown in zip(views, told, decided, strict=True)
         ],
     }
 
