@@ -39,6 +39,10 @@ help: ## List every target
 	@echo "           WAIVE=shortcut,leakage ENGINE=podman|docker REGISTRY=dir|gs://... MINIMUM=new-scans"
 	@echo "  make images|compile|submit IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
 
+# The longest tests first, a file with one worker: see tests/conftest.py.
+PYTEST = "$(BIN)/python" -m pytest
+SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
+
 setup: $(READY) ## Create the environment from requirements.lock
 
 $(READY): requirements.lock pyproject.toml
@@ -54,21 +58,22 @@ run: $(READY) ## Scans to registered model and report on this machine (no argume
 serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol, and the page (PORT=8080 PAGE_PORT=8000)
 	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT) --page-port $(PAGE_PORT)
 
-test: $(READY) ## Lint, type check and all fast tests
+test: $(READY) ## Lint, type check and all fast tests (SLOW=1: and the slow ones, for which the fast ones' models do)
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
-	"$(BIN)/python" -m pytest -m "not slow and not containers and not browser" -n 2 --dist loadfile
+	$(if $(SLOW),@$(MAKE) --no-print-directory checkov)
+	$(PYTEST) -m "$(if $(SLOW),,not slow and )not containers and not browser" $(SIDE_BY_SIDE)
 
-test-slow: $(READY) lint-manifests ## The slow tests: the README's commands and the run on real scans
-	"$(BIN)/python" -m pytest -m slow
+test-slow: $(READY) checkov ## The slow tests: the README's commands and the run on real scans
+	$(PYTEST) -m slow $(SIDE_BY_SIDE)
 
 test-containers: $(READY) images ## The whole pipeline and the endpoint in their real images
 	@# looked for here: `images` has only just written it on a machine that needs it
 	@[ ! -f .containers/containers.conf ] || export CONTAINERS_CONF="$(CURDIR)/.containers/containers.conf"; \
-		"$(BIN)/python" -m pytest -m containers -s
+		$(PYTEST) -m containers -s
 
 test-browser: $(READY) ## The page in Chromium: every step in both languages and sizes; pictures go to output-browser/
 	@tests/browser/install.sh
-	"$(BIN)/python" -m pytest -m browser
+	$(PYTEST) -m browser
 
 lint: $(READY) ## Lint and type check
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
@@ -76,10 +81,13 @@ lint: $(READY) ## Lint and type check
 format: $(READY) ## Format the code
 	"$(BIN)/ruff" check --fix . && "$(BIN)/ruff" format .
 
-lint-manifests: $(READY) manifests/checkov.lock ## Security linter over the rendered manifests
+.PHONY: checkov
+checkov: $(READY) manifests/checkov.lock
 	@test -x "$(VENV)/checkov/bin/checkov" || { "$(PYTHON)" -m venv "$(VENV)/checkov" \
 		&& "$(VENV)/checkov/bin/python" -m pip install --quiet --require-hashes -r manifests/checkov.lock; }
-	"$(BIN)/python" -m pytest -q tests/test_manifests.py -k linter
+
+lint-manifests: checkov ## Security linter over the rendered manifests
+	$(PYTEST) -q tests/test_manifests.py -k linter
 
 images: ## Build the image of every dependency set with docker, podman or buildah (GPU=1: the GPU variants; BASE_IMAGE=...)
 	@GPU="$(GPU)" images/build.sh "$(IMAGES)" "$(TAG)"

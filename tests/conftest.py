@@ -1,13 +1,16 @@
-"""Fixtures: small phantoms, and real data where the machine has it."""
+"""Fixtures: small phantoms and what is trained on them, made once for all workers, and real data where the machine has it."""
 
 import csv
+import fcntl
 import gc
+import hashlib
 import http.client
 import json
 import shutil
+import time
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,23 @@ from tests import gcs as emulated
 from thyroid import images, phantom, storage
 
 SHARED = Path(__file__).parents[2] / "shared"
+LONGEST = (
+    "test_readme.py",
+    "test_night.py",
+    "test_results.py",
+    "test_dicom.py",
+    "test_train.py",
+    "test_evaluate.py",
+    "test_checkpoints.py",
+    "test_serve_hard.py",
+    "test_diagnose.py",
+    "test_engine.py",
+    "test_backbones.py",
+    "test_web.py",
+    "test_explain.py",
+    "test_pipelines.py",
+)
+"""Files that take minutes, longest first, so that no worker ends long after the other."""
 
 
 def write_scan(path: Path, seed: int = 0, size: tuple[int, int] = (96, 80)) -> Path:
@@ -46,6 +66,11 @@ def variant(artefact: Path, folder: Path) -> Path:
     return copy
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
     """Twelve patients with two scans each, half of them malignant."""
@@ -57,57 +82,123 @@ def scans(tmp_path: Path) -> Path:
     return folder
 
 
+def source_digest() -> str:
+    """Of whatever the shared fixtures are made by: the packages, this file and the locked dependencies."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in [*sorted((root / "thyroid").rglob("*.py")), Path(__file__), root / "requirements.lock"]:
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+class Shared:
+    """Folders that are made once for all workers of a run, and for later runs with the same source. Tests only read them.
+
+    They lie in pytest's cache (`--cache-clear` removes them); those of an older source are removed after a day.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / source_digest()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.states: dict[Path, dict[str, tuple[int, int]]] = {}
+        for old in root.iterdir():
+            if old != self.folder and time.time() - old.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def make(self, name: str, write: Callable[[Path], object]) -> Path:
+        """The folder `name`, written by the first who asks for it; others wait until it is whole."""
+        folder, done = self.folder / name, self.folder / f"{name}.done"
+        with (self.folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                write(folder)
+                done.touch()
+        self.states[folder] = state_of(folder)
+        return folder
+
+    def check(self) -> None:
+        """No test changed a folder; one that was changed is made anew by the next run."""
+        changed = [folder for folder, state in self.states.items() if state_of(folder) != state]
+        for folder in changed:
+            folder.with_suffix(".done").unlink(missing_ok=True)
+        assert not changed, f"a test changed what others read: {changed}"
+
+
 @pytest.fixture(scope="session")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    cache = getattr(request.config, "cache", None)
+    one = Shared(tmp_path_factory.getbasetemp() / "shared" if cache is None else cache.mkdir("fixtures"))
+    yield one
+    one.check()
+
+
+@pytest.fixture(scope="session")
+def phantoms(shared: Shared) -> Path:
     """Folder with scans/ and rois.csv: 15 synthetic patients with two images each."""
-    folder = tmp_path_factory.mktemp("phantoms")
-    phantom.generate(folder, patients=15, images_per_patient=2, seed=1)
-    return folder
+    return shared.make("phantoms", lambda folder: phantom.generate(folder, patients=15, images_per_patient=2, seed=1))
 
 
 @pytest.fixture(scope="session")
-def cropped(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cropped(phantoms: Path, shared: Shared) -> Path:
     """Cropped data version of the phantoms, for both domains."""
     from thyroid import crop, ingest
 
-    folder = tmp_path_factory.mktemp("data")
-    ingest.ingest(phantoms / "scans", folder / "ingested", rois=phantoms / "rois.csv")
-    crop.crop(folder / "ingested", folder / "cropped", ["cropped", "normal"])
-    return folder / "cropped"
+    def write(folder: Path) -> None:
+        ingest.ingest(phantoms / "scans", folder / "ingested", rois=phantoms / "rois.csv")
+        crop.crop(folder / "ingested", folder / "cropped", ["cropped", "normal"])
+
+    return shared.make("data", write) / "cropped"
 
 
 @pytest.fixture(scope="session")
-def trained(cropped: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+def trained(cropped: Path, shared: Shared) -> dict[tuple[str, str], Path]:
     """(backbone, domain) to a training at toy size."""
-    from thyroid import train
+    models = (("VGG16", "cropped"), ("VGG16", "normal"), ("ResNet50", "cropped"))
 
-    folder = tmp_path_factory.mktemp("models")
-    result = {}
-    for backbone, domain in (("VGG16", "cropped"), ("VGG16", "normal"), ("ResNet50", "cropped")):
-        target = folder / backbone / domain
-        train.train(cropped, target, backbone, domain, weights="none", image_size=32, epochs=1)
-        result[backbone, domain] = target
-    return result
+    def write(folder: Path) -> None:
+        from thyroid import train
+
+        for backbone, domain in models:
+            options = {"weights": "none", "image_size": 32, "epochs": 1}
+            train.train(cropped, folder / backbone / domain, backbone, domain, **options)
+
+    folder = shared.make("models", write)
+    return {(backbone, domain): folder / backbone / domain for backbone, domain in models}
 
 
 @pytest.fixture(scope="session")
-def evaluated(cropped: Path, trained: dict[tuple[str, str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(cropped: Path, trained: dict[tuple[str, str], Path], shared: Shared) -> Path:
     """Evaluation of the VGG16 and ResNet50 that were trained on crops."""
-    from thyroid import evaluate
 
-    folder = tmp_path_factory.mktemp("evaluation")
-    evaluate.evaluate(cropped, [trained["VGG16", "cropped"], trained["ResNet50", "cropped"]], folder)
-    return folder
+    def write(folder: Path) -> None:
+        from thyroid import evaluate
+
+        evaluate.evaluate(cropped, [trained["VGG16", "cropped"], trained["ResNet50", "cropped"]], folder)
+
+    return shared.make("evaluation", write)
 
 
 @pytest.fixture(scope="session")
-def model(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(evaluated: Path, shared: Shared) -> Path:
     """Registry with the winner of `evaluated`; tests that change it copy it."""
-    from thyroid import register
 
-    root = tmp_path_factory.mktemp("registry")
-    register.register(evaluated, root, root / "summary.json")
-    return root
+    def write(folder: Path) -> None:
+        from thyroid import register
+
+        register.register(evaluated, folder, folder / "summary.json")
+
+    return shared.make("registry", write)
 
 
 @pytest.fixture(scope="session")
