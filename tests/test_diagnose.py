@@ -11,12 +11,10 @@ from thyroid.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def deck(cropped, tmp_path_factory):
+def deck(cropped, shared):
     """The deck's recipe, really trained at toy size."""
-    folder = tmp_path_factory.mktemp("deck")
     options = {"weights": "none", "image_size": 32, "epochs": 2, "batch_size": 8, "recipe": "deck"}
-    train.train(cropped, folder, "VGG16", "cropped", **options)
-    return folder
+    return shared.make("deck", lambda folder: train.train(cropped, folder, "VGG16", "cropped", **options))
 
 
 def names(diagnosis) -> set[str]:
@@ -175,7 +173,7 @@ def test_another_data_version_and_an_unfinished_training(cropped, trained, tmp_p
 def test_the_decks_efficientnet_is_diagnosed_after_its_training(cropped, tmp_path, capsys):
     """From the command line, as someone would who wonders why the deck's best model fell to chance."""
     command = ["--data", str(cropped), "--output", str(tmp_path), "--backbone", "EfficientNetB7", "--recipe", "deck"]
-    options = ["--weights", "none", "--image-size", "64", "--epochs", "1", "--batch-size", "8", "--domain", "cropped"]
+    options = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "8", "--domain", "cropped"]
     assert train.main([*command, *options]) == 0
     assert diagnose.main(["--data", str(cropped), "--models", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

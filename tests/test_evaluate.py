@@ -67,37 +67,40 @@ def test_winner_is_the_best_on_validation(evaluated):
     assert facts["models"][0]["validation"]["auroc"] == best["validation"]["auroc"]
 
 
-def test_the_test_set_never_chooses(cropped, trained, evaluated, tmp_path, monkeypatch):
-    """Turning every test answer upside down leaves the ranking as it is."""
-    predict = predictions.predict
+@pytest.fixture(scope="module")
+def upside_down(cropped, trained, tmp_path_factory):
+    """An evaluation with a band, whose every answer to a test image is turned upside down; and what was read when."""
+    predict, read = predictions.predict, []
+    folder = tmp_path_factory.mktemp("upside-down") / "out"
 
-    def upside_down(*arguments):
-        table = predict(*arguments)
+    def watched(data, network, model, domains, split):
+        locked = folder / "operating_points.json"
+        read.append((split, locked.exists() and set(json.loads(locked.read_text())["points"])))
+        table = predict(data, network, model, domains, split)
         test = table["split"] == "test"
         table.loc[test, PROBABILITIES] = 1 - table.loc[test, PROBABILITIES].to_numpy()
         return table
 
-    monkeypatch.setattr(predictions, "predict", upside_down)
     models = [trained["ResNet50", "cropped"], trained["VGG16", "cropped"]]
-    done = evaluate.evaluate(cropped, models, tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "predict", watched)
+        return evaluate.evaluate(cropped, models, folder, abstain=0.25), read
+
+
+def test_the_test_set_never_chooses(upside_down, evaluated):
+    done, _ = upside_down
     assert done.facts["winner"] == facts_of(evaluated)["winner"]
     points = [[row["operating_point"] for row in facts["models"]] for facts in (done.facts, facts_of(evaluated))]
+    assert all(point.pop("band") for point in points[0])
     assert points[0] == points[1]
-    tests = [[row["test"] for row in facts["models"]] for facts in (done.facts, facts_of(evaluated))]
+    tests = [
+        [row["test"]["cropped"]["auroc"] for row in facts["models"]] for facts in (done.facts, facts_of(evaluated))
+    ]
     assert tests[0] != tests[1]
 
 
-def test_points_and_winner_are_written_before_a_test_image_is_read(cropped, trained, tmp_path, monkeypatch):
-    predict, read = predictions.predict, []
-
-    def watched(data, network, model, domains, split):
-        locked = tmp_path / "out" / "operating_points.json"
-        read.append((split, locked.exists() and set(json.loads(locked.read_text())["points"])))
-        return predict(data, network, model, domains, split)
-
-    monkeypatch.setattr(predictions, "predict", watched)
-    models = [trained["ResNet50", "cropped"], trained["VGG16", "cropped"]]
-    done = evaluate.evaluate(cropped, models, tmp_path / "out", abstain=0.25)
+def test_points_and_winner_are_written_before_a_test_image_is_read(upside_down):
+    done, read = upside_down
     both = {"ResNet50-cropped", "VGG16-cropped"}
     assert read == [("validation", False)] * 2 + [("test", both)] * 2
     point = operating.of(registry.verify(done.folder / "artefact"))
@@ -205,7 +208,7 @@ def test_roc_points_are_finite():
 def test_cross_validated_models_are_compared_by_that(cropped, tmp_path):
     models = []
     for backbone in ("VGG16", "ResNet50"):
-        options = {"weights": "none", "image_size": 32, "epochs": 0, "folds": 3}
+        options = {"weights": "none", "image_size": 32, "epochs": 0, "folds": 2}
         models.append(train.train(cropped, tmp_path / backbone, backbone, "cropped", **options).folder)
     facts = evaluate.evaluate(cropped, models, tmp_path / "out").facts
     assert facts["ranked_by"] == "cross_validation"
@@ -252,9 +255,10 @@ def test_subgroups_and_a_champion(cropped, trained, evaluated, tmp_path):
     rows = "".join(f"{p},{'f' if p % 2 else 'm'},x\n" for p in patients)
     (tmp_path / "clinical.csv").write_text(f"patient,sex,constant\n{rows}999,f,x\n")
     registry.publish(evaluated / "artefact", tmp_path / "r", {"decision": "promoted", "reasons": [], "champion": None})
+    winner = facts_of(evaluated)["winner"]
     done = evaluate.evaluate(
         cropped,
-        [trained["VGG16", "cropped"], trained["ResNet50", "cropped"]],
+        [trained[winner["backbone"], winner["train_domain"]]],
         tmp_path / "out",
         clinical=tmp_path / "clinical.csv",
         registry_root=tmp_path / "r",

@@ -64,7 +64,7 @@ def test_pretrained_weights_and_head_only(cropped, tmp_path, vgg16_weights):
 
 def test_same_seed_same_model(cropped, tmp_path):
     facts = [
-        train.train(cropped, tmp_path / n, "ResNet50", weights="none", image_size=32, epochs=0, seed=3).facts
+        train.train(cropped, tmp_path / n, "VGG16", weights="none", image_size=32, epochs=0, seed=3).facts
         for n in ("one", "two")
     ]
     assert facts[0]["checkpoint"] == facts[1]["checkpoint"]
@@ -117,8 +117,8 @@ def run(cropped, output, **options):
 
 
 def test_cross_validation_scores_every_development_image_once(cropped, tmp_path):
-    facts = run(cropped, tmp_path, folds=3).facts
-    assert facts["folds"] == 3
+    facts = run(cropped, tmp_path, folds=2).facts
+    assert facts["folds"] == 2
     table = pd.read_parquet(tmp_path / "folds.parquet")
     assert set(table["domain"]) == {"normal", "cropped"}
     for domain in ("normal", "cropped"):
@@ -126,7 +126,7 @@ def test_cross_validation_scores_every_development_image_once(cropped, tmp_path)
         expected = expected[expected["split"] != "test"]
         assert sorted(mine["file"]) == sorted(str(Path(f).relative_to(cropped)) for f in expected["file"])
     assert (table.groupby("group")["fold"].nunique() == 1).all(), "a patient is held out whole"
-    assert table.groupby("fold")["label"].nunique().tolist() == [2, 2, 2]
+    assert table.groupby("fold")["label"].nunique().tolist() == [2, 2]
     assert 0 <= figures.auroc(train.out_of_fold(tmp_path, "normal")).value <= 1
 
 
@@ -138,9 +138,16 @@ def test_fold_parts_do_not_share_a_patient(cropped):
         assert (part.groupby(table["group"]).nunique() == 1).all()
 
 
-def test_the_main_model_is_the_same_with_and_without_folds(cropped, tmp_path):
-    plain = run(cropped, tmp_path / "plain", epochs=0).facts
-    folded = run(cropped, tmp_path / "folded", epochs=0, folds=2).facts
+def test_folds_one_all_and_none_in_one_folder(cropped, tmp_path):
+    """One fold is another training than all; the main model is the same; folds of an earlier training do not stay."""
+    options = {"epochs": 0, "folds": 2, "work": tmp_path / "work"}
+    output = tmp_path / "output"
+    run(cropped, output, only_fold=1, **options)
+    assert set(pd.read_parquet(output / "folds.parquet")["fold"]) == {1}
+    folded = run(cropped, output, **options).facts
+    assert set(pd.read_parquet(output / "folds.parquet")["fold"]) == {1, 2}
+    plain = run(cropped, output, epochs=0).facts
+    assert not (output / "folds.parquet").exists()
     assert folded["validation"] == pytest.approx(plain["validation"], abs=1e-4)
 
 
@@ -160,7 +167,7 @@ def test_a_tap_ends_the_body_earlier(cropped, tmp_path):
 
 
 def test_a_batch_larger_than_the_set_is_said(cropped, tmp_path, capsys):
-    run(cropped, tmp_path, batch_size=1000)
+    run(cropped, tmp_path, batch_size=1000, epochs=0)
     assert re.search(
         r"batch size 1000 is larger than the training part: one step of \d+ images", capsys.readouterr().out
     )
@@ -225,20 +232,6 @@ def test_fine_tuning_leaves_all_but_the_last_block_and_batch_norm_alone(cropped,
     assert all("conv5" in path and "_bn" not in path for path in changed)
 
 
-def test_folds_of_an_earlier_training_in_the_same_folder_do_not_stay(cropped, tmp_path):
-    run(cropped, tmp_path, epochs=0, folds=2, only_fold=1)
-    assert set(pd.read_parquet(tmp_path / "folds.parquet")["fold"]) == {1}
-    run(cropped, tmp_path, epochs=0)
-    assert not (tmp_path / "folds.parquet").exists()
-
-
-def test_one_fold_is_another_training_than_all(cropped, tmp_path):
-    options = {"epochs": 0, "folds": 2, "work": tmp_path / "work"}
-    run(cropped, tmp_path / "one", only_fold=1, **options)
-    run(cropped, tmp_path / "all", **options)
-    assert set(pd.read_parquet(tmp_path / "all" / "folds.parquet")["fold"]) == {1, 2}
-
-
 def test_work_within_the_output_is_refused(cropped, tmp_path):
     with pytest.raises(InputError, match="lies within the output"):
         run(cropped, tmp_path, work=tmp_path / "work")
@@ -273,9 +266,11 @@ def test_a_damaged_fold_is_trained_again(cropped, tmp_path, monkeypatch, capsys)
     assert set(pd.read_parquet(tmp_path / "folds.parquet")["fold"]) == {1, 2}
 
 
-def test_a_set_larger_than_memory_trains_the_same_model(cropped, tmp_path):
-    inside, paged = (run(cropped, tmp_path / name, memory_budget=budget) for name, budget in (("a", 10**9), ("b", 0)))
-    assert paged.facts["validation"] == pytest.approx(inside.facts["validation"], abs=1e-3)
+def test_a_set_larger_than_memory_trains_the_same_model(cropped, trained, tmp_path):
+    paged, inside = run(cropped, tmp_path, memory_budget=0).facts, train.read(trained["VGG16", "cropped"])
+    varying = {"seconds", "memory_mb", "checkpoint", "validation"}
+    assert {k: v for k, v in paged.items() if k not in varying} == {k: v for k, v in inside.items() if k not in varying}
+    assert paged["validation"] == pytest.approx(inside["validation"], abs=1e-3)
 
 
 @pytest.fixture(scope="module")
