@@ -10,14 +10,14 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_command_writes_the_comparison(tmp_path, monkeypatch):
-    """At toy size: three folds, two backbones. Forty patients, or the deck's tenth of a class would be empty."""
+    """At toy size: two folds, two backbones. Forty patients, or the deck's tenth of a class would be empty."""
     phantom.generate(tmp_path / "phantoms", patients=40, images_per_patient=1)
     rois = tmp_path / "phantoms" / "rois.csv"
     ingest.ingest(tmp_path / "phantoms" / "scans", tmp_path / "ingested", rois=rois)
     cropped = crop.crop(tmp_path / "ingested", tmp_path / "data", ["cropped"]).folder
-    monkeypatch.setattr(results, "FOLDS", 3)
+    monkeypatch.setattr(results, "FOLDS", 2)
     monkeypatch.setattr(results, "memory", lambda name: {r: {8: 1.0, 16: 1.5, 32: 2.5} for r in ("two-phase", "deck")})
-    few = {name: backbones.BACKBONES[name] for name in ("VGG16", "ResNet50")}
+    few = {name: backbones.BACKBONES[name] for name in ("VGG16", "VGG19")}
     monkeypatch.setattr(backbones, "BACKBONES", few)
     command = ["--data", str(cropped), "--output", str(tmp_path / "docs"), "--work", str(tmp_path / "work")]
     options = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--deck-epochs", "1"]

@@ -563,13 +563,13 @@ def test_mutated_files_are_answered_or_refused(server, scan):
 
 
 @pytest.mark.slow
-def test_ten_thousand_mutated_files(model, tmp_path, scan):
+def test_thousands_of_mutated_files(model, tmp_path, scan):
     running = Server(tmp_path / "log", "--registry", str(model)).wait()
-    fuzz(running, scan, 1000)
+    fuzz(running, scan, 500)
     before = memory(running)
-    counts = fuzz(running, scan, 10_000)
+    counts = fuzz(running, scan, 3000)
     assert set(counts) <= {200, 400, 503}, counts
-    assert counts[400] > 1000
+    assert counts[400] > 300
     assert memory(running) < before + 60, "memory stays flat"
     log = running.stop()
     assert "Traceback" not in log
@@ -588,7 +588,7 @@ def test_schemathesis(model, tmp_path):
         "--checks",
         "not_a_server_error,content_type_conformance,response_schema_conformance",
         "-n",
-        "40",
+        "20",
         "--seed",
         "1",
     ]
@@ -601,8 +601,8 @@ def test_schemathesis(model, tmp_path):
 
 @pytest.mark.slow
 def test_soak(model, tmp_path, scan):
-    """A minute at about 80 % load; `make soak` takes ten."""
-    command = [sys.executable, "bench/soak.py", "--registry", str(model), "--scan", str(scan), "--minutes", "1"]
+    """Half a minute at about 80 % load; `make soak` takes ten."""
+    command = [sys.executable, "bench/soak.py", "--registry", str(model), "--scan", str(scan), "--minutes", "0.5"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1])["errors"] == 0
