@@ -18,26 +18,28 @@ endif
 
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-RUN_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(SCANS)") $(if $(ROIS),--rois "$(ROIS)") \
-	$(if $(CROPS),--crops "$(CROPS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones "$(BACKBONES)") \
+DATA_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(SCANS)") $(if $(ROIS),--rois "$(ROIS)") \
+	$(if $(CROPS),--crops "$(CROPS)") $(if $(LABELS),--labels "$(LABELS)") $(if $(CLASSES),--classes "$(CLASSES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones "$(BACKBONES)") \
 	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(GIVEN_SPLITS),--given-splits "$(GIVEN_SPLITS)") $(if $(SEED),--seed "$(SEED)") \
-	$(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS),--folds "$(FOLDS)") $(if $(SERVING_DOMAIN),--serving-domain "$(SERVING_DOMAIN)") \
+	$(if $(ENGINE),--engine "$(ENGINE)")
+RUN_OPTIONS = $(DATA_OPTIONS) $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS),--folds "$(FOLDS)") $(if $(SERVING_DOMAIN),--serving-domain "$(SERVING_DOMAIN)") \
 	$(if $(SENSITIVITY),--sensitivity "$(SENSITIVITY)") $(if $(ABSTAIN),--abstain "$(ABSTAIN)") \
 	$(if $(PREVALENCE),--prevalence "$(PREVALENCE)") $(if $(CLINICAL),--clinical "$(CLINICAL)") $(if $(WAIVE),--waive "$(WAIVE)") \
-	$(if $(ENGINE),--engine "$(ENGINE)") $(if $(REGISTRY),--registry "$(REGISTRY)") $(if $(MINIMUM),--minimum "$(MINIMUM)")
+	$(if $(REGISTRY),--registry "$(REGISTRY)") $(if $(MINIMUM),--minimum "$(MINIMUM)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock clean
+.PHONY: help setup run sweep serve test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  make run SCANS=dir|gs://... ROIS=rois.csv CROPS=dir WEIGHTS=imagenet|none|dir-or-file OUTPUT=dir"
 	@echo "           PRESET=quick|standard|full BACKBONES=VGG16,ResNet50 DOMAINS=normal,cropped"
-	@echo "           RECIPE=two-phase|frozen|deck|warm FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SEED=0"
-	@echo "           SERVING_DOMAIN=normal|cropped SENSITIVITY=.95 ABSTAIN=0 PREVALENCE=.1 CLINICAL=clinical.csv"
+	@echo "           RECIPE=two-phase|frozen|deck|warm|settings.json FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SEED=0"
+	@echo "           SERVING_DOMAIN=normal|cropped SENSITIVITY=.95 ABSTAIN=0 PREVALENCE=.1"
+	@echo "           LABELS=labels.csv#column CLASSES='2<3|4a<4b<4c<5' CLINICAL=clinical.csv#age,sex"
 	@echo "           WAIVE=shortcut,leakage ENGINE=podman|docker REGISTRY=dir|gs://... MINIMUM=new-scans"
-	@echo "  make images|compile|submit IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
+	@echo "  make images|compile|submit PIPELINE=training|sweep IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
 
 # The longest tests first, a file with one worker: see tests/conftest.py.
 PYTEST = "$(BIN)/python" -m pytest
@@ -54,6 +56,10 @@ $(READY): requirements.lock pyproject.toml
 
 run: $(READY) ## Scans to registered model and report on this machine (no arguments: synthetic sample scans)
 	@"$(BIN)/python" -m pipelines run $(RUN_OPTIONS)
+
+sweep: $(READY) ## Search one backbone's settings on this machine (as run; HEAD_TRIALS= IMAGE_TRIALS=; BACKBONES=VGG16 by default)
+	@"$(BIN)/python" -m pipelines sweep $(DATA_OPTIONS) $(if $(HEAD_TRIALS),--head-trials "$(HEAD_TRIALS)") \
+		$(if $(IMAGE_TRIALS),--image-trials "$(IMAGE_TRIALS)")
 
 serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol, and the page (PORT=8080 PAGE_PORT=8000)
 	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT) --page-port $(PAGE_PORT)
@@ -102,27 +108,31 @@ manifests: ## Render what a namespace needs, with these images: make -s manifest
 workbench: ## Render a pod with the volume and the ops image, to bring scans in: make -s workbench | kubectl apply -f -
 	@sed 's#localhost/thyroid-ops:dev$$#$(IMAGES)-ops:$(TAG)#' manifests/workbench/pod.yaml
 
-compile: $(READY) ## Write the Kubeflow pipeline to thyroid.yaml, and as objects for Git to thyroid-version.yaml
+compile: $(READY) ## Write the Kubeflow pipeline to thyroid.yaml, as objects for Git to thyroid-version.yaml, and the search to thyroid-sweep.yaml
 	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml $(if $(GPUS),--gpus $(GPUS))
 
 submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/data/scans registry=/data/registry')
 	@test -n "$(HOST)" || { echo "error: make submit needs HOST=address of Kubeflow Pipelines" >&2; exit 2; }
 	@"$(BIN)/python" -m pipelines submit --host "$(HOST)" --service-account "$(or $(SERVICE_ACCOUNT),thyroid-pipeline)" \
 		$(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(TOKEN_FILE),--token-file "$(TOKEN_FILE)") $(if $(GPUS),--gpus $(GPUS)) \
-		$(foreach one,$(SET),--set "$(one)")
+		$(if $(PIPELINE),--pipeline $(PIPELINE)) $(if $(BACKBONES),--backbones "$(BACKBONES)") $(foreach one,$(SET),--set "$(one)")
 
 bench: $(READY) ## Ratios against named peers
-	@for b in input training evaluation serving scale incremental; do "$(BIN)/python" bench/$$b.py || exit 1; done
+	@for b in input training sweep evaluation serving scale incremental; do "$(BIN)/python" bench/$$b.py || exit 1; done
 	@tests/browser/install.sh && "$(BIN)/python" bench/web.py
 
 soak: $(READY) ## The endpoint of OUTPUT at 80 % load for ten minutes: no error, flat memory
 	@"$(BIN)/python" bench/soak.py --registry "$(OUTPUT)/registry" --scan "$$(find "$(OUTPUT)/sample/scans" -name '*.jpg' | sort | head -n 1)"
 
-results: $(READY) ## Recipes and backbones side by side on SCANS, ROIS and WEIGHTS: writes docs/results.md (an hour or more)
-	@test -n "$(SCANS)" || { echo "error: make results needs SCANS=dir and ROIS=rois.csv" >&2; exit 2; }
+results: $(READY) ## Recipes and backbones side by side on SCANS, ROIS and WEIGHTS: writes docs/results.md (an hour or more); RUNS='dir dir': what these runs found
+	@test -n "$(SCANS)$(RUNS)" || { echo "error: make results needs SCANS=dir and ROIS=rois.csv, or RUNS=outputs of make sweep and make run" >&2; exit 2; }
+ifneq ($(RUNS),)
+	@"$(BIN)/python" -m thyroid.results --runs $(RUNS)
+else
 	@"$(BIN)/python" -m thyroid.ingest --scans "$(SCANS)" $(if $(ROIS),--rois "$(ROIS)") --output "$(OUTPUT)-results/ingested"
 	@"$(BIN)/python" -m thyroid.crop --data "$(OUTPUT)-results/ingested" --output "$(OUTPUT)-results/data"
 	@"$(BIN)/python" -m thyroid.results --data "$(OUTPUT)-results/data" --work "$(OUTPUT)-results/work" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+endif
 
 lock: $(READY) ## Resolve requirements.lock and the images' locks anew from pyproject.toml (no URLs in them)
 	UPGRADE=1 UV="$(BIN)/uv" images/lock.sh

@@ -25,7 +25,7 @@ from endpoint import Endpoint
 
 from thyroid import backbones, crop, engine, images, phantom, registry
 from thyroid.backend import keras, tf
-from thyroid.names import CLASSES
+from thyroid.classes import BINARY
 from thyroid.serve import treatment
 from thyroid.serve.payload import Instance
 
@@ -52,15 +52,16 @@ def artefact(name: str, folder: Path) -> Path:
     facts = {
         "version": 1,
         "backbone": name,
-        "classes": list(CLASSES),
+        **BINARY.facts(),
         "image_size": SIZE,
         "serving_domain": "cropped",
         "data_digest": "0" * 64,
         "temperature": 1.0,
         "bias": [0.0, 0.0],
         "threshold": 0.5,
+        "thresholds": [0.5, 0.5],
         "gate": {"decision": "promoted", "reasons": ["a benchmark"]},
-        "reference": dict(zip(CLASSES, expected[0].astype(float).tolist(), strict=True)),
+        "reference": dict(zip(BINARY.names, expected[0].astype(float).tolist(), strict=True)),
         "forms": forms,
     }
     registry.describe(folder, facts)

@@ -18,7 +18,8 @@ import pandas as pd
 
 from thyroid import backbones, crop, figures, ingest, inputs, phantom, registry, tables, train, twophase
 from thyroid.backend import keras
-from thyroid.names import PROBABILITIES
+from thyroid.classes import BINARY
+from thyroid.settings import Settings
 
 DDTI = Path(__file__).parents[2] / "shared" / "data" / "ddti"
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
@@ -51,7 +52,7 @@ def time_to_auroc(data: Path, weights: str, folder: Path, deck_epochs: int) -> f
     epoch = min(epochs)  # the first one traces the graph
     table = crop.examples(data, "cropped", "validation")
     network = registry.load_keras(theirs.folder / theirs.facts["checkpoint"])
-    table[PROBABILITIES] = inputs.predict(network, inputs.decode(table, SIZE))
+    table[BINARY.columns] = inputs.predict(network, inputs.decode(table, SIZE))
     print(
         f"ours: final validation AUROC {final:.3f}, within {NEAR} of it after {reached['elapsed']:.1f} s "
         f"({reached['phase']}, epoch {reached['epoch']:.0f}); all of it took {history['elapsed'].iloc[-1]:.0f} s\n"
@@ -84,7 +85,7 @@ def fit_overhead(data: Path, weights: str, folder: Path) -> float:
             if who == "ours":
                 twophase.finetune(job, tuner, maps, rows, held, {0: 1.0, 1: 1.0}, work, start)
             else:
-                twophase.compile_model(tuner, twophase.RATE)
+                twophase.compile_model(tuner, Settings.rate)
                 tuner.fit(
                     maps[0][rows],
                     labels[rows],

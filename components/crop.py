@@ -10,6 +10,7 @@ def crop(
     data: Input[Dataset],
     fingerprint: str,
     domains: str,
+    recipe: str,
     store: str,
     images: Output[Dataset],
     version: OutputPath(str),  # type: ignore[valid-type]
@@ -21,9 +22,11 @@ def crop(
     from components.pages import picture_page
     from thyroid import tables
     from thyroid.crop import crop as run
+    from thyroid.settings import resolve
 
     tables.check_fingerprint(Path(data.path), fingerprint)
-    done = run(Path(data.path), Path(images.path), domains=[d for d in domains.split(",") if d], store=store or None)
+    wanted, margin = [d for d in domains.split(",") if d], resolve(recipe)[1].margin
+    done = run(Path(data.path), Path(images.path), domains=wanted, store=store or None, margin=margin)
     images.metadata["digest"] = done.facts["digest"]
     Path(version).write_text(tables.fingerprint(done.folder))
     images.metadata["domains"] = ",".join(done.facts["domains"])

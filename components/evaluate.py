@@ -43,7 +43,7 @@ def evaluate(
         sensitivity=sensitivity,
         abstain=abstain,
         prevalence=prevalence,
-        clinical=Path(clinical) if clinical else None,
+        clinical=clinical or None,
         registry_root=registry,
         waive=[name for name in waive.split(",") if name],
         seed=seed,

@@ -10,6 +10,8 @@ def ingest(
     scans: str,
     rois: str,
     crops: str,
+    labels: str,
+    classes: str,
     given_splits: str,
     store: str,
     registry: str,
@@ -31,7 +33,17 @@ def ingest(
     from thyroid import registry as models
     from thyroid.ingest import ingest as run
 
-    done = run(scans, Path(data.path), rois or None, crops or None, given_splits, store or None, seed)
+    done = run(
+        scans,
+        Path(data.path),
+        rois or None,
+        crops or None,
+        given_splits,
+        store or None,
+        seed,
+        labels or None,
+        classes,
+    )
     data.metadata["digest"] = done.facts["digest"]
     changed = changes.since_last(done.folder, registry)
     decided = changes.verdict(changed, minimum)

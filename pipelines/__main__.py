@@ -1,6 +1,7 @@
 """The pipeline's command line: run it on this machine, or compile it for Kubeflow and start it there.
 
 python -m pipelines run --scans DIR --rois rois.csv --output DIR
+python -m pipelines sweep --scans DIR --rois rois.csv --backbones VGG16 --output DIR
 python -m pipelines compile --output thyroid.yaml
 python -m pipelines submit --host http://localhost:8080 --set scans=/data/scans --set registry=/data/registry
 python -m pipelines schedule --host http://localhost:8080 --cron "0 30 2 * * *" --set scans=/data/scans --set registry=/data/registry
@@ -11,6 +12,7 @@ import base64
 import datetime
 import json
 import logging
+import os
 import re
 import shutil
 import sys
@@ -23,18 +25,21 @@ from typing import Any
 from thyroid import (
     RESEARCH_USE_ONLY,
     backbones,
+    clinical,
     crop,
     deploy,
     errors,
     gate,
     ingest,
+    labels,
     operating,
     phantom,
     registry,
     storage,
-    subgroups,
     tables,
 )
+from thyroid import classes as kinds
+from thyroid import settings as tuning
 from thyroid.errors import InputError
 
 MARK = ".thyroid-output"
@@ -54,6 +59,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full": {"image_size": 320, "epochs": 50, "batch_size": 32, "weights": "imagenet", "domains": "normal,cropped"},
 }
 
+SWEPT = "VGG16"
+"""The backbone whose settings are searched unless one is named."""
+TRIALS = {"quick": (60, 8, 3), "standard": (200, 24, 5), "full": (400, 48, 5)}
+"""Preset to a search's trials on cached features and from the images, and its folds."""
+
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     compiling.add_argument("--output", type=Path, default=Path("thyroid.yaml"))
     compiling.add_argument("--picture", type=Path, help="also draw the steps to this PNG")
     submitting = commands.add_parser("submit", parents=[placing], help="start a run on Kubeflow and watch it")
+    submitting.add_argument(
+        "--pipeline",
+        choices=("training", "sweep"),
+        default="training",
+        help="sweep: the search, for --backbones ONE",
+    )
     submitting.add_argument("--host", required=True, help="address of Kubeflow Pipelines")
     submitting.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE", help="of the pipeline")
     submitting.add_argument("--namespace", default="", help="the profile on a multi-user Kubeflow")
@@ -101,12 +117,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--manifest", type=Path, metavar="FILE", help="write a ScheduledWorkflow for the record and send nothing"
     )
     scheduling.add_argument("--pipeline-id", default="", help="with --manifest: of the uploaded pipeline")
-    running = commands.add_parser("run", help="run the whole pipeline on this machine, without a cluster")
-    running.add_argument("--scans", help="folder or gs:// prefix of frames; none: synthetic sample scans")
-    running.add_argument("--rois", help="CSV: filename, x, y, width, height in pixels of the frame")
-    running.add_argument("--crops", help="folder or gs:// prefix of images that are already cropped")
-    running.add_argument(
+    reading = argparse.ArgumentParser(add_help=False)
+    reading.add_argument("--scans", help="folder or gs:// prefix of frames; none: synthetic sample scans")
+    reading.add_argument("--rois", help="CSV: filename, x, y, width, height in pixels of the frame")
+    reading.add_argument("--crops", help="folder or gs:// prefix of images that are already cropped")
+    reading.add_argument("--labels", help="CSV: filename, label; labels.csv#column for another column than label")
+    reading.add_argument(
+        "--classes",
+        default=kinds.DEFAULT,
+        help="in order, benign|malignant, such as 2<3|4a<4b<4c<5; default: %(default)s",
+    )
+    reading.add_argument(
         "--weights", help="imagenet, none, a *.weights.h5 file or a folder of them, also gs://; default: the preset's"
+    )
+    reading.add_argument("--output", type=Path, default=Path("output"))
+    reading.add_argument("--preset", choices=PRESETS, default="quick")
+    reading.add_argument("--backbones", default=",".join(backbones.BACKBONES))
+    reading.add_argument(
+        "--domains", help="normal, cropped or normal,cropped; default: cropped where there are regions"
+    )
+    reading.add_argument("--given-splits", choices=ingest.GIVEN_SPLITS, default="separate")
+    reading.add_argument("--seed", type=int, default=0)
+    reading.add_argument("--engine", choices=("podman", "docker"), help="run every step in its image (make images)")
+    running = commands.add_parser(
+        "run", parents=[reading], help="run the whole pipeline on this machine, without a cluster"
     )
     running.add_argument("--registry", help="folder or gs:// prefix; default: the output's")
     running.add_argument(
@@ -115,31 +149,47 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=0,
         help="scans new, changed or removed since the last registered model that are worth a training; 0: in any case",
     )
-    running.add_argument("--output", type=Path, default=Path("output"))
-    running.add_argument("--preset", choices=PRESETS, default="quick")
-    running.add_argument("--backbones", default=",".join(backbones.BACKBONES))
     running.add_argument(
-        "--domains", help="normal, cropped or normal,cropped; default: cropped where there are regions"
-    )
-    running.add_argument(
-        "--recipe", choices=backbones.RECIPES, default="two-phase", help="deck: the slide deck's, mistakes included"
+        "--recipe",
+        default="two-phase",
+        help=f"{', '.join(backbones.RECIPES)}, or a settings.json of a sweep; deck: the slide deck's, mistakes included",
     )
     running.add_argument("--folds", type=int, default=0, help="compare models by so many folds of a cross-validation")
     running.add_argument("--serving-domain", choices=tables.DOMAINS, help="default: the first trained domain")
     running.add_argument("--sensitivity", type=float, default=0.95, help="that the threshold must reach on validation")
     running.add_argument("--abstain", type=float, default=0.0, help="share of images to leave undecided")
     running.add_argument("--prevalence", type=float, default=0.1, help="of malignant nodules where the model is used")
-    running.add_argument("--clinical", type=Path, help="CSV: filename or patient, and columns for subgroups")
+    running.add_argument(
+        "--clinical",
+        help="CSV: filename or patient, and columns to explore; clinical.csv#age,sex: columns that the model may use, #* all",
+    )
     running.add_argument("--waive", default="", help="audits that the gate lets pass: shortcut, leakage")
-    running.add_argument("--given-splits", choices=ingest.GIVEN_SPLITS, default="separate")
-    running.add_argument("--seed", type=int, default=0)
-    running.add_argument("--engine", choices=("podman", "docker"), help="run every step in its image (make images)")
+    searching = commands.add_parser(
+        "sweep", parents=[reading], help="search the settings of one backbone's training on this machine"
+    )
+    searching.add_argument("--head-trials", type=int, help="on cached features; default: the preset's")
+    searching.add_argument("--image-trials", type=int, help="from the images, 0 for none; default: the preset's")
+    searching.set_defaults(
+        backbones=SWEPT,
+        recipe="two-phase",
+        minimum=0,
+        folds=0,
+        sensitivity=0.95,
+        abstain=0.0,
+        prevalence=0.1,
+        clinical=None,
+        waive="",
+        registry=None,
+    )
     arguments = parser.parse_args(argv)
     chosen = [backbones.get(name).name for name in arguments.backbones.split(",")]
     if arguments.command == "compile":
         compile_pipeline(arguments, chosen, arguments.output)
+        search = arguments.output.with_name(f"{arguments.output.stem}-sweep.yaml")
+        compile_sweep(arguments, chosen, search)
         print(f"{arguments.output}: upload it in the Kubeflow UI under Pipelines")
         print(f"{_version_manifest(arguments.output)}: or apply it with kubectl, where pipelines are kept as objects")
+        print(f"{search}: the search for settings, to be uploaded likewise")
         if arguments.picture:
             from pipelines import draw
 
@@ -148,6 +198,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         submit_pipeline(arguments, chosen)
     elif arguments.command == "schedule":
         schedule_pipeline(arguments, chosen)
+    elif arguments.command == "sweep":
+        sweep(arguments, chosen)
     else:
         run(arguments, chosen)
 
@@ -158,18 +210,10 @@ def compile_pipeline(arguments: argparse.Namespace, chosen: Sequence[str], outpu
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
     from components.step import image_name
-    from pipelines.cluster import Cluster
     from pipelines.training import training_pipeline
 
-    cluster = Cluster(
-        gpus=arguments.gpus,
-        accelerator=arguments.accelerator,
-        node_selector=_pairs("--node-selector", arguments.node_selector),
-        claim=arguments.claim,
-        gcs_secret=arguments.gcs_secret,
-    )
     output.parent.mkdir(parents=True, exist_ok=True)
-    pipeline = training_pipeline(chosen, cluster)
+    pipeline = training_pipeline(chosen, _cluster(arguments))
     compiler.Compiler().compile(pipeline, str(output))
     tag = re.sub("[^a-z0-9.-]", "-", image_name("train").rsplit(":", 1)[1].lower())
     options = KubernetesManifestOptions(
@@ -184,6 +228,28 @@ def compile_pipeline(arguments: argparse.Namespace, chosen: Sequence[str], outpu
         str(_version_manifest(output)),
         kubernetes_manifest_options=options,
         kubernetes_manifest_format=True,
+    )
+
+
+def compile_sweep(arguments: argparse.Namespace, chosen: Sequence[str], output: Path) -> None:
+    """Write the search for the settings of the backbone that was chosen, or else of the default one."""
+    from kfp import compiler
+
+    from pipelines.sweep import sweep_pipeline
+
+    backbone = chosen[0] if len(chosen) == 1 else SWEPT
+    compiler.Compiler().compile(sweep_pipeline(backbone, cluster=_cluster(arguments)), str(output))
+
+
+def _cluster(arguments: argparse.Namespace) -> Any:
+    from pipelines.cluster import Cluster
+
+    return Cluster(
+        gpus=arguments.gpus,
+        accelerator=arguments.accelerator,
+        node_selector=_pairs("--node-selector", arguments.node_selector),
+        claim=arguments.claim,
+        gcs_secret=arguments.gcs_secret,
     )
 
 
@@ -207,7 +273,10 @@ def submit_pipeline(arguments: argparse.Namespace, chosen: Sequence[str]) -> Non
     token = arguments.token_file.read_text().strip() if arguments.token_file else ""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "thyroid.yaml"
-        compile_pipeline(arguments, chosen, package)
+        if arguments.pipeline == "sweep":
+            compile_sweep(arguments, chosen, package)
+        else:
+            compile_pipeline(arguments, chosen, package)
         specification = next(yaml.safe_load_all(package.read_text()))
         values = submit.arguments(specification, _pairs("--set", arguments.set))
         submit.submit(
@@ -277,22 +346,17 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         phantom.generate(output / "sample", seed=arguments.seed)
 
-    from kfp import local
-
     from pipelines.training import training_pipeline
 
-    # Images, display names and the like mean nothing without a cluster, and kfp says so for every step.
-    warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
-    warnings.filterwarnings("ignore", "Task '.*': settings", UserWarning)
-    logging.getLogger().addFilter(lambda record: " outputs:\n" not in record.getMessage())
-    shutil.rmtree(output / "pipeline", ignore_errors=True)
-    local.init(_runner(arguments, output, scans, rois, weights), pipeline_root=str(output / "pipeline"))
+    _start_local(arguments, output, scans, rois, weights)
     try:
         training_pipeline(chosen)(
             scans=_absolute(scans),
             registry=_absolute(arguments.registry) or str(output / "registry"),
             rois=_absolute(rois),
             crops=_absolute(arguments.crops),
+            labels=_absolute(arguments.labels),
+            classes=arguments.classes,
             domains=domains,
             serving_domain=arguments.serving_domain or "",
             sensitivity=arguments.sensitivity,
@@ -304,7 +368,7 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             image_size=preset["image_size"],
             epochs=preset["epochs"],
             batch_size=preset["batch_size"],
-            recipe=arguments.recipe,
+            recipe=_recipe(arguments),
             folds=arguments.folds,
             store=str(store),
             minimum=arguments.minimum,
@@ -320,6 +384,91 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
     _tell(output, arguments)
 
 
+def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
+    """Search settings with kfp.local, two workers side by side, and put what was found into OUTPUT/sweep."""
+    preset = PRESETS[arguments.preset]
+    output = arguments.output.resolve()
+    weights = arguments.weights or preset["weights"]
+    domains = arguments.domains if arguments.domains is not None else preset["domains"]
+    if len(chosen) != 1:
+        raise InputError(f"--backbones {arguments.backbones}: settings are searched for one backbone at a time")
+    heads, images, folds = TRIALS[arguments.preset]
+    heads = heads if arguments.head_trials is None else arguments.head_trials
+    images = images if arguments.image_trials is None else arguments.image_trials
+    for option, number, least in (("--head-trials", heads, 1), ("--image-trials", images, 0)):
+        if number < least:
+            raise InputError(f"{option} {number}: give at least {least}")
+    _check(arguments, output, weights, domains, chosen)
+    scans, rois = arguments.scans, arguments.rois
+    if scans is None:
+        scans, rois = str(output / "sample" / "scans"), str(output / "sample" / "rois.csv")
+        if not Path(rois).is_file():
+            print("No SCANS given: drawing synthetic sample scans")
+            phantom.generate(output / "sample", seed=arguments.seed)
+
+    from pipelines.sweep import sweep_pipeline
+
+    _start_local(arguments, output, scans, rois, weights)
+    cores = os.cpu_count() or 1
+    workers = min(2, cores)  # as many as kfp.local runs at once
+    try:
+        sweep_pipeline(chosen[0], workers, cores=cores // workers)(
+            scans=_absolute(scans),
+            store=str(output / "store"),
+            rois=_absolute(rois),
+            crops=_absolute(arguments.crops),
+            labels=_absolute(arguments.labels),
+            classes=arguments.classes,
+            domains=domains,
+            weights=_absolute(weights) if Path(weights).exists() else weights,
+            image_size=preset["image_size"],
+            epochs=preset["epochs"],
+            batch_size=preset["batch_size"],
+            head_trials=heads,
+            image_trials=images,
+            folds=folds,
+            given_splits=arguments.given_splits,
+            seed=arguments.seed,
+        )
+    except RuntimeError:  # kfp's own text only names the step again
+        raise InputError(
+            "the search stopped; the step's own message stands above, and the same command goes on"
+        ) from None
+    results = next((output / "pipeline").glob("*/sweep-conclude/results"))
+    shutil.rmtree(output / "sweep", ignore_errors=True)
+    shutil.copytree(results, output / "sweep")
+    found = json.loads((output / "sweep" / "study.json").read_text())
+    print(
+        f"""
+{RESEARCH_USE_ONLY}
+
+{found["helped"]}
+
+Report    {output / "sweep" / "report.html"}
+Settings  {output / "sweep" / "settings.json"}
+Trials    {output / "sweep" / "study.json"}
+
+Train     make run RECIPE={arguments.output / "sweep" / "settings.json"} BACKBONES={chosen[0]}"""
+    )
+
+
+def _start_local(arguments: argparse.Namespace, output: Path, scans: str, rois: str | None, weights: str) -> None:
+    """Let kfp run pipelines on this machine, into OUTPUT/pipeline."""
+    from kfp import local
+
+    # Images, display names and the like mean nothing without a cluster, and kfp says so for every step.
+    warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
+    warnings.filterwarnings("ignore", "Task '.*': settings", UserWarning)
+    logging.getLogger().addFilter(lambda record: " outputs:\n" not in record.getMessage())
+    shutil.rmtree(output / "pipeline", ignore_errors=True)
+    local.init(_runner(arguments, output, scans, rois, weights), pipeline_root=str(output / "pipeline"))
+
+
+def _recipe(arguments: argparse.Namespace) -> str:
+    """The recipe's name, or the whole path of its settings."""
+    return _absolute(arguments.recipe) if tuning.is_file(arguments.recipe) else str(arguments.recipe)
+
+
 def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: str, chosen: Sequence[str]) -> None:
     """Everything that can be known to be wrong before the first step starts."""
     for option, given in (("--scans", arguments.scans), ("--crops", arguments.crops)):
@@ -330,21 +479,27 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
         raise InputError(f"--rois {arguments.rois}: no such file")
     if arguments.minimum < 0:
         raise InputError(f"--minimum {arguments.minimum}: give 0 to train in any case, or a number of scans")
+    if tuning.resolve(arguments.recipe)[0] not in backbones.RECIPES:
+        known = ", ".join(backbones.RECIPES)
+        raise InputError(f"--recipe {arguments.recipe}: choose from {known}, or give a settings file (*.json)")
     if arguments.recipe == "warm" and arguments.folds:
         raise InputError("--folds with --recipe warm: the champion has seen the patients that a fold holds out")
     operating.check(arguments.sensitivity, arguments.abstain, arguments.prevalence)
     gate.check_waivers([name for name in arguments.waive.split(",") if name])
     if arguments.clinical is not None:
-        subgroups.read(arguments.clinical)
-    if arguments.scans is None and (arguments.rois or arguments.crops):
-        raise InputError("--rois and --crops need --scans")
+        clinical.read(Path(storage.file(arguments.clinical.partition("#")[0])))
+    told = kinds.parse(arguments.classes)
+    if arguments.labels is not None:
+        labels.read(arguments.labels, told)
+    if arguments.scans is None and (arguments.rois or arguments.crops or arguments.labels):
+        raise InputError("--rois, --crops and --labels need --scans")
     for name in chosen:
         backbones.find_weights(backbones.get(name), weights)
     wanted = [d for d in domains.split(",") if d]
     may_have_regions = arguments.scans is None or arguments.rois is not None or arguments.crops is not None
     crop.resolve_domains(wanted, has_regions=may_have_regions)
-    paths = (output, arguments.scans, arguments.rois, arguments.crops, arguments.clinical, weights, arguments.registry)
-    for path in paths:
+    tables_given = (arguments.rois, arguments.labels, arguments.clinical)
+    for path in (output, arguments.scans, arguments.crops, *tables_given, weights, arguments.registry):
         if path is not None and "python3" in _absolute(path):
             # kfp's SubprocessRunner replaces this text in every argument by the interpreter's path
             raise InputError(f"{path}: a path that holds the text 'python3' cannot be used here; rename or move it")
@@ -374,8 +529,16 @@ def _runner(arguments: argparse.Namespace, output: Path, scans: str, rois: str |
     from components.step import image_name
     from pipelines import containers
 
-    given = [scans, rois, arguments.crops, arguments.clinical, weights if Path(weights).exists() else None]
-    here = [Path(one) for one in given if one is not None and not storage.is_bucket(one)]
+    given = [
+        scans,
+        rois,
+        arguments.crops,
+        arguments.labels,
+        arguments.clinical,
+        arguments.recipe if tuning.is_file(arguments.recipe) else None,
+        weights if Path(weights).exists() else None,
+    ]
+    here = [Path(str(one).partition("#")[0]) for one in given if one is not None and not storage.is_bucket(one)]
     models = [Path(one) for one in [arguments.registry] if one is not None and not storage.is_bucket(one)]
     return containers.runner(
         arguments.engine,

@@ -35,12 +35,23 @@ NEEDS = {
     # memory is the backbone's own: docs/results.md
     "train": Needs("4", "", "", 24),
     # measured: 3.1 GB for five models at 64 pixels; images are held once, models one after the other
+    # likewise; they hold images and maps as a training does
+    "sweep_prepare": Needs("4", "", "", 6),
+    "sweep_images": Needs("4", "", "", 24),
+    # features of 50,000 images in three taps, and no TensorFlow
+    "sweep_heads": Needs("2", "2G", "6G", 12),
+    "sweep_rank": Needs("1", "512M", "2G", 1),
+    "sweep_conclude": Needs("1", "1G", "4G", 1),
     "evaluate": Needs("4", "4G", "12G", 4),
     "register": Needs("1", "512M", "1G", 1),
     "deploy": Needs("1", "512M", "1G", 1),
     "rest": Needs("1", "512M", "1G", 1),
     "conclude": Needs("1", "512M", "1G", 1),
 }
+
+
+ON_GPU = ("train", "sweep_prepare", "sweep_images")
+"""Steps that TensorFlow does the work of."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
     if step == "deploy":
         task.set_env_variable("THYROID_CLAIM", cluster.claim)
         kubernetes.use_secret_as_env(task, cluster.token_secret, {"token": "THYROID_TOKEN"}, optional=True)
-    if step == "train":
+    if step in ON_GPU:
         # TensorFlow hands batches between processes and GPUs through shared memory; a pod has 64 MB of it
         kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=SHARED_MEMORY)
         if cluster.gpus:

@@ -33,6 +33,8 @@ def training_pipeline(
         registry: str,
         rois: str = "",
         crops: str = "",
+        labels: str = "",
+        classes: str = "B|M",
         domains: str = "",
         serving_domain: str = "",
         sensitivity: float = 0.95,
@@ -62,18 +64,20 @@ def training_pipeline(
             registry: Root of the model registry, a folder on the volume or a gs:// prefix.
             rois: CSV with filename, x, y, width, height of the nodules; empty for none.
             crops: Folder or gs:// prefix of images that are already cropped; empty for none.
+            labels: CSV with filename and label for the class of every scan, labels.csv#column for another column than label; empty for the file names' class.
+            classes: In their order, benign|malignant, such as 2<3|4a<4b<4c<5 for grades; B|M for the file names' letters.
             domains: normal, cropped or both with a comma; empty for cropped where there are regions, else normal.
             serving_domain: Where models are compared; empty for the first trained domain.
             sensitivity: Share of malignant validation images that the threshold must catch.
             abstain: Share of validation images to leave undecided.
             prevalence: Share of malignant nodules where the model would be used.
-            clinical: CSV with filename or patient and any columns to look at subgroups by; empty for none.
+            clinical: CSV with filename or patient and any columns to explore and to look at subgroups by; clinical.csv#age,sex also lets the model use these columns (#* all); empty for none.
             waive: Audits whose failure the champion gate lets pass, with a comma: shortcut, leakage; empty for none.
             weights: imagenet, none, a *.weights.h5 file or a folder of them, also gs://; give new files a new folder, since the cache knows the path.
             image_size: Side of the model's square input in pixels.
             epochs: Epochs of fine-tuning.
             batch_size: Images a step while fine-tuning.
-            recipe: two-phase, frozen (its first phase alone), warm (from the champion where that is as good) or deck (the slide deck's).
+            recipe: two-phase, frozen (its first phase alone), warm (from the champion where that is as good) or deck (the slide deck's); or the path of a sweep's settings.json, also gs://; give new settings a new path, since the cache knows the path.
             folds: 0, or folds of a cross-validation by patient, by which models are then compared.
             store: Folder on the volume that keeps data versions, crops and stopped trainings, so that a run costs what is new; empty for none.
             minimum: Scans new, changed or removed since the last registered model that are worth a training; 0 trains in any case.
@@ -91,6 +95,8 @@ def training_pipeline(
                 scans=scans,
                 rois=rois,
                 crops=crops,
+                labels=labels,
+                classes=classes,
                 given_splits=given_splits,
                 store=store,
                 registry=registry,
@@ -102,7 +108,9 @@ def training_pipeline(
             place(ingested, "ingest", cluster).set_caching_options(False)
             with dsl.If(ingested.outputs["verdict"] == TRAIN, name="enough is new"):
                 version = ingested.outputs["version"]
-                cropped = crop(data=ingested.outputs["data"], fingerprint=version, domains=domains, store=store)
+                cropped = crop(
+                    data=ingested.outputs["data"], fingerprint=version, domains=domains, recipe=recipe, store=store
+                )
                 # the store is the cache: it knows which images are still there
                 place(cropped, "crop", cluster).set_caching_options(False)
                 images, version = cropped.outputs["images"], cropped.outputs["version"]

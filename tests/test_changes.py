@@ -24,6 +24,7 @@ def version(folder: Path, scans: Scans, quarantined: tuple[str, ...] = (), split
     rows = [
         {
             "path": f"/scans/{sha256}",
+            "class": label,
             "label": label,
             "split": split,
             "sha256": sha256,
@@ -79,8 +80,8 @@ def test_new_changed_and_removed(tmp_path, place):
         "since": 1,
         "kept": 1,
         "new": {"B": 1, "M": 1},
-        "changed": {"B": 0, "M": 2},
-        "removed": {"B": 0, "M": 1},
+        "changed": {"M": 2},
+        "removed": {"M": 1},
     }
     assert changes.verdict(found, 5) == changes.verdict(found, 0) == changes.TRAIN
     assert changes.verdict(found, 6) == "waiting: 5 of 6 new, changed or removed scans since model version 1"

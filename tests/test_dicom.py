@@ -354,7 +354,7 @@ def test_damaged_files_end_in_words(syntax):
 @pytest.mark.parametrize("colour", [False, True])
 @pytest.mark.parametrize("syntax", dicoms.SYNTAXES)
 def test_many_damaged_files_end_in_words(syntax, colour):
-    check_mutations(syntax, colour, 5000)
+    check_mutations(syntax, colour, 1000)
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(132), b"\xff\xd8\xff"])

@@ -22,8 +22,8 @@ from thyroid import (
     subgroups,
     train,
 )
+from thyroid.classes import BINARY
 from thyroid.errors import InputError
-from thyroid.names import PROBABILITIES
 
 
 def facts_of(folder):
@@ -36,7 +36,7 @@ def test_predictions_hold_every_model_and_image_once(evaluated, cropped):
     assert not table.duplicated(["backbone", "train_domain", "domain", "file"]).any()
     expected = len(crop.examples(cropped, "cropped", "test")) + len(crop.examples(cropped, "cropped", "validation"))
     assert len(table) == 2 * expected
-    np.testing.assert_allclose(table[PROBABILITIES].sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(table[BINARY.columns].sum(axis=1), 1, rtol=1e-5)
 
 
 def test_figures_follow_from_the_predictions(evaluated):
@@ -78,7 +78,7 @@ def upside_down(cropped, trained, tmp_path_factory):
         read.append((split, locked.exists() and set(json.loads(locked.read_text())["points"])))
         table = predict(data, network, model, domains, split)
         test = table["split"] == "test"
-        table.loc[test, PROBABILITIES] = 1 - table.loc[test, PROBABILITIES].to_numpy()
+        table.loc[test, BINARY.columns] = 1 - table.loc[test, BINARY.columns].to_numpy()
         return table
 
     models = [trained["ResNet50", "cropped"], trained["VGG16", "cropped"]]

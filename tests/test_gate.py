@@ -8,6 +8,7 @@ import pytest
 
 from tests.test_figures import predictions
 from thyroid import changes, figures, gate, operating, registry, subgroups
+from thyroid.classes import BINARY
 from thyroid.errors import InputError
 from thyroid.gate import Champion
 from thyroid.names import SCORE
@@ -24,7 +25,9 @@ CLEAN = {
 def row_of(table: pd.DataFrame, threshold: float | None = None) -> dict:
     if threshold is None:
         threshold = operating.lock_threshold(table["label"] == "M", table[SCORE], 0.97)
-    return {"test": {"cropped": figures.of(table, OperatingPoint(1.0, (0, 0), threshold), 0.1)}}
+    return {
+        "test": {"cropped": figures.of(table, BINARY, OperatingPoint(1.0, (0, 0), threshold, (0.5, threshold)), 0.1)}
+    }
 
 
 def decide(table: pd.DataFrame, current: Champion | None = None, audited: dict = CLEAN, **options) -> dict:
@@ -130,7 +133,7 @@ def test_a_large_group_below_its_floor_refuses_and_a_small_one_does_not(good):
     table = good.copy()
     mine = (table["patient"] % 2 == 0) & (table["label"] == "M")
     table.loc[mine, SCORE] *= 0.3
-    point = OperatingPoint(1.0, (0, 0), float(good[SCORE].median()))
+    point = OperatingPoint(1.0, (0, 0), float(good[SCORE].median()), (0.5, 0.5))
     for column, share in (("scanner", 2), ("rare", 17)):
         table[subgroups.PREFIX + column] = np.where(table["patient"] % share == 0, "a", "b")
         rows = [one for one in subgroups.figures(table, point, 0.1) if one["group"] == "a"]
@@ -178,15 +181,15 @@ def answers(evaluated, cropped) -> pd.DataFrame:
 
 def test_the_champion_is_scored_on_the_candidates_images(crowned, evaluated, cropped):
     table = answers(evaluated, cropped)
-    current = gate.champion(crowned[0], table, "cropped", set())
+    current = gate.champion(crowned[0], table, BINARY, "cropped", set())
     assert current.version == 1
     np.testing.assert_allclose(current.scores, table[SCORE], atol=1e-6)
 
 
 def test_no_registry_and_no_champion(tmp_path, evaluated, cropped):
     table = answers(evaluated, cropped)
-    assert gate.champion(tmp_path, table, "cropped", set()) == Champion(None)
-    assert "no registry was given" in gate.champion(None, table, "cropped", set()).problem
+    assert gate.champion(tmp_path, table, BINARY, "cropped", set()) == Champion(None)
+    assert "no registry was given" in gate.champion(None, table, BINARY, "cropped", set()).problem
 
 
 def test_patients_needed():
@@ -206,7 +209,7 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(crowned, eva
     root, folder = crowned
     scans = set()
     if trouble == "classes":
-        rewrite(folder, classes=["2", "3", "4"])
+        rewrite(folder, classes=["2", "3", "4"], positive=[False, False, True])
     elif trouble == "domain":
         rewrite(folder, serving_domain="normal")
     elif trouble == "test set":
@@ -218,9 +221,9 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(crowned, eva
         (folder / "model.json").write_text(json.dumps(facts))
     else:
         (folder / "model.keras").write_bytes(b"x")
-    current = gate.champion(root, answers(evaluated, cropped), "cropped", scans)
+    current = gate.champion(root, answers(evaluated, cropped), BINARY, "cropped", scans)
     said = {
-        "classes": "tells 2/3/4 apart",
+        "classes": "tells 2<3|4 apart, not B|M",
         "domain": "serves normal images",
         "test set": "1 scans of this test set were among its development scans",
         "damaged": "changed since it was registered",

@@ -37,7 +37,7 @@ FORK = multiprocessing.get_context("fork")
 def quick():
     """Without pictures; every file counts as written long ago, since nobody can set its ctime."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "data_statistics", lambda good, regions, path: path.touch())
+        patch.setattr(plots, "data_statistics", lambda good, regions, path, classes: path.touch())
         patch.setattr(plots, "crop_sheet", lambda scans, regions, folder, path: path.touch())
         patch.setattr(ingest, "SETTLED_SECONDS", -1.0)
         yield

@@ -93,7 +93,7 @@ def test_a_patient_in_both_classes_is_kept_in_one_group_and_said(scans, tmp_path
     mine = table[table["patient"] == 1]
     assert set(mine["label"]) == {"B", "M"}
     assert mine["group"].nunique() == mine["split"].nunique() == 1
-    assert "1 patients have scans of both classes" in capsys.readouterr().out
+    assert "1 patients have scans of several classes" in capsys.readouterr().out
 
 
 def test_a_copy_under_another_number_joins_its_original(scans, tmp_path, capsys):

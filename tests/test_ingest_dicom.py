@@ -25,7 +25,7 @@ KEY = "a secret for tests only"
 def key(monkeypatch):
     monkeypatch.setenv("THYROID_PATIENT_KEY", KEY)
     monkeypatch.setattr(ingest, "SETTLED_SECONDS", -1.0)
-    monkeypatch.setattr(plots, "data_statistics", lambda good, regions, path: path.touch())
+    monkeypatch.setattr(plots, "data_statistics", lambda good, regions, path, classes: path.touch())
     monkeypatch.setattr(plots, "crop_sheet", lambda scans, regions, folder, path: path.touch())
 
 
@@ -217,8 +217,8 @@ def test_copies_of_what_is_gone_go(mixed, tmp_path):
 
 
 BAD = [
-    ((file(1), "X", "", ""), file(1), "", "label must be B or M"),
-    ((file(1), "", "", ""), file(1), "", "label must be B or M"),
+    ((file(1), "X", "", ""), file(1), "", "label must be one of B, M"),
+    ((file(1), "", "", ""), file(1), "", "label must be one of B, M"),
     ((file(99), "B", "", ""), file(99), "", "there is no such file in the folder"),
     ((file(1), "B", "", "0"), file(1), "0", "frame must be a whole number from 1"),
     ((file(1), "B", "", "-1"), file(1), "-1", "frame must be a whole number from 1"),
@@ -256,7 +256,7 @@ def test_rows_that_say_the_same_twice_or_nothing(mixed, tmp_path):
     [
         (b"", "column filename, label is missing"),
         (b"filename;label\na;B\n", "column filename, label is missing"),
-        (f"filename,diagnosis\n{MARK},B\n".encode(), "column label is missing; expected filename, label (B or M)"),
+        (f"filename,diagnosis\n{MARK},B\n".encode(), "column label is missing; expected filename, label (the class)"),
         (f"filename,label\n{MARK},B,extra\n".encode(), "line 2 has more cells than the header"),
         (f'filename,label\n"{MARK},B\n'.encode(), "not a CSV table"),
         (f"filename,label\n{MARK}\xe9,B\n".encode("latin-1"), "not UTF-8"),

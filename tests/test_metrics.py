@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    cohen_kappa_score,
+    confusion_matrix,
+    roc_auc_score,
+)
 
 from thyroid import metrics
 
@@ -326,10 +332,89 @@ def test_roc_band_holds_the_curve():
 
 
 def test_accuracy_and_majority():
-    assert metrics.accuracy([0, 0, 1, 1], [0.2, 0.7, 0.8, 0.4]) == 0.5
+    assert metrics.accuracy([0, 0, 1, 1], [[0.8, 0.2], [0.3, 0.7], [0.2, 0.8], [0.6, 0.4]]) == 0.5
+    assert metrics.accuracy([0, 1, 2], [[0.4, 0.3, 0.3], [0.4, 0.35, 0.25], [0.1, 0.2, 0.7]]) == pytest.approx(2 / 3)
     assert metrics.majority([0, 0, 0, 1]) == 0.75
+    assert metrics.majority([0, 2, 2, 1]) == 0.5
 
 
 def test_reads_as_text():
     assert str(metrics.Interval(0.8125, 0.75, 0.9)) == "0.812 [0.750, 0.900]"
     assert str(metrics.Interval(0.5, None, None)) == "0.500 [n/a]"
+
+
+def of_classes(seed: int = 0, count: int = 120, k: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Truth, probabilities and patients, two images each."""
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(count // 2), 2)
+    truth = np.repeat(np.arange(count // 2) % k, 2)
+    return truth, rng.dirichlet(np.ones(k), count) / 2 + np.eye(k)[truth] * rng.random((count, 1)) / 2, patient
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+def test_macro_auroc_is_scikit_learns(k):
+    truth, probability, patient = of_classes(k=k)
+    probability /= probability.sum(axis=1, keepdims=True)
+    draws = metrics.Draws(patient, 30)
+    drawn = metrics.macro_auroc_draws(draws, truth, probability, patient)
+    for row, area in zip(draws.counts[:, draws.places(patient)], drawn, strict=True):
+        given = probability if k > 2 else probability[:, 1]
+        expected = roc_auc_score(truth, given, sample_weight=row, multi_class="ovr", average="macro")
+        assert area == pytest.approx(expected)
+
+
+def test_macro_auroc_of_two_classes_is_the_auroc_with_its_interval():
+    truth, probability, patient = of_classes(k=2)
+    probability /= probability.sum(axis=1, keepdims=True)
+    draws = metrics.Draws(patient)
+    found = metrics.macro_auroc(draws, truth, probability, patient)
+    assert found == metrics.auroc_interval(draws, truth == 1, probability[:, 1], patient)
+    few = np.arange(12)
+    assert metrics.macro_auroc(draws, truth[few], probability[few], patient[few]) == metrics.auroc_interval(
+        draws, truth[few] == 1, probability[few, 1], patient[few]
+    )
+
+
+def test_a_class_that_a_draw_or_the_sample_lacks_does_not_count():
+    """One patient has the only images of the last class; a third of the draws leave that patient out."""
+    truth, probability, patient = of_classes(count=60, k=3)
+    truth[:] = np.where(patient == 7, 2, patient % 2)
+    draws = metrics.Draws(patient, 200)
+    drawn = metrics.macro_auroc_draws(draws, truth, probability, patient)
+    without = draws.counts[:, 7] == 0
+    assert 0.2 < without.mean() < 0.5
+    assert np.isfinite(drawn).all()
+    parts = [metrics.auroc_draws(draws, truth == place, probability[:, place], patient) for place in range(3)]
+    np.testing.assert_allclose(drawn[without], (parts[0] + parts[1])[without] / 2)
+    np.testing.assert_allclose(drawn[~without], sum(parts)[~without] / 3)
+    found = metrics.macro_auroc(draws, truth, probability, patient)
+    assert 0 <= found.low < found.value < found.high <= 1
+    there = truth < 2
+    lacking = metrics.macro_auroc(draws, truth[there], probability[there], patient[there])
+    assert lacking.value == pytest.approx(
+        np.mean([roc_auc_score(truth[there] == place, probability[there, place]) for place in (0, 1)])
+    )
+    with pytest.raises(ValueError, match="needs both classes"):
+        metrics.macro_auroc_draws(draws, np.zeros(60, int), probability, patient)
+    alone = metrics.macro_auroc(draws, truth[:4] * 0 + [0, 1, 0, 1], probability[:4], np.zeros(4, int))
+    assert (alone.low, alone.high) == (None, None)
+
+
+@pytest.mark.parametrize(("k", "ordered"), [(2, True), (2, False), (5, True), (5, False)])
+def test_kappa_is_scikit_learns(k, ordered):
+    rng = np.random.default_rng(k)
+    truth, patient = rng.integers(0, k, 80), np.repeat(np.arange(40), 2)
+    called = np.where(rng.random(80) < 0.6, truth, rng.integers(0, k, 80))
+    draws = metrics.Draws(patient, 30)
+    drawn = metrics.kappa_draws(draws, truth, called, patient, k, ordered)
+    for row, kappa in zip(draws.counts[:, draws.places(patient)], drawn, strict=True):
+        weights = "quadratic" if ordered else None
+        expected = cohen_kappa_score(truth, called, labels=range(k), weights=weights, sample_weight=row)
+        assert kappa == pytest.approx(expected)
+    assert metrics.kappa_draws(draws, truth, truth, patient, k, ordered)[0] == 1
+
+
+def test_kappa_of_one_class_alone_is_none():
+    draws, same = metrics.Draws(np.arange(6), 5), np.ones(6, int)
+    assert np.isnan(metrics.kappa_draws(draws, same, same, np.arange(6), 3, True)).all()
+    assert (metrics.kappa_draws(draws, same, same * 0, np.arange(6), 3, True) == 0).all()

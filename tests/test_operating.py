@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thyroid import operating
+from thyroid import classes, operating
+from thyroid.classes import BINARY
 from thyroid.errors import InputError
-from thyroid.names import PROBABILITIES
 from thyroid.operating import OperatingPoint
 
 
@@ -44,23 +44,23 @@ def test_scaling_undoes_overconfidence_and_bias():
     """Outcomes follow p; the network says p three times too sure and shifted; fitting finds the way back."""
     rng = np.random.default_rng(0)
     malignant = rng.uniform(0.05, 0.95, 5000)
-    label = np.where(rng.random(5000) < malignant, "M", "B")
+    outcome = (rng.random(5000) < malignant).astype(int)
     honest = np.stack([1 - malignant, malignant], axis=1)
-    temperature, bias = operating.fit_scaling(operating.scale(honest, 1 / 3, (0, 1.5)), label)
+    temperature, bias = operating.fit_scaling(operating.scale(honest, 1 / 3, (0, 1.5)), outcome)
     assert temperature == pytest.approx(3, rel=0.1)
     assert bias == (0, pytest.approx(-0.5, abs=0.1))
 
 
 def test_a_few_images_told_apart_do_not_make_it_sure():
     probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.2, 0.8]])
-    scaling = operating.fit_scaling(probability, ["B", "B", "M", "M"])
+    scaling = operating.fit_scaling(probability, [0, 0, 1, 1])
     assert operating.scale(probability, *scaling)[0, 0] < 0.95
 
 
 def test_band_holds_the_share_and_the_threshold():
     score = np.random.default_rng(0).random(1000)
     band = operating.lock_band(score, 0.3, 0.2)
-    point = OperatingPoint(1.0, (0, 0), 0.3, band)
+    point = OperatingPoint(1.0, (0, 0), 0.3, (0.7, 0.3), band)
     assert band[0] < 0.3 < band[1]
     assert (point.decide(score) == "abstain").mean() == pytest.approx(0.2, abs=0.005)
     assert operating.lock_band(score, 0.3, 0.0) is None
@@ -81,13 +81,13 @@ def test_lock_and_back_from_json():
     rng = np.random.default_rng(0)
     label = np.where(np.arange(60) < 30, "M", "B")
     malignant = np.clip(rng.normal(np.where(label == "M", 0.7, 0.3), 0.2), 0.01, 0.99)
-    table = pd.DataFrame({"label": label, PROBABILITIES[0]: 1 - malignant, PROBABILITIES[1]: malignant})
+    table = pd.DataFrame({"class": label, "label": label, "probability_B": 1 - malignant, "probability_M": malignant})
     for abstain in (0.0, 0.1):
-        point = operating.lock(table, PROBABILITIES, 0.95, abstain)
+        point = operating.lock(table, BINARY, 0.95, abstain)
         assert operating.of(point.facts()) == point
-        score = point.scale(table[PROBABILITIES])[:, 1]
+        score = point.scale(table[BINARY.columns])[:, 1]
         assert (score[label == "M"] >= point.threshold).mean() >= 0.95
-    assert "band" not in operating.lock(table, PROBABILITIES, 0.95, 0.0).facts()
+    assert "band" not in operating.lock(table, BINARY, 0.95, 0.0).facts()
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,73 @@ def test_lock_and_back_from_json():
 def test_what_is_out_of_range_is_said(wrong):
     with pytest.raises(InputError, match=r"sensitivity|abstain|prevalence"):
         operating.check(*wrong)
+
+
+KINDS = classes.parse("2<3|4a<4b<5")
+
+
+def graded(count: int = 300, seed: int = 0) -> pd.DataFrame:
+    """Answers of a network to five grades, too sure of them."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, len(KINDS), count)
+    near = -np.abs(np.arange(len(KINDS)) - truth[:, None] + rng.normal(0, 0.8, (count, 1))) * 3
+    probability = np.exp(near) / np.exp(near).sum(axis=1, keepdims=True)
+    names = np.array(KINDS.names)[truth]
+    table = pd.DataFrame({"class": names, "label": [KINDS.side(name) for name in names]})
+    table[KINDS.columns] = probability
+    return table
+
+
+def test_lock_of_grades_has_a_threshold_for_each():
+    table = graded()
+    point = operating.lock(table, KINDS, 0.9, 0.1)
+    assert operating.of(point.facts()) == point
+    assert (len(point.bias), point.bias[0], len(point.thresholds)) == (5, 0, 5)
+    scaled = point.scale(table[KINDS.columns])
+    malignant = (table["label"] == "M").to_numpy()
+    for mine, score, threshold in (
+        (malignant, KINDS.malignant(scaled), point.threshold),
+        *zip((table["class"] == name for name in KINDS.names), scaled.T, point.thresholds, strict=True),
+    ):
+        assert operating.lock_threshold(mine, score, 0.9) == threshold
+        assert (score[mine] >= threshold).mean() >= 0.9
+    assert point.temperature > 1.2, "the network was too sure"
+    assert (point.decide(KINDS.malignant(scaled)) == "abstain").mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_thresholds_of_two_classes_are_those_of_both_sides():
+    rng = np.random.default_rng(0)
+    outcome = np.arange(200) % 2
+    malignant = np.clip(rng.normal(0.3 + 0.4 * outcome, 0.2), 0.01, 0.99)
+    label = np.array(list("BM"))[outcome]
+    table = pd.DataFrame({"class": label, "label": label, "probability_B": 1 - malignant, "probability_M": malignant})
+    point = operating.lock(table, BINARY, 0.95, 0.0)
+    assert point.thresholds[1] == point.threshold
+    benign = point.scale(table[BINARY.columns])[:, 0]
+    assert point.thresholds[0] == operating.lock_threshold(outcome == 0, benign, 0.95)
+
+
+@given(st.integers(0, 10_000), st.floats(0.02, 0.98))
+@settings(deadline=None, max_examples=60)
+def test_the_called_class_is_the_most_probable_one_of_the_decided_side(seed, threshold):
+    probability = np.random.default_rng(seed).dirichlet(np.full(5, 0.5), 50)
+    point = OperatingPoint(1.0, (0,) * 5, threshold, (0.5,) * 5)
+    called, decided = point.call(probability, KINDS), point.decide(KINDS.malignant(probability))
+    for row, place, decision in zip(probability, called, decided, strict=True):
+        mine = [n for n, positive in enumerate(KINDS.positive) if positive == (decision == "malignant")]
+        assert place in mine
+        assert row[place] == row[mine].max()
+
+
+def test_a_called_class_of_no_probability_is_on_the_decided_side():
+    point = OperatingPoint(1.0, (0,) * 5, 0.9, (0.5,) * 5)
+    assert point.call([[0, 0, 0.1, 0.3, 0.4999], [0, 0, 0, 0, 1.0]], KINDS).tolist() == [0, 4]
+
+
+def test_scaling_of_grades_is_found_again():
+    rng = np.random.default_rng(0)
+    honest = rng.dirichlet(np.ones(4), 6000)
+    truth = (rng.random((6000, 1)) > honest.cumsum(axis=1)).sum(axis=1)
+    temperature, bias = operating.fit_scaling(operating.scale(honest, 0.5, (0, 1, -1, 0.6)), truth)
+    assert temperature == pytest.approx(2, rel=0.1)
+    assert bias == (0, *(pytest.approx(one, abs=0.1) for one in (-0.5, 0.5, -0.3)))

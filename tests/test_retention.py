@@ -90,7 +90,7 @@ def old(path: Path, days: float) -> None:
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch) -> None:
     """Pictures are most of a small night's time."""
-    monkeypatch.setattr(plots, "data_statistics", lambda good, regions, path: path.touch())
+    monkeypatch.setattr(plots, "data_statistics", lambda good, regions, path, classes: path.touch())
     monkeypatch.setattr(plots, "crop_sheet", lambda *arguments: None)
 
 

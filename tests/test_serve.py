@@ -63,6 +63,9 @@ def test_frame_with_roi_gets_exactly_the_evaluated_probability(server, tested, f
     assert status == 200
     for prediction, (_, row) in zip(answer["predictions"], tested.iterrows(), strict=True):
         assert prediction["probability"]["M"] == pytest.approx(row["probability_M"], abs=1e-4)
+        assert prediction["malignant"] == prediction["probability"]["M"]
+        thresholds = zip(prediction["probability"].items(), facts["thresholds"], strict=True)
+        assert prediction["above_threshold"] == [name for (name, value), least in thresholds if value >= least]
         assert prediction["decision"] == row["decision"]
         assert prediction["threshold"] == facts["threshold"]
         assert prediction["class"] == ("M" if row["decision"] == "malignant" else "B")

@@ -12,7 +12,10 @@ def table(sizes: list[int], labels: str | None = None) -> pd.DataFrame:
     rows = []
     for group, size in enumerate(sizes):
         label = (labels or "BM" * len(sizes))[group]
-        rows += [{"group": group, "label": label, "sha256": f"{group:04d}-{i}", "split": None} for i in range(size)]
+        rows += [
+            {"group": group, "class": label, "label": label, "sha256": f"{group:04d}-{i}", "split": None}
+            for i in range(size)
+        ]
     return pd.DataFrame(rows).astype({"split": "string"})
 
 
@@ -85,5 +88,60 @@ def test_folds_deal_groups_whole_with_both_classes_in_each():
 
 
 def test_too_many_folds():
-    with pytest.raises(InputError, match="7 folds need 7 patients of each class, and one class has 6: use fewer folds"):
+    with pytest.raises(InputError, match="7 folds need 7 patients of each class, and class B has 6: use fewer folds"):
         splits.folds(table([1] * 12), 7)
+
+
+def graded(sizes: list[int], names: str) -> pd.DataFrame:
+    """One group a letter; capitals count as malignant."""
+    scans = table(sizes, names)
+    return scans.assign(label=["M" if name.isupper() else "B" for name in scans["class"]])
+
+
+@given(st.lists(st.integers(1, 5), min_size=20, max_size=60), st.integers(0, 5))
+@settings(deadline=None)
+def test_every_split_has_every_class_of_five(sizes, seed):
+    scans = graded(sizes, "abCDE" * len(sizes))
+    scans["split"] = splits.deal(scans, seed=seed)
+    assert (scans.groupby("group")["split"].nunique() == 1).all()
+    assert (scans.groupby("split")["class"].nunique() == 5).all()
+    splits.check(scans)
+
+
+def test_fractions_hold_within_each_of_four_classes():
+    scans = graded(list(np.random.default_rng(0).integers(1, 5, 800)), "abCD" * 200)
+    scans["split"] = splits.deal(scans)
+    for _, mine in scans.groupby("class"):
+        share = mine["split"].value_counts(normalize=True)
+        for split, fraction in splits.FRACTIONS.items():
+            assert share[split] == pytest.approx(fraction, abs=0.02)
+
+
+def test_a_class_with_one_patient_is_named():
+    with pytest.raises(InputError, match=r"class B has too few patients.*at least 1 more"):
+        splits.deal(graded([2] * 8, "aaabbbBB"))
+    with pytest.raises(InputError, match=r"class C has too few patients.*at least 2 more"):
+        splits.deal(graded([2] * 9 + [4], "aaabbbDDDC"))
+
+
+def test_given_splits_that_lack_a_class_are_named():
+    scans = graded([1] * 9, "aaabbbCCC").assign(split=["train", "validation", "test"] * 2 + ["train", "test", "test"])
+    with pytest.raises(InputError, match="the validation split has no scan of class C"):
+        splits.check(scans)
+
+
+def test_patients_with_scans_of_several_classes_stay_whole():
+    rng = np.random.default_rng(0)
+    scans = graded([1] * 120, "".join(rng.choice(list("abCD"), 120)))
+    scans["group"] = np.arange(120) // 3
+    scans["split"] = splits.deal(scans)
+    assert (scans.groupby("group")["split"].nunique() == 1).all()
+    splits.check(scans)
+
+
+def test_folds_of_four_classes():
+    scans = graded([1 + i % 3 for i in range(60)], "abCD" * 15)
+    scans["fold"] = scans["group"].map(splits.folds(scans, 5))
+    assert (scans.groupby("fold")["class"].nunique() == 4).all()
+    with pytest.raises(InputError, match="16 folds need 16 patients of each class, and class C has 15"):
+        splits.folds(graded([1] * 64, "abD" * 16 + "C" * 15 + "a"), 16)

@@ -289,7 +289,7 @@ def test_interfaces_are_those_of_the_functions(compiled):
 
 def test_parameters_have_descriptions_and_defaults(compiled):
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
-    assert len(parameters) <= 25
+    assert len(parameters) <= 27
     for name, parameter in parameters.items():
         assert parameter.get("description"), name
         assert parameter.get("isOptional", False) == (name not in ("scans", "registry"))
@@ -344,6 +344,8 @@ def test_a_step_reports_bad_input_in_one_line(tmp_path):
         "scans": str(tmp_path / "no"),
         "rois": "",
         "crops": "",
+        "labels": "",
+        "classes": "B|M",
         "given_splits": "separate",
         "store": "",
         "registry": str(tmp_path / "registry"),

@@ -5,7 +5,9 @@ from thyroid.errors import InputError
 
 
 def scans(*rows):
-    return tables.frame([{"path": p, "sha256": s, "label": label} for p, s, label in rows], tables.SCANS)
+    return tables.frame(
+        [{"path": p, "sha256": s, "class": label, "label": label} for p, s, label in rows], tables.SCANS
+    )
 
 
 def regions(*rows):

@@ -515,6 +515,9 @@ def answered(**changes) -> bytes:
     """What an endpoint answers to one picture, with something odd in it."""
     one = {
         "probability": {"B": 0.2, "M": 0.8},
+        "malignant": 0.8,
+        "class": "M",
+        "above_threshold": ["M"],
         "threshold": 0.5,
         "decision": "malignant",
         "crop": {"square": [0, 0, 100]},
@@ -533,18 +536,43 @@ def test_a_documented_answer_is_shown(odd):
     assert Words("en")("not_measured") in said(answer), "its facts are not there"
 
 
+def test_more_classes_than_two_are_shown_one_by_one(odd):
+    """Whatever a class is called."""
+    name = "<b>4a & ü</b>"
+    Stub.status, Stub.body = (
+        200,
+        answered(probability={"2": 0.2, name: 0.45, "5": 0.35}, **{"class": name, "above_threshold": [name, "5"]}),
+    )
+    answer = odd.visitor().read([("a.png", png(100, 100))])
+    assert answer.status_code == 200
+    assert name not in answer.text
+    assert Words("en")("by_class", **{"class": name}) in said(answer)
+    for shown in (f"2 {share(0.2)}", f"{name} {share(0.45)}", f"5 {share(0.35)}"):
+        assert shown in said(answer)
+    called = re.findall(r'<tr class="called"><th scope="row">(.*?)</th>', answer.text)
+    assert [html.unescape(one) for one in called] == [name]
+
+
+def test_two_classes_have_no_table_of_classes(odd):
+    Stub.status, Stub.body = 200, answered()
+    assert "<caption>" not in odd.visitor().read([("a.png", png(100, 100))]).text
+
+
 SVG = base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>").decode()
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"probability": {"M": float("nan")}},
-        {"probability": {"M": float("inf")}},
-        {"probability": {"M": 10**400}},
-        {"probability": {"M": -0.1}},
-        {"probability": {"M": "0.8"}},
-        {"probability": {"B": 1}},
+        {"malignant": float("nan")},
+        {"malignant": float("inf")},
+        {"malignant": 10**400},
+        {"malignant": -0.1},
+        {"malignant": "0.8"},
+        {"malignant": None},
+        {"probability": {"B": 0.2, "M": float("nan")}},
+        {"probability": {"B": "0.2", "M": 0.8}},
+        {"probability": [0.2, 0.8]},
         {"threshold": None},
         {"decision": "perhaps"},
         {"decision": ["malignant"]},

@@ -7,8 +7,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thyroid import card, crop, engine, figures, images, phantom, registry
-from thyroid.names import CLASSES, POSITIVE, PROBABILITIES, SCORE
+from thyroid import card, crop, engine, figures, images, phantom, predictions, registry
+from thyroid import classes as kinds
+from thyroid.classes import Classes
+from thyroid.fusion import Fusion
+from thyroid.names import SCORE
 from thyroid.operating import OperatingPoint
 from thyroid.predictions import Trained
 
@@ -24,6 +27,8 @@ def write(
     tested: pd.DataFrame,
     pixels_of_test: NDArray[np.uint8],
     output: Path,
+    head: Fusion | None = None,
+    columns: pd.DataFrame | None = None,
 ) -> None:
     """Write model.keras, card.md, scans.csv, a synthetic reference image, and model.json with the answer to it.
 
@@ -38,15 +43,19 @@ def write(
         tested: its test predictions in the serving domain.
         pixels_of_test: the images of `tested`, uint8 [n, size, size, 1 or 3].
         output: folder to write.
+        head: what clinical columns add; None where the model uses none.
+        columns: these columns of `tested`.
     """
     output.mkdir(parents=True, exist_ok=True)
+    classes = kinds.of(facts)
     reference = images.encode(crop.normal(phantom.draw("M", patient=1, image=1).image))
     (output / "reference.jpg").write_bytes(reference)
     pixels = images.rgb(
         images.square(images.encode(_as_served(reference, result["serving_domain"])), row["image_size"])
     )
-    probability = point.scale(network.predict(pixels[None], verbose=0))[0]
-    engine.convert(network, output / engine.OPENVINO)
+    raw = network.predict(pixels[None], verbose=0)
+    probability = point.scale(raw if head is None else head.predict(raw, [{}])[0])[0]
+    engine.convert(network, output / engine.OPENVINO, classes)
     (output / registry.MODEL).write_bytes((winner.folder / row["checkpoint"]).read_bytes())
     scans.to_csv(output / registry.SCANS, index=False)
     card.write(output, winner.facts, facts, result)
@@ -56,9 +65,10 @@ def write(
             "name": registry.NAME,
             "backbone": row["backbone"],
             "weights": row["weights"],
-            "classes": list(CLASSES),
+            **classes.facts(),
             "image_size": row["image_size"],
             "domain": row["train_domain"],
+            "margin": facts.get("margin", crop.MARGIN),
             "serving_domain": result["serving_domain"],
             "parameters": row["parameters"],
             "data_digest": facts["digest"],
@@ -66,9 +76,12 @@ def write(
             "synthetic": facts["synthetic"],
             **point.facts(),
             "settings": result["settings"],
-            "reference": dict(zip(CLASSES, probability.tolist(), strict=True)),
+            "reference": dict(zip(classes.names, probability.tolist(), strict=True)),
             "forms": {engine.KERAS: {"validation": row["validation"], "test": row["test"]}}
-            | _other_forms(output, row, point, result["settings"]["prevalence"], tested, pixels_of_test),
+            | _other_forms(
+                output, row, classes, point, result["settings"]["prevalence"], tested, pixels_of_test, head, columns
+            ),
+            **({} if head is None else {"clinical": head.facts() | {"fields": head.encoder.fields()}}),
             "audits": {key: result["audits"][key] for key in ("domain", "shortcut", "kept", "findings")},
         },
     )
@@ -83,19 +96,23 @@ def _as_served(reference: bytes, domain: str) -> NDArray[np.uint8]:
 def _other_forms(
     output: Path,
     row: dict[str, Any],
+    classes: Classes,
     point: OperatingPoint,
     prevalence: float,
     tested: pd.DataFrame,
     pixels: NDArray[np.uint8],
+    head: Fusion | None,
+    columns: pd.DataFrame | None,
 ) -> dict[str, Any]:
     """Every form that OpenVINO can run here, scored on the test images: its figures, and how far it is from Keras."""
     forms = {}
     for form in (engine.F32, *((engine.BF16,) if engine.has_bf16() else ())):
         running = engine.OpenVINOEngine(output / engine.OPENVINO, row["image_size"], form)
         raw = running.predict(images.rgb(pixels))[0].astype(float)
-        scaled = point.scale(raw)
-        table = tested.assign(**{figures.RAW: raw[:, POSITIVE], **dict(zip(PROBABILITIES, scaled.T, strict=True))})
-        scored = figures.of(table, point, prevalence)
+        table = tested.copy()
+        table[classes.columns] = raw if head is None else head.predict(raw, columns)[0]
+        table = predictions.at_point(table, point, classes)
+        scored = figures.of(table, classes, point, prevalence)
         kept = ("n", "auroc", "sensitivity", "specificity", "ece", "confusion")
         forms[form] = {
             "largest_difference": float(np.abs(table[SCORE] - tested[SCORE]).max()),

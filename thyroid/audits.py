@@ -23,6 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
 
 from thyroid import backbones, crop, duplicates, images, inputs, metrics, progress, splits, tables
+from thyroid import classes as kinds
 from thyroid.backend import keras
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, SCORE
@@ -163,7 +164,7 @@ def blanked(data: Path, table: pd.DataFrame, domain: str, size: int) -> NDArray[
         uint8 [n, size, size, 3].
     """
 
-    root = tables.images(data)
+    root, margin = tables.images(data), tables.read(data)[2].get("margin", crop.MARGIN)
 
     def one(row: Any) -> images.Pixels:
         frame = np.asarray(Image.open(root / row.frame, formats=("JPEG",)).convert("RGB")).copy()
@@ -173,7 +174,7 @@ def blanked(data: Path, table: pd.DataFrame, domain: str, size: int) -> NDArray[
         if domain == "normal":
             return images.letterbox(frame, size)
         x, y, side = squares[0]
-        reach = round(crop.MARGIN * side)
+        reach = round(margin * side)
         window = np.zeros((side + 2 * reach, side + 2 * reach, 3), np.uint8)
         top, left = max(0, y - reach), max(0, x - reach)
         seen = frame[top : max(0, y + side + reach), left : max(0, x + side + reach)]
@@ -208,7 +209,8 @@ def _shortcuts(done: Audits, data: Path, model: dict[str, Any], network: Any, te
         _frozen_features(done, data, model, network, development, pixels, fold, measure, seed)
     tested = table[table["name"].isin(test["file"]) & has_nodule].reset_index(drop=True)
     if tested["label"].nunique() == len(CLASSES):
-        score = inputs.predict(network, blanked(data, tested, done.domain, model["image_size"]))[:, POSITIVE]
+        answers = inputs.predict(network, blanked(data, tested, done.domain, model["image_size"]))
+        score = kinds.of(model).malignant(answers)
         answered = test.set_index("file").loc[tested["name"], SCORE]
         positive, patient = tested["label"] == CLASSES[POSITIVE], tested["patient"].astype(int)
         done.shortcut["model"] = metrics.auroc(positive, answered, patient, seed=seed)
@@ -219,7 +221,7 @@ def _shortcuts(done: Audits, data: Path, model: dict[str, Any], network: Any, te
 
 def _folds(development: pd.DataFrame, seed: int) -> NDArray[np.int64] | None:
     """Fold of every image by patient and near-duplicate; None where there are too few."""
-    count = min(FOLDS, int(development.groupby("label")["group"].nunique().min()))
+    count = min(FOLDS, int(development.groupby("class")["group"].nunique().min()))
     try:
         by_group = splits.folds(development, count, seed) if count > 1 else None
     except InputError:
@@ -283,7 +285,7 @@ def _frozen_features(
         reason = "the deck's recipe trains the whole body, so that no feature is innocent of these labels"
         done.not_measured |= dict.fromkeys(("whole_image", "blanked_nodule", "leaky_split"), reason)
         return
-    extract = _extractor(network)
+    extract = _extractor(network, max(1, model.get("settings", {}).get("unfrozen", 1)))
     features = inputs.predict(extract, pixels)
     _leaky(done, development, features, fold, seed)
     marked = _marked(development)
@@ -328,9 +330,9 @@ def _out_of_fold(features: NDArray, label: NDArray, fold: NDArray, bent: bool) -
     return score
 
 
-def _extractor(network: Any) -> Any:
+def _extractor(network: Any, unfrozen: int) -> Any:
     """The network up to the part that training leaves frozen, pooled: uint8 images to features."""
-    trunk, _ = backbones.split(network)
+    trunk, _ = backbones.split(network, unfrozen)
     prepared = keras.Model(network.input, network.get_layer(backbones.PREPROCESSED).output)
     image = keras.Input(network.input_shape[1:], dtype="uint8")
     return keras.Model(image, keras.layers.GlobalAveragePooling2D()(trunk(prepared(image), training=False)))

@@ -12,7 +12,6 @@ import numpy as np
 
 from thyroid import storage
 from thyroid.errors import InputError
-from thyroid.names import CLASSES
 
 if TYPE_CHECKING:
     import keras
@@ -115,7 +114,7 @@ def _find_in_bucket(backbone: Backbone, weights: str) -> Path | None:
 
 
 def build(
-    backbone: Backbone, size: int, weights: str | Path | None, tap: str = "", deck: bool = False
+    backbone: Backbone, size: int, weights: str | Path | None, tap: str = "", deck: bool = False, classes: int = 2
 ) -> "keras.Model":
     """A model of named layers: `preprocessed`, `body`, `features` (pooled) and `probability` (softmax).
 
@@ -124,9 +123,10 @@ def build(
         weights: as `find_weights` answers.
         tap: layer of the body to end at, for instance "block4_pool"; empty for its last.
         deck: as the deck did it: images scaled to 0..1, whatever the weights expect, and BatchNorm in training mode.
+        classes: number of them.
 
     Returns:
-        keras.Model: uint8 [n, size, size, 3] to float32 [n, classes], probabilities in the order of `names.CLASSES`.
+        keras.Model: uint8 [n, size, size, 3] to float32 [n, classes], probabilities in the order of the classes.
 
     Raises:
         InputError: the size is too small, the tap unknown, or the weights do not fit or cannot be fetched.
@@ -151,7 +151,7 @@ def build(
     # training=False: BatchNorm stays in inference mode, also while its block is fine-tuned
     maps = body(x) if deck else body(x, training=False)
     features = keras.layers.GlobalAveragePooling2D(name=FEATURES)(maps)
-    probability = keras.layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=PROBABILITY)(features)
+    probability = keras.layers.Dense(classes, activation="softmax", dtype="float32", name=PROBABILITY)(features)
     return keras.Model(image, probability, name=backbone.name)
 
 
@@ -217,22 +217,40 @@ def copy_weights(source: "keras.Model", target: "keras.Model") -> None:
 
 def _blocks(body: "keras.Model") -> list[str]:
     """Name of the block of every layer that is in one, in order."""
-    return [found[0] for layer in body.layers if (found := re.match(r"(block|conv)\d", layer.name))]
+    return [block for block, _ in _layers(body)]
 
 
-def split(model: "keras.Model") -> "tuple[keras.Model, keras.Model]":
-    """The body in two that share its layers: what fine-tuning leaves alone, and the last block, which becomes trainable.
+def _layers(body: "keras.Model") -> list[tuple[str, str]]:
+    """Block and name of every layer that is in a block, in order."""
+    named = [(re.match(r"(block|conv)\d", layer.name), layer.name) for layer in body.layers]
+    return [(found[0], name) for found, name in named if found]
+
+
+def taps(backbone: Backbone, count: int) -> list[str]:
+    """Where to tap the body: the last layer of each of its last `count` blocks; "" for that of the last."""
+    body = _body(backbone, MIN_SIZE, None)
+    ends = dict(_layers(body))
+    return [*list(ends.values())[-count:-1], ""]
+
+
+def split(model: "keras.Model", blocks: int = 1) -> "tuple[keras.Model, keras.Model]":
+    """The body in two that share its layers: what fine-tuning leaves alone, and the last blocks, which become trainable.
 
     BatchNorm stays frozen: its statistics are those of the pre-training, and small batches would spoil them.
 
     Returns:
-        Preprocessed images to the map before the last block, and that map to the body's output.
+        Preprocessed images to the map before the last blocks, and that map to the body's output.
+
+    Raises:
+        InputError: the body has no block more than these.
     """
     from thyroid.backend import keras
 
     body = model.get_layer(BODY)
-    last = _blocks(body)[-1]
-    first = next(i for i, layer in enumerate(body.layers) if layer.name.startswith(last))
+    names = list(dict.fromkeys(_blocks(body)))
+    if not 0 < blocks < max(2, len(names)):
+        raise InputError(f"{model.name} has {len(names)} blocks: {blocks} cannot be unfrozen, at most {len(names) - 1}")
+    first = next(i for i, layer in enumerate(body.layers) if layer.name.startswith(names[-blocks]))
     for i, layer in enumerate(body.layers):
         layer.trainable = i >= first and not isinstance(layer, keras.layers.BatchNormalization)
     cut = body.layers[first].input

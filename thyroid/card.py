@@ -6,12 +6,15 @@ reported", for the people who can say it.
 """
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from thyroid import RESEARCH_USE_ONLY, audits, backbones, gate, metrics, names, tables
+from thyroid import RESEARCH_USE_ONLY, audits, backbones, gate, metrics, tables
+from thyroid import classes as kinds
+from thyroid.classes import Classes
 from thyroid.figures import AGGREGATION
 
 NOT_REPORTED = "not reported"
@@ -92,6 +95,7 @@ def write(output: Path, training: dict[str, Any], facts: dict[str, Any], result:
         best=best,
         test=best["test"][domain],
         domain_names=tables.DOMAIN_NAMES,
+        sides=_sides(kinds.of(result)),
         domain=domain,
         facts=facts,
         result=result,
@@ -103,12 +107,29 @@ def write(output: Path, training: dict[str, Any], facts: dict[str, Any], result:
     (output / "card.md").write_text(text, encoding="utf-8")
 
 
+def _columns(result: dict[str, Any]) -> list[str]:
+    """Clinical columns that the model uses."""
+    return result["clinical"]["used"] if result["clinical"] else []
+
+
+def _sides(classes: Classes) -> str:
+    sides = (
+        ", ".join(n for n, p in zip(classes.names, classes.positive, strict=True) if p is side)
+        for side in (False, True)
+    )
+    return "benign: {}; malignant: {}".format(*sides)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
+
+
 def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
     """What the run itself knows of the checklist: item number to answer."""
     best, domain = result["models"][0], result["serving_domain"]
-    test, settings = best["test"][domain], result["settings"]
+    test, settings, classes = best["test"][domain], result["settings"], kinds.of(result)
     counts = {
-        split: f"{count['patients']} patients, {count['M']} malignant of {count['M'] + count['B']} images"
+        split: f"{count['patients']} patients; images: " + ", ".join(f"{count[name]} {name}" for name in classes.names)
         for split, count in facts["splits"].items()
     }
     flow = "; ".join(f"{split}: {count}" for split, count in counts.items())
@@ -125,8 +146,8 @@ def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, An
         "7": f"Every file decoded and hashed; {facts['quarantined']} files or regions set aside (quarantine.csv); "
         f"{facts['duplicate_groups']} groups of near-duplicates kept together; scanner frame and burned-in text blanked; "
         "letterboxed, never stretched",
-        "8a": f"Label in the file name ({'/'.join(names.CLASSES)}: benign, malignant); how it was found is not reported",
-        "9a": "The image alone",
+        "8a": f"Class ({_sides(classes)}) in file name or table; how it was found is not reported",
+        "9a": "The image" + (f", and {', '.join(_columns(result))}" if _columns(result) else " alone"),
         "9b": f"{tables.DOMAIN_NAMES[domain]} of {best['image_size']} pixels a side, grey or colour, 8 bits",
         "10": f"All scans given; {gate.told_needed(settings['sensitivity'])}, and the test set has "
         f"{sum(test['patient_level']['confusion'][1])} malignant patients",
@@ -141,13 +162,13 @@ def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, An
         "12e": "AUROC, AUPRC, sensitivity, specificity, PPV, NPV, Brier score and calibration error with 95 % intervals "
         f"({metrics.DRAWS} bootstrap draws of patients); plots of ROC, precision-recall, reliability and net benefit; by image and "
         f"by patient ({AGGREGATION})",
-        "12f": f"Temperature {best['operating_point']['temperature']:.3f} and bias {best['operating_point']['bias'][1]:.3f}, fitted "
+        "12f": f"Temperature {best['operating_point']['temperature']:.3f} and biases {_numbers(best['operating_point']['bias'][1:])}, fitted "
         "on validation patients",
         "12g": "model.keras, temperature, bias and threshold of model.json, served over HTTP",
         "13": "Class weights in training"
         if training["recipe"] != "deck"
         else "None (the slide deck's recipe weighs no class)",
-        "15": f"Probability of {' and '.join(names.CLASSES)}; malignant from {best['operating_point']['threshold']:.4f} on, the "
+        "15": f"Probability of {', '.join(classes.names)}; malignant from {best['operating_point']['threshold']:.4f} on, the "
         f"highest threshold that caught {settings['sensitivity']:.0%} of malignant validation images",
         "18f": "The code version stands in model.json",
         "20a": flow,

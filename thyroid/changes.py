@@ -1,5 +1,6 @@
 """What has changed in the data since the last registered model, and whether that is worth a training."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ import pandas as pd
 
 from thyroid import registry, storage, tables
 from thyroid.errors import InputError
-from thyroid.names import CLASSES
 
 TRAIN = "train"
 
@@ -40,8 +40,7 @@ class Changes:
         """Numbers by class, for summary.json and the report."""
         parts = {"new": self.new, "changed": self.changed, "removed": self.removed}
         return {"since": self.since, "kept": self.kept} | {
-            name: {label: sum(one == label for one in scans.values()) for label in CLASSES}
-            for name, scans in parts.items()
+            name: dict(sorted(Counter(scans.values()).items())) for name, scans in parts.items()
         }
 
     def told(self) -> str:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from thyroid import errors, images, progress, storage, tables, workers
 from thyroid.errors import InputError
-from thyroid.names import CLASSES
 from thyroid.store import Store, source_of
 
 MARGIN = 0.15
@@ -109,13 +108,14 @@ def normal(frame: images.Pixels, area: ScanArea | None = None) -> images.Pixels:
     return cv2.copyTo(frame, area.mask)[y : y + height, x : x + width]
 
 
-def region(frame: images.Pixels, box: Box, area: ScanArea | None = None) -> images.Pixels:
+def region(frame: images.Pixels, box: Box, area: ScanArea | None = None, margin: float = MARGIN) -> images.Pixels:
     """One region with its margin as a square: blanked outside the scan area, padded with black, never stretched.
 
     Args:
         frame: uint8 [height, width, 3].
         box: x, y, width, height in pixels of the frame, inside it.
         area: of this frame, if it is known. Pixels of `box` itself count as tissue.
+        margin: see `widened`.
 
     Returns:
         uint8 [side, side, 3] with side the longer side of the widened box.
@@ -129,21 +129,28 @@ def region(frame: images.Pixels, box: Box, area: ScanArea | None = None) -> imag
     area = area or scan_area(frame)
     mask = area.mask.copy()
     mask[y : y + height, x : x + width] = 1
-    left, top, wide, high = widened(box, frame.shape[1], frame.shape[0])
+    left, top, wide, high = widened(box, frame.shape[1], frame.shape[0], margin)
     rows, columns = slice(top, top + high), slice(left, left + wide)
     cut = cv2.copyTo(frame[rows, columns], mask[rows, columns])
     return images.letterbox(cut, max(cut.shape[:2]))
 
 
-def widened(box: Box, frame_width: int, frame_height: int) -> Box:
-    """`box` with its margin, clipped to the frame."""
+def widened(box: Box, frame_width: int, frame_height: int, margin: float = MARGIN) -> Box:
+    """`box` with its margin, a share of its own width (height) on each side, clipped to the frame."""
     x, y, width, height = box
-    dx, dy = round(MARGIN * width), round(MARGIN * height)
+    dx, dy = round(margin * width), round(margin * height)
     left, top = max(0, x - dx), max(0, y - dy)
     return left, top, min(frame_width, x + width + dx) - left, min(frame_height, y + height + dy) - top
 
 
-def crop(data: Path, output: Path, domains: Sequence[str] = (), store: storage.Location | None = None) -> Cropped:
+def crop(
+    data: Path,
+    output: Path,
+    domains: Sequence[str] = (),
+    store: storage.Location | None = None,
+    margin: float = MARGIN,
+    splits: Sequence[str] = tables.SPLITS,
+) -> Cropped:
     """Make every image of both domains, re-encoded without metadata, and the tables that name them.
 
     Args:
@@ -152,12 +159,17 @@ def crop(data: Path, output: Path, domains: Sequence[str] = (), store: storage.L
         domains: the domains that will be trained; empty for cropped where there are regions, else normal.
         store: folder that outlives the run (`thyroid.store`), which keeps the images; None to write them to `normal/` and
             `cropped/` in `output`.
+        margin: see `widened`.
+        splits: whose scans are wanted; the files of the others are not even opened.
 
     Raises:
         InputError: the cropped domain is asked for and there is no region, or nothing is left to train on.
     """
     started = time.monotonic()
     scans, regions, facts = tables.read(data)
+    if set(splits) != set(tables.SPLITS):
+        scans = scans[scans["split"].isin(splits)].reset_index(drop=True)
+        regions = regions[regions["path"].isin(scans["path"])].reset_index(drop=True)
     domains = resolve_domains(domains, has_regions=len(regions) > 0)
     place = None if store is None else Store(store)
     images_folder = output if place is None else place.crops
@@ -165,7 +177,7 @@ def crop(data: Path, output: Path, domains: Sequence[str] = (), store: storage.L
         (images_folder / domain).mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
 
-    planned = _plan(tables.used(scans), regions)
+    planned = _plan(tables.used(scans), regions, margin)
     have = {} if place is None else _images(place.cropped())
     todo = [one for one in planned if not all(key in have for key in one.keys.values())]
     tasks = [_Task(str(data / one.local_path), one, str(images_folder)) for one in todo]
@@ -188,10 +200,11 @@ def crop(data: Path, output: Path, domains: Sequence[str] = (), store: storage.L
         "digest": tables.digest(scans, regions),
         "scans": len(good),
         "patients": int(good["patient"].nunique()),
-        "splits": tables.count_splits(good),
+        "splits": tables.count_splits(good, facts["classes"]),
         "quarantined": facts["quarantined"] + len(lost),
         "regions": len(regions),
         "domains": list(domains),
+        "margin": margin,
         "without_region": int((~frames["path"].isin(regions["path"])).sum()),
         "scan_area_not_found": sum(1 for one in planned if one.path not in lost and not have[one.main].found),
         "cropped": len(todo),
@@ -200,7 +213,7 @@ def crop(data: Path, output: Path, domains: Sequence[str] = (), store: storage.L
     if place is not None:
         facts["images"] = str(images_folder)
     for domain in domains:
-        _require_examples(scans, regions, domain)
+        _require_examples(scans, regions, domain, splits)
     shutil.copy(data / "statistics.png", output / "statistics.png")
     from thyroid import plots  # serving crops, too, and draws nothing
 
@@ -239,7 +252,7 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
 
     Returns:
         One row an image, in a fixed order: file (full path), name (within `tables.images`), sha256 of it, path of its scan,
-        label, patient, group, split.
+        class, label (its side), patient, group, split.
     """
     if domain not in tables.DOMAINS:
         raise InputError(f"domain {domain!r} is unknown; choose from {', '.join(tables.DOMAINS)}")
@@ -253,11 +266,11 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
     return table
 
 
-def files(scans: pd.DataFrame, regions: pd.DataFrame) -> set[str]:
+def files(scans: pd.DataFrame, regions: pd.DataFrame, margin: float = MARGIN) -> set[str]:
     """Names, within a store's crops, of all images that this code makes of the scans in use."""
     return {
         f"{'normal' if box is None else 'cropped'}/{key}.jpg"
-        for one in _plan(tables.used(scans), regions)
+        for one in _plan(tables.used(scans), regions, margin)
         for box, key in one.keys.items()
     }
 
@@ -269,16 +282,16 @@ def _examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.Dat
     else:
         table = regions.merge(good.drop(columns="sha256"), on="path")
         table = table.rename(columns={"crop_path": "name", "crop_sha256": "sha256"})
-    return table[["name", "sha256", "path", "label", "patient", "group", "split"]]
+    return table[["name", "sha256", "path", "class", "label", "patient", "group", "split"]]
 
 
-def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> None:
-    have = _examples(scans, regions, domain).groupby(["split", "label"]).size()
-    for split in tables.SPLITS:
-        for label in CLASSES:
-            if (split, label) not in have.index:
+def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str, splits: Sequence[str]) -> None:
+    have = _examples(scans, regions, domain).groupby(["split", "class"]).size()
+    for split in splits:
+        for name in sorted(tables.used(scans)["class"].unique()):
+            if (split, name) not in have.index:
                 raise InputError(
-                    f"the {domain} domain has no image of class {label} in the {split} split: add regions or scans"
+                    f"the {domain} domain has no image of class {name} in the {split} split: add regions or scans"
                 )
 
 
@@ -286,7 +299,7 @@ def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -
 class _Plan:
     """What is to be made of a scan: box (None for the whole frame) to the key of the image.
 
-    A key names all that the image depends on: this code, the scan's bytes, and the box.
+    A key names all that the image depends on: this code, the scan's bytes, the box and its margin.
     """
 
     path: str
@@ -294,6 +307,7 @@ class _Plan:
     sha256: str
     domain: str
     boxes: tuple[Box, ...]
+    margin: float
     keys: dict[Box | None, str]
 
     @property
@@ -309,7 +323,7 @@ class _Task:
     output: str
 
 
-def _plan(good: pd.DataFrame, regions: pd.DataFrame) -> list[_Plan]:
+def _plan(good: pd.DataFrame, regions: pd.DataFrame, margin: float) -> list[_Plan]:
     code = source_of("crop", "images")
     boxes: dict[str, list[Box]] = {}
     for path, box in zip(regions["path"].tolist(), _boxes(regions), strict=True):
@@ -323,10 +337,10 @@ def _plan(good: pd.DataFrame, regions: pd.DataFrame) -> list[_Plan]:
         wanted: list[Box | None] = [*mine] if domain == "cropped" else [None, *mine]
         stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
         keys = {
-            box: f"{stem}-{hashlib.sha256(f'{code} {sha256} {domain} {box}'.encode()).hexdigest()[:16]}"
+            box: f"{stem}-{hashlib.sha256(f'{code} {sha256} {domain} {box} {margin if box else 0}'.encode()).hexdigest()[:16]}"
             for box in wanted
         }
-        plans.append(_Plan(path, local, sha256, domain, mine, keys))
+        plans.append(_Plan(path, local, sha256, domain, mine, margin, keys))
     return plans
 
 
@@ -382,7 +396,7 @@ def _crop_file(task: _Task) -> dict[str, _Image] | str:
     return {
         key: _write(task.output, f"normal/{key}.jpg", normal(frame, area), area)
         if box is None
-        else _write(task.output, f"cropped/{key}.jpg", region(frame, box, area), area)
+        else _write(task.output, f"cropped/{key}.jpg", region(frame, box, area, plan.margin), area)
         for box, key in plan.keys.items()
     }
 
@@ -435,6 +449,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.ingest")
     parser.add_argument("--output", type=Path, required=True, help="folder of the new data version")
     parser.add_argument("--domains", type=lambda s: [d for d in s.split(",") if d], default=(), help="normal,cropped")
+    parser.add_argument("--margin", type=float, default=MARGIN, help="share of a region's sides to widen it by")
     parser.add_argument("--store", help="folder that outlives the run: images that are there are not made again")
     crop(**vars(parser.parse_args(argv)))
 

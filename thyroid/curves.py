@@ -10,11 +10,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scikitplot.api.metrics import plot_roc
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import precision_recall_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from thyroid import metrics, operating
+from thyroid.classes import BINARY, Classes
 from thyroid.figures import RAW, is_malignant
-from thyroid.names import CLASSES, POSITIVE, PROBABILITIES, SCORE
+from thyroid.names import CLASSES, POSITIVE, SCORE
 from thyroid.plots import CLASS_NAMES, COLOURS, save
 
 _INK, _SOFT, _ALERT = "#1f5f8b", "#888888", "#c0392b"
@@ -29,12 +30,15 @@ NAMES = {
     "distribution": "Probability of malignant of benign and of malignant images",
     "confusion": "Confusion matrix at the operating point",
     "risk-coverage": "Wrong decisions as the most doubtful images are left undecided",
+    "class-roc": "ROC curve and operating point of each class against all others",
+    "class-confusion": "Confusion matrix of the classes",
 }
-"""Every picture of a model, and what it shows."""
+"""Every picture of a model, and what it shows; the last two only where there are more classes than benign and malignant."""
 
 
 def draw(
     table: pd.DataFrame,
+    classes: Classes,
     figures: Mapping[str, Any],
     point: operating.OperatingPoint,
     prevalence: float,
@@ -47,6 +51,7 @@ def draw(
 
     Args:
         table: test predictions of one model in one domain.
+        classes: that there are.
         figures: of `figures.of`.
         point: the operating point.
         prevalence: share of malignant where the model would be used, for the decision curve.
@@ -64,7 +69,11 @@ def draw(
     _reliability(table, figures, title, path("reliability"))
     _decision_curve(table, point, prevalence, title, path("decision-curve"))
     _distribution(table, point, title, path("distribution"))
-    _confusion(np.array(figures["confusion"]), title, path("confusion"))
+    sides = [CLASS_NAMES[label] for label in CLASSES]
+    _confusion(np.array(figures["confusion"]), sides, title, path("confusion"))
+    if classes != BINARY:
+        _confusion(np.array(figures["class_confusion"]), classes.names, title, path("class-confusion"))
+        _classes_roc(table, classes, figures, title, path("class-roc"))
     _risk_coverage(table, point, title, path("risk-coverage"))
 
 
@@ -76,7 +85,7 @@ def _roc(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path
     figure, axis = plt.subplots(figsize=_SIZE)
     plot_roc(
         is_malignant(table).astype(int),
-        table[PROBABILITIES].to_numpy(),
+        np.stack([1 - table[SCORE], table[SCORE]], axis=1),
         to_plot_class_index=[POSITIVE],
         plot_micro=False,
         cmap="Blues_r",
@@ -178,15 +187,33 @@ def _distribution(table: pd.DataFrame, point: operating.OperatingPoint, title: s
     save(figure, path)
 
 
-def _confusion(matrix: NDArray[np.int64], title: str, path: Path) -> None:
+def _classes_roc(table: pd.DataFrame, classes: Classes, figures: Mapping[str, Any], title: str, path: Path) -> None:
+    """Each class against all others, and its operating point."""
+    figure, axis = plt.subplots(figsize=_SIZE)
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(classes)))
+    for name, column, colour in zip(classes.names, classes.columns, colours, strict=True):
+        found = figures["classes"][name]
+        if "auroc" in found:
+            fpr, tpr, _ = roc_curve(table["class"] == name, table[column])
+            axis.plot(fpr, tpr, color=colour, lw=1.6, label=f"{name}: {_of(found, 'auroc')}")
+        if {"sensitivity", "specificity"} <= set(found):
+            at = 1 - found["specificity"]["value"], found["sensitivity"]["value"]
+            axis.plot(*at, "o", ms=6, color=colour, mec="white", zorder=5)
+    axis.plot((0, 1), (0, 1), color=_SOFT, lw=0.9, ls="--")
+    axis.set_title(f"{title}\nmacro AUROC {_of(figures, 'macro_auroc')}", fontsize=10)
+    axis.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axis.legend(loc="lower right", fontsize=7, title="class against all others", title_fontsize=7)
+    save(figure, path)
+
+
+def _confusion(matrix: NDArray[np.int64], ticks: Sequence[str], title: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=_SIZE)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(matrix):
         text = f"{count}\n({shares[i, j]:.0%})"
         colour = "white" if shares[i, j] > 0.5 else "black"
-        axis.text(j, i, text, ha="center", va="center", fontsize=14, color=colour)
-    ticks = [CLASS_NAMES[label] for label in CLASSES]
+        axis.text(j, i, text, ha="center", va="center", fontsize=max(6, 18 - 2 * len(ticks)), color=colour)
     axis.set(xticks=range(len(ticks)), yticks=range(len(ticks)), xlabel="called", ylabel="true")
     axis.set_xticklabels(ticks)
     axis.set_yticklabels(ticks, rotation=90, va="center")

@@ -16,9 +16,9 @@ import pandas as pd
 
 from thyroid import backbones, checkpoints, progress
 from thyroid.backend import XLA, keras
+from thyroid.classes import Classes
 from thyroid.errors import InputError
-from thyroid.names import CLASSES
-from thyroid.twophase import LOSS, Auroc, Fitted, Job
+from thyroid.twophase import LOSS, Fitted, Job, auroc
 
 VALIDATION_SHARE = 0.1
 
@@ -42,22 +42,25 @@ def generator() -> Any:
     )
 
 
-def flows(table: pd.DataFrame, size: int, batch_size: int, seed: int, folder: Path) -> tuple[Any, Any]:
+def flows(
+    table: pd.DataFrame, classes: Classes, size: int, batch_size: int, seed: int, folder: Path
+) -> tuple[Any, Any]:
     """The deck's two subsets of one folder, as links below `folder`: (training, validation)."""
-    if (most := table.groupby("label").size().max()) < 1 / VALIDATION_SHARE:
+    if (most := table.groupby("class").size().max()) < 1 / VALIDATION_SHARE:
         raise InputError(
             f"the deck's recipe sets every tenth image of a class aside, and no class has more than {most}"
         )
-    for label in CLASSES:
-        (folder / label).mkdir()
-    for file, label in zip(table["file"], table["label"], strict=True):
-        (folder / label / Path(file).name).symlink_to(Path(file).resolve())
+    folders = [str(number) for number in range(len(classes))]
+    for name in folders:
+        (folder / name).mkdir()
+    for file, place in zip(table["file"], classes.index(table["class"]), strict=True):
+        (folder / folders[place] / Path(file).name).symlink_to(Path(file).resolve())
     source = generator()
     training, validation = (
         source.flow_from_directory(
             str(folder),
             target_size=(size, size),
-            classes=list(CLASSES),
+            classes=folders,
             batch_size=batch_size,
             seed=seed,
             subset=subset,
@@ -67,7 +70,7 @@ def flows(table: pd.DataFrame, size: int, batch_size: int, seed: int, folder: Pa
     return training, validation
 
 
-def fit(job: Job, table: pd.DataFrame, name: str) -> tuple[Fitted, pd.Series]:
+def fit(job: Job, table: pd.DataFrame, classes: Classes, name: str) -> tuple[Fitted, pd.Series]:
     """Train job.model (of `backbones.build(deck=True)`) on the images of `table`, a tenth set aside as in the deck.
 
     As the deck had it, a training that is stopped starts anew.
@@ -84,13 +87,13 @@ def fit(job: Job, table: pd.DataFrame, name: str) -> tuple[Fitted, pd.Series]:
     network.compile(
         keras.optimizers.Adam(),
         LOSS,
-        metrics=["accuracy", LOSS, Auroc(num_thresholds=1000, name="auroc")],
+        metrics=["accuracy", LOSS, auroc(len(classes))],
         jit_compile=XLA,
     )
     kept = work / "best.weights.h5"
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This ImageDataGenerator specifies", UserWarning)  # the deck's mistake
-        training, validation = flows(table, size, job.batch_size, job.seed, Path(folder))
+        training, validation = flows(table, classes, size, job.batch_size, job.seed, Path(folder))
         log = network.fit(
             training,
             validation_data=validation,

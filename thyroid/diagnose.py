@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
 from thyroid import RESEARCH_USE_ONLY, backbones, crop, errors, images, inputs, metrics, plots, registry, tables, train
+from thyroid import classes as kinds
 from thyroid.backend import keras, tf
+from thyroid.classes import Classes
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE
 
@@ -76,7 +78,8 @@ def diagnose(data: Path, folder: Path, network: Any = None) -> Diagnosis:
         InputError: not a finished training, or of another data version.
     """
     model = train.read(folder)
-    if model["data_digest"] != tables.read(data)[2]["digest"]:
+    facts = tables.read(data)[2]
+    if model["data_digest"] != facts["digest"]:
         raise InputError(f"{folder}: trained on another data version than {data}")
     network = network or registry.load_keras(folder / model["checkpoint"])
     table = crop.examples(data, model["train_domain"])
@@ -87,16 +90,17 @@ def diagnose(data: Path, folder: Path, network: Any = None) -> Diagnosis:
     table["part"] = [parts.get(name, "test") for name in table["name"]]
     validation = table[table["split"] == "validation"].reset_index(drop=True)
     pixels = inputs.decode(validation, model["image_size"])
-    probability = inputs.predict(network, pixels)[:, POSITIVE]
+    classes = kinds.of(model)
+    probability = inputs.predict(network, pixels)
     few = np.linspace(0, len(pixels) - 1, min(SAMPLE, len(pixels))).astype(int)
     figures: dict[str, Any] = {}
     findings: list[Finding] = []
     for check in (
         lambda: _scale(model, network, pixels[few]),
-        lambda: _predictor(validation, probability),
-        lambda: _label_order(model, network, table),
+        lambda: _predictor(validation, probability, classes),
+        lambda: _label_order(model, network, table, classes, kinds.of(facts)),
         lambda: _leakage(table),
-        lambda: _classes(table),
+        lambda: _classes(table, classes),
         lambda: _batch_norm(model, network, pixels[few]),
         lambda: _serving(model, network, validation.iloc[few].reset_index(drop=True), pixels[few]),
     ):
@@ -152,39 +156,40 @@ def _scale(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Ch
     return {"scale": figures}, [Finding(name, text)]
 
 
-def _predictor(validation: pd.DataFrame, probability: NDArray[np.float64]) -> Checked:
-    """A model that always names one class has the majority's accuracy and a balanced accuracy of one half."""
-    truth = (validation["label"] == CLASSES[POSITIVE]).to_numpy()
-    low, high = np.quantile(probability, [0.05, 0.95])
+def _predictor(validation: pd.DataFrame, probability: NDArray[np.float64], classes: Classes) -> Checked:
+    """A model that always names one class has the majority's accuracy and, of two classes, a balanced accuracy of one half."""
+    truth, called = classes.index(validation["class"]), probability.argmax(axis=1)
+    low, high = np.quantile(classes.malignant(probability), [0.05, 0.95])
     figures = {
         "probability_low": float(low),
         "probability_high": float(high),
         "accuracy": metrics.accuracy(truth, probability),
-        "balanced_accuracy": float(balanced_accuracy_score(truth, probability > 0.5)),
+        "balanced_accuracy": float(balanced_accuracy_score(truth, called)),
         "majority": metrics.majority(truth),
     }
-    one_class = len(set((probability > 0.5).tolist())) == 1
+    one_class = len(set(called.tolist())) == 1
     if not (one_class and high - low < CONSTANT_SPREAD):
         return {"predictor": figures}, []
     return {"predictor": figures}, [
         Finding(
             "constant predictor",
-            f"every validation image is called {CLASSES[int(probability[0] > 0.5)]}, 90 % of the probabilities lie between "
+            f"every validation image is called {classes.names[called[0]]}, 90 % of the probabilities of malignant lie between "
             f"{low:.3f} and {high:.3f}: balanced accuracy {figures['balanced_accuracy']:.3f}, so its accuracy of "
             f"{figures['accuracy']:.3f} is the share of a class, not skill",
         )
     ]
 
 
-def _label_order(model: dict[str, Any], network: Any, table: pd.DataFrame) -> Checked:
+def _label_order(model: dict[str, Any], network: Any, table: pd.DataFrame, classes: Classes, given: Classes) -> Checked:
     """On images that it was trained on, the malignant column must be higher for malignant images."""
     figures = {"classes": model["classes"]}
-    if model["classes"] != list(CLASSES):
-        text = f"the model's classes are in the order {model['classes']}, everything else uses {list(CLASSES)}"
+    if classes != given:
+        text = f"the model's classes are in the order {model['classes']}, everything else uses {list(given.names)}"
         return {"label_order": figures}, [Finding("label order", text)]
     trained = table[table["part"] == "train"]
     mine = pd.concat([trained[trained["label"] == label].head(SAMPLE) for label in CLASSES]).reset_index(drop=True)
-    score = inputs.predict(network, inputs.decode(mine, model["image_size"]))[:, POSITIVE]
+    answers = inputs.predict(network, inputs.decode(mine, model["image_size"]))
+    score = classes.malignant(answers)
     auroc = metrics.auroc(mine["label"] == CLASSES[POSITIVE], score, mine["patient"].astype(int))
     figures["training_auroc"] = {"value": auroc.value, "low": auroc.low, "high": auroc.high}
     if auroc.high is None or auroc.high >= 0.5:
@@ -217,13 +222,13 @@ def _leakage(table: pd.DataFrame) -> Checked:
     return {"leakage": figures}, findings
 
 
-def _classes(table: pd.DataFrame) -> Checked:
+def _classes(table: pd.DataFrame, classes: Classes) -> Checked:
     """Images of each class in each part."""
     figures = {
-        part: {label: int(((table["part"] == part) & (table["label"] == label)).sum()) for label in CLASSES}
+        part: {name: int(((table["part"] == part) & (table["class"] == name)).sum()) for name in classes.names}
         for part in tables.SPLITS
     }
-    empty = [(part, label) for part, count in figures.items() for label in CLASSES if not count[label]]
+    empty = [(part, name) for part, count in figures.items() for name in classes.names if not count[name]]
     return {"classes": figures}, [
         Finding(
             "part without a class", f"the {part} part has no image of class {label}: no figure on it means anything"
@@ -246,7 +251,7 @@ def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) 
 
     @tf.function
     def answer(image: tf.Tensor, training: bool) -> tf.Tensor:
-        return head[1](head[0](body(given(image), training=training)))[:, POSITIVE]
+        return head[1](head[0](body(given(image), training=training)))
 
     batch = inputs.rgb(tf.constant(pixels[: model["batch_size"]]))
     shift = float(np.mean(np.abs(answer(batch, False) - answer(batch, True))))

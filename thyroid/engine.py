@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from thyroid import classes as kinds
+from thyroid.classes import BINARY, Classes
 from thyroid.errors import InputError
 
 KERAS, F32, BF16 = "keras", "openvino-f32", "openvino-bf16"
@@ -47,7 +49,7 @@ class Engine(Protocol):
         """Give back threads; nothing may be in flight."""
 
 
-def convert(network: Any, output: Path) -> None:
+def convert(network: Any, output: Path, classes: Classes = BINARY) -> None:
     """Write a Keras model with both outputs of `explain.with_map` as OpenVINO's single precision IR: `output` and its .bin."""
     import tempfile
 
@@ -56,7 +58,7 @@ def convert(network: Any, output: Path) -> None:
     from thyroid import explain
 
     with tempfile.TemporaryDirectory() as folder:
-        explain.with_map(network).export(folder, verbose=False)
+        explain.with_map(network, classes).export(folder, verbose=False)
         model = openvino.convert_model(folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(model, output, compress_to_fp16=False)
@@ -107,7 +109,7 @@ def _has_gpu() -> bool:
 def load(folder: Path, facts: dict[str, Any], form: str) -> Engine:
     """The engine of a verified artefact in a form that `choose` gave."""
     if form == KERAS:
-        return KerasEngine(folder)
+        return KerasEngine(folder, kinds.of(facts))
     return OpenVINOEngine(folder / OPENVINO, facts["image_size"], form)
 
 
@@ -185,13 +187,13 @@ def _resolve(future: asyncio.Future, answer: Answer) -> None:
 class KerasEngine:
     """Keras on a GPU, compiled by XLA there; what waits is run as one batch. Also the reference for the other forms."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, classes: Classes) -> None:
         from thyroid import explain, registry
         from thyroid.backend import XLA, tf
 
         self.form = KERAS
         self.concurrency = _MICRO_BATCH
-        network = explain.with_map(registry.load_keras(folder / registry.MODEL))
+        network = explain.with_map(registry.load_keras(folder / registry.MODEL), classes)
         self._call = tf.function(lambda batch: network(batch, training=False), jit_compile=XLA)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._waiting: list[tuple[NDArray[np.uint8], asyncio.Future[Answer]]] = []

@@ -16,6 +16,7 @@ import pandas as pd
 from thyroid import (
     artefact,
     audits,
+    benefit,
     changes,
     curves,
     diagnose,
@@ -35,10 +36,13 @@ from thyroid import (
     tables,
     train,
 )
+from thyroid import classes as kinds
+from thyroid.classes import Classes
 from thyroid.errors import InputError
-from thyroid.names import CLASSES, POSITIVE, PROBABILITIES, SCORE
+from thyroid.names import CLASSES, POSITIVE, SCORE
 from thyroid.operating import OperatingPoint
 from thyroid.predictions import Trained
+from thyroid.settings import Settings
 from thyroid.storage import Location
 
 WORST = 4
@@ -61,7 +65,7 @@ def evaluate(
     sensitivity: float = operating.SENSITIVITY,
     abstain: float = 0.0,
     prevalence: float = operating.PREVALENCE,
-    clinical: Path | None = None,
+    clinical: Location | None = None,
     registry_root: Location | None = None,
     waive: Sequence[str] = (),
     seed: int = 0,
@@ -81,7 +85,8 @@ def evaluate(
         sensitivity: that the threshold must reach on validation, above 0, at most 1.
         abstain: share of validation images to leave undecided, 0 to below 1.
         prevalence: share of malignant nodules where the model would be used, between 0 and 1.
-        clinical: clinical.csv with columns to look at subgroups by, see `subgroups.read`.
+        clinical: clinical.csv with columns to explore and to look at subgroups by, and which of them the model may use; see
+            `benefit.read`.
         registry_root: root of the registry whose champion the winner is held against; None for none.
         waive: audits whose failure the gate lets pass, see `gate.WAIVABLE`.
         seed: of the bootstrap.
@@ -96,66 +101,86 @@ def evaluate(
         raise InputError(f"seed {seed}: must be between 0 and 4294967295")
     waive = gate.check_waivers(waive)
     scans, regions, facts = tables.read(data)
-    trained = predictions.trained_models(data, models, facts)
+    trained, classes = predictions.trained_models(data, models, facts), kinds.of(facts)
     domains = [d for d in tables.DOMAINS if d in {one.facts["train_domain"] for one in trained}]
     serving_domain = serving_domain or next((d for d in facts["domains"] if d in domains), domains[0])
     domains = list(dict.fromkeys([*domains, serving_domain]))
-    groups, notes = (None, []) if clinical is None else subgroups.join(tables.used(scans), subgroups.read(clinical))
+    beside = None if clinical is None else benefit.read(clinical, tables.used(scans))
 
     _clean(output)
     networks = {one.key: one.load() for one in trained}
-    validation, points = _lock(data, trained, list(networks.values()), serving_domain, sensitivity, abstain)
+    validation, points = _lock(data, trained, list(networks.values()), classes, serving_domain, sensitivity, abstain)
     ranked_by, ranked = _choose(trained, validation, serving_domain, seed)
     winner = ranked[0][0]
+    images_alone, helped = points[winner.key], benefit.Benefit()
+    if beside is not None:
+        place = trained.index(winner)
+        raw = predictions.raw(validation[place], classes)
+        helped = benefit.weigh(data, winner, raw, serving_domain, beside, output / "plots", seed)
+        if helped.head is not None:
+            fused = helped.fused(raw, classes)
+            points[winner.key] = operating.lock(fused, classes, sensitivity, abstain)
+            validation[place] = predictions.at_point(fused, points[winner.key], classes)
     locked = {"-".join(key): point.facts() for key, point in points.items()}
-    tables.write_json(output / "operating_points.json", {"winner": "-".join(winner.key), "points": locked})
+    chosen = {"winner": "-".join(winner.key), "points": locked, "columns": helped.facts.get("used", [])}
+    tables.write_json(output / "operating_points.json", chosen)
 
     test = []
     for one in trained:
         print(f"scoring {one.facts['backbone']} trained on {one.facts['train_domain']} on test", flush=True)
         raw = predictions.predict(data, networks[one.key], one.facts, domains, "test")
-        test.append(predictions.at_point(raw, points[one.key]))
+        if one is winner:
+            by_images = predictions.at_point(raw.copy(), images_alone, classes)
+            raw = helped.fused(raw, classes)
+        test.append(predictions.at_point(raw, points[one.key], classes))
     table = pd.concat([*validation, *test], ignore_index=True)
-    if groups is not None:
-        table = table.join(groups.add_prefix(subgroups.PREFIX).set_axis(tables.used(scans)["path"]), "path")
+    seen_by_images = predictions.of_model(by_images, winner.facts, serving_domain, "test")
+    benefit.tell_on_test(helped, seen_by_images, predictions.raw(seen_by_images, classes), classes, seed)
+    if beside is not None:
+        table = table.join(beside.groups.add_prefix(subgroups.PREFIX), "path")
     changed = None if registry_root is None else changes.since_last(data, registry_root)
     if changed is not None:
         table["new"] = table["path"].map(tables.used(scans).set_index("path")["sha256"]).isin(list(changed.new))
     table["scan"] = table.pop("path").map(lambda path: Path(path).name)
     table.to_parquet(output / "predictions.parquet", index=False)
 
-    rows = [
-        _row(one, chosen_by, points[one.key], table, domains, serving_domain, sensitivity, prevalence, seed)
+    ranking = [
+        _row(one, chosen_by, points[one.key], table, classes, domains, serving_domain, sensitivity, prevalence, seed)
         for one, chosen_by in ranked
     ]
-    best, point, network = rows[0], points[winner.key], networks[winner.key]
+    best, point, network = ranking[0], points[winner.key], networks[winner.key]
     tested = predictions.of_model(table, best, serving_domain, "test")
-    audited = audits.audit(data, serving_domain, winner.facts, network, winner.parts, tested, seed).facts()
+    audited = audits.audit(data, serving_domain, winner.facts, network, winner.parts, seen_by_images, seed).facts()
     others = _other_audits(data, trained, winner, networks, domains, serving_domain, table, seed)
-    worst = _worst_cases(data, network, tested, point, best["image_size"], output / "plots")
+    worst = _worst_cases(data, network, classes, tested, point, best["image_size"], output / "plots")
     diagnoses = [diagnose.diagnose(data, one.folder, networks[one.key]) for one in trained]
-    current = gate.champion(registry_root, _images(data, tested), serving_domain, _test_scans(scans))
+    rows = None if beside is None else beside.rows.loc[seen_by_images["path"]].reset_index(drop=True)
+    shown_to = _images(data, tested)
+    current = gate.champion(registry_root, shown_to, classes, serving_domain, _test_scans(scans), rows)
     by_group = subgroups.figures(tested, point, prevalence, seed)
     result = {
+        **classes.facts(),
         "data": {
             key: facts[key] for key in ("digest", "scans", "quarantined", "patients", "duplicate_groups", "splits")
         },
-        "models": rows,
+        "models": ranking,
         "ranked_by": ranked_by,
         "winner": {key: best[key] for key in ("backbone", "train_domain")},
         "serving_domain": serving_domain,
         "domains": domains,
         "changes": None if changed is None else _what_is_new(changed, tested, seed),
-        "domain_matrix": _domain_matrix(table, rows, domains, seed),
+        "domain_matrix": _domain_matrix(table, ranking, domains, seed),
         "audits": audited,
         "other_audits": others,
         "subgroups": by_group,
-        "clinical_notes": notes if clinical is not None else None,
-        "gate": gate.decide(best, serving_domain, tested, audited, by_group, current, sensitivity, waive, seed),
+        "clinical": None if beside is None else helped.facts,
+        "gate": gate.decide(
+            best, serving_domain, tested, audited, by_group, current, sensitivity, waive, seed, helped.facts or None
+        ),
         "settings": {"sensitivity": sensitivity, "abstain": abstain, "prevalence": prevalence},
         "worst": worst,
         "diagnosis": [diagnosis.facts() for diagnosis in diagnoses],
-        "seconds": facts["seconds"] | {_step(row): row["seconds"] for row in rows},
+        "seconds": facts["seconds"] | {_step(row): row["seconds"] for row in ranking},
     }
     checkpoint = registry.sha256(winner.folder / best["checkpoint"])
     result["gate"]["test_set_read_before"] = registry.read_test_set(
@@ -164,7 +189,11 @@ def evaluate(
     _draw(table, result, points, output / "plots", seed)
     shown = inputs.decode(_images(data, tested), best["image_size"])
     folder = output / "artefact"
-    artefact.write(winner, network, best, point, facts, result, tables.contents(scans, regions), tested, shown, folder)
+    contents, columns = (
+        tables.contents(scans, regions),
+        helped.rows.loc[seen_by_images["path"]] if helped.head else None,
+    )
+    artefact.write(winner, network, best, point, facts, result, contents, tested, shown, folder, helped.head, columns)
     result["artefact"] = registry.sha256(folder / "model.json")
     result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
     report.write(output, data, facts, result)
@@ -186,6 +215,7 @@ def _lock(
     data: Path,
     trained: Sequence[Trained],
     networks: Sequence[Any],
+    classes: Classes,
     serving_domain: str,
     sensitivity: float,
     abstain: float,
@@ -195,8 +225,8 @@ def _lock(
     for one, network in zip(trained, networks, strict=True):
         print(f"locking {one.facts['backbone']} trained on {one.facts['train_domain']} on validation", flush=True)
         table = predictions.predict(data, network, one.facts, [serving_domain], "validation")
-        points[one.key] = operating.lock(table, PROBABILITIES, sensitivity, abstain)
-        locked.append(predictions.at_point(table, points[one.key]))
+        points[one.key] = operating.lock(table, classes, sensitivity, abstain)
+        locked.append(predictions.at_point(table, points[one.key], classes))
     return locked, points
 
 
@@ -227,6 +257,7 @@ def _row(
     chosen_by: dict[str, Any],
     point: OperatingPoint,
     table: pd.DataFrame,
+    classes: Classes,
     domains: Sequence[str],
     serving_domain: str,
     sensitivity: float,
@@ -237,6 +268,8 @@ def _row(
     model = one.facts
     kept = ("backbone", "train_domain", "recipe", "weights", "image_size", "parameters", "checkpoint", "seconds")
     starts = {"starts": model["starts"]} if "starts" in model else {}
+    if "settings" in model:
+        starts |= {"tuned": Settings(**model["settings"]).told()}
     return (
         {key: model[key] for key in kept}
         | starts
@@ -244,9 +277,10 @@ def _row(
             "bytes": (one.folder / model["checkpoint"]).stat().st_size,
             "operating_point": point.facts() | {"sensitivity": sensitivity},
             **chosen_by,
-            "validation": chosen_by["validation"] | _locked(table, one, point, serving_domain, prevalence, seed),
+            "validation": chosen_by["validation"]
+            | _locked(table, classes, one, point, serving_domain, prevalence, seed),
             "test": {
-                domain: figures.of(predictions.of_model(table, model, domain, "test"), point, prevalence, seed)
+                domain: figures.of(predictions.of_model(table, model, domain, "test"), classes, point, prevalence, seed)
                 for domain in domains
             },
         }
@@ -254,11 +288,19 @@ def _row(
 
 
 def _locked(
-    table: pd.DataFrame, one: Trained, point: OperatingPoint, serving_domain: str, prevalence: float, seed: int
+    table: pd.DataFrame,
+    classes: Classes,
+    one: Trained,
+    point: OperatingPoint,
+    serving_domain: str,
+    prevalence: float,
+    seed: int,
 ) -> dict[str, Any]:
     """What the operating point reached on the images that it was locked on."""
-    found = figures.of(predictions.of_model(table, one.facts, serving_domain, "validation"), point, prevalence, seed)
-    return {name: found[name] for name in ("n", "patients", "sensitivity", "specificity", "ece", "ece_unscaled")}
+    locked = predictions.of_model(table, one.facts, serving_domain, "validation")
+    found = figures.of(locked, classes, point, prevalence, seed)
+    kept = ("n", "patients", "macro_auroc", "sensitivity", "specificity", "ece", "ece_unscaled")
+    return {name: found[name] for name in kept}
 
 
 def _other_audits(
@@ -304,7 +346,13 @@ def _images(data: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _worst_cases(
-    data: Path, network: Any, tested: pd.DataFrame, point: OperatingPoint, size: int, folder: Path
+    data: Path,
+    network: Any,
+    classes: Classes,
+    tested: pd.DataFrame,
+    point: OperatingPoint,
+    size: int,
+    folder: Path,
 ) -> dict[str, int]:
     """Draw the surest mistakes with their heat maps; returns how many mistakes of each kind there are."""
     positive = tested["label"] == CLASSES[POSITIVE]
@@ -319,7 +367,7 @@ def _worst_cases(
         if shown.empty:
             continue
         pixels = inputs.decode(_images(data, shown), size)
-        heat = explain.heat_maps(network, pixels)
+        heat = explain.heat_maps(network, pixels, classes)
         cases = [
             (scan, float(score), images.rgb(image), explain.overlay(image, hot))
             for scan, score, image, hot in zip(shown["scan"], shown[SCORE], pixels, heat, strict=True)
@@ -359,7 +407,17 @@ def _draw(
         point = points[row["backbone"], row["train_domain"]]
         title = f"{row['backbone']} trained on {tables.DOMAIN_NAMES[row['train_domain']]},\ntest set of {tables.DOMAIN_NAMES[domain]}"
         name = f"{row['backbone']}-{row['train_domain']}"
-        curves.draw(tested, row["test"][domain], point, result["settings"]["prevalence"], title, name, folder, seed)
+        curves.draw(
+            tested,
+            kinds.of(result),
+            row["test"][domain],
+            point,
+            result["settings"]["prevalence"],
+            title,
+            name,
+            folder,
+            seed,
+        )
     plots.ranking(
         [
             (
@@ -430,7 +488,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--abstain", type=float, default=0.0, help="share of images to leave undecided")
     parser.add_argument("--prevalence", type=float, default=operating.PREVALENCE, help="of malignant nodules in use")
-    parser.add_argument("--clinical", type=Path, help="CSV with filename or patient, and columns for subgroups")
+    parser.add_argument("--clinical", help="CSV with filename or patient; clinical.csv#age,sex: columns for the model")
     parser.add_argument("--registry", dest="registry_root", help="whose champion the winner is held against")
     parser.add_argument("--waive", nargs="*", default=(), metavar="AUDIT", help=f"let pass: {', '.join(gate.WAIVABLE)}")
     parser.add_argument("--seed", type=int, default=0)

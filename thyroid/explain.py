@@ -13,17 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thyroid import backbones
-from thyroid.names import CLASSES, POSITIVE
+from thyroid.classes import BINARY, Classes
 
 if TYPE_CHECKING:
     import keras
 
 
-def with_map(network: "keras.Model") -> "keras.Model":
+def with_map(network: "keras.Model", classes: Classes = BINARY) -> "keras.Model":
     """The network with a second output: evidence of malignancy by place, float32 [n, h, w], not yet cut off or scaled.
 
     Args:
         network: of `backbones.build`; its layers are shared, not copied.
+        classes: that it tells apart; evidence is of the malignant ones, on average, against the others.
     """
     from thyroid.backend import keras
 
@@ -31,8 +32,8 @@ def with_map(network: "keras.Model") -> "keras.Model":
     maps = network.get_layer(backbones.BODY)(prepared, training=False)
     dense = network.get_layer(backbones.PROBABILITY)
     kernel = np.asarray(dense.kernel)
-    others = [column for column in range(len(CLASSES)) if column != POSITIVE]
-    weight = (kernel[:, POSITIVE] - kernel[:, others].mean(axis=1)).astype(np.float32)
+    malignant = np.array(classes.positive)
+    weight = (kernel[:, malignant].mean(axis=1) - kernel[:, ~malignant].mean(axis=1)).astype(np.float32)
     probability = dense(network.get_layer(backbones.FEATURES)(maps))
     # layers with names of their own: Keras counts the names that it gives from anew beside a model that was loaded
     weigh = keras.layers.Dense(1, use_bias=False, dtype="float32", name="evidence")
@@ -56,19 +57,20 @@ def heat(evidence: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     return np.clip(cv2.resize(scaled.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR), 0, 1)
 
 
-def heat_maps(network: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def heat_maps(network: Any, pixels: NDArray[np.uint8], classes: Classes = BINARY) -> NDArray[np.float32]:
     """`heat` of every image.
 
     Args:
         network: of `backbones.build`.
         pixels: uint8 [n, size, size, 1 or 3].
+        classes: that it tells apart.
 
     Returns:
         float32 [n, size, size].
     """
     from thyroid import inputs
 
-    evidence = with_map(network).predict(inputs.rgb(pixels), verbose=0)[1]
+    evidence = with_map(network, classes).predict(inputs.rgb(pixels), verbose=0)[1]
     return np.stack([heat(one, pixels.shape[1]) for one in evidence])
 
 

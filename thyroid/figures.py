@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
 from thyroid import metrics, operating
+from thyroid.classes import Classes
 from thyroid.names import CLASSES, POSITIVE, SCORE
 
 RAW = "raw_M"
 """Column of the probability of malignant before temperature scaling."""
 
 AGGREGATION = (
-    "a patient's probability is the mean over the patient's images; the patient counts as malignant if any image is, and is "
-    "called at the same threshold as an image"
+    "a patient's probability is the mean over the patient's images; the patient counts as malignant if any image is (of several "
+    "classes as the last of its images' in their order), and is called at the same threshold as an image"
 )
 """How images become patients."""
 
@@ -28,46 +29,62 @@ def auroc(table: pd.DataFrame, seed: int = 0) -> metrics.Interval:
     return metrics.auroc(is_malignant(table), table[SCORE], _patient(table), seed=seed, fold=fold)
 
 
-def by_patient(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a patient: patient, label, probability of malignant scaled and raw; the rule is `AGGREGATION`."""
-    rows = table.assign(positive=is_malignant(table)).groupby("patient", as_index=False)
-    merged = rows.agg({SCORE: "mean", RAW: "mean", "positive": "any"})
-    merged["label"] = np.where(merged.pop("positive"), CLASSES[POSITIVE], CLASSES[1 - POSITIVE])
+def by_patient(table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+    """One row a patient: patient, class, label, probabilities scaled, that of malignant also raw; the rule is `AGGREGATION`."""
+    rows = table.assign(place=classes.index(table["class"])).groupby("patient", as_index=False)
+    merged = rows.agg(dict.fromkeys({*classes.columns, SCORE, RAW}, "mean") | {"place": "max"})
+    merged["class"] = [classes.names[place] for place in merged.pop("place")]
+    merged["label"] = merged["class"].map(classes.side)
     return merged
 
 
-def of(table: pd.DataFrame, point: operating.OperatingPoint, prevalence: float, seed: int = 0) -> dict[str, Any]:
+def of(
+    table: pd.DataFrame, classes: Classes, point: operating.OperatingPoint, prevalence: float, seed: int = 0
+) -> dict[str, Any]:
     """Every figure of one model's predictions in one domain and split.
 
     Args:
-        table: rows with label, patient, `names.SCORE` at the operating point's temperature, and `RAW`.
+        table: rows with class, label, patient, the probabilities of `classes` and `names.SCORE` at the operating point's
+            temperature, and `RAW`.
+        classes: that there are.
         point: locked on other patients.
         prevalence: see `metrics.at_threshold`.
         seed: of the bootstrap, whose draws are of whole patients in both levels.
 
     Returns:
-        As it stands in summary.json: n, patients, accuracy (at the more probable class) with majority, confusion (counts
-        [true, called] at the operating point, in the order of `names.CLASSES`), ece_if_calibrated, and value, low and high of auroc, auprc,
+        As it stands in summary.json: n, patients, accuracy (at the most probable class) with majority, confusion (counts
+        [true, called] of the sides at the operating point, in the order of `names.CLASSES`), class_confusion (likewise of the
+        classes, as `OperatingPoint.call` calls them), kappa of these and macro_auroc, ece_if_calibrated, and value, low and high of auroc, auprc,
         brier, ece, ece_unscaled (before temperature scaling), sensitivity, specificity, ppv, npv, ppv_at_prevalence and
-        npv_at_prevalence; patient_level holds the same by patient. What the classes do not allow is absent. With an
+        npv_at_prevalence; patient_level holds the same by patient, and classes, by name, AUROC and operating point of every
+        class against all others. What the classes do not allow is absent. With an
         abstention band, abstention holds the share that is left undecided, and the figures of the rest.
     """
     draws = metrics.Draws(table["patient"].astype(int), seed=seed)
-    result = {"n": len(table), "patients": int(table["patient"].nunique())} | _level(table, draws, point, prevalence)
-    result["patient_level"] = _level(by_patient(table), draws, point, prevalence)
+    result = {"n": len(table), "patients": int(table["patient"].nunique())} | _level(
+        table, classes, draws, point, prevalence
+    )
+    result["patient_level"] = _level(by_patient(table, classes), classes, draws, point, prevalence)
+    result["classes"] = _against_all_others(table, classes, draws, point, prevalence)
     if point.band is not None:
         result["abstention"] = _abstention(table, draws, point, prevalence)
     return result
 
 
 def _level(
-    table: pd.DataFrame, draws: metrics.Draws, point: operating.OperatingPoint, prevalence: float
+    table: pd.DataFrame, classes: Classes, draws: metrics.Draws, point: operating.OperatingPoint, prevalence: float
 ) -> dict[str, Any]:
     positive, patient, score = is_malignant(table), _patient(table), table[SCORE].to_numpy()
+    truth, probability = classes.index(table["class"]), table[classes.columns].to_numpy()
+    called = point.call(probability, classes)
     figures: dict[str, metrics.Interval] = {}
     if positive.any() and not positive.all():
         figures["auroc"] = metrics.auroc_interval(draws, positive, score, patient)
         figures["auprc"] = metrics.interval(metrics.auprc_draws(draws, positive, score, patient))
+        figures["macro_auroc"] = metrics.macro_auroc(draws, truth, probability, patient)
+    kappa = metrics.interval(metrics.kappa_draws(draws, truth, called, patient, len(classes), classes.ordered))
+    if np.isfinite(kappa.value):
+        figures["kappa"] = kappa
     figures["brier"] = metrics.interval(metrics.brier_draws(draws, positive, score, patient))
     figures["ece"] = metrics.interval(metrics.ece_draws(draws, positive, score, patient))
     figures["ece_unscaled"] = metrics.interval(metrics.ece_draws(draws, positive, table[RAW], patient))
@@ -76,10 +93,30 @@ def _level(
     return {
         **{name: asdict(figure) for name, figure in figures.items()},
         "ece_if_calibrated": expected,
-        "accuracy": metrics.accuracy(positive, score),
-        "majority": metrics.majority(positive),
+        "accuracy": metrics.accuracy(truth, probability),
+        "majority": metrics.majority(truth),
         "confusion": confusion(table, point).tolist(),
+        "class_confusion": confusion_matrix(truth, called, labels=range(len(classes))).tolist(),
     }
+
+
+def _against_all_others(
+    table: pd.DataFrame, classes: Classes, draws: metrics.Draws, point: operating.OperatingPoint, prevalence: float
+) -> dict[str, dict[str, Any]]:
+    """Class name to n, patients, threshold, and value, low and high of what telling it from all others reaches."""
+    truth, patient = classes.index(table["class"]), _patient(table)
+    result = {}
+    for place, name in enumerate(classes.names):
+        mine, score, threshold = truth == place, table[classes.columns[place]].to_numpy(), point.thresholds[place]
+        at = metrics.at_threshold(draws, mine, score >= threshold, patient, prevalence)
+        found: dict[str, metrics.Interval] = {
+            key: at[key] for key in ("sensitivity", "specificity", "ppv", "npv") if key in at
+        }
+        if mine.any() and not mine.all():
+            found = {"auroc": metrics.auroc_interval(draws, mine, score, patient), **found}
+        counts = {"n": int(mine.sum()), "patients": len(np.unique(patient[mine])), "threshold": threshold}
+        result[name] = counts | {key: asdict(figure) for key, figure in found.items()}
+    return result
 
 
 def _abstention(

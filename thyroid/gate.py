@@ -11,7 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from thyroid import changes, metrics, operating, registry
+from thyroid import classes as kinds
+from thyroid.classes import Classes
 from thyroid.errors import InputError
+from thyroid.fusion import Fusion
 from thyroid.names import CLASSES, POSITIVE, SCORE
 from thyroid.storage import Location
 
@@ -26,7 +29,11 @@ PATIENTS = 10
 SUBGROUP_AUROC = 0.6
 """Floor of the AUROC of every subgroup that is not marked small; its sensitivity by image has the floor of the patients'."""
 
-WAIVABLE = ("shortcut", "leakage")
+AUDITS = ("shortcut", "leakage")
+WAIVABLE = (*AUDITS, "clinical")
+
+_NEEDED = ("classes", "positive", "ordered", "temperature", "bias", "threshold", "thresholds")
+"""What a champion's model.json must say to be scored."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,14 @@ def test_digest(test: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(sorted(test["sha256"])).encode()).hexdigest()
 
 
-def champion(root: Location | None, test: pd.DataFrame, domain: str, scans: set[str]) -> Champion:
+def champion(
+    root: Location | None,
+    test: pd.DataFrame,
+    classes: Classes,
+    domain: str,
+    scans: set[str],
+    rows: pd.DataFrame | None = None,
+) -> Champion:
     """Score the registry's champion on the candidate's test images.
 
     A champion that cannot be compared fairly (other classes, another serving domain, trained on images that are now in the
@@ -78,8 +92,10 @@ def champion(root: Location | None, test: pd.DataFrame, domain: str, scans: set[
     Args:
         root: of the registry; None for no registry.
         test: the test images as `crop.examples` gives them.
+        classes: of the candidate.
         domain: the serving domain.
         scans: SHA-256 of every scan of the test set, none of which the champion may have been developed on.
+        rows: clinical columns of the test images, in their order; None where there are none.
     """
     from thyroid import inputs  # TensorFlow: the options of a run are checked without it
 
@@ -90,9 +106,10 @@ def champion(root: Location | None, test: pd.DataFrame, domain: str, scans: set[
     version = registry.read_aliases(root)["champion"]
     folder = registry.find(root, str(version))  # a registry that is away refuses nobody
     try:
-        facts = registry.verify(folder, ("classes", "serving_domain", "image_size", "temperature", "bias", "threshold"))
-        if facts["classes"] != list(CLASSES):
-            return Champion(version, problem=f"it tells {'/'.join(facts['classes'])} apart, not {'/'.join(CLASSES)}")
+        facts = registry.verify(folder, (*_NEEDED, "serving_domain", "image_size"))
+        own = kinds.of(facts)
+        if own != classes:
+            return Champion(version, problem=f"it tells {own} apart, not {classes}")
         if facts["serving_domain"] != domain:
             return Champion(
                 version,
@@ -104,9 +121,17 @@ def champion(root: Location | None, test: pd.DataFrame, domain: str, scans: set[
             return Champion(version, problem=f"{len(seen)} scans of this test set were among its development scans")
         network = registry.load_keras(folder / registry.MODEL)
         probability = inputs.predict(network, inputs.decode(test, facts["image_size"]))
+        if "clinical" in facts:
+            head = Fusion.of(facts["clinical"])
+            columns = [one.name for one in head.encoder.columns]
+            if rows is None or not set(columns) <= set(rows):
+                return Champion(
+                    version, problem=f"it uses the clinical columns {', '.join(columns)}: give clinical.csv"
+                )
+            probability = head.predict(probability, rows[columns])[0]
     except (InputError, OSError) as error:
         return Champion(version, problem=str(error))
-    return Champion(version, operating.of(facts).scale(probability)[:, POSITIVE])
+    return Champion(version, classes.malignant(operating.of(facts).scale(probability)))
 
 
 def decide(
@@ -119,6 +144,7 @@ def decide(
     sensitivity: float,
     waive: Sequence[str] = (),
     seed: int = 0,
+    clinical: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The decision, with every criterion and its figures.
 
@@ -132,24 +158,33 @@ def decide(
         sensitivity: that the threshold was locked for.
         waive: names of audits whose failure does not count.
         seed: of the bootstrap.
+        clinical: facts of `benefit.Benefit`; None where there is no clinical.csv.
 
     Returns:
         decision ("promoted" or "refused"), reasons, criteria, champion (version or null), test_digest, waived, and the
         comparison with the champion where there is one.
     """
     figures = row["test"][domain]
-    criteria = [_size(figures), _better_than_chance(figures), _sensitivity(figures, sensitivity), _calibration(figures)]
+    criteria = [
+        _size(figures),
+        *_every_class(figures),
+        _better_than_chance(figures),
+        _sensitivity(figures, sensitivity),
+        _calibration(figures),
+    ]
     criteria += _subgroups(subgroups, sensitivity)
     comparison = None
     if current.version is not None:
         comparison, criterion = _not_inferior(test, current, seed)
         criteria.append(criterion)
-    for name in WAIVABLE:
+    for name in AUDITS:
         passed = _passed(audited, name)
         reason = why_not_judged(audited) if name == "shortcut" else None
         not_run = "could not be run" + (f": {reason}" if reason else "")
         found = audited["findings"].get(name, "nothing found" if passed else not_run)
         criteria.append(Criterion(f"{name} audit", "nothing found", found, passed, not passed and name in waive))
+    if clinical is not None:
+        criteria.append(_columns(clinical, waive))
     failed = [one for one in criteria if not (one.passed or one.waived)]
     reasons = [f"{one.name}: {one.found}; asked: {one.asked}" for one in failed]
     if not failed:
@@ -192,6 +227,34 @@ def _size(figures: dict[str, Any]) -> Criterion:
         f"{benign} benign and {malignant} malignant patients",
         min(benign, malignant) >= PATIENTS,
     )
+
+
+def _every_class(figures: dict[str, Any]) -> list[Criterion]:
+    """Where there are more classes than two sides: enough patients of each, and all of them told apart better than chance."""
+    if len(figures["classes"]) == len(CLASSES):
+        return []
+    few = [f"{name} has {row['patients']}" for name, row in figures["classes"].items() if row["patients"] < PATIENTS]
+    macro = figures["macro_auroc"]
+    return [
+        Criterion(
+            "size of every class", f"at least {PATIENTS} test patients", "; ".join(few) if few else "all have", not few
+        ),
+        Criterion(
+            "macro AUROC",
+            "lower bound above .5",
+            str(metrics.Interval.of(macro)),
+            macro["low"] is not None and macro["low"] > 0.5,
+        ),
+    ]
+
+
+def _columns(facts: dict[str, Any], waive: Sequence[str]) -> Criterion:
+    """Columns that give the class away alone are never used; together they may still be what the label was made from."""
+    together = [one for one in facts["leaks"]["findings"] if one.startswith("together")] if facts["used"] else []
+    found = f"nothing found in {', '.join(facts['used'])}" if facts["used"] else "the model uses none"
+    asked = "those that the model uses do not give the class away"
+    waived = bool(together) and "clinical" in waive
+    return Criterion("clinical columns", asked, "; ".join(together) or found, not together, waived)
 
 
 def _better_than_chance(figures: dict[str, Any]) -> Criterion:

@@ -22,7 +22,7 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from thyroid import (
+    classes as kinds,
+)
 from thyroid import (
     duplicates,
     errors,
@@ -44,7 +47,10 @@ from thyroid import (
     tables,
     workers,
 )
+from thyroid import labels as label_table
+from thyroid.classes import Classes
 from thyroid.errors import InputError
+from thyroid.labels import Label
 from thyroid.store import Store, Version
 
 if TYPE_CHECKING:
@@ -79,7 +85,8 @@ class _File:
 
     `path` stands in the tables, `relative` is below the folder of scans `root`; `generation` is another one whenever the
     content is, None where that cannot be told; `local` is where the bytes are, None for an object that is not here yet.
-    `row` is what dicom.csv says of a DICOM file's scan: then `path` is a pseudonym, and `relative` is never told.
+    `row` is what dicom.csv says of a DICOM file's scan: then `path` is a pseudonym, and `relative` is never told. `label` is
+    what labels.csv says.
     """
 
     path: str
@@ -90,11 +97,28 @@ class _File:
     local: str | None
     entry: storage.Entry | None = None
     row: "Row | None" = None
+    label: Label | None = None
 
     @property
     def copied(self) -> bool:
         """Whether what later steps read is a copy below the store or the output."""
         return self.entry is not None or self.row is not None
+
+    def name(self) -> names.ScanName:
+        """What the file's name says, or, where labels.csv says which patient it is, that.
+
+        Raises:
+            ValueError: the name does not follow the scheme, and labels.csv has no patient.
+        """
+        last = self.path.rsplit("/", 1)[-1]
+        if self.label is None or self.label.patient is None:
+            return names.parse(last)
+        if not last.lower().endswith((".jpg", ".jpeg")):
+            raise ValueError("not a .jpg file")
+        try:
+            return replace(names.parse(last), patient=self.label.patient)
+        except ValueError:
+            return names.ScanName("", self.label.patient, 0, "1.0")
 
 
 def ingest(
@@ -105,6 +129,8 @@ def ingest(
     given_splits: str = "separate",
     store: storage.Location | None = None,
     seed: int = 0,
+    labels: storage.Location | None = None,
+    classes: str = kinds.DEFAULT,
 ) -> Ingested:
     """Check, hash, group and split every file under `scans`, and write a data version to `output`.
 
@@ -119,16 +145,21 @@ def ingest(
         store: folder that outlives the run (`thyroid.store`). The last data version of the same scans there is known: only
             what is new is read, groups keep their splits, and copies of scans that there ever were join them. None: read all.
         seed: of the dealing of new groups.
+        labels: CSV with filename and label for the class of every scan, see `labels.read`; None for that of the file names or
+            of dicom.csv.
+        classes: in order, the benign ones before the | and the malignant ones after it, see `classes.parse`.
 
     Raises:
-        InputError: nothing usable, one class only, a rois.csv or dicom.csv that cannot be read, DICOM files without a key in
+        InputError: nothing usable, a class without scans, a rois.csv, labels.csv or dicom.csv that cannot be read, DICOM files without a key in
             the environment, a split without a class, or a bucket that cannot be read.
     """
     if crops is not None:
         _check_apart(scans, crops)
+    told = kinds.parse(classes)
+    known = None if labels is None else label_table.read(labels, told)
     place = None if store is None else Store(store)
     with contextlib.nullcontext() if place is None else place.lock():
-        return _ingest(scans, output, rois, crops, given_splits, place, seed)
+        return _ingest(scans, output, rois, crops, given_splits, place, seed, labels, known, told)
 
 
 def _ingest(
@@ -139,26 +170,32 @@ def _ingest(
     given_splits: str,
     place: Store | None,
     seed: int,
+    labels: storage.Location | None,
+    labelled: Mapping[str, Label] | None,
+    classes: Classes,
 ) -> Ingested:
     started = time.monotonic()
     source = storage.at(scans).address
     known = None if place is None else place.last(source)
-    ours = (rois, output, None if place is None else place.folder)
-    listed = _list(scans, "normal", (*ours, crops))
+    csv = None if labels is None else str(labels).partition("#")[0]
+    ours = (rois, csv, output, None if place is None else place.folder)
+    listed = _list(scans, "normal", (*ours, crops), classes)
     if crops is not None:
-        listed += _list(crops, "cropped", ours)
+        listed += _list(crops, "cropped", ours, classes)
+    if labelled is not None:
+        listed = [_with_label(file, labelled) for file in listed]
     boxes = None if rois is None else _read_rois(rois)
-    inputs = _inputs(listed, boxes, given_splits, seed)
+    inputs = _inputs(listed, boxes, given_splits, seed, classes)
     if known is not None and inputs is not None and inputs == known.facts["inputs"] and _copies_there(listed, known):
         known.take(output)
         print(f"nothing has changed since data version {known.folder.name}: {known.facts['scans']} scans")
         return Ingested(output, known.facts)
 
     examined, looked_at = _examine(listed, known, output.resolve() if place is None else place.folder)
-    table = examined.copy()
+    table = _classified(examined, listed if labelled is not None else None, classes)
     lines = {file.path: file.row.line for file in listed if file.row is not None and file.row.line}
     good = tables.used(table).copy()
-    _require_both_classes(good, table, source, lines)
+    _require_every_class(good, table, source, lines, classes)
 
     memory = _memory(known) if given_splits != "ignore" else _memory(None)
     linked = _links(good, examined, known, memory)
@@ -193,7 +230,8 @@ def _ingest(
         "duplicate_groups": int((np.bincount(copies) > 1).sum()),
         "regions": len(regions),
         "synthetic": int(good["synthetic"].sum()),
-        "splits": tables.count_splits(good),
+        "splits": tables.count_splits(good, classes.names),
+        **classes.facts(),
         "notes": notes,
         "looked_at": looked_at,
         "inputs": None if examined["generation"].isna().any() else inputs,
@@ -204,7 +242,7 @@ def _ingest(
     _write_quarantine(output / "quarantine.csv", table, refused, lines)
     from thyroid import plots  # a run without anything new draws nothing
 
-    plots.data_statistics(good, regions, output / "statistics.png")
+    plots.data_statistics(good, regions, output / "statistics.png", classes)
     tables.write(output, table[list(tables.SCANS)], regions, facts)
     if place is not None:
         version = place.add(output, examined, linked, _remember(memory, good))
@@ -219,7 +257,12 @@ def _check_apart(scans: storage.Location, crops: storage.Location) -> None:
         raise InputError(f"{crops}: the folder of crops holds the folder of scans {scans}; keep them apart")
 
 
-def _list(location: storage.Location, domain: str, exclude: Sequence[storage.Location | None] = ()) -> list[_File]:
+def _list(
+    location: storage.Location,
+    domain: str,
+    exclude: Sequence[storage.Location | None] = (),
+    classes: Classes = kinds.BINARY,
+) -> list[_File]:
     """Every file or object below a place but for what is in `exclude` and what is hidden (.name), by path."""
     place = storage.at(location)
     skip = [storage.at(path).address for path in exclude if path is not None]
@@ -246,7 +289,7 @@ def _list(location: storage.Location, domain: str, exclude: Sequence[storage.Loc
             for path in _walk(place.address)
         ]
     found = [file for file in found if not any(file.path == one or file.path.startswith(f"{one}/") for one in skip)]
-    found = _with_dicoms(place, domain, found)
+    found = _with_dicoms(place, domain, found, classes)
     if not found:
         raise InputError(
             f"{location}: no scan found; expected files such as B_001-0002-1.0.jpg in it or in its folders"
@@ -254,7 +297,9 @@ def _list(location: storage.Location, domain: str, exclude: Sequence[storage.Loc
     return sorted(found, key=lambda file: file.path)
 
 
-def _with_dicoms(place: storage.Folder | storage.Bucket, domain: str, found: list[_File]) -> list[_File]:
+def _with_dicoms(
+    place: storage.Folder | storage.Bucket, domain: str, found: list[_File], classes: Classes
+) -> list[_File]:
     """`found` with DICOM files as the scans that dicom.csv makes of them.
 
     What dicom.csv leaves out, and where there is none whatever looks like DICOM, is under a pseudonym, too, for quarantine.
@@ -269,7 +314,7 @@ def _with_dicoms(place: storage.Folder | storage.Bucket, domain: str, found: lis
     from thyroid import dicom, mapping  # those who have no DICOM do without its libraries
 
     data = place.read(_MAPPING)[0] if mapped else None
-    rows = mapping.rows(dicom.key(), data, f"{place.address}/{_MAPPING}", files, odd)
+    rows = mapping.rows(dicom.key(), data, f"{place.address}/{_MAPPING}", files, odd, classes)
     taken = {row.file for row in rows}
     result = [file for file in files.values() if file.relative not in taken]
     for row in rows:
@@ -287,6 +332,38 @@ def _with_dicoms(place: storage.Folder | storage.Bucket, domain: str, found: lis
             )
         )
     return result
+
+
+def _with_label(file: _File, labels: Mapping[str, Label]) -> _File:
+    """The file with its label; another patient than its name tells makes it another file."""
+    found = label_table.of(labels, file.relative)
+    if found is None or found.patient is None or file.row is not None:
+        return replace(file, label=found)
+    generation = None if file.generation is None else f"{file.generation}-{found.patient}"
+    return replace(file, label=found, generation=generation)
+
+
+def _classified(examined: pd.DataFrame, labelled: Sequence[_File] | None, classes: Classes) -> pd.DataFrame:
+    """`examined` with class and side; what has no class is quarantined.
+
+    Args:
+        examined: rows whose label is the class that the file's name or dicom.csv tells.
+        labelled: the files with what labels.csv says of them; None where there is no such table.
+        classes: that there are.
+    """
+    table = examined.copy()
+    usable = table["quarantine_reason"].isna()
+    if labelled is None:
+        name = table["label"].map({own: classes.read(own) for own in table["label"].dropna().unique()})
+        reason = table["label"] + f" is none of the classes {', '.join(classes.names)}; give their table with --labels"
+    else:
+        unknown = Label(None, reason="it has no row in the table of labels")
+        told = table["path"].map({file.path: file.label or unknown for file in labelled})
+        name, reason = told.map(lambda label: label.name), told.map(lambda label: label.reason)
+    table["class"] = name.where(usable).astype("string")
+    table["quarantine_reason"] = table["quarantine_reason"].mask(usable & name.isna(), reason.astype("string"))
+    table["label"] = table["class"].map(classes.side, na_action="ignore").astype("string")
+    return table
 
 
 def _told_apart(generation: str | None, row: "Row | None") -> str | None:
@@ -351,13 +428,16 @@ def _generation(path: str, now: float) -> str | None:
     return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}" if settled else None
 
 
-def _inputs(listed: Sequence[_File], boxes: pd.DataFrame | None, given_splits: str, seed: int) -> str | None:
+def _inputs(
+    listed: Sequence[_File], boxes: pd.DataFrame | None, given_splits: str, seed: int, classes: Classes
+) -> str | None:
     """Names all that a data version depends on; None where a file may change unseen."""
     if any(file.generation is None for file in listed):
         return None
-    digest = hashlib.sha256(json.dumps([registry.code_version(), given_splits, seed]).encode())
+    digest = hashlib.sha256(json.dumps([registry.code_version(), given_splits, seed, classes.facts()]).encode())
     for file in listed:
-        digest.update(f"{file.path}\0{file.domain}\0{file.generation}\0{file.row and file.row.line}\n".encode())
+        told = file.row and file.row.line, file.label
+        digest.update(f"{file.path}\0{file.domain}\0{file.generation}\0{told}\n".encode())
     digest.update(b"" if boxes is None else boxes.to_csv().encode())
     return digest.hexdigest()
 
@@ -463,7 +543,7 @@ def _refusal(file: _File) -> str | None:
         limit = dicom.MAX_BYTES
     else:
         try:
-            names.parse(file.entry.name.rsplit("/", 1)[-1])
+            file.name()
         except ValueError as error:
             return str(error)
     if file.entry.size > limit:
@@ -482,7 +562,7 @@ def _examine_file(file: _File, copies: Path) -> dict[str, Any]:
         local = Path(file.local)
         if file.entry is None:
             _check_file(local, file)
-        name = names.parse(file.path.rsplit("/", 1)[-1])
+        name = file.name()
         data = images.read(local)
         image = images.decode(data)
     except ValueError as error:
@@ -568,19 +648,21 @@ def _check_file(path: Path, file: _File) -> None:
         raise ValueError("not a regular file")
 
 
-def _require_both_classes(good: pd.DataFrame, table: pd.DataFrame, scans: str, lines: dict[str, int]) -> None:
+def _require_every_class(
+    good: pd.DataFrame, table: pd.DataFrame, scans: str, lines: dict[str, int], classes: Classes
+) -> None:
     if good.empty:
         path, reason = table["path"].iloc[0], table["quarantine_reason"].iloc[0]
         raise InputError(
             f"{scans}: none of its {len(table)} files can be used; the first is {Path(path).name}: "
             f"{_with_line(path, reason, lines)}"
         )
-    missing = set(names.CLASSES) - set(good["label"])
-    if missing:
-        raise InputError(
-            f"{scans}: no usable scan of class {missing.pop()} among {len(good)}; both B (benign) and M (malignant) are "
-            f"needed, as the first letter of the file names or as the label in {_MAPPING}"
-        )
+    for name in classes.names:
+        if not (good["class"] == name).any():
+            raise InputError(
+                f"{scans}: no usable scan of class {name} among {len(good)}; every class is needed, as the first letter of "
+                f"the file names (B for benign, M for malignant), as the label in {_MAPPING} or in the table of labels"
+            )
 
 
 def _with_line(path: str, reason: str, lines: dict[str, int]) -> str:
@@ -590,11 +672,11 @@ def _with_line(path: str, reason: str, lines: dict[str, int]) -> str:
 
 def _describe_groups(good: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[str]:
     notes = []
-    both = good.groupby("patient")["label"].nunique()
+    both = good.groupby("patient")["class"].nunique()
     both = both[both > 1]
     if len(both):
         listed = ", ".join(f"{patient:03d}" for patient in both.index[:20])
-        notes.append(f"{len(both)} patients have scans of both classes (kept, one group each): {listed}")
+        notes.append(f"{len(both)} patients have scans of several classes (kept, one group each): {listed}")
     patients = good["patient"].tolist()
     across = sorted({tuple(sorted((patients[i], patients[j]))) for i, j in pairs if patients[i] != patients[j]})
     if across:
@@ -692,7 +774,7 @@ def _drop_same_bytes(good: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Quarantine further copies of the same bytes; all of them where they disagree about the label."""
     for _, copies in good[good.duplicated(["domain", "sha256"], keep=False)].groupby(["domain", "sha256"]):
         first = Path(copies["path"].iloc[0]).name
-        if copies["label"].nunique() > 1:
+        if copies["class"].nunique() > 1:
             others = ", ".join(Path(path).name for path in copies["path"])
             table.loc[copies.index, "quarantine_reason"] = f"same bytes under different labels: {others}"
         else:
@@ -833,9 +915,12 @@ def _write_quarantine(path: Path, table: pd.DataFrame, refused: list[tuple[str, 
 
 def _report(facts: dict[str, Any], good: pd.DataFrame, output: Path) -> None:
     for split, count in facts["splits"].items():
-        total = sum(count[label] for label in names.CLASSES)
-        by_class = ", ".join(f"{label} {count[label]}" for label in names.CLASSES)
-        print(f"{split}: Found {total} images belonging to 2 classes. ({by_class}; {count['patients']} patients)")
+        by_class = {name: number for name, number in count.items() if name != "patients"}
+        told = ", ".join(f"{name} {number}" for name, number in by_class.items())
+        print(
+            f"{split}: Found {sum(by_class.values())} images belonging to {len(by_class)} classes. "
+            f"({told}; {count['patients']} patients)"
+        )
     for note in facts["notes"]:
         print(f"note: {note}")
     if facts["quarantined"]:
@@ -858,6 +943,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--store", help="folder that outlives the run: only what is new is read, and splits are kept")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--labels", help="CSV with filename and label; labels.csv#column for another column than label")
+    parser.add_argument("--classes", default=kinds.DEFAULT, help="in order, benign|malignant, such as 2<3|4a<4b<4c<5")
     ingest(**vars(parser.parse_args(argv)))
 
 

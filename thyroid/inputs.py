@@ -103,8 +103,14 @@ def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]]) -> bool:
     return True
 
 
-def transforms(count: int, size: int, seed: tuple[int, ...]) -> NDArray[np.float32]:
-    """Random affine transforms in the deck's ranges: rotation, shifts, shear, zoom and both flips, one matrix an image.
+def transforms(count: int, size: int, seed: tuple[int, ...], strength: float = 1.0) -> NDArray[np.float32]:
+    """Random affine transforms: rotation, shifts, shear, zoom and both flips, one matrix an image.
+
+    Args:
+        count: of images.
+        size: of their side in pixels.
+        seed: of the draw.
+        strength: multiple of the deck's ranges; flips are as likely at any but 0, which moves nothing.
 
     Returns:
         float32 [count, 8]: output pixel (x, y) comes from input (a x + b y + c, d x + e y + f); the last two are 0.
@@ -112,10 +118,10 @@ def transforms(count: int, size: int, seed: tuple[int, ...]) -> NDArray[np.float
     rng = np.random.default_rng(seed)
 
     def uniform(limit: float) -> NDArray[np.float64]:
-        return rng.uniform(-limit, limit, count)
+        return strength * rng.uniform(-limit, limit, count)
 
     def sign() -> NDArray[np.float64]:
-        return rng.choice([-1.0, 1.0], count)
+        return rng.choice([-1.0, 1.0], count) if strength else np.ones(count)
 
     angle = uniform(math.radians(ROTATION_DEGREES))
     shear = uniform(math.radians(SHEAR_DEGREES))

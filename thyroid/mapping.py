@@ -11,11 +11,12 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from thyroid import dicom, names
+from thyroid import dicom
+from thyroid.classes import Classes
 from thyroid.errors import InputError
 
 NAME = "dicom.csv"
-COLUMNS = "filename, label (B or M), and if need be patient and frame"
+COLUMNS = "filename, label (the class), and if need be patient and frame"
 _NUMBER = re.compile(r"([1-9][0-9]{0,5})(\.0*)?")
 
 
@@ -27,7 +28,7 @@ class Row:
         name: its pseudonym, within the folder of scans.
         file: within the folder of scans; never to be told.
         line: of dicom.csv; 0 for a file that is not in it.
-        label: "B" or "M".
+        label: its class.
         patient: any text; "" for the file's own.
         frame: from 1; None for the middle one.
         reason: why it cannot be used, whatever the file holds.
@@ -44,7 +45,9 @@ class Row:
     mark: str = ""
 
 
-def rows(secret: bytes, data: bytes | None, address: str, files: Collection[str], odd: Collection[str]) -> list[Row]:
+def rows(
+    secret: bytes, data: bytes | None, address: str, files: Collection[str], odd: Collection[str], classes: Classes
+) -> list[Row]:
     """The scans that dicom.csv makes of a folder's DICOM files, and a row for every odd file that it leaves out.
 
     Args:
@@ -53,6 +56,7 @@ def rows(secret: bytes, data: bytes | None, address: str, files: Collection[str]
         address: of dicom.csv, for errors.
         files: names of all files within the folder of scans.
         odd: of those that may be DICOM, and are no scans by their names.
+        classes: of which every label is one.
 
     Raises:
         InputError: it is not a table with these columns.
@@ -61,7 +65,7 @@ def rows(secret: bytes, data: bytes | None, address: str, files: Collection[str]
     for line, row in [] if data is None else _read(data, address):
         number = _NUMBER.fullmatch(row["frame"])
         found.setdefault((row["filename"], number[1] if number else row["frame"]), []).append((line, row))
-    result = [_row(secret, file, frame, lines, files) for (file, frame), lines in found.items()]
+    result = [_row(secret, file, frame, lines, files, classes) for (file, frame), lines in found.items()]
     missing = f"DICOM, and there is no {NAME} beside the scans, a table with the columns {COLUMNS}"
     if data is not None:
         missing = f"neither named as a scan nor in {NAME}"
@@ -75,9 +79,16 @@ def rows(secret: bytes, data: bytes | None, address: str, files: Collection[str]
     return result
 
 
-def _row(secret: bytes, file: str, frame: str, lines: list[tuple[int, dict[str, str]]], files: Collection[str]) -> Row:
+def _row(
+    secret: bytes,
+    file: str,
+    frame: str,
+    lines: list[tuple[int, dict[str, str]]],
+    files: Collection[str],
+    classes: Classes,
+) -> Row:
     line, row = lines[0]
-    label, patient = row["label"].upper(), row["patient"]
+    label, patient = classes.read(row["label"]) or "", row["patient"]
     name = dicom.file_pseudonym(secret, file, frame)
     reason = None
     if not file:
@@ -86,8 +97,8 @@ def _row(secret: bytes, file: str, frame: str, lines: list[tuple[int, dict[str, 
         reason = f"line {', '.join(str(other) for other, _ in lines[1:])} names the same file and frame"
     elif file not in files:
         reason = "there is no such file in the folder of scans"
-    elif label not in names.CLASSES:
-        reason = "label must be B or M"
+    elif not label:
+        reason = f"label must be one of {', '.join(classes.names)}"
     elif frame and not _NUMBER.fullmatch(frame):
         reason = "frame must be a whole number from 1, or empty for the middle one"
     number = int(frame) if frame and not reason else None

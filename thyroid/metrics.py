@@ -251,6 +251,88 @@ def auroc_interval(
     return found if min(units) >= FEW else _wider(found, exact)
 
 
+def macro_auroc_draws(
+    draws: Draws, truth: ArrayLike, probability: ArrayLike, patient: ArrayLike, fold: ArrayLike | None = None
+) -> Array:
+    """Mean over the classes of the AUROC of each against all others (Hand & Till 2001 weigh pairs; this is the plain mean of
+    Provost & Domingos 2000), on the sample and every draw [1 + draws]. A class that the sample or a draw lacks does not count.
+
+    With two classes both areas are the same one, the AUROC.
+
+    Args:
+        draws: over (at least) the patients of these images.
+        truth: place of the true class [n].
+        probability: [n, classes].
+        patient: patient number [n].
+        fold: as of `auroc_draws`.
+
+    Raises:
+        ValueError: only one class, or a probability that is not finite.
+    """
+    true = np.asarray(truth)
+    areas = [
+        auroc_draws(draws, true == place, np.asarray(probability)[:, place], patient, fold)
+        for place in _opposed(true, np.shape(probability)[1])
+    ]
+    counted = np.isfinite(areas)
+    with np.errstate(invalid="ignore"):
+        return np.where(counted, areas, 0).sum(axis=0) / counted.sum(axis=0)
+
+
+def macro_auroc(
+    draws: Draws, truth: ArrayLike, probability: ArrayLike, patient: ArrayLike, fold: ArrayLike | None = None
+) -> Interval:
+    """`macro_auroc_draws` with its interval; where it could not be wide enough, at least as wide as the mean of `newcombe`'s."""
+    drawn = macro_auroc_draws(draws, truth, probability, patient, fold)
+    true = np.asarray(truth)
+    if len(np.unique(np.asarray(patient))) < 2:
+        return Interval(float(drawn[0]), None, None)
+    exact, fewest = [], math.inf
+    for place in _opposed(true, np.shape(probability)[1]):
+        units = _units(true == place, patient), _units(true != place, patient)
+        area = auroc_draws(Draws(patient, 0), true == place, np.asarray(probability)[:, place], patient, fold)
+        exact.append(newcombe(float(area[0]), *units))
+        fewest = min(fewest, *units)
+    bounds = tuple(float(bound) for bound in np.mean(exact, axis=0))
+    found = interval(drawn, (bounds[0], bounds[1]))
+    return found if fewest >= FEW else _wider(found, (bounds[0], bounds[1]))
+
+
+def _opposed(truth: NDArray, classes: int) -> list[int]:
+    """Classes to hold against all others: those that are there, and of two only the second."""
+    present = np.unique(truth).tolist()
+    if len(present) < 2:
+        raise ValueError("AUROC needs both classes")
+    return [1] if classes == 2 else present
+
+
+def kappa_draws(
+    draws: Draws, truth: ArrayLike, called: ArrayLike, patient: ArrayLike, classes: int, ordered: bool
+) -> Array:
+    """Cohen's kappa of called and true class (Cohen 1960), of grades with quadratic weights (Cohen 1968): [1 + draws].
+
+    0 is the agreement of chance, 1 a perfect one. With two classes the weights make no difference.
+
+    Args:
+        draws: over (at least) the patients of these images.
+        truth: place of the true class [n].
+        called: place of the called class [n].
+        patient: patient number [n].
+        classes: number of them.
+        ordered: whether they are grades.
+    """
+    true, answer = np.asarray(truth), np.asarray(called)
+    cells = np.eye(classes * classes)[true * classes + answer]
+    table = draws.totals(cells, patient).reshape(-1, classes, classes)
+    table = table / table.sum(axis=(1, 2), keepdims=True)
+    places = np.arange(classes)
+    distance = np.abs(places[:, None] - places)
+    weight = distance**2 if ordered else (distance > 0).astype(float)
+    by_chance = table.sum(axis=2)[:, :, None] * table.sum(axis=1)[:, None, :]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 1 - (table * weight).sum(axis=(1, 2)) / (by_chance * weight).sum(axis=(1, 2))
+
+
 def _wider(found: Interval, bounds: tuple[float, float]) -> Interval:
     """`found`, reaching at least as far as `bounds`."""
     lows = [low for low in (found.low, bounds[0]) if low is not None]
@@ -448,12 +530,16 @@ def net_benefit(positive: ArrayLike, score: ArrayLike, thresholds: Array, preval
     return hits * prevalence - alarms * (1 - prevalence) * thresholds / (1 - thresholds)
 
 
-def accuracy(positive: ArrayLike, score: ArrayLike) -> float:
-    """Share of images whose more probable class is the true one. Never show it without `majority`."""
-    return float(accuracy_score(np.asarray(positive, bool), np.asarray(score, float) > 0.5))
+def accuracy(truth: ArrayLike, probability: ArrayLike) -> float:
+    """Share of images whose most probable class is the true one. Never show it without `majority`.
+
+    Args:
+        truth: place of the true class [n].
+        probability: [n, classes].
+    """
+    return float(accuracy_score(np.asarray(truth), np.asarray(probability).argmax(axis=1)))
 
 
-def majority(positive: ArrayLike) -> float:
-    """Accuracy of always answering the more frequent class: what accuracy has to beat to mean anything."""
-    share = float(np.mean(np.asarray(positive, bool)))
-    return max(share, 1 - share)
+def majority(truth: ArrayLike) -> float:
+    """Accuracy of always answering the most frequent class: what accuracy has to beat to mean anything."""
+    return float(np.unique(np.asarray(truth), return_counts=True)[1].max() / np.size(truth))

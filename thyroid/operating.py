@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit, softmax
 
+from thyroid.classes import Classes
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE
 
@@ -49,14 +50,16 @@ class OperatingPoint:
 
     Attributes:
         temperature: above 1 makes probabilities less sure. All probabilities outside of training are scaled by it.
-        bias: added to the logarithm of each class's probability, in the order of `names.CLASSES`; see `scale`.
+        bias: added to the logarithm of each class's probability, in the order of the classes; see `scale`.
         threshold: probability of malignant from which on an image, or a patient's mean, is called malignant.
+        thresholds: of each class, probability from which on an image counts as of that class against all others.
         band: probabilities between these two (the upper one not included) get no decision; None for none.
     """
 
     temperature: float
     bias: tuple[float, ...]
     threshold: float
+    thresholds: tuple[float, ...]
     band: tuple[float, float] | None = None
 
     def scale(self, probability: ArrayLike) -> NDArray[np.float64]:
@@ -71,6 +74,13 @@ class OperatingPoint:
             decision[(values >= self.band[0]) & (values < self.band[1])] = "abstain"
         return decision
 
+    def call(self, probability: ArrayLike, classes: Classes) -> NDArray[np.intp]:
+        """Places of the classes that scaled probabilities [n, classes] are called: the most probable one of the side that the
+        threshold decides, so that class and decision agree."""
+        values = np.asarray(probability, float)
+        malignant = classes.malignant(values) >= self.threshold
+        return np.where(np.asarray(classes.positive) == malignant[:, None], values, -1).argmax(axis=1)
+
     def facts(self) -> dict[str, Any]:
         """As JSON; band only where there is one."""
         known = {key: value for key, value in asdict(self).items() if value is not None}
@@ -80,7 +90,13 @@ class OperatingPoint:
 def of(facts: dict[str, Any]) -> OperatingPoint:
     """The operating point of a model.json."""
     band = facts.get("band")
-    return OperatingPoint(facts["temperature"], tuple(facts["bias"]), facts["threshold"], tuple(band) if band else None)
+    return OperatingPoint(
+        facts["temperature"],
+        tuple(facts["bias"]),
+        facts["threshold"],
+        tuple(facts["thresholds"]),
+        tuple(band) if band else None,
+    )
 
 
 def scale(probability: ArrayLike, temperature: float, bias: Sequence[float]) -> NDArray[np.float64]:
@@ -94,7 +110,7 @@ def scale(probability: ArrayLike, temperature: float, bias: Sequence[float]) -> 
     return softmax(log / temperature + np.asarray(bias), axis=1)
 
 
-def fit_scaling(probability: ArrayLike, label: ArrayLike) -> tuple[float, tuple[float, ...]]:
+def fit_scaling(probability: ArrayLike, truth: ArrayLike) -> tuple[float, tuple[float, ...]]:
     """The temperature, and the bias a class (0 for the first), with the least cross-entropy to Platt's targets.
 
     A few images that happen to be told apart without a mistake would ask for a temperature of 0 and probabilities of 0 and
@@ -103,19 +119,19 @@ def fit_scaling(probability: ArrayLike, label: ArrayLike) -> tuple[float, tuple[
 
     Args:
         probability: [n, classes], not yet scaled.
-        label: class letters [n].
+        truth: place of the true class [n].
     """
-    column = np.array([CLASSES.index(one) for one in np.asarray(label)])
-    seen = np.bincount(column, minlength=len(CLASSES))
+    column, count = np.asarray(truth), np.shape(probability)[1]
+    seen = np.bincount(column, minlength=count)
     sure = ((seen + 1) / (seen + 2))[column, None]
-    target = np.where(np.arange(len(CLASSES)) == column[:, None], sure, (1 - sure) / (len(CLASSES) - 1))
+    target = np.where(np.arange(count) == column[:, None], sure, (1 - sure) / (count - 1))
 
     def loss(parameters: NDArray[np.float64]) -> float:
         scaled = scale(probability, math.exp(parameters[0]), [0.0, *parameters[1:]])
         return float(-(target * np.log(np.clip(scaled, _TINY, 1))).sum(axis=1).mean())
 
     low, high = (math.log(bound) for bound in _TEMPERATURES)
-    bounds = [(low, high)] + [(-_BIAS, _BIAS)] * (len(CLASSES) - 1)
+    bounds = [(low, high)] + [(-_BIAS, _BIAS)] * (count - 1)
     found = minimize(loss, np.zeros(len(bounds)), method="L-BFGS-B", bounds=bounds).x
     return float(math.exp(found[0])), (0.0, *(float(one) for one in found[1:]))
 
@@ -154,20 +170,22 @@ def doubt(score: ArrayLike, threshold: float) -> NDArray[np.float64]:
     return np.abs(odds - logit(np.clip(threshold, _TINY, 1 - _TINY)))
 
 
-def lock(validation: pd.DataFrame, columns: list[str], sensitivity: float, abstain: float) -> OperatingPoint:
-    """Temperature and bias, then threshold and band, from one model's unscaled validation predictions.
+def lock(validation: pd.DataFrame, classes: Classes, sensitivity: float, abstain: float) -> OperatingPoint:
+    """Temperature and bias, then thresholds and band, from one model's unscaled validation predictions.
 
     Args:
-        validation: rows with label and the unscaled probability `columns`.
-        columns: names of the probabilities, in the order of `names.CLASSES`.
+        validation: rows with class, label and the unscaled probabilities of `classes`.
+        classes: that there are.
         sensitivity: that the threshold must reach, above 0, at most 1.
         abstain: share of images to leave undecided, 0 to below 1.
     """
-    probability = validation[columns].to_numpy()
-    temperature, bias = fit_scaling(probability, validation["label"])
-    score = scale(probability, temperature, bias)[:, POSITIVE]
+    probability, truth = validation[classes.columns].to_numpy(), classes.index(validation["class"])
+    temperature, bias = fit_scaling(probability, truth)
+    scaled = scale(probability, temperature, bias)
+    score = classes.malignant(scaled)
     threshold = lock_threshold(validation["label"] == CLASSES[POSITIVE], score, sensitivity)
-    return OperatingPoint(temperature, bias, threshold, lock_band(score, threshold, abstain))
+    thresholds = tuple(lock_threshold(truth == place, column, sensitivity) for place, column in enumerate(scaled.T))
+    return OperatingPoint(temperature, bias, threshold, thresholds, lock_band(score, threshold, abstain))
 
 
 def risk_coverage(positive: ArrayLike, score: ArrayLike, threshold: float) -> tuple[NDArray, NDArray]:

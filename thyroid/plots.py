@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from thyroid import RESEARCH_USE_ONLY, tables
+from thyroid.classes import BINARY, Classes
 from thyroid.names import CLASSES
 
 if TYPE_CHECKING:
@@ -35,12 +36,29 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path) -> None:
+def class_colours(classes: Classes) -> dict[str, Any]:
+    """Blue for benign classes and red for malignant ones, the darker the later in their order."""
+    sides = {
+        side: [n for n, p in zip(classes.names, classes.positive, strict=True) if p is side] for side in (False, True)
+    }
+    colours: dict[str, Any] = {}
+    for side, map_name in ((False, "Blues"), (True, "Reds")):
+        shades = plt.get_cmap(map_name)(np.linspace(0.45, 0.9, len(sides[side])))
+        colours |= dict(zip(sides[side], shades, strict=True))
+    return COLOURS if classes == BINARY else colours
+
+
+def class_names(classes: Classes) -> dict[str, str]:
+    """What people call the classes."""
+    return CLASS_NAMES if classes == BINARY else {name: name for name in classes.names}
+
+
+def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path, classes: Classes = BINARY) -> None:
     """What the data version holds: images and patients per split and class, images a patient, frame and region sizes."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 7))
     figure.suptitle(f"{len(scans)} scans in use, {scans['patient'].nunique()} patients", fontsize=13)
     for axis, what in zip(axes[0], ("images", "patients"), strict=True):
-        _split_bars(axis, scans, what)
+        _split_bars(axis, scans, what, classes)
     axis = axes[1, 0]
     counts = scans.groupby("patient").size()
     values, numbers = np.unique(counts, return_counts=True)
@@ -51,16 +69,16 @@ def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path) -> N
     axis = axes[1, 1]
     frames = scans[scans["domain"] == "normal"]
     axis.scatter(frames["width"].astype(float), frames["height"].astype(float), s=14, color="#667788", label="frame")
-    sized = regions.merge(scans[["path", "label"]], on="path")
-    for label in CLASSES:
-        these = sized[sized["label"] == label]
+    sized = regions.merge(scans[["path", "class"]], on="path")
+    for name in classes.names:
+        these = sized[sized["class"] == name]
         axis.scatter(
             these["width"].astype(float),
             these["height"].astype(float),
             s=8,
             alpha=0.5,
-            color=COLOURS[label],
-            label=f"region, {CLASS_NAMES[label]}",
+            color=class_colours(classes)[name],
+            label=f"region, {class_names(classes)[name]}",
         )
     axis.set(
         xlabel="width (pixels)",
@@ -73,17 +91,18 @@ def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path) -> N
     save(figure, path)
 
 
-def _split_bars(axis: Axes, scans: pd.DataFrame, what: str) -> None:
+def _split_bars(axis: Axes, scans: pd.DataFrame, what: str, classes: Classes) -> None:
     bottom = np.zeros(len(tables.SPLITS))
-    for label in CLASSES:
-        these = scans[scans["label"] == label]
+    for name in classes.names:
+        these = scans[scans["class"] == name]
         counted = these.groupby("split").size() if what == "images" else these.groupby("split")["patient"].nunique()
         heights = np.array([int(counted.get(split, 0)) for split in tables.SPLITS], float)
-        bars = axis.bar(tables.SPLITS, heights, bottom=bottom, color=COLOURS[label], label=CLASS_NAMES[label])
+        colour, told = class_colours(classes)[name], class_names(classes)[name]
+        bars = axis.bar(tables.SPLITS, heights, bottom=bottom, color=colour, label=told)
         axis.bar_label(bars, [str(int(h)) for h in heights], label_type="center", color="white", fontsize=9)
         bottom += heights
-    share = (scans["label"] == CLASSES[0]).mean()
-    axis.set(ylabel=what, title=f"{what.capitalize()} by split (majority class {max(share, 1 - share):.1%} of images)")
+    share = scans["class"].value_counts(normalize=True).max()
+    axis.set(ylabel=what, title=f"{what.capitalize()} by split (majority class {share:.1%} of images)")
     axis.legend(fontsize=8)
 
 

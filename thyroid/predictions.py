@@ -1,8 +1,8 @@
 """Every trained model's answers to validation and test images, as one table.
 
 One row a model and image: backbone, train_domain, domain (of the image), file (within `tables.images`), sha256, scan
-(file name), label, patient, group, split, probability_B and probability_M at the model's temperature, raw_M before it,
-decision, new (where there is a registry: whether its newest model did not have the scan), and one column "group: NAME" a
+(file name), class, label (its side), patient, group, split, probability_CLASS of every class at the model's temperature,
+probability_M, that of the malignant side, raw_CLASS and raw_M before the temperature, decision, called (the class that it is called), new (where there is a registry: whether its newest model did not have the scan), and one column "group: NAME" a
 usable column of clinical.csv.
 """
 
@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
+from thyroid import classes as kinds
 from thyroid import crop, figures, inputs, operating, registry, train
+from thyroid.classes import Classes
 from thyroid.errors import InputError
-from thyroid.names import CLASSES, POSITIVE, PROBABILITIES, SCORE
+from thyroid.names import CLASSES, POSITIVE, SCORE
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def trained_models(data: Path, models: Sequence[Path], facts: dict[str, Any]) ->
 
 def predict(data: Path, network: Any, model: dict[str, Any], domains: Sequence[str], split: str) -> pd.DataFrame:
     """The network's own probabilities of a split's images, not yet scaled."""
-    parts = []
+    parts, classes = [], kinds.of(model)
     for domain in domains:
         table = crop.examples(data, domain, split)
         if table["label"].nunique() < len(CLASSES):
@@ -68,19 +70,32 @@ def predict(data: Path, network: Any, model: dict[str, Any], domains: Sequence[s
                 f"{data}: the {split} split of the {domain} domain has images of {table['label'].nunique()} class(es), and "
                 "figures need both; add scans or deal the splits anew with --given-splits ignore"
             )
-        table[PROBABILITIES] = inputs.predict(network, inputs.decode(table, model["image_size"]))
+        table[classes.columns] = inputs.predict(network, inputs.decode(table, model["image_size"]))
         table["file"] = table.pop("name")
         names = {"backbone": model["backbone"], "train_domain": model["train_domain"], "domain": domain}
         parts.append(pd.concat([pd.DataFrame(names, table.index), table], axis=1))
     return pd.concat(parts, ignore_index=True)
 
 
-def at_point(table: pd.DataFrame, point: operating.OperatingPoint) -> pd.DataFrame:
-    """Predictions at the operating point: probabilities scaled, the network's own kept, and the decision."""
-    table[figures.RAW] = table[SCORE]
-    table[PROBABILITIES] = point.scale(table[PROBABILITIES])
+def at_point(table: pd.DataFrame, point: operating.OperatingPoint, classes: Classes) -> pd.DataFrame:
+    """Predictions at the operating point: probabilities scaled, the network's own kept, decision and called class."""
+    raw = table[classes.columns].to_numpy()
+    table[_raw(classes)] = raw
+    table[figures.RAW] = classes.malignant(raw)
+    table[classes.columns] = scaled = point.scale(raw)
+    table[SCORE] = classes.malignant(scaled)
     table["decision"] = point.decide(table[SCORE])
+    table["called"] = np.array(classes.names, object)[point.call(scaled, classes)]
     return table
+
+
+def raw(table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+    """Predictions of `at_point` as they were before it."""
+    return table.assign(**{one: table[own] for one, own in zip(classes.columns, _raw(classes), strict=True)})
+
+
+def _raw(classes: Classes) -> list[str]:
+    return [f"raw_{name}" for name in classes.names]
 
 
 def of_model(predictions: pd.DataFrame, row: dict[str, Any], domain: str, split: str) -> pd.DataFrame:

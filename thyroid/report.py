@@ -8,8 +8,9 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from thyroid import RESEARCH_USE_ONLY, audits, curves, figures, gate, metrics, plots, subgroups, tables
-from thyroid.names import CLASSES
+from thyroid import RESEARCH_USE_ONLY, audits, curves, exploration, figures, gate, metrics, plots, subgroups, tables
+from thyroid import classes as kinds
+from thyroid.classes import BINARY, Classes
 
 CHOSEN_BY = {"validation": "validation", "cross_validation": "cross-validated"}
 """Which AUROC compares models, in words."""
@@ -29,6 +30,12 @@ FIGURES = {
 }
 """Rows of the table of figures."""
 
+OF_CLASSES = {
+    "macro_auroc": "Macro AUROC (mean of each class against all others)",
+    "kappa": "Kappa of called and true class",
+}
+"""Further rows where there are more classes than benign and malignant."""
+
 _TEMPLATE = "report.html"
 
 
@@ -44,8 +51,13 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("thyroid"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"interval": _interval, "percent": lambda share: f"{share:.1%}", "sentence": _sentence}
-    best, domain = result["models"][0], result["serving_domain"]
+    environment.filters |= {
+        "p": _p,
+        "interval": _interval,
+        "percent": lambda share: f"{share:.1%}",
+        "sentence": _sentence,
+    }
+    best, domain, classes = result["models"][0], result["serving_domain"], kinds.of(result)
     html = environment.get_template(_TEMPLATE).render(
         notice=RESEARCH_USE_ONLY,
         date=datetime.date.today().isoformat(),
@@ -59,15 +71,19 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
         domain=domain,
         domain_names=tables.DOMAIN_NAMES,
         chosen_by=CHOSEN_BY[result["ranked_by"]],
-        classes=CLASSES,
-        class_names=plots.CLASS_NAMES,
+        classes=classes.names,
+        class_names=plots.class_names(classes),
+        several=classes != BINARY,
+        split_at=str(classes),
         told_changes=_told_changes(result["changes"]),
-        figure_names=FIGURES,
+        figure_names=FIGURES if classes == BINARY else FIGURES | OF_CLASSES,
         aggregation=figures.AGGREGATION,
         pictures_of_a_model=curves.NAMES,
         kept_limit=audits.KEPT,
         small=subgroups.SMALL,
         margin=gate.MARGIN,
+        clinical_pictures=exploration.NAMES,
+        given_away=_given_away(result),
         quarantine=pd.read_csv(data / "quarantine.csv").to_dict("records"),
         draws=metrics.DRAWS,
         pictures={path.stem: _embedded(path) for path in (output / "plots").glob("*.png")}
@@ -87,6 +103,13 @@ def lead(result: dict[str, Any]) -> list[str]:
         f"{best['backbone']}, trained on {tables.DOMAIN_NAMES[best['train_domain']]} and meant for "
         f"{tables.DOMAIN_NAMES[domain]}, was chosen{among} on {by} alone. The figures here are of {test['n']} test images of {test['patients']} other patients."
     ]
+    if (beside := result["clinical"]) and beside["used"]:
+        alone, columns = (_interval(beside["test"]["auroc"][name]) for name in ("images", "clinical"))
+        doubt = " These columns may be what the label was made from." if _given_away(result) else ""
+        told.append(
+            f"It sees the image and the clinical columns {', '.join(beside['used'])}; on the same test images the macro AUROC "
+            f"of the image alone is {alone}, of the columns alone {columns}.{doubt}"
+        )
     if auroc["low"] is None:
         told.append("The test set is too small for an interval, so that no figure here says much.")
     else:
@@ -115,11 +138,25 @@ def lead(result: dict[str, Any]) -> list[str]:
             f"These are its answers without the abstention band; with it {_of_hundred(test['abstention']['share'])} of "
             "100 images get no decision."
         )
+    if kinds.of(result) != BINARY:
+        kappa = (
+            f", kappa {'with quadratic weights ' if result['ordered'] else ''}{_interval(test['kappa'])}"
+            if "kappa" in test
+            else ""
+        )
+        told.append(
+            f"Here malignant means the classes {', '.join(_malignant(kinds.of(result)))}. Told apart one by one, each of the "
+            f"{len(result['classes'])} classes against all others, the mean AUROC is {_interval(test['macro_auroc'])}{kappa}."
+        )
     told.append(
-        f"Its accuracy at the more probable class is {test['accuracy']:.1%}; always answering the majority class gives "
+        f"Its accuracy at the most probable class is {test['accuracy']:.1%}; always answering the majority class gives "
         f"{test['majority']:.1%}."
     )
     return told
+
+
+def _malignant(classes: Classes) -> list[str]:
+    return [name for name, positive in zip(classes.names, classes.positive, strict=True) if positive]
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
@@ -148,6 +185,9 @@ def warnings(result: dict[str, Any]) -> list[str]:
     asked = result["settings"]["sensitivity"]
     if (needed := gate.patients_needed(asked)) is None or malignant < needed:
         told.append(f"The test set has {malignant} malignant patients, and {gate.told_needed(asked)}.")
+    if beside := result["clinical"]:
+        unused = "" if beside["used"] else " (the model does not use it)"
+        told += [f"clinical.csv: {finding}{unused}." for finding in beside["leaks"]["findings"]]
     if best["weights"] == "none":
         told.append("The model started from random weights; pre-trained weights are the first thing to add.")
     return told
@@ -187,6 +227,16 @@ def _short_reasons(decision: dict[str, Any]) -> list[str]:
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _given_away(result: dict[str, Any]) -> bool:
+    """Whether the clinical columns that the model uses may be what the label was made from."""
+    beside = result["clinical"]
+    return bool(beside and beside["used"]) and any(one.startswith("together") for one in beside["leaks"]["findings"])
+
+
+def _p(value: float | None) -> str:
+    return "n/a" if value is None else "< .001" if value < 0.001 else f"{value:.3f}"
 
 
 def _of_hundred(figure: dict[str, Any]) -> str:

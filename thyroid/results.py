@@ -1,12 +1,15 @@
 """Recipes side by side, and what every backbone needs: writes results.md, results.json and results.png.
 
     python -m thyroid.results --data DIR --weights DIR --output docs
+    python -m thyroid.results --runs SWEEP GRADED BESIDE --output docs
 
 Cross-validated by patient on the development part of a data version; the test set stays unread. What was stopped goes on
-from --work when it is started again.
+from --work when it is started again. With --runs what searches (`make sweep`), runs with more than two classes and runs with
+clinical columns (`make run`) have found stands below that, in the order given.
 """
 
 import argparse
+import json
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,10 +34,12 @@ from thyroid import (
     train,
     twophase,
 )
+from thyroid import classes as kinds
 from thyroid.backend import keras
 from thyroid.errors import InputError
 from thyroid.figures import auroc
 from thyroid.names import CLASSES, POSITIVE, SCORE
+from thyroid.settings import Settings
 
 FOLDS = 5
 DECK_EPOCHS = 15
@@ -42,6 +47,7 @@ MEMORY_SIZE = 224
 MEMORY_BATCHES = (8, 16)
 MEMORY_TARGET = 32
 MEMORY_STEPS = 3
+RUNS = "<!-- below: python -m thyroid.results --runs -->"
 
 
 def figures(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> dict[str, Any]:
@@ -50,7 +56,7 @@ def figures(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> dict[
     score = table[SCORE]
     row: dict[str, Any] = {
         "auroc": auroc(table),
-        "accuracy": metrics.accuracy(positive, score),
+        "accuracy": metrics.accuracy(positive, np.stack([1 - score, score], axis=1)),
         "majority": metrics.majority(positive),
     }
     if reference is not None:
@@ -156,7 +162,7 @@ def _peak(backbone: str, recipe: str, batch: int) -> float:
         job = twophase.Job(model, row, pixels, labels, Path(), 1, batch, 0, 0.0)
         extractor, _, tuner = job.networks()
         maps = extractor.predict(inputs.batches(pixels, batch), verbose=0)
-        twophase.compile_model(tuner, twophase.RATE)
+        twophase.compile_model(tuner, Settings.rate)
         tuner.fit(maps, labels, batch_size=batch, verbose=0)
     return checkpoints.memory()["memory_mb"] / 1000
 
@@ -247,10 +253,148 @@ def write(
         ),
         "",
     ]
-    (output / "results.md").write_text("\n".join(lines), encoding="utf-8")
+    (output / "results.md").write_text("\n".join(lines) + _kept(output), encoding="utf-8")
     tables.write_json(output / "results.json", {"memory_gb": {row["backbone"]: row["memory"] for row in sized}})
     forest = [(row["recipe"], row["auroc"]) for row in compared]
     plots.forest(forest + [(f"{row['backbone']}, frozen", row["auroc"]) for row in sized], output / "results.png")
+
+
+def _kept(output: Path) -> str:
+    """What an earlier call with --runs has written."""
+    file = output / "results.md"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return RUNS + text.partition(RUNS)[2] if RUNS in text else ""
+
+
+def write_runs(output: Path, runs: Sequence[Path]) -> None:
+    """Put what runs have found into results.md, in place of what earlier ones had.
+
+    Args:
+        output: folder of results.md.
+        runs: outputs of `make sweep` or `make run`.
+
+    Raises:
+        InputError: a folder is neither.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / "results.md"
+    above = (
+        file.read_text(encoding="utf-8").partition(RUNS)[0]
+        if file.exists()
+        else f"# Results\n\n> **{RESEARCH_USE_ONLY}**\n"
+    )
+    sections = [RUNS, ""]
+    for run in runs:
+        try:
+            if (run / "study.json").is_file():
+                sections += _search(json.loads((run / "study.json").read_text()))
+            else:
+                summary = json.loads((run / "summary.json").read_text())
+                several, beside = len(summary["classes"]) > len(CLASSES), summary["clinical"] or {}
+                sections += (
+                    _columns(summary) if "development" in beside else _graded(summary) if several else _missing(run)
+                )
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{run}: not the output of make sweep or make run: {errors.one_line(error)}") from None
+    file.write_text(above.rstrip() + "\n\n" + "\n".join(sections), encoding="utf-8")
+
+
+def _missing(run: Path) -> list[str]:
+    raise InputError(f"{run}: two classes and no clinical columns that were tried; name such runs")
+
+
+def _search(study: dict[str, Any]) -> list[str]:
+    plan = study["plan"]
+    return [
+        "## Search",
+        "",
+        f"`make sweep`: {plan['backbone']} on {tables.DOMAIN_NAMES[plan['domain']]}, data version `{plan['data_digest'][:12]}`, "
+        f"start {plan['weights']}. Macro AUROC out of fold, patient-grouped; the test set was not read.",
+        "",
+        "| stage | trials (pruned, failed) | default settings | best | paired difference | left when other patients choose than judge |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {stage['finished'] + stage['pruned'] + stage['failed']} ({stage['pruned']}, {stage['failed']}) | "
+            f"{_told(stage['default']['auroc'])} | {_told(stage['best']['auroc'])} | {_told(stage['difference'])} | "
+            f"{_told((stage['corrected'] or {}).get('difference'))} |"
+            for name, stage in study["stages"].items()
+        ),
+        "",
+        study["helped"],
+        "",
+        "Settings found: " + ", ".join(f"{name} {value}" for name, value in study["chosen"]["settings"].items()) + ".",
+        "",
+    ]
+
+
+def _about(summary: dict[str, Any]) -> str:
+    best, data = summary["models"][0], summary["data"]
+    by_class = {name: sum(part[name] for part in data["splits"].values()) for name in summary["classes"]}
+    counts = ", ".join(f"{count} of {name}" for name, count in by_class.items())
+    return (
+        f"{best['backbone']}, {best['recipe']}, {best['image_size']} px, start {best['weights']}, on "
+        f"{tables.DOMAIN_NAMES[summary['serving_domain']]}; data version `{data['digest'][:12]}`: {counts}; classes "
+        f"`{kinds.of(summary)}`"
+    )
+
+
+def _graded(summary: dict[str, Any]) -> list[str]:
+    best, domain = summary["models"][0], summary["serving_domain"]
+    test = best["test"][domain]
+    return [
+        f"## {len(summary['classes'])} classes",
+        "",
+        f"`make run LABELS=... CLASSES=...`: {_about(summary)}. {test['n']} test images of {test['patients']} patients.",
+        "",
+        "| class against all others | test images | patients | AUROC | sensitivity at its own point | specificity |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {row['n']} | {row['patients']} | {_told(row.get('auroc'))} | {_told(row.get('sensitivity'))} | "
+            f"{_told(row.get('specificity'))} |"
+            for name, row in test["classes"].items()
+        ),
+        f"| macro (mean) | {test['n']} | {test['patients']} | {_told(test['macro_auroc'])} | | |",
+        "",
+        f"Malignant side against benign side: AUROC {_told(test['auroc'])}, {summary['ranked_by'].replace('_', '-')} "
+        f"{_told(best[summary['ranked_by']])}. {'Quadratic-weighted kappa' if summary['ordered'] else 'Kappa'} "
+        f"{_told(test.get('kappa'))}. Accuracy {test['accuracy']:.3f}, majority class alone {test['majority']:.3f}. "
+        f"Gate: {summary['gate']['decision']}.",
+        "",
+    ]
+
+
+def _columns(summary: dict[str, Any]) -> list[str]:
+    beside = summary["clinical"]
+    rows = (("images", "images alone"), ("clinical", "columns alone"), ("fused", "both"))
+    gains = (("fused_less_images", "both less images, paired"), ("fused_less_clinical", "both less columns, paired"))
+    return [
+        "## Clinical data",
+        "",
+        f"`make run CLINICAL=...#{','.join(beside['wanted'])}`: {_about(summary)}. The head was fitted on "
+        f"{beside['fitted_on']['images']} images of {beside['fitted_on']['patients']} {beside['fitted_on']['what']}.",
+        "",
+        "| macro AUROC | development, cross-fitted | test set |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {_told(beside['development']['auroc'][key])} | {_told(beside['test']['auroc'][key])} |"
+            for key, name in rows
+        ),
+        *(
+            f"| {name} | {_told(beside['development']['difference'][key])} | {_told(beside['test']['difference'][key])} |"
+            for key, name in gains
+        ),
+        "",
+        f"{beside['development']['sentence']} The model uses {', '.join(beside['used']) or 'the image alone'}.",
+        "",
+        *(f"- **Leakage**: {finding}." for finding in beside["leaks"]["findings"]),
+        "",
+        f"Gate: {summary['gate']['decision']}. What gives the class away is no evidence that a model sees it.",
+        "",
+    ]
+
+
+def _told(figure: dict[str, Any] | None) -> str:
+    return str(metrics.Interval.of(figure)) if figure else "n/a"
 
 
 def _verdict(what: str, difference: metrics.Interval, than: str) -> str:
@@ -264,10 +408,16 @@ def _verdict(what: str, difference: metrics.Interval, than: str) -> str:
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m thyroid.results", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.crop")
+    parser.add_argument("--data", type=Path, help="data version of thyroid.crop")
+    parser.add_argument(
+        "--runs", type=Path, nargs="+", help="outputs of make sweep and make run: write what they found"
+    )
     parser.add_argument("--output", type=Path, default=Path("docs"))
     parser.add_argument(
-        "--work", type=Path, required=True, help="folder for trainings; kept, so that a stop costs little"
+        "--work",
+        type=Path,
+        default=Path("results-work"),
+        help="folder for trainings; kept, so that a stop costs little",
     )
     parser.add_argument("--domain", choices=tables.DOMAINS, default="cropped")
     parser.add_argument("--weights", default="imagenet", help="imagenet, none, a *.weights.h5 file or a folder of them")
@@ -277,6 +427,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--deck-epochs", type=int, default=3, help="of the deck's recipe; the time of 15 is extrapolated"
     )
     given = parser.parse_args(argv)
+    if given.runs:
+        write_runs(given.output, given.runs)
+        print(f"{given.output / 'results.md'}\n{RESEARCH_USE_ONLY}")
+    if given.data is None:
+        if not given.runs:
+            raise InputError("--data or --runs is needed: a data version, or outputs of runs")
+        return
     facts = tables.read(given.data)[2]
     if crop.examples(given.data, given.domain).empty:
         raise InputError(f"{given.data}: the {given.domain} domain has no image")

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from thyroid.errors import InputError
-from thyroid.names import CLASSES
 from thyroid.tables import SPLITS
 
 FRACTIONS: Mapping[str, float] = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -18,10 +17,10 @@ def deal(scans: pd.DataFrame, fractions: Mapping[str, float] = FRACTIONS, seed: 
     Groups that have a split keep it (persisted or given), and count towards the fractions. The others are dealt in a
     seeded order that depends on their content alone, each to the split that lacks most images of its class; groups too
     large for the smallest split come first, and the last ones go to splits that would have none of the class. Groups
-    with both labels are dealt first and count for both.
+    with several classes are dealt first and count for all of theirs.
 
     Args:
-        scans: rows with label, group, sha256 and split (null where it is to be dealt).
+        scans: rows with class, group, sha256 and split (null where it is to be dealt).
         fractions: of the images, for the splits that may receive new groups.
 
     Returns:
@@ -31,23 +30,18 @@ def deal(scans: pd.DataFrame, fractions: Mapping[str, float] = FRACTIONS, seed: 
         InputError: a class has too few patients to be in every split.
     """
     rows = scans.sort_values("sha256")
-    groups = pd.DataFrame(
-        {
-            **{
-                label: (rows["label"] == label).groupby(rows["group"], sort=False).sum().astype(int)
-                for label in CLASSES
-            },
-            "split": rows.groupby("group", sort=False)["split"].first(),
-        }
-    )
+    groups = pd.crosstab(rows["group"], rows["class"]).reindex(rows["group"].unique())
+    classes = list(groups.columns)
+    mixed = (groups[classes] > 0).sum(axis=1) > 1
+    groups["split"] = rows.groupby("group", sort=False)["split"].first()
     groups = groups.iloc[np.random.default_rng(seed).permutation(len(groups))]
-    mixed = (groups[list(CLASSES)] > 0).all(axis=1)
-    _deal_kind(groups, mixed, groups[list(CLASSES)].sum(axis=1) * mixed, fractions)
-    for label in CLASSES:
-        lacking = _deal_kind(groups, ~mixed & (groups[label] > 0), groups[label], fractions)
+    mixed = mixed.loc[groups.index]
+    _deal_kind(groups, mixed, groups[classes].sum(axis=1) * mixed, fractions)
+    for name in classes:
+        lacking = _deal_kind(groups, ~mixed & (groups[name] > 0), groups[name], fractions)
         if lacking:
             raise InputError(
-                f"class {label} has too few patients to be in every split: add scans of at least {lacking} more, or deal "
+                f"class {name} has too few patients to be in every split: add scans of at least {lacking} more, or deal "
                 "all splits anew with --given-splits ignore"
             )
     return scans["split"].fillna(scans["group"].map(groups["split"]))
@@ -78,10 +72,10 @@ def check(scans: pd.DataFrame) -> None:
         InputError: naming the split and the class.
     """
     for split in SPLITS:
-        for label in CLASSES:
-            if not ((scans["split"] == split) & (scans["label"] == label)).any():
+        for name in sorted(scans["class"].unique()):
+            if not ((scans["split"] == split) & (scans["class"] == name)).any():
                 raise InputError(
-                    f"the {split} split has no scan of class {label}: add scans, or deal the splits anew "
+                    f"the {split} split has no scan of class {name}: add scans, or deal the splits anew "
                     "with --given-splits ignore"
                 )
 
@@ -90,7 +84,7 @@ def folds(scans: pd.DataFrame, count: int, seed: int = 0) -> pd.Series:
     """Deal the groups of `scans` into folds of about equal size and share of classes (StratifiedGroupKFold).
 
     Args:
-        scans: rows with label, group and sha256.
+        scans: rows with class, label (the side), group and sha256.
         count: number of folds, at least 2.
         seed: of the deal.
 
@@ -98,21 +92,21 @@ def folds(scans: pd.DataFrame, count: int, seed: int = 0) -> pd.Series:
         Fold (1 to `count`) by group.
 
     Raises:
-        InputError: a fold has no scan of a class.
+        InputError: a class has fewer patients than there are folds, or a fold has no scan of a side.
     """
     from sklearn.model_selection import StratifiedGroupKFold  # the data image does without scikit-learn
 
     rows = scans.sort_values("sha256")
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    fewest = int(rows.groupby("label")["group"].nunique().min())
-    if fewest < count:
+    patients = rows.groupby("class")["group"].nunique()
+    if (fewest := int(patients.min())) < count:
         raise InputError(
-            f"{count} folds need {count} patients of each class, and one class has {fewest}: use fewer folds"
+            f"{count} folds need {count} patients of each class, and class {patients.idxmin()} has {fewest}: use fewer folds"
         )
     dealt: dict[int, int] = {}
     dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    for number, (_, held_out) in enumerate(dealer.split(rows, labels, groups), 1):
-        for label in CLASSES:
+    for number, (_, held_out) in enumerate(dealer.split(rows, rows["class"], groups), 1):
+        for label in sorted(set(labels)):
             if label not in labels[held_out]:
                 raise InputError(
                     f"fold {number} of {count} has no scan of class {label}: use fewer folds or another seed"

@@ -5,7 +5,7 @@ A data version is a folder: `scans.parquet`, `regions.parquet`, `quarantine.csv`
 scans: one row a file.
     path: where the file is (absolute, or gs://), of a DICOM file a pseudonym there; local_path: where its bytes, or the
     picture of a DICOM file, can be read here, relative to the data version or absolute; domain: "normal" for frames,
-    "cropped" for files that came in cropped; label: "B" or "M"; patient, image: numbers; version: text, of a DICOM file
+    "cropped" for files that came in cropped; class: see `classes`; label: its side, "B" or "M"; patient, image: numbers; version: text, of a DICOM file
     the frame; width, height: pixels; sha256 of the bytes; phash: see `duplicates`; group: patients and near-duplicates
     that share a split; split: train, validation or test; quarantine_reason: null for scans in use. What is unknown of a
     quarantined file is null. `crop` adds the scan area's box, and normal_path and normal_sha256 of the image it wrote (see
@@ -19,13 +19,13 @@ regions: one row a region of interest (ROI).
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from thyroid.errors import InputError
-from thyroid.names import CLASSES
 
 SPLITS = ("train", "validation", "test")
 DOMAINS = ("normal", "cropped")
@@ -36,6 +36,7 @@ SCANS = {
     "path": "string",
     "local_path": "string",
     "domain": "string",
+    "class": "string",
     "label": "string",
     "patient": "Int64",
     "image": "Int64",
@@ -122,18 +123,18 @@ def check_fingerprint(folder: Path, expected: str) -> None:
         raise InputError(f"{folder}: not the data version that the step before announced; run the pipeline anew")
 
 
-def count_splits(scans: pd.DataFrame) -> dict[str, dict[str, int]]:
+def count_splits(scans: pd.DataFrame, classes: Sequence[str]) -> dict[str, dict[str, int]]:
     """Per split the images of each class and the number of patients, of scans in use."""
     result = {}
     for split in SPLITS:
         part = scans[scans["split"] == split]
-        result[split] = {label: int((part["label"] == label).sum()) for label in CLASSES}
+        result[split] = {name: int((part["class"] == name).sum()) for name in classes}
         result[split]["patients"] = int(part["patient"].nunique())
     return result
 
 
 def digest(scans: pd.DataFrame, regions: pd.DataFrame) -> str:
-    """SHA-256 over the sorted (sha256, label, regions) of the scans in use: paths and order do not matter."""
+    """SHA-256 over the sorted (sha256, class, regions) of the scans in use: paths and order do not matter."""
     columns = (contents(scans, regions)[column].tolist() for column in ("sha256", "label", "boxes"))
     return hashlib.sha256("\n".join(sorted(map(json.dumps, zip(*columns, strict=True)))).encode()).hexdigest()
 
@@ -142,14 +143,14 @@ CONTENTS = ("sha256", "label", "split", "boxes")
 
 
 def contents(scans: pd.DataFrame, regions: pd.DataFrame) -> pd.DataFrame:
-    """sha256, label, split and boxes (JSON text of the sorted regions) of every scan in use, sorted: what a model is made of."""
+    """sha256, label (the class), split and boxes (JSON text of the sorted regions) of every scan in use, sorted: what a model is made of."""
     boxes: dict[str, list[list[int]]] = {}
     sides = regions[["x", "y", "width", "height"]].astype(int).to_numpy().tolist()
     for path, box in zip(regions["path"].tolist(), sides, strict=True):
         boxes.setdefault(path, []).append(box)
     good = used(scans)
     mine = [json.dumps(sorted(boxes.get(path, []))) for path in good["path"].tolist()]
-    return good.assign(boxes=mine)[list(CONTENTS)].sort_values(list(CONTENTS), ignore_index=True)
+    return good.assign(boxes=mine, label=good["class"])[list(CONTENTS)].sort_values(list(CONTENTS), ignore_index=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

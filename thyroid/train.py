@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,12 @@ from thyroid import (
     tables,
     twophase,
 )
+from thyroid import classes as kinds
 from thyroid.backend import keras, policy, strategy, tf, where
+from thyroid.classes import Classes
 from thyroid.errors import InputError
-from thyroid.names import CLASSES, POSITIVE, PROBABILITIES
+from thyroid.names import CLASSES, SCORE
+from thyroid.settings import Settings, resolve
 
 INNER_FOLDS = 8
 """In cross-validation, one in so many patients of the other folds (or fewer, for few folds) is set aside for early stopping."""
@@ -74,6 +77,7 @@ def train(
     champion: int | None = None,
     memory_budget: int = inputs.MEMORY_BUDGET,
     work: Path | None = None,
+    tuned: Settings | None = None,
 ) -> Trained:
     """Train `backbone` on the training part of one domain of `data`.
 
@@ -87,7 +91,8 @@ def train(
         epochs: of fine-tuning (of everything in the deck's recipe); 0 trains the head only.
         batch_size: images a step; halved where the memory does not suffice.
         seed: of initialisation, order, augmentation and folds.
-        recipe: one of `backbones.RECIPES`.
+        recipe: one of `backbones.RECIPES`, or a settings file of `thyroid.sweep`, also on gs://, which says image size and
+            tap, too.
         tap: layer of the body to end at; empty for its last.
         folds: 0, or the number of folds of a cross-validation, whose predictions go to folds.parquet.
         only_fold: the one fold to train, 0 for all.
@@ -98,6 +103,7 @@ def train(
         champion: its version; None for the present one.
         memory_budget: bytes; decoded images, or maps of the frozen part, that need more are paged from a temporary file.
         work: folder that outlives a stopped process, where it goes on from; None for one within `output`.
+        tuned: settings of a recipe that is given by name; None for the defaults. The deck's recipe has none.
 
     Raises:
         InputError: an argument is out of range, weights are unusable, an image is missing or changed, or a part lacks a
@@ -106,24 +112,34 @@ def train(
     """
     started = time.monotonic()
     row = backbones.get(backbone)
-    _check(recipe, image_size, epochs, batch_size, folds, only_fold, tap, seed)
+    given, (recipe, found) = recipe, resolve(recipe)
+    tuned = (tuned or found).of(row.name)
+    image_size, tap = tuned.image_size or image_size, tuned.tap or tap
+    check(recipe, image_size, epochs, batch_size, folds, only_fold, tap, seed)
     if work is not None and work.resolve().is_relative_to(output.resolve()):
         raise InputError(f"work folder {work} lies within the output {output}: choose another one")
     start = backbones.find_weights(row, weights)
     scans, _, facts = tables.read(data)
     if "domains" not in facts:
         raise InputError(f"{data}: its images are not cropped yet; run `python -m thyroid.crop` first")
+    classes = kinds.of(facts)
     domain = domain or facts["domains"][0]
+    margin = facts.get("margin", crop.MARGIN)
+    if recipe != given and domain == "cropped" and margin != tuned.margin:
+        raise InputError(
+            f"{data}: cropped with margin {margin}, and {given} wants {tuned.margin}: crop with that --margin"
+        )
+    tuned = replace(tuned, margin=margin, image_size=image_size, tap=tap, backbone=row.name)
     table = _development(data, domain)
-    warm = _warm_start(registry_root, champion, row, domain, scans) if recipe == "warm" else None
+    warm = _warm_start(registry_root, champion, row, classes, domain, scans) if recipe == "warm" else None
     table["part"] = table["split"]
-    plans = {"main": table["part"]} | _fold_parts(scans, table, folds, seed)
+    plans = {"main": table["part"]} | fold_parts(scans, table, folds, seed)
     for name, part in plans.items():
-        _require_classes(part, table, name, domain, data)
+        require_classes(part, table, classes, name, domain, data)
     if batch_size > (count := int((table["part"] == "train").sum())):
         print(f"batch size {batch_size} is larger than the training part: one step of {count} images an epoch")
 
-    epochs = 0 if recipe == "frozen" else epochs
+    epochs = 0 if recipe == "frozen" or tuned.unfrozen == 0 else epochs
     settings = {
         "backbone": row.name,
         "train_domain": domain,
@@ -139,6 +155,7 @@ def train(
         "only_fold": only_fold,
         "deterministic": deterministic,
         "precision": "float32" if recipe == "deck" else policy(),
+        **({} if recipe == "deck" else {"settings": asdict(tuned)}),
     }
     work = (work or output / ".work") / _key(settings, start, table)
     output.mkdir(parents=True, exist_ok=True)
@@ -161,22 +178,24 @@ def train(
     try:
         with strategy().scope():
             keras.utils.set_random_seed(seed)
-            model = backbones.build(row, image_size, start, tap, deck=recipe == "deck")
-            labels = _one_hot(table)
-            job = twophase.Job(model, row, pixels, labels, work, epochs, batch_size, seed, started, memory_budget)
+            model = backbones.build(row, image_size, start, tap, deck=recipe == "deck", classes=len(classes))
+            labels = classes.one_hot(table["class"])
+            job = twophase.Job(
+                model, row, pixels, labels, work, epochs, batch_size, seed, started, memory_budget, tuned
+            )
             pristine = model.get_weights()
             held_out = None
             if folds:
-                held_out = _cross_validate(job, data, table, plans, recipe, pristine, only_fold)
+                held_out = _cross_validate(job, data, table, classes, plans, recipe, pristine, only_fold)
                 model.set_weights(pristine)
             starts = None
             if warm is not None:
                 job, starts = _better_start(job, table, warm)
-            fitted, part = _fit(job, table, plans["main"], "main", recipe)
+            fitted, part = _fit(job, table, classes, plans["main"], "main", recipe)
     finally:
         keras.config.set_dtype_policy("float32")
 
-    kept = _float32(job, start, tap, recipe)
+    kept = _float32(job, len(classes), start, tap, recipe)
     best = fitted.best if recipe == "deck" else _validation(kept, job, table)
     checkpoint = f"{row.name}-{fitted.best['epoch']:03d}-{best['loss']:.4f}-{best['accuracy']:.4f}.keras"
     kept.save(output / checkpoint)
@@ -192,7 +211,7 @@ def train(
     result = (
         settings
         | {
-            "classes": list(CLASSES),
+            **classes.facts(),
             "parameters": model.count_params(),
             "checkpoint": checkpoint,
             "epoch": fitted.best["epoch"],
@@ -240,11 +259,13 @@ def out_of_fold(folder: Path, domain: str) -> pd.DataFrame:
     return table.sort_values("file").reset_index(drop=True)
 
 
-def _check(
+def check(
     recipe: str, image_size: int, epochs: int, batch_size: int, folds: int, only_fold: int, tap: str, seed: int
 ) -> None:
     if recipe not in backbones.RECIPES:
-        raise InputError(f"recipe {recipe!r} is unknown; choose from {', '.join(backbones.RECIPES)}")
+        raise InputError(
+            f"recipe {recipe!r} is unknown; choose from {', '.join(backbones.RECIPES)}, or give a settings file (*.json)"
+        )
     if recipe == "deck" and (tap or epochs < 1):
         raise InputError("the deck's recipe trains the whole body for at least one epoch: no tap, epochs above 0")
     for name, value, least in (
@@ -270,7 +291,7 @@ def _development(data: Path, domain: str) -> pd.DataFrame:
     return table[table["split"] != "test"].reset_index(drop=True)
 
 
-def _fold_parts(scans: pd.DataFrame, table: pd.DataFrame, folds: int, seed: int) -> dict[str, pd.Series]:
+def fold_parts(scans: pd.DataFrame, table: pd.DataFrame, folds: int, seed: int) -> dict[str, pd.Series]:
     """Name of a fold to train, validation or held-out per row of `table`."""
     if not folds:
         return {}
@@ -286,11 +307,13 @@ def _fold_parts(scans: pd.DataFrame, table: pd.DataFrame, folds: int, seed: int)
     return parts
 
 
-def _require_classes(part: pd.Series, table: pd.DataFrame, name: str, domain: str, data: Path) -> None:
+def require_classes(part: pd.Series, table: pd.DataFrame, classes: Classes, name: str, domain: str, data: Path) -> None:
+    """Every class to learn from, and both sides to judge by in a fold."""
     where = "" if name == "main" else f" of {name}"
     for split in ("train", "validation", *(() if name == "main" else ("held-out",))):
-        for label in CLASSES:
-            if not ((part == split) & (table["label"] == label)).any():
+        column, wanted = ("class", classes.names) if name == "main" or split == "train" else ("label", CLASSES)
+        for label in wanted:
+            if not ((part == split) & (table[column] == label)).any():
                 cure = "" if name == "main" else "; use fewer folds"
                 raise InputError(
                     f"{data}: the {domain} domain has no image of class {label} in the {split} split{where}{cure}"
@@ -301,7 +324,7 @@ def _key(settings: dict[str, Any], start: str | Path | None, table: pd.DataFrame
     """Name of the folder of this very training: whatever would change its result changes the name."""
     content = settings | {
         "weights": registry.sha256(start) if isinstance(start, Path) else settings["weights"],
-        "images": table[["sha256", "label", "part"]].to_numpy().tolist(),
+        "images": table[["sha256", "class", "part"]].to_numpy().tolist(),
         "versions": [version("thyroid"), keras.__version__, tf.__version__, *twophase.CONSTANTS],
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -316,10 +339,6 @@ def _tell_start(name: str, weights: str, start: str | Path | None) -> None:
         print(f"{name}: starts from {start}")
 
 
-def _one_hot(table: pd.DataFrame) -> NDArray[np.float32]:
-    return np.eye(len(CLASSES), dtype=np.float32)[[CLASSES.index(label) for label in table["label"]]]
-
-
 @dataclass(frozen=True)
 class _Warm:
     """A champion to start from: its version in words, the SHA-256 of its file, and its network."""
@@ -330,7 +349,12 @@ class _Warm:
 
 
 def _warm_start(
-    root: storage.Location | None, version: int | None, row: backbones.Backbone, domain: str, scans: pd.DataFrame
+    root: storage.Location | None,
+    version: int | None,
+    row: backbones.Backbone,
+    classes: Classes,
+    domain: str,
+    scans: pd.DataFrame,
 ) -> _Warm | None:
     """The champion, if it may be started from; if not, the reason is printed."""
     version = version or (None if root is None else registry.read_aliases(root).get("champion"))
@@ -343,6 +367,7 @@ def _warm_start(
     judging = tables.used(scans).query("split != 'train'")["sha256"]
     seen = int(judging.isin(learnt).sum())
     for reason, holds in (
+        (f"it tells {', '.join(facts['classes'])} apart", facts["classes"] != list(classes.names)),
         (f"it is {facts['backbone']}", facts["backbone"] != row.name),
         (f"it was trained on {facts['domain']} images", facts["domain"] != domain),
         (f"it learnt from {seen} scans that are to judge now", seen > 0),
@@ -386,12 +411,12 @@ def _better_start(job: twophase.Job, table: pd.DataFrame, warm: _Warm) -> tuple[
 
 
 def _fit(
-    job: twophase.Job, table: pd.DataFrame, part: pd.Series, name: str, recipe: str
+    job: twophase.Job, table: pd.DataFrame, classes: Classes, part: pd.Series, name: str, recipe: str
 ) -> tuple[twophase.Fitted, pd.Series]:
     """Fit job.model on one assignment of the images, and the assignment that the recipe made of it."""
     if recipe == "deck":
         mine = table[part == "train"] if name == "main" else table[part != "held-out"]
-        fitted, own = twophase.within_memory(job, lambda: deck.fit(job, mine, name))
+        fitted, own = twophase.within_memory(job, lambda: deck.fit(job, mine, classes, name))
         return fitted, part.mask(part.index.isin(own.index), own.reindex(part.index))
     train, validation = (np.flatnonzero(part == which) for which in ("train", "validation"))
     return twophase.fit(job, train, validation, name), part
@@ -401,6 +426,7 @@ def _cross_validate(
     job: twophase.Job,
     data: Path,
     table: pd.DataFrame,
+    classes: Classes,
     plans: dict[str, pd.Series],
     recipe: str,
     pristine: list[NDArray[Any]],
@@ -414,7 +440,7 @@ def _cross_validate(
         if (ready := _read_fold(file)) is None:
             print(f"{job.backbone.name}: {name} of {len(plans) - 1}", flush=True)
             job.model.set_weights(pristine)
-            _fit(job, table, plans[name], name, recipe)
+            _fit(job, table, classes, plans[name], name, recipe)
             held = set(table[plans[name] == "held-out"]["group"])
             rows = []
             for domain in tables.DOMAINS:
@@ -422,7 +448,8 @@ def _cross_validate(
                 mine = mine[mine["group"].isin(held)].reset_index(drop=True)
                 if len(mine):
                     pixels = inputs.decode(mine, size, job.memory_budget)
-                    mine[PROBABILITIES] = _predict(job, job.model, pixels)
+                    mine[classes.columns] = probability = _predict(job, job.model, pixels)
+                    mine[SCORE] = classes.malignant(probability)
                     rows.append(mine.assign(domain=domain, fold=int(name.split("-")[1])))
             ready = pd.concat(rows, ignore_index=True).drop(columns=["path", "split", "sha256"])
             ready["file"] = ready.pop("name")
@@ -445,14 +472,14 @@ def _read_fold(file: Path) -> pd.DataFrame | None:
         return None
 
 
-def _float32(job: twophase.Job, start: str | Path | None, tap: str, recipe: str) -> Any:
+def _float32(job: twophase.Job, classes: int, start: str | Path | None, tap: str, recipe: str) -> Any:
     """The model as it is kept: without compile state, so that it loads in safe mode, and in single precision."""
     model = job.model
     if model.get_layer(backbones.BODY).layers[-1].dtype_policy.name == "float32":
         return keras.Model(model.inputs, model.outputs, name=model.name)
-    plain = backbones.build(job.backbone, job.pixels.shape[1], start, tap, deck=recipe == "deck")
+    plain = backbones.build(job.backbone, job.pixels.shape[1], start, tap, deck=recipe == "deck", classes=classes)
     backbones.copy_weights(model, plain)
-    backbones.split(plain)  # the kept file says, too, what was frozen
+    backbones.split(plain, max(1, job.settings.unfrozen))  # the kept file says, too, what was frozen
     return plain
 
 
@@ -461,11 +488,10 @@ def _validation(kept: Any, job: twophase.Job, table: pd.DataFrame) -> dict[str, 
     rows = np.flatnonzero(table["part"] == "validation")
     pixels, truth = job.pixels[rows], job.labels[rows]
     probability = _predict(job, kept, pixels)
-    positive = truth[:, POSITIVE] == 1
     return {
-        "auroc": float(roc_auc_score(positive, probability[:, POSITIVE])),
+        "auroc": float(roc_auc_score(truth, probability)),  # macro, each class against the rest
         "loss": float(-np.log(np.maximum((probability * truth).sum(axis=1), keras.config.epsilon())).mean()),
-        "accuracy": metrics.accuracy(positive, probability[:, POSITIVE]),
+        "accuracy": metrics.accuracy(truth.argmax(axis=1), probability),
     }
 
 
@@ -500,7 +526,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=15, help="of fine-tuning")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipe", choices=backbones.RECIPES, default="two-phase")
+    recipes = f"{', '.join(backbones.RECIPES)}, or a settings.json of thyroid.sweep"
+    parser.add_argument("--recipe", default="two-phase", help=recipes)
     parser.add_argument("--registry", dest="registry_root", help="whose champion the warm recipe starts from")
     parser.add_argument("--champion", type=int, help="its version; default: the present one")
     parser.add_argument("--tap", default="", help="layer of the body to end at, for instance block4_pool")

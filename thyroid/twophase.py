@@ -1,13 +1,14 @@
-"""The default recipe: a head on frozen features, then the last block fine-tuned. Keras' own fit in both phases.
+"""The default recipe: a head on frozen features, then the last block fine-tuned by Keras' own fit.
 
 All but the last block of the body stays frozen, so its output, the maps, is computed once for every image and `VIEWS` - 1
-augmented copies of it. Both phases learn from these maps: first the dense head, on pooled features in seconds; then the
+augmented copies of it. Both phases learn from these maps: first the dense head, on pooled features (`head`); then the
 last block with the head, at a low rate with warm-up and cosine decay and BatchNorm in inference mode, at a small part of
 the whole body's cost. The state with the highest validation AUROC is kept, the head's included.
 """
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,21 +16,15 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.utils.class_weight import compute_class_weight
+from sklearn.metrics import roc_auc_score
 
 from thyroid import backbones, checkpoints, inputs, progress
+from thyroid import head as dense
 from thyroid.backend import XLA, keras, tf
 from thyroid.errors import InputError
-from thyroid.names import CLASSES, POSITIVE
+from thyroid.settings import Settings
 
-HEAD_EPOCHS = 100
-HEAD_BATCH = 128
-HEAD_RATE = 5e-3
-HEAD_PENALTY = 1e-2
-HEAD_PATIENCE = 10
 VIEWS = 2
-LABEL_SMOOTHING = 0.05
-RATE = 2e-5
 WARMUP = 0.1
 """Share of the steps over which the rate rises, before it falls as a cosine (Goyal et al. 2017; Loshchilov & Hutter 2017)."""
 PATIENCE = 5
@@ -40,29 +35,15 @@ HALF = float(np.finfo(np.float16).max)
 LOSS = "categorical_crossentropy"
 """The loss without smoothing and penalty, by which one model can be compared with another."""
 
-CONSTANTS = (
-    HEAD_EPOCHS,
-    HEAD_BATCH,
-    HEAD_RATE,
-    HEAD_PENALTY,
-    HEAD_PATIENCE,
-    VIEWS,
-    LABEL_SMOOTHING,
-    RATE,
-    WARMUP,
-    PATIENCE,
-)
+CONSTANTS = (dense.EPOCHS, dense.BATCH, dense.PATIENCE, VIEWS, WARMUP, PATIENCE)
 """What an interrupted training was begun with must be what it is gone on with."""
 
 T = TypeVar("T")
 
 
-@keras.saving.register_keras_serializable("thyroid")
-class Auroc(keras.metrics.AUC):
-    """AUROC of the malignant column of a softmax (keras' AUC would pool both columns)."""
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        super().update_state(y_true[:, POSITIVE], y_pred[:, POSITIVE], sample_weight)
+def auroc(classes: int) -> Any:
+    """Keras' metric: AUROC of each class against the rest, and the mean of them (of two classes both are the same)."""
+    return keras.metrics.AUC(num_thresholds=1000, multi_label=True, num_labels=classes, name="auroc")
 
 
 @dataclass
@@ -80,6 +61,8 @@ class Job:
         seed: of initialisation, order and augmentation.
         started: time.monotonic() when the training began.
         memory_budget: bytes up to which an array is held in memory.
+        settings: of both phases.
+        callbacks: Keras', of fine-tuning.
     """
 
     model: Any
@@ -92,10 +75,12 @@ class Job:
     seed: int
     started: float
     memory_budget: int = inputs.MEMORY_BUDGET
+    settings: Settings = field(default_factory=Settings)
+    callbacks: tuple[Any, ...] = ()
 
     def networks(self) -> tuple[Any, Any, Any]:
         """Three models over the layers of `model`: images to maps, maps to pooled features, maps to probabilities."""
-        trunk, last_block = backbones.split(self.model)
+        trunk, last_block = backbones.split(self.model, max(1, self.settings.unfrozen))
         image = [keras.Input(self.pixels.shape[1:], dtype="uint8"), keras.Input((len(inputs.IDENTITY),))]
         preprocessed = backbones.preprocess(self.backbone, inputs.Augment()(*image))
         extractor = keras.Model(image, trunk(preprocessed, training=False), name=f"{self.backbone.name}-maps")
@@ -115,7 +100,30 @@ class Fitted:
     best: dict[str, Any]
 
 
-def fit(job: Job, train: NDArray[np.intp], validation: NDArray[np.intp], name: str) -> Fitted:
+@dataclass(frozen=True)
+class Frozen:
+    """What both phases learn from: maps of every view, pooled features of each, and the network over maps."""
+
+    maps: list[NDArray[np.float16]]
+    views: list[NDArray[np.float32]]
+    tuner: Any
+
+
+def freeze(job: Job) -> Frozen:
+    """Compute what the frozen part of job.model makes of the images; what an earlier run computed is taken up.
+
+    Raises:
+        TrainingDivergedError: a feature is not a finite number.
+        InputError: the memory does not suffice for a single image.
+    """
+    extractor, pooled, tuner = job.networks()
+    maps = [within_memory(job, partial(_maps, job, extractor, view)) for view in range(VIEWS)]
+    return Frozen(maps, [within_memory(job, partial(_features, job, pooled, view)) for view in maps], tuner)
+
+
+def fit(
+    job: Job, train: NDArray[np.intp], validation: NDArray[np.intp], name: str, frozen: Frozen | None = None
+) -> Fitted:
     """Both phases.
 
     Args:
@@ -123,25 +131,24 @@ def fit(job: Job, train: NDArray[np.intp], validation: NDArray[np.intp], name: s
         train: places of the training images in job.pixels.
         validation: likewise, for early stopping.
         name: of this fit's folder in job.work.
+        frozen: of this job, where it is known; its model must have the weights that it had then.
 
     Raises:
         TrainingDivergedError: the loss or a feature is not a finite number.
         InputError: the memory does not suffice for a single image.
     """
     keras.utils.set_random_seed(job.seed)
-    extractor, pooled, tuner = job.networks()
-    maps = [within_memory(job, partial(_maps, job, extractor, view)) for view in range(VIEWS)]
-    views = [within_memory(job, partial(_features, job, pooled, view)) for view in maps]
-    labels = job.labels[train].argmax(axis=1)
-    balance = dict(enumerate(compute_class_weight("balanced", classes=np.arange(len(CLASSES)), y=labels)))
-    head = _fit_head(job, views, train, validation, balance)
+    frozen = frozen or freeze(job)
+    head = _fit_head(job, frozen.views, train, validation)
     best = _best(head, f"val_{LOSS}") | {"epoch": 0}
     if job.epochs == 0:
         return Fitted(head, best)
-    start = job.model.get_weights()
-    folder = job.work / name
+    start, folder = job.model.get_weights(), job.work / name
+    balance = dict(enumerate(dense.class_weights(job.labels[train], job.settings.class_weight)))
     folder.mkdir(parents=True, exist_ok=True)
-    tuned = within_memory(job, partial(finetune, job, tuner, maps, train, validation, balance, folder, start))
+    tuned = within_memory(
+        job, partial(finetune, job, frozen.tuner, frozen.maps, train, validation, balance, folder, start)
+    )
     history = pd.concat([head, tuned], ignore_index=True)
     if (last := _best(tuned, "val_auroc"))["auroc"] > best["auroc"]:
         best = last
@@ -167,7 +174,7 @@ def within_memory(job: Job, work: Callable[[], T]) -> T:
 def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
     """Output of the frozen part for all images, augmented if view > 0; what an earlier run computed is taken up."""
     count, size = job.pixels.shape[:2]
-    moves = inputs.transforms(count, size, (job.seed, view)) if view else None
+    moves = inputs.transforms(count, size, (job.seed, view), job.settings.augmentation) if view else None
     folder = job.work / "maps"
     folder.mkdir(parents=True, exist_ok=True)
     out = inputs.allocate((count, *extractor.output_shape[1:]), np.float16, job.memory_budget)
@@ -197,47 +204,57 @@ def _features(job: Job, pooled: Any, maps: NDArray[np.float16]) -> NDArray[np.fl
     )
 
 
+def predict(job: Job, frozen: Frozen, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Probabilities [n, classes] of the plain images at `rows`, from their maps."""
+    maps = frozen.maps[0]
+    parts = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+    return np.concatenate([frozen.tuner.predict(maps[part], job.batch_size, verbose=0) for part in parts]).astype(float)
+
+
 def _fit_head(
-    job: Job,
-    views: list[NDArray[np.float32]],
-    train: NDArray[np.intp],
-    validation: NDArray[np.intp],
-    balance: dict[int, float],
+    job: Job, views: list[NDArray[np.float32]], train: NDArray[np.intp], validation: NDArray[np.intp]
 ) -> pd.DataFrame:
-    """Fit the dense head on standardised features, then fold the standardisation into its weights."""
-    x = np.concatenate([view[train] for view in views])
-    y = np.concatenate([job.labels[train]] * len(views))
-    mean, deviation = x.mean(axis=0), x.std(axis=0)
-    scale = deviation + 1e-3 * deviation.mean() + 1e-12  # a feature that is dead in training must not explode later
-    dense = keras.layers.Dense(
-        len(CLASSES),
-        activation="softmax",
-        kernel_regularizer=keras.regularizers.L2(HEAD_PENALTY),
-        dtype="float32",
-    )
-    head = keras.Sequential([keras.Input((x.shape[1],)), dense])
-    compile_model(head, HEAD_RATE)
-    log = head.fit(
-        (x - mean) / scale,
-        y,
-        batch_size=HEAD_BATCH,
-        epochs=HEAD_EPOCHS,
-        validation_data=((views[0][validation] - mean) / scale, job.labels[validation]),
-        class_weight=balance,
-        verbose=0,
-        callbacks=[
-            progress.epochs(f"{job.backbone.name} head"),
-            checkpoints.Watch(len(x), job.started),
-            keras.callbacks.EarlyStopping(f"val_{LOSS}", mode="min", patience=HEAD_PATIENCE, restore_best_weights=True),
-        ],
-    )
-    kernel, bias = dense.get_weights()
-    folded = kernel / scale[:, None]
-    job.model.get_layer(backbones.PROBABILITY).set_weights([folded, bias - mean @ folded])
-    history = pd.DataFrame(log.history)
-    history.insert(0, "epoch", range(1, len(history) + 1))
-    history.insert(0, "phase", "head")
-    return history
+    """Fit the dense head and give it to the model."""
+    rows: list[dict[str, Any]] = []
+    last = time.monotonic()
+    with progress.bar(None, dense.EPOCHS, f"{job.backbone.name} head", "epoch") as bar:
+
+        def watch(epoch: int, fitted: dense.Head) -> None:
+            nonlocal last
+            now = time.monotonic()
+            rows.append(
+                {"phase": "head", "epoch": epoch}
+                | _figures(fitted(views[0][train]), job.labels[train], job.settings.label_smoothing)
+                | {
+                    f"val_{name}": value
+                    for name, value in _figures(
+                        fitted(views[0][validation]), job.labels[validation], job.settings.label_smoothing
+                    ).items()
+                }
+                | {
+                    "seconds": round(now - last, 3),
+                    "elapsed": round(now - job.started, 3),
+                    "images_per_second": round(len(train) * len(views) / (now - last), 1),
+                }
+                | checkpoints.memory()
+            )
+            last = now
+            bar.update()
+
+        fitted = dense.fit(views, job.labels, train, validation, job.settings, job.seed, watch)
+    job.model.get_layer(backbones.PROBABILITY).set_weights([fitted.kernel, fitted.bias])
+    return pd.DataFrame(rows)
+
+
+def _figures(probability: NDArray[np.float64], truth: NDArray[np.float32], smoothing: float) -> dict[str, float]:
+    """As Keras names them; the loss is without class weights and penalty, the AUROC over the classes that are there."""
+    both = truth.any(axis=0) & ~truth.all(axis=0)
+    return {
+        "loss": dense.cross_entropy(probability, truth * (1 - smoothing) + smoothing / truth.shape[1]),
+        LOSS: dense.cross_entropy(probability, truth),
+        "accuracy": float((probability.argmax(axis=1) == truth.argmax(axis=1)).mean()),
+        "auroc": float(roc_auc_score(truth[:, both], probability[:, both])),
+    }
 
 
 def finetune(
@@ -255,8 +272,10 @@ def finetune(
     epochs = inputs.Epochs(maps, job.labels, train, job.batch_size, job.seed)
     steps = epochs.steps * job.epochs
     warmup = max(1, round(WARMUP * steps))
-    rate = keras.optimizers.schedules.CosineDecay(0.0, max(1, steps - warmup), warmup_target=RATE, warmup_steps=warmup)
-    compile_model(tuner, rate)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warmup), warmup_target=job.settings.rate, warmup_steps=warmup
+    )
+    compile_model(tuner, rate, job.settings.label_smoothing)
     stopper = keras.callbacks.EarlyStopping("val_auroc", mode="max", patience=PATIENCE, restore_best_weights=True)
     resume = checkpoints.Resume(folder, epochs, stopper, job.backbone.name)
     try:
@@ -273,6 +292,7 @@ def finetune(
                 checkpoints.Watch(len(train), job.started),
                 stopper,
                 resume,
+                *job.callbacks,
                 keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
             ],
         )
@@ -283,17 +303,17 @@ def finetune(
     return history
 
 
-def compile_model(model: Any, rate: Any) -> None:
-    """The loss, metrics and optimizer of both phases."""
+def compile_model(model: Any, rate: Any, smoothing: float = Settings.label_smoothing) -> None:
+    """The loss, metrics and optimizer of fine-tuning."""
     model.compile(
         keras.optimizers.Adam(rate),
-        keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING),
-        metrics=["accuracy", LOSS, Auroc(num_thresholds=1000, name="auroc")],
+        keras.losses.CategoricalCrossentropy(label_smoothing=smoothing),
+        metrics=["accuracy", LOSS, auroc(model.output_shape[-1])],
         jit_compile=XLA,
     )
     # Variables that come into being inside the first step make TensorFlow trace it twice: half a minute for B7.
     model.optimizer.build(model.trainable_variables)
-    blank = keras.ops.one_hot(keras.ops.arange(len(CLASSES)), len(CLASSES))
+    blank = keras.ops.eye(model.output_shape[-1])
     model.compute_metrics(None, blank, blank)
     model.reset_metrics()
 

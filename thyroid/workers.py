@@ -11,10 +11,11 @@ def pool() -> ProcessPoolExecutor:
 
     Without the watch, those of a killed process would wait for work for ever, and hold on to the locks that they inherited.
     """
-    return ProcessPoolExecutor(initializer=_watch)
+    return ProcessPoolExecutor(initializer=watch)
 
 
-def _watch() -> None:
+def watch() -> None:
+    """End this process as soon as the one that started it ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

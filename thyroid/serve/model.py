@@ -18,9 +18,10 @@ from kserve import InferOutput, InferRequest, InferResponse
 from kserve.model import InferenceVerb
 from PIL import Image
 
-from thyroid import RESEARCH_USE_ONLY, engine, explain, operating, registry
+from thyroid import RESEARCH_USE_ONLY, crop, engine, explain, operating, registry
+from thyroid import classes as kinds
 from thyroid.errors import InputError
-from thyroid.names import POSITIVE
+from thyroid.fusion import Fusion
 from thyroid.serve import limits, metrics, payload, treatment
 from thyroid.serve.payload import Instance
 from thyroid.serve.treatment import Prepared
@@ -33,6 +34,8 @@ _NEEDED = (
     "version",
     "backbone",
     "classes",
+    "positive",
+    "ordered",
     "image_size",
     "serving_domain",
     "reference",
@@ -73,6 +76,7 @@ class _Request:
     """A parsed request, with what its answer needs."""
 
     instances: Sequence[Instance]
+    clinical: Sequence[tuple[dict[str, Any], list[str]]]
     v2: InferRequest | None
     started: float
 
@@ -85,6 +89,7 @@ class _Seen:
     prepared: Prepared
     probability: np.ndarray
     evidence: np.ndarray
+    clinical: dict[str, Any]
     milliseconds: dict[str, float]
 
 
@@ -124,6 +129,8 @@ class ThyroidModel(kserve.Model):
         """
         self.facts = registry.verify(self.folder, _NEEDED)
         self.point = operating.of(self.facts)
+        self.classes = kinds.of(self.facts)
+        self.head = Fusion.of(self.facts["clinical"]) if "clinical" in self.facts else None
         self.released = self.facts["gate"]["decision"] == "promoted" if self._released is None else self._released
         self.chosen = engine.choose(self.facts["forms"], self.form)
         self.engine_ = engine.load(self.folder, self.facts, self.chosen)
@@ -138,14 +145,36 @@ class ThyroidModel(kserve.Model):
 
     def drift(self) -> str | None:
         """In words, by how much the answer to the reference image is off; None if it is not."""
-        probability = self.point.scale(self.engine_.predict(self._reference[None])[0])[0]
-        return self._judge(probability)
+        return self._judge(self._scaled(self.engine_.predict(self._reference[None])[0][0], {}))
 
     async def self_test(self) -> bool:
         """`drift` beside running requests; readiness follows it."""
         probability, _ = await self.engine_.answer(self._reference)
-        self.ready = self._judge(self.point.scale(probability[None])[0]) is None
+        self.ready = self._judge(self._scaled(probability, {})) is None
         return self.ready
+
+    def _scaled(self, probability: np.ndarray, clinical: dict[str, Any]) -> np.ndarray:
+        """The network's own probabilities [classes] with what clinical columns add, at the operating point's scale."""
+        own = probability[None] if self.head is None else self.head.predict(probability[None], [clinical])[0]
+        return self.point.scale(own)[0]
+
+    def _columns(self, instances: Sequence[Instance]) -> list[tuple[dict[str, Any], list[str]]]:
+        """Checked clinical values of every image, with notes.
+
+        Raises:
+            RequestError: the model uses no such column, or a value is not of its kind.
+        """
+        found: list[tuple[dict[str, Any], list[str]]] = []
+        for number, one in enumerate(instances):
+            if self.head is None and one.clinical:
+                raise limits.RequestError(
+                    f"instances[{number}].clinical: this model uses no clinical columns; leave it out"
+                )
+            try:
+                found.append(({}, []) if self.head is None else self.head.encoder.check(one.clinical))
+            except InputError as error:
+                raise limits.RequestError(f"instances[{number}].{error}") from None
+        return found
 
     def _judge(self, probability: np.ndarray) -> str | None:
         expected = [self.facts["reference"][label] for label in self.facts["classes"]]
@@ -171,7 +200,8 @@ class ThyroidModel(kserve.Model):
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """For the metadata of V2."""
-        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+        columns = [] if self.head is None else [{"name": "clinical", "datatype": "BYTES", "shape": [-1]}]
+        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}, *columns]
 
     def get_output_types(self) -> list[dict[str, Any]]:
         """For the metadata of V2."""
@@ -193,7 +223,9 @@ class ThyroidModel(kserve.Model):
             instances = payload.parse(body)
         else:
             instances = await asyncio.get_running_loop().run_in_executor(self._preparing, payload.parse, body)
-        request = _Request(instances, body if isinstance(body, InferRequest) else None, started)
+        request = _Request(
+            instances, self._columns(instances), body if isinstance(body, InferRequest) else None, started
+        )
         self.in_flight += 1
         try:
             with self.admission.admit(len(instances)):
@@ -220,28 +252,40 @@ class ThyroidModel(kserve.Model):
         return {"explanations": told} | self._patients(seen)
 
     async def _look(self, request: _Request) -> list[_Seen]:
-        return await asyncio.gather(*(self._see(instance, request.started) for instance in request.instances))
+        return await asyncio.gather(
+            *(
+                self._see(instance, clinical, request.started)
+                for instance, clinical in zip(request.instances, request.clinical, strict=True)
+            )
+        )
 
-    async def _see(self, instance: Instance, started: float) -> _Seen:
+    async def _see(self, instance: Instance, clinical: tuple[dict[str, Any], list[str]], started: float) -> _Seen:
         loop = asyncio.get_running_loop()
         domain, size = self.facts["serving_domain"], self.facts["image_size"]
         begun = time.perf_counter()
-        prepared = await loop.run_in_executor(self._preparing, treatment.prepare, instance, domain, size)
+        margin = self.facts.get("margin", crop.MARGIN)
+        prepared = await loop.run_in_executor(self._preparing, treatment.prepare, instance, domain, size, margin)
         ready = time.perf_counter()
         probability, evidence = await self.engine_.answer(prepared.pixels)
         done = time.perf_counter()
-        scaled = self.point.scale(probability[None])[0]
+        values, notes = clinical
+        scaled = self._scaled(probability, values)
         for stage, seconds in (("prepare", ready - begun), ("engine", done - ready)):
             metrics.STAGE.labels(stage).observe(seconds)
         version = str(self.facts["version"])
-        metrics.PROBABILITY.labels(version).observe(float(scaled[POSITIVE]))
-        metrics.DECISIONS.labels(version, str(self.point.decide(scaled[POSITIVE]))).inc()
+        malignant = float(self.classes.malignant(scaled[None])[0])
+        metrics.PROBABILITY.labels(version).observe(malignant)
+        metrics.DECISIONS.labels(version, str(self.point.decide(malignant))).inc()
         if "scan_area_found" in prepared.done:
             metrics.SCAN_AREA.labels(str(prepared.done["scan_area_found"]).lower()).inc()
         milliseconds = {"prepare": ready - begun, "engine": done - ready, "total": done - started}
-        return _Seen(
-            instance, prepared, scaled, evidence, {name: round(s * 1000, 1) for name, s in milliseconds.items()}
-        )
+        told: dict[str, Any] = {}
+        if self.head is not None:
+            columns = [one.name for one in self.head.encoder.columns]
+            told = {"used": [name for name in columns if name in values]}
+            told |= {"missing": [name for name in columns if name not in values], "notes": notes}
+        rounded = {name: round(s * 1000, 1) for name, s in milliseconds.items()}
+        return _Seen(instance, prepared, scaled, evidence, told, rounded)
 
     def _told(self, seen: _Seen) -> dict[str, Any]:
         return (
@@ -255,15 +299,20 @@ class ThyroidModel(kserve.Model):
                 "milliseconds": seen.milliseconds,
                 "notice": RESEARCH_USE_ONLY,
             }
+            | ({"clinical": seen.clinical} if seen.clinical else {})
             | ({} if self.released else {"not_released": self.not_released})
         )
 
     def _decided(self, probability: np.ndarray) -> dict[str, Any]:
-        classes = self.facts["classes"]
-        decision = str(self.point.decide(probability[POSITIVE]))
+        names = self.classes.names
+        malignant = float(self.classes.malignant(probability[None])[0])
+        decision = str(self.point.decide(malignant))
+        above = [name for name, p, t in zip(names, probability, self.point.thresholds, strict=True) if p >= t]
         return {
-            "probability": dict(zip(classes, probability.tolist(), strict=True)),
-            "class": classes[POSITIVE] if probability[POSITIVE] >= self.point.threshold else classes[1 - POSITIVE],
+            "probability": dict(zip(names, probability.tolist(), strict=True)),
+            "malignant": malignant,
+            "class": names[self.point.call(probability[None], self.classes)[0]],
+            "above_threshold": above,
             "threshold": self.point.threshold,
             "decision": decision,
             **({"reason": "abstention_band"} if decision == "abstain" else {}),

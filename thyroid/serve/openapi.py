@@ -31,11 +31,17 @@ _INSTANCE = {
         },
         "patient": {"type": "string", "maxLength": 128, "description": "views of one patient are aggregated"},
         "frame": {"type": "integer", "minimum": 1, "maximum": 1_000_000, "description": "of a DICOM file"},
+        "clinical": {
+            "type": "object",
+            "description": "values of clinical columns, where the model uses any (facts: clinical.fields); all may be left out",
+        },
     },
 }
 _DECIDED = {
     "probability": {"type": "object", "additionalProperties": _NUMBER, "description": "of each class, calibrated"},
-    "class": _TEXT,
+    "malignant": {"type": "number", "description": "probability of the malignant classes together"},
+    "class": {"type": "string", "description": "the most probable one of the side that the threshold decides"},
+    "above_threshold": {"type": "array", "items": _TEXT, "description": "classes above their own thresholds"},
     "threshold": _NUMBER,
     "decision": {"type": "string", "enum": ["benign", "malignant", "abstain"]},
     "reason": {"type": "string", "enum": ["abstention_band"]},
@@ -44,7 +50,9 @@ _PREDICTION = {
     "type": "object",
     "required": [
         "probability",
+        "malignant",
         "class",
+        "above_threshold",
         "threshold",
         "decision",
         "crop",
@@ -61,6 +69,7 @@ _PREDICTION = {
         "data_digest": _TEXT,
         "form": _TEXT,
         "milliseconds": {"type": "object", "additionalProperties": _NUMBER},
+        "clinical": {"type": "object", "description": "columns used and missing, and notes on values"},
         "notice": _TEXT,
         "not_released": {"type": "array", "items": _TEXT, "description": "why the model may not be relied on"},
     },
@@ -86,7 +95,7 @@ _TENSOR = {
     "type": "object",
     "required": ["name", "shape", "datatype", "data"],
     "properties": {
-        "name": {"type": "string", "enum": ["image", "roi", "patient", "frame"]},
+        "name": {"type": "string", "enum": ["image", "roi", "patient", "frame", "clinical"]},
         "shape": {
             "type": "array",
             "items": {"type": "integer", "minimum": 1, "maximum": 100_000},
@@ -137,7 +146,7 @@ def document() -> dict[str, Any]:
     infer = {
         "type": "object",
         "required": ["inputs"],
-        "properties": {"id": _TEXT, "inputs": {"type": "array", "items": _TENSOR, "minItems": 1, "maxItems": 4}},
+        "properties": {"id": _TEXT, "inputs": {"type": "array", "items": _TENSOR, "minItems": 1, "maxItems": 5}},
     }
     outputs = _list_of("outputs", {"type": "object"})
     name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": [registry.NAME]}}

@@ -1,12 +1,15 @@
 """Requests of every protocol to one list of instances. Errors name the field.
 
-V1: {"instances": [{"image": {"b64": "..."}, "roi": [x, y, width, height], "patient": "...", "frame": 1}]}, or an image as the
-body. V2: input `image` as BYTES [n] (encoded files; base64 in JSON) or UINT8 [n, h, w, 3], optional `roi` INT32 or INT64 [n, 4],
-`patient` BYTES [n] and `frame` INT32 or INT64 [n]. An encoded file is JPEG, PNG or DICOM, by its bytes.
+V1: {"instances": [{"image": {"b64": "..."}, "roi": [x, y, width, height], "patient": "...", "frame": 1, "clinical": {"age":
+52}}]}, or an image as the body. V2: input `image` as BYTES [n] (encoded files; base64 in JSON) or UINT8 [n, h, w, 3], optional
+`roi` INT32 or INT64 [n, 4], `patient` BYTES [n], `frame` INT32 or INT64 [n] and `clinical` BYTES [n], each a JSON object. An
+encoded file is JPEG, PNG or DICOM, by its bytes.
 """
 
 import base64
 import binascii
+import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +23,14 @@ from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, RequestError
 
 EXAMPLE = '{"instances": [{"image": {"b64": "..."}}]}'
 _PATIENT_LENGTH = 128
+_COLUMNS = 200
 
 
 @dataclass(frozen=True)
 class Instance:
     """One image to look at: encoded (bytes) or decoded (uint8 [h, w, 3]); `field` names it in errors.
 
-    `frame` counts from 1; None for the middle one of a DICOM file.
+    `frame` counts from 1; None for the middle one of a DICOM file. `clinical` holds columns and values as they were sent.
     """
 
     field: str
@@ -34,6 +38,7 @@ class Instance:
     roi: Box | None = None
     patient: str | None = None
     frame: int | None = None
+    clinical: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def parse(payload: Any) -> list[Instance]:
@@ -78,7 +83,16 @@ def _v1(number: int, instance: Any) -> Instance:
         _box(f"{where}.roi", roi),
         _name(where, patient),
         _frame(f"{where}.frame", instance.get("frame")),
+        _clinical(f"{where}.clinical", instance.get("clinical")),
     )
+
+
+def _clinical(where: str, values: Any) -> dict[str, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or len(values) > _COLUMNS:
+        raise RequestError(f"{where}: expected an object of at most {_COLUMNS} columns and their values")
+    return values
 
 
 def _frame(field: str, frame: Any) -> int | None:
@@ -122,9 +136,9 @@ def _box(field: str, roi: Any) -> Box | None:
 
 def _v2(request: InferRequest) -> list[Instance]:
     inputs = {one.name: one for one in request.inputs}
-    unknown = sorted(str(name) for name in set(inputs) - {"image", "roi", "patient", "frame"})
+    unknown = sorted(str(name) for name in set(inputs) - {"image", "roi", "patient", "frame", "clinical"})
     if unknown:
-        raise RequestError(f"inputs: {unknown[0]!r} is unknown; there are image, roi, patient and frame")
+        raise RequestError(f"inputs: {unknown[0]!r} is unknown; there are image, roi, patient, frame and clinical")
     if "image" not in inputs:
         raise RequestError("inputs: image is missing; BYTES [n] (encoded) or UINT8 [n, height, width, 3]")
     shown = inputs["image"]
@@ -167,6 +181,12 @@ def _v2(request: InferRequest) -> list[Instance]:
         if inputs["frame"].datatype not in ("INT32", "INT64") or len(numbers) != len(pictures):
             raise RequestError(f"inputs.frame: expected INT32 or INT64 of shape [{len(pictures)}]")
         frames = numbers.tolist()
+    clinical: list[Any] = [None] * len(pictures)
+    if "clinical" in inputs:
+        texts = _tensor(inputs["clinical"], "BYTES", 1).tolist()
+        if len(texts) != len(pictures):
+            raise RequestError(f"inputs.clinical: expected BYTES of shape [{len(pictures)}], each a JSON object")
+        clinical = [_object(f"inputs.clinical[{i}]", one) for i, one in enumerate(texts)]
     return [
         Instance(
             f"inputs.image[{i}]",
@@ -174,9 +194,19 @@ def _v2(request: InferRequest) -> list[Instance]:
             _box(f"inputs.roi[{i}]", box),
             _name(f"inputs[{i}]", patient),
             _frame(f"inputs.frame[{i}]", frame),
+            _clinical(f"inputs.clinical[{i}]", values),
         )
-        for i, (image, box, patient, frame) in enumerate(zip(pictures, boxes, patients, frames, strict=True))
+        for i, (image, box, patient, frame, values) in enumerate(
+            zip(pictures, boxes, patients, frames, clinical, strict=True)
+        )
     ]
+
+
+def _object(where: str, text: Any) -> Any:
+    try:
+        return json.loads(text) if text else None
+    except (TypeError, ValueError, RecursionError):
+        raise RequestError(f"{where}: not a JSON object") from None
 
 
 def _tensor(given: InferInput, datatype: str, rank: int) -> NDArray[Any]:

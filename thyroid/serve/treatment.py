@@ -28,13 +28,14 @@ class Prepared:
     roi: Box | None
 
 
-def prepare(instance: Instance, domain: str, size: int) -> Prepared:
+def prepare(instance: Instance, domain: str, size: int, margin: float = crop.MARGIN) -> Prepared:
     """Exactly what `crop` and the evaluation did to such an image: the same functions, and the same JPEG round trip.
 
     Args:
         instance: of `payload.parse`.
         domain: the serving domain.
         size: side of the network's input in pixels.
+        margin: that a region is cropped with.
 
     Raises:
         RequestError: the image cannot be decoded, or the region lies outside it.
@@ -53,10 +54,10 @@ def prepare(instance: Instance, domain: str, size: int) -> Prepared:
         seen = area.box
         inner = None if box is None else (box[0] - area.box[0], box[1] - area.box[1], box[2], box[3])
     elif box is not None:
-        image = crop.region(frame, box)
-        done = {"domain": domain, "box": list(box), "margin": crop.MARGIN}
-        seen = crop.widened(box, width, height)
-        inner = _inside_crop(box, width, height)
+        image = crop.region(frame, box, margin=margin)
+        done = {"domain": domain, "box": list(box), "margin": margin}
+        seen = crop.widened(box, width, height, margin)
+        inner = _inside_crop(box, width, height, margin)
     else:
         image = images.letterbox(frame, max(height, width))
         done = {"domain": domain, "note": "no roi given: the image is taken as a crop of the nodule"}
@@ -102,9 +103,9 @@ def _square(box: Sequence[int]) -> list[int]:
     return [x - (side - width) // 2, y - (side - height) // 2, side]
 
 
-def _inside_crop(box: Box, width: int, height: int) -> Box:
+def _inside_crop(box: Box, width: int, height: int, margin: float) -> Box:
     """Where the nodule lies in the square that `crop.region` makes of it."""
-    left, top, wide, high = crop.widened(box, width, height)
+    left, top, wide, high = crop.widened(box, width, height, margin)
     side = max(wide, high)
     return box[0] - left + (side - wide) // 2, box[1] - top + (side - high) // 2, box[2], box[3]
 

@@ -161,7 +161,8 @@ def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter, forged: CSRFProtec
         forged.protect()
         files = [(file.filename or "", file.read()) for file in request.files.getlist("files") if file.filename]
         views = upload.views(files, request.form.getlist("roi"))
-        answer = endpoint.explain(views, g.request_id)
+        clinical = upload.columns(request.form.to_dict(), (_shown(endpoint.facts()) or {}).get("columns", []))
+        answer = endpoint.explain(views, g.request_id, clinical)
         try:
             found = _found(answer, views)
             facts = _shown(endpoint.facts(found["version"]))
@@ -331,6 +332,7 @@ def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
             "images": test.get("n"),
             "patients": keras.get("patients"),
             "synthetic": facts.get("synthetic", 0),
+            "columns": [_field(one) for one in facts.get("clinical", {}).get("fields", [])],
             "not_released": [str(reason) for reason in facts["not_released"]],
             "findings": sorted(audits.get("findings", {})),
             "kept": max(map(float, audits.get("kept", {}).values()), default=None),
@@ -338,6 +340,20 @@ def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
     except _ODD:
         log.error("the endpoint's facts are of another form", extra={"fields": {"request_id": g.request_id}})
         return None
+
+
+def _field(one: dict[str, Any]) -> dict[str, Any]:
+    """A clinical column for the form."""
+    name, number = str(one["name"]), one["kind"] == "number"
+    if number:
+        low, high = (f"{float(one[bound]):g}" for bound in ("minimum", "maximum"))
+        return {"name": name, "categories": None, "low": low, "high": high}
+    return {"name": name, "categories": [str(category) for category in one["categories"]]}
+
+
+def _columns(told: dict[str, Any] | None) -> dict[str, list[str]] | None:
+    """Names of the clinical columns that the answer is made with and without, and what is odd about their values."""
+    return told and {name: [str(one) for one in told[name]] for name in ("used", "missing", "notes")}
 
 
 def _interval(figure: dict[str, Any] | None, form: str) -> str | None:
@@ -364,6 +380,7 @@ def _found(answer: dict[str, Any], views: Sequence[View]) -> dict[str, Any]:
         "version": int(told[0]["model_version"]),
         "backbone": str(told[0]["model"]),
         "not_released": [str(reason) for reason in told[0].get("not_released", [])],
+        "columns": _columns(told[0].get("clinical")),
         "above": sum(one["probability"] >= threshold for one in decided),
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "views": [
@@ -386,7 +403,13 @@ def _found(answer: dict[str, Any], views: Sequence[View]) -> dict[str, Any]:
 def _decided(one: dict[str, Any]) -> dict[str, Any]:
     if one["decision"] not in _DECISIONS:
         raise ValueError("no decision")
-    return {"probability": _share(one["probability"][CLASSES[POSITIVE]]), "decision": one["decision"]}
+    classes = [(str(name), _share(share)) for name, share in one["probability"].items()]
+    return {
+        "probability": _share(one["malignant"]),
+        "decision": one["decision"],
+        "class": str(one["class"]),
+        "classes": classes if len(classes) > len(CLASSES) else [],
+    }
 
 
 def _share(value: Any) -> float:

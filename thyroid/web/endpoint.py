@@ -81,8 +81,8 @@ class Endpoint:
             raise PageError("error_report", status=HTTPStatus.NOT_FOUND)
         return _checked(answer, ()).body
 
-    def explain(self, views: Sequence[View], request_id: str) -> dict[str, Any]:
-        """The endpoint's answer to `:explain`, the views being one patient's.
+    def explain(self, views: Sequence[View], request_id: str, clinical: dict[str, float | str]) -> dict[str, Any]:
+        """The endpoint's answer to `:explain`, the views and clinical values being one patient's.
 
         Raises:
             PageError: it cannot be reached, has too much to do, refuses a view, or answers otherwise than documented.
@@ -90,6 +90,7 @@ class Endpoint:
         instances = [
             {"image": {"b64": base64.b64encode(view.data).decode()}, "patient": "1"}
             | ({} if view.roi is None else {"roi": view.roi})
+            | ({"clinical": clinical} if clinical else {})
             for view in views
         ]
         if not self._places.acquire(blocking=False):
@@ -157,6 +158,10 @@ def _checked(answer: _Answer, views: Sequence[View]) -> _Answer:
         key = {"overloaded": "error_busy", "not_ready": "error_starting"}.get(code, "error_unreachable")
         raise PageError(key, status=HTTPStatus.SERVICE_UNAVAILABLE)
     named = _FIELD.match(message)
+    if answer.status == HTTPStatus.BAD_REQUEST and re.match(r"instances\[[0-9]+\]\.clinical", message):
+        raise PageError(
+            "error_columns", status=HTTPStatus.BAD_GATEWAY
+        )  # another model answers than the form was made for
     if answer.status == HTTPStatus.BAD_REQUEST and named and int(named["number"]) < len(views):
         # sizes and boxes were checked here, so what the endpoint still refuses is damage behind the header
         raise PageError("error_damaged", {"name": views[int(named["number"])].name})

@@ -1,8 +1,9 @@
 """Files that a browser sent, checked before the endpoint is asked; every refusal is a code and values for `words`."""
 
 import base64
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,3 +154,34 @@ def _box(name: str, roi: str, width: int, height: int) -> Box | None:
     if x + wide > width or y + high > height:
         raise PageError("error_box_outside", {"name": name})
     return x, y, wide, high
+
+
+def columns(form: Mapping[str, str], fields: Sequence[Mapping[str, Any]]) -> dict[str, float | str]:
+    """Clinical values of a form, by column; what was left empty is not among them.
+
+    Args:
+        form: its fields, those of columns with clinical. in front.
+        fields: the model's columns: name, and categories (None for a number).
+
+    Raises:
+        PageError: a number that is none.
+    """
+    kinds = {one["name"]: one["categories"] for one in fields}
+    given = {
+        name.removeprefix("clinical."): text.strip() for name, text in form.items() if name.startswith("clinical.")
+    }
+    values: dict[str, float | str] = {}
+    for name, text in given.items():
+        if not text:
+            continue
+        if kinds.get(name, ()) is not None:
+            values[name] = text
+            continue
+        try:
+            number = float(text.replace(",", "."))
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise PageError("error_number", {"name": name})
+        values[name] = number
+    return values

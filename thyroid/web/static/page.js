@@ -422,6 +422,9 @@ form.addEventListener('submit', (event) => {
   send(views.map((view) => ({ ...view }))); // as they are now: the strip may change while the answer is on its way
 });
 
+const columns = () => form.querySelectorAll('[name^="clinical."]');
+for (const field of columns()) field.addEventListener('input', changed);
+
 function send(sent, again = true) {
   const body = new FormData();
   body.append('csrf_token', form.elements.csrf_token.value);
@@ -429,6 +432,7 @@ function send(sent, again = true) {
     body.append('files', view.blob, view.file.name);
     body.append('roi', view.roi ? view.roi.join(',') : '');
   }
+  for (const field of columns()) body.append(field.name, field.value);
   const request = new XMLHttpRequest(); // fetch does not tell how much was sent
   asking = request;
   const bar = $('progress').querySelector('progress');
@@ -467,6 +471,7 @@ $('cancel').addEventListener('click', () => {
 });
 $('restart').addEventListener('click', () => {
   patient += 1;
+  for (const field of columns()) field.value = '';
   asking?.abort();
   for (const view of views.splice(0)) URL.revokeObjectURL(view.url);
   giveBack();

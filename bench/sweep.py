@@ -1,0 +1,90 @@
+"""Search: trials an hour on cached features, against training each of them from its images.
+
+The peer, in the same run, does the same trial (same folds, same head settings, same result) as a training with folds would:
+it decodes the images and computes the frozen part once, and then fits the heads. Neither is pruned.
+
+    python bench/sweep.py --scans DIR --rois rois.csv --weights DIR
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from training import DDTI, WEIGHTS, data_version
+
+from thyroid import backbones, sweep, twophase
+from thyroid.settings import Settings
+
+FOLDS = 5
+SIZE = 64
+"""As of the quick preset: larger images cost a training more and a search nothing."""
+TRIALS = 40
+RETRAINED = 2
+
+
+def nothing(step: int, value: float) -> None:
+    """No trial is pruned."""
+
+
+def retrain(plan: sweep.Plan, data: Path, weights: str, settings: Settings, work: Path) -> np.ndarray:
+    """Out-of-fold probabilities of the settings, from the images on."""
+    start = backbones.find_weights(backbones.get(plan.facts["backbone"]), weights)
+    table = sweep.development(data, plan.facts["domain"])
+    probability = np.full(plan.labels.shape, np.nan)
+    with sweep.job_of(plan.facts, start, settings, table, plan.labels, work) as job:
+        frozen, pristine = twophase.freeze(job), job.model.get_weights()
+        for number, train, validation, held in plan.folds():
+            job.model.set_weights(pristine)
+            twophase.fit(job, train, validation, f"fold-{number}", frozen)
+            probability[held] = twophase.predict(job, frozen, held)
+    return probability
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    here = DDTI.is_dir()
+    parser.add_argument("--scans", type=Path, default=DDTI / "normal" if here else None, help="default: phantoms")
+    parser.add_argument("--rois", type=Path, default=DDTI / "rois.csv" if here else None)
+    parser.add_argument("--weights", default=str(WEIGHTS) if WEIGHTS.is_dir() else "none")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = data_version(arguments.scans, arguments.rois, folder)
+        began = time.perf_counter()
+        plan = sweep.prepare(data, folder, "VGG16", weights=arguments.weights, image_size=SIZE, folds=FOLDS)
+        prepared = time.perf_counter() - began
+
+        settings: list[Settings] = []
+
+        def evaluate(chosen: Settings, _: object) -> np.ndarray:
+            settings.append(chosen)
+            return evaluate_plain(chosen, nothing)
+
+        evaluate_plain = functools.partial(sweep.evaluate_heads, plan, {})
+        began = time.perf_counter()
+        sweep.work_on(plan, sweep.HEADS, TRIALS, evaluate)  # Optuna's part of a trial included
+        cached = (time.perf_counter() - began) / TRIALS
+        seconds = []
+        for number in range(RETRAINED):
+            began = time.perf_counter()
+            ours = retrain(plan, data, arguments.weights, settings[number], folder / f"retrain-{number}")
+            seconds.append(time.perf_counter() - began)
+            theirs = np.load(plan.scores(sweep.HEADS, number))
+            assert np.abs(ours - theirs).max() < 0.02, "both have done the same trial"
+        retrained = statistics.median(seconds)
+    print(
+        f"{plan.facts['images']} images at {SIZE} px, {FOLDS} folds: {cached:.3f} s a trial on cached features "
+        f"({3600 / cached:.0f} an hour; {prepared:.0f} s before the first), {retrained:.1f} s from the images "
+        f"({3600 / retrained:.0f} an hour), as measured: {', '.join(f'{one:.1f}' for one in seconds)} s"
+    )
+    ratios = {"trials_per_hour_vs_retrain": round(retrained / cached, 3)}
+    print(json.dumps({"bench": "sweep", "ratios": ratios}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""End of a search as a pipeline step."""
+
+from kfp.dsl import HTML, Artifact, Input, Metrics, Output
+
+from components.step import step
+
+
+@step(image="train")
+def sweep_conclude(
+    ranked: Input[Artifact],
+    finished: list,
+    results: Output[Artifact],
+    settings: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+):
+    """Write the best settings for the training, every trial, and the report."""
+    import shutil
+    from pathlib import Path
+
+    from thyroid.sweep_report import conclude
+
+    study = Path(Path(ranked.path).read_text())
+    done = conclude(study, Path(results.path))
+    shutil.copy(done.folder / "settings.json", settings.path)
+    shutil.copy(done.folder / "report.html", report.path)
+    # also beside the study, where a training on the same volume can take it from
+    shutil.copy(done.folder / "settings.json", study / "settings.json")
+    settings.metadata |= {"recipe": str(study / "settings.json")}
+    for name in ("chosen", "default"):
+        metrics.log_metric(f"{name}_auroc", done.facts[name]["auroc"]["value"])
+    for name, value in done.facts["difference"].items():
+        if value is not None:
+            metrics.log_metric(f"difference_{name}", value)
+    metrics.log_metric("verdict", done.facts["helped"])

@@ -1,0 +1,23 @@
+"""One worker of a search's first stage as a pipeline step."""
+
+from kfp.dsl import Artifact, Input, OutputPath
+
+from components.step import step
+
+
+@step(image="train")
+def sweep_heads(
+    study: Input[Artifact],
+    worker: int,
+    trials: int,
+    cores: int,
+    finished: OutputPath(int),  # type: ignore[valid-type]
+):
+    """Try head settings on cached features until the study has its trials, beside the other workers."""
+    from pathlib import Path
+
+    from thyroid.sweep import search_heads
+
+    print(f"worker {worker}", flush=True)
+    done = search_heads(Path(Path(study.path).read_text()), trials, cores=cores)
+    Path(finished).write_text(str(done))

@@ -1,0 +1,27 @@
+"""One worker of a search's second stage as a pipeline step."""
+
+from kfp.dsl import Artifact, Dataset, Input, OutputPath
+
+from components.step import step
+
+
+@step(image="train")
+def sweep_images(
+    ranked: Input[Artifact],
+    images: Input[Dataset],
+    data: Input[Dataset],
+    weights: str,
+    worker: int,
+    trials: int,
+    cores: int,
+    finished: OutputPath(int),  # type: ignore[valid-type]
+):
+    """Try crop margin, image size, augmentation and unfrozen depth until the study has its trials, beside the others."""
+    from pathlib import Path
+
+    from thyroid.sweep import search_images
+
+    print(f"worker {worker}", flush=True)
+    folder = Path(Path(ranked.path).read_text())
+    done = search_images(folder, Path(images.path), Path(data.path), weights, trials, cores=cores)
+    Path(finished).write_text(str(done))

@@ -1,0 +1,44 @@
+"""Beginning of a search as a pipeline step."""
+
+from kfp.dsl import Artifact, Dataset, Input, Output
+
+from components.step import step
+
+
+@step(image="train")
+def sweep_prepare(
+    images: Input[Dataset],
+    fingerprint: str,
+    backbone: str,
+    weights: str,
+    image_size: int,
+    epochs: int,
+    batch_size: int,
+    folds: int,
+    store: str,
+    seed: int,
+    study: Output[Artifact],
+):
+    """Make the study's folder on the volume, or find it there, and compute the features of every tap."""
+    from pathlib import Path
+
+    from thyroid import tables
+    from thyroid.errors import InputError
+    from thyroid.sweep import prepare
+
+    if not store:
+        raise InputError("store: a search needs a folder that all workers see, on the volume")
+    tables.check_fingerprint(Path(images.path), fingerprint)
+    plan = prepare(
+        Path(images.path),
+        Path(store) / "sweeps",
+        backbone,
+        weights=weights,
+        image_size=image_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        folds=folds,
+        seed=seed,
+    )
+    Path(study.path).write_text(str(plan.folder))
+    study.metadata |= {"folder": str(plan.folder)}

@@ -1,0 +1,17 @@
+"""Between the stages of a search as a pipeline step."""
+
+from kfp.dsl import Artifact, Input, Output
+
+from components.step import step
+
+
+@step(image="train")
+def sweep_rank(study: Input[Artifact], finished: list, ranked: Output[Artifact]):
+    """Choose the heads that the second stage starts from."""
+    from pathlib import Path
+
+    from thyroid.sweep import rank
+
+    folder = Path(study.path).read_text()
+    rank(Path(folder))
+    Path(ranked.path).write_text(folder)

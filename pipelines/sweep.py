@@ -1,0 +1,132 @@
+"""scans -> ingest -> crop -> features -> heads x n -> rank -> images x n -> settings: the search as a pipeline."""
+
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl
+
+from components.crop import crop
+from components.ingest import ingest
+from components.sweep_conclude import sweep_conclude
+from components.sweep_heads import sweep_heads
+from components.sweep_images import sweep_images
+from components.sweep_prepare import sweep_prepare
+from components.sweep_rank import sweep_rank
+from pipelines.cluster import NEEDS, Cluster, place
+
+WORKERS = 4
+"""Pods a stage on a cluster."""
+
+
+def sweep_pipeline(
+    backbone: str, workers: int = WORKERS, cluster: Cluster | None = None, cores: int = 0
+) -> Callable[..., Any]:
+    """The search for one backbone by so many workers a stage; without `cluster` as it runs on this machine."""
+    numbers = list(range(1, workers + 1))
+
+    @dsl.pipeline(
+        name="thyroid-sweep",
+        display_name="Thyroid nodules: settings of the training",
+        description="Hyper-parameter search on the development patients; the test set is not read. Research use only.",
+    )
+    def thyroid_sweep(
+        scans: str,
+        store: str,
+        rois: str = "",
+        crops: str = "",
+        labels: str = "",
+        classes: str = "B|M",
+        domains: str = "",
+        weights: str = "imagenet",
+        image_size: int = 224,
+        epochs: int = 15,
+        batch_size: int = 32,
+        head_trials: int = 200,
+        image_trials: int = 24,
+        folds: int = 5,
+        given_splits: str = "separate",
+        seed: int = 0,
+    ) -> None:
+        """Hyper-parameter search on the development patients; the test set is not read. Research use only.
+
+        Args:
+            scans: As of the training.
+            store: Folder on the volume that all workers see; the studies are in its sweeps, and a run that is started again goes on there.
+            rois: As of the training.
+            crops: As of the training.
+            labels: As of the training.
+            classes: As of the training.
+            domains: Of which the first is searched; empty for cropped where there are regions, else normal.
+            weights: As of the training.
+            image_size: Side of the input in the first stage; the second tries half and half as much again, too.
+            epochs: Epochs of fine-tuning in a trial.
+            batch_size: Images a step while fine-tuning.
+            head_trials: Trials on cached features.
+            image_trials: Trials from the images; 0 for none.
+            folds: Of the cross-validation by patient in every trial.
+            given_splits: As of the training.
+            seed: Of splits, folds, training and proposals.
+        """
+        # nothing is registered in the store, so that everything counts as new
+        ingested = ingest(
+            scans=scans,
+            rois=rois,
+            crops=crops,
+            labels=labels,
+            classes=classes,
+            given_splits=given_splits,
+            store=store,
+            registry=store,
+            minimum=0,
+            recipe="",
+            seed=seed,
+        )
+        place(ingested, "ingest", cluster).set_caching_options(False)
+        cropped = crop(
+            data=ingested.outputs["data"],
+            fingerprint=ingested.outputs["version"],
+            domains=domains,
+            recipe="",
+            store=store,
+        )
+        place(cropped, "crop", cluster).set_caching_options(False)
+        prepared = sweep_prepare(
+            images=cropped.outputs["images"],
+            fingerprint=cropped.outputs["version"],
+            backbone=backbone,
+            weights=weights,
+            image_size=image_size,
+            epochs=epochs,
+            batch_size=batch_size,
+            folds=folds,
+            store=store,
+            seed=seed,
+        )
+        # the store knows what is done
+        place(prepared, "sweep_prepare", cluster, backbone).set_caching_options(False)
+        with dsl.ParallelFor(numbers, name="heads") as number:
+            # artifacts alone come from outside: kfp.local replaces parameters of other steps by the number (kfp 2.17)
+            head = sweep_heads(
+                study=prepared.outputs["study"],
+                worker=number,
+                trials=head_trials,
+                cores=cores or int(NEEDS["sweep_heads"].cpu),
+            )
+            place(head, "sweep_heads", cluster).set_caching_options(False)
+        ranked = sweep_rank(study=prepared.outputs["study"], finished=dsl.Collected(head.outputs["finished"]))
+        place(ranked, "sweep_rank", cluster).set_caching_options(False)
+        with dsl.ParallelFor(numbers, name="images") as number:
+            image = sweep_images(
+                ranked=ranked.outputs["ranked"],
+                images=cropped.outputs["images"],
+                data=ingested.outputs["data"],
+                weights=weights,
+                worker=number,
+                trials=image_trials,
+                cores=cores or int(NEEDS["sweep_images"].cpu),
+            )
+            place(image, "sweep_images", cluster, backbone).set_caching_options(False)
+        concluded = sweep_conclude(ranked=ranked.outputs["ranked"], finished=dsl.Collected(image.outputs["finished"]))
+        place(concluded, "sweep_conclude", cluster).set_caching_options(False)
+
+    return thyroid_sweep

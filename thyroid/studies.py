@@ -1,0 +1,172 @@
+"""A study of Optuna in a folder that several processes or pods share, and that survives their death.
+
+    <folder>/journal.log   every trial, one line an event (Optuna's journal: no database)
+    <folder>/workers/      a file a living worker, which it holds locked: a lock ends with the process, however that ends
+
+A trial is taken under a lock together with the name of its worker. So the trial of a worker that is no more is told from one
+in progress: it is marked as failed, and its parameters are tried once more.
+"""
+
+import fcntl
+import os
+import socket
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
+
+from thyroid.errors import InputError
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+STARTUP = 10
+"""Random trials before the sampler learns from them, and trials before one is pruned."""
+
+AGAIN, FIRST, WORKER = "again", "first", "worker"
+"""What a trial may be marked with: the number of the one that it repeats, that it is what others are held against, its worker."""
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock between processes, on a volume between pods."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+class _Lock(JournalFileOpenLock):
+    """Optuna's lock around a write. It ends with the process, and half a line that one left behind is cut off first.
+
+    The next line would be glued to it, and the journal could not be read any more (optuna 5.0).
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self.handle: IO[str] | None = None
+
+    def acquire(self) -> bool:
+        self.handle = self.journal.with_suffix(".lock").open("a")
+        fcntl.flock(self.handle, fcntl.LOCK_EX)
+        with self.journal.open("rb+") as file:
+            content = file.seek(0, os.SEEK_END)
+            if content and (file.seek(content - 1), file.read(1))[1] != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        if self.handle is not None:
+            self.handle.close()
+
+
+class Shared:
+    """One of the studies in a folder.
+
+    Args:
+        folder: that the workers share; it is made.
+        name: of the study.
+        space: of the parameters.
+        seed: of the proposals. A worker alone repeats them; several get what is next when they ask.
+        warmup: steps of a trial before it may be pruned.
+
+    Raises:
+        InputError: the journal is damaged, or the study has another space.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, space: Mapping[str, BaseDistribution], seed: int = 0, warmup: int = 0
+    ) -> None:
+        self.folder, self.name, self.space, self.seed = folder, name, space, seed
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = folder / "journal.log"
+        try:
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal), _Lock(journal)))
+            self.study = optuna.create_study(
+                study_name=name,
+                storage=storage,
+                direction="maximize",
+                load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP // 2, n_warmup_steps=warmup),
+            )
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{journal}: damaged ({error}); remove {folder} and start the search anew") from None
+        for trial in self.trials():
+            for one, distribution in trial.distributions.items():
+                if space.get(one) != distribution:
+                    raise InputError(
+                        f"{folder}: its study {name!r} searched {one} in {distribution}, not in {space.get(one)}; give another folder"
+                    )
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Those in one of the states, or all."""
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def finished(self) -> int:
+        """Trials that were completed or pruned."""
+        return len(self.trials(*FINISHED))
+
+    def enqueue(self, parameters: list[dict[str, Any]]) -> None:
+        """Try these before any others; the first is what the others are held against. Once is enough, more do no harm."""
+        with locked(self.folder / "ask.lock"):
+            done = len(self.trials())  # nothing else is asked for before
+            for number, values in enumerate(parameters[done:], done):
+                self.study.enqueue_trial(values, user_attrs={} if number else {FIRST: True})
+
+    def ask(self, wanted: int, worker: str) -> optuna.Trial | None:
+        """The next trial; None where `wanted` are finished or in progress."""
+        with locked(self.folder / "ask.lock"):
+            self._bury(worker)
+            begun = self.trials(*FINISHED, TrialState.RUNNING)
+            if len(begun) >= wanted:
+                return None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.study.sampler = optuna.samplers.TPESampler(
+                    seed=self.seed + len(self.trials()), n_startup_trials=STARTUP
+                )
+            trial = self.study.ask(dict(self.space))
+            trial.set_user_attr(WORKER, worker)
+            return trial
+
+    def _bury(self, worker: str) -> None:
+        """Mark the trials of dead workers as failed, after their parameters wait to be tried again (once)."""
+        trials = self.trials()
+        repeated = {trial.user_attrs.get(AGAIN) for trial in trials}
+        for trial in trials:
+            owner = trial.user_attrs.get(WORKER)
+            if trial.state != TrialState.RUNNING or (owner is not None and (owner == worker or self._alive(owner))):
+                continue
+            if trial.params and AGAIN not in trial.user_attrs and trial.number not in repeated:
+                marks = {FIRST: True} if FIRST in trial.user_attrs else {}
+                self.study.enqueue_trial(trial.params, user_attrs=marks | {AGAIN: trial.number})
+            self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def _alive(self, worker: str) -> bool:
+        try:
+            with (self.folder / "workers" / worker).open("a") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        (self.folder / "workers" / worker).unlink(missing_ok=True)
+        return False
+
+
+@contextmanager
+def worker(folder: Path) -> Iterator[str]:
+    """A name for this process, which counts as alive until the end of the block or of the process."""
+    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    file = folder / "workers" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield name
+    file.unlink(missing_ok=True)
