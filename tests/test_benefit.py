@@ -137,6 +137,7 @@ def test_endpoint_and_facts(helped, study, tmp_path):
 
     import httpx
 
+    from tests.pages import Page
     from tests.serving import Server
     from thyroid import register
 
@@ -169,6 +170,21 @@ def test_endpoint_and_facts(helped, study, tmp_path):
         assert values[1] == pytest.approx(high["malignant"], abs=1e-6)
         tensors[1]["data"] = ["{"]
         assert httpx.post(f"{address}/v2/models/thyroid/infer", json={"inputs": tensors}).status_code == 400
+        page = Page(tmp_path / "page.log", address).wait()
+        try:
+            visitor = page.visitor()
+            assert 'name="clinical.tsh"' in visitor.client.get("/").text
+
+            def read(value):
+                data = {"csrf_token": visitor.token, "roi": [""], "clinical.tsh": value, "clinical.shoe": ""}
+                return visitor.client.post("/read", data=data, files={"files": ("scan.jpg", scan)})
+
+            assert "Clinical data used: tsh. Not given: shoe." in read("4,0").text
+            refused = read("high")
+            assert refused.status_code == 400
+            assert "“tsh” is not a number." in refused.text
+        finally:
+            assert "tsh" not in page.stop(), "the log has no values"
     finally:
         running.stop()
     shutil.rmtree(root)

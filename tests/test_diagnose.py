@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid import backbones, crop, diagnose, evaluate, inputs, tables, train
+from thyroid import backbones, classes, crop, diagnose, evaluate, inputs, tables, train
 from thyroid.errors import InputError
 
 
@@ -75,12 +75,22 @@ def test_efficientnet_fed_by_the_deck_is_rescaled_twice(efficientnets, few_pixel
 
 
 def test_a_constant_predictor_is_called_one():
-    validation = pd.DataFrame({"label": ["B"] * 8 + ["M"] * 2})
-    figures, findings = diagnose._predictor(validation, np.linspace(0.2, 0.22, 10))
+    validation = pd.DataFrame({"class": ["B"] * 8 + ["M"] * 2})
+
+    def answers(*ends: float) -> np.ndarray:
+        malignant = np.linspace(*ends, 10)
+        return np.stack([1 - malignant, malignant], axis=1)
+
+    figures, findings = diagnose._predictor(validation, answers(0.2, 0.22), BINARY)
     assert [finding.name for finding in findings] == ["constant predictor"]
     assert figures["predictor"]["accuracy"] == figures["predictor"]["majority"] == 0.8
     assert figures["predictor"]["balanced_accuracy"] == 0.5
-    assert diagnose._predictor(validation, np.linspace(0.1, 0.9, 10))[1] == []
+    assert diagnose._predictor(validation, answers(0.1, 0.9), BINARY)[1] == []
+    grades = classes.parse("2<3|4")
+    graded = pd.DataFrame({"class": ["2"] * 5 + ["3"] * 4 + ["4"]})
+    figures, findings = diagnose._predictor(graded, np.tile([0.4, 0.35, 0.25], (10, 1)), grades)
+    assert "every validation image is called 2," in findings[0].text
+    assert figures["predictor"]["balanced_accuracy"] == pytest.approx(1 / 3)
 
 
 def test_swapped_labels_are_seen(cropped, trained):
@@ -95,9 +105,10 @@ def test_swapped_labels_are_seen(cropped, trained):
             benign_first = np.arange(count) < count / 2  # as _label_order takes them
             return np.stack([~benign_first, benign_first], axis=1) * 0.8 + 0.1
 
-    assert [f.name for f in diagnose._label_order(facts, Swapped(), table)[1]] == ["label order"]
+    assert [f.name for f in diagnose._label_order(facts, Swapped(), table, BINARY, BINARY)[1]] == ["label order"]
     other = facts | {"classes": ["M", "B"]}
-    assert "in the order ['M', 'B']" in diagnose._label_order(other, None, table)[1][0].text
+    reversed_ = classes.of(other)
+    assert "in the order ['M', 'B']" in diagnose._label_order(other, None, table, reversed_, BINARY)[1][0].text
 
 
 def test_near_duplicates_of_two_patients_on_two_sides():
@@ -110,8 +121,8 @@ def test_near_duplicates_of_two_patients_on_two_sides():
 
 
 def test_a_part_without_a_class():
-    table = pd.DataFrame({"part": ["train", "train", "validation", "test", "test"], "label": list("BMBBM")})
-    (finding,) = diagnose._classes(table)[1]
+    table = pd.DataFrame({"part": ["train", "train", "validation", "test", "test"], "class": list("BMBBM")})
+    (finding,) = diagnose._classes(table, BINARY)[1]
     assert finding.text.startswith("the validation part has no image of class M")
 
 

@@ -48,7 +48,7 @@ def test_figures_follow_from_the_predictions(evaluated):
         assert figures["n"] == len(mine)
         assert figures["auroc"]["value"] == pytest.approx(roc_auc_score(truth, mine["probability_M"]))
         assert figures["auroc"]["low"] <= figures["auroc"]["value"] <= figures["auroc"]["high"]
-        assert figures["majority"] == max(truth.mean(), 1 - truth.mean())
+        assert figures["majority"] == pytest.approx(max(truth.mean(), 1 - truth.mean()))
         assert np.sum(figures["confusion"]) == len(mine)
         (_, _), (missed, caught) = figures["confusion"]
         assert figures["sensitivity"]["value"] == pytest.approx(caught / (caught + missed))
@@ -128,7 +128,8 @@ def test_nothing_of_an_earlier_evaluation_stays(cropped, trained, evaluated, tmp
 
 
 def test_pictures_are_there_for_every_model(evaluated):
-    names = [f"{kind}-{name}-cropped" for kind in curves.NAMES for name in ("VGG16", "ResNet50")]
+    kinds = [kind for kind in curves.NAMES if not kind.startswith("class-")]
+    names = [f"{kind}-{name}-cropped" for kind in kinds for name in ("VGG16", "ResNet50")]
     for name in (*names, "ranking", "diagnosis", "shortcuts-cropped"):
         with Image.open(evaluated / "plots" / f"{name}.png") as image:
             assert min(image.size) > 150
@@ -139,7 +140,7 @@ def test_report_opens_offline_and_is_honest(evaluated):
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
     plots = {path.stem for path in (evaluated / "plots").glob("*.png")}
     assert html.count("data:image/png;base64,") == len(plots) + 2
-    assert plots >= {f"{kind}-VGG16-cropped" for kind in curves.NAMES}
+    assert plots >= {f"{kind}-VGG16-cropped" for kind in curves.NAMES if not kind.startswith("class-")}
     assert html.count(RESEARCH_USE_ONLY) == 3, "above, below, and at the foot of every printed page"
     assert "30 of 30 scans are synthetic phantoms" in html
     assert "always answering the majority class gives" in html

@@ -80,6 +80,7 @@ def test_the_ops_image_does_without_the_others(step):
         "serve",
         "web",
         "results",
+        "sweep",
     ],
 )
 def test_every_step_is_a_command(module):
@@ -143,6 +144,7 @@ def test_research_use_only_stands_on_what_people_see():
         "thyroid/plots.py",
         "thyroid/templates/report.html",
         "thyroid/templates/card.md",
+        "thyroid/templates/sweep.html",
         "thyroid/serve/model.py",
         "thyroid/serve/__main__.py",
         "thyroid/serve/openapi.py",

@@ -152,10 +152,11 @@ def test_what_is_kept_is_listed(tmp_path, scans):
     assert "000001" in printed
 
 
-def test_a_run_is_started():
+@pytest.mark.parametrize("what", ["make submit GPU=1", "make submit PIPELINE=sweep"])
+def test_a_run_is_started(what):
     host = Kubeflow()
     try:
-        printed = run(command("make submit").replace("http://localhost:8080", host.url))
+        printed = run(command(what).replace("http://localhost:8080", host.url))
     finally:
         host.shutdown()
         host.server_close()

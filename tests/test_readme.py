@@ -12,6 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from thyroid import phantom
@@ -34,7 +35,7 @@ def copy(tmp_path_factory) -> Path:
     for name in listed.stdout.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)  # times kept: or else make would set up the environment again
-    phantom.generate(folder / "my", patients=30, images_per_patient=2, seed=3)
+    phantom.generate(folder / "my", patients=60, images_per_patient=1, seed=3)
     return folder
 
 
@@ -59,7 +60,7 @@ def command(start: str) -> str:
 
 def test_every_block_is_run_here():
     ran = ("make run\n", "make test\n", "make serve\n", "curl ", "make compile\n", ".venv/bin/python")
-    ran += ("make run SCANS=my", "make run SCANS=gs://")  # the latter by test_night.py
+    ran += ("make run SCANS=my", "make sweep SCANS=my", "make run SCANS=gs://")  # the latter by test_night.py
     for block in BLOCKS:
         assert block.startswith(ran), block
 
@@ -115,6 +116,42 @@ def test_own_scans(copy):
     summary = json.loads((copy / "my" / "output" / "summary.json").read_text())
     assert summary["data"]["scans"] == 60
     assert {row["backbone"] for row in summary["models"]} == {"VGG16", "ResNet50"}
+
+
+@pytest.mark.slow
+def test_more_classes_and_clinical_data(copy):
+    """Grades that go with the phantoms' sides, and two columns of which one is worth something."""
+    names = sorted(path.name for path in (copy / "my" / "scans").glob("*.jpg"))
+    rng = np.random.default_rng(0)
+    grades = {patient: rng.integers(4) for patient in {name[2:5] for name in names}}
+    with (copy / "my" / "labels.csv").open("w") as labels, (copy / "my" / "clinical.csv").open("w") as clinical:
+        labels.write("filename,tirads\n")
+        clinical.write("filename,age,tsh\n")
+        for name in names:
+            malignant, grade = name[0] == "M", grades[name[2:5]]
+            labels.write(f"{name},{('4a', '4b', '4c', '5')[grade] if malignant else '23'[grade % 2]}\n")
+            clinical.write(f"{name},{rng.integers(20, 80)},{(3 if malignant else 1) + rng.normal():.2f}\n")
+    run = shell(command("make run SCANS=my/scans ROIS=my/rois.csv LABELS"), copy)
+    printed = run.communicate()[0]
+    assert run.returncode == 0, printed[-3000:]
+    summary = json.loads((copy / "my" / "graded" / "summary.json").read_text())
+    assert summary["classes"] == ["2", "3", "4a", "4b", "4c", "5"]
+    (best,) = summary["models"]
+    test = best["test"][summary["serving_domain"]]
+    assert sum(row["n"] for row in test["classes"].values()) == test["n"]
+    assert summary["clinical"]["wanted"] == ["age", "tsh"]
+    report = (copy / "my" / "graded" / "report.html").read_text()
+    assert "Class by class" in report
+    assert "Clinical data: did it help?" in report
+
+
+@pytest.mark.slow
+def test_search(copy):
+    run = shell(command("make sweep SCANS=my") + " HEAD_TRIALS=6 IMAGE_TRIALS=1", copy)
+    printed = run.communicate()[0]
+    assert run.returncode == 0, printed[-3000:]
+    assert f"RECIPE={'my/sweep/sweep/settings.json'}" in printed
+    assert "Research use only" in (copy / "my" / "sweep" / "sweep" / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -279,6 +279,10 @@ def search_images(
         weights: as `prepare` was given them.
         trials, workers, cores: as of `search_heads`.
     """
+    if trials == 0:
+        return 0
+    if not (folder / "heads.json").is_file():
+        raise InputError(f"{folder}: the heads are not ranked yet")
     alone = functools.partial(_images_alone, folder, data, ingested, weights)
     return _search(read(folder), IMAGES, alone, trials, workers, cores)
 
@@ -299,8 +303,6 @@ def _search(plan: Plan, stage: str, alone: Callable[[int, int], None], trials: i
     """`alone` in this process, or in several, until the trials are done."""
     if trials < 0 or processes < 1:
         raise InputError(f"trials {trials}, workers {processes}: give at least 0 trials and 1 worker")
-    if trials == 0:
-        return 0
     cores = cores or max(1, (os.cpu_count() or 1) // processes)
     if processes == 1:
         alone(trials, cores)
