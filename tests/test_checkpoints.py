@@ -149,7 +149,7 @@ def test_damaged_features_and_state_are_rebuilt(cropped, uninterrupted, tmp_path
 
 
 def test_nan_stops_with_a_named_error_and_the_last_good_state(cropped, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(twophase, "RATE", float("nan"))
+    monkeypatch.setattr(twophase.keras.optimizers.schedules, "CosineDecay", lambda *_, **__: float("nan"))
     command = [a for a in arguments(cropped, tmp_path) if a != "--deterministic"]
     assert train.main(command) == 2
     error = capsys.readouterr().err
@@ -228,7 +228,7 @@ def test_two_devices_train_what_one_does(cropped, uninterrupted, tmp_path):
     first = (theirs["phase"] == "finetune") & (theirs["epoch"] == 1)  # later ones amplify every rounding at this size
     np.testing.assert_allclose(ours["loss"][first], theirs["loss"][first], rtol=0.05)
     assert len(ours) == len(theirs)
-    assert done.stdout.count("replicas 2") == 2
+    assert done.stdout.count("replicas 2") == 1, "in fine-tuning; the head is fitted without TensorFlow"
 
 
 def test_a_halved_batch_doubles_the_steps_of_the_schedule_once(tmp_path):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from thyroid import backbones, classes, crop, diagnose, evaluate, inputs, tables, train
+from thyroid.classes import BINARY
 from thyroid.errors import InputError
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from thyroid import backbones, backend, crop, deck, figures, inputs, registry, tables, train, twophase
 from thyroid.backend import keras
+from thyroid.classes import BINARY
 from thyroid.errors import InputError
 
 TAPS = {"VGG16": "block4_pool", "ResNet50": "conv4_block6_out"}
@@ -70,16 +71,16 @@ def test_same_seed_same_model(cropped, tmp_path):
     assert facts[0]["checkpoint"] == facts[1]["checkpoint"]
 
 
-def test_auroc_metric_is_that_of_the_malignant_column():
+@pytest.mark.parametrize("classes", [2, 5])
+def test_auroc_metric_is_the_mean_of_each_class_against_the_others(classes):
     rng = np.random.default_rng(0)
-    truth, score = rng.random(300) < 0.3, rng.random(300)
-    metric = twophase.Auroc(num_thresholds=1000)
-    metric.update_state(
-        np.stack([~truth, truth], 1).astype("float32"), np.stack([1 - score, score], 1).astype("float32")
-    )
+    truth, probability = rng.integers(classes, size=300), rng.dirichlet(np.ones(classes), 300)
+    metric = twophase.auroc(classes)
+    metric.update_state(np.eye(classes, dtype="float32")[truth], probability.astype("float32"))
     from sklearn.metrics import roc_auc_score
 
-    assert float(metric.result()) == pytest.approx(roc_auc_score(truth, score), abs=2e-3)
+    expected = roc_auc_score(np.eye(classes)[truth], probability)
+    assert float(metric.result()) == pytest.approx(expected, abs=3e-3)
 
 
 def test_unknown_backbone_is_one_line(cropped, tmp_path, capsys):
@@ -133,7 +134,7 @@ def test_cross_validation_scores_every_development_image_once(cropped, tmp_path)
 def test_fold_parts_do_not_share_a_patient(cropped):
     scans = tables.read(cropped)[0]
     table = train._development(cropped, "cropped")
-    for part in train._fold_parts(scans, table, 3, seed=0).values():
+    for part in train.fold_parts(scans, table, 3, seed=0).values():
         assert set(part) == {"train", "validation", "held-out"}
         assert (part.groupby(table["group"]).nunique() == 1).all()
 
@@ -153,7 +154,7 @@ def test_folds_one_all_and_none_in_one_folder(cropped, tmp_path):
 
 def test_more_folds_than_patients(cropped, tmp_path):
     with pytest.raises(
-        InputError, match=r"40 folds need 40 patients of each class, and one class has \d: use fewer folds"
+        InputError, match=r"40 folds need 40 patients of each class, and class M has \d: use fewer folds"
     ):
         run(cropped, tmp_path, folds=40)
 
@@ -222,7 +223,7 @@ def test_fine_tuning_leaves_all_but_the_last_block_and_batch_norm_alone(cropped,
     before = {w.path: w.numpy() for w in model.get_layer("body").weights}
     table = train._development(cropped, "cropped")
     pixels = inputs.decode(table, 32)
-    job = twophase.Job(model, backbones.get("ResNet50"), pixels, train._one_hot(table), tmp_path, 1, 8, 0, 0.0)
+    job = twophase.Job(model, backbones.get("ResNet50"), pixels, BINARY.one_hot(table["class"]), tmp_path, 1, 8, 0, 0.0)
     train_rows, rest = (np.flatnonzero(table["split"] == s) for s in ("train", "validation"))
     extractor, _, tuner = job.networks()
     maps = [twophase._maps(job, extractor, view) for view in range(2)]
@@ -343,7 +344,7 @@ def test_no_warm_start_from_a_champion_that_does_not_fit(cropped, champions, tmp
         edited(root, tmp_path / "moved", files=files)
         root = tmp_path / "moved"
     given = None if reason == "no registry" else root
-    assert train._warm_start(given, None, row, "cropped", tables.read(cropped)[0]) is None
+    assert train._warm_start(given, None, row, BINARY, "cropped", tables.read(cropped)[0]) is None
     said = {
         "no registry": "there is no champion to start from",
         "no champion": "there is no champion to start from",

@@ -8,9 +8,7 @@ CLASSES = ("B", "M")
 
 POSITIVE = CLASSES.index("M")
 
-PROBABILITIES = [f"probability_{label}" for label in CLASSES]
-"""Columns of a table of predictions, in the order of `CLASSES`."""
-SCORE = PROBABILITIES[POSITIVE]
+SCORE = f"probability_{CLASSES[POSITIVE]}"
 """ "probability_M": the one by which images are ranked and called."""
 
 _PATTERN = re.compile(
