@@ -25,7 +25,15 @@ def silent() -> Iterator[None]:
 
 def bar(iterable: Any, total: int | None, description: str, unit: str) -> tqdm:
     """`iterable` with a progress bar, which is not shown for what takes less than `SHORT_SECONDS`."""
-    return tqdm(iterable, total=total, desc=description, unit=unit, mininterval=_interval(), delay=SHORT_SECONDS, disable=_silent)
+    return tqdm(
+        iterable,
+        total=total,
+        desc=description,
+        unit=unit,
+        mininterval=_interval(),
+        delay=SHORT_SECONDS,
+        disable=_silent,
+    )
 
 
 def epochs(description: str) -> Any:
