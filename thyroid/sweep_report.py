@@ -71,7 +71,7 @@ def conclude(folder: Path, output: Path) -> Found:
         "default": chosen["default"],
         "difference": chosen["difference"],
         "corrected": chosen["corrected"],
-        "helped": _helped(chosen),
+        "helped": _helped(chosen, list(judged.values())),
         "trials": [_row(plan, stage, one) for stage, shared in stages.items() for one in shared.trials()],
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -152,13 +152,19 @@ def corrected(plan: Plan, scores: Sequence[NDArray[np.float64]], usual: int) -> 
     return {"auroc": spread(choice), "difference": spread(choice - unseen[usual])}
 
 
-def _helped(chosen: Mapping[str, Any]) -> str:
-    """Whether the search helped, in a sentence."""
+def _helped(chosen: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the search helped, in a sentence.
+
+    The second stage starts from heads that the first has chosen on the same patients, which its own correction does not see:
+    the stage that leaves least decides.
+    """
     if chosen["best"]["number"] == chosen["default"]["number"]:
         return "No trial was better than the default settings."
-    left = (chosen["corrected"] or chosen)["difference"]
+    lefts = [stage["corrected"]["difference"] for stage in stages if stage["corrected"]]
+    left = min(lefts, key=lambda one: -1 if one["low"] is None else one["low"], default=chosen["difference"])
     tried = f"Of {chosen['finished']} trials that were completed the best is {_told(chosen['difference'])} above the default"
-    tried += f"; {_told(left)} is left where other patients choose than judge" if chosen["corrected"] else ""
+    tried += f"; {_told(left)} is left where other patients choose than judge" if lefts else ""
+    tried += ", in the stage that leaves least" if len(lefts) > 1 else ""
     if left["low"] is not None and left["low"] > 0:
         return f"{tried}. The search helped."
     return f"{tried}. That interval holds 0: the search is not shown to help."
