@@ -132,7 +132,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     reading.add_argument("--output", type=Path, default=Path("output"))
     reading.add_argument("--preset", choices=PRESETS, default="quick")
-    reading.add_argument("--backbones", default=",".join(backbones.BACKBONES))
     reading.add_argument(
         "--domains", help="normal, cropped or normal,cropped; default: cropped where there are regions"
     )
@@ -142,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     running = commands.add_parser(
         "run", parents=[reading], help="run the whole pipeline on this machine, without a cluster"
     )
+    running.add_argument("--backbones", default=",".join(backbones.BACKBONES))
     running.add_argument("--registry", help="folder or gs:// prefix; default: the output's")
     running.add_argument(
         "--minimum",
@@ -167,10 +167,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     searching = commands.add_parser(
         "sweep", parents=[reading], help="search the settings of one backbone's training on this machine"
     )
+    searching.add_argument("--backbones", default=SWEPT, help="one; default: %(default)s")
     searching.add_argument("--head-trials", type=int, help="on cached features; default: the preset's")
     searching.add_argument("--image-trials", type=int, help="from the images, 0 for none; default: the preset's")
     searching.set_defaults(
-        backbones=SWEPT,
         recipe="two-phase",
         minimum=0,
         folds=0,
