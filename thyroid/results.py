@@ -286,8 +286,8 @@ def write_runs(output: Path, runs: Sequence[Path]) -> None:
     sections = [RUNS, ""]
     for run in runs:
         try:
-            if (run / "study.json").is_file():
-                sections += _search(json.loads((run / "study.json").read_text()))
+            if (study := run / "sweep" / "study.json").is_file():
+                sections += _search(json.loads(study.read_text()))
             else:
                 summary = json.loads((run / "summary.json").read_text())
                 several, beside = len(summary["classes"]) > len(CLASSES), summary["clinical"] or {}
