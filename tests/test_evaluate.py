@@ -267,7 +267,7 @@ def test_subgroups_and_a_champion(cropped, trained, evaluated, tmp_path):
     )
     assert {row["group"] for row in done.facts["subgroups"]} <= {"f", "m"}
     assert all(row["small"] for row in done.facts["subgroups"])
-    assert len(done.facts["clinical_notes"]) == 2
+    assert len(done.facts["clinical"]["notes"]) == 2
     html = (tmp_path / "out" / "report.html").read_text()
     assert "(small)" in html
     assert "column constant is constant or empty" in html
