@@ -248,9 +248,16 @@ def _every_class(figures: dict[str, Any]) -> list[Criterion]:
     ]
 
 
+def given_away(clinical: dict[str, Any] | None) -> list[str]:
+    """Findings that the clinical columns, of which the model uses some, may together be what the label was made from."""
+    if clinical is None or not clinical["used"]:
+        return []
+    return [one for one in clinical["leaks"]["findings"] if one.startswith("together")]
+
+
 def _columns(facts: dict[str, Any], waive: Sequence[str]) -> Criterion:
     """Columns that give the class away alone are never used; together they may still be what the label was made from."""
-    together = [one for one in facts["leaks"]["findings"] if one.startswith("together")] if facts["used"] else []
+    together = given_away(facts)
     found = f"nothing found in {', '.join(facts['used'])}" if facts["used"] else "the model uses none"
     asked = "those that the model uses do not give the class away"
     waived = bool(together) and "clinical" in waive

@@ -83,7 +83,7 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
         small=subgroups.SMALL,
         margin=gate.MARGIN,
         clinical_pictures=exploration.NAMES,
-        given_away=_given_away(result),
+        given_away=bool(gate.given_away(result["clinical"])),
         quarantine=pd.read_csv(data / "quarantine.csv").to_dict("records"),
         draws=metrics.DRAWS,
         pictures={path.stem: _embedded(path) for path in (output / "plots").glob("*.png")}
@@ -105,7 +105,7 @@ def lead(result: dict[str, Any]) -> list[str]:
     ]
     if (beside := result["clinical"]) and beside["used"]:
         alone, columns = (_interval(beside["test"]["auroc"][name]) for name in ("images", "clinical"))
-        doubt = " These columns may be what the label was made from." if _given_away(result) else ""
+        doubt = " These columns may be what the label was made from." if gate.given_away(beside) else ""
         told.append(
             f"It sees the image and the clinical columns {', '.join(beside['used'])}; on the same test images the macro AUROC "
             f"of the image alone is {alone}, of the columns alone {columns}.{doubt}"
@@ -227,12 +227,6 @@ def _short_reasons(decision: dict[str, Any]) -> list[str]:
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _given_away(result: dict[str, Any]) -> bool:
-    """Whether the clinical columns that the model uses may be what the label was made from."""
-    beside = result["clinical"]
-    return bool(beside and beside["used"]) and any(one.startswith("together") for one in beside["leaks"]["findings"])
 
 
 def _p(value: float | None) -> str:
