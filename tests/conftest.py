@@ -103,7 +103,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
 class Shared:
     """Folders that are made once for all workers of a run, and for later runs with the same source. Tests only read them.
 
-    They lie in pytest's cache (`--cache-clear` removes them); those of an older source are removed after a day.
+    They lie in pytest's cache (`--cache-clear` removes them); those of an older source are removed after an hour.
     """
 
     def __init__(self, root: Path) -> None:
@@ -111,7 +111,7 @@ class Shared:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.states: dict[Path, dict[str, tuple[int, int]]] = {}
         for old in root.iterdir():
-            if old != self.folder and time.time() - old.stat().st_mtime > 24 * 3600:
+            if old != self.folder and time.time() - old.stat().st_mtime > 3600:
                 shutil.rmtree(old, ignore_errors=True)
 
     def make(self, name: str, write: Callable[[Path], object]) -> Path:
