@@ -487,7 +487,7 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
     operating.check(arguments.sensitivity, arguments.abstain, arguments.prevalence)
     gate.check_waivers([name for name in arguments.waive.split(",") if name])
     if arguments.clinical is not None:
-        clinical.read(Path(storage.file(arguments.clinical.partition("#")[0])))
+        clinical.read(Path(storage.file(storage.parted(arguments.clinical)[0])))
     told = kinds.parse(arguments.classes)
     if arguments.labels is not None:
         labels.read(arguments.labels, told)
@@ -533,12 +533,11 @@ def _runner(arguments: argparse.Namespace, output: Path, scans: str, rois: str |
         scans,
         rois,
         arguments.crops,
-        arguments.labels,
-        arguments.clinical,
+        *(storage.parted(one)[0] for one in (arguments.labels, arguments.clinical) if one is not None),
         arguments.recipe if tuning.is_file(arguments.recipe) else None,
         weights if Path(weights).exists() else None,
     ]
-    here = [Path(str(one).partition("#")[0]) for one in given if one is not None and not storage.is_bucket(one)]
+    here = [Path(one) for one in given if one is not None and not storage.is_bucket(one)]
     models = [Path(one) for one in [arguments.registry] if one is not None and not storage.is_bucket(one)]
     return containers.runner(
         arguments.engine,

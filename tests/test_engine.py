@@ -42,14 +42,8 @@ def test_forms_agree(artefact):
         np.testing.assert_allclose(evidence / scale, reference[1] / scale, atol=near)
 
 
-_LARGE = ("EfficientNetB7", "ResNet101")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow if name in _LARGE else ()) for name in backbones.BACKBONES],
-)
-def test_every_backbone_converts_with_its_map(name, tmp_path):
+@pytest.mark.parametrize("name", ["VGG16", "ResNet50", pytest.param("EfficientNetB7", marks=pytest.mark.slow)])
+def test_every_family_converts_with_its_map(name, tmp_path):
     keras.utils.set_random_seed(1)
     network = backbones.build(backbones.get(name), 32, None)
     engine.convert(network, tmp_path / "openvino" / "model.xml")

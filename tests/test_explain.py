@@ -54,7 +54,7 @@ def test_overlay_leaves_cold_places_alone():
     assert (out[0, 0] != 100).any()
 
 
-@pytest.mark.parametrize("name", backbones.BACKBONES)
+@pytest.mark.parametrize("name", ["VGG16", "ResNet50"])
 def test_a_model_that_was_loaded_has_a_map(name, tmp_path):
     """As in a new process, where Keras' count of names begins at the ones that the file holds."""
     backbones.build(backbones.get(name), 32, None).save(tmp_path / "model.keras")

@@ -172,7 +172,7 @@ def test_real_scans(copy, ddti, vgg16_weights):
     """
     run = shell(
         f"make run SCANS={ddti / 'normal'} ROIS={ddti / 'rois.csv'} WEIGHTS={vgg16_weights.parent} OUTPUT=ddti "
-        f"DOMAINS=normal,cropped CLINICAL={ddti / 'labels.csv'} BACKBONES=VGG16,VGG19",
+        f"DOMAINS=normal,cropped CLINICAL={ddti / 'labels.csv'} BACKBONES=VGG16,ResNet50",
         copy,
     )
     printed = run.communicate()[0]

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_command_writes_the_comparison(tmp_path, monkeypatch):
-    """At toy size: two folds, two backbones. Forty patients, or the deck's tenth of a class would be empty."""
-    phantom.generate(tmp_path / "phantoms", patients=40, images_per_patient=1)
+    """At toy size: two folds, two backbones. Sixty patients, or the deck's tenth of a class would be empty."""
+    phantom.generate(tmp_path / "phantoms", patients=60, images_per_patient=1)
     rois = tmp_path / "phantoms" / "rois.csv"
     ingest.ingest(tmp_path / "phantoms" / "scans", tmp_path / "ingested", rois=rois)
     cropped = crop.crop(tmp_path / "ingested", tmp_path / "data", ["cropped"]).folder

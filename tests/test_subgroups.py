@@ -10,10 +10,6 @@ def write(path, text):
     return path
 
 
-def test_the_reader_is_the_one_of_clinical():
-    assert subgroups.read is clinical.read
-
-
 @pytest.fixture
 def scans() -> pd.DataFrame:
     return pd.DataFrame({"path": [f"/s/B_{n:03d}-0001-1.0.jpg" for n in range(1, 31)], "patient": range(1, 31)})
@@ -22,7 +18,7 @@ def scans() -> pd.DataFrame:
 def test_groups_by_patient(tmp_path, scans):
     rows = "".join(f"{n},{'f' if n % 3 else 'm'},{20 + n * 7 % 29},{n % 4},same,name {n}\n" for n in range(1, 29))
     file = write(tmp_path / "clinical.csv", f"patient,sex,age,children,scanner,remark\n{rows}99,f,50,0,same,x\n")
-    groups, notes = subgroups.join(scans, subgroups.read(file))
+    groups, notes = subgroups.join(scans, clinical.read(file))
     assert list(groups.columns) == ["sex", "age", "children"]
     assert groups["sex"].isna().sum() == 2
     assert groups["age"].nunique() == subgroups.BANDS
@@ -36,7 +32,7 @@ def test_groups_by_patient(tmp_path, scans):
 
 def test_too_many_texts_are_no_groups(tmp_path, scans):
     rows = "".join(f"{n},text {n * 7 % 15}\n" for n in range(1, 31))
-    groups, notes = subgroups.join(scans, subgroups.read(write(tmp_path / "c.csv", f"patient,remark\n{rows}")))
+    groups, notes = subgroups.join(scans, clinical.read(write(tmp_path / "c.csv", f"patient,remark\n{rows}")))
     assert groups.empty
     assert notes == ["clinical.csv: column remark has 15 different texts, too many for groups"]
 
@@ -45,7 +41,7 @@ def test_odd_values_make_groups_or_notes(tmp_path, scans):
     rows = "".join(
         f"{n},{'f ' if n % 2 else 'F'},{'unknown' if n == 1 else n * 7 % 31}.25,{n % 2 == 0},\n" for n in range(1, 31)
     )
-    groups, notes = subgroups.join(scans, subgroups.read(write(tmp_path / "c.csv", f"patient,sex,age,smoker\n{rows}")))
+    groups, notes = subgroups.join(scans, clinical.read(write(tmp_path / "c.csv", f"patient,sex,age,smoker\n{rows}")))
     assert "column sex is constant" in "; ".join(notes), "case and blanks around a text make no second group"
     assert "column age has 1 values that are no numbers" in "; ".join(notes)
     assert set(groups["smoker"]) == {"True", "False"}
@@ -56,7 +52,7 @@ def test_groups_by_file(tmp_path, scans):
     file = write(
         tmp_path / "c.csv", "filename,tirads\n" + "".join(f"{p[3:]},{i % 3 + 3}\n" for i, p in enumerate(scans["path"]))
     )
-    groups, notes = subgroups.join(scans, subgroups.read(file))
+    groups, notes = subgroups.join(scans, clinical.read(file))
     assert groups["tirads"].tolist()[:3] == ["3", "4", "5"]
     assert not notes
 

@@ -61,7 +61,7 @@ class Benefit:
 
 def parts(place: storage.Location) -> tuple[str, list[str]]:
     """clinical.csv#age,sex as the file and the columns that the model may use."""
-    file, _, columns = str(place).partition("#")
+    file, columns = storage.parted(place)
     return file, [name.strip() for name in columns.split(",") if name.strip()]
 
 

@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 
 from thyroid import backbones, checkpoints, progress
-from thyroid.backend import XLA, keras
+from thyroid.backend import keras
 from thyroid.classes import Classes
 from thyroid.errors import InputError
-from thyroid.twophase import LOSS, Fitted, Job, auroc
+from thyroid.twophase import Fitted, Job, compile_model
 
 VALIDATION_SHARE = 0.1
+RATE = 1e-3  # Adam's in Keras
 
 
 def generator() -> Any:
@@ -84,12 +85,7 @@ def fit(job: Job, table: pd.DataFrame, classes: Classes, name: str) -> tuple[Fit
     maps = model.get_layer(backbones.BODY)(image)
     features = model.get_layer(backbones.FEATURES)(maps)
     network = keras.Model(image, model.get_layer(backbones.PROBABILITY)(features), name=model.name)
-    network.compile(
-        keras.optimizers.Adam(),
-        LOSS,
-        metrics=["accuracy", LOSS, auroc(len(classes))],
-        jit_compile=XLA,
-    )
+    compile_model(network, RATE, smoothing=0.0)
     kept = work / "best.weights.h5"
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This ImageDataGenerator specifies", UserWarning)  # the deck's mistake

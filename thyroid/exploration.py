@@ -229,7 +229,7 @@ def leaks(
     Returns:
         JSON: columns, each with column; auroc, side_auroc and missing_auroc (value, low, high; null where nothing can be
         told); fixes_class and fixed_by_class (Theil's U; null); finding (words or null); together (columns, auroc,
-        side_auroc); findings (all, in words).
+        side_auroc, findings); findings (all, in words).
 
     Raises:
         InputError: one class only, or too few patients for folds.
@@ -276,21 +276,20 @@ def leaks(
         name: measure(rows[others], truth, both) if len(others) > 1 else None
         for name, truth in (("auroc", target), ("side_auroc", side))
     }
-    findings = [row["finding"] for row in found if row["finding"]]
-    for name, what in _TRUTHS.items():
-        if _above(together[name], TOGETHER):
-            findings.append(
-                f"together the columns {', '.join(others)} nearly define {what} (macro AUROC {together[name]} out of fold): "
-                "they may be what the label was made from"
-            )
+    jointly = [
+        f"together the columns {', '.join(others)} nearly define {what} (macro AUROC {together[name]} out of fold): "
+        "they may be what the label was made from"
+        for name, what in _TRUTHS.items()
+        if _above(together[name], TOGETHER)
+    ]
 
     def plain(row: Mapping[str, Any]) -> dict[str, Any]:
         return {key: asdict(one) if isinstance(one, metrics.Interval) else one for key, one in row.items()}
 
     return {
         "columns": [plain(row) for row in found],
-        "together": {"columns": others, **plain(together)},
-        "findings": findings,
+        "together": {"columns": others, **plain(together), "findings": jointly},
+        "findings": [row["finding"] for row in found if row["finding"]] + jointly,
     }
 
 

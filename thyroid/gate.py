@@ -250,9 +250,7 @@ def _every_class(figures: dict[str, Any]) -> list[Criterion]:
 
 def given_away(clinical: dict[str, Any] | None) -> list[str]:
     """Findings that the clinical columns, of which the model uses some, may together be what the label was made from."""
-    if clinical is None or not clinical["used"]:
-        return []
-    return [one for one in clinical["leaks"]["findings"] if one.startswith("together")]
+    return [] if clinical is None or not clinical["used"] else clinical["leaks"]["together"]["findings"]
 
 
 def _columns(facts: dict[str, Any], waive: Sequence[str]) -> Criterion:

@@ -177,7 +177,7 @@ def _ingest(
     started = time.monotonic()
     source = storage.at(scans).address
     known = None if place is None else place.last(source)
-    csv = None if labels is None else str(labels).partition("#")[0]
+    csv = None if labels is None else storage.parted(labels)[0]
     ours = (rois, csv, output, None if place is None else place.folder)
     listed = _list(scans, "normal", (*ours, crops), classes)
     if crops is not None:

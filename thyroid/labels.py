@@ -42,7 +42,7 @@ def read(location: storage.Location, classes: Classes) -> dict[str, Label]:
     Raises:
         InputError: there is no such file, a column is missing, or no label is one of the classes.
     """
-    place, _, column = str(location).partition("#")
+    place, column = storage.parted(location)
     column = column or "label"
     told = place.rsplit("/", 1)[-1]
     try:

@@ -269,28 +269,20 @@ def macro_auroc_draws(
     Raises:
         ValueError: only one class, or a probability that is not finite.
     """
-    true = np.asarray(truth)
-    areas = [
-        auroc_draws(draws, true == place, np.asarray(probability)[:, place], patient, fold)
-        for place in _opposed(true, np.shape(probability)[1])
-    ]
-    counted = np.isfinite(areas)
-    with np.errstate(invalid="ignore"):
-        return np.where(counted, areas, 0).sum(axis=0) / counted.sum(axis=0)
+    return _mean_area(_class_areas(draws, truth, probability, patient, fold))
 
 
 def macro_auroc(
     draws: Draws, truth: ArrayLike, probability: ArrayLike, patient: ArrayLike, fold: ArrayLike | None = None
 ) -> Interval:
     """`macro_auroc_draws` with its interval; where it could not be wide enough, at least as wide as the mean of `newcombe`'s."""
-    drawn = macro_auroc_draws(draws, truth, probability, patient, fold)
-    true = np.asarray(truth)
+    areas = _class_areas(draws, truth, probability, patient, fold)
+    drawn, true = _mean_area(areas), np.asarray(truth)
     if len(np.unique(np.asarray(patient))) < 2:
         return Interval(float(drawn[0]), None, None)
     exact, fewest = [], math.inf
-    for place in _opposed(true, np.shape(probability)[1]):
+    for place, area in areas.items():
         units = _units(true == place, patient), _units(true != place, patient)
-        area = auroc_draws(Draws(patient, 0), true == place, np.asarray(probability)[:, place], patient, fold)
         exact.append(newcombe(float(area[0]), *units))
         fewest = min(fewest, *units)
     bounds = tuple(float(bound) for bound in np.mean(exact, axis=0))
@@ -298,12 +290,23 @@ def macro_auroc(
     return found if fewest >= FEW else _wider(found, (bounds[0], bounds[1]))
 
 
-def _opposed(truth: NDArray, classes: int) -> list[int]:
-    """Classes to hold against all others: those that are there, and of two only the second."""
-    present = np.unique(truth).tolist()
+def _class_areas(
+    draws: Draws, truth: ArrayLike, probability: ArrayLike, patient: ArrayLike, fold: ArrayLike | None
+) -> dict[int, Array]:
+    """AUROC of each class that is there against all others, of two classes of the second: place to [1 + draws]."""
+    true, chance = np.asarray(truth), np.asarray(probability)
+    present = np.unique(true).tolist()
     if len(present) < 2:
         raise ValueError("AUROC needs both classes")
-    return [1] if classes == 2 else present
+    opposed = [1] if chance.shape[1] == 2 else present
+    return {place: auroc_draws(draws, true == place, chance[:, place], patient, fold) for place in opposed}
+
+
+def _mean_area(areas: dict[int, Array]) -> Array:
+    every = list(areas.values())
+    counted = np.isfinite(every)
+    with np.errstate(invalid="ignore"):
+        return np.where(counted, every, 0).sum(axis=0) / counted.sum(axis=0)
 
 
 def kappa_draws(

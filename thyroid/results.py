@@ -36,6 +36,7 @@ from thyroid import (
 )
 from thyroid import classes as kinds
 from thyroid.backend import keras
+from thyroid.deck import RATE as DECK_RATE
 from thyroid.errors import InputError
 from thyroid.figures import auroc
 from thyroid.names import CLASSES, POSITIVE, SCORE
@@ -156,7 +157,7 @@ def _peak(backbone: str, recipe: str, batch: int) -> float:
     model = backbones.build(row, MEMORY_SIZE, None, deck=recipe == "deck")
     if recipe == "deck":
         network = keras.Model(model.input, model.output)
-        network.compile(keras.optimizers.Adam(), twophase.LOSS, jit_compile=False)
+        twophase.compile_model(network, DECK_RATE, smoothing=0.0)
         network.fit(images.rgb(pixels), labels, batch_size=batch, verbose=0)
     else:
         job = twophase.Job(model, row, pixels, labels, Path(), 1, batch, 0, 0.0)

@@ -73,6 +73,12 @@ def at(location: Location) -> "Folder | Bucket":
     return Folder(Path(text))
 
 
+def parted(location: Location) -> tuple[str, str]:
+    """Place and what is named behind it: labels.csv#column; the second is empty where nothing is."""
+    place, _, columns = str(location).partition("#")
+    return place, columns
+
+
 def file(location: Location) -> Path:
     """A file of this machine with the content of a file that may be an object of a bucket.
 

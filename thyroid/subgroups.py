@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 
 from thyroid import clinical, metrics, operating
-from thyroid.clinical import read as read  # the one reader
 from thyroid.names import CLASSES, POSITIVE, SCORE
 
 SMALL = 20
