@@ -60,7 +60,7 @@ def cluster(root, tmp_path, monkeypatch):
 
 
 def run(root: Path, version: int | None = None, **options) -> deploy.Deployed:
-    return deploy.deploy(root, version, root.parent / "manifest.yaml", "lab", Options(timeout=5, **options))
+    return deploy.deploy(root, version, root.parent / "manifest.yaml", "lab", Options(timeout=60, **options))
 
 
 def wrong(version: int) -> dict:
@@ -412,15 +412,17 @@ def test_the_token_is_sent_and_asked_for(cluster, root, monkeypatch):
 
 
 def test_an_endpoint_that_never_answers(cluster, root):
+    cluster.looks_until_ready = 0
     cluster.answer = lambda _: {"error": 503}
     with pytest.raises(InputError, match=r"not ready after 0 s.*503"):
         deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
 
 
 def test_an_endpoint_that_answers_nonsense(cluster, root):
+    cluster.looks_until_ready = 0
     cluster.answer = lambda _: {"nonsense": 1}
     with pytest.raises(InputError, match="KeyError"):
-        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=1))
+        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
 
 
 @pytest.mark.parametrize("plural", ["servingruntimes", "inferenceservices"])
@@ -535,13 +537,13 @@ def test_a_registry_in_a_bucket(cluster, tmp_path, gcs):
     bucket, manifest = gcs.address("registry"), tmp_path / "manifest.yaml"
     for version in (1, 2):
         register(bucket, tmp_path / "artefact")
-        assert deploy.deploy(bucket, version, manifest, "lab", Options(timeout=5)).status == "deployed"
+        assert deploy.deploy(bucket, version, manifest, "lab", Options(timeout=60)).status == "deployed"
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"] == f"{bucket}/thyroid/2"
     assert not any("alt=media" in path and "model.keras" in path for _, path in gcs.proxy.requests), "not needed here"
     cluster.answer = wrong
     register(bucket, tmp_path / "artefact")
     with pytest.raises(InputError, match=r"version 3 is not served.*as it was before.*champion is version 2"):
-        deploy.deploy(bucket, 3, manifest, "lab", Options(timeout=5))
+        deploy.deploy(bucket, 3, manifest, "lab", Options(timeout=60))
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"] == f"{bucket}/thyroid/2"
     register(bucket, tmp_path / "artefact", "refused")
     kept = deploy.deploy(bucket, 4, manifest, "lab")
@@ -594,7 +596,7 @@ def test_command(cluster, root, capsys):
         "--manifest",
         str(root.parent / "m.yaml"),
         "--timeout",
-        "5",
+        "60",
     ]
     assert deploy.main(arguments) == 0
     assert "answers its reference image as evaluated" in capsys.readouterr().out
