@@ -39,7 +39,7 @@ class Cluster(ThreadingHTTPServer):
         self.status: Callable[[Object], Object] | None = None
         self.before_write: Callable[[str], None] | None = None
         self._looks: dict[tuple[str, int], int] = {}
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
