@@ -199,11 +199,14 @@ def rgb(batch: tf.Tensor) -> tf.Tensor:
 
 
 def batches(pixels: NDArray[np.uint8], batch_size: int, moves: NDArray[np.float32] | None = None) -> tf.data.Dataset:
-    """The images in order as ((image, transform),) for a model with `Augment` in front; without `moves` as they are."""
+    """The images in order as ((image, transform),) for a model with `Augment` in front; without `moves` as they are.
+
+    The last batch is filled up with its last image: TensorFlow traces a graph, and XLA compiles one, for every new size.
+    """
 
     def generate() -> Iterator[tuple]:
         for start in range(0, len(pixels), batch_size):
-            rows = slice(start, start + batch_size)
+            rows = np.minimum(np.arange(start, start + batch_size), len(pixels) - 1)
             yield (_moved(pixels[rows], None if moves is None else moves[rows]),)
 
     return _dataset(generate, (_specs(pixels, IDENTITY[None]),), -(-len(pixels) // batch_size))
@@ -286,7 +289,7 @@ def predict(model: keras.Model, pixels: NDArray[np.uint8], batch_size: int = 32)
         InputError: the model answers with numbers that are not finite.
     """
     plain = batches(pixels, batch_size).map(lambda x: rgb(x[0]))
-    probability = model.predict(plain, verbose=0).astype(np.float64)
+    probability = model.predict(plain, verbose=0)[: len(pixels)].astype(np.float64)
     if not np.isfinite(probability).all():
         raise InputError(f"{model.name} answers with numbers that are not finite; train it again")
     return probability

@@ -185,7 +185,7 @@ def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
         found = checkpoints.load(file)
         if found is None:
             batches = inputs.batches(job.pixels[rows], job.batch_size, None if moves is None else moves[rows])
-            values = extractor.predict(batches, verbose=0).astype(np.float32)
+            values = extractor.predict(batches, verbose=0)[: len(out[rows])].astype(np.float32)
             if not np.isfinite(values).all():
                 raise checkpoints.TrainingDivergedError(
                     f"{job.backbone.name}: its features are not finite numbers; check the weights"
