@@ -9,6 +9,8 @@ python -m pipelines schedule --host http://localhost:8080 --cron "0 30 2 * * *" 
 
 import argparse
 import base64
+import builtins
+import contextlib
 import datetime
 import json
 import logging
@@ -18,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,7 @@ TRIALS = {"quick": (60, 8, 3), "standard": (200, 24, 5), "full": (400, 48, 5)}
 """Preset to a search's trials on cached features and from the images, and its folds."""
 
 
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     placing = argparse.ArgumentParser(add_help=False)
@@ -181,7 +182,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         waive="",
         registry=None,
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
     chosen = [backbones.get(name).name for name in arguments.backbones.split(",")]
     if arguments.command == "compile":
         compile_pipeline(arguments, chosen, arguments.output)
@@ -348,8 +354,8 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
 
     from pipelines.training import training_pipeline
 
-    _start_local(arguments, output, scans, rois, weights)
-    try:
+    runner = _runner(arguments, output, scans, rois, weights)
+    with _kfp_local(runner, output, "the run stopped; the step's own message stands above"):
         training_pipeline(chosen)(
             scans=_absolute(scans),
             registry=_absolute(arguments.registry) or str(output / "registry"),
@@ -375,8 +381,6 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             given_splits=arguments.given_splits,
             seed=arguments.seed,
         )
-    except RuntimeError:  # kfp's own text only names the step again
-        raise InputError("the run stopped; the step's own message stands above") from None
     if list((output / "pipeline").glob("*/rest")):
         return  # the step has said why nothing was trained
     _collect(output)
@@ -408,10 +412,10 @@ def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
 
     from pipelines.sweep import sweep_pipeline
 
-    _start_local(arguments, output, scans, rois, weights)
     cores = os.cpu_count() or 1
     workers = min(2, cores)  # as many as kfp.local runs at once
-    try:
+    stopped = "the search stopped; the step's own message stands above, and the same command goes on"
+    with _kfp_local(_runner(arguments, output, scans, rois, weights), output, stopped):
         sweep_pipeline(chosen[0], workers, cores=cores // workers)(
             scans=_absolute(scans),
             store=str(output / "store"),
@@ -430,10 +434,6 @@ def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             given_splits=arguments.given_splits,
             seed=arguments.seed,
         )
-    except RuntimeError:  # kfp's own text only names the step again
-        raise InputError(
-            "the search stopped; the step's own message stands above, and the same command goes on"
-        ) from None
     results = next((output / "pipeline").glob("*/sweep-conclude/results"))
     shutil.rmtree(output / "sweep", ignore_errors=True)
     shutil.copytree(results, output / "sweep")
@@ -452,16 +452,37 @@ Train     make run RECIPE={arguments.output / "sweep" / "settings.json"} BACKBON
     )
 
 
-def _start_local(arguments: argparse.Namespace, output: Path, scans: str, rois: str | None, weights: str) -> None:
-    """Let kfp run pipelines on this machine, into OUTPUT/pipeline."""
+@contextlib.contextmanager
+def _kfp_local(runner: Any, output: Path, stopped: str) -> Iterator[None]:
+    """Let kfp run a pipeline on this machine, into OUTPUT/pipeline; `stopped` is what is said where a step fails.
+
+    kfp's parallel steps each put a log handler and a `print` of their own in place of what is there, and put it back in any
+    order: what was there before all of them is put back here.
+    """
     from kfp import local
 
-    # Images, display names and the like mean nothing without a cluster, and kfp says so for every step.
-    warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
-    warnings.filterwarnings("ignore", "Task '.*': settings", UserWarning)
-    logging.getLogger().addFilter(lambda record: " outputs:\n" not in record.getMessage())
+    root, printing = logging.getLogger(), builtins.print
+    handlers, level = root.handlers[:], root.level
+
+    def short(record: logging.LogRecord) -> bool:
+        return " outputs:\n" not in record.getMessage()
+
     shutil.rmtree(output / "pipeline", ignore_errors=True)
-    local.init(_runner(arguments, output, scans, rois, weights), pipeline_root=str(output / "pipeline"))
+    with warnings.catch_warnings():
+        # Images, display names and the like mean nothing without a cluster, and kfp says so for every step.
+        warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
+        warnings.filterwarnings("ignore", "Task '.*': settings", UserWarning)
+        local.init(runner, pipeline_root=str(output / "pipeline"))
+        root.addFilter(short)
+        try:
+            yield
+        except RuntimeError:  # kfp's own text only names the step again
+            raise InputError(stopped) from None
+        finally:
+            root.removeFilter(short)
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            builtins.print = printing
 
 
 def _recipe(arguments: argparse.Namespace) -> str:
