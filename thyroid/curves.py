@@ -183,7 +183,8 @@ def _distribution(table: pd.DataFrame, point: operating.OperatingPoint, title: s
         axis.axvspan(*point.band, color="#e7c565", alpha=0.35, lw=0, label="no decision")
     axis.set_title(title, fontsize=10)
     axis.set(xlabel="probability of malignant", ylabel="density", xlim=(0, 1))
-    axis.legend(fontsize=8)
+    axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # room for the legend
+    axis.legend(fontsize=8, loc="upper center", ncols=2)
     save(figure, path)
 
 
@@ -230,8 +231,8 @@ def _risk_coverage(table: pd.DataFrame, point: operating.OperatingPoint, title: 
         axis.axvline(decided, color=_ALERT, lw=0.9, ls="--", label=f"abstention band: {decided:.0%} decided")
     axis.set_title(title, fontsize=10)
     axis.set(xlabel="share of images with a decision (surest first)", ylabel="share of wrong decisions", xlim=(0, 1.01))
-    axis.set_ylim(0, max(0.1, float(risk.max()) * 1.1))
-    axis.legend(fontsize=8)
+    axis.set_ylim(0, max(0.1, float(risk.max()) * 1.25))  # room for the legend
+    axis.legend(fontsize=8, loc="upper left")
     save(figure, path)
 
 

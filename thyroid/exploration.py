@@ -456,7 +456,7 @@ def _missing(columns: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], pat
     axis.invert_yaxis()
     axis.set(xlim=(0, 1), xlabel="share of patients; p: Holm's, of missing against class")
     axis.set_title(NAMES["clinical-missing"], fontsize=10)
-    axis.legend(fontsize=7, loc="best")
+    axis.legend(fontsize=7, loc="lower right")
     save(figure, path)
 
 

@@ -29,7 +29,10 @@ _THUMBNAILS = 8
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG with the line that stands under every picture, and close it."""
+    """Write a figure as PNG with the line that stands under every picture, and close it.
+
+    Legends have a given place: Matplotlib's search for the best one takes long with many points, and warns on a busy machine.
+    """
     figure.set_layout_engine("constrained", rect=(0, 0.04, 1, 0.96))  # room for the line below
     figure.text(0.995, 0.004, RESEARCH_USE_ONLY, ha="right", va="bottom", fontsize=6.5, color="#777777")
     figure.savefig(path, dpi=_DPI)
@@ -87,7 +90,7 @@ def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path, clas
         xlim=(0, None),
         ylim=(0, None),
     )
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left")  # frames are wider than high
     save(figure, path)
 
 
@@ -103,7 +106,7 @@ def _split_bars(axis: Axes, scans: pd.DataFrame, what: str, classes: Classes) ->
         bottom += heights
     share = scans["class"].value_counts(normalize=True).max()
     axis.set(ylabel=what, title=f"{what.capitalize()} by split (majority class {share:.1%} of images)")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper right")
 
 
 def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path, path: Path) -> None:
@@ -135,14 +138,16 @@ def history(table: pd.DataFrame, title: str, path: Path) -> None:
     figure.suptitle(title)
     for row, phase in zip(axes, phases, strict=True):
         these = table[table["phase"] == phase]
-        for axis, (column, label) in zip(
-            row, (("categorical_crossentropy", "cross-entropy"), ("auroc", "AUROC")), strict=True
-        ):
+        columns = (
+            ("categorical_crossentropy", "cross-entropy", "upper right"),
+            ("auroc", "AUROC", "lower right"),
+        )
+        for axis, (column, label, place) in zip(row, columns, strict=True):
             axis.plot(these["epoch"], these[column], marker=".", label="training")
             axis.plot(these["epoch"], these[f"val_{column}"], marker=".", label="validation")
             axis.set(xlabel="epoch", ylabel=label, title=phase)
             axis.xaxis.get_major_locator().set_params(integer=True)
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, loc=place)
     save(figure, path)
 
 
