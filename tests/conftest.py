@@ -17,12 +17,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests import gcs as emulated
 from thyroid import images, phantom, storage
 
 SHARED = Path(__file__).parents[2] / "shared"
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # an example may have to wait for the processor
 LONGEST = (
     "test_readme.py",
     "test_night.py",

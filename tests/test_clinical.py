@@ -283,7 +283,7 @@ def test_columns_without_values_and_constants_do_no_harm():
     assert Encoder.fit(pd.DataFrame(index=range(3)), range(3)).encode([{}, {}])[0].shape == (2, 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.dictionaries(

@@ -258,16 +258,14 @@ def follow(history: list[list[tuple[str, int, int]]]) -> None:
 HISTORIES = st.lists(STEPS, min_size=2, max_size=5)
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(HISTORIES)
 def test_after_any_history_all_is_as_if_everything_had_been_looked_at(history):
     follow(history)
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=15, deadline=None, derandomize=True, phases=(Phase.reuse, Phase.generate)
-)  # shrinking takes minutes
+@settings(max_examples=15, derandomize=True, phases=(Phase.reuse, Phase.generate))  # shrinking takes minutes
 @given(HISTORIES)
 def test_after_many_histories(history):
     follow(history)
@@ -892,7 +890,7 @@ def test_what_only_the_user_can_mend(bucket, tmp_path):
 HASHES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 255)), max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(HASHES, HASHES, st.integers(1, 9))
 def test_links_of_what_is_new_and_those_before_are_all(before, new, block):
     def hashes(seeds: list[tuple[int, int]]) -> list[str]:

@@ -96,7 +96,7 @@ def test_delong_of_a_score_with_itself():
 
 
 @given(st.integers(0, 10_000), st.integers(2, 30), st.integers(2, 12))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_draw_is_scikit_learns_figure(seed, patients, levels):
     rng = np.random.default_rng(seed)
     patient = rng.integers(0, patients, 60)

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from thyroid import splits
@@ -20,7 +20,6 @@ def table(sizes: list[int], labels: str | None = None) -> pd.DataFrame:
 
 
 @given(st.lists(st.integers(1, 6), min_size=12, max_size=80), st.integers(0, 5))
-@settings(deadline=None)
 def test_groups_stay_whole_and_every_split_has_both_classes(sizes, seed):
     scans = table(sizes)
     scans["split"] = splits.deal(scans, seed=seed)
@@ -99,7 +98,6 @@ def graded(sizes: list[int], names: str) -> pd.DataFrame:
 
 
 @given(st.lists(st.integers(1, 5), min_size=20, max_size=60), st.integers(0, 5))
-@settings(deadline=None)
 def test_every_split_has_every_class_of_five(sizes, seed):
     scans = graded(sizes, "abCDE" * len(sizes))
     scans["split"] = splits.deal(scans, seed=seed)
