@@ -136,12 +136,9 @@ def history(table: pd.DataFrame, title: str, path: Path) -> None:
     phases = list(table["phase"].unique())
     figure, axes = plt.subplots(len(phases), 2, figsize=(10, 3.2 * len(phases)), squeeze=False)
     figure.suptitle(title)
+    columns = (("categorical_crossentropy", "cross-entropy", "upper right"), ("auroc", "AUROC", "lower right"))
     for row, phase in zip(axes, phases, strict=True):
         these = table[table["phase"] == phase]
-        columns = (
-            ("categorical_crossentropy", "cross-entropy", "upper right"),
-            ("auroc", "AUROC", "lower right"),
-        )
         for axis, (column, label, place) in zip(row, columns, strict=True):
             axis.plot(these["epoch"], these[column], marker=".", label="training")
             axis.plot(these["epoch"], these[f"val_{column}"], marker=".", label="validation")
