@@ -94,7 +94,7 @@ def source_digest() -> str:
     """Of whatever the shared fixtures are made by: the packages, this file and the locked dependencies."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in [*sorted((root / "thyroid").rglob("*.py")), Path(__file__), root / "requirements.lock"]:
+    for path in [*sorted((root / "thyroid").rglob("*.py")), Path(__file__), root / "requirements-dev.lock"]:
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -113,7 +113,7 @@ def test_readme_names_only_what_exists():
         subprocess.run([sys.executable, "-m", module, "--help"], check=True, cwd=ROOT, capture_output=True)
 
 
-LOCKS = [ROOT / "requirements.lock", ROOT / "manifests" / "checkov.lock", *sorted((ROOT / "images").glob("*.lock"))]
+LOCKS = [*sorted(ROOT.glob("*.lock")), ROOT / "manifests" / "checkov.lock", *sorted((ROOT / "images").glob("*.lock"))]
 
 
 def pins(lock: Path) -> dict[str, str]:
@@ -129,8 +129,9 @@ def test_locks_have_hashes_and_no_urls(lock):
     assert not re.findall(r"^[a-z0-9-]+==[^\\]*$", text, re.MULTILINE)
 
 
-def test_images_hold_the_versions_that_are_tested():
-    tested = pins(ROOT / "requirements.lock")
+def test_images_and_set_up_hold_the_versions_that_are_tested():
+    tested = pins(ROOT / "requirements-dev.lock")
+    assert pins(ROOT / "requirements.lock").items() < tested.items()
     for lock in (ROOT / "images").glob("*.lock"):
         differ = {n: v for n, v in pins(lock).items() if n in tested and tested[n] != v}
         assert not differ, lock.name
