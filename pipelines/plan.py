@@ -111,7 +111,7 @@ class Plan:
 
     def announced(self) -> str:
         """What is said before the first step starts."""
-        time_it_takes = f": about {words(self.left())} ({self._basis})" if self._pace else ""
+        time_it_takes = f", about {words(self.left())} ({self._basis})" if self._pace else ""
         beside = f", {self.lanes} trainings at a time" if self.lanes > 1 else ""
         return f"{len(self._steps)} steps{beside}{time_it_takes}"
 
@@ -125,8 +125,9 @@ class Plan:
         """Step `name` has succeeded: how far the run has come, in words."""
         with self._lock:
             self._took[name] = time.monotonic() - self._began[name]
-        told = f"{name} took {words(self._took[name])}; {len(self._took)} of {len(self._steps)} steps are done"
-        return f"{told}, about {words(self.left())} left" if self._pace and len(self._took) < len(self._steps) else told
+        done, of = len(self._took), len(self._steps)
+        left = f", about {words(self.left())} left" if self._pace and done < of else ""
+        return f"{done} of {of} steps done{left} ({name} took {words(self._took[name])})"
 
     def left_out(self, names: Iterable[str]) -> None:
         """These are not going to run, by a condition."""

@@ -39,7 +39,7 @@ def test_this_machines_last_run_is_what_the_next_is_reckoned_from(tmp_path):
     slow, usual = (of(tmp_path).seconds(name) for name in ("train-VGG16", "train-VGG19"))
     assert slow == pytest.approx(10 * usual)
     first = of(tmp_path, remembered=tmp_path / "none.json")
-    assert first.announced().startswith("11 steps, 2 trainings at a time: about ")
+    assert first.announced().startswith("11 steps, 2 trainings at a time, about ")
     assert "roughly" in first.announced()
     for name in ("ingest", "train-VGG16"):
         first.started(name)
@@ -55,7 +55,7 @@ def test_scans_in_a_bucket_are_not_counted_and_no_time_is_promised(tmp_path):
     announced = of(tmp_path, images=0)
     assert announced.announced() == "11 steps, 2 trainings at a time"
     announced.started("ingest")
-    assert announced.ended("ingest").endswith("1 of 11 steps are done")
+    assert announced.ended("ingest") == "1 of 11 steps done (ingest took 1 s)"
 
 
 def test_pictures_are_counted(tmp_path):
@@ -75,10 +75,11 @@ def test_what_has_happened_corrects_what_is_left():
         known.started(name)
         said = known.ended(name)
     assert known.left() < 100
-    assert said.startswith("two took 1 s; 2 of 4 steps are done, about ")
+    assert said.startswith("2 of 4 steps done, about ")
+    assert said.endswith(" left (two took 1 s)")
     known.left_out(["four"])
     known.started("three")
-    assert known.ended("three") == "three took 1 s; 3 of 3 steps are done"
+    assert known.ended("three") == "3 of 3 steps done (three took 1 s)"
     assert known.left() == 0
 
 

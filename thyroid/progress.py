@@ -24,14 +24,15 @@ def silent() -> Iterator[None]:
 
 
 class _Lines:
-    """A log that a bar writes to: every new state on a line of its own, without carriage returns and blanks."""
+    """A log that a bar writes to: every state that it counts on a line of its own, without carriage returns and blanks."""
 
     last = ""
 
     def write(self, text: str) -> None:
-        if (state := text.strip()) and state != self.last:
+        state = text.strip()
+        if (counted := state.partition(" in ")[0]) and counted != self.last:
             sys.stderr.write(f"{state}\n")
-            self.last = state
+            self.last = counted
 
     def flush(self) -> None:
         sys.stderr.flush()
