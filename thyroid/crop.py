@@ -223,7 +223,7 @@ def crop(
         f"normal: {len(frames)} frames; cropped: {len(regions)} regions; {facts['without_region']} frames without a "
         f"region stay in normal only; scan area not found in {facts['scan_area_not_found']}"
     )
-    if place is not None:
+    if len(todo) < len(planned):
         print(f"{len(todo)} of {len(planned)} scans were cropped now, the images of the others were there")
     if lost:
         print(f"quarantined since ingest: {len(lost)}, see {output / 'quarantine.csv'}")
