@@ -3,15 +3,19 @@
 import functools
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+from tests.test_house import MODULES, imports, pins
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,3 +87,12 @@ def test_a_package_that_is_not_the_locked_one_is_refused(lock, index):
     done, found = install(lock, f"[global]\nindex-url = {index}\n")
     assert done.returncode != 0
     assert not found
+
+
+def test_what_the_product_imports_is_set_up_without_the_tests_tools():
+    locked, owners = set(pins(ROOT / "requirements.lock")), packages_distributions()
+    ours = {"thyroid", "components", "pipelines", ""} | sys.stdlib_module_names
+    for path in MODULES:
+        for name in imports(path) - ours:
+            distributions = {re.sub("[-_.]+", "-", one).lower() for one in owners[name]}
+            assert distributions & locked, (path, name)
