@@ -62,8 +62,8 @@ def main() -> int:
             return code
     if options.compile:
         # by all cores, and once: or else every process would, where PYTHONDONTWRITEBYTECODE is set
-        code = "import compileall, re, sysconfig; compileall.compile_dir(sysconfig.get_path('purelib'), quiet=2, workers=0, rx=re.compile('/tests?/'))"
-        subprocess.call([options.into, "-W", "ignore", "-c", code])
+        every = "import compileall, re, sysconfig; compileall.compile_dir(sysconfig.get_path('purelib'), quiet=2, workers=0, rx=re.compile('/tests?/'))"
+        subprocess.call([options.into, "-W", "ignore", "-c", every])
     return 0
 
 
