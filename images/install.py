@@ -38,8 +38,8 @@ def pip_settings() -> dict[str, str]:
             if option != name and option in HANDED_OVER:
                 separator = "," if option == "find-links" else " "
                 found[HANDED_OVER[option]] = separator.join(ast.literal_eval(value).split())
-    # pip takes a version from whichever index has it; the hashes say that it is the right one
-    return {"UV_INDEX_STRATEGY": "unsafe-best-match"} | found | os.environ
+    # pip takes a version from whichever index has it (the hashes say that it is the right one), and trusts whom this machine trusts
+    return {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_SYSTEM_CERTS": "true"} | found | os.environ
 
 
 def main() -> int:
