@@ -53,7 +53,7 @@ setup-dev: $(READY_DEV) ## Add what tests, linters and benchmarks need, from req
 
 $(READY): requirements.lock images/build.lock images/install.py pyproject.toml
 	@"$(PYTHON)" -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(None if ok else "error: Python 3.11 to 3.13 is needed (TensorFlow has no wheels for others); this is " + sys.version.split()[0] + ". Name one with: make PYTHON=/path/to/python3.11 ...")'
-	@echo "set-up: TensorFlow, Keras, OpenVINO, Kubeflow's and KServe's libraries into $(VENV)/ (.6 GB from the package index, 2.2 GB on disk)"
+	@echo "set-up: TensorFlow, Keras, OpenVINO, Kubeflow's and KServe's libraries into $(VENV)/ (.5 GB to download, 2.7 GB on disk)"
 	@"$(PYTHON)" -m venv "$(VENV)"
 	@$(INSTALL) requirements.lock --compile
 	@"$(BIN)/python" -m uv pip install --quiet --no-deps --no-build-isolation --editable .
