@@ -17,7 +17,7 @@ import numpy as np
 from kubernetes.utils.quantity import parse_quantity
 
 from pipelines.cluster import NEEDS
-from thyroid import storage
+from thyroid import storage, tables
 from thyroid.backbones import BACKBONES
 
 SIDE = 64
@@ -155,7 +155,7 @@ class Plan:
     def remember(self, file: Path) -> None:
         """Write the paces that the steps showed, for the next run."""
         found = {name: took / work for name, took in self._took.items() if (work := self._steps[name].work)}
-        file.write_text(json.dumps(found, indent=1))
+        tables.write_json(file, found)
 
 
 def words(seconds: float) -> str:

@@ -152,7 +152,8 @@ def test_a_step_that_fails_stops_those_beside_it_and_the_exit_handler_still_runs
     with pytest.raises(InputError, match="the run stopped"):
         go(failing, tmp_path, steps())
     assert time.monotonic() - began < 2 * WAIT
-    said = capfd.readouterr().out
+    said, errors = capfd.readouterr()
+    assert not errors
     assert "this step cannot do it" in said
     assert "fail | failed (exit code 1)" in said
     assert "long | stopped, since fail failed" in said
