@@ -6,6 +6,7 @@ import gc
 import hashlib
 import http.client
 import json
+import os
 import shutil
 import time
 import urllib.parse
@@ -22,6 +23,9 @@ from PIL import Image
 
 from tests import gcs as emulated
 from thyroid import images, phantom, storage
+
+for variable in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")  # each of pytest's workers has a core; more threads only wait for one another
 
 SHARED = Path(__file__).parents[2] / "shared"
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -207,6 +211,16 @@ def model(evaluated: Path, shared: Shared) -> Path:
         register.register(evaluated, folder, folder / "summary.json")
 
     return shared.make("registry", write)
+
+
+@pytest.fixture(scope="module")
+def toy() -> Iterator[str]:
+    """Name of a backbone that is small and quick, in this process."""
+    from tests import toys
+
+    toys.install()
+    yield toys.ROW.name
+    toys.remove()
 
 
 @pytest.fixture(scope="session")

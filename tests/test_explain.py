@@ -23,7 +23,11 @@ def grad_cam(network, pixels, positive=(False, True)):
     return [cv2.resize(one / max(one.max(), 1e-12), (size, size), interpolation=cv2.INTER_LINEAR) for one in coarse]
 
 
-@pytest.mark.parametrize("name", backbones.BACKBONES)
+DEEP = [pytest.param(name, marks=pytest.mark.slow) for name in ("EfficientNetB7", "VGG19", "ResNet50", "ResNet101")]
+
+
+@pytest.mark.parametrize("name", ["Toy", "VGG16", *DEEP])
+@pytest.mark.usefixtures("toy")
 def test_heat_map_is_grad_cam_for_every_backbone(name):
     keras.utils.set_random_seed(0)
     network = backbones.build(backbones.get(name), 64, None)
@@ -54,7 +58,8 @@ def test_overlay_leaves_cold_places_alone():
     assert (out[0, 0] != 100).any()
 
 
-@pytest.mark.parametrize("name", ["VGG16", "ResNet50"])
+@pytest.mark.parametrize("name", ["Toy", "VGG16", pytest.param("ResNet50", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("toy")
 def test_a_model_that_was_loaded_has_a_map(name, tmp_path):
     """As in a new process, where Keras' count of names begins at the ones that the file holds."""
     backbones.build(backbones.get(name), 32, None).save(tmp_path / "model.keras")
