@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests import gcs as emulated
-from thyroid import images, phantom, storage
+from thyroid import images, phantom, plots, storage
 
 SHARED = Path(__file__).parents[2] / "shared"
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -88,6 +88,13 @@ def scans(tmp_path: Path) -> Path:
             label = "B" if patient % 2 else "M"
             write_scan(folder / f"{label}_{patient:03d}-{image:04d}-1.0.jpg", seed=patient * 10 + image)
     return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Pictures are most of the time that a small ingest and crop take."""
+    monkeypatch.setattr(plots, "data_statistics", lambda good, regions, path, classes: path.touch())
+    monkeypatch.setattr(plots, "crop_sheet", lambda scans, regions, folder, path: path.touch())
 
 
 def source_digest() -> str:
@@ -211,6 +218,8 @@ def model(evaluated: Path, shared: Shared) -> Path:
 
 @pytest.fixture(scope="session")
 def emulator() -> Iterator[str]:
+    gc.collect()
+    gc.freeze()  # `gcs` looks for garbage after every test, and need not look through TensorFlow each time
     with emulated.emulator() as address:
         yield address
 
