@@ -24,8 +24,6 @@ from tests import gcs as emulated
 from thyroid import images, phantom, plots, storage
 
 SHARED = Path(__file__).parents[2] / "shared"
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")  # an example may have to wait for the processor
 LONGEST = (
     "test_readme.py",
     "test_night.py",
@@ -72,6 +70,15 @@ def variant(artefact: Path, folder: Path) -> Path:
     facts = json.loads((copy / "model.json").read_text())
     (copy / "model.json").write_text(json.dumps(facts | {"variant": copy.name}))
     return copy
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A fifth of the examples where the slow tests are left out; each may have to wait for the processor."""
+    examples = 20 if "not slow" in config.option.markexpr else 100
+    settings.register_profile(
+        "busy", deadline=None, max_examples=examples, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("busy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
