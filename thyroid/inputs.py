@@ -91,10 +91,12 @@ def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]]) -> bool:
         return True
 
     starts = range(0, len(rows), _CHUNK)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        if not all(progress.bar(pool.map(some, starts), len(starts), "decode", f"x{_CHUNK} images")):
-            pool.shutdown(cancel_futures=True)
-            return False
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(None, len(rows), "decode", "image") as bar:
+        for start, fits in zip(starts, pool.map(some, starts), strict=True):
+            if not fits:
+                pool.shutdown(cancel_futures=True)
+                return False
+            bar.update(min(_CHUNK, len(rows) - start))
     if wrong:
         what, file = min(wrong, key=lambda pair: pair[1])
         raise InputError(
