@@ -42,7 +42,11 @@ def test_forms_agree(artefact):
         np.testing.assert_allclose(evidence / scale, reference[1] / scale, atol=near)
 
 
-@pytest.mark.parametrize("name", ["VGG16", "ResNet50", pytest.param("EfficientNetB7", marks=pytest.mark.slow)])
+DEEP = [pytest.param(name, marks=pytest.mark.slow) for name in ("VGG16", "ResNet50", "EfficientNetB7")]
+
+
+@pytest.mark.parametrize("name", ["Toy", *DEEP])
+@pytest.mark.usefixtures("toy")
 def test_every_family_converts_with_its_map(name, tmp_path):
     keras.utils.set_random_seed(1)
     network = backbones.build(backbones.get(name), 32, None)
