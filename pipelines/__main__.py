@@ -11,6 +11,7 @@ import argparse
 import base64
 import datetime
 import json
+import os
 import re
 import shutil
 import sys
@@ -362,12 +363,12 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
         recipe,
         max(1, len(domains.split(","))),
         arguments.folds,
-        local.cores(),
+        local.at_a_time(),
         memory,
         paces,
     )
     print(planned.announced(), flush=True)
-    steps = local.Steps(planned, local.cores(), memory)
+    steps = local.Steps(planned, local.at_a_time(), memory)
     runner = _runner(arguments, output, scans, rois, weights)
     with local.running(steps, runner, output / "pipeline", "the run stopped; the step's own message stands above"):
         training_pipeline(chosen)(
@@ -428,12 +429,12 @@ def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
     from pipelines import local, plan
     from pipelines.sweep import sweep_pipeline
 
-    cores = local.cores()
+    cores = os.cpu_count() or 1
     workers = min(2, cores)  # as many as kfp.local runs at once
     stopped = "the search stopped; the step's own message stands above, and the same command goes on"
     planned = plan.sweep(chosen[0], workers)
     print(planned.announced(), flush=True)
-    steps = local.Steps(planned, cores, local.free_memory())
+    steps = local.Steps(planned, workers, local.free_memory())
     with local.running(steps, _runner(arguments, output, scans, rois, weights), output / "pipeline", stopped):
         sweep_pipeline(chosen[0], workers, cores=cores // workers)(
             scans=_absolute(scans),

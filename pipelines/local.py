@@ -7,6 +7,7 @@ Conditions, loops, inputs and outputs stay kfp's.
 """
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -226,8 +227,10 @@ def free_memory() -> float:
     return free
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def at_a_time() -> int:
+    """Steps that this machine's processors can work on: one on GPUs, all of which a training takes whole, else one a core."""
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -266,6 +269,9 @@ def running(steps: Steps, runner: Any, root: Path, stopped: str) -> Iterator[Non
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGHUP):
                 undo.callback(signal.signal, number, signal.signal(number, _leave))
+        log = logging.getLogger()
+        log.addFilter(_untold)
+        undo.callback(log.removeFilter, _untold)
         local.init(runner, pipeline_root=str(root))
         try:
             yield
@@ -273,6 +279,11 @@ def running(steps: Steps, runner: Any, root: Path, stopped: str) -> Iterator[Non
             raise InputError(stopped) from None
         finally:
             steps.kill()
+
+
+def _untold(record: logging.LogRecord) -> bool:
+    """Not what kfp says about a step that failed, which has been said."""
+    return "finished with status" not in record.getMessage()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -17,28 +17,31 @@ import numpy as np
 from kubernetes.utils.quantity import parse_quantity
 
 from pipelines.cluster import NEEDS
-from thyroid import storage
+from thyroid import storage, tables
 from thyroid.backbones import BACKBONES
 
 SIDE = 64
 """Pixels of a side at which the constants of the networks were measured."""
 
 FIXED: Mapping[str, tuple[float, float]] = {
-    "ingest": (4.0, 0.01),
-    "crop": (3.0, 0.02),
-    "evaluate": (20.0, 0.02),
-    "register": (2.0, 0.0),
-    "deploy": (2.0, 0.0),
-    "conclude": (1.0, 0.0),
+    "ingest": (5.0, 0.01),
+    "crop": (4.0, 0.01),
+    "evaluate": (12.0, 0.02),
+    "register": (3.0, 0.0),
+    "deploy": (3.0, 0.0),
+    "conclude": (2.0, 0.0),
 }
 """Step to its seconds to start, and an image."""
 
+EVALUATED = (12.0, 0.01)
+"""Seconds of the evaluation a model, and an image of a model."""
+
 NETWORKS: Mapping[str, tuple[float, float, float]] = {
-    "EfficientNetB7": (45.0, 0.02, 0.02),
-    "VGG16": (12.0, 0.01, 0.01),
-    "VGG19": (12.0, 0.01, 0.01),
-    "ResNet50": (20.0, 0.01, 0.01),
-    "ResNet101": (30.0, 0.015, 0.01),
+    "EfficientNetB7": (48.0, 0.010, 0.012),
+    "VGG16": (11.0, 0.011, 0.004),
+    "VGG19": (13.0, 0.012, 0.007),
+    "ResNet50": (21.0, 0.004, 0.006),
+    "ResNet101": (26.0, 0.008, 0.009),
 }
 """Backbone to a training's seconds to start, an image through the whole body, and an image of an epoch of fine-tuning."""
 
@@ -155,7 +158,7 @@ class Plan:
     def remember(self, file: Path) -> None:
         """Write the paces that the steps showed, for the next run."""
         found = {name: took / work for name, took in self._took.items() if (work := self._steps[name].work)}
-        file.write_text(json.dumps(found, indent=1))
+        tables.write_json(file, found)
 
 
 def words(seconds: float) -> str:
@@ -195,16 +198,17 @@ def training(
         memory: bytes that they may take together.
         remembered: file of `Plan.remember`, if there is one.
     """
-    steps = [
-        Planned(name, start + images * image, _bytes(NEEDS[name].memory_request))
-        for name, (start, image) in FIXED.items()
-    ]
+    scale, models = (size / SIDE) ** 2, domains * len(backbones)
+    steps = []
+    for name, (start, image) in FIXED.items():
+        of_models = models * (EVALUATED[0] + images * scale * EVALUATED[1]) if name == "evaluate" else 0.0
+        steps.append(Planned(name, start + images * image + of_models, _bytes(NEEDS[name].memory_request)))
     needed = 0.0
     for backbone in backbones:
         start, whole, last = NETWORKS[backbone]
         # the deck's recipe goes forth and back through the whole body
         one = 3 * epochs * whole if recipe == "deck" else VIEWS * whole + (0 if recipe == "frozen" else epochs * last)
-        work = domains * (start + images * (size / SIDE) ** 2 * one * (1 + folds))
+        work = domains * (start + images * scale * one * (1 + folds))
         needed = max(needed, declared := training_memory(backbone, recipe, images, size))
         steps.append(Planned(f"train-{backbone}", work, declared, beside=True))
     lanes = max(1, min(cores, len(backbones), int(memory // needed)))

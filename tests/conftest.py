@@ -6,6 +6,7 @@ import gc
 import hashlib
 import http.client
 import json
+import os
 import shutil
 import time
 import urllib.parse
@@ -21,11 +22,12 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests import gcs as emulated
-from thyroid import images, phantom, storage
+from thyroid import images, phantom, plots, storage
+
+for variable in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")  # each of pytest's workers has a core; more threads only wait for one another
 
 SHARED = Path(__file__).parents[2] / "shared"
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")  # an example may have to wait for the processor
 LONGEST = (
     "test_readme.py",
     "test_night.py",
@@ -74,6 +76,15 @@ def variant(artefact: Path, folder: Path) -> Path:
     return copy
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A fifth of the examples where the slow tests are left out; each may have to wait for the processor."""
+    examples = 20 if "not slow" in config.option.markexpr else 100
+    settings.register_profile(
+        "busy", deadline=None, max_examples=examples, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("busy")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
@@ -88,6 +99,13 @@ def scans(tmp_path: Path) -> Path:
             label = "B" if patient % 2 else "M"
             write_scan(folder / f"{label}_{patient:03d}-{image:04d}-1.0.jpg", seed=patient * 10 + image)
     return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Pictures are most of the time that a small ingest and crop take."""
+    monkeypatch.setattr(plots, "data_statistics", lambda good, regions, path, classes: path.touch())
+    monkeypatch.setattr(plots, "crop_sheet", lambda scans, regions, folder, path: path.touch())
 
 
 def source_digest() -> str:
@@ -209,8 +227,20 @@ def model(evaluated: Path, shared: Shared) -> Path:
     return shared.make("registry", write)
 
 
+@pytest.fixture(scope="module")
+def toy() -> Iterator[str]:
+    """Name of a backbone that is small and quick, in this process."""
+    from tests import toys
+
+    toys.install()
+    yield toys.ROW.name
+    toys.remove()
+
+
 @pytest.fixture(scope="session")
 def emulator() -> Iterator[str]:
+    gc.collect()
+    gc.freeze()  # `gcs` looks for garbage after every test, and need not look through TensorFlow each time
     with emulated.emulator() as address:
         yield address
 

@@ -7,12 +7,21 @@ from thyroid import backbones, registry
 from thyroid.backend import keras
 from thyroid.errors import InputError
 
+SMALL = backbones.Backbone("EfficientNetB0", "efficientnet", 1280, "1G", "1G")
+"""Of EfficientNetB7's kind, with a quarter of its layers."""
+
+ROWS = [
+    SMALL,
+    *(
+        pytest.param(row, marks=() if row.name in ("VGG16", "ResNet50") else pytest.mark.slow)
+        for row in backbones.BACKBONES.values()
+    ),
+]
 IMAGES = np.random.default_rng(0).integers(0, 255, (32, 32, 32, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", backbones.BACKBONES)
-def test_every_row_builds_the_same_shape_of_model(name, tmp_path):
-    row = backbones.get(name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_row_builds_the_same_shape_of_model(row, tmp_path):
     model = backbones.build(row, 32, None)
     assert model.input.dtype == "uint8"
     assert model.get_layer(backbones.FEATURES).output.shape == (None, row.width)
@@ -82,7 +91,7 @@ def test_words_for_weights():
 
 
 def test_weights_of_another_backbone_are_refused_by_file(tmp_path):
-    other = backbones.build(backbones.get("ResNet50"), 32, None).get_layer(backbones.BODY)
+    other = backbones.build(SMALL, 32, None).get_layer(backbones.BODY)
     other.save_weights(tmp_path / "vgg16.weights.h5")
     with pytest.raises(InputError, match=r"vgg16\.weights\.h5: not weights of VGG16"):
         backbones.build(backbones.get("VGG16"), 32, tmp_path / "vgg16.weights.h5")
@@ -113,10 +122,12 @@ def test_imagenet_goes_through_keras_own_download(monkeypatch, vgg16_weights):
 @pytest.mark.parametrize(
     ("name", "module", "file"),
     [
-        ("EfficientNetB7", "efficientnet", "efficientnetb7_notop.h5"),
+        pytest.param("EfficientNetB7", "efficientnet", "efficientnetb7_notop.h5", marks=pytest.mark.slow),
         ("VGG19", "vgg19", "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"),
         ("ResNet50", "resnet", "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"),
-        ("ResNet101", "resnet", "resnet101_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+        pytest.param(
+            "ResNet101", "resnet", "resnet101_weights_tf_dim_ordering_tf_kernels_notop.h5", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_backbone_asks_for_its_own_file(monkeypatch, name, module, file):
@@ -139,14 +150,16 @@ def stem_of(model: keras.Model) -> np.ndarray:
     return np.asarray(stem(IMAGES.astype("float32")))
 
 
-def test_efficientnet_sees_images_as_imagenet_training_did_whatever_its_weights_come_from(tmp_path):
+@pytest.mark.parametrize(
+    "row", [SMALL, pytest.param(backbones.get("EfficientNetB7"), marks=pytest.mark.slow)], ids=lambda row: row.name
+)
+def test_efficientnet_sees_images_as_imagenet_training_did_whatever_its_weights_come_from(row, tmp_path):
     """Keras' file holds deviations for variances; only weights="imagenet" makes up for it by one more Rescaling."""
-    row = backbones.get("EfficientNetB7")
-    plain = keras.applications.EfficientNetB7(include_top=False, weights=None, input_shape=(32, 32, 3))
+    plain = getattr(keras.applications, row.name)(include_top=False, weights=None, input_shape=(32, 32, 3))
     normalization = next(layer for layer in plain.layers if isinstance(layer, keras.layers.Normalization))
     normalization.set_weights([np.array([0.485, 0.456, 0.406]), np.array(backbones.IMAGENET_DEVIATION), np.array(0)])
-    plain.save_weights(tmp_path / "efficientnetb7.weights.h5")
-    model = backbones.build(row, 32, tmp_path / "efficientnetb7.weights.h5")
+    plain.save_weights(tmp_path / "body.weights.h5")
+    model = backbones.build(row, 32, tmp_path / "body.weights.h5")
     expected = (IMAGES / 255 - [0.485, 0.456, 0.406]) / backbones.IMAGENET_DEVIATION
     np.testing.assert_allclose(stem_of(model), expected, atol=1e-4)
 

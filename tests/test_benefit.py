@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid import benefit, crop, evaluate, ingest, phantom, predictions, registry, tables, train
+from thyroid import benefit, crop, evaluate, gate, ingest, phantom, predictions, registry, tables, train
 from thyroid.classes import BINARY
 from thyroid.errors import InputError
 from thyroid.fusion import Fusion
@@ -15,7 +15,7 @@ PATIENTS = 110
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(toy, tmp_path_factory):
     """Data version, a training that was cross-validated, and clinical.csv with a helpful, a useless and a telltale column."""
     folder = tmp_path_factory.mktemp("beside")
     phantom.generate(folder, patients=PATIENTS, images_per_patient=1, seed=5)
@@ -27,7 +27,7 @@ def study(tmp_path_factory):
     ingest.ingest(folder / "scans", folder / "ingested", rois=folder / "rois.csv", labels=folder / "labels.csv")
     data = crop.crop(folder / "ingested", folder / "data", ["cropped"]).folder
     options = {"weights": "none", "image_size": 32, "recipe": "frozen", "folds": 3}
-    train.train(data, folder / "VGG16", "VGG16", "cropped", **options)
+    train.train(data, folder / "model", toy, "cropped", **options)
     scans = tables.used(tables.read(data)[0]).drop_duplicates("patient")
     malignant = (scans["label"] == "M").to_numpy()
     table = pd.DataFrame(
@@ -44,7 +44,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def helped(study):
-    evaluate.evaluate(study / "data", [study / "VGG16"], study / "helped", clinical=f"{study / 'clinical.csv'}#*")
+    evaluate.evaluate(study / "data", [study / "model"], study / "helped", clinical=f"{study / 'clinical.csv'}#*")
     return study / "helped"
 
 
@@ -71,7 +71,7 @@ def test_what_is_written_down_answers_as_it_was_scored(helped, study):
     head = Fusion.of(facts["clinical"])
     assert [field["name"] for field in facts["clinical"]["fields"]] == ["tsh", "shoe"]
     table = pd.read_parquet(helped / "predictions.parquet").query("split == 'test'")
-    folds = train.out_of_fold(study / "VGG16", "cropped")
+    folds = train.out_of_fold(study / "model", "cropped")
     assert not set(folds["patient"]) & set(table["patient"])
     from thyroid import inputs, operating
 
@@ -91,14 +91,14 @@ def weighed(data, training, clinical, folder):
 
 
 def test_columns_that_say_nothing_are_not_used(study, tmp_path):
-    done = weighed(study / "data", study / "VGG16", f"{study / 'clinical.csv'}#shoe", tmp_path)
+    done = weighed(study / "data", study / "model", f"{study / 'clinical.csv'}#shoe", tmp_path)
     assert done.head is None
     assert done.facts["used"] == []
     assert done.facts["development"]["verdict"] == "not shown to help"
     assert {f"{name}.png" for name in done.facts["pictures"]} == {path.name for path in tmp_path.iterdir()}
 
 
-def test_columns_that_define_the_class_together_fail_the_gate(study, helped):
+def test_columns_that_define_the_class_together_fail_the_gate(study, helped, tmp_path):
     table = pd.read_csv(study / "clinical.csv")
     rng = np.random.default_rng(0)
     malignant = table["biopsy"] == "carcinoma"
@@ -106,9 +106,13 @@ def test_columns_that_define_the_class_together_fail_the_gate(study, helped):
         table[f"sign{number}"] = np.where(rng.random(len(table)) < 0.8, malignant, ~malignant).astype(int).astype(str)
     table.to_csv(study / "signs.csv", index=False)
     where = f"{study / 'signs.csv'}#sign0,sign1,sign2,sign3"
-    done = evaluate.evaluate(study / "data", [study / "VGG16"], study / "signs", clinical=where)
-    assert done.facts["clinical"]["used"] == ["sign0", "sign1", "sign2", "sign3"]
-    (criterion,) = (one for one in done.facts["gate"]["criteria"] if one["name"] == "clinical columns")
+    done = weighed(study / "data", study / "model", where, tmp_path)
+    assert done.facts["used"] == ["sign0", "sign1", "sign2", "sign3"]
+    result = json.loads((helped / "evaluation.json").read_text())
+    (row,), alone = result["models"], gate.Champion(None, problem="no registry")
+    test = predictions.of_model(pd.read_parquet(helped / "predictions.parquet"), row, "cropped", "test")
+    decided = gate.decide(row, "cropped", test, result["audits"], [], alone, 0.95, clinical=done.facts)
+    (criterion,) = (one for one in decided["criteria"] if one["name"] == "clinical columns")
     assert not criterion["passed"]
     assert "they may be what the label was made from" in criterion["found"]
 

@@ -1,15 +1,17 @@
 """Real kills: a training that is stopped anywhere ends, when started again, as if it had never been stopped."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from tensorflow.python.framework import config
 
 from thyroid import checkpoints, inputs, train, twophase
 from thyroid.backend import tf
@@ -18,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 
 DRIVER = """
 import os, signal, sys
+from tests import toys
 from thyroid import checkpoints, train, plots
+toys.install()
 place, count = sys.argv[1], int(sys.argv[2])
 save, calls = checkpoints.save, []
 def counted(path, **arrays):
@@ -35,23 +39,26 @@ sys.exit(train.main(sys.argv[3:]))
 
 
 def arguments(data: Path, output: Path) -> list[str]:
-    common = (
-        "--backbone VGG16 --domain cropped --weights none --image-size 32 --epochs 3 --batch-size 4 --deterministic"
-    )
+    common = "--backbone Toy --domain cropped --weights none --image-size 32 --epochs 3 --batch-size 4 --deterministic"
     return ["--data", str(data), "--output", str(output), *common.split()]
 
 
-def run(code: list[str], **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *code], capture_output=True, text=True, cwd=ROOT, **options)
+def run(code: str, *given: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(toy) -> Iterator[None]:
+    """Deterministic kernels go with the last of these tests."""
+    yield
+    config.disable_op_determinism()
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(cropped, shared) -> Path:
-    def write(output: Path) -> None:
-        done = run(["-m", "thyroid.train", *arguments(cropped, output)])
-        assert done.returncode == 0, done.stderr[-2000:]
-
-    return shared.make("uninterrupted", write)
+def uninterrupted(cropped, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    assert train.main(arguments(cropped, output)) == 0
+    return output
 
 
 def assert_same(output: Path, expected: Path) -> None:
@@ -64,59 +71,62 @@ def assert_same(output: Path, expected: Path) -> None:
     assert not (output / ".work").exists()
 
 
+def killed(cropped: Path, output: Path, place: str, count: int) -> None:
+    done = run(DRIVER, place, str(count), *arguments(cropped, output))
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not (output / "train.json").exists()
+
+
 @pytest.mark.parametrize(
     ("place", "count"),
     [
-        pytest.param("1-0", 1, id="frozen part", marks=pytest.mark.slow),
-        pytest.param("state", 6, id="after an epoch's last batch", marks=pytest.mark.slow),
-        pytest.param("state", 7, id="between epochs", marks=pytest.mark.slow),
+        pytest.param("1-0", 1, id="frozen part"),
+        pytest.param("state", 6, id="after an epoch's last batch"),
+        pytest.param("state", 7, id="between epochs"),
         pytest.param("state", 10, id="within an epoch"),
-        pytest.param("history", 1, id="before the end", marks=pytest.mark.slow),
+        pytest.param("history", 1, id="before the end"),
     ],
 )
-def test_kill_9_then_the_same_command(cropped, uninterrupted, tmp_path, place, count):
-    killed = run(["-c", DRIVER, place, str(count), *arguments(cropped, tmp_path)])
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    assert not (tmp_path / "train.json").exists()
-    again = run(["-m", "thyroid.train", *arguments(cropped, tmp_path)])
-    assert again.returncode == 0, again.stderr[-2000:]
+@pytest.mark.slow
+def test_kill_9_then_the_same_command(cropped, uninterrupted, tmp_path, capsys, place, count):
+    killed(cropped, tmp_path, place, count)
+    assert train.main(arguments(cropped, tmp_path)) == 0
     if place == "state" and count == 10:
-        assert "goes on in epoch 2 after 12 images" in again.stdout
+        assert "goes on in epoch 2 after 12 images" in capsys.readouterr().out
     assert_same(tmp_path, uninterrupted)
 
 
-def test_sigterm_saves_first(cropped, uninterrupted, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "thyroid.train", *arguments(cropped, tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".work/*/main/state.npz")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.terminate()
-    stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "told to stop (SIGTERM); saved in epoch" in stderr
-    again = run(["-m", "thyroid.train", *arguments(cropped, tmp_path)])
-    assert "goes on in epoch" in again.stdout
+def test_sigterm_saves_first(cropped, uninterrupted, tmp_path, monkeypatch, capsys):
+    """The signal comes within the second epoch, as a cluster sends it before it kills."""
+    end, handler = checkpoints.Resume.on_train_batch_end, signal.getsignal(signal.SIGTERM)
+
+    def told_to_stop(self, batch, logs=None):
+        if (self.epoch, batch) == (1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        end(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Resume, "on_train_batch_end", told_to_stop)
+        with pytest.raises(SystemExit) as stopped:
+            train.main(arguments(cropped, tmp_path))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "told to stop (SIGTERM); saved in epoch 2 after 12 images" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert train.main(arguments(cropped, tmp_path)) == 0
+    assert "goes on in epoch 2 after 12 images" in capsys.readouterr().out
     assert_same(tmp_path, uninterrupted)
 
 
 def test_a_finished_training_of_a_killed_run_is_not_repeated(cropped, tmp_path, capsys):
     options = {"weights": "none", "image_size": 32, "epochs": 0, "work": tmp_path / "work"}
-    train.train(cropped, tmp_path / "one", "VGG16", "cropped", **options)
+    train.train(cropped, tmp_path / "one", "Toy", "cropped", **options)
     (work,) = (tmp_path / "work").iterdir()
     assert [path.name for path in work.iterdir()] == ["done"], "features and states are gone"
     capsys.readouterr()
-    train.train(cropped, tmp_path / "two", "VGG16", "cropped", **options)
+    train.train(cropped, tmp_path / "two", "Toy", "cropped", **options)
     assert "was trained before the interruption" in capsys.readouterr().out
     assert train.read(tmp_path / "one") == train.read(tmp_path / "two")
-    train.train(cropped, tmp_path / "three", "VGG16", "cropped", **options | {"seed": 1})
+    train.train(cropped, tmp_path / "three", "Toy", "cropped", **options | {"seed": 1})
     assert "was trained before" not in capsys.readouterr().out
 
 
@@ -133,18 +143,21 @@ def test_a_damaged_file_is_made_again_with_a_word(tmp_path, capsys):
         assert f"{file}: damaged" in capsys.readouterr().out
 
 
-def test_damaged_features_and_state_are_rebuilt(cropped, uninterrupted, tmp_path):
-    killed = run(["-c", DRIVER, "state", "9", *arguments(cropped, tmp_path)])
-    assert killed.returncode == -signal.SIGKILL
+def test_kill_9_and_damaged_features_and_state(cropped, uninterrupted, tmp_path, capsys):
+    """What is damaged is made anew, or the state before is gone on from; no state is unpickled, so none can run code."""
+    killed(cropped, tmp_path, "state", 9)
     (work,) = (tmp_path / ".work").iterdir()
+    with np.load(work / "main" / "state.npz", allow_pickle=False) as file:
+        facts = json.loads(str(file["facts"]))
+    assert set(facts) == {"epoch", "seen", "rows", "finished", "batch_size", "stopper"}
     for name in ("maps/0-0.npz", "main/state.npz"):
         data = bytearray((work / name).read_bytes())
         data[len(data) // 2] ^= 0xFF
         (work / name).write_bytes(data)
-    again = run(["-m", "thyroid.train", *arguments(cropped, tmp_path)])
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert again.stdout.count(": damaged (") == 2
-    assert "goes on in epoch 2" in again.stdout, "from the state before"
+    assert train.main(arguments(cropped, tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(": damaged (") == 2
+    assert "goes on in epoch 2" in printed, "from the state before"
     assert_same(tmp_path, uninterrupted)
 
 
@@ -153,7 +166,7 @@ def test_nan_stops_with_a_named_error_and_the_last_good_state(cropped, tmp_path,
     command = [a for a in arguments(cropped, tmp_path) if a != "--deterministic"]
     assert train.main(command) == 2
     error = capsys.readouterr().err
-    assert "VGG16: not a finite number (loss) in epoch 1" in error
+    assert "Toy: not a finite number (loss) in epoch 1" in error
     state = Path(error.split("The last good state is ")[1].split("\n")[0])
     assert all(np.isfinite(v).all() for k, v in checkpoints.load(state).items() if k.startswith("weight"))
 
@@ -179,7 +192,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(cropped, tmp_path, monkeypat
     monkeypatch.setattr(train.keras.Model, "predict", failing_predict)
     monkeypatch.setattr(checkpoints.Resume, "on_train_batch_end", failing_end)
     facts = train.train(
-        cropped, tmp_path, "VGG16", "cropped", weights="none", image_size=32, epochs=3, batch_size=8
+        cropped, tmp_path, "Toy", "cropped", weights="none", image_size=32, epochs=3, batch_size=8
     ).facts
     printed = capsys.readouterr().out
     assert "out of memory, goes on with batches of 4" in printed
@@ -195,7 +208,7 @@ def test_one_image_that_does_not_fit_is_said(cropped, tmp_path, monkeypatch, cap
         raise tf.errors.ResourceExhaustedError(None, None, "injected")
 
     monkeypatch.setattr(train.keras.Model, "predict", fail)
-    command = ["--data", str(cropped), "--output", str(tmp_path), "--backbone", "VGG16", "--weights", "none"]
+    command = ["--data", str(cropped), "--output", str(tmp_path), "--backbone", "Toy", "--weights", "none"]
     assert train.main([*command, "--image-size", "32", "--batch-size", "4"]) == 2
     assert "the memory does not suffice for one image; choose a smaller image size" in capsys.readouterr().err
 
@@ -206,7 +219,9 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+from tests import toys
 from thyroid import train
+toys.install()
 train.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 fit = train.keras.Model.fit
 def watched(self, *a, **k):
@@ -217,10 +232,11 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_two_devices_train_what_one_does(cropped, uninterrupted, tmp_path):
     """MirroredStrategy, here on two halves of the processor."""
     command = [a for a in arguments(cropped, tmp_path) if a != "--deterministic"]
-    done = run(["-c", MIRRORED, *command])
+    done = run(MIRRORED, *command)
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = (pd.read_csv(folder / "history.csv") for folder in (tmp_path, uninterrupted))
     head = theirs["phase"] == "head"
@@ -254,12 +270,3 @@ def test_a_halved_batch_doubles_the_steps_of_the_schedule_once(tmp_path):
         second.epochs.epoch = 0
         second.on_train_batch_begin(0)
         assert int(optimizer.iterations.numpy()) == 20
-
-
-def test_state_is_json_and_arrays_only(cropped, tmp_path):
-    """Nothing that is unpickled: a state file on a shared volume cannot run code."""
-    run(["-c", DRIVER, "state", "2", *arguments(cropped, tmp_path)])
-    (state,) = tmp_path.glob(".work/*/main/state.npz")
-    with np.load(state, allow_pickle=False) as file:
-        facts = json.loads(str(file["facts"]))
-    assert set(facts) == {"epoch", "seen", "rows", "finished", "batch_size", "stopper"}

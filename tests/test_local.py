@@ -152,7 +152,8 @@ def test_a_step_that_fails_stops_those_beside_it_and_the_exit_handler_still_runs
     with pytest.raises(InputError, match="the run stopped"):
         go(failing, tmp_path, steps())
     assert time.monotonic() - began < 2 * WAIT
-    said = capfd.readouterr().out
+    said, errors = capfd.readouterr()
+    assert not errors
     assert "this step cannot do it" in said
     assert "fail | failed (exit code 1)" in said
     assert "long | stopped, since fail failed" in said
@@ -160,6 +161,32 @@ def test_a_step_that_fails_stops_those_beside_it_and_the_exit_handler_still_runs
     assert not (tmp_path / "long.ended").exists()
     assert not (tmp_path / "after.begun").exists()
     assert not psutil.Process().children(recursive=True)
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def gather(folder: str, names: list):
+    """Write down what the steps of a loop answered."""
+    import pathlib
+
+    (pathlib.Path(folder) / "gathered").write_text(" ".join(names))
+
+
+def test_the_steps_of_a_loop_run_side_by_side_and_what_they_answer_is_collected(tmp_path, capfd):
+    @dsl.pipeline
+    def pipeline(folder: str):
+        with dsl.ParallelFor(["1", "2"], name="each") as number:
+            one = act(folder=folder, name=number, meets="2").set_display_name("one")
+        gather(folder=folder, names=dsl.Collected(one.outputs["done"]))
+
+    go(pipeline, tmp_path, steps())
+    assert (tmp_path / "gathered").read_text() == "1 2"
+    said = capfd.readouterr().out
+    assert "one-1 | 1 works" in said
+    assert "one-2 | 2 works" in said
+
+
+def test_memory_that_is_free():
+    assert 0 < side.free_memory() <= psutil.virtual_memory().total
 
 
 LOOP = """

@@ -32,7 +32,9 @@ def work(folder: Path, wanted: int, seconds: float = 0.0) -> None:
 
 
 def start(folder: Path, wanted: int, seconds: float = 0.0) -> multiprocessing.Process:
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(folder, wanted, seconds))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # Optuna is imported once for all of them
+    process = context.Process(target=work, args=(folder, wanted, seconds))
     process.start()
     return process
 

@@ -18,6 +18,7 @@ import yaml
 from optuna.trial import TrialState
 
 from pipelines import __main__ as cli
+from tests import toys
 from thyroid import crop, metrics, settings, sweep, sweep_report, tables, train
 from thyroid.errors import InputError
 from thyroid.settings import Settings
@@ -31,7 +32,7 @@ def ignore(step: int, value: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def study(cropped, tmp_path_factory) -> Iterator[sweep.Plan]:
+def study(toy, cropped, tmp_path_factory) -> Iterator[sweep.Plan]:
     """Both stages at toy size; the test images of this copy of the data version are no images, nor are their scans."""
     folder = tmp_path_factory.mktemp("sweep")
     shutil.copytree(cropped, folder / "data")
@@ -46,7 +47,7 @@ def study(cropped, tmp_path_factory) -> Iterator[sweep.Plan]:
     poison(folder)
     patch = pytest.MonkeyPatch()
     patch.setattr(sweep, "TOPS", 1)
-    plan = sweep.prepare(folder / "data", folder / "study", "VGG16", "cropped", **TOY)
+    plan = sweep.prepare(folder / "data", folder / "study", toy, "cropped", **TOY)
     assert sweep.search_heads(plan.folder, 12) == 12
     sweep.rank(plan.folder)
     images = plan.shared(sweep.IMAGES)
@@ -104,12 +105,12 @@ def test_every_trial_says_what_it_was(study):
 
 def test_a_trial_is_what_a_training_with_these_settings_does(study, cropped, tmp_path):
     """Out-of-fold probabilities of `thyroid.train --folds` with a settings file, image by image."""
-    mine = replace(study.default, unfrozen=0, head_rate=0.02, class_weight="sqrt", tap="block4_pool", image_size=32)
+    mine = replace(study.default, unfrozen=0, head_rate=0.02, class_weight="sqrt", tap=toys.TAP, image_size=32)
     mine.write(tmp_path / "settings.json")
     done = train.train(
         cropped,
         tmp_path / "out",
-        "VGG16",
+        "Toy",
         "cropped",
         weights="none",
         image_size=64,
@@ -187,10 +188,10 @@ def test_auroc_compares_within_folds_and_class_by_class(study):
 
 
 def test_other_data_or_settings_are_another_study(study, cropped, tmp_path, capsys):
-    same = sweep.prepare(study.folder.parents[1] / "data", study.folder.parent, "vgg16", "cropped", **TOY)
+    same = sweep.prepare(study.folder.parents[1] / "data", study.folder.parent, "toy", "cropped", **TOY)
     assert same.folder == study.folder
     assert "goes on, 12 trials of heads" in capsys.readouterr().out
-    other = sweep.prepare(cropped, tmp_path, "VGG16", "cropped", **TOY | {"folds": 3})
+    other = sweep.prepare(cropped, tmp_path, "Toy", "cropped", **TOY | {"folds": 3})
     assert other.folder.name != study.folder.name
     with pytest.raises(InputError, match="not a prepared search"):
         sweep.read(tmp_path)
@@ -199,11 +200,12 @@ def test_other_data_or_settings_are_another_study(study, cropped, tmp_path, caps
     with pytest.raises(InputError, match="no trial is finished"):
         sweep_report.conclude(other.folder, tmp_path / "out")
     with pytest.raises(InputError, match="folds 1"):
-        sweep.prepare(cropped, tmp_path, "VGG16", "cropped", **TOY | {"folds": 1})
+        sweep.prepare(cropped, tmp_path, "Toy", "cropped", **TOY | {"folds": 1})
     with pytest.raises(InputError, match="other margins need"):
         sweep._images(study, cropped, None, 0.3)
 
 
+@pytest.mark.slow
 def test_killed_workers_and_a_killed_search_go_on(cropped, tmp_path):
     """kill -9 of a worker, then of all of it in the middle of a trial; the same command ends with the right number."""
     command = [

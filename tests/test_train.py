@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests import toys
 from thyroid import backbones, backend, crop, deck, figures, inputs, registry, tables, train, twophase
 from thyroid.backend import keras
 from thyroid.classes import BINARY
 from thyroid.errors import InputError
 
-TAPS = {"VGG16": "block4_pool", "ResNet50": "conv4_block6_out"}
+pytestmark = pytest.mark.usefixtures("toy")
 
 
 def test_writes_checkpoint_history_and_facts(trained):
@@ -48,9 +49,11 @@ def test_checkpoint_gives_the_validation_figures_it_is_named_after(trained, crop
         assert (probability.argmax(axis=1) == truth).mean() == pytest.approx(facts["validation"]["accuracy"])
 
 
-def test_says_that_it_starts_from_nothing(cropped, tmp_path, capsys):
-    train.train(cropped, tmp_path / "out", "VGG19", weights=str(tmp_path), image_size=32, epochs=0)
-    assert f"VGG19: no file for it in {tmp_path}; starts from random weights" in capsys.readouterr().out
+def test_says_that_it_starts_from_nothing_and_that_a_batch_is_larger_than_the_set(cropped, tmp_path, capsys):
+    run(cropped, tmp_path / "out", weights=str(tmp_path), batch_size=1000, epochs=0)
+    printed = capsys.readouterr().out
+    assert f"Toy: no file for it in {tmp_path}; starts from random weights" in printed
+    assert re.search(r"batch size 1000 is larger than the training part: one step of \d+ images", printed)
 
 
 def test_pretrained_weights_and_head_only(cropped, tmp_path, vgg16_weights):
@@ -64,10 +67,7 @@ def test_pretrained_weights_and_head_only(cropped, tmp_path, vgg16_weights):
 
 
 def test_same_seed_same_model(cropped, tmp_path):
-    facts = [
-        train.train(cropped, tmp_path / n, "VGG16", weights="none", image_size=32, epochs=0, seed=3).facts
-        for n in ("one", "two")
-    ]
+    facts = [run(cropped, tmp_path / n, epochs=0, seed=3).facts for n in ("one", "two")]
     assert facts[0]["checkpoint"] == facts[1]["checkpoint"]
 
 
@@ -113,22 +113,8 @@ def test_not_a_training(tmp_path):
 
 def run(cropped, output, **options):
     return train.train(
-        cropped, output, "VGG16", "cropped", **{"weights": "none", "image_size": 32, "epochs": 1} | options
+        cropped, output, "Toy", "cropped", **{"weights": "none", "image_size": 32, "epochs": 1} | options
     )
-
-
-def test_cross_validation_scores_every_development_image_once(cropped, tmp_path):
-    facts = run(cropped, tmp_path, folds=2).facts
-    assert facts["folds"] == 2
-    table = pd.read_parquet(tmp_path / "folds.parquet")
-    assert set(table["domain"]) == {"normal", "cropped"}
-    for domain in ("normal", "cropped"):
-        mine, expected = table[table["domain"] == domain], crop.examples(cropped, domain)
-        expected = expected[expected["split"] != "test"]
-        assert sorted(mine["file"]) == sorted(str(Path(f).relative_to(cropped)) for f in expected["file"])
-    assert (table.groupby("group")["fold"].nunique() == 1).all(), "a patient is held out whole"
-    assert table.groupby("fold")["label"].nunique().tolist() == [2, 2]
-    assert 0 <= figures.auroc(train.out_of_fold(tmp_path, "normal")).value <= 1
 
 
 def test_fold_parts_do_not_share_a_patient(cropped):
@@ -146,10 +132,24 @@ def test_folds_one_all_and_none_in_one_folder(cropped, tmp_path):
     run(cropped, output, only_fold=1, **options)
     assert set(pd.read_parquet(output / "folds.parquet")["fold"]) == {1}
     folded = run(cropped, output, **options).facts
-    assert set(pd.read_parquet(output / "folds.parquet")["fold"]) == {1, 2}
+    assert folded["folds"] == 2
+    assert_every_development_image_once(cropped, output)
     plain = run(cropped, output, epochs=0).facts
     assert not (output / "folds.parquet").exists()
     assert folded["validation"] == pytest.approx(plain["validation"], abs=1e-4)
+
+
+def assert_every_development_image_once(cropped, output):
+    table = pd.read_parquet(output / "folds.parquet")
+    assert set(table["fold"]) == {1, 2}
+    assert set(table["domain"]) == {"normal", "cropped"}
+    for domain in ("normal", "cropped"):
+        mine, expected = table[table["domain"] == domain], crop.examples(cropped, domain)
+        expected = expected[expected["split"] != "test"]
+        assert sorted(mine["file"]) == sorted(str(Path(f).relative_to(cropped)) for f in expected["file"])
+    assert (table.groupby("group")["fold"].nunique() == 1).all(), "a patient is held out whole"
+    assert table.groupby("fold")["label"].nunique().tolist() == [2, 2]
+    assert 0 <= figures.auroc(train.out_of_fold(output, "normal")).value <= 1
 
 
 def test_more_folds_than_patients(cropped, tmp_path):
@@ -160,18 +160,11 @@ def test_more_folds_than_patients(cropped, tmp_path):
 
 
 def test_a_tap_ends_the_body_earlier(cropped, tmp_path):
-    facts = run(cropped, tmp_path, tap="block4_pool").facts
+    facts = run(cropped, tmp_path, tap=toys.TAP).facts
     model = registry.load_keras(tmp_path / facts["checkpoint"])
-    assert model.get_layer("body").layers[-1].name == "block4_pool"
-    with pytest.raises(InputError, match="VGG16 has no layer 'block9' to tap; for instance block1_pool"):
+    assert model.get_layer("body").layers[-1].name == toys.TAP
+    with pytest.raises(InputError, match="Toy has no layer 'block9' to tap; for instance conv1_out"):
         run(cropped, tmp_path / "no", tap="block9")
-
-
-def test_a_batch_larger_than_the_set_is_said(cropped, tmp_path, capsys):
-    run(cropped, tmp_path, batch_size=1000, epochs=0)
-    assert re.search(
-        r"batch size 1000 is larger than the training part: one step of \d+ images", capsys.readouterr().out
-    )
 
 
 @pytest.mark.parametrize(
@@ -217,20 +210,23 @@ def test_policy_follows_the_device(monkeypatch):
         assert backend.policy() == expected
 
 
-def test_fine_tuning_leaves_all_but_the_last_block_and_batch_norm_alone(cropped, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "last"), [("Toy", "conv5"), pytest.param("ResNet50", "conv5", marks=pytest.mark.slow)]
+)
+def test_fine_tuning_leaves_all_but_the_last_block_and_batch_norm_alone(cropped, tmp_path, name, last):
     keras.utils.set_random_seed(0)
-    model = backbones.build(backbones.get("ResNet50"), 32, None)
+    model = backbones.build(backbones.get(name), 32, None)
     before = {w.path: w.numpy() for w in model.get_layer("body").weights}
     table = train._development(cropped, "cropped")
     pixels = inputs.decode(table, 32)
-    job = twophase.Job(model, backbones.get("ResNet50"), pixels, BINARY.one_hot(table["class"]), tmp_path, 1, 8, 0, 0.0)
+    job = twophase.Job(model, backbones.get(name), pixels, BINARY.one_hot(table["class"]), tmp_path, 1, 8, 0, 0.0)
     train_rows, rest = (np.flatnonzero(table["split"] == s) for s in ("train", "validation"))
     extractor, _, tuner = job.networks()
     maps = [twophase._maps(job, extractor, view) for view in range(2)]
     twophase.finetune(job, tuner, maps, train_rows, rest, {0: 1.0, 1: 1.0}, tmp_path, model.get_weights())
     changed = {w.path for w in model.get_layer("body").weights if not np.array_equal(before[w.path], w.numpy())}
     assert changed
-    assert all("conv5" in path and "_bn" not in path for path in changed)
+    assert all(last in path and "_bn" not in path for path in changed)
 
 
 def test_work_within_the_output_is_refused(cropped, tmp_path):
@@ -247,8 +243,9 @@ def test_data_that_was_not_cropped(phantoms, tmp_path):
 
 
 def test_a_tap_before_any_block():
-    with pytest.raises(InputError, match="EfficientNetB7 has no block before 'stem_activation'"):
-        backbones.build(backbones.get("EfficientNetB7"), 32, None, tap="stem_activation")
+    small = backbones.Backbone("EfficientNetB0", "efficientnet", 1280, "1G", "1G")
+    with pytest.raises(InputError, match="EfficientNetB0 has no block before 'stem_activation'"):
+        backbones.build(small, 32, None, tap="stem_activation")
 
 
 def test_a_deck_without_enough_images_for_its_tenth(cropped, tmp_path, monkeypatch):
@@ -267,27 +264,33 @@ def test_a_damaged_fold_is_trained_again(cropped, tmp_path, monkeypatch, capsys)
     assert set(pd.read_parquet(tmp_path / "folds.parquet")["fold"]) == {1, 2}
 
 
-def test_a_set_larger_than_memory_trains_the_same_model(cropped, trained, tmp_path):
-    paged, inside = run(cropped, tmp_path, memory_budget=0).facts, train.read(trained["VGG16", "cropped"])
+def test_a_set_larger_than_memory_trains_the_same_model(cropped, tmp_path):
+    paged, inside = (
+        run(cropped, tmp_path / str(budget), memory_budget=budget).facts for budget in (0, inputs.MEMORY_BUDGET)
+    )
     varying = {"seconds", "memory_mb", "checkpoint", "validation"}
     assert {k: v for k, v in paged.items() if k not in varying} == {k: v for k, v in inside.items() if k not in varying}
     assert paged["validation"] == pytest.approx(inside["validation"], abs=1e-3)
 
 
 @pytest.fixture(scope="module")
-def champions(cropped, evaluated, tmp_path_factory):
-    """A registry with a champion, whichever backbone won, and a function that makes it pass for another one."""
+def champions(toy, cropped, evaluated, tmp_path_factory):
+    """A registry with a champion of the toy backbone."""
     folder = tmp_path_factory.mktemp("champions")
+    artefact = shutil.copytree(evaluated / "artefact", folder / "artefact")
+    done = run(cropped, folder / "training")
+    shutil.copy(done.folder / done.facts["checkpoint"], artefact / registry.MODEL)
+    facts = registry.facts(artefact) | {"backbone": toy}
+    registry.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
     gate = {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []}
-    registry.publish(evaluated / "artefact", folder / "registry", gate)
+    registry.publish(artefact, folder / "registry", gate)
     return folder / "registry"
 
 
 def warm(cropped, output, root, **options):
     # another seed: a champion that kept its first epoch has the body that its own seed gave it
     settings = {"weights": "none", "image_size": 32, "epochs": 0, "recipe": "warm", "seed": 7, "registry_root": root}
-    backbone = registry.facts(registry.find(root))["backbone"] if root is not None else "VGG16"
-    return train.train(cropped, output, options.pop("backbone", backbone), "cropped", **(settings | options)).facts
+    return train.train(cropped, output, "Toy", "cropped", **(settings | options)).facts
 
 
 def test_a_warm_start_is_taken_where_it_is_at_least_as_good(cropped, champions, tmp_path, monkeypatch, capsys):
@@ -329,7 +332,7 @@ def edited(root, folder, **changed):
 @pytest.mark.parametrize("reason", ["no registry", "no champion", "backbone", "domain", "judge"])
 def test_no_warm_start_from_a_champion_that_does_not_fit(cropped, champions, tmp_path, capsys, reason):
     root = tmp_path / "registry"
-    row = backbones.get(registry.facts(registry.find(champions))["backbone"])
+    row = toys.ROW
     if reason == "backbone":
         edited(champions, root, backbone="EfficientNetB7")
     elif reason == "domain":
@@ -356,8 +359,7 @@ def test_no_warm_start_from_a_champion_that_does_not_fit(cropped, champions, tmp
 
 
 def test_no_warm_start_from_other_layers(cropped, champions, tmp_path, capsys):
-    backbone = registry.facts(registry.find(champions))["backbone"]
-    tapped = backbones.build(backbones.get(backbone), 32, None, TAPS[backbone])
+    tapped = backbones.build(toys.ROW, 32, None, toys.TAP)
     tapped.save(tmp_path / "model.keras")
     files = registry.facts(registry.find(champions))["files"]
     root = edited(

@@ -49,7 +49,7 @@ def bar(iterable: Any, total: int | None, description: str, unit: str) -> tqdm:
         mininterval=0.1 if live else LOG_SECONDS,
         delay=SHORT_SECONDS,
         disable=_silent,
-        file=None if live else _Lines(),  # type: ignore[arg-type]
+        file=None if live else _Lines(),
         bar_format=None if live else "{desc}: {n_fmt} of {total_fmt} {unit}s in {elapsed}, {remaining} left",
     )
 

@@ -218,7 +218,7 @@ def _fit_head(
     """Fit the dense head and give it to the model."""
     rows: list[dict[str, Any]] = []
     last = time.monotonic()
-    with progress.bar(None, dense.EPOCHS, f"{job.backbone.name} head", "epoch") as bar:
+    with progress.bar(None, dense.EPOCHS, f"{job.backbone.name} head, which may stop early", "epoch") as bar:
 
         def watch(epoch: int, fitted: dense.Head) -> None:
             nonlocal last
