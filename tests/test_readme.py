@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from thyroid import phantom
+from thyroid import phantom, settings
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -34,7 +35,8 @@ def copy(tmp_path_factory) -> Path:
     )
     for name in listed.stdout.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)  # times kept: or else make would set up the environment again
+        shutil.copy(ROOT / name, folder / name)
+        os.utime(folder / name, (0, 0))  # older than this environment, or make would set it up again, for the copy
     phantom.generate(folder / "my", patients=60, images_per_patient=1, seed=3)
     return folder
 
@@ -148,12 +150,27 @@ def test_more_classes_and_clinical_data(copy):
 
 
 @pytest.mark.slow
-def test_search(copy):
-    run = shell(command("make sweep SCANS=my") + " HEAD_TRIALS=6 IMAGE_TRIALS=1", copy)
-    printed = run.communicate()[0]
-    assert run.returncode == 0, printed[-3000:]
+def test_search_and_the_training_after_it(copy):
+    """Started again with more trials it goes on; then margin, size and recipe of a training are what its file says."""
+    for heads in (6, 8):
+        run = shell(f"{command('make sweep SCANS=my')} HEAD_TRIALS={heads} IMAGE_TRIALS=1", copy)
+        printed = run.communicate()[0]
+        assert run.returncode == 0, printed[-3000:]
+        facts = json.loads((copy / "my" / "sweep" / "sweep" / "study.json").read_text())
+        assert len([one for one in facts["trials"] if one["state"] in ("complete", "pruned")]) == heads + 1
     assert f"RECIPE={'my/sweep/sweep/settings.json'}" in printed
     assert "Research use only" in (copy / "my" / "sweep" / "sweep" / "report.html").read_text()
+
+    mine = replace(settings.read(copy / "my" / "sweep" / "sweep" / "settings.json"), margin=0.35, image_size=48)
+    mine.write(copy / "my" / "chosen.json")
+    where = "SCANS=my/scans ROIS=my/rois.csv BACKBONES=VGG16 OUTPUT=my/sweep"
+    run = shell(f"make run {where} RECIPE=my/chosen.json", copy)
+    printed = run.communicate()[0]
+    assert run.returncode == 0, printed[-3000:]
+    summary = json.loads((copy / "my" / "sweep" / "summary.json").read_text())
+    assert summary["models"][0]["image_size"] == 48
+    assert summary["models"][0]["recipe"] == mine.recipe
+    assert json.loads((copy / "my" / "sweep" / "data" / "data.json").read_text())["margin"] == 0.35
 
 
 @pytest.mark.slow

@@ -288,36 +288,6 @@ def test_what_is_wrong_with_a_sweep_is_said_at_once(capsys, scans, tmp_path):
     assert "settings no.json: no such file" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_search_and_the_training_after_it(phantoms, tmp_path, monkeypatch, capsys):
-    """make sweep, interrupted by nobody, then make run with its file: margin, size and recipe are what was found."""
-    toy = {"image_size": 32, "epochs": 1, "batch_size": 16, "weights": "none", "domains": ""}
-    monkeypatch.setitem(cli.PRESETS, "quick", toy)
-    monkeypatch.setitem(cli.TRIALS, "quick", (12, 4, 2))
-    where = [
-        "--scans",
-        str(phantoms / "scans"),
-        "--rois",
-        str(phantoms / "rois.csv"),
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    assert cli.main(["sweep", *where]) == 0
-    facts = json.loads((tmp_path / "out" / "sweep" / "study.json").read_text())
-    assert len([one for one in facts["trials"] if one["state"] in ("complete", "pruned")]) == 16
-    assert cli.main(["sweep", *where, "--head-trials", "14"]) == 0
-    facts = json.loads((tmp_path / "out" / "sweep" / "study.json").read_text())
-    assert len([one for one in facts["trials"] if one["state"] in ("complete", "pruned")]) == 18, "it has gone on"
-    chosen = tmp_path / "chosen.json"
-    mine = replace(settings.read(tmp_path / "out" / "sweep" / "settings.json"), margin=0.35, image_size=48)
-    mine.write(chosen)
-    assert cli.main(["run", *where, "--backbones", "VGG16", "--recipe", str(chosen)]) == 0
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["models"][0]["image_size"] == 48
-    assert summary["models"][0]["recipe"] == mine.recipe
-    assert json.loads((tmp_path / "out" / "data" / "data.json").read_text())["margin"] == 0.35
-
-
 def test_a_settings_file_needs_its_own_crops(cropped, tmp_path):
     Settings(margin=0.3).write(tmp_path / "settings.json")
     with pytest.raises(InputError, match=r"cropped with margin 0.15, and .* wants 0.3"):
