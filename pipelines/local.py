@@ -163,7 +163,7 @@ class Steps:
         for one in processes:
             one.end()
         if processes:
-            timer = threading.Timer(GRACE, self.kill)
+            timer = threading.Timer(GRACE, _kill, [processes])  # these alone: the exit handler may run by then
             timer.daemon = True
             timer.start()
 
@@ -171,8 +171,7 @@ class Steps:
         """End at once what still runs."""
         with self._changed:
             processes = [one for one in self._running.values() if one is not None]
-        for one in processes:
-            one.kill()
+        _kill(processes)
 
 
 @dataclass(frozen=True)
@@ -202,6 +201,11 @@ class _Process:
 
     def _engine(self, command: Sequence[str]) -> None:
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def _kill(processes: Sequence[_Process]) -> None:
+    for one in processes:
+        one.kill()
 
 
 def _meaning(code: int, container: bool) -> str:

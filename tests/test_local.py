@@ -26,9 +26,11 @@ WAIT = 60.0
 
 
 SCRIPT = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 action, folder, name, other, output = sys.argv[1:6]
 place, until = pathlib.Path(folder), time.monotonic() + %r
+if action == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 (place / f"{name}.begun").write_text(str(time.monotonic()))
 print(f"{name} works\\n")
 while other and not (place / f"{other}.begun").exists():
@@ -140,17 +142,20 @@ def test_the_log_names_the_steps_and_holds_nothing_of_kfp(tmp_path, capfd):
 
 
 @dsl.pipeline
-def failing(folder: str):
+def failing(folder: str, action: str):
     with dsl.ExitHandler(last(folder=folder)):
         act(folder=folder, name="failing", action="fail", meets="long").set_display_name("fail")
-        long = act(folder=folder, name="long", meets="nobody").set_display_name("long")
+        long = act(folder=folder, name="long", meets="nobody", action=action).set_display_name("long")
         act(folder=folder, name="after").after(long)
 
 
-def test_a_step_that_fails_stops_those_beside_it_and_the_exit_handler_still_runs(tmp_path, capfd):
+@pytest.mark.parametrize("action", ["work", "stubborn"])
+def test_a_step_that_fails_stops_those_beside_it_and_the_exit_handler_still_runs(tmp_path, capfd, monkeypatch, action):
+    """One that does not heed SIGTERM is killed."""
+    monkeypatch.setattr(side, "GRACE", 0.2 if action == "stubborn" else WAIT)
     began = time.monotonic()
     with pytest.raises(InputError, match="the run stopped"):
-        go(failing, tmp_path, steps())
+        go(failing, tmp_path, steps(), action=action)
     assert time.monotonic() - began < 2 * WAIT
     said, errors = capfd.readouterr()
     assert not errors
