@@ -31,25 +31,29 @@ SHARED = Path(__file__).parents[2] / "shared"
 LONGEST = (
     "test_readme.py",
     "test_night.py",
-    "test_checkpoints.py",
-    "test_diagnose.py",
-    "test_train.py",
-    "test_sweep.py",
-    "test_evaluate.py",
     "test_results.py",
-    "test_engine.py",
+    "test_evaluate.py",
+    "test_checkpoints.py",
+    "test_incremental.py",
     "test_serve_hard.py",
     "test_registry.py",
+    "test_train.py",
     "test_pipelines.py",
-    "test_incremental.py",
-    "test_storage.py",
     "test_benefit.py",
-    "test_backbones.py",
-    "test_serve.py",
-    "test_dicom.py",
+    "test_sweep.py",
+    "test_diagnose.py",
     "test_several_classes.py",
+    "test_storage.py",
+    "test_serve.py",
+    "test_backbones.py",
+    "test_dicom.py",
+    "test_engine.py",
+    "test_step.py",
 )
-"""Files that take minutes, longest first, so that no worker ends long after the other."""
+"""Files that take longest first, so that no worker ends long after the other.
+
+`test_evaluate` makes the models that many share, beside one that needs none of them.
+"""
 
 
 def write_scan(path: Path, seed: int = 0, size: tuple[int, int] = (96, 80)) -> Path:
@@ -190,7 +194,7 @@ def cropped(phantoms: Path, shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def trained(cropped: Path, shared: Shared) -> dict[tuple[str, str], Path]:
     """(backbone, domain) to a training at toy size."""
-    models = (("VGG16", "cropped"), ("VGG16", "normal"), ("ResNet50", "cropped"))
+    models = (("VGG16", "cropped"), ("VGG16", "normal"), ("VGG19", "cropped"))
 
     def write(folder: Path) -> None:
         from thyroid import train
@@ -205,12 +209,12 @@ def trained(cropped: Path, shared: Shared) -> dict[tuple[str, str], Path]:
 
 @pytest.fixture(scope="session")
 def evaluated(cropped: Path, trained: dict[tuple[str, str], Path], shared: Shared) -> Path:
-    """Evaluation of the VGG16 and ResNet50 that were trained on crops."""
+    """Evaluation of the VGG16 and VGG19 that were trained on crops."""
 
     def write(folder: Path) -> None:
         from thyroid import evaluate
 
-        evaluate.evaluate(cropped, [trained["VGG16", "cropped"], trained["ResNet50", "cropped"]], folder)
+        evaluate.evaluate(cropped, [trained["VGG16", "cropped"], trained["VGG19", "cropped"]], folder)
 
     return shared.make("evaluation", write)
 

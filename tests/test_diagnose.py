@@ -1,12 +1,14 @@
 import json
 import shutil
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid import backbones, classes, crop, diagnose, evaluate, inputs, tables, train
+from tests import toys
+from thyroid import backbones, classes, crop, diagnose, inputs, report, tables, train
 from thyroid.classes import BINARY
 from thyroid.errors import InputError
 from thyroid.network import Network
@@ -24,7 +26,8 @@ def names(diagnosis) -> set[str]:
 
 
 def test_our_recipe_has_no_finding(cropped, trained):
-    for folder in trained.values():
+    for key in (("VGG16", "cropped"), ("VGG19", "cropped")):
+        folder = trained[key]
         diagnosis = diagnose.diagnose(cropped, folder)
         assert diagnosis.findings == ()
         assert diagnosis.figures["scale"]["stem_spread"] == pytest.approx(
@@ -53,10 +56,13 @@ def test_the_decks_recipe_is_told_what_is_wrong(cropped, deck):
     assert "keras.applications.vgg16.preprocess_input" in text
 
 
-@pytest.fixture(scope="module")
-def efficientnets():
-    row = backbones.get("EfficientNetB7")
-    return {deck: backbones.build(row, 32, None, deck=deck) for deck in (False, True)}
+@pytest.fixture(scope="module", params=["EfficientNetB0", pytest.param("EfficientNetB7", marks=pytest.mark.slow)])
+def efficientnets(request):
+    """As it should be fed, and as the deck fed it."""
+    row = replace(backbones.get("EfficientNetB7"), name=request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, row.name, row)
+        yield {deck: backbones.build(row, 32, None, deck=deck) for deck in (False, True)}
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +71,11 @@ def few_pixels(cropped):
 
 
 def test_efficientnet_fed_by_the_deck_is_rescaled_twice(efficientnets, few_pixels):
-    facts = {"backbone": "EfficientNetB7"}
+    name = efficientnets[True].name
+    facts = {"backbone": name}
     figures, findings = diagnose._scale(facts, efficientnets[True], few_pixels)
     assert [finding.name for finding in findings] == ["double rescaling"]
-    assert "EfficientNetB7 rescales inside, so scaling by 1/255 outside starves it" in findings[0].text
+    assert f"{name} rescales inside, so scaling by 1/255 outside starves it" in findings[0].text
     scale = figures["scale"]
     assert scale["expected_stem_spread"] / scale["stem_spread"] == pytest.approx(255, rel=0.01)
     figures, findings = diagnose._scale(facts, efficientnets[False], few_pixels)
@@ -126,11 +133,11 @@ def test_a_part_without_a_class():
     assert finding.text.startswith("the validation part has no image of class M")
 
 
-def test_batch_norm_statistics_that_do_not_describe_the_data(few_pixels):
+def test_batch_norm_statistics_that_do_not_describe_the_data(toy, few_pixels):
     keras.utils.set_random_seed(0)
-    model = backbones.build(backbones.get("ResNet50"), 32, None, deck=True)
-    model.get_layer("body").get_layer("conv5_block3_3_bn").moving_mean.assign(np.full(2048, 50.0))
-    model.get_layer("probability").set_weights([np.tile([[0.0, 1.0]], (2048, 1)) * 1e-3, np.zeros(2)])
+    model = backbones.build(toys.ROW, 32, None, deck=True)
+    model.get_layer("body").get_layer("conv5_bn").moving_mean.assign(np.full(toys.ROW.width, 50.0))
+    model.get_layer("probability").set_weights([np.tile([[0.0, 0.2]], (toys.ROW.width, 1)), np.zeros(2)])
     before = model.get_weights()
     figures, findings = diagnose._batch_norm({"batch_size": 4}, model, few_pixels)
     assert [finding.name for finding in findings] == ["BatchNorm statistics"]
@@ -139,11 +146,11 @@ def test_batch_norm_statistics_that_do_not_describe_the_data(few_pixels):
         np.testing.assert_array_equal(one, other)
 
 
-def test_images_read_another_way_in_training(cropped, efficientnets):
+def test_images_read_another_way_in_training(cropped, toy):
     """Stretched by the deck's generator, letterboxed by the endpoint."""
     validation = crop.examples(cropped, "normal", "validation").head(4)
     pixels = inputs.decode(validation, 32)
-    network = Network(efficientnets[False])
+    network = Network(backbones.build(backbones.get(toy), 32, None))
     figures, _ = diagnose._serving({"recipe": "deck"}, network, validation, pixels)
     assert figures["serving"]["pixel_difference"] > 5
     figures, findings = diagnose._serving({"recipe": "two-phase"}, network, validation, pixels)
@@ -163,11 +170,16 @@ def test_command_writes_words_a_table_and_a_picture(cropped, deck, trained, tmp_
     assert (tmp_path / "diagnosis.png").stat().st_size > 10_000
 
 
-def test_the_report_says_what_was_found(cropped, deck, trained, tmp_path):
-    evaluate.evaluate(cropped, [deck, trained["ResNet50", "cropped"]], tmp_path)
-    html = (tmp_path / "report.html").read_text()
+def test_the_report_says_what_was_found(cropped, deck, evaluated, tmp_path):
+    """In place of what the evaluation found at a model of the same name."""
+    result = json.loads((evaluated / "evaluation.json").read_text())
+    of_deck = diagnose.diagnose(cropped, deck).facts()
+    assert [one.keys() for one in result["diagnosis"]] == [of_deck.keys()] * 2
+    result["diagnosis"] = [of_deck if one["backbone"] == "VGG16" else one for one in result["diagnosis"]]
+    report.write(shutil.copytree(evaluated, tmp_path / "out"), cropped, tables.read(cropped)[2], result)
+    html = (tmp_path / "out" / "report.html").read_text()
     assert "<strong>VGG16 (cropped): input scale.</strong>" in html
-    assert "ResNet50 (cropped): input scale" not in html
+    assert "VGG19 (cropped): input scale" not in html
 
 
 def test_another_data_version_and_an_unfinished_training(cropped, trained, tmp_path):

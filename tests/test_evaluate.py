@@ -81,7 +81,7 @@ def upside_down(cropped, trained, tmp_path_factory):
         table.loc[test, BINARY.columns] = 1 - table.loc[test, BINARY.columns].to_numpy()
         return table
 
-    models = [trained["ResNet50", "cropped"], trained["VGG16", "cropped"]]
+    models = [trained["VGG19", "cropped"], trained["VGG16", "cropped"]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predictions, "predict", watched)
         return evaluate.evaluate(cropped, models, folder, abstain=0.25), read
@@ -101,7 +101,7 @@ def test_the_test_set_never_chooses(upside_down, evaluated):
 
 def test_points_and_winner_are_written_before_a_test_image_is_read(upside_down):
     done, read = upside_down
-    both = {"ResNet50-cropped", "VGG16-cropped"}
+    both = {"VGG19-cropped", "VGG16-cropped"}
     assert read == [("validation", False)] * 2 + [("test", both)] * 2
     point = operating.of(registry.verify(done.folder / "artefact"))
     assert point.band is not None
@@ -129,7 +129,7 @@ def test_nothing_of_an_earlier_evaluation_stays(cropped, trained, evaluated, tmp
 
 def test_pictures_are_there_for_every_model(evaluated):
     kinds = [kind for kind in curves.NAMES if not kind.startswith("class-")]
-    names = [f"{kind}-{name}-cropped" for kind in kinds for name in ("VGG16", "ResNet50")]
+    names = [f"{kind}-{name}-cropped" for kind in kinds for name in ("VGG16", "VGG19")]
     for name in (*names, "ranking", "diagnosis", "shortcuts-cropped"):
         with Image.open(evaluated / "plots" / f"{name}.png") as image:
             assert min(image.size) > 150
@@ -150,19 +150,27 @@ def test_report_opens_offline_and_is_honest(evaluated):
         assert report._interval(row["test"]["cropped"]["auroc"]) in html
 
 
-def test_domain_matrix(cropped, trained, tmp_path):
-    models = [trained["VGG16", "cropped"], trained["VGG16", "normal"]]
-    done = evaluate.evaluate(cropped, models, tmp_path / "out", serving_domain="normal")
+@pytest.fixture(scope="module")
+def matrix(toy, cropped, tmp_path_factory):
+    """Evaluation of a backbone that was trained and cross-validated on both domains, beside its trainings."""
+    folder = tmp_path_factory.mktemp("matrix")
+    options = {"weights": "none", "image_size": 32, "epochs": 0, "folds": 2}
+    models = [train.train(cropped, folder / domain, toy, domain, **options).folder for domain in ("cropped", "normal")]
+    return evaluate.evaluate(cropped, models, folder / "out", serving_domain="normal")
+
+
+def test_domain_matrix(matrix):
+    done = matrix
     assert {(row["train_domain"], d) for row in done.facts["models"] for d in row["test"]} == {
         (a, b) for a in ("normal", "cropped") for b in ("normal", "cropped")
     }
-    assert (tmp_path / "out" / "plots" / "domains-VGG16.png").is_file()
-    assert "Tested on nodule crops" in (tmp_path / "out" / "report.html").read_text()
-    matrix = done.facts["domain_matrix"]["VGG16"]
+    assert (done.folder / "plots" / "domains-Toy.png").is_file()
+    assert "Tested on nodule crops" in (done.folder / "report.html").read_text()
+    cells = done.facts["domain_matrix"]["Toy"]
     for row in done.facts["models"]:
         for domain, test in row["test"].items():
-            assert matrix["cells"][row["train_domain"]][domain]["value"] == pytest.approx(test["auroc"]["value"])
-    assert set(matrix["drop"]) == set(matrix["shortfall"]) == {"normal", "cropped"}
+            assert cells["cells"][row["train_domain"]][domain]["value"] == pytest.approx(test["auroc"]["value"])
+    assert set(cells["drop"]) == set(cells["shortfall"]) == {"normal", "cropped"}
     assert [audit["domain"] for audit in (done.facts["audits"], *done.facts["other_audits"])] == ["normal", "cropped"]
 
 
@@ -206,21 +214,18 @@ def test_roc_points_are_finite():
     assert points[2][0] == 1.0
 
 
-def test_cross_validated_models_are_compared_by_that(cropped, tmp_path):
-    models = []
-    for backbone in ("VGG16", "ResNet50"):
-        options = {"weights": "none", "image_size": 32, "epochs": 0, "folds": 2}
-        models.append(train.train(cropped, tmp_path / backbone, backbone, "cropped", **options).folder)
-    facts = evaluate.evaluate(cropped, models, tmp_path / "out").facts
+def test_cross_validated_models_are_compared_by_that(matrix):
+    facts = matrix.facts
     assert facts["ranked_by"] == "cross_validation"
     figures = [row["cross_validation"]["auroc"] for row in facts["models"]]
     assert figures == sorted(figures, reverse=True)
     for row in facts["models"]:
-        table = pd.read_parquet(tmp_path / row["backbone"] / "folds.parquet").query("domain == 'cropped'")
+        folder = matrix.folder.with_name(row["train_domain"])
+        table = pd.read_parquet(folder / "folds.parquet").query("domain == 'normal'")
         pairs = [(g["label"] == "M").sum() * (g["label"] == "B").sum() for _, g in table.groupby("fold")]
         areas = [roc_auc_score(g["label"] == "M", g["probability_M"]) for _, g in table.groupby("fold")]
         assert row["cross_validation"]["auroc"] == pytest.approx(np.average(areas, weights=pairs))
-    html = (tmp_path / "out" / "report.html").read_text()
+    html = (matrix.folder / "report.html").read_text()
     assert "Cross-validated AUROC" in html
     assert "was chosen among 2 trained models on development patients, out of fold, alone" in html
 
@@ -250,30 +255,69 @@ def test_summary_has_audits_and_gate(evaluated):
     ]
 
 
-def test_subgroups_and_a_champion(cropped, trained, evaluated, tmp_path):
-    """With clinical.csv and a registry whose champion is the very same model: a difference of nothing."""
+@pytest.fixture(scope="module")
+def held_against(cropped, trained, evaluated, tmp_path_factory):
+    """With clinical.csv, against a champion that is the very same model, but of a registry that knew other scans.
+
+    It had neither every other test scan nor another class of one training scan, but one that has gone.
+    """
+    folder = tmp_path_factory.mktemp("held-against")
     patients = sorted(set(pd.read_parquet(cropped / "scans.parquet")["patient"]))
     rows = "".join(f"{p},{'f' if p % 2 else 'm'},x\n" for p in patients)
-    (tmp_path / "clinical.csv").write_text(f"patient,sex,constant\n{rows}999,f,x\n")
-    registry.publish(evaluated / "artefact", tmp_path / "r", {"decision": "promoted", "reasons": [], "champion": None})
+    (folder / "clinical.csv").write_text(f"patient,sex,constant\n{rows}999,f,x\n")
+    artefact = shutil.copytree(evaluated / "artefact", folder / "artefact")
+    scans = changes.scans_of(artefact)
+    test = scans[scans["split"] == "test"].index
+    gone = scans.iloc[[0]].assign(sha256="0" * 64)
+    learnt = scans[scans["split"] == "train"].index[0]
+    scans.loc[learnt, "label"] = "B" if scans.loc[learnt, "label"] == "M" else "M"
+    pd.concat([scans.drop(test[::2]), gone]).to_csv(artefact / registry.SCANS, index=False)
+    facts = registry.facts(artefact)
+    registry.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
+    gate = {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []}
+    registry.publish(artefact, folder / "registry", gate)
     winner = facts_of(evaluated)["winner"]
-    done = evaluate.evaluate(
+    return evaluate.evaluate(
         cropped,
         [trained[winner["backbone"], winner["train_domain"]]],
-        tmp_path / "out",
-        clinical=tmp_path / "clinical.csv",
-        registry_root=tmp_path / "r",
+        folder / "out",
+        clinical=folder / "clinical.csv",
+        registry_root=folder / "registry",
         waive=["shortcut"],
     )
+
+
+def test_subgroups_and_a_champion(held_against):
+    """A difference of nothing from the same model."""
+    done = held_against
     assert {row["group"] for row in done.facts["subgroups"]} <= {"f", "m"}
     assert all(row["small"] for row in done.facts["subgroups"])
     assert len(done.facts["clinical"]["notes"]) == 2
-    html = (tmp_path / "out" / "report.html").read_text()
+    html = (done.folder / "report.html").read_text()
     assert "(small)" in html
     assert "column constant is constant or empty" in html
     assert done.facts["gate"]["champion"] == 1
     assert done.facts["gate"]["comparison"]["difference"]["value"] == pytest.approx(0, abs=1e-9)
-    assert subgroups.PREFIX + "sex" in pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert subgroups.PREFIX + "sex" in pd.read_parquet(done.folder / "predictions.parquet")
+
+
+def test_the_report_says_what_was_new_and_what_it_changed(held_against, cropped):
+    done = held_against
+    test = len(crop.examples(cropped, "cropped", "test"))
+    new = (test + 1) // 2
+    news = done.facts["changes"]
+    assert news["since"] == 1
+    assert sum(news["new"].values()) == new
+    assert sum(news["changed"].values()) == 1
+    assert sum(news["removed"].values()) == 1
+    assert news["test_new"]["images"] == new
+    assert news["test_known"]["images"] == test - new
+    table = pd.read_parquet(done.folder / "predictions.parquet")
+    assert table.loc[table["split"] == "test", "new"].sum() == new
+    html = (done.folder / "report.html").read_text()
+    assert "What was new, and what it changed" in html
+    assert f"{new} scans are new" in html
+    assert "less the champion, paired" in html
 
 
 @pytest.mark.parametrize(
@@ -319,37 +363,6 @@ def test_the_lead_speaks_of_hundreds_and_the_warnings_of_patients(evaluated):
     assert "always answering the majority class" in told
     assert " normal" not in told, "to a clinician a normal image is a healthy one"
     assert any("takes 72 patients without a miss" in text for text in report.warnings(facts))
-
-
-def test_the_report_says_what_was_new_and_what_it_changed(cropped, trained, evaluated, tmp_path):
-    """The newest model had neither some of the test scans nor another, which has gone; one had another class."""
-    artefact = shutil.copytree(evaluated / "artefact", tmp_path / "artefact")
-    scans = changes.scans_of(artefact)
-    test = scans[scans["split"] == "test"].index
-    gone = scans.iloc[[0]].assign(sha256="0" * 64)
-    learnt = scans[scans["split"] == "train"].index[0]
-    scans.loc[learnt, "label"] = "B" if scans.loc[learnt, "label"] == "M" else "M"
-    pd.concat([scans.drop(test[::2]), gone]).to_csv(artefact / registry.SCANS, index=False)
-    facts = registry.facts(artefact)
-    registry.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
-    gate = {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []}
-    registry.publish(artefact, tmp_path / "registry", gate)
-    done = evaluate.evaluate(
-        cropped, [trained["VGG16", "cropped"]], tmp_path / "out", registry_root=tmp_path / "registry"
-    )
-    news = done.facts["changes"]
-    assert news["since"] == 1
-    assert sum(news["new"].values()) == len(test[::2])
-    assert sum(news["changed"].values()) == 1
-    assert sum(news["removed"].values()) == 1
-    assert news["test_new"]["images"] == len(test[::2])
-    assert news["test_known"]["images"] == len(test) - len(test[::2])
-    table = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
-    assert table.loc[table["split"] == "test", "new"].sum() == len(test[::2])
-    html = (tmp_path / "out" / "report.html").read_text()
-    assert "What was new, and what it changed" in html
-    assert f"{len(test[::2])} scans are new" in html
-    assert "less the champion, paired" in html
 
 
 def test_without_a_model_before_nothing_is_said_to_be_new(evaluated):

@@ -21,7 +21,7 @@ KINDS = classes.parse(GRADES)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(toy, tmp_path_factory) -> Path:
     """Folder with scans, labels.csv, the data version, a model, its evaluation and the registry."""
     folder = tmp_path_factory.mktemp("run")
     rois = phantom.generate(folder, patients=24, images_per_patient=2, seed=3)
@@ -38,7 +38,7 @@ def run(tmp_path_factory) -> Path:
     labels = f"{folder}/labels.csv#TI-RADS"
     ingest.ingest(folder / "scans", folder / "ingested", rois, labels=labels, classes=GRADES)
     crop.crop(folder / "ingested", folder / "data", ["cropped"])
-    train.train(folder / "data", folder / "model", "VGG16", weights="none", image_size=32, epochs=1)
+    train.train(folder / "data", folder / "model", toy, weights="none", image_size=32, epochs=1)
     evaluate.evaluate(folder / "data", [folder / "model"], folder / "evaluation", prevalence=0.2)
     register.register(folder / "evaluation", folder / "registry", folder / "summary.json")
     return folder
@@ -91,7 +91,7 @@ def test_the_evaluation_judges_every_class(run, tested):
     for told in ("Macro AUROC", "Kappa of called and true class", "malignant means the classes 4, 5"):
         assert told in report
     pictures = {file.name for file in (run / "evaluation" / "plots").iterdir()}
-    assert {"class-roc-VGG16-cropped.png", "class-confusion-VGG16-cropped.png"} <= pictures
+    assert {"class-roc-Toy-cropped.png", "class-confusion-Toy-cropped.png"} <= pictures
     card = (run / "evaluation" / "artefact" / "card.md").read_text()
     assert "benign: 2, 3; malignant: 4, 5" in card
     assert not re.search(r"2<3\|", card), "a bar would break the table"

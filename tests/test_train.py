@@ -254,6 +254,18 @@ def test_a_deck_without_enough_images_for_its_tenth(cropped, tmp_path, monkeypat
         run(cropped, tmp_path, recipe="deck")
 
 
+def test_a_damaged_fold_does_not_count(tmp_path, capsys):
+    file = tmp_path / "fold-1.parquet"
+    assert train._read_fold(file) is None
+    assert capsys.readouterr().out == ""
+    pd.DataFrame({"fold": [1]}).to_parquet(file)
+    assert train._read_fold(file)["fold"].tolist() == [1]
+    file.write_bytes(file.read_bytes()[:100])
+    assert train._read_fold(file) is None
+    assert f"{file}: damaged" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_damaged_fold_is_trained_again(cropped, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "_tidy", lambda *arguments: None)
     run(cropped, tmp_path, epochs=0, folds=2)
@@ -264,22 +276,24 @@ def test_a_damaged_fold_is_trained_again(cropped, tmp_path, monkeypatch, capsys)
     assert set(pd.read_parquet(tmp_path / "folds.parquet")["fold"]) == {1, 2}
 
 
-def test_a_set_larger_than_memory_trains_the_same_model(cropped, tmp_path):
-    paged, inside = (
-        run(cropped, tmp_path / str(budget), memory_budget=budget).facts for budget in (0, inputs.MEMORY_BUDGET)
-    )
+@pytest.fixture(scope="module")
+def plain(toy, cropped, tmp_path_factory):
+    return run(cropped, tmp_path_factory.mktemp("plain"))
+
+
+def test_a_set_larger_than_memory_trains_the_same_model(cropped, plain, tmp_path):
+    paged, inside = run(cropped, tmp_path, memory_budget=0).facts, plain.facts
     varying = {"seconds", "memory_mb", "checkpoint", "validation"}
     assert {k: v for k, v in paged.items() if k not in varying} == {k: v for k, v in inside.items() if k not in varying}
     assert paged["validation"] == pytest.approx(inside["validation"], abs=1e-3)
 
 
 @pytest.fixture(scope="module")
-def champions(toy, cropped, evaluated, tmp_path_factory):
+def champions(toy, plain, evaluated, tmp_path_factory):
     """A registry with a champion of the toy backbone."""
     folder = tmp_path_factory.mktemp("champions")
     artefact = shutil.copytree(evaluated / "artefact", folder / "artefact")
-    done = run(cropped, folder / "training")
-    shutil.copy(done.folder / done.facts["checkpoint"], artefact / registry.MODEL)
+    shutil.copy(plain.folder / plain.facts["checkpoint"], artefact / registry.MODEL)
     facts = registry.facts(artefact) | {"backbone": toy}
     registry.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
     gate = {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []}
