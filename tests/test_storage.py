@@ -449,7 +449,7 @@ def test_no_credentials(files, call, monkeypatch):
 @pytest.mark.parametrize("call", CALLS)
 def test_a_service_that_stays_away(gcs, files, call, fault, monkeypatch):
     gcs.put({"p/1/a": b"content"})
-    monkeypatch.setattr(storage, "PATIENCE", 0.2)
+    monkeypatch.setattr(storage, "PATIENCE", 0.05)
     gcs.proxy.rule = lambda method, path: fault
     with pytest.raises(InputError, match=r"does not do its part \(.*start the same again later"):
         CALLS[call](Bucket(gcs.address("p")), files)
@@ -460,7 +460,7 @@ def test_no_service_at_all(files, monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{probe.getsockname()[1]}")
-    monkeypatch.setattr(storage, "PATIENCE", 0.2)
+    monkeypatch.setattr(storage, "PATIENCE", 0.05)
     monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
     with pytest.raises(InputError, match="does not do its part"):
         Bucket("gs://bucket/x").read("a")
