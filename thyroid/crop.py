@@ -87,7 +87,9 @@ def scan_area(frame: images.Pixels) -> ScanArea:
 def _pieces(tissue: NDArray[np.uint8]) -> list[tuple[int, NDArray[np.int32]]]:
     """Area in pixels and outline [points, 1, 2] of the pieces that are at least a quarter of the largest one."""
     contours, hierarchy = cv2.findContours(tissue, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    outlines = [one for one, (_, _, _, parent) in zip(contours, hierarchy[0], strict=True) if parent < 0] if contours else []
+    outlines = (
+        [one for one, (_, _, _, parent) in zip(contours, hierarchy[0], strict=True) if parent < 0] if contours else []
+    )
     if len(outlines) == 1:  # as a rule, and labelling every pixel takes longer than all the rest
         return [(cv2.countNonZero(tissue), outlines[0])]
     _, parts, statistics, _ = cv2.connectedComponentsWithStats(tissue)

@@ -25,6 +25,7 @@ JPEG_QUALITY = 95
 MAX_SCANS = 100
 """Of a progressive JPEG, which has ten; each one goes over all pixels, and takes a few bytes."""
 _START_OF_SCAN = b"\xff\xda"
+_QUICK_BYTES, _QUICK_PIXELS = 65_536, 65_536
 
 
 def read(path: str | Path) -> bytes:
@@ -101,6 +102,17 @@ def size(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPE
         warnings.simplefilter("ignore")
         turned = _orientation(image) in (5, 6, 7, 8)
     return (image.height, image.width) if turned else image.size
+
+
+def quick(data: bytes) -> bool:
+    """Whether these are the bytes of a JPEG that is decoded, cropped and scaled within about a millisecond."""
+    if len(data) > _QUICK_BYTES or data.count(_START_OF_SCAN) != 1:  # each scan goes over all pixels
+        return False
+    try:
+        width, height = size(data)
+    except ValueError:
+        return False
+    return width * height <= _QUICK_PIXELS
 
 
 _TURNS = {
@@ -213,5 +225,7 @@ def square(data: bytes, size: int) -> Pixels:
 def rgb(image: Pixels) -> Pixels:
     """Three channels, whatever there were: a copy of one image [h, w, 1], a view of a batch [n, h, w, 1]."""
     if image.ndim == 3 and image.shape[-1] == 1:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)  # a view would be copied for the engine, and four times as slowly
+        return cv2.cvtColor(
+            image, cv2.COLOR_GRAY2RGB
+        )  # a view would be copied for the engine, and four times as slowly
     return np.broadcast_to(image, (*image.shape[:-1], 3))
