@@ -6,6 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 
 def free_port() -> int:
@@ -16,20 +17,30 @@ def free_port() -> int:
 
 
 class Endpoint:
-    """`python -m thyroid.serve`, or another server, on a free port, from ready to stopped."""
+    """`python -m thyroid.serve`, or another server, on a free port, from ready to stopped.
 
-    def __init__(self, *arguments: str, script: str | None = None) -> None:
+    Args:
+        arguments: of its command line, but for the port.
+        script: the other server; None for ours.
+        python: what runs it; None for this environment's own.
+        ready: path that answers 200 once it is.
+    """
+
+    def __init__(
+        self, *arguments: str, script: str | None = None, python: Path | None = None, ready: str = "/v2/health/ready"
+    ) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
+        self.ready = ready
         program = ["-m", "thyroid.serve"] if script is None else [script]
-        self.command = [sys.executable, *program, *arguments, "--port", str(port)]
+        self.command = [str(python or sys.executable), *program, *arguments, "--port", str(port)]
 
     def __enter__(self) -> "Endpoint":
         started = time.monotonic()
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while self.process.poll() is None and time.monotonic() < started + 120:
             try:
-                with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5):
+                with urllib.request.urlopen(f"{self.url}{self.ready}", timeout=5):
                     self.cold_start = time.monotonic() - started
                     return self
             except (urllib.error.URLError, OSError):

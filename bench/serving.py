@@ -1,29 +1,38 @@
-"""The endpoint, HTTP and JPEG decoding included, against the deck's `predict`, tf.function and a plain KServe Keras server.
+"""The endpoint, HTTP and JPEG decoding included, beside what one would pick instead. Every side with its best setting, in turns.
 
-    python bench/serving.py [--backbones ResNet50,VGG16,EfficientNetB7]
+    python bench/serving.py [--backbones ResNet50,VGG16,EfficientNetB7] [--rounds 5]
 
-Closed loop at concurrency 1, 8 and 32, 224 pixels, one run for all sides. The engine's limit is OpenVINO's own throughput mode
-on the same model without HTTP.
+ResNet50 at 224 pixels against FastAPI, LitServe and MLServer, each with OpenVINO (bench/peers, in environments of their own
+under ~/.cache/thyroid-bench) in latency and in throughput mode, of which the better one counts: for f32 and, where that is
+another, for the form that is served unasked; a nodule's crop as a JPEG, and a frame of 1024 x 768 with its region as JSON. A
+ratio is the worst over the forms. The engine's limit is OpenVINO's own throughput mode on the same model without HTTP. Every
+backbone against Keras' `predict` and a `tf.function` in this process, and against a plain KServe server with `predict`.
 """
 
 import argparse
 import base64
-import http.client
+import contextlib
+import hashlib
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
-import threading
 import time
+import urllib.request
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import psutil
 from endpoint import Endpoint
+from load import Load
 
-from thyroid import backbones, crop, engine, images, phantom, registry
+from thyroid import backbones, cores, crop, engine, images, phantom, registry
 from thyroid.backend import keras, tf
 from thyroid.classes import BINARY
 from thyroid.network import Network
@@ -31,8 +40,16 @@ from thyroid.serve import treatment
 from thyroid.serve.payload import Instance
 
 SIZE = 224
-SECONDS = 6.0
-CONCURRENCY = (1, 8, 32)
+SECONDS, WARM = 2.0, 1.0  # of a round, and before it counts
+CLIENTS, CROWD = 8, 256
+LOAD = 0.8
+PEERS = ("fastapi", "litserve", "mlserver")
+MODES = ("latency", "throughput")
+OURS = "/v1/models/thyroid:predict"
+HERE = Path(__file__).parent
+
+Request = tuple[bytes, str]  # body and content type
+Side = Callable[[int], float]  # of the round's number
 
 
 def artefact(name: str, folder: Path) -> Path:
@@ -69,49 +86,86 @@ def artefact(name: str, folder: Path) -> Path:
     return folder
 
 
-def latency(call: Callable[[], Any], seconds: float = SECONDS) -> float:
-    """Median seconds of a call, after a warm-up."""
-    for _ in range(3):
-        call()
-    taken = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+def environment(peer: str) -> Path:
+    """Python of an environment that holds a peer's pinned packages and nothing else; made once."""
+    listed = HERE / "peers" / f"{peer}.txt"
+    digest = hashlib.sha256(listed.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "thyroid-bench" / f"{peer}-{digest}"
+    python = folder / "bin" / "python"
+    if not (folder / "done").exists():
+        print(f"installing {peer} into {folder}", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", listed], check=True)
+        (folder / "done").touch()
+    return python
 
 
-def ask(url: str, body: bytes, kind: str, clients: int, seconds: float = SECONDS) -> tuple[float, float]:
-    """Median seconds of a request and requests a second of a closed loop with so many clients."""
-    host = url.removeprefix("http://")
-    taken: list[float] = []
-    end = [0.0]
+def requests() -> tuple[Request, Request, Request]:
+    """A nodule's crop as an image and as JSON, and a frame of 1024 x 768 pixels with its region."""
+    drawn = phantom.draw("M", patient=3, image=1)
+    cut = images.encode(crop.region(drawn.image, drawn.roi))
+    large = cv2.resize(drawn.image, (1024, 768), interpolation=cv2.INTER_CUBIC)
+    scale = 1024 / drawn.image.shape[1]
+    frame = {"image": _b64(images.encode(large)), "roi": [round(value * scale) for value in drawn.roi]}
+    bodies = ({"instances": [{"image": _b64(cut)}]}, {"instances": [frame]})
+    as_crop, as_frame = ((json.dumps(body).encode(), "application/json") for body in bodies)
+    return (cut, "image/jpeg"), as_crop, as_frame
 
-    def client(warm: bool) -> None:
-        connection = http.client.HTTPConnection(host, timeout=120)
-        while time.perf_counter() < end[0]:
+
+def _b64(data: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(data).decode()}
+
+
+def in_turns(rounds: int, sides: dict[str, Side]) -> dict[str, float]:
+    """Median of every side over the rounds; each gets its turn in each round, so that a busy machine meets all alike."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(sides[name](number))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def rate(load: Load, clients: int = CLIENTS, seconds: float = SECONDS, warm: float = WARM) -> Side:
+    """Good answers a second of a closed loop."""
+
+    def run(_: int) -> float:
+        answers = load.closed(clients, warm + seconds)
+        return sum(one.status == 200 and warm <= one.there <= warm + seconds for one in answers) / seconds
+
+    return run
+
+
+def median(load: Load, asked: float | None = None) -> Side:
+    """Median seconds of a request: at so many a second by chance, or of one client."""
+    seconds = WARM + 2 * SECONDS
+
+    def run(number: int) -> float:
+        answers = load.closed(1, seconds) if asked is None else load.open(asked, seconds, seed=number)
+        if wrong := {one.status for one in answers} - {200}:
+            raise RuntimeError(f"answered {wrong}")
+        return statistics.median(one.there - one.asked for one in answers if one.asked >= WARM)
+
+    return run
+
+
+def timed(call: Callable[[], Any]) -> Side:
+    """Median seconds of a call."""
+
+    def run(_: int) -> float:
+        taken, end = [], time.perf_counter() + SECONDS
+        while time.perf_counter() < end:
             started = time.perf_counter()
-            connection.request("POST", "/v1/models/thyroid:predict", body, {"Content-Type": kind})
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status != 200:
-                raise RuntimeError(f"answered {answer.status}")
-            if not warm:
-                taken.append(time.perf_counter() - started)
+            call()
+            taken.append(time.perf_counter() - started)
+        return statistics.median(taken)
 
-    for warm, length in ((True, 1.0), (False, seconds)):
-        end[0] = time.perf_counter() + length
-        threads = [threading.Thread(target=client, args=(warm,)) for _ in range(clients)]
-        started = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    return statistics.median(taken), len(taken) / (time.perf_counter() - started)
+    return run
 
 
-def engine_limit(folder: Path, form: str) -> float:
+def bare_engine(folder: Path, form: str) -> Side:
     """Images a second of OpenVINO's throughput mode, fed without a pause."""
     import openvino
 
@@ -119,78 +173,147 @@ def engine_limit(folder: Path, form: str) -> float:
     network = core.read_model(folder / engine.OPENVINO)
     network.reshape([1, SIZE, SIZE, 3])
     precision = "bf16" if form == engine.BF16 else "f32"
-    compiled = core.compile_model(
-        network, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
-    )
-    queue = openvino.AsyncInferQueue(compiled)
+    options = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
+    queue = openvino.AsyncInferQueue(core.compile_model(network, "CPU", options))
     pixels = np.random.default_rng(0).integers(0, 255, (1, SIZE, SIZE, 3), dtype=np.uint8)
-    for length in (1.0, SECONDS):
+
+    def run(_: int) -> float:
         count, started = 0, time.perf_counter()
-        while time.perf_counter() < started + length:
+        while time.perf_counter() < started + SECONDS:
             queue.start_async({0: pixels})
             count += 1
         queue.wait_all()
-    return count / (time.perf_counter() - started)
+        return count / (time.perf_counter() - started)
+
+    return run
 
 
-def in_process(folder: Path, jpeg: bytes) -> tuple[float, float]:
-    """Seconds of an image by the deck's predict and by a tf.function, decoding included."""
+def beside_peers(folder: Path, form: str, asked: bool, rounds: int) -> dict[str, float]:
+    """One form: prints its rows, returns its ratios."""
+    cut, cut_json, frame = requests()
+    precision = "bf16" if form == engine.BF16 else "f32"
+    with contextlib.ExitStack() as stack:
+        served = stack.enter_context(Endpoint("--model-dir", str(folder), *(("--form", form) if asked else ())))
+        peers = {}
+        for peer in PEERS:
+            for mode in MODES:
+                options = ("--model", str(folder / engine.OPENVINO), "--precision", precision, "--mode", mode)
+                script, python = str(HERE / "peers" / f"{peer}_server.py"), environment(peer)
+                server = Endpoint(*options, script=script, python=python, ready="/ready")
+                peers[f"{peer}, {mode}"] = stack.enter_context(server).url
+
+        def loads(image: Request, as_json: Request) -> dict[str, Load]:
+            ours = {"ours": Load(served.url + OURS, *image)}
+            return ours | {
+                name: Load(f"{url}/predict", *(as_json if name.startswith("litserve") else image))
+                for name, url in peers.items()
+            }
+
+        crops, frames = loads(cut, cut_json), loads(frame, frame)
+        spent, began = time.process_time(), time.perf_counter()
+        limit = {"engine": bare_engine(folder, form)}
+        many = in_turns(rounds, {name: rate(one) for name, one in crops.items()} | limit)
+        wide = in_turns(rounds, {name: rate(one) for name, one in frames.items()})
+        wanted = LOAD * many["ours"]
+        busy = in_turns(rounds, {name: median(one, wanted) for name, one in crops.items()})
+        alone = in_turns(rounds, {name: median(one) for name, one in crops.items()})
+        few, all_of_them = (
+            rate(crops["ours"], seconds=2 * SECONDS),
+            rate(crops["ours"], CROWD, 2 * SECONDS, 3 * WARM),
+        )
+        crowd = in_turns(rounds, {"few": few, "all": all_of_them})
+        client = (time.process_time() - spent) / (time.perf_counter() - began)
+        memory = psutil.Process(served.process.pid).memory_info().rss / 1e6
+    print(
+        f"\nResNet50, {form}, {cores.available()} cores; ours {memory:.0f} MB, ready after {served.cold_start:.1f} s; client {client:.0%} of a core"
+    )
+    print(f"  {'':22}crop/s  frame/s  p50 of one client  p50 at {wanted:.0f}/s")
+    for name in crops:
+        print(
+            f"  {name:22}{many[name]:6.1f}  {wide[name]:7.1f}  {alone[name] * 1000:14.0f} ms  {busy[name] * 1000:9.0f} ms"
+        )
+    print(f"  engine's limit        {many['engine']:6.1f}")
+    print(
+        f"  {CROWD} clients: {crowd['all']:.1f} good answers a second beside {crowd['few']:.1f} of {CLIENTS}",
+        flush=True,
+    )
+    return {
+        "throughput_vs_best_peer": many["ours"] / max(many[name] for name in peers),
+        "throughput_vs_engine_limit": many["ours"] / many["engine"],
+        "frame_throughput_vs_best_peer": wide["ours"] / max(wide[name] for name in peers),
+        "p50_at_80_percent_vs_best_peer": min(busy[name] for name in peers) / busy["ours"],
+        "p50_of_one_client_vs_best_peer": min(alone[name] for name in peers) / alone["ours"],
+        "goodput_at_256_clients_vs_capacity": crowd["all"] / crowd["few"],
+    }
+
+
+def floors(name: str, folder: Path, rounds: int) -> dict[str, float]:
+    """One backbone as it is served unasked against Keras: prints its row, returns its ratios."""
+    (jpeg, kind), as_json, _ = requests()
     network = keras.saving.load_model(folder / registry.MODEL, compile=False)
     network.jit_compile = False
     compiled = tf.function(lambda batch: network(batch, training=False), jit_compile=False)
 
     def pixels() -> np.ndarray:
-        return np.ascontiguousarray(images.rgb(images.square(jpeg, SIZE))[None])
+        return images.rgb(images.square(jpeg, SIZE))[None]
 
-    return latency(lambda: network.predict(pixels(), verbose=0)), latency(lambda: compiled(pixels()).numpy())
-
-
-def measure(name: str, folder: Path, jpeg: bytes) -> dict[str, float]:
-    """One backbone: prints its rows, returns its ratios."""
-    model = artefact(name, folder / name)
-    predict, function = in_process(model, jpeg)
-    keras.backend.clear_session()
-    form = engine.choose(registry.verify(model)["forms"])
-    limit = engine_limit(model, form)
-    b64 = json.dumps({"instances": [{"image": {"b64": base64.b64encode(jpeg).decode()}}]}).encode()
-    rows = {}
-    with Endpoint("--model-dir", str(model)) as served:
-        for clients in CONCURRENCY:
-            rows[clients] = ask(served.url, jpeg, "image/jpeg", clients)
-        peak = psutil.Process(served.process.pid).memory_info().rss / 1e6
-        cold = served.cold_start
-    plain = {}
-    with Endpoint("--model", str(model / registry.MODEL), script="bench/plain_server.py") as peer:
-        for clients in CONCURRENCY:
-            plain[clients] = ask(peer.url, b64, "application/json", clients)
-    print(f"\n{name}, {form}, {os.cpu_count()} cores: cold start {cold:.1f} s, {peak:.0f} MB")
-    print(
-        f"  predict in process {predict * 1000:7.1f} ms   tf.function {function * 1000:7.1f} ms   engine limit {limit:.1f}/s"
-    )
-    for clients in CONCURRENCY:
-        (mine, many), (other, fewer) = rows[clients], plain[clients]
-        print(
-            f"  {clients:>2} clients: {mine * 1000:7.1f} ms {many:6.1f}/s   plain server {other * 1000:7.1f} ms {fewer:6.1f}/s"
+    plain_options = ("--model", str(folder / registry.MODEL))
+    with (
+        Endpoint("--model-dir", str(folder)) as served,
+        Endpoint(*plain_options, script=str(HERE / "plain_server.py")) as plain,
+    ):
+        ours, peer = Load(served.url + OURS, jpeg, kind), Load(plain.url + OURS, *as_json)
+        network.predict(pixels(), verbose=0)
+        compiled(pixels())
+        found = in_turns(
+            rounds,
+            {
+                "ours": median(ours),
+                "predict": timed(lambda: network.predict(pixels(), verbose=0)),
+                "function": timed(lambda: compiled(pixels()).numpy()),
+                "ours of many": rate(ours),
+                "plain of many": rate(peer),
+            },
         )
+        form = facts(served)["form"]
+    keras.backend.clear_session()
+    print(
+        f"{name}, {form}: {found['ours'] * 1000:.1f} ms, predict {found['predict'] * 1000:.1f} ms, tf.function "
+        f"{found['function'] * 1000:.1f} ms; {found['ours of many']:.1f}/s, plain server {found['plain of many']:.1f}/s",
+        flush=True,
+    )
     key = name.lower()
     return {
-        f"{key}_latency_vs_predict": predict / rows[1][0],
-        f"{key}_latency_vs_tf_function": function / rows[1][0],
-        f"{key}_throughput_vs_engine_limit": rows[8][1] / limit,
-        f"{key}_throughput_vs_plain_server": rows[8][1] / plain[8][1],
+        f"{key}_latency_vs_predict": found["predict"] / found["ours"],
+        f"{key}_latency_vs_tf_function": found["function"] / found["ours"],
+        f"{key}_throughput_vs_plain_server": found["ours of many"] / found["plain of many"],
     }
 
 
+def facts(served: Endpoint) -> dict[str, Any]:
+    """What the endpoint says of the model that it serves."""
+    with urllib.request.urlopen(f"{served.url}/v1/models/thyroid/facts") as answer:
+        return json.load(answer)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--backbones", default="ResNet50,VGG16,EfficientNetB7")
-    names = [backbones.get(name).name for name in parser.parse_args().backbones.split(",")]
-    drawn = phantom.draw("M", patient=3, image=1)
-    jpeg = images.encode(crop.region(drawn.image, drawn.roi))
+    parser = argparse.ArgumentParser(prog="python bench/serving.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--backbones", default="ResNet50,VGG16,EfficientNetB7", help="of the ratios against Keras")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every side")
+    arguments = parser.parse_args()
+    names = [backbones.get(name).name for name in arguments.backbones.split(",")]
     ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
+        model = artefact("ResNet50", Path(folder) / "ResNet50")
+        with Endpoint("--model-dir", str(model)) as served:
+            unasked, rates = facts(served)["form"], facts(served)["images_per_second"]
+        print(f"ResNet50 is served unasked as {unasked}; images a second measured at load: {rates or 'no choice'}")
+        for form in dict.fromkeys((engine.F32, unasked)):
+            for key, value in beside_peers(model, form, form != unasked, arguments.rounds).items():
+                ratios[key] = min(value, ratios.get(key, value))
         for name in names:
-            ratios |= measure(name, Path(folder), jpeg)
+            one = model if name == "ResNet50" else artefact(name, Path(folder) / name)
+            ratios |= floors(name, one, arguments.rounds)
     print(json.dumps({"bench": "serving", "ratios": {key: round(value, 2) for key, value in ratios.items()}}))
 
 

@@ -77,6 +77,46 @@ def test_answers_find_their_way_back(artefact, form):
     running.close()
 
 
+def test_a_lone_image_gets_all_cores_and_many_get_one_each(artefact, monkeypatch):
+    """Up to as many as there are cores are answered one after the other; more side by side, until none is left."""
+    folder, facts = artefact
+    monkeypatch.setattr(engine.cores, "available", lambda: 2)
+    running = engine.load(folder, facts, engine.F32)
+    lone, many = running._alone, running._many
+    assert lone is not many
+    given, modes = pixels(8), []
+
+    class Told(type(many)):
+        """Notes which of the two was asked."""
+
+        def start_async(self, inputs, tell):
+            modes.append("lone" if len(self) == 1 else "many")
+            super().start_async(inputs, tell)
+
+    lone.__class__ = many.__class__ = Told
+
+    async def ask(count):
+        modes.clear()
+        await asyncio.gather(*(running.answer(image) for image in given[:count]))
+        return list(modes)
+
+    assert asyncio.run(ask(1)) == ["lone"]
+    assert asyncio.run(ask(2)) == ["lone"] * 2
+    assert asyncio.run(ask(8)) == ["lone"] + ["many"] * 7
+    assert asyncio.run(ask(1)) == ["lone"], "back again"
+    running.close()
+
+
+def test_one_core_needs_no_second_model(artefact, monkeypatch):
+    folder, facts = artefact
+    monkeypatch.setattr(engine.cores, "available", lambda: 1)
+    running = engine.load(folder, facts, engine.F32)
+    assert running._alone is running._many
+    assert len(running._many) == 2
+    compiled = running._many[0].get_compiled_model()
+    assert [compiled.get_property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS")] == [1, 1]
+
+
 def test_a_caller_that_goes_away_leaves_its_place_to_others(artefact):
     folder, facts = artefact
     running = engine.load(folder, facts, engine.F32)
@@ -94,18 +134,49 @@ def test_a_caller_that_goes_away_leaves_its_place_to_others(artefact):
     assert asyncio.run(impatient())[0].sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_only_scored_forms_are_chosen(monkeypatch):
+def test_only_scored_and_near_forms_are_candidates(monkeypatch):
     scored = {engine.KERAS: {}, engine.F32: {"largest_difference": 1e-6}, engine.BF16: {"largest_difference": 0.001}}
     monkeypatch.setattr(engine, "has_bf16", lambda: True)
-    assert engine.choose(scored) == engine.BF16
-    assert engine.choose(scored | {engine.BF16: {"largest_difference": 0.06}}) == engine.F32, "too far from Keras"
-    assert engine.choose(scored, engine.KERAS) == engine.KERAS
+    assert set(engine.candidates(scored)) == {engine.BF16, engine.F32}
+    assert engine.candidates(scored | {engine.BF16: {"largest_difference": 0.06}}) == [engine.F32], "too far from Keras"
+    assert engine.candidates(scored, engine.KERAS) == [engine.KERAS]
+    assert engine.candidates({engine.KERAS: {}}) == [engine.KERAS]
     monkeypatch.setattr(engine, "has_bf16", lambda: False)
-    assert engine.choose(scored) == engine.F32
+    assert engine.candidates(scored) == [engine.F32]
     with pytest.raises(InputError, match="no bfloat16 instructions"):
-        engine.choose(scored, engine.BF16)
+        engine.candidates(scored, engine.BF16)
     with pytest.raises(InputError, match="was not scored"):
-        engine.choose({engine.KERAS: {}}, engine.F32)
+        engine.candidates({engine.KERAS: {}}, engine.F32)
+    with pytest.raises(InputError, match="no form of this model can run here"):
+        engine.candidates({engine.BF16: {"largest_difference": 0.001}})
+
+
+def test_the_form_is_chosen_by_measurement_and_a_given_one_is_not_measured(artefact, monkeypatch):
+    """bfloat16 runs on every processor, by emulation where it has no instructions for it."""
+    folder, facts = artefact
+    monkeypatch.setattr(engine, "has_bf16", lambda: True)
+    scored = {form: {"largest_difference": 0.0} for form in (engine.F32, engine.BF16)}
+    chosen = engine.load(folder, facts | {"forms": scored})
+    assert set(chosen.measured) == set(scored)
+    assert min(chosen.measured.values()) > 0
+    assert chosen.measured[chosen.form] == max(chosen.measured.values())
+    assert engine.load(folder, facts, engine.F32).measured == {}
+
+
+def test_the_slower_form_is_left(artefact, monkeypatch):
+    """An engine that takes longer for each image loses, whatever its place in the list."""
+    folder, facts = artefact
+    monkeypatch.setattr(engine, "has_bf16", lambda: True)
+    scored = {form: {"largest_difference": 0.0} for form in (engine.F32, engine.BF16)}
+    run_for = engine.OpenVINOEngine.run_for
+    for slow, fast in ((engine.BF16, engine.F32), (engine.F32, engine.BF16)):
+
+        def slowed(self, seconds, slow=slow):
+            count = run_for(self, seconds)
+            return count if self.form != slow else count // 100
+
+        monkeypatch.setattr(engine.OpenVINOEngine, "run_for", slowed)
+        assert engine.load(folder, facts | {"forms": scored}).form == fast
 
 
 def test_share_of_the_mass_inside():

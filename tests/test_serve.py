@@ -177,6 +177,7 @@ def test_who_answers_and_its_report(server, model, facts):
     assert told["version"] == facts["version"]
     assert told["forms"] == facts["forms"]
     assert told["form"] == engine.F32
+    assert told["images_per_second"] == {}, "a form that was asked for is not measured"
     assert told["not_released"]
     assert "files" not in told
     assert server.ask("/v1/models/thyroid/report") == (200, (registry.find(model) / "report.html").read_text())

@@ -321,6 +321,89 @@ def test_the_queue_is_bounded():
     assert admission.inside == 0
 
 
+def test_a_request_without_a_place_waits_for_one_and_is_then_turned_away(monkeypatch):
+    """First come, first served; who gave up is passed over."""
+    from thyroid.serve.admission import Admission
+    from thyroid.serve.limits import RequestError
+
+    admission, came = Admission(limit=1), []
+
+    async def ask(name):
+        try:
+            await admission.opening()
+        except RequestError as error:
+            came.append(f"{name}: {error.status} {error.code}")
+            return
+        with admission.admit(1):
+            came.append(name)
+
+    async def together():
+        with admission.admit(1):
+            monkeypatch.setattr(limits, "PATIENCE", 0.0)
+            await ask("impatient")
+            monkeypatch.setattr(limits, "PATIENCE", 60.0)
+            others = [asyncio.create_task(ask(name)) for name in ("first", "second")]
+            gone = asyncio.create_task(ask("gone"))
+            others.append(asyncio.create_task(ask("third")))
+            await asyncio.sleep(0)
+            gone.cancel()
+            await asyncio.sleep(0)
+            assert came == ["impatient: 503 overloaded"]
+        await asyncio.gather(*others)
+        await ask("late")
+
+    asyncio.run(together())
+    assert came == ["impatient: 503 overloaded", "first", "second", "third", "late"]
+    assert admission.inside == 0
+
+
+def test_who_is_turned_away_is_not_read(monkeypatch):
+    from thyroid.serve.admission import Admission
+    from thyroid.serve.guard import Guard
+
+    monkeypatch.setattr(limits, "PATIENCE", 0.0)
+    sent, reached = [], []
+
+    async def never(*_):
+        raise AssertionError("the body was asked for")
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(scope, receive, send):
+        reached.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def nothing():
+        return {"type": "http.request", "body": b""}
+
+    async def ask(guard, method, path, receive):
+        sent.clear()
+        await guard({"type": "http", "method": method, "path": path, "headers": []}, receive, send)
+        return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+
+    async def full():
+        admission = Admission(limit=1)
+        guard = Guard(app, None, False, lambda name, version: None, admission, lambda: False)
+        with admission.admit(1):
+            for path in (PREDICT, EXPLAIN, INFER):
+                status, headers = await ask(guard, "POST", path, never)
+                assert (status, headers["retry-after"]) == (503, "1")
+                assert json.loads(sent[1]["body"])["code"] == "overloaded"
+            assert (await ask(guard, "GET", "/v2/health/live", nothing))[0] == 200
+
+    asyncio.run(full())
+    assert reached == ["/v2/health/live"]
+
+
+def test_a_connection_outlives_a_refusal(server, scan):
+    """The body that was not read does not become the next request."""
+    body = json.dumps(one(scan, patient="x" * 128)).encode()
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client:
+        for kind, status in (("text/html", 415), ("application/json", 200), ("text/html", 415)):
+            assert client.post(PREDICT, content=body, headers={"content-type": kind}).status_code == status
+
+
 def test_the_deadline(model, scan, monkeypatch):
     """A request that takes too long is given up with a clear word."""
     from thyroid.serve.limits import RequestError

@@ -4,9 +4,11 @@ A form is served only if the evaluation scored it (`forms` in model.json). OpenV
 """
 
 import asyncio
-import os
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thyroid import classes as kinds
+from thyroid import cores
 from thyroid.classes import Classes
 from thyroid.errors import InputError
 
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
 
 KERAS, F32, BF16 = "keras", "openvino-f32", "openvino-bf16"
 FORMS = (BF16, F32, KERAS)
-"""Fastest first on a CPU."""
 
 NEAR = 0.02
 """Largest difference of a probability from Keras' up to which a form is taken without being asked for."""
@@ -31,22 +33,28 @@ OPENVINO = "openvino/model.xml"
 """File of the artefact; its weights lie beside it."""
 
 _MICRO_BATCH = 32
+_ROUNDS, _ROUND_SECONDS = 2, 0.25  # of measuring each form
 
 Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
 """A network's own probabilities [classes] and its evidence of malignancy by place [h, w]."""
 
 
 class Engine(Protocol):
-    """Runs one model."""
+    """Runs one model.
+
+    Attributes:
+        form: of `FORMS`.
+        measured: images a second of every form that `load` chose from; empty where it had no choice.
+    """
 
     form: str
-    concurrency: int
+    measured: dict[str, float]
 
     def predict(self, pixels: NDArray[np.uint8]) -> Answer:
         """Of uint8 [n, size, size, 3]: probabilities [n, classes] and evidence [n, h, w]."""
 
     async def answer(self, pixels: NDArray[np.uint8]) -> Answer:
-        """Of one uint8 [size, size, 3], without blocking the event loop; as many at once as `concurrency` run side by side."""
+        """Of one uint8 [size, size, 3], without blocking the event loop."""
 
     def close(self) -> None:
         """Give back threads; nothing may be in flight."""
@@ -73,12 +81,14 @@ def has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def choose(scored: Mapping[str, Any], form: str | None = None) -> str:
-    """The form to serve: `form`, or the fastest one on this machine that the evaluation scored and found near enough.
+def candidates(scored: Mapping[str, Any], form: str | None = None) -> list[str]:
+    """The forms to choose from: `form`, or those that the evaluation scored and found near enough and that run here.
+
+    Where there is a GPU, and where OpenVINO has no form to run, that is Keras alone.
 
     Args:
         scored: `forms` of model.json.
-        form: what the user wants; None for the fastest whose largest difference from Keras is at most `NEAR`.
+        form: what the user wants; None for all whose largest difference from Keras is at most `NEAR`.
 
     Raises:
         InputError: it was not scored, or this CPU lacks bfloat16.
@@ -88,14 +98,14 @@ def choose(scored: Mapping[str, Any], form: str | None = None) -> str:
     if form == BF16 and not has_bf16():
         raise InputError("form openvino-bf16: this CPU has no bfloat16 instructions; use openvino-f32")
     if form is not None:
-        return form
+        return [form]
     if KERAS in scored and _has_gpu():
-        return KERAS
+        return [KERAS]
     near = [one for one in FORMS if one in scored and scored[one].get("largest_difference", 0.0) <= NEAR]
-    usable = [one for one in near if one != BF16 or has_bf16()]
-    if not usable:
+    usable = [one for one in near if one != KERAS and (one != BF16 or has_bf16())]
+    if not usable and KERAS not in near:
         raise InputError(f"no form of this model can run here; the evaluation scored {', '.join(scored)}")
-    return usable[0]
+    return usable or [KERAS]
 
 
 def _has_gpu() -> bool:
@@ -108,18 +118,44 @@ def _has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def load(folder: Path, facts: dict[str, Any], form: str) -> Engine:
-    """The engine of a verified artefact in a form that `choose` gave."""
-    if form == KERAS:
+def load(folder: Path, facts: dict[str, Any], form: str | None = None) -> Engine:
+    """The engine of a verified artefact: in `form`, or in the fastest of its `candidates` by a second of measurement.
+
+    Which precision is faster differs from processor to processor, whatever instructions they have.
+
+    Raises:
+        InputError: see `candidates`.
+    """
+    names = candidates(facts["forms"], form)
+    if names == [KERAS]:
         return KerasEngine(folder, kinds.of(facts))
-    return OpenVINOEngine(folder / OPENVINO, facts["image_size"], form)
+    engines = [OpenVINOEngine(folder / OPENVINO, facts["image_size"], name) for name in names]
+    measured = _measure(engines) if len(engines) > 1 else {}
+    chosen = max(engines, key=lambda one: measured.get(one.form, 0.0))
+    chosen.measured = measured
+    chosen.warm()
+    return chosen
+
+
+def _measure(engines: Sequence["OpenVINOEngine"]) -> dict[str, float]:
+    """Images a second of each, in short rounds by turns: what else this machine does meanwhile meets all alike."""
+    images, seconds = dict.fromkeys(engines, 0), dict.fromkeys(engines, 0.0)
+    for one in engines:
+        one.run_for(0.0)  # the first image makes kernels
+    for _ in range(_ROUNDS):
+        for one in engines:
+            started = time.perf_counter()
+            images[one] += one.run_for(_ROUND_SECONDS)
+            seconds[one] += time.perf_counter() - started
+    return {one.form: round(images[one] / seconds[one], 1) for one in engines}
 
 
 class OpenVINOEngine:
     """OpenVINO on the CPU.
 
-    A lone image gets all cores (latency mode); while one is running, further ones run one core each (throughput mode), which
-    answers more of them a second. Batching gains nothing on a CPU.
+    One image at a time gets all cores (latency mode), for the soonest answer. When more wait than there are cores, each runs
+    on a core of its own (throughput mode), which answers more of them a second, until none is left. The two never run side by
+    side, where they would take each other's cores. Batching gains nothing on a CPU.
 
     Args:
         model: the .xml file.
@@ -131,45 +167,78 @@ class OpenVINOEngine:
         import openvino
 
         self.form = form
-        core = openvino.Core()
-        network = core.read_model(model)
-        network.reshape([1, size, size, 3])
-        options = {"INFERENCE_PRECISION_HINT": "bf16" if form == BF16 else "f32"}
-        cores = os.cpu_count() or 1
-        alone = core.compile_model(network, "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})
-        many = core.compile_model(
-            network, "CPU", options | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(cores)}
-        )
-        self._alone = openvino.AsyncInferQueue(alone, 1)
-        self._many = openvino.AsyncInferQueue(many, cores)
-        for queue in (self._alone, self._many):
-            queue.set_callback(_finished)
-        self.concurrency = cores
-        self._slots = asyncio.Semaphore(cores)
+        self.measured: dict[str, float] = {}
+        self._size = size
+        self._network = openvino.Core().read_model(model)
+        self._network.reshape([1, size, size, 3])
+        self._cores = cores.available()
+        # twice as many as there are cores, so that a core has its next image at once
+        self._many = self._compiled(2 * self._cores, PERFORMANCE_HINT="THROUGHPUT", NUM_STREAMS=str(self._cores))
+        self._alone = self._many
+        self._waiting: deque[tuple[NDArray[np.uint8], asyncio.Future[Answer]]] = deque()
         self._running = 0
+        self._mode = self._many
+
+    def _compiled(self, jobs: int, **options: str) -> Any:
+        import openvino
+
+        options |= {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.form == BF16 else "f32",
+            "INFERENCE_NUM_THREADS": str(self._cores),  # by itself it takes the node's cores for the pod's
+            "ENABLE_CPU_PINNING": "NO",  # all pods of a node would pin themselves to the same cores
+        }
+        queue = openvino.AsyncInferQueue(openvino.Core().compile_model(self._network, "CPU", options), jobs)
+        queue.set_callback(_finished)
+        return queue
+
+    def warm(self) -> None:
+        """Compile the latency mode, which `predict` does without and `answer` waits for the longer without."""
+        if self._cores > 1:
+            self._alone = self._compiled(1, PERFORMANCE_HINT="LATENCY")
+        self._alone.start_async({0: np.zeros((1, self._size, self._size, 3), np.uint8)}, lambda answer: None)
+        self._alone.wait_all()  # the first image makes kernels
+
+    def run_for(self, seconds: float) -> int:
+        """Run black images, one a core, for about so long; how many."""
+        black, count, end = np.zeros((1, self._size, self._size, 3), np.uint8), 0, time.perf_counter() + seconds
+        while count < self._cores or time.perf_counter() < end:
+            self._many.start_async({0: black}, lambda answer: None)
+            count += 1
+        self._many.wait_all()
+        return count
 
     def predict(self, pixels: NDArray[np.uint8]) -> Answer:
         answers: list[Answer] = [None] * len(pixels)  # type: ignore[list-item]
         for number, image in enumerate(pixels):
-            self._many.start_async({0: image[None]}, lambda answer, number=number: answers.__setitem__(number, answer))
+            self._many.start_async({0: image[None]}, partial(answers.__setitem__, number))
         self._many.wait_all()
         return np.stack([one[0] for one in answers]), np.stack([one[1] for one in answers])
 
     async def answer(self, pixels: NDArray[np.uint8]) -> Answer:
-        loop = asyncio.get_running_loop()
-        async with self._slots:
-            future: asyncio.Future[Answer] = loop.create_future()
-            queue = self._many if self._running else self._alone
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((pixels, future))
+        self._feed()
+        return await future
+
+    def _feed(self) -> None:
+        """Start what may start now; called on the event loop, and never blocks it."""
+        if not self._running:
+            self._mode = self._many if len(self._waiting) > self._cores else self._alone
+        places = len(self._mode)
+        while self._waiting and self._running < places:
+            pixels, future = self._waiting.popleft()
+            if future.done():  # the caller went away
+                continue
             self._running += 1
-            try:
-                queue.start_async({0: pixels[None]}, lambda answer: loop.call_soon_threadsafe(_resolve, future, answer))
-                # a caller that goes away must not free the slot before the engine has: its place in the queue is taken
-                return await asyncio.shield(future)
-            except asyncio.CancelledError:
-                await asyncio.shield(future)
-                raise
-            finally:
-                self._running -= 1
+            self._mode.start_async({0: pixels[None]}, partial(self._tell, asyncio.get_running_loop(), future))
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Answer]", answer: Answer) -> None:
+        loop.call_soon_threadsafe(self._answered, future, answer)
+
+    def _answered(self, future: "asyncio.Future[Answer]", answer: Answer) -> None:
+        self._running -= 1
+        _resolve(future, answer)
+        self._feed()
 
     def close(self) -> None:
         self._alone.wait_all()
@@ -194,7 +263,7 @@ class KerasEngine:
         from thyroid.backend import XLA, tf
 
         self.form = KERAS
-        self.concurrency = _MICRO_BATCH
+        self.measured: dict[str, float] = {}
         network = explain.with_map(registry.load_keras(folder / registry.MODEL), classes)
         self._call = tf.function(lambda batch: network(batch, training=False), jit_compile=XLA)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")

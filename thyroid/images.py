@@ -25,6 +25,7 @@ JPEG_QUALITY = 95
 MAX_SCANS = 100
 """Of a progressive JPEG, which has ten; each one goes over all pixels, and takes a few bytes."""
 _START_OF_SCAN = b"\xff\xda"
+_QUICK_BYTES, _QUICK_PIXELS = 65_536, 65_536
 
 
 def read(path: str | Path) -> bytes:
@@ -101,6 +102,17 @@ def size(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPE
         warnings.simplefilter("ignore")
         turned = _orientation(image) in (5, 6, 7, 8)
     return (image.height, image.width) if turned else image.size
+
+
+def quick(data: bytes) -> bool:
+    """Whether these are the bytes of a JPEG that is decoded, cropped and scaled within about a millisecond."""
+    if len(data) > _QUICK_BYTES or data.count(_START_OF_SCAN) != 1:  # each scan goes over all pixels
+        return False
+    try:
+        width, height = size(data)
+    except ValueError:
+        return False
+    return width * height <= _QUICK_PIXELS
 
 
 _TURNS = {

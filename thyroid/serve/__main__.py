@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8080, help="of HTTP")
     parser.add_argument("--grpc-port", type=int, help="of gRPC; none without it")
     parser.add_argument("--page-port", type=int, help="of the page for people (python -m thyroid.web), none without it")
-    parser.add_argument("--form", choices=engine.FORMS, help="default: the fastest that was scored and runs here")
+    parser.add_argument("--form", choices=engine.FORMS, help="default: the fastest here, by a second of measurement")
     parser.add_argument("--token-file", type=Path, help="file with the bearer token that requests must carry")
     parser.add_argument("--repository-api", action="store_true", help="open /v2/repository (load and unload)")
     parser.add_argument("--tls-certificate", type=Path, help="PEM file")

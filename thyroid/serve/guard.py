@@ -13,6 +13,7 @@ from typing import Any
 
 from thyroid import logs
 from thyroid.serve import limits, metrics, openapi
+from thyroid.serve.admission import Admission
 from thyroid.serve.limits import RequestError
 
 log = logging.getLogger("thyroid.serve")
@@ -40,6 +41,7 @@ class Guard:
         token: bearer token that requests must carry; None for none.
         repository_api: whether /v2/repository is open.
         resolve: name and version of a model to the name under which that version is served; None for none.
+        admission: how many images may be inside; requests beyond are turned away here, before their bodies are read.
         draining: whether the server is about to stop.
     """
 
@@ -49,10 +51,11 @@ class Guard:
         token: str | None,
         repository_api: bool,
         resolve: Callable[[str, str], str | None],
+        admission: Admission,
         draining: Callable[[], bool],
     ) -> None:
         self.app, self.token, self.repository_api = app, token, repository_api
-        self.resolve, self.draining = resolve, draining
+        self.resolve, self.admission, self.draining = resolve, admission, draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,6 +78,8 @@ class Guard:
 
         try:
             self._check(scope, headers)
+            if scope["method"] == "POST" and _INFER.fullmatch(scope["path"]):
+                await self.admission.opening()
             await self.app(scope, await _whole_body(scope, receive, headers), reply)
         except _DisconnectedError:
             state["status"] = 499

@@ -10,6 +10,9 @@ MAX_INSTANCES = 64
 MAX_IMAGE_BYTES = images.MAX_BYTES
 QUEUE = 64
 """Images that may wait for the engine; further requests are turned away with 503."""
+PATIENCE = 1.0
+"""Seconds that a request waits for a place among these, unread, before it is turned away: who is turned away at once comes
+again at once, and with hundreds of clients that takes the processor from those who have a place."""
 DEADLINE = 30.0
 """Seconds within which a request is answered, or given up with 504."""
 SLOW_CLIENT = 20.0

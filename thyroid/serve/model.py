@@ -3,11 +3,9 @@
 import asyncio
 import base64
 import io
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,12 @@ from kserve import InferOutput, InferRequest, InferResponse
 from kserve.model import InferenceVerb
 from PIL import Image
 
-from thyroid import RESEARCH_USE_ONLY, crop, engine, explain, operating, registry
+from thyroid import RESEARCH_USE_ONLY, cores, crop, engine, explain, images, operating, registry
 from thyroid import classes as kinds
 from thyroid.errors import InputError
 from thyroid.fusion import Fusion
 from thyroid.serve import limits, metrics, payload, treatment
+from thyroid.serve.admission import Admission
 from thyroid.serve.payload import Instance
 from thyroid.serve.treatment import Prepared
 
@@ -44,31 +43,6 @@ _NEEDED = (
     "forms",
 )
 _LARGE_BODY = 1_000_000  # bytes from which on parsing leaves the event loop
-
-
-class Admission:
-    """How many images are inside, over all models; beyond the limit they are turned away."""
-
-    def __init__(self, limit: int = limits.QUEUE) -> None:
-        self.limit = limit
-        self.inside = 0
-
-    @contextmanager
-    def admit(self, count: int) -> Iterator[None]:
-        """Hold `count` places.
-
-        Raises:
-            RequestError: there are not so many, unless nothing else is inside (a large request must be possible at all).
-        """
-        if self.inside and self.inside + count > self.limit:
-            raise limits.overloaded()
-        self.inside += count
-        metrics.QUEUE.set(self.inside)
-        try:
-            yield
-        finally:
-            self.inside -= count
-            metrics.QUEUE.set(self.inside)
 
 
 @dataclass(frozen=True)
@@ -100,7 +74,7 @@ class ThyroidModel(kserve.Model):
         name: under which it is served.
         folder: of the artefact.
         released: whether it is a champion; None where no registry tells: its own gate does.
-        form: of `engine.FORMS`; None for the fastest that was scored and runs here.
+        form: of `engine.FORMS`; None for the fastest here, by measurement, of those that were scored and found near enough.
         admission: shared by all models of a server.
     """
 
@@ -119,7 +93,7 @@ class ThyroidModel(kserve.Model):
         self.admission = admission or Admission()
         self.in_flight = 0
         self._released = released
-        self._preparing = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
+        self._preparing = ThreadPoolExecutor(cores.available(), thread_name_prefix="prepare")
 
     def load(self) -> bool:
         """Verify the artefact's hashes, load the form, and check its answer to the artefact's reference image.
@@ -132,8 +106,8 @@ class ThyroidModel(kserve.Model):
         self.classes = kinds.of(self.facts)
         self.head = Fusion.of(self.facts["clinical"]) if "clinical" in self.facts else None
         self.released = self.facts["gate"]["decision"] == "promoted" if self._released is None else self._released
-        self.chosen = engine.choose(self.facts["forms"], self.form)
-        self.engine_ = engine.load(self.folder, self.facts, self.chosen)
+        self.engine_ = engine.load(self.folder, self.facts, self.form)
+        self.chosen = self.engine_.form
         reference = Instance("reference.jpg", (self.folder / "reference.jpg").read_bytes())
         self._reference = treatment.prepare(reference, self.facts["serving_domain"], self.facts["image_size"]).pixels
         if drift := self.drift():
@@ -252,6 +226,8 @@ class ThyroidModel(kserve.Model):
         return {"explanations": told} | self._patients(seen)
 
     async def _look(self, request: _Request) -> list[_Seen]:
+        if len(request.instances) == 1:
+            return [await self._see(request.instances[0], request.clinical[0], request.started, alone=True)]
         return await asyncio.gather(
             *(
                 self._see(instance, clinical, request.started)
@@ -259,12 +235,16 @@ class ThyroidModel(kserve.Model):
             )
         )
 
-    async def _see(self, instance: Instance, clinical: tuple[dict[str, Any], list[str]], started: float) -> _Seen:
-        loop = asyncio.get_running_loop()
-        domain, size = self.facts["serving_domain"], self.facts["image_size"]
+    async def _see(
+        self, instance: Instance, clinical: tuple[dict[str, Any], list[str]], started: float, alone: bool = False
+    ) -> _Seen:
+        wanted = self.facts["serving_domain"], self.facts["image_size"], self.facts.get("margin", crop.MARGIN)
         begun = time.perf_counter()
-        margin = self.facts.get("margin", crop.MARGIN)
-        prepared = await loop.run_in_executor(self._preparing, treatment.prepare, instance, domain, size, margin)
+        if alone and isinstance(instance.image, bytes) and images.quick(instance.image):
+            prepared = treatment.prepare(instance, *wanted)  # sooner than a thread could begin
+        else:
+            loop = asyncio.get_running_loop()
+            prepared = await loop.run_in_executor(self._preparing, treatment.prepare, instance, *wanted)
         ready = time.perf_counter()
         probability, evidence = await self.engine_.answer(prepared.pixels)
         done = time.perf_counter()
@@ -346,9 +326,13 @@ class ThyroidModel(kserve.Model):
         }
 
     def described(self) -> dict[str, Any]:
-        """What the registry knows of this version, for people who ask who answers: model.json without its files' hashes."""
+        """What the registry knows of this version, for people who ask who answers: model.json without its files' hashes.
+
+        With what is so here: the form that answers, and the images a second of those that it was chosen from.
+        """
         facts = {name: value for name, value in self.facts.items() if name != "files"}
-        return facts | {"form": self.chosen, "released": self.released, "not_released": self.not_released}
+        here = {"form": self.chosen, "images_per_second": self.engine_.measured}
+        return facts | here | {"released": self.released, "not_released": self.not_released}
 
     def _v2(self, request: InferRequest, seen: Sequence[_Seen]) -> InferResponse:
         probability = InferOutput("probability", [len(seen), len(self.facts["classes"])], "FP32")

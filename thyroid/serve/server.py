@@ -32,9 +32,10 @@ from kserve.protocol.rest.server import RESTServer
 from thyroid import registry, storage
 from thyroid.errors import InputError
 from thyroid.serve import limits, openapi
+from thyroid.serve.admission import Admission
 from thyroid.serve.guard import Guard, log
 from thyroid.serve.limits import RequestError
-from thyroid.serve.model import Admission, ThyroidModel
+from thyroid.serve.model import ThyroidModel
 
 PREVIOUS = f"{registry.NAME}-previous"
 WATCH_SECONDS = 1.0
@@ -175,6 +176,7 @@ class Server:
             "name": name,
             "version": model.facts["version"],
             "form": model.chosen,
+            "images_per_second": model.engine_.measured,
             "backbone": model.facts["backbone"],
         }
         log.info("serving", extra={"fields": fields | {"not_released": model.not_released}})
@@ -309,6 +311,7 @@ class _REST(RESTServer):
             token=server.options.token,
             repository_api=server.options.repository_api,
             resolve=server.resolve,
+            admission=server.admission,
             draining=lambda: server.draining,
         )
         app.openapi = openapi.document
@@ -396,6 +399,7 @@ class _Servicer(InferenceServicer):
                 message = f"model {request.model_name[:64]} has no version {request.model_version[:32]} here"
                 raise RequestError(message, HTTPStatus.NOT_FOUND, "not_found")
             request.model_name = name
+        await self.server.admission.opening()
         try:
             return await super().ModelInfer(request, context)
         except (RequestError, InvalidInput, ModelNotFound, ModelNotReady):

@@ -1,0 +1,44 @@
+"""MLServer with OpenVINO. A peer of bench/serving.py: a route of its own, in one process."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import fastapi
+import work
+from mlserver import MLModel, MLServer, ModelSettings, Settings
+from mlserver.handlers import custom_handler
+
+options = work.options()
+
+
+class Peer(MLModel):
+    async def load(self) -> bool:
+        self.network = work.Network(options.model, options.precision, options.mode)
+        self.pool = ThreadPoolExecutor(self.network.callers)
+        return True
+
+    @custom_handler(rest_path="/ready", rest_method=["GET"])
+    async def is_ready(self) -> bool:
+        return True
+
+    @custom_handler(rest_path="/predict")
+    async def answer(self, request: fastapi.Request) -> Any:
+        body, kind = await request.body(), request.headers["content-type"]
+        return await asyncio.get_running_loop().run_in_executor(self.pool, self.network.answer, body, kind)
+
+
+async def main() -> None:
+    settings = Settings(
+        host="127.0.0.1",
+        http_port=options.port,
+        grpc_port=options.port + 1,
+        metrics_endpoint=None,
+        parallel_workers=0,
+        debug=False,
+    )
+    await MLServer(settings).start([ModelSettings(name="peer", implementation=Peer)])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
