@@ -18,6 +18,7 @@ endif
 
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+READY_DEV := $(VENV)/ready-dev
 DATA_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(SCANS)") $(if $(ROIS),--rois "$(ROIS)") \
 	$(if $(CROPS),--crops "$(CROPS)") $(if $(LABELS),--labels "$(LABELS)") $(if $(CLASSES),--classes "$(CLASSES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones "$(BACKBONES)") \
 	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(GIVEN_SPLITS),--given-splits "$(GIVEN_SPLITS)") $(if $(SEED),--seed "$(SEED)") \
@@ -28,7 +29,7 @@ RUN_OPTIONS = $(DATA_OPTIONS) $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS)
 	$(if $(REGISTRY),--registry "$(REGISTRY)") $(if $(MINIMUM),--minimum "$(MINIMUM)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run sweep serve test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock clean
+.PHONY: help setup setup-dev run sweep serve test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -45,13 +46,22 @@ help: ## List every target
 PYTEST = "$(BIN)/python" -m pytest
 SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 
-setup: $(READY) ## Create the environment from requirements.lock
+INSTALL = "$(BIN)/python" images/install.py
 
-$(READY): requirements.lock pyproject.toml
+setup: $(READY) ## Create the environment of run, sweep, serve, compile and submit from requirements.lock
+setup-dev: $(READY_DEV) ## Add what tests, linters and benchmarks need, from requirements-dev.lock
+
+$(READY): requirements.lock images/build.lock images/install.py pyproject.toml
 	@"$(PYTHON)" -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(None if ok else "error: Python 3.11 to 3.13 is needed (TensorFlow has no wheels for others); this is " + sys.version.split()[0] + ". Name one with: make PYTHON=/path/to/python3.11 ...")'
-	"$(PYTHON)" -m venv "$(VENV)"
-	"$(BIN)/python" -m pip install --quiet --require-hashes -r requirements.lock
-	"$(BIN)/python" -m pip install --quiet --no-deps --no-build-isolation -e .
+	@echo "set-up: TensorFlow, Keras, OpenVINO, Kubeflow's and KServe's libraries into $(VENV)/ (.5 GB to download, 2.7 GB on disk)"
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@$(INSTALL) requirements.lock --compile
+	@"$(BIN)/python" -m uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch "$@"
+
+$(READY_DEV): requirements-dev.lock $(READY)
+	@echo "set-up: test, lint and browser tools into $(VENV)/"
+	@$(INSTALL) requirements-dev.lock --compile
 	@touch "$@"
 
 run: $(READY) ## Scans to registered model and report on this machine (no arguments: synthetic sample scans)
@@ -64,33 +74,33 @@ sweep: $(READY) ## Search one backbone's settings on this machine (as run; HEAD_
 serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol, and the page (PORT=8080 PAGE_PORT=8000)
 	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT) --page-port $(PAGE_PORT)
 
-test: $(READY) ## Lint, type check and all fast tests (SLOW=1: and the slow ones, for which the fast ones' models do)
+test: $(READY_DEV) ## Lint, type check and all fast tests (SLOW=1: and the slow ones, for which the fast ones' models do)
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
 	$(if $(SLOW),@$(MAKE) --no-print-directory checkov)
 	$(PYTEST) -m "$(if $(SLOW),,not slow and )not containers and not browser" $(SIDE_BY_SIDE)
 
-test-slow: $(READY) checkov ## The slow tests: the README's commands and the run on real scans
+test-slow: $(READY_DEV) checkov ## The slow tests: the README's commands and the run on real scans
 	$(PYTEST) -m slow $(SIDE_BY_SIDE)
 
-test-containers: $(READY) images ## The whole pipeline and the endpoint in their real images
+test-containers: $(READY_DEV) images ## The whole pipeline and the endpoint in their real images
 	@# looked for here: `images` has only just written it on a machine that needs it
 	@[ ! -f .containers/containers.conf ] || export CONTAINERS_CONF="$(CURDIR)/.containers/containers.conf"; \
 		$(PYTEST) -m containers -s
 
-test-browser: $(READY) ## The page in Chromium: every step in both languages and sizes; pictures go to output-browser/
+test-browser: $(READY_DEV) ## The page in Chromium: every step in both languages and sizes; pictures go to output-browser/
 	@tests/browser/install.sh
 	$(PYTEST) -m browser
 
-lint: $(READY) ## Lint and type check
+lint: $(READY_DEV) ## Lint and type check
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
 
-format: $(READY) ## Format the code
+format: $(READY_DEV) ## Format the code
 	"$(BIN)/ruff" check --fix . && "$(BIN)/ruff" format .
 
 .PHONY: checkov
 checkov: $(READY) manifests/checkov.lock
-	@test -x "$(VENV)/checkov/bin/checkov" || { "$(PYTHON)" -m venv "$(VENV)/checkov" \
-		&& "$(VENV)/checkov/bin/python" -m pip install --quiet --require-hashes -r manifests/checkov.lock; }
+	@test -x "$(VENV)/checkov/bin/checkov" || { "$(PYTHON)" -m venv --without-pip "$(VENV)/checkov" \
+		&& $(INSTALL) manifests/checkov.lock --into "$(VENV)/checkov/bin/python" --compile; }
 
 lint-manifests: checkov ## Security linter over the rendered manifests
 	$(PYTEST) -q tests/test_manifests.py -k linter
@@ -117,11 +127,11 @@ submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/d
 		$(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(TOKEN_FILE),--token-file "$(TOKEN_FILE)") $(if $(GPUS),--gpus $(GPUS)) \
 		$(if $(PIPELINE),--pipeline $(PIPELINE)) $(if $(BACKBONES),--backbones "$(BACKBONES)") $(foreach one,$(SET),--set "$(one)")
 
-bench: $(READY) ## Ratios against named peers
+bench: $(READY_DEV) ## Ratios against named peers
 	@for b in input training sweep evaluation serving scale incremental; do "$(BIN)/python" bench/$$b.py || exit 1; done
 	@tests/browser/install.sh && "$(BIN)/python" bench/web.py
 
-soak: $(READY) ## The endpoint of OUTPUT at 80 % load for ten minutes: no error, flat memory
+soak: $(READY_DEV) ## The endpoint of OUTPUT at 80 % load for ten minutes: no error, flat memory
 	@"$(BIN)/python" bench/soak.py --registry "$(OUTPUT)/registry" --scan "$$(find "$(OUTPUT)/sample/scans" -name '*.jpg' | sort | head -n 1)"
 
 results: $(READY) ## Recipes and backbones side by side on SCANS, ROIS and WEIGHTS: writes docs/results.md (an hour or more); RUNS='dir dir': what these runs found
@@ -134,7 +144,7 @@ else
 	@"$(BIN)/python" -m thyroid.results --data "$(OUTPUT)-results/data" --work "$(OUTPUT)-results/work" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 endif
 
-lock: $(READY) ## Resolve requirements.lock and the images' locks anew from pyproject.toml (no URLs in them)
+lock: $(READY) ## Resolve requirements-dev.lock, requirements.lock and the images' locks anew from pyproject.toml (no URLs in them)
 	UPGRADE=1 UV="$(BIN)/uv" images/lock.sh
 
 clean: ## Remove the environment and OUTPUT

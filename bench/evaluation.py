@@ -1,14 +1,21 @@
-"""Patient-clustered bootstrap of the AUROC against a plain loop over scikit-learn's roc_auc_score, and a whole evaluation.
+"""Patient-clustered bootstrap of the AUROC against a plain loop over scikit-learn's roc_auc_score, and whole evaluations.
 
-python bench/evaluation.py
+    python bench/evaluation.py [--run FOLDER]
+
+The evaluation of the default run's own five models is held against loading them and Keras' `predict` on every image that the
+evaluation asks about, each in a process of its own, by turns. FOLDER is the output of a `make run`; without it one is made.
 """
 
+import argparse
 import contextlib
 import json
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,12 +23,16 @@ from unittest import mock
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from thyroid import backbones, crop, evaluate, explain, ingest, inputs, metrics, phantom, registry, train
+from thyroid import audits, backbones, crop, diagnose, evaluate, ingest, inputs, metrics, phantom, registry, train
+from thyroid.names import CLASSES
+from thyroid.network import Network
 
 IMAGES, MALIGNANT, PATIENTS = 2237, 406, 900  # the deck's cropped test set; its number of patients is not known
 DEVELOPMENT = 700
 LOOP_DRAWS = 200
 ROUNDS = 5
+PROCESSES = 3
+"""Rounds of whole processes."""
 
 
 def loop(truth: np.ndarray, score: np.ndarray, patient: np.ndarray, draws: int) -> None:
@@ -66,15 +77,81 @@ def whole_evaluation(folder: Path) -> tuple[float, float]:
 
         return run
 
-    networks = [(inputs, "predict"), (inputs, "decode"), (registry, "load_keras"), (explain, "heat_maps")]
+    networks = [(inputs, "decode"), (registry, "load_keras"), (Network, "probabilities"), (Network, "features")]
     with contextlib.ExitStack() as stack:
-        for module, name in networks:
-            stack.enter_context(mock.patch.object(module, name, timed(getattr(module, name))))
+        for place, name in networks:
+            stack.enter_context(mock.patch.object(place, name, timed(getattr(place, name))))
         whole = seconds(evaluate.evaluate, folder / "data", models, folder / "evaluation")
     return whole, sum(spent)
 
 
+def default_run(folder: Path) -> tuple[Path, list[Path]]:
+    """Data version and trainings of a `make run` in `folder`, which is made if it is not there."""
+    if not any(folder.glob("pipeline/*")):
+        subprocess.run([sys.executable, "-m", "pipelines", "run", "--output", folder], check=True)
+    newest = max(folder.glob("pipeline/*"))
+    (version,) = newest.glob("crop/images")
+    return version, sorted(file.parent for file in newest.glob("train*/model/*/train.json"))
+
+
+def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Path) -> int:
+    """asked.json and arrays for predict_only.py: what `evaluated` asked every model about, each image once; how many answers."""
+    facts = json.loads((evaluated / "evaluation.json").read_text())
+    domain, size = facts["serving_domain"], facts["models"][0]["image_size"]
+    table = audits.context(data, domain)
+    development, test = table[table["split"] != "test"], table[table["split"] == "test"]
+    learnt = development[development["split"] == "train"]
+    sample = [learnt[learnt["label"] == label].head(diagnose.SAMPLE) for label in CLASSES]
+    validation = development[development["split"] == "validation"]
+    files = {
+        "development": list(development["file"]),
+        "some": [file for part in (*sample, validation) for file in part["file"]],
+        "test": list(test["file"]),
+    }
+    for name, part in (("development_blanked", development), ("test_blanked", test)):
+        np.save(folder / f"{name}.npy", audits.blanked(data, part[part["boxes"].map(len) > 0], domain, size))
+    arrays = {name: len(np.load(folder / f"{name}.npy")) for name in ("development_blanked", "test_blanked")}
+    asked = {}
+    for model in models:
+        one = train.read(model)
+        wins = (one["backbone"], one["train_domain"]) == tuple(facts["winner"].values())
+        asked[str(model / one["checkpoint"])] = ["development", "test", *arrays] if wins else ["some", "test"]
+    written = {"size": size, "files": files, "arrays": list(arrays), "models": asked}
+    (folder / "asked.json").write_text(json.dumps(written))
+    counts = {name: len(some) for name, some in files.items()} | arrays
+    return sum(counts[name] for sets in asked.values() for name in sets)
+
+
+def process(command: Sequence[Any]) -> tuple[float, float]:
+    """Seconds that a process takes, and those of processors."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = seconds(lambda: subprocess.run([sys.executable, *command], check=True, capture_output=True))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def evaluate_vs_predict_only(run: Path, folder: Path) -> float:
+    """Seconds of the evaluation of a run's models over those of loading them and predicting its images: medians by turns."""
+    data, models = default_run(run)
+    evaluation = ["-m", "thyroid.evaluate", "--data", data, "--models", *models, "--output", folder / "evaluated"]
+    process(evaluation)
+    answers = write_asked(data, models, folder / "evaluated", folder)
+    whole, least = [], []
+    for _ in range(PROCESSES):
+        whole.append(process(evaluation))
+        least.append(process([Path(__file__).parent / "predict_only.py", folder]))
+    (ours, our_cores), (theirs, their_cores) = (
+        [statistics.median(column) for column in zip(*rows, strict=True)] for rows in (whole, least)
+    )
+    print(f"the default run's evaluation      {ours:>8.1f} s, {our_cores:.1f} s of processor time")
+    print(f"loading and predict, {answers} answers {theirs:>8.1f} s, {their_cores:.1f} s of processor time")
+    return ours / theirs
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", type=Path, help="output of a `make run`")
+    run = parser.parse_args().run
     rng = np.random.default_rng(0)
     patient = np.concatenate([np.arange(PATIENTS), rng.integers(0, PATIENTS, IMAGES - PATIENTS)])
     truth = np.arange(IMAGES) < MALIGNANT
@@ -87,14 +164,19 @@ def main() -> None:
         ratios.append(ours[-1] / theirs[-1])
     with tempfile.TemporaryDirectory() as folder:
         whole, forward = whole_evaluation(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        overhead = evaluate_vs_predict_only(run or Path(folder) / "run", Path(folder))
     print(f"{IMAGES} images of {PATIENTS} patients, medians of {ROUNDS} rounds side by side")
     print(f"scikit-learn loop  {statistics.median(theirs):>10,.0f} draws a second")
     print(f"thyroid.metrics    {statistics.median(ours):>10,.0f} draws a second")
     print(
         f"evaluation of five models on {IMAGES} images: {whole:.0f} s, {whole - forward:.0f} s of them not in the networks"
     )
-    ratio = round(statistics.median(ratios), 1)
-    print(json.dumps({"bench": "evaluation", "ratios": {"bootstrap_vs_sklearn_loop": ratio}}))
+    found = {
+        "bootstrap_vs_sklearn_loop": round(statistics.median(ratios), 1),
+        "evaluate_vs_predict_only": round(overhead, 2),
+    }
+    print(json.dumps({"bench": "evaluation", "ratios": found}))
 
 
 if __name__ == "__main__":

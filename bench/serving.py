@@ -26,6 +26,7 @@ from endpoint import Endpoint
 from thyroid import backbones, crop, engine, images, phantom, registry
 from thyroid.backend import keras, tf
 from thyroid.classes import BINARY
+from thyroid.network import Network
 from thyroid.serve import treatment
 from thyroid.serve.payload import Instance
 
@@ -40,7 +41,7 @@ def artefact(name: str, folder: Path) -> Path:
     keras.utils.set_random_seed(0)
     network = backbones.build(backbones.get(name), SIZE, None)
     network.save(folder / registry.MODEL)
-    engine.convert(network, folder / engine.OPENVINO)
+    engine.convert(Network(network), folder / engine.OPENVINO)
     reference = images.encode(crop.normal(phantom.draw("M", 1, 1).image))
     (folder / "reference.jpg").write_bytes(reference)
     pixels = treatment.prepare(Instance("reference.jpg", reference), "cropped", SIZE).pixels[None]

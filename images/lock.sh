@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# Writes requirements.lock (UPGRADE=1: resolved anew) and, with the same versions, the lock of every image.
+# Writes requirements-dev.lock (UPGRADE=1: resolved anew) and, with the same versions, requirements.lock, which is what
+# `make run` and `make serve` need of it, and the lock of every image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 compile() {
     "${UV:-uv}" pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
         --no-emit-find-links -q "$@"
 }
-compile pyproject.toml --extra data --extra train --extra serve --extra ops --extra web --extra pipelines --extra dev \
-    ${UPGRADE:+--upgrade} -o requirements.lock
+run=(pyproject.toml --extra data --extra train --extra serve --extra ops --extra web --extra pipelines)
+compile "${run[@]}" --extra dev ${UPGRADE:+--upgrade} -o requirements-dev.lock
+compile "${run[@]}" -c requirements-dev.lock -o requirements.lock
 # kfp alone: in an image its executor runs without any of its dependencies (components/__main__.py)
 kfp=$(grep -o '^kfp==[^ ]*' requirements.lock | compile --no-annotate --no-deps -)
 for extra in data train train-gpu ops serve serve-gpu web; do
-    compile --no-annotate --extra $extra -c requirements.lock pyproject.toml -o images/$extra.lock
+    compile --no-annotate --extra $extra -c requirements-dev.lock pyproject.toml -o images/$extra.lock
     case $extra in serve* | web) ;; *) echo "$kfp" >>images/$extra.lock ;; esac
 done
-echo setuptools | compile --no-annotate --no-deps -c requirements.lock - -o images/build.lock
+# what the others are installed with: images/install.py
+printf 'setuptools\nuv\n' | compile --no-annotate --no-deps -c requirements-dev.lock - -o images/build.lock
 # checkov pins what the others cannot live with: it gets an environment of its own
 echo 'checkov>=3.2' | compile --no-annotate ${UPGRADE:+--upgrade} - -o manifests/checkov.lock

@@ -9,18 +9,14 @@ python -m pipelines schedule --host http://localhost:8080 --cron "0 30 2 * * *" 
 
 import argparse
 import base64
-import builtins
-import contextlib
 import datetime
 import json
-import logging
 import os
 import re
 import shutil
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +41,8 @@ from thyroid import settings as tuning
 from thyroid.errors import InputError
 
 MARK = ".thyroid-output"
+PACES = "paces.json"
+"""In the output: how fast the steps of its last run were, from which the next one's time is reckoned."""
 SCHEDULE = (
     "Start runs on Kubeflow by the clock. A schedule cannot be edited: giving its name again makes the new one first and then "
     "deletes the older. Dates are UTC unless the installation sets CRON_SCHEDULE_TIMEZONE. --manifest writes the object that "
@@ -352,10 +350,27 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         phantom.generate(output / "sample", seed=arguments.seed)
 
+    from pipelines import local, plan
     from pipelines.training import training_pipeline
 
+    recipe, tuned = tuning.resolve(arguments.recipe)
+    memory, paces = local.free_memory(), output / PACES
+    planned = plan.training(
+        chosen,
+        plan.count([scans, arguments.crops]),
+        tuned.image_size or preset["image_size"],
+        preset["epochs"],
+        recipe,
+        max(1, len(domains.split(","))),
+        arguments.folds,
+        local.at_a_time(),
+        memory,
+        paces,
+    )
+    print(planned.announced(), flush=True)
+    steps = local.Steps(planned, local.at_a_time(), memory)
     runner = _runner(arguments, output, scans, rois, weights)
-    with _kfp_local(runner, output, "the run stopped; the step's own message stands above"):
+    with local.running(steps, runner, output / "pipeline", "the run stopped; the step's own message stands above"):
         training_pipeline(chosen)(
             scans=_absolute(scans),
             registry=_absolute(arguments.registry) or str(output / "registry"),
@@ -383,6 +398,7 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
         )
     if list((output / "pipeline").glob("*/rest")):
         return  # the step has said why nothing was trained
+    planned.remember(paces)
     _collect(output)
     shutil.rmtree(store / "work", ignore_errors=True)
     _tell(output, arguments)
@@ -410,12 +426,16 @@ def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             print("No SCANS given: drawing synthetic sample scans")
             phantom.generate(output / "sample", seed=arguments.seed)
 
+    from pipelines import local, plan
     from pipelines.sweep import sweep_pipeline
 
     cores = os.cpu_count() or 1
     workers = min(2, cores)  # as many as kfp.local runs at once
     stopped = "the search stopped; the step's own message stands above, and the same command goes on"
-    with _kfp_local(_runner(arguments, output, scans, rois, weights), output, stopped):
+    planned = plan.sweep(chosen[0], workers)
+    print(planned.announced(), flush=True)
+    steps = local.Steps(planned, workers, local.free_memory())
+    with local.running(steps, _runner(arguments, output, scans, rois, weights), output / "pipeline", stopped):
         sweep_pipeline(chosen[0], workers, cores=cores // workers)(
             scans=_absolute(scans),
             store=str(output / "store"),
@@ -450,39 +470,6 @@ Trials    {output / "sweep" / "study.json"}
 
 Train     make run RECIPE={arguments.output / "sweep" / "settings.json"} BACKBONES={chosen[0]}"""
     )
-
-
-@contextlib.contextmanager
-def _kfp_local(runner: Any, output: Path, stopped: str) -> Iterator[None]:
-    """Let kfp run a pipeline on this machine, into OUTPUT/pipeline; `stopped` is what is said where a step fails.
-
-    kfp's parallel steps each put a log handler and a `print` of their own in place of what is there, and put it back in any
-    order: what was there before all of them is put back here.
-    """
-    from kfp import local
-
-    root, printing = logging.getLogger(), builtins.print
-    handlers, level = root.handlers[:], root.level
-
-    def short(record: logging.LogRecord) -> bool:
-        return " outputs:\n" not in record.getMessage()
-
-    shutil.rmtree(output / "pipeline", ignore_errors=True)
-    with warnings.catch_warnings():
-        # Images, display names and the like mean nothing without a cluster, and kfp says so for every step.
-        warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
-        warnings.filterwarnings("ignore", "Task '.*': settings", UserWarning)
-        local.init(runner, pipeline_root=str(output / "pipeline"))
-        root.addFilter(short)
-        try:
-            yield
-        except RuntimeError:  # kfp's own text only names the step again
-            raise InputError(stopped) from None
-        finally:
-            root.removeFilter(short)
-            root.handlers[:] = handlers
-            root.setLevel(level)
-            builtins.print = printing
 
 
 def _recipe(arguments: argparse.Namespace) -> str:

@@ -7,6 +7,7 @@ kfp.local's own DockerRunner talks to the engine's API service, and over Podman'
 import os
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from kfp import local
 from kfp.local import docker_task_handler, status
 
+from pipelines import local as steps
 from thyroid.errors import InputError
 
 LABEL = "thyroid.pipeline=local"
@@ -62,7 +64,8 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
 
     def run(self: Any) -> status.Status:
         """What the pod would do: the command in place of any ENTRYPOINT, as this user."""
-        line = [command, "run", "--rm", "--pull=never", "--label", LABEL]
+        container = f"thyroid-{uuid.uuid4().hex}"
+        line = [command, "run", "--rm", "--pull=never", "--label", LABEL, "--name", container]
         line += ["--user", f"{os.getuid()}:{os.getgid()}"]
         if engine == "podman" and os.getuid():
             line += ["--userns", "keep-id"]
@@ -78,24 +81,7 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
         for name, value in self.env_vars.items():
             line += ["-e", f"{name}={value}"]
         line += ["--entrypoint", self.full_command[0], self.image, *self.full_command[1:]]
-        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1) as process:
-            assert process.stdout is not None
-            for text in process.stdout:
-                print(text, end="")
-        if process.returncode:
-            print(
-                f"error: container of {self.image} ended with exit code {process.returncode}{_meaning(process.returncode)}"
-            )
-        return status.Status.FAILURE if process.returncode else status.Status.SUCCESS
+        return steps.run(line, {}, (command, container))
 
     docker_task_handler.DockerTaskHandler.run = run
     return local.DockerRunner()
-
-
-def _meaning(code: int) -> str:
-    return {
-        125: ": the engine could not start it",
-        126: ": its command cannot be executed",
-        127: ": its command is not in the image",
-        137: ": killed, most often for want of memory",
-    }.get(code, "")

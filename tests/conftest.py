@@ -22,14 +22,12 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests import gcs as emulated
-from thyroid import images, phantom, storage
+from thyroid import images, phantom, plots, storage
 
 for variable in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # each of pytest's workers has a core; more threads only wait for one another
 
 SHARED = Path(__file__).parents[2] / "shared"
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")  # an example may have to wait for the processor
 LONGEST = (
     "test_readme.py",
     "test_night.py",
@@ -82,6 +80,15 @@ def variant(artefact: Path, folder: Path) -> Path:
     return copy
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A fifth of the examples where the slow tests are left out; each may have to wait for the processor."""
+    examples = 20 if "not slow" in config.option.markexpr else 100
+    settings.register_profile(
+        "busy", deadline=None, max_examples=examples, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("busy")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
@@ -98,11 +105,18 @@ def scans(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Pictures are most of the time that a small ingest and crop take."""
+    monkeypatch.setattr(plots, "data_statistics", lambda good, regions, path, classes: path.touch())
+    monkeypatch.setattr(plots, "crop_sheet", lambda scans, regions, folder, path: path.touch())
+
+
 def source_digest() -> str:
     """Of whatever the shared fixtures are made by: the packages, this file and the locked dependencies."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in [*sorted((root / "thyroid").rglob("*.py")), Path(__file__), root / "requirements.lock"]:
+    for path in [*sorted((root / "thyroid").rglob("*.py")), Path(__file__), root / "requirements-dev.lock"]:
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -229,6 +243,8 @@ def toy() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def emulator() -> Iterator[str]:
+    gc.collect()
+    gc.freeze()  # `gcs` looks for garbage after every test, and need not look through TensorFlow each time
     with emulated.emulator() as address:
         yield address
 

@@ -24,16 +24,30 @@ def free_port() -> int:
 
 
 class Server:
-    """On free ports; its output goes to a file, so that no pipe fills up."""
+    """On free ports; its output goes to a file, so that no pipe fills up.
+
+    Args:
+        log: file of its output.
+        arguments: of `python -m thyroid.serve`.
+        environment: of the process; None for that of this one.
+        port: of HTTP; None for a free one.
+        before: statements that its process runs first, to shorten limits and pauses.
+    """
 
     def __init__(
-        self, log: Path, *arguments: str, environment: dict[str, str] | None = None, port: int | None = None
+        self,
+        log: Path,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        port: int | None = None,
+        before: str = "",
     ) -> None:
         self.port, self.grpc_port, self.log = port or free_port(), free_port(), log
-        command = [sys.executable, "-m", "thyroid.serve", *arguments, "--port", str(self.port)]
+        code = f"{before}; import sys; from thyroid.serve.__main__ import main; sys.exit(main())"
+        command = [sys.executable, *(["-c", code] if before else ["-m", "thyroid.serve"]), *arguments]
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [*command, "--grpc-port", str(self.grpc_port)],
+                [*command, "--port", str(self.port), "--grpc-port", str(self.grpc_port)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -62,6 +76,19 @@ class Server:
                 pass
             time.sleep(0.1)
         raise AssertionError(self.log.read_text())
+
+    def wait_for(self, text: str, seconds: float = 30) -> None:
+        """Wait until its output holds this text."""
+        deadline = time.monotonic() + seconds
+        while text not in self.log.read_text():
+            assert time.monotonic() < deadline, f"{text!r} is not in {self.log.read_text()}"
+            time.sleep(0.05)
+
+    def kill(self) -> str:
+        """At once; `stop` takes the seconds in which requests are still answered."""
+        self.process.kill()
+        self.process.wait()
+        return self.log.read_text()
 
     def stop(self) -> str:
         self.process.send_signal(signal.SIGTERM)

@@ -9,16 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid import audits, crop, images, inputs, registry, tables, train
+from thyroid import audits, crop, images, inputs, tables, train
 from thyroid.audits import Audits
 from thyroid.metrics import Interval
+from thyroid.network import Network
 
 
 @pytest.fixture(scope="module")
 def model(trained):
     folder = trained["VGG16", "cropped"]
     facts = train.read(folder)
-    return facts, registry.load_keras(folder / facts["checkpoint"])
+    return facts, Network.load(folder, facts)
 
 
 def test_context_knows_boxes_and_frames(cropped):
@@ -76,10 +77,10 @@ def plant(cropped, tmp_path, paint):
 def audit(data, trained, paint=None):
     folder = trained["VGG16", "normal"]
     facts = train.read(folder)
-    network = registry.load_keras(folder / facts["checkpoint"])
+    network = Network.load(folder, facts)
     parts = pd.read_csv(folder / "parts.csv").set_index("file")["part"]
     test = crop.examples(data, "normal", "test")
-    test["probability_M"] = inputs.predict(network, inputs.decode(test, facts["image_size"]))[:, 1]
+    test["probability_M"] = network.probabilities(inputs.decode(test, facts["image_size"]))[:, 1]
     test["file"] = [str(Path(f).relative_to(data)) for f in test["file"]]
     return audits.audit(data, "normal", facts, network, parts, test)
 

@@ -13,6 +13,8 @@ from tests.conftest import write_rois, write_scan
 from thyroid import crop, images, ingest, phantom, tables
 from thyroid.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_blanks_text_and_ticks_and_keeps_the_tissue():
     for patient in range(8):

@@ -11,6 +11,7 @@ from tests import toys
 from thyroid import backbones, classes, crop, diagnose, inputs, report, tables, train
 from thyroid.classes import BINARY
 from thyroid.errors import InputError
+from thyroid.network import Network
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +108,8 @@ def test_swapped_labels_are_seen(cropped, trained):
     benign = ((table["part"] == "train") & (table["label"] == "B")).sum()
 
     class Swapped:
-        name = "swapped"
-
-        def predict(self, batches, verbose=0):
-            count = sum(len(batch) for batch in batches)
-            benign_first = np.arange(count) < min(benign, diagnose.SAMPLE)  # as _label_order takes them
+        def probabilities(self, pixels, doing=""):
+            benign_first = np.arange(len(pixels)) < min(benign, diagnose.SAMPLE)  # as _label_order takes them
             return np.stack([~benign_first, benign_first], axis=1) * 0.8 + 0.1
 
     assert [f.name for f in diagnose._label_order(facts, Swapped(), table, BINARY, BINARY)[1]] == ["label order"]
@@ -152,7 +150,7 @@ def test_images_read_another_way_in_training(cropped, toy):
     """Stretched by the deck's generator, letterboxed by the endpoint."""
     validation = crop.examples(cropped, "normal", "validation").head(4)
     pixels = inputs.decode(validation, 32)
-    network = backbones.build(backbones.get(toy), 32, None)
+    network = Network(backbones.build(backbones.get(toy), 32, None))
     figures, _ = diagnose._serving({"recipe": "deck"}, network, validation, pixels)
     assert figures["serving"]["pixel_difference"] > 5
     figures, findings = diagnose._serving({"recipe": "two-phase"}, network, validation, pixels)

@@ -6,6 +6,7 @@ import pytest
 from thyroid import backbones, engine, explain, images, registry
 from thyroid.backend import keras
 from thyroid.errors import InputError
+from thyroid.network import Network
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,12 @@ DEEP = [pytest.param(name, marks=pytest.mark.slow) for name in ("VGG16", "ResNet
 def test_every_family_converts_with_its_map(name, tmp_path):
     keras.utils.set_random_seed(1)
     network = backbones.build(backbones.get(name), 32, None)
-    engine.convert(network, tmp_path / "openvino" / "model.xml")
+    traced = Network(network)
+    engine.convert(traced, tmp_path / "openvino" / "model.xml")
     given = pixels(2)
     probability, evidence = engine.OpenVINOEngine(tmp_path / "openvino" / "model.xml", 32, engine.F32).predict(given)
     np.testing.assert_allclose(probability, network.predict(given, verbose=0), atol=1e-4)
-    expected = explain.heat_maps(network, given)
+    expected = explain.heat_maps(traced, given)
     for one, heat in zip(evidence, expected, strict=True):
         np.testing.assert_allclose(explain.heat(one, 32), heat, atol=1e-3)
 

@@ -73,10 +73,10 @@ def upside_down(cropped, trained, tmp_path_factory):
     predict, read = predictions.predict, []
     folder = tmp_path_factory.mktemp("upside-down") / "out"
 
-    def watched(data, network, model, domains, split):
+    def watched(data, network, model, domains, split, decode):
         locked = folder / "operating_points.json"
         read.append((split, locked.exists() and set(json.loads(locked.read_text())["points"])))
-        table = predict(data, network, model, domains, split)
+        table = predict(data, network, model, domains, split, decode)
         test = table["split"] == "test"
         table.loc[test, BINARY.columns] = 1 - table.loc[test, BINARY.columns].to_numpy()
         return table

@@ -890,7 +890,6 @@ def test_what_only_the_user_can_mend(bucket, tmp_path):
 HASHES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 255)), max_size=30)
 
 
-@settings(max_examples=60)
 @given(HASHES, HASHES, st.integers(1, 9))
 def test_links_of_what_is_new_and_those_before_are_all(before, new, block):
     def hashes(seeds: list[tuple[int, int]]) -> list[str]:

@@ -10,6 +10,8 @@ from tests.conftest import write_rois, write_scan
 from thyroid import images, ingest, tables
 from thyroid.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def reasons(folder) -> dict[str, str]:
     table = pd.read_csv(folder / "quarantine.csv")
@@ -21,7 +23,8 @@ def split_of(folder) -> dict[str, str]:
     return {path.rsplit("/", 1)[-1]: split for path, split in zip(table["path"], table["split"], strict=True)}
 
 
-def test_writes_tables_statistics_and_the_decks_line(scans, tmp_path, capsys):
+def test_writes_tables_statistics_and_the_decks_line(scans, tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()  # with its picture
     done = ingest.ingest(scans, tmp_path / "out")
     table, _, facts = tables.read(tmp_path / "out")
     assert facts == done.facts

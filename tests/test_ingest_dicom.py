@@ -13,7 +13,7 @@ import pytest
 
 from tests import dicoms
 from tests.conftest import write_rois, write_scan
-from thyroid import crop, dicom, images, ingest, plots, retention, storage, store, tables
+from thyroid import crop, dicom, images, ingest, retention, storage, store, tables
 from thyroid.errors import InputError
 
 MARK = "ZEBRAFINK"
@@ -22,11 +22,9 @@ KEY = "a secret for tests only"
 
 
 @pytest.fixture(autouse=True)
-def key(monkeypatch):
+def key(monkeypatch, undrawn):
     monkeypatch.setenv("THYROID_PATIENT_KEY", KEY)
     monkeypatch.setattr(ingest, "SETTLED_SECONDS", -1.0)
-    monkeypatch.setattr(plots, "data_statistics", lambda good, regions, path, classes: path.touch())
-    monkeypatch.setattr(plots, "crop_sheet", lambda scans, regions, folder, path: path.touch())
 
 
 def file(number: int) -> str:

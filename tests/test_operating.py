@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from thyroid import classes, operating
@@ -11,7 +11,6 @@ from thyroid.operating import OperatingPoint
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60), st.floats(0.05, 1))
-@settings(max_examples=80)
 def test_threshold_reaches_the_sensitivity_and_no_higher_one_does(seed, malignant, asked):
     rng = np.random.default_rng(seed)
     truth = np.arange(malignant + 20) < malignant
@@ -143,7 +142,6 @@ def test_thresholds_of_two_classes_are_those_of_both_sides():
 
 
 @given(st.integers(0, 10_000), st.floats(0.02, 0.98))
-@settings(max_examples=60)
 def test_the_called_class_is_the_most_probable_one_of_the_decided_side(seed, threshold):
     probability = np.random.default_rng(seed).dirichlet(np.full(5, 0.5), 50)
     point = OperatingPoint(1.0, (0,) * 5, threshold, (0.5,) * 5)

@@ -1,11 +1,7 @@
-import builtins
 import json
-import logging
 from pathlib import Path
 
 import pytest
-from kfp import local
-from kfp.local import logging_utils
 
 from pipelines import __main__ as cli
 from tests.conftest import write_rois
@@ -120,22 +116,6 @@ def test_what_is_wrong_is_said_before_the_first_step(capsys, scans, tmp_path):
 def test_output_that_is_a_file(capsys, tmp_path):
     (tmp_path / "out").write_text("in the way")
     assert str(tmp_path / "out") in failing(capsys, "--output", str(tmp_path / "out"))
-
-
-def test_parallel_steps_leave_log_and_print_as_they_were(tmp_path):
-    """kfp runs the steps of a loop in threads, and the one that began first may end first."""
-    root = logging.getLogger()
-    before = (root.handlers[:], root.filters[:], root.level, builtins.print)
-    with cli._kfp_local(local.SubprocessRunner(use_venv=False), tmp_path, "stopped"):
-        steps = [(logging_utils.local_logger_context(), logging_utils.indented_print(4)) for _ in range(2)]
-        for log, indented in steps:
-            log.__enter__()
-            indented.__enter__()
-        for log, indented in steps:
-            indented.__exit__(None, None, None)
-            log.__exit__(None, None, None)
-        assert (root.handlers, root.level, builtins.print) != (before[0], *before[2:])
-    assert (root.handlers, root.filters, root.level, builtins.print) == before
 
 
 def test_a_failing_step_ends_the_run_with_its_message(capfd, scans, tmp_path):

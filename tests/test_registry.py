@@ -4,12 +4,10 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,6 +15,14 @@ import pytest
 from tests.conftest import variant
 from thyroid import register, registry, storage
 from thyroid.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+FORK = multiprocessing.get_context("fork")
+"""Other processes, which have imported everything already; each makes a client of its own."""
+
+
+def pool(processes: int) -> Any:
+    return FORK.Pool(processes, storage._client_of.cache_clear)
 
 
 def make(folder: Path, size: int = 200_000) -> Path:
@@ -154,9 +160,8 @@ def test_a_damaged_state_is_said(place, content):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_at_once_lose_nothing(tmp_path, place, processes):
     artefacts = [make(tmp_path / str(number), 20_000) for number in range(12)]
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes) as pool:
-        done = pool.starmap(registry.publish, [(one, place, gate("refused")) for one in artefacts])
+    with pool(processes) as several:
+        done = several.starmap(registry.publish, [(one, place, gate("refused")) for one in artefacts])
     assert sorted(d.version for d in done) == registry.versions(place) == list(range(1, 13))
     assert registry.read_aliases(place) == {"candidate": 12}
     assert sorted(line["version"] for line in registry.history(place)) == list(range(1, 13))
@@ -165,9 +170,8 @@ def test_several_at_once_lose_nothing(tmp_path, place, processes):
 
 
 def test_the_same_artefact_at_once_is_registered_once(artefact, place):
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(4) as pool:
-        done = pool.starmap(registry.publish, [(artefact, place, gate())] * 8)
+    with pool(4) as several:
+        done = several.starmap(registry.publish, [(artefact, place, gate())] * 8)
     assert registry.versions(place) == [done[0].version]
     assert {one.version for one in done} == {done[0].version}
     assert home(place).children() == [str(done[0].version), "aliases.json"]
@@ -175,22 +179,21 @@ def test_the_same_artefact_at_once_is_registered_once(artefact, place):
 
 
 def test_killed_at_any_moment_no_half_version_is_visible(tmp_path, place):
-    code = """
-import sys
-from pathlib import Path
-from tests.test_registry import add
-while True:
-    add(sys.argv[1], Path(sys.argv[2]))
-"""
+    def publish() -> None:
+        storage._client_of.cache_clear()
+        while True:
+            add(place, tmp_path)
+
     dice, before = random.Random(0), 0
     for _ in range(6):
-        process = subprocess.Popen([sys.executable, "-c", code, place, str(tmp_path)], cwd=Path(__file__).parents[1])
+        process = FORK.Process(target=publish)
+        process.start()
         deadline = time.monotonic() + 60
         while len(registry.versions(place)) < before + 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(dice.random() * 0.2)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         before = len(registry.versions(place))
     last = registry.versions(place)[-1]
     assert before >= 12

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from tests.conftest import write_rois, write_scan
-from thyroid import crop, ingest, plots, registry, retention, storage, tables
+from thyroid import crop, ingest, registry, retention, storage, tables
 from thyroid.errors import InputError
 from thyroid.retention import Row
 from thyroid.store import Store
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 DAY = 86400
 
 
@@ -85,13 +86,6 @@ def old(path: Path, days: float) -> None:
     then = time.time() - days * DAY
     for one in (path, *path.rglob("*")):
         os.utime(one, (then, then))
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch) -> None:
-    """Pictures are most of a small night's time."""
-    monkeypatch.setattr(plots, "data_statistics", lambda good, regions, path, classes: path.touch())
-    monkeypatch.setattr(plots, "crop_sheet", lambda *arguments: None)
 
 
 @pytest.fixture

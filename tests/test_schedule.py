@@ -7,7 +7,7 @@ import types
 import kfp_server_api
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import __main__ as cli
@@ -161,7 +161,6 @@ def fields(draw, least: int, most: int) -> str:
     return ",".join(part() for _ in range(draw(st.integers(1, 3))))
 
 
-@settings(max_examples=150)
 @given(st.tuples(*(fields(*bounds) for bounds in BOUNDS)), st.sampled_from([3, 5]))
 def test_the_dates_are_those_of_kubeflows_reader(drawn, every_day):
     whole = [*drawn]

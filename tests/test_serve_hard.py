@@ -1,25 +1,32 @@
 """The endpoint under bad input, load, faults and attack, as real server processes."""
 
+import asyncio
 import base64
 import concurrent.futures
+import datetime
 import io
 import json
 import os
 import random
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 from tests.conftest import variant
@@ -266,26 +273,6 @@ for status, some in calls.items():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_a_slow_client_is_given_up(model, tmp_path):
-    """Short limits in a process of its own."""
-    code = (
-        "import sys; from thyroid.serve import limits; limits.SLOW_CLIENT = 1.0; "
-        "from thyroid.serve.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-    running = Server.__new__(Server)
-    from tests.serving import free_port
-
-    running.port, running.log = free_port(), tmp_path / "log"
-    arguments = ["--registry", str(model), "--port", str(running.port)]
-    with running.log.open("w") as output:
-        running.process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=output, stderr=output)
-    running.wait()
-    with socket.create_connection(("127.0.0.1", running.port), timeout=30) as client:
-        client.sendall(b"POST /v1/models/thyroid:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        assert b" 408 " in client.recv(4096)
-    running.stop()
-
-
 def test_clients_that_go_away(server, scan):
     body = json.dumps(one(scan)).encode()
     head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -301,10 +288,12 @@ def test_two_hundred_clients_at_once(server, scan):
     body = json.dumps(one(scan)).encode()
     url = f"http://127.0.0.1:{server.port}{PREDICT}"
 
-    def ask(_: int) -> httpx.Response:
-        return httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=60)
+    together = httpx.Limits(max_connections=200)
+    with httpx.Client(timeout=60, limits=together) as client, concurrent.futures.ThreadPoolExecutor(200) as pool:
 
-    with concurrent.futures.ThreadPoolExecutor(200) as pool:
+        def ask(_: int) -> httpx.Response:
+            return client.post(url, content=body, headers={"content-type": "application/json"})
+
         answers = list(pool.map(ask, range(400)))
     statuses = {answer.status_code for answer in answers}
     assert statuses <= {200, 503}
@@ -332,21 +321,8 @@ def test_the_queue_is_bounded():
     assert admission.inside == 0
 
 
-def test_token(model, tmp_path, scan):
-    (tmp_path / "token").write_text("secret-token\n")
-    running = Server(tmp_path / "log", "--registry", str(model), "--token-file", str(tmp_path / "token")).wait()
-    assert running.ask(PREDICT, one(scan))[0] == 401
-    assert running.ask(PREDICT, one(scan), Authorization="Bearer wrong")[0] == 401
-    assert running.ask(PREDICT, one(scan), Authorization="Bearer secret-token")[0] == 200
-    assert running.ask("/metrics")[0] == 200
-    log = running.stop()
-    assert "secret-token" not in log
-
-
 def test_the_deadline(model, scan, monkeypatch):
     """A request that takes too long is given up with a clear word."""
-    import asyncio
-
     from thyroid.serve.limits import RequestError
     from thyroid.serve.model import ThyroidModel
 
@@ -364,15 +340,10 @@ def test_the_deadline(model, scan, monkeypatch):
     assert served.admission.inside == served.in_flight == 0
 
 
-def test_tls(model, tmp_path):
-    """The certificate and key that are given are those that are served."""
-    import datetime
-    import ssl
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
+@pytest.fixture(scope="module")
+def strict(model, tmp_path_factory):
+    """A server with a certificate, a token and little patience; it yields with the folder of its cert.pem."""
+    folder = tmp_path_factory.mktemp("strict")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -381,24 +352,44 @@ def test_tls(model, tmp_path):
     )
     names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
     certificate = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
-    (tmp_path / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    (tmp_path / "key.pem").write_bytes(secret)
-    files = ["--tls-certificate", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
-    running = Server(tmp_path / "log", "--registry", str(model), *files)
-    trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
-    for _ in range(200):
-        try:
-            answer = httpx.get(f"https://localhost:{running.port}/v2/health/ready", verify=trusted)
-            if answer.status_code == 200:
-                break
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    assert answer.status_code == 200
-    running.stop()
+    (folder / "key.pem").write_bytes(secret)
+    (folder / "token").write_text("secret-token\n")
+    files = ["--tls-certificate", "cert.pem", "--tls-key", "key.pem", "--token-file", "token"]
+    given = [one if one.startswith("--") else str(folder / one) for one in files]
+    before = "from thyroid.serve import limits; limits.SLOW_CLIENT = 1.0"
+    running = Server(folder / "log", "--registry", str(model), *given, before=before)
+    running.wait_for('"serving"', 60)
+    yield running, ssl.create_default_context(cafile=str(folder / "cert.pem"))
+    assert "secret-token" not in running.kill()
+
+
+def test_tls_and_token(strict, scan):
+    """The certificate and key that are given are those that are served."""
+    running, trusted = strict
+    with httpx.Client(base_url=f"https://localhost:{running.port}", verify=trusted, timeout=60) as client:
+        assert client.get("/v2/health/ready").status_code == 200
+        assert client.get("/metrics").status_code == 200
+        for sent, status in (({}, 401), ({"authorization": "Bearer wrong"}, 401)):
+            assert client.post(PREDICT, json=one(scan), headers=sent).status_code == status
+        answer = client.post(PREDICT, json=one(scan), headers={"authorization": "Bearer secret-token"})
+        assert answer.status_code == 200
+    with pytest.raises(httpx.ConnectError), httpx.Client() as client:
+        client.get(f"https://localhost:{running.port}/v2/health/ready")
+
+
+def test_a_slow_client_is_given_up(strict):
+    running, trusted = strict
+    with (
+        socket.create_connection(("localhost", running.port), timeout=30) as plain,
+        trusted.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        head = "POST /v1/models/thyroid:predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret-token\r\n"
+        client.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        assert b" 408 " in client.recv(4096)
 
 
 def load(server: Server, body: bytes, stop: threading.Event, results: list) -> None:
@@ -420,21 +411,15 @@ def load(server: Server, body: bytes, stop: threading.Event, results: list) -> N
             results.append((answer.status_code, version))
 
 
-def under_load(server: Server, scan: Path, act, seconds: float) -> list:
-    body, stop, results = json.dumps(one(scan)).encode(), threading.Event(), []
-    threads = [threading.Thread(target=load, args=(server, body, stop, results)) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    time.sleep(1)
-    act()
-    time.sleep(seconds)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    return results
+def enough(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-def test_a_new_champion_is_swapped_in_without_a_failed_request(evaluated, tmp_path, scan):
+def test_champions_come_and_go_without_a_failed_request(evaluated, tmp_path, scan):
+    """A new one is swapped in under load, a broken one leaves it, and SIGTERM drains what was accepted."""
     root = tmp_path / "registry"
 
     def promote(version: int) -> None:
@@ -442,37 +427,37 @@ def test_a_new_champion_is_swapped_in_without_a_failed_request(evaluated, tmp_pa
         registry.publish(variant(evaluated / "artefact", tmp_path), root, gate)
 
     promote(1)
-    running = Server(tmp_path / "log", "--registry", str(root)).wait()
-    results = under_load(running, scan, lambda: promote(2), 8)
-    assert {status for status, _ in results} == {200}
-    assert {version for _, version in results} == {1, 2}
-    running.stop()
+    before = "from thyroid.serve import limits; limits.DRAIN = 1.0"
+    running = Server(tmp_path / "log", "--registry", str(root), before=before).wait()
+    body, stop, results = json.dumps(one(scan)).encode(), threading.Event(), []
+    threads = [threading.Thread(target=load, args=(running, body, stop, results)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    try:
+        enough(lambda: len(results) > 20)
+        promote(2)
+        enough(lambda: (200, 2) in results)
 
+        gate = {"decision": "refused", "reasons": ["r"], "champion": 2}
+        registry.publish(variant(evaluated / "artefact", tmp_path), root, gate)
+        (root / "thyroid" / "3" / "model.keras").write_bytes(b"broken")
+        state = json.loads((root / "thyroid" / "aliases.json").read_text())
+        (root / "thyroid" / "aliases.json").write_text(json.dumps(state | {"champion": 3, "previous": 2}))
+        running.wait_for("changed since it was registered")
+        until_now = len(results)
+        enough(lambda: len(results) > until_now + 20)
+        assert results[-1] == (200, 2)
 
-def test_sigterm_drains_what_was_accepted(model, tmp_path, scan):
-    running = Server(tmp_path / "log", "--registry", str(model)).wait()
-    results = under_load(running, scan, lambda: running.process.send_signal(signal.SIGTERM), 6)
-    assert running.process.wait(timeout=30) in (0, -signal.SIGTERM)
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)  # longer than it takes new ones
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert running.process.wait(timeout=60) in (0, -signal.SIGTERM)
     answered = [one for one in results if isinstance(one, tuple)]
-    assert len(answered) > 20
-    assert {status for status, _ in answered} == {200}
+    assert set(answered) == {(200, 1), (200, 2)}
     assert set(results) - set(answered) <= {"refused"}, "a request was accepted and not answered"
-
-
-def test_a_broken_new_champion_leaves_the_old_one(evaluated, tmp_path, scan):
-    root = tmp_path / "registry"
-    registry.publish(evaluated / "artefact", root, {"decision": "promoted", "reasons": ["r"], "champion": None})
-    running = Server(tmp_path / "log", "--registry", str(root)).wait()
-    second = registry.publish(
-        variant(evaluated / "artefact", tmp_path), root, {"decision": "refused", "reasons": ["r"], "champion": 1}
-    )
-    (root / "thyroid" / "2" / "model.keras").write_bytes(b"broken")
-    state = json.loads((root / "thyroid" / "aliases.json").read_text())
-    (root / "thyroid" / "aliases.json").write_text(json.dumps(state | {"champion": second.version, "previous": 1}))
-    time.sleep(4)
-    status, answer = running.ask(PREDICT, one(scan))
-    assert (status, answer["predictions"][0]["model_version"]) == (200, 1)
-    assert "changed since it was registered" in running.stop()
 
 
 def test_a_champion_in_a_bucket_is_served_and_the_next_one_swapped_in(evaluated, tmp_path, scan, gcs):
@@ -485,22 +470,18 @@ def test_a_champion_in_a_bucket_is_served_and_the_next_one_swapped_in(evaluated,
         return answer["predictions"][0]["model_version"]
 
     registry.publish(evaluated / "artefact", root, {"decision": "promoted", "reasons": ["r"], "champion": None})
-    running = Server(tmp_path / "log", "--registry", root).wait()
+    before = "from thyroid.serve import server; server.WATCH_BUCKET_SECONDS = 0.5"
+    running = Server(tmp_path / "log", "--registry", root, before=before).wait()
     assert version() == 1
     gate = {"decision": "promoted", "reasons": ["r"], "champion": 1}
     registry.publish(variant(evaluated / "artefact", tmp_path), root, gate)
-    deadline = time.monotonic() + 40
-    while version() == 1 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert version() == 2
+    enough(lambda: version() == 2)
     gcs.proxy.rule = lambda method, path: "503"
-    while not gcs.proxy.faults and time.monotonic() < deadline + 20:
-        time.sleep(0.2)
+    enough(lambda: gcs.proxy.faults > 0)
     assert version() == 2
     started = time.monotonic()
     log = running.stop()
     assert time.monotonic() - started < 20, "it asks again for minutes"
-    assert gcs.proxy.faults
     assert "Traceback" not in log
 
 

@@ -15,7 +15,8 @@ from kfp.local.status import Status
 
 from components.step import image_name
 from pipelines import __main__ as cli
-from pipelines import containers
+from pipelines import containers, local
+from pipelines.plan import Plan
 from tests import schemas
 from thyroid import dicom
 from thyroid.backbones import BACKBONES
@@ -218,6 +219,9 @@ def test_a_container_of_ingest_gets_the_key_and_no_command_line_holds_it(tmp_pat
     task = SimpleNamespace(
         pipeline_root=tmp_path, get_volumes_to_mount=dict, env_vars={}, full_command=command, image="x"
     )
+    steps = local.Steps(Plan([]), 1, 1e9)
+    steps.queue([act := local.Task(steps, step)])
+    local.current.set(act)
     assert DockerTaskHandler.run(task) == Status.SUCCESS
     told = (tmp_path / "told").read_text()
     assert (f"-e {dicom.KEY_VARIABLE} " in told) == (step == "ingest")

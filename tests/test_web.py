@@ -7,11 +7,10 @@ import io
 import json
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -24,10 +23,12 @@ from tests import dicoms
 from tests.pages import Page
 from tests.serving import EXPLAIN, Server, free_port
 from thyroid import RESEARCH_USE_ONLY, engine, images, phantom, registry
+from thyroid.web import __main__ as command
 from thyroid.web import app, upload, words
 from thyroid.web.words import Words
 
 TOKEN = "the-endpoint-s-token"
+SECRETS = {"THYROID_TOKEN": TOKEN, "THYROID_PAGE_SECRET": "the same everywhere"}
 NAME = "KIM YOUNG HEE 19700101.jpg"
 """A file name that must turn up in no log."""
 
@@ -39,14 +40,14 @@ def server(model, tmp_path_factory):
     arguments = ("--registry", str(model), "--form", engine.F32, "--token-file", str(folder / "token"))
     running = Server(folder / "log", *arguments).wait()
     yield running
-    running.stop()
+    running.kill()
 
 
 @pytest.fixture(scope="module")
 def page(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     address = f"http://127.0.0.1:{server.port}"
-    running = Page(folder / "log", address, "--proxies", "1", environment={"THYROID_TOKEN": TOKEN}).wait()
+    running = Page(folder / "log", address, "--proxies", "1", environment=SECRETS).wait()
     yield running
     log = running.stop()
     assert "KIM" not in log
@@ -409,32 +410,25 @@ def test_the_log_has_no_name_and_no_picture(page, visitor):
     assert set(read[-1]) == {"time", "level", "message", "request_id", "method", "route", "status", "milliseconds"}
 
 
-def test_a_flood_is_slowed_down(server, tmp_path):
-    running = Page(tmp_path / "log", f"http://127.0.0.1:{server.port}", environment={"THYROID_TOKEN": TOKEN}).wait()
-    visitor = running.visitor()
+def test_a_flood_is_slowed_down(page, visitor):
     codes = [visitor.read([("a.jpg", b"x")], script=True) for _ in range(61)]
     assert [one.status_code for one in codes[:60]] == [400] * 60
     assert codes[60].status_code == 429
     assert alert(codes[60]).endswith(Words("en")("error_rate"))
-    assert httpx.get(running.address).status_code == 200
-    running.stop()
+    assert httpx.get(page.address).status_code == 200
 
 
-def test_addresses_are_told_by_as_many_proxies_as_there_are(server, tmp_path):
-    running = Page(tmp_path / "log", f"http://127.0.0.1:{server.port}", "--proxies", "1").wait()
-    try:
-        for last in (1, 2):
-            visitor = running.visitor(x_forwarded_for=f"6.6.6.6, 10.0.0.{last}")
-            codes = [visitor.read([("a.jpg", b"x")]).status_code for _ in range(60)]
-            assert set(codes) == {400}, "each of the proxy's visitors has a limit of its own"
-        forged = running.visitor(x_forwarded_for="7.7.7.7, 10.0.0.1")
-        assert forged.read([("a.jpg", b"x")]).status_code == 429
-        secure = httpx.get(running.address, headers={"x-forwarded-proto": "https"})
-        assert "Secure" in secure.headers["set-cookie"]
-        chosen = httpx.get(f"{running.address}/?lang=ko", headers={"x-forwarded-proto": "https"})
-        assert all("Secure" in one for one in chosen.headers.get_list("set-cookie"))
-    finally:
-        running.stop()
+def test_addresses_are_told_by_as_many_proxies_as_there_are(page):
+    for last in (1, 2):
+        visitor = page.visitor(x_forwarded_for=f"6.6.6.6, 10.0.0.{last}")
+        codes = [visitor.read([("a.jpg", b"x")]).status_code for _ in range(60)]
+        assert set(codes) == {400}, "each of the proxy's visitors has a limit of its own"
+    forged = page.visitor(x_forwarded_for="7.7.7.7, 10.0.0.1")
+    assert forged.read([("a.jpg", b"x")]).status_code == 429
+    secure = httpx.get(page.address, headers={"x-forwarded-proto": "https"})
+    assert "Secure" in secure.headers["set-cookie"]
+    chosen = httpx.get(f"{page.address}/?lang=ko", headers={"x-forwarded-proto": "https"})
+    assert all("Secure" in one for one in chosen.headers.get_list("set-cookie"))
 
 
 class Stub(http.server.BaseHTTPRequestHandler):
@@ -653,33 +647,25 @@ def test_an_endpoint_that_is_down(tmp_path):
         running.stop()
 
 
-def test_an_endpoint_that_says_nothing_does_not_keep_the_page_from_opening(tmp_path):
+def test_an_endpoint_that_says_nothing_does_not_keep_the_page_from_opening():
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        running = Page(tmp_path / "log", f"http://127.0.0.1:{silent.getsockname()[1]}").wait()
-        assert Words("en")("model_away") in said(httpx.get(running.address))
-        running.stop()
+        home = app.create(app.Options(f"http://127.0.0.1:{silent.getsockname()[1]}")).test_client().get("/")
+        assert Words("en")("model_away") in home.text
 
 
-def test_a_replica_takes_the_form_of_another_one(server, tmp_path, frames):
-    environment = {"THYROID_PAGE_SECRET": "the same everywhere", "THYROID_TOKEN": TOKEN}
-    address = f"http://127.0.0.1:{server.port}"
-    pages = [Page(tmp_path / f"log{i}", address, environment=environment).wait() for i in range(2)]
-    visitor = pages[0].visitor()
-    visitor.client.base_url = pages[1].address
+def test_a_replica_takes_the_form_of_another_one(server, page, visitor, tmp_path, frames):
+    other = Page(tmp_path / "log", f"http://127.0.0.1:{server.port}", environment=SECRETS).wait()
+    visitor.client.base_url = other.address
     assert visitor.read([frames[0][:2]], [frames[0][2]]).status_code == 200
-    for one in pages:
-        one.stop()
+    other.stop()
 
 
 def test_make_serve_starts_both_and_ends_both(model, tmp_path):
     page_port = free_port()
     running = Server(tmp_path / "log", "--registry", str(model), "--page-port", str(page_port)).wait()
-    deadline = time.monotonic() + 30
-    while not answers(page_port) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert answers(page_port)
+    wait_until(lambda: answers(page_port))
     log = running.stop()
     assert f"http://localhost:{running.port}" in log
     assert f"http://localhost:{page_port}" in log
@@ -688,13 +674,17 @@ def test_make_serve_starts_both_and_ends_both(model, tmp_path):
 
 def test_the_page_ends_with_an_endpoint_that_is_killed(model, tmp_path):
     page_port = free_port()
-    running = Server(tmp_path / "log", "--registry", str(model), "--page-port", str(page_port)).wait()
-    running.process.kill()
-    running.process.wait()
-    deadline = time.monotonic() + 15
-    while answers(page_port) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not answers(page_port)
+    running = Server(tmp_path / "log", "--registry", str(model), "--page-port", str(page_port))
+    wait_until(lambda: answers(page_port))
+    running.kill()
+    wait_until(lambda: not answers(page_port))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def answers(port: int) -> bool:
@@ -704,19 +694,24 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_a_port_that_is_taken_and_an_address_that_is_none(tmp_path):
-    def start(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, "-m", "thyroid.web", *arguments], capture_output=True, text=True)
-        assert done.returncode == 2
-        return done.stderr
+def test_addresses_and_ports_that_are_none(capsys):
+    for arguments, told in (
+        (["--endpoint", "localhost:8080"], "expected http://host:port"),
+        (["--endpoint", "http://localhost:8080", "--port", "99999"], "port 99999: expected"),
+    ):
+        assert command.main(arguments) == 2
+        assert told in capsys.readouterr().err
 
-    assert "expected http://host:port" in start("--endpoint", "localhost:8080")
-    assert "port 99999: expected" in start("--endpoint", "http://localhost:8080", "--port", "99999")
+
+def test_a_port_that_is_taken(tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert f"port {port}" in start("--endpoint", "http://localhost:1", "--port", str(port))
+        # the later of two counts
+        running = Page(tmp_path / "log", "http://localhost:1", "--port", str(port))
+        assert running.process.wait(timeout=60) == 2
+    assert f"port {port}" in running.log.read_text()
 
 
 def test_the_sample_is_a_synthetic_scan_with_its_box(page, visitor):

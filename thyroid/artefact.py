@@ -1,5 +1,6 @@
 """The winner as the registry takes it: one folder with the model, its operating point, and how it was measured."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,26 @@ from thyroid import classes as kinds
 from thyroid.classes import Classes
 from thyroid.fusion import Fusion
 from thyroid.names import SCORE
+from thyroid.network import Network
 from thyroid.operating import OperatingPoint
 from thyroid.predictions import Trained
 
 
+def export(network: Network, output: Path) -> Future[None]:
+    """Begin to write the network to `output` as OpenVINO runs it; the Future ends with that.
+
+    Done beside what follows: OpenVINO translates a graph on one core, without Python's lock.
+    """
+    beside = ThreadPoolExecutor(1, thread_name_prefix="export")
+    exported = beside.submit(engine.convert, network, output / engine.OPENVINO)
+    beside.shutdown(wait=False)
+    return exported
+
+
 def write(
     winner: Trained,
-    network: Any,
+    network: Network,
+    exported: Future[None],
     row: dict[str, Any],
     point: OperatingPoint,
     facts: dict[str, Any],
@@ -34,7 +48,8 @@ def write(
 
     Args:
         winner: the training.
-        network: its model, loaded.
+        network: its network.
+        exported: of `export` to `output`.
         row: its row of the ranking.
         point: its operating point.
         facts: of the data version.
@@ -53,9 +68,10 @@ def write(
     pixels = images.rgb(
         images.square(images.encode(_as_served(reference, result["serving_domain"])), row["image_size"])
     )
-    raw = network.predict(pixels[None], verbose=0)
+    raw = network.probabilities(pixels[None], "reference")
     probability = point.scale(raw if head is None else head.predict(raw, [{}])[0])[0]
-    engine.convert(network, output / engine.OPENVINO, classes)
+    print(f"scoring {row['backbone']} as OpenVINO runs it", flush=True)
+    exported.result()
     (output / registry.MODEL).write_bytes((winner.folder / row["checkpoint"]).read_bytes())
     scans.to_csv(output / registry.SCANS, index=False)
     card.write(output, winner.facts, facts, result)

@@ -22,11 +22,11 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
 
-from thyroid import backbones, crop, duplicates, images, inputs, metrics, progress, splits, tables
 from thyroid import classes as kinds
-from thyroid.backend import keras
+from thyroid import crop, duplicates, images, inputs, metrics, progress, splits, tables
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, SCORE
+from thyroid.network import Network
 
 FOLDS = 5
 IMAGES = 2000
@@ -95,10 +95,11 @@ def audit(
     data: Path,
     domain: str,
     model: dict[str, Any],
-    network: Any,
+    network: Network,
     parts: pd.Series,
     test: pd.DataFrame,
     seed: int = 0,
+    decode: inputs.Decode = inputs.decode,
 ) -> Audits:
     """Audit one model in one domain.
 
@@ -106,13 +107,14 @@ def audit(
         data: data version of `crop`.
         domain: "normal" or "cropped".
         model: facts of the training (train.json).
-        network: the trained model.
+        network: of the training.
         parts: what the training used each image for ("train" or "validation"), by name of `crop.examples`.
         test: the model's test predictions in the domain: file, label, patient and the probability of malignant.
         seed: of draws, folds and bootstrap.
+        decode: who reads the images.
     """
     done = Audits(domain)
-    _shortcuts(done, data, model, network, test, seed)
+    _shortcuts(done, data, model, network, test, seed, decode)
     leaks(done, data, model["train_domain"], parts)
     _judge(done)
     return done
@@ -193,7 +195,15 @@ def _square(box: crop.Box) -> tuple[int, int, int]:
     return x - (side - width) // 2, y - (side - height) // 2, side
 
 
-def _shortcuts(done: Audits, data: Path, model: dict[str, Any], network: Any, test: pd.DataFrame, seed: int) -> None:
+def _shortcuts(
+    done: Audits,
+    data: Path,
+    model: dict[str, Any],
+    network: Network,
+    test: pd.DataFrame,
+    seed: int,
+    decode: inputs.Decode,
+) -> None:
     table = context(data, done.domain)
     has_nodule = table["boxes"].map(len) > 0
     development = _some(table[table["split"] != "test"], seed)
@@ -202,15 +212,15 @@ def _shortcuts(done: Audits, data: Path, model: dict[str, Any], network: Any, te
         reason = "too few development patients of a class"
         done.not_measured |= dict.fromkeys([*SHORTCUTS, "whole_image", "leaky_split"], reason)
     else:
-        pixels = inputs.decode(development, model["image_size"])
+        pixels = decode(development, model["image_size"])
         measure = functools.partial(_measure, done, development, fold, seed)
         _without_looking(done, development, measure)
         measure("grey_levels", _grey(pixels))
         _frozen_features(done, data, model, network, development, pixels, fold, measure, seed)
     tested = table[table["name"].isin(test["file"]) & has_nodule].reset_index(drop=True)
     if tested["label"].nunique() == len(CLASSES):
-        answers = inputs.predict(network, blanked(data, tested, done.domain, model["image_size"]))
-        score = kinds.of(model).malignant(answers)
+        without_nodule = blanked(data, tested, done.domain, model["image_size"])
+        score = kinds.of(model).malignant(network.probabilities(without_nodule, "test images, nodule blanked"))
         answered = test.set_index("file").loc[tested["name"], SCORE]
         positive, patient = tested["label"] == CLASSES[POSITIVE], tested["patient"].astype(int)
         done.shortcut["model"] = metrics.auroc(positive, answered, patient, seed=seed)
@@ -273,7 +283,7 @@ def _frozen_features(
     done: Audits,
     data: Path,
     model: dict[str, Any],
-    network: Any,
+    network: Network,
     development: pd.DataFrame,
     pixels: NDArray[np.uint8],
     fold: NDArray[np.int64],
@@ -285,8 +295,7 @@ def _frozen_features(
         reason = "the deck's recipe trains the whole body, so that no feature is innocent of these labels"
         done.not_measured |= dict.fromkeys(("whole_image", "blanked_nodule", "leaky_split"), reason)
         return
-    extract = _extractor(network, max(1, model.get("settings", {}).get("unfrozen", 1)))
-    features = inputs.predict(extract, pixels)
+    features = network.features(pixels, "frozen features")
     _leaky(done, development, features, fold, seed)
     marked = _marked(development)
     measure("whole_image", features, marked, bent=False)
@@ -295,7 +304,7 @@ def _frozen_features(
         return
     surroundings = np.zeros_like(features)
     without_nodule = blanked(data, development[marked], done.domain, model["image_size"])
-    surroundings[marked] = inputs.predict(extract, without_nodule)
+    surroundings[marked] = network.features(without_nodule, "frozen features, nodule blanked")
     measure("blanked_nodule", surroundings, marked, bent=False)
 
 
@@ -328,14 +337,6 @@ def _out_of_fold(features: NDArray, label: NDArray, fold: NDArray, bent: bool) -
         head.fit(features[~held], label[~held] == CLASSES[POSITIVE])
         score[held] = head.decision_function(features[held])
     return score
-
-
-def _extractor(network: Any, unfrozen: int) -> Any:
-    """The network up to the part that training leaves frozen, pooled: uint8 images to features."""
-    trunk, _ = backbones.split(network, unfrozen)
-    prepared = keras.Model(network.input, network.get_layer(backbones.PREPROCESSED).output)
-    image = keras.Input(network.input_shape[1:], dtype="uint8")
-    return keras.Model(image, keras.layers.GlobalAveragePooling2D()(trunk(prepared(image), training=False)))
 
 
 def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

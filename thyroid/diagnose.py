@@ -17,12 +17,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
-from thyroid import RESEARCH_USE_ONLY, backbones, crop, errors, images, inputs, metrics, plots, registry, tables, train
+from thyroid import RESEARCH_USE_ONLY, backbones, crop, errors, images, inputs, metrics, plots, tables, train
 from thyroid import classes as kinds
 from thyroid.backend import keras, tf
 from thyroid.classes import Classes
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE
+from thyroid.network import Network
 
 SAMPLE = 48
 """Images a check looks at, where it does not need all."""
@@ -66,13 +67,16 @@ class Diagnosis:
         }
 
 
-def diagnose(data: Path, folder: Path, network: Any = None) -> Diagnosis:
+def diagnose(
+    data: Path, folder: Path, network: Network | None = None, decode: inputs.Decode = inputs.decode
+) -> Diagnosis:
     """Look into one trained model.
 
     Args:
         data: data version of `crop` that it was trained on.
         folder: of `train`.
-        network: the loaded model, if there is one.
+        network: of the training, if it is loaded.
+        decode: who reads the images.
 
     Raises:
         InputError: not a finished training, or of another data version.
@@ -81,7 +85,7 @@ def diagnose(data: Path, folder: Path, network: Any = None) -> Diagnosis:
     facts = tables.read(data)[2]
     if model["data_digest"] != facts["digest"]:
         raise InputError(f"{folder}: trained on another data version than {data}")
-    network = network or registry.load_keras(folder / model["checkpoint"])
+    network = network or Network.load(folder, model)
     table = crop.examples(data, model["train_domain"])
     try:
         parts = pd.read_csv(folder / "parts.csv").set_index("file")["part"]
@@ -89,19 +93,19 @@ def diagnose(data: Path, folder: Path, network: Any = None) -> Diagnosis:
         raise InputError(f"{folder}: not a finished training (parts.csv is missing)") from None
     table["part"] = [parts.get(name, "test") for name in table["name"]]
     validation = table[table["split"] == "validation"].reset_index(drop=True)
-    pixels = inputs.decode(validation, model["image_size"])
+    pixels = decode(validation, model["image_size"])
     classes = kinds.of(model)
-    probability = inputs.predict(network, pixels)
+    probability = network.probabilities(pixels, "validation images")
     few = np.linspace(0, len(pixels) - 1, min(SAMPLE, len(pixels))).astype(int)
     figures: dict[str, Any] = {}
     findings: list[Finding] = []
     for check in (
-        lambda: _scale(model, network, pixels[few]),
+        lambda: _scale(model, network.model, pixels[few]),
         lambda: _predictor(validation, probability, classes),
-        lambda: _label_order(model, network, table, classes, kinds.of(facts)),
+        lambda: _label_order(model, network, table, classes, kinds.of(facts), decode),
         lambda: _leakage(table),
         lambda: _classes(table, classes),
-        lambda: _batch_norm(model, network, pixels[few]),
+        lambda: _batch_norm(model, network.model, pixels[few]),
         lambda: _serving(model, network, validation.iloc[few].reset_index(drop=True), pixels[few]),
     ):
         figure, found = check()
@@ -180,7 +184,14 @@ def _predictor(validation: pd.DataFrame, probability: NDArray[np.float64], class
     ]
 
 
-def _label_order(model: dict[str, Any], network: Any, table: pd.DataFrame, classes: Classes, given: Classes) -> Checked:
+def _label_order(
+    model: dict[str, Any],
+    network: Network,
+    table: pd.DataFrame,
+    classes: Classes,
+    given: Classes,
+    decode: inputs.Decode = inputs.decode,
+) -> Checked:
     """On images that it was trained on, the malignant column must be higher for malignant images."""
     figures = {"classes": model["classes"]}
     if classes != given:
@@ -188,8 +199,7 @@ def _label_order(model: dict[str, Any], network: Any, table: pd.DataFrame, class
         return {"label_order": figures}, [Finding("label order", text)]
     trained = table[table["part"] == "train"]
     mine = pd.concat([trained[trained["label"] == label].head(SAMPLE) for label in CLASSES]).reset_index(drop=True)
-    answers = inputs.predict(network, inputs.decode(mine, model["image_size"]))
-    score = classes.malignant(answers)
+    score = classes.malignant(network.probabilities(decode(mine, model["image_size"]), "training images"))
     auroc = metrics.auroc(mine["label"] == CLASSES[POSITIVE], score, mine["patient"].astype(int))
     figures["training_auroc"] = {"value": auroc.value, "low": auroc.low, "high": auroc.high}
     if auroc.high is None or auroc.high >= 0.5:
@@ -269,7 +279,7 @@ def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) 
     ]
 
 
-def _serving(model: dict[str, Any], network: Any, table: pd.DataFrame, pixels: NDArray[np.uint8]) -> Checked:
+def _serving(model: dict[str, Any], network: Network, table: pd.DataFrame, pixels: NDArray[np.uint8]) -> Checked:
     """The answer to an image as the training read it, against the answer to the same image as the endpoint reads it."""
     files = [Path(file).read_bytes() for file in table["file"]]
     served = np.stack([images.rgb(images.square(data, pixels.shape[1])) for data in files])
@@ -279,7 +289,7 @@ def _serving(model: dict[str, Any], network: Any, table: pd.DataFrame, pixels: N
         trained = np.stack([np.asarray(read(file, target_size=size), np.uint8) for file in table["file"]])
     else:
         trained = pixels
-    difference = float(np.abs(inputs.predict(network, trained) - inputs.predict(network, served)).max())
+    difference = float(np.abs(network.probabilities(trained) - network.probabilities(served)).max())
     figures = {
         "pixel_difference": float(np.abs(trained.astype(np.int16) - served).mean()),
         "probability_difference": difference,

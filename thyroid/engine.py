@@ -8,14 +8,17 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thyroid import classes as kinds
-from thyroid.classes import BINARY, Classes
+from thyroid.classes import Classes
 from thyroid.errors import InputError
+
+if TYPE_CHECKING:
+    from thyroid.network import Network
 
 KERAS, F32, BF16 = "keras", "openvino-f32", "openvino-bf16"
 FORMS = (BF16, F32, KERAS)
@@ -49,17 +52,16 @@ class Engine(Protocol):
         """Give back threads; nothing may be in flight."""
 
 
-def convert(network: Any, output: Path, classes: Classes = BINARY) -> None:
-    """Write a Keras model with both outputs of `explain.with_map` as OpenVINO's single precision IR: `output` and its .bin."""
+def convert(network: "Network", output: Path) -> None:
+    """Write probabilities and evidence of a network as OpenVINO's single precision IR: `output` and its .bin."""
     import tempfile
 
     import openvino
 
-    from thyroid import explain
-
     with tempfile.TemporaryDirectory() as folder:
-        explain.with_map(network, classes).export(folder, verbose=False)
-        model = openvino.convert_model(folder)
+        graph = Path(folder) / "frozen.pb"
+        graph.write_bytes(network.frozen())
+        model = openvino.convert_model(graph)
     output.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(model, output, compress_to_fp16=False)
 

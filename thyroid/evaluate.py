@@ -30,6 +30,7 @@ from thyroid import (
     operating,
     plots,
     predictions,
+    progress,
     registry,
     report,
     subgroups,
@@ -40,6 +41,7 @@ from thyroid import classes as kinds
 from thyroid.classes import Classes
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, SCORE
+from thyroid.network import Network
 from thyroid.operating import OperatingPoint
 from thyroid.predictions import Trained
 from thyroid.settings import Settings
@@ -108,8 +110,9 @@ def evaluate(
     beside = None if clinical is None else benefit.read(clinical, tables.used(scans))
 
     _clean(output)
-    networks = {one.key: one.load() for one in trained}
-    validation, points = _lock(data, trained, list(networks.values()), classes, serving_domain, sensitivity, abstain)
+    decode = inputs.Decoded()
+    networks = {one.key: one.load() for one in progress.bar(trained, len(trained), "load networks", "network")}
+    validation, points = _lock(data, trained, networks, decode, classes, serving_domain, sensitivity, abstain)
     ranked_by, ranked = _choose(trained, validation, serving_domain, seed)
     winner = ranked[0][0]
     images_alone, helped = points[winner.key], benefit.Benefit()
@@ -124,11 +127,12 @@ def evaluate(
     locked = {"-".join(key): point.facts() for key, point in points.items()}
     chosen = {"winner": "-".join(winner.key), "points": locked, "columns": helped.facts.get("used", [])}
     tables.write_json(output / "operating_points.json", chosen)
+    exported = artefact.export(networks[winner.key], output / "artefact")
 
     test = []
     for one in trained:
         print(f"scoring {one.facts['backbone']} trained on {one.facts['train_domain']} on test", flush=True)
-        raw = predictions.predict(data, networks[one.key], one.facts, domains, "test")
+        raw = predictions.predict(data, networks[one.key], one.facts, domains, "test", decode)
         if one is winner:
             by_images = predictions.at_point(raw.copy(), images_alone, classes)
             raw = helped.fused(raw, classes)
@@ -150,13 +154,19 @@ def evaluate(
     ]
     best, point, network = ranking[0], points[winner.key], networks[winner.key]
     tested = predictions.of_model(table, best, serving_domain, "test")
-    audited = audits.audit(data, serving_domain, winner.facts, network, winner.parts, seen_by_images, seed).facts()
-    others = _other_audits(data, trained, winner, networks, domains, serving_domain, table, seed)
-    worst = _worst_cases(data, network, classes, tested, point, best["image_size"], output / "plots")
-    diagnoses = [diagnose.diagnose(data, one.folder, networks[one.key]) for one in trained]
+    print(f"auditing {winner.facts['backbone']} trained on {winner.facts['train_domain']}", flush=True)
+    audited = audits.audit(
+        data, serving_domain, winner.facts, network, winner.parts, seen_by_images, seed, decode
+    ).facts()
+    others = _other_audits(data, trained, winner, networks, decode, domains, serving_domain, table, seed)
+    worst = _worst_cases(data, network, decode, tested, point, best["image_size"], output / "plots")
+    diagnoses = [
+        diagnose.diagnose(data, one.folder, networks[one.key], decode)
+        for one in progress.bar(trained, len(trained), "diagnose", "network")
+    ]
     rows = None if beside is None else beside.rows.loc[seen_by_images["path"]].reset_index(drop=True)
     shown_to = _images(data, tested)
-    current = gate.champion(registry_root, shown_to, classes, serving_domain, _test_scans(scans), rows)
+    current = gate.champion(registry_root, shown_to, classes, serving_domain, _test_scans(scans), rows, decode)
     by_group = subgroups.figures(tested, point, prevalence, seed)
     result = {
         **classes.facts(),
@@ -187,13 +197,15 @@ def evaluate(
         registry_root, result["gate"]["test_digest"], checkpoint
     )
     _draw(table, result, points, output / "plots", seed)
-    shown = inputs.decode(_images(data, tested), best["image_size"])
+    shown = decode(_images(data, tested), best["image_size"])
     folder = output / "artefact"
     contents, columns = (
         tables.contents(scans, regions),
         helped.rows.loc[seen_by_images["path"]] if helped.head else None,
     )
-    artefact.write(winner, network, best, point, facts, result, contents, tested, shown, folder, helped.head, columns)
+    artefact.write(
+        winner, network, exported, best, point, facts, result, contents, tested, shown, folder, helped.head, columns
+    )
     result["artefact"] = registry.sha256(folder / "model.json")
     result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
     report.write(output, data, facts, result)
@@ -214,7 +226,8 @@ def _clean(output: Path) -> None:
 def _lock(
     data: Path,
     trained: Sequence[Trained],
-    networks: Sequence[Any],
+    networks: Mapping[tuple[str, str], Network],
+    decode: inputs.Decode,
     classes: Classes,
     serving_domain: str,
     sensitivity: float,
@@ -222,9 +235,9 @@ def _lock(
 ) -> tuple[list[pd.DataFrame], dict[tuple[str, str], OperatingPoint]]:
     """Validation predictions of every model in the serving domain, and the operating point that they give."""
     locked, points = [], {}
-    for one, network in zip(trained, networks, strict=True):
+    for one in trained:
         print(f"locking {one.facts['backbone']} trained on {one.facts['train_domain']} on validation", flush=True)
-        table = predictions.predict(data, network, one.facts, [serving_domain], "validation")
+        table = predictions.predict(data, networks[one.key], one.facts, [serving_domain], "validation", decode)
         points[one.key] = operating.lock(table, classes, sensitivity, abstain)
         locked.append(predictions.at_point(table, points[one.key], classes))
     return locked, points
@@ -307,7 +320,8 @@ def _other_audits(
     data: Path,
     trained: Sequence[Trained],
     winner: Trained,
-    networks: Mapping[tuple[str, str], Any],
+    networks: Mapping[tuple[str, str], Network],
+    decode: inputs.Decode,
     domains: Sequence[str],
     serving_domain: str,
     table: pd.DataFrame,
@@ -319,7 +333,8 @@ def _other_audits(
         domain = one.facts["train_domain"]
         if one.facts["backbone"] == winner.facts["backbone"] and domain in set(domains) - {serving_domain}:
             tested = predictions.of_model(table, one.facts, domain, "test")
-            done.append(audits.audit(data, domain, one.facts, networks[one.key], one.parts, tested, seed).facts())
+            audited = audits.audit(data, domain, one.facts, networks[one.key], one.parts, tested, seed, decode)
+            done.append(audited.facts())
     return done
 
 
@@ -347,8 +362,8 @@ def _images(data: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 def _worst_cases(
     data: Path,
-    network: Any,
-    classes: Classes,
+    network: Network,
+    decode: inputs.Decode,
     tested: pd.DataFrame,
     point: OperatingPoint,
     size: int,
@@ -366,8 +381,8 @@ def _worst_cases(
         shown = tested[wrong].sort_values(SCORE, ascending=surest).head(WORST).reset_index(drop=True)
         if shown.empty:
             continue
-        pixels = inputs.decode(_images(data, shown), size)
-        heat = explain.heat_maps(network, pixels, classes)
+        pixels = decode(_images(data, shown), size)
+        heat = explain.heat_maps(network, pixels)
         cases = [
             (scan, float(score), images.rgb(image), explain.overlay(image, hot))
             for scan, score, image, hot in zip(shown["scan"], shown[SCORE], pixels, heat, strict=True)
@@ -402,7 +417,7 @@ def _draw(
     seed: int,
 ) -> None:
     domain, ranked_by = result["serving_domain"], result["ranked_by"]
-    for row in result["models"]:
+    for row in progress.bar(result["models"], len(result["models"]), "draw", "network"):
         tested = predictions.of_model(table, row, domain, "test")
         point = points[row["backbone"], row["train_domain"]]
         title = f"{row['backbone']} trained on {tables.DOMAIN_NAMES[row['train_domain']]},\ntest set of {tables.DOMAIN_NAMES[domain]}"

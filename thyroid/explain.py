@@ -6,7 +6,7 @@ weighted by it, negative evidence cut off. The weight here is that of malignant 
 differences of logits mean anything. So the map is a second output of the same network, without gradients.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -18,18 +18,22 @@ from thyroid.classes import BINARY, Classes
 if TYPE_CHECKING:
     import keras
 
+    from thyroid.network import Network
 
-def with_map(network: "keras.Model", classes: Classes = BINARY) -> "keras.Model":
+
+def with_map(network: "keras.Model", classes: Classes = BINARY, unfrozen: int | None = None) -> "keras.Model":
     """The network with a second output: evidence of malignancy by place, float32 [n, h, w], not yet cut off or scaled.
 
     Args:
         network: of `backbones.build`; its layers are shared, not copied.
         classes: that it tells apart; evidence is of the malignant ones, on average, against the others.
+        unfrozen: for a third output, what enters this many last blocks of the body, pooled: float32 [n, channels].
     """
     from thyroid.backend import keras
 
-    prepared = network.get_layer(backbones.PREPROCESSED).output
-    maps = network.get_layer(backbones.BODY)(prepared, training=False)
+    prepared, body = network.get_layer(backbones.PREPROCESSED).output, network.get_layer(backbones.BODY)
+    cut = [] if unfrozen is None else [backbones.split(network, unfrozen)[0].output]
+    maps, *cut = keras.Model(body.input, [body.output, *cut])(prepared, training=False)
     dense = network.get_layer(backbones.PROBABILITY)
     kernel = np.asarray(dense.kernel)
     malignant = np.array(classes.positive)
@@ -39,7 +43,8 @@ def with_map(network: "keras.Model", classes: Classes = BINARY) -> "keras.Model"
     weigh = keras.layers.Dense(1, use_bias=False, dtype="float32", name="evidence")
     evidence = keras.layers.Reshape(maps.shape[1:3], dtype="float32", name="evidence_map")(weigh(maps))
     weigh.set_weights([weight[:, None]])
-    return keras.Model(network.input, [probability, evidence])
+    pooled = [keras.layers.GlobalAveragePooling2D(name="frozen_features")(one) for one in cut]
+    return keras.Model(network.input, [probability, evidence, *pooled])
 
 
 def heat(evidence: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -57,21 +62,9 @@ def heat(evidence: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     return np.clip(cv2.resize(scaled.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR), 0, 1)
 
 
-def heat_maps(network: Any, pixels: NDArray[np.uint8], classes: Classes = BINARY) -> NDArray[np.float32]:
-    """`heat` of every image.
-
-    Args:
-        network: of `backbones.build`.
-        pixels: uint8 [n, size, size, 1 or 3].
-        classes: that it tells apart.
-
-    Returns:
-        float32 [n, size, size].
-    """
-    from thyroid import inputs
-
-    evidence = with_map(network, classes).predict(inputs.rgb(pixels), verbose=0)[1]
-    return np.stack([heat(one, pixels.shape[1]) for one in evidence])
+def heat_maps(network: "Network", pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """`heat` of every image of uint8 [n, size, size, 1 or 3]: float32 [n, size, size]."""
+    return np.stack([heat(one, pixels.shape[1]) for one in network.evidence(pixels)])
 
 
 def share_inside(hot: NDArray[np.float32], box: tuple[int, int, int, int]) -> float | None:

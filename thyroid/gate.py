@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,9 @@ from thyroid.errors import InputError
 from thyroid.fusion import Fusion
 from thyroid.names import CLASSES, POSITIVE, SCORE
 from thyroid.storage import Location
+
+if TYPE_CHECKING:
+    from thyroid.inputs import Decode
 
 MARGIN = 0.05
 """The candidate's AUROC may be this much below the champion's; the lower bound of the difference must show that it is not more."""
@@ -83,6 +86,7 @@ def champion(
     domain: str,
     scans: set[str],
     rows: pd.DataFrame | None = None,
+    decode: "Decode | None" = None,
 ) -> Champion:
     """Score the registry's champion on the candidate's test images.
 
@@ -96,6 +100,7 @@ def champion(
         domain: the serving domain.
         scans: SHA-256 of every scan of the test set, none of which the champion may have been developed on.
         rows: clinical columns of the test images, in their order; None where there are none.
+        decode: who reads the images; None for `inputs.decode`.
     """
     from thyroid import inputs  # TensorFlow: the options of a run are checked without it
 
@@ -120,7 +125,7 @@ def champion(
         if seen:
             return Champion(version, problem=f"{len(seen)} scans of this test set were among its development scans")
         network = registry.load_keras(folder / registry.MODEL)
-        probability = inputs.predict(network, inputs.decode(test, facts["image_size"]))
+        probability = inputs.predict(network, (decode or inputs.decode)(test, facts["image_size"]))
         if "clinical" in facts:
             head = Fusion.of(facts["clinical"])
             columns = [one.name for one in head.encoder.columns]

@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+cv2.setNumThreads(1)
+"""Images are worked on side by side, one a core: OpenCV's own threads would only be in each other's way."""
+
 Pixels = NDArray[np.uint8]
 
 MAX_BYTES = 50_000_000
@@ -80,8 +83,9 @@ def decode(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("J
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             turn = _TURNS.get(_orientation(image))
-            upright = image.convert("RGB")
-        return np.asarray(upright if turn is None else upright.transpose(turn))
+            plain = image if image.mode == "L" else image.convert("RGB")
+            pixels = np.asarray(plain if turn is None else plain.transpose(turn))
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if image.mode == "L" else pixels
     except Exception as error:  # Pillow's plug-ins raise many kinds
         raise ValueError(f"damaged {image.format}: {error}") from None
 
@@ -207,5 +211,7 @@ def square(data: bytes, size: int) -> Pixels:
 
 
 def rgb(image: Pixels) -> Pixels:
-    """Three channels, whatever there were."""
+    """Three channels, whatever there were: a copy of one image [h, w, 1], a view of a batch [n, h, w, 1]."""
+    if image.ndim == 3 and image.shape[-1] == 1:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)  # a view would be copied for the engine, and four times as slowly
     return np.broadcast_to(image, (*image.shape[:-1], 3))

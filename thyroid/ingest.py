@@ -246,7 +246,8 @@ def _ingest(
     tables.write(output, table[list(tables.SCANS)], regions, facts)
     if place is not None:
         version = place.add(output, examined, linked, _remember(memory, good))
-        print(f"data version {version.name}: {looked_at} of {len(table)} files looked at, the others were known")
+        known_before = "" if looked_at == len(table) else f" of {len(table)}, the others were known"
+        print(f"data version {version.name}: {looked_at} files looked at{known_before}")
     _report(facts, good, output)
     return Ingested(output, facts)
 

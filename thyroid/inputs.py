@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ _CHUNK = 16  # images a task of a thread
 IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
 
 
+Decode = Callable[[pd.DataFrame, int], NDArray[np.uint8]]
+"""`decode`, or a `Decoded`: images of a table at a size."""
+
+
 def decode(table: pd.DataFrame, size: int, budget: int = MEMORY_BUDGET) -> NDArray[np.uint8]:
     """The images of `table` in order.
 
@@ -57,6 +61,31 @@ def decode(table: pd.DataFrame, size: int, budget: int = MEMORY_BUDGET) -> NDArr
         if _fill(out, rows):
             break
     return out
+
+
+class Decoded:
+    """`decode` that remembers: an image is read once at a size, however many models and audits look at it.
+
+    Args:
+        budget: bytes that may be held in memory, of all that is remembered together.
+    """
+
+    def __init__(self, budget: int = MEMORY_BUDGET) -> None:
+        self._budget = budget
+        self._known: dict[tuple[int, str], NDArray[np.uint8]] = {}
+
+    def __call__(self, table: pd.DataFrame, size: int) -> NDArray[np.uint8]:
+        """As `decode`."""
+        fresh = table[[(size, sha256) not in self._known for sha256 in table["sha256"]]].drop_duplicates("sha256")
+        if len(fresh):
+            read = decode(fresh, size, self._budget)
+            self._budget = max(0, self._budget - read.nbytes)
+            self._known |= {(size, sha256): image for sha256, image in zip(fresh["sha256"], read, strict=True)}
+        rows = [self._known[size, sha256] for sha256 in table["sha256"]]
+        out = allocate((len(rows), size, size, max(row.shape[-1] for row in rows)), np.uint8)
+        for number, row in enumerate(rows):
+            out[number] = row
+        return out
 
 
 def allocate(shape: tuple[int, ...], dtype: type, budget: int = MEMORY_BUDGET) -> NDArray:
@@ -91,10 +120,12 @@ def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]]) -> bool:
         return True
 
     starts = range(0, len(rows), _CHUNK)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        if not all(progress.bar(pool.map(some, starts), len(starts), "decode", f"x{_CHUNK} images")):
-            pool.shutdown(cancel_futures=True)
-            return False
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(None, len(rows), "decode", "image") as bar:
+        for start, fits in zip(starts, pool.map(some, starts), strict=True):
+            if not fits:
+                pool.shutdown(cancel_futures=True)
+                return False
+            bar.update(min(_CHUNK, len(rows) - start))
     if wrong:
         what, file = min(wrong, key=lambda pair: pair[1])
         raise InputError(
@@ -289,7 +320,15 @@ def predict(model: keras.Model, pixels: NDArray[np.uint8], batch_size: int = 32)
         InputError: the model answers with numbers that are not finite.
     """
     plain = batches(pixels, batch_size).map(lambda x: rgb(x[0]))
-    probability = model.predict(plain, verbose=0)[: len(pixels)].astype(np.float64)
+    return finite(model.name, model.predict(plain, verbose=0)[: len(pixels)].astype(np.float64))
+
+
+def finite(name: str, probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The probabilities, if they are finite numbers.
+
+    Raises:
+        InputError: the model `name` answers with others.
+    """
     if not np.isfinite(probability).all():
-        raise InputError(f"{model.name} answers with numbers that are not finite; train it again")
+        raise InputError(f"{name} answers with numbers that are not finite; train it again")
     return probability

@@ -16,10 +16,11 @@ import pandas as pd
 from sklearn.metrics import roc_curve
 
 from thyroid import classes as kinds
-from thyroid import crop, figures, inputs, operating, registry, train
+from thyroid import crop, figures, inputs, operating, train
 from thyroid.classes import Classes
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, SCORE
+from thyroid.network import Network
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Trained:
         """What the training used each image for ("train" or "validation"), by file."""
         return pd.read_csv(self.folder / "parts.csv").set_index("file")["part"]
 
-    def load(self) -> Any:
-        return registry.load_keras(self.folder / self.facts["checkpoint"])
+    def load(self) -> Network:
+        return Network.load(self.folder, self.facts)
 
 
 def trained_models(data: Path, models: Sequence[Path], facts: dict[str, Any]) -> list[Trained]:
@@ -60,7 +61,14 @@ def trained_models(data: Path, models: Sequence[Path], facts: dict[str, Any]) ->
     return trained
 
 
-def predict(data: Path, network: Any, model: dict[str, Any], domains: Sequence[str], split: str) -> pd.DataFrame:
+def predict(
+    data: Path,
+    network: Network,
+    model: dict[str, Any],
+    domains: Sequence[str],
+    split: str,
+    decode: inputs.Decode = inputs.decode,
+) -> pd.DataFrame:
     """The network's own probabilities of a split's images, not yet scaled."""
     parts, classes = [], kinds.of(model)
     for domain in domains:
@@ -70,7 +78,7 @@ def predict(data: Path, network: Any, model: dict[str, Any], domains: Sequence[s
                 f"{data}: the {split} split of the {domain} domain has images of {table['label'].nunique()} class(es), and "
                 "figures need both; add scans or deal the splits anew with --given-splits ignore"
             )
-        table[classes.columns] = inputs.predict(network, inputs.decode(table, model["image_size"]))
+        table[classes.columns] = network.probabilities(decode(table, model["image_size"]), f"{split} images")
         table["file"] = table.pop("name")
         names = {"backbone": model["backbone"], "train_domain": model["train_domain"], "domain": domain}
         parts.append(pd.concat([pd.DataFrame(names, table.index), table], axis=1))

@@ -23,25 +23,53 @@ def silent() -> Iterator[None]:
         _silent = False
 
 
+class _Lines:
+    """A log that a bar writes to: every state that it counts on a line of its own, without carriage returns and blanks."""
+
+    last = ""
+
+    def write(self, text: str) -> None:
+        state = text.strip()
+        if (counted := state.partition(" in ")[0]) and counted != self.last:
+            sys.stderr.write(f"{state}\n")
+            self.last = counted
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def bar(iterable: Any, total: int | None, description: str, unit: str) -> tqdm:
     """`iterable` with a progress bar, which is not shown for what takes less than `SHORT_SECONDS`."""
+    live = sys.stderr.isatty()
     return tqdm(
         iterable,
         total=total,
         desc=description,
         unit=unit,
-        mininterval=_interval(),
+        mininterval=0.1 if live else LOG_SECONDS,
         delay=SHORT_SECONDS,
         disable=_silent,
+        file=None if live else _Lines(),
+        bar_format=None if live else "{desc}: {n_fmt} of {total_fmt} {unit}s in {elapsed}, {remaining} left",
     )
 
 
 def epochs(description: str) -> Any:
     """A Keras callback with one bar over all epochs."""
-    from tqdm.keras import TqdmCallback  # imports TensorFlow, which ingest and crop do without
+    from thyroid.backend import keras  # ingest and crop do without TensorFlow
 
-    return TqdmCallback(verbose=0, desc=description, mininterval=_interval(), disable=_silent)
+    class Epochs(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.bar = bar(None, self.params["epochs"], description, "epoch")
 
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if not self.bar.n:  # epochs of the run that was stopped
+                self.bar.initial = self.bar.n = epoch
 
-def _interval() -> float:
-    return 0.1 if sys.stderr.isatty() else LOG_SECONDS
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.bar.update()
+
+        def on_train_end(self, logs: Any = None) -> None:
+            self.bar.close()
+
+    return Epochs()

@@ -49,6 +49,9 @@ from thyroid.settings import Settings, resolve
 INNER_FOLDS = 8
 """In cross-validation, one in so many patients of the other folds (or fewer, for few folds) is set aside for early stopping."""
 
+EAGER_BATCHES = 4
+"""So many batches take no longer layer by layer than with a graph, whose tracing takes EfficientNetB7 seven seconds."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -487,6 +490,7 @@ def _validation(kept: Any, job: twophase.Job, table: pd.DataFrame) -> dict[str, 
     """Figures of the model as it is kept; while it was fitted they may have been computed in mixed precision."""
     rows = np.flatnonzero(table["part"] == "validation")
     pixels, truth = job.pixels[rows], job.labels[rows]
+    kept.run_eagerly = len(rows) <= EAGER_BATCHES * job.batch_size  # of the attributes, saving leaves this one out
     probability = _predict(job, kept, pixels)
     return {
         "auroc": float(roc_auc_score(truth, probability)),  # macro, each class against the rest

@@ -178,21 +178,22 @@ def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
     folder = job.work / "maps"
     folder.mkdir(parents=True, exist_ok=True)
     out = inputs.allocate((count, *extractor.output_shape[1:]), np.float16, job.memory_budget)
-    starts = range(0, count, CHUNK)
     name = f"{job.backbone.name} frozen part, {'augmented' if view else 'plain'}"
-    for start in progress.bar(starts, len(starts), name, f"x{CHUNK} images"):
-        file, rows = folder / f"{view}-{start}.npz", slice(start, start + CHUNK)
-        found = checkpoints.load(file)
-        if found is None:
-            batches = inputs.batches(job.pixels[rows], job.batch_size, None if moves is None else moves[rows])
-            values = extractor.predict(batches, verbose=0)[: len(out[rows])].astype(np.float32)
-            if not np.isfinite(values).all():
-                raise checkpoints.TrainingDivergedError(
-                    f"{job.backbone.name}: its features are not finite numbers; check the weights"
-                )
-            found = {"maps": np.clip(values, -HALF, HALF).astype(np.float16)}
-            checkpoints.save(file, **found)
-        out[rows] = found["maps"]
+    with progress.bar(None, count, name, "image") as bar:
+        for start in range(0, count, CHUNK):
+            file, rows = folder / f"{view}-{start}.npz", slice(start, start + CHUNK)
+            found = checkpoints.load(file)
+            if found is None:
+                batches = inputs.batches(job.pixels[rows], job.batch_size, None if moves is None else moves[rows])
+                values = extractor.predict(batches, verbose=0)[: len(out[rows])].astype(np.float32)
+                if not np.isfinite(values).all():
+                    raise checkpoints.TrainingDivergedError(
+                        f"{job.backbone.name}: its features are not finite numbers; check the weights"
+                    )
+                found = {"maps": np.clip(values, -HALF, HALF).astype(np.float16)}
+                checkpoints.save(file, **found)
+            out[rows] = found["maps"]
+            bar.update(len(out[rows]))
     return out
 
 
@@ -217,7 +218,7 @@ def _fit_head(
     """Fit the dense head and give it to the model."""
     rows: list[dict[str, Any]] = []
     last = time.monotonic()
-    with progress.bar(None, dense.EPOCHS, f"{job.backbone.name} head", "epoch") as bar:
+    with progress.bar(None, dense.EPOCHS, f"{job.backbone.name} head, which may stop early", "epoch") as bar:
 
         def watch(epoch: int, fitted: dense.Head) -> None:
             nonlocal last

@@ -221,7 +221,7 @@ def test_a_container_that_fails_fails_the_run(engine, scans, tmp_path, capfd):
     captured = capfd.readouterr()
     assert code == 2
     assert "no usable scan of class M" in captured.out
-    assert "ended with exit code 2" in captured.out
+    assert "failed (exit code 2)" in captured.out
     assert "The run ended: FAILED." in captured.out, "the exit handler ran"
 
 

@@ -1,0 +1,124 @@
+import collections
+import functools
+
+import numpy as np
+import pytest
+
+from tests.conftest import write_scan
+from tests.test_inputs import colour_scan, table_of
+from thyroid import backbones, crop, evaluate, explain, images, inputs, network
+from thyroid.backend import keras, tf
+from thyroid.errors import InputError
+from thyroid.network import Network
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (count, 32, 32, 1), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return backbones.build(backbones.get("ResNet50"), 32, None)
+
+
+def test_it_answers_as_keras_does(model):
+    """Probabilities, evidence and frozen features of more than a batch, grey or not."""
+    given = pixels(network.BATCH + 3)
+    asked = Network(model, unfrozen=1)
+    np.testing.assert_allclose(asked.probabilities(given), inputs.predict(model, given), atol=1e-6)
+    plain = explain.with_map(model).predict(images.rgb(given), verbose=0)
+    np.testing.assert_allclose(asked.evidence(images.rgb(given)), plain[1], rtol=1e-5, atol=1e-6)
+    trunk, _ = backbones.split(model, 1)
+    prepared = keras.Model(model.input, model.get_layer(backbones.PREPROCESSED).output)
+    expected = trunk.predict(prepared.predict(images.rgb(given), verbose=0), verbose=0).mean(axis=(1, 2))
+    np.testing.assert_allclose(asked.features(given), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_is_run_once(model, monkeypatch):
+    asked, run = Network(model), []
+
+    def watched(self, some, doing, plain=Network._run):
+        run.append(len(some))
+        return plain(self, some, doing)
+
+    monkeypatch.setattr(Network, "_run", watched)
+    given = pixels(6)
+    twice = np.concatenate([given, given[::-1], pixels(1, seed=1)])
+    answers = asked.probabilities(twice)
+    np.testing.assert_array_equal(answers[6:12], answers[5::-1])
+    np.testing.assert_array_equal(asked.probabilities(images.rgb(given)), answers[:6])
+    asked.evidence(given)
+    assert run == [7]
+
+
+def test_the_graph_without_variables_answers_alike(model):
+    given = pixels(3)
+    asked = Network(model, unfrozen=1)
+    graph = tf.compat.v1.GraphDef.FromString(asked.frozen())
+    assert {node.op for node in graph.node}.isdisjoint({"ReadVariableOp", "VarHandleOp"})
+    (image,) = (node.name for node in graph.node if node.op == "Placeholder")
+    run = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), []).prune(
+        [f"{image}:0"], ["Identity:0", "Identity_1:0"]
+    )
+    probability, evidence = run(tf.constant(images.rgb(given)))
+    np.testing.assert_allclose(probability, asked.probabilities(given), atol=1e-6)
+    np.testing.assert_allclose(evidence, asked.evidence(given), rtol=1e-5)
+
+
+def test_answers_that_are_no_numbers_are_refused(model):
+    broken = keras.models.clone_model(model)
+    broken.get_layer(backbones.PROBABILITY).set_weights([np.full((2048, 2), np.nan), np.zeros(2)])
+    with pytest.raises(InputError, match="ResNet50 answers with numbers that are not finite; train it again"):
+        Network(broken).probabilities(pixels(1))
+
+
+def test_in_an_evaluation_every_network_is_traced_once_and_every_image_decoded_once(
+    cropped, trained, tmp_path, monkeypatch
+):
+    """Counted where every trace and every file must pass: the last layer of a network, and the reader of files."""
+    traced, decoded = collections.Counter(), collections.Counter()
+
+    plain = keras.layers.Dense.call
+
+    @functools.wraps(plain)
+    def call(layer, x, *arguments, **keywords):
+        graph = None if tf.executing_eagerly() else getattr(x, "graph", None)
+        # Keras works out shapes in a graph of its own as a model is loaded
+        if layer.name == backbones.PROBABILITY and graph is not None and graph.name != "scratch_graph":
+            traced[layer] += 1
+        return plain(layer, x, *arguments, **keywords)
+
+    def fill(out, rows, plain=inputs._fill):
+        decoded.update((sha256, out.shape[1]) for _, sha256 in rows)
+        return plain(out, rows)
+
+    monkeypatch.setattr(keras.layers.Dense, "call", call)
+    monkeypatch.setattr(inputs, "_fill", fill)
+    models = [trained["VGG16", "cropped"], trained["ResNet50", "cropped"], trained["VGG16", "normal"]]
+    facts = evaluate.evaluate(cropped, models, tmp_path).facts
+    assert facts["audits"]["shortcut"].keys() >= {"model_on_blanked_nodule", "whole_image", "blanked_nodule"}
+    assert list(traced.values()) == [1, 1, 1]
+    assert set(decoded.values()) == {1}
+    everything = {*crop.examples(cropped, "cropped")["sha256"], *crop.examples(cropped, "normal")["sha256"]}
+    assert {sha256 for sha256, _ in decoded} == everything
+
+
+def test_what_was_decoded_is_remembered(tmp_path, monkeypatch):
+    table = table_of([*(write_scan(tmp_path / f"{i}.jpg", seed=i) for i in range(4)), colour_scan(tmp_path / "c.jpg")])
+    asked = []
+
+    def watched(rows, size, budget, plain=inputs.decode):
+        asked.append((len(rows), size, budget))
+        return plain(rows, size, budget)
+
+    monkeypatch.setattr(inputs, "decode", watched)
+    decode = inputs.Decoded(10_000)
+    grey = decode(table.head(3), 32)
+    assert grey.shape == (3, 32, 32, 1)
+    np.testing.assert_array_equal(decode(table.iloc[[2, 0]], 32), grey[[2, 0]])
+    every = decode(table, 32)
+    assert every.shape == (5, 32, 32, 3)
+    np.testing.assert_array_equal(every[:3], images.rgb(grey))
+    decode(table, 48)
+    assert asked == [(3, 32, 10_000), (2, 32, 10_000 - 3 * 32 * 32), (5, 48, 784)]
