@@ -1,5 +1,8 @@
 """A server process for the benchmarks."""
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -37,16 +40,21 @@ class Endpoint:
 
     def __enter__(self) -> "Endpoint":
         started = time.monotonic()
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while self.process.poll() is None and time.monotonic() < started + 120:
+        self.process = subprocess.Popen(
+            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
+        )
+        while self.process.poll() is None and time.monotonic() < started + 300:
             try:
                 with urllib.request.urlopen(f"{self.url}{self.ready}", timeout=5):
                     self.cold_start = time.monotonic() - started
                     return self
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
+        self.__exit__()
         raise RuntimeError(f"{' '.join(self.command)} did not become ready")
 
     def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(timeout=60)
+            os.killpg(self.process.pid, signal.SIGKILL)  # some leave their workers behind

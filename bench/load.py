@@ -104,7 +104,7 @@ class Load:
                         selector.register(one.socket, selectors.EVENT_READ, one)
                     busy += 1
                     ask(one, due.popleft())
-                for one, status in self._answered(selector, max(0.0, due[0] - now) if due else 1.0):
+                for one, status in self._answered(selector, free, max(0.0, due[0] - now) if due else 1.0):
                     now = time.perf_counter() - started
                     answers.append(Answer(one.asked, now, status))
                     if again and now < seconds:
@@ -116,9 +116,16 @@ class Load:
                 one.socket.close()
         return answers
 
-    def _answered(self, selector: selectors.BaseSelector, patience: float) -> Iterator[tuple[_Connection, int]]:
+    def _answered(
+        self, selector: selectors.BaseSelector, free: list[_Connection], patience: float
+    ) -> Iterator[tuple[_Connection, int]]:
         for key, events in selector.select(patience):
             one: _Connection = key.data
+            if one in free:  # the server closes what was idle for some seconds
+                free.remove(one)
+                selector.unregister(one.socket)
+                one.socket.close()
+                continue
             if events & selectors.EVENT_WRITE and one.write():
                 selector.modify(one.socket, selectors.EVENT_READ, one)
             if events & selectors.EVENT_READ and (status := one.read()) is not None:

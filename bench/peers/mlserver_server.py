@@ -18,7 +18,7 @@ class Peer(MLModel):
         self.pool = ThreadPoolExecutor(self.network.callers)
         return True
 
-    @custom_handler(rest_path="/ready", rest_method=["GET"])
+    @custom_handler(rest_path="/ready", rest_method="GET")
     async def is_ready(self) -> bool:
         return True
 
