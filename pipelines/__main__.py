@@ -11,7 +11,6 @@ import argparse
 import base64
 import datetime
 import json
-import os
 import re
 import shutil
 import sys
@@ -38,6 +37,7 @@ from thyroid import (
 )
 from thyroid import classes as kinds
 from thyroid import settings as tuning
+from thyroid.cores import available
 from thyroid.errors import InputError
 
 MARK = ".thyroid-output"
@@ -429,8 +429,8 @@ def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
     from pipelines import local, plan
     from pipelines.sweep import sweep_pipeline
 
-    cores = os.cpu_count() or 1
-    workers = min(2, cores)  # as many as kfp.local runs at once
+    cores = available()
+    workers = min(2, cores)
     stopped = "the search stopped; the step's own message stands above, and the same command goes on"
     planned = plan.sweep(chosen[0], workers)
     print(planned.announced(), flush=True)

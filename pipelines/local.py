@@ -32,6 +32,7 @@ from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
 from kfp.local.status import Status
 
 from pipelines.plan import Plan
+from thyroid import cores
 from thyroid.errors import InputError
 
 GRACE = 30.0
@@ -235,7 +236,7 @@ def at_a_time() -> int:
     """Steps that this machine's processors can work on: one on GPUs, all of which a training takes whole, else one a core."""
     if any(Path("/dev").glob("nvidia[0-9]*")):
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores.available()
 
 
 @contextlib.contextmanager

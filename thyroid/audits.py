@@ -6,7 +6,6 @@ model's own answers to blanked images are taken on the test set, which chooses n
 """
 
 import functools
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
 
 from thyroid import classes as kinds
-from thyroid import crop, duplicates, images, inputs, metrics, progress, splits, tables
+from thyroid import cores, crop, duplicates, images, inputs, metrics, progress, splits, tables
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, SCORE
 from thyroid.network import Network
@@ -183,7 +182,7 @@ def blanked(data: Path, table: pd.DataFrame, domain: str, size: int) -> NDArray[
         window[top - (y - reach) :, left - (x - reach) :][: seen.shape[0], : seen.shape[1]] = seen
         return images.letterbox(window, size)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores.available()) as pool:
         rows = list(table.itertuples())
         return np.stack(list(progress.bar(pool.map(one, rows), len(rows), "blank nodules", "image")))
 

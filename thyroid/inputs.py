@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thyroid import images, progress
+from thyroid import cores, images, progress
 from thyroid.backend import XLA, keras, tf
 from thyroid.errors import InputError
 
@@ -120,7 +120,7 @@ def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]]) -> bool:
         return True
 
     starts = range(0, len(rows), _CHUNK)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(None, len(rows), "decode", "image") as bar:
+    with ThreadPoolExecutor(cores.available()) as pool, progress.bar(None, len(rows), "decode", "image") as bar:
         for start, fits in zip(starts, pool.map(some, starts), strict=True):
             if not fits:
                 pool.shutdown(cancel_futures=True)

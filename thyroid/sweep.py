@@ -34,6 +34,7 @@ from threadpoolctl import threadpool_limits
 
 from thyroid import classes, crop, errors, head, metrics, progress, studies, tables, workers
 from thyroid.classes import Classes
+from thyroid.cores import available
 from thyroid.errors import InputError
 from thyroid.settings import CLASS_WEIGHTS, Settings
 from thyroid.store import source_of
@@ -303,7 +304,7 @@ def _search(plan: Plan, stage: str, alone: Callable[[int, int], None], trials: i
     """`alone` in this process, or in several, until the trials are done."""
     if trials < 0 or processes < 1:
         raise InputError(f"trials {trials}, workers {processes}: give at least 0 trials and 1 worker")
-    cores = cores or max(1, (os.cpu_count() or 1) // processes)
+    cores = cores or max(1, available() // processes)
     if processes == 1:
         alone(trials, cores)
         return plan.shared(stage).finished()

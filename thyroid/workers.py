@@ -5,13 +5,15 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection, parent_process
 
+from thyroid import cores
+
 
 def pool() -> ProcessPoolExecutor:
     """One process a core.
 
     Without the watch, those of a killed process would wait for work for ever, and hold on to the locks that they inherited.
     """
-    return ProcessPoolExecutor(initializer=watch)
+    return ProcessPoolExecutor(cores.available(), initializer=watch)
 
 
 def watch() -> None:
