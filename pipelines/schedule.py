@@ -280,6 +280,7 @@ def manifest(
     if service_account:
         spec["serviceAccount"] = service_account
     body = {"apiVersion": "kubeflow.org/v1beta1", "kind": "ScheduledWorkflow", "metadata": head, "spec": spec}
+    body["status"] = {}  # the API server refuses an object without
     return (
         "# For the record: Kubeflow's API server starts no run for a ScheduledWorkflow that it has not made itself.\n"
         "# `python -m pipelines schedule --host` makes one that runs.\n" + yaml.safe_dump(body, sort_keys=False)

@@ -234,6 +234,7 @@ def model(evaluated: Path, shared: Shared) -> Path:
 @pytest.fixture(scope="module")
 def toy() -> Iterator[str]:
     """Name of a backbone that is small and quick, in this process."""
+    import pipelines.training  # noqa: F401  its steps are made from the table as they are imported, and are to know nothing of it
     from tests import toys
 
     toys.install()

@@ -33,7 +33,7 @@ def study(toy, tmp_path_factory):
     table = pd.DataFrame(
         {
             "patient": scans["patient"],
-            "tsh": np.where(malignant, 3.0, 1.0) + rng.normal(0, 1.0, len(scans)),
+            "tsh": np.where(malignant, 3.0, 1.0) + rng.normal(0, 1.2, len(scans)),
             "shoe": rng.normal(40, 2, len(scans)),
             "biopsy": np.where(malignant, "carcinoma", "colloid"),
         }

@@ -153,7 +153,7 @@ def failing(folder: str, action: str):
 def test_a_step_that_fails_stops_those_beside_it_and_the_exit_handler_still_runs(tmp_path, capfd, monkeypatch, action):
     """One that does not heed SIGTERM is killed."""
     monkeypatch.setattr(side, "GRACE", 0.2 if action == "stubborn" else WAIT)
-    began = time.monotonic()
+    began, before = time.monotonic(), psutil.Process().children(recursive=True)
     with pytest.raises(InputError, match="the run stopped"):
         go(failing, tmp_path, steps(), action=action)
     assert time.monotonic() - began < 2 * WAIT
@@ -165,7 +165,7 @@ def test_a_step_that_fails_stops_those_beside_it_and_the_exit_handler_still_runs
     assert (tmp_path / "last").read_text() == "FAILED"
     assert not (tmp_path / "long.ended").exists()
     assert not (tmp_path / "after.begun").exists()
-    assert not psutil.Process().children(recursive=True)
+    assert psutil.Process().children(recursive=True) == before
 
 
 @dsl.component(base_image="python", install_kfp_package=False)

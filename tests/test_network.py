@@ -95,7 +95,7 @@ def test_in_an_evaluation_every_network_is_traced_once_and_every_image_decoded_o
 
     monkeypatch.setattr(keras.layers.Dense, "call", call)
     monkeypatch.setattr(inputs, "_fill", fill)
-    models = [trained["VGG16", "cropped"], trained["ResNet50", "cropped"], trained["VGG16", "normal"]]
+    models = [trained["VGG16", "cropped"], trained["VGG19", "cropped"], trained["VGG16", "normal"]]
     facts = evaluate.evaluate(cropped, models, tmp_path).facts
     assert facts["audits"]["shortcut"].keys() >= {"model_on_blanked_nodule", "whole_image", "blanked_nodule"}
     assert list(traced.values()) == [1, 1, 1]
