@@ -1,7 +1,6 @@
 """Real kills: a training that is stopped anywhere ends, when started again, as if it had never been stopped."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -96,22 +95,29 @@ def test_kill_9_then_the_same_command(cropped, uninterrupted, tmp_path, capsys, 
     assert_same(tmp_path, uninterrupted)
 
 
-def test_sigterm_saves_first(cropped, uninterrupted, tmp_path, monkeypatch, capsys):
+STOPPED = """
+import os, signal, sys
+from tests import toys
+from thyroid import checkpoints, train
+toys.install()
+end = checkpoints.Resume.on_train_batch_end
+def told_to_stop(self, batch, logs=None):
+    if (self.epoch, batch) == (1, 2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    end(self, batch, logs)
+checkpoints.Resume.on_train_batch_end = told_to_stop
+try:
+    train.main(sys.argv[1:])
+finally:
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "given back"
+"""
+
+
+def test_sigterm_saves_first(cropped, uninterrupted, tmp_path, capsys):
     """The signal comes within the second epoch, as a cluster sends it before it kills."""
-    end, handler = checkpoints.Resume.on_train_batch_end, signal.getsignal(signal.SIGTERM)
-
-    def told_to_stop(self, batch, logs=None):
-        if (self.epoch, batch) == (1, 2):
-            os.kill(os.getpid(), signal.SIGTERM)
-        end(self, batch, logs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.Resume, "on_train_batch_end", told_to_stop)
-        with pytest.raises(SystemExit) as stopped:
-            train.main(arguments(cropped, tmp_path))
-    assert stopped.value.code == 128 + signal.SIGTERM
-    assert "told to stop (SIGTERM); saved in epoch 2 after 12 images" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == handler
+    stopped = run(STOPPED, *arguments(cropped, tmp_path))
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-2000:]
+    assert "told to stop (SIGTERM); saved in epoch 2 after 12 images" in stopped.stderr
     assert train.main(arguments(cropped, tmp_path)) == 0
     assert "goes on in epoch 2 after 12 images" in capsys.readouterr().out
     assert_same(tmp_path, uninterrupted)
