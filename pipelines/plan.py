@@ -2,7 +2,7 @@
 
 Seconds are reckoned from the number of images, their size and the epochs, in seconds of one core of the machine where the
 constants were measured. How much slower or faster this machine is (its pace) is what the last run into the same output
-showed for every step, or else half a second of arithmetic. While steps end, what they took corrects the rest.
+showed for every step, or else a moment of arithmetic. While steps end, what they took corrects the rest.
 """
 
 import json
@@ -45,7 +45,7 @@ NETWORKS: Mapping[str, tuple[float, float, float]] = {
 }
 """Backbone to a training's seconds to start, an image through the whole body, and an image of an epoch of fine-tuning."""
 
-ARITHMETIC = 0.3
+ARITHMETIC = 0.05
 """Seconds that `pace` took there."""
 
 VIEWS = 2
@@ -217,7 +217,7 @@ def training(
     if remembered.is_file():
         paces = json.loads(remembered.read_text())
         return Plan(steps, lanes, paces, statistics.median(paces.values()), "by the last run's steps")
-    return Plan(steps, lanes, {}, pace(), "roughly, by half a second's measurement; the steps will tell")
+    return Plan(steps, lanes, {}, pace(), "roughly, by a short measurement; the steps will tell")
 
 
 def sweep(backbone: str, workers: int) -> Plan:
@@ -249,15 +249,18 @@ def count(places: Iterable[storage.Location | None]) -> int:
 
 def pace() -> float:
     """Seconds that a little arithmetic, half of Python's and half of NumPy's, takes here by those where it was measured."""
-    began = time.perf_counter()
     values = np.random.default_rng(0).random((512, 512), np.float32)
-    for _ in range(10):
-        values = values @ values
-        values /= values.max()
-    total = 0
-    for number in range(600_000):
-        total += number * number % 7
-    return (time.perf_counter() - began) / ARITHMETIC
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(10):
+            values = values @ values
+            values /= values.max()
+        total = 0
+        for number in range(600_000):
+            total += number * number % 7
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken) / ARITHMETIC
 
 
 def _bytes(quantity: str) -> float:
