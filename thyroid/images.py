@@ -225,7 +225,6 @@ def square(data: bytes, size: int) -> Pixels:
 def rgb(image: Pixels) -> Pixels:
     """Three channels, whatever there were: a copy of one image [h, w, 1], a view of a batch [n, h, w, 1]."""
     if image.ndim == 3 and image.shape[-1] == 1:
-        return cv2.cvtColor(
-            image, cv2.COLOR_GRAY2RGB
-        )  # a view would be copied for the engine, and four times as slowly
+        # a view would be copied for the engine, and four times as slowly
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     return np.broadcast_to(image, (*image.shape[:-1], 3))
