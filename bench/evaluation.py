@@ -23,8 +23,7 @@ from unittest import mock
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from thyroid import audits, backbones, crop, diagnose, evaluate, ingest, inputs, metrics, phantom, registry, train
-from thyroid.names import CLASSES
+from thyroid import audits, backbones, crop, evaluate, ingest, inputs, metrics, phantom, registry, train, train_record
 from thyroid.network import Network
 
 IMAGES, MALIGNANT, PATIENTS = 2237, 406, 900  # the deck's cropped test set; its number of patients is not known
@@ -100,12 +99,10 @@ def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Pat
     domain, size = facts["serving_domain"], facts["models"][0]["image_size"]
     table = audits.context(data, domain)
     development, test = table[table["split"] != "test"], table[table["split"] == "test"]
-    learnt = development[development["split"] == "train"]
-    sample = [learnt[learnt["label"] == label].head(diagnose.SAMPLE) for label in CLASSES]
     validation = development[development["split"] == "validation"]
     files = {
         "development": list(development["file"]),
-        "some": [file for part in (*sample, validation) for file in part["file"]],
+        "validation": list(validation["file"]),
         "test": list(test["file"]),
     }
     for name, part in (("development_blanked", development), ("test_blanked", test)):
@@ -113,9 +110,9 @@ def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Pat
     arrays = {name: len(np.load(folder / f"{name}.npy")) for name in ("development_blanked", "test_blanked")}
     asked = {}
     for model in models:
-        one = train.read(model)
+        one = train_record.read(model)
         wins = (one["backbone"], one["train_domain"]) == tuple(facts["winner"].values())
-        asked[str(model / one["checkpoint"])] = ["development", "test", *arrays] if wins else ["some", "test"]
+        asked[str(model / one["checkpoint"])] = ["development", "test", *arrays] if wins else ["validation", "test"]
     written = {"size": size, "files": files, "arrays": list(arrays), "models": asked}
     (folder / "asked.json").write_text(json.dumps(written))
     counts = {name: len(some) for name, some in files.items()} | arrays

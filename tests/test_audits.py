@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid import audits, crop, images, inputs, tables, train
+from thyroid import audits, crop, images, inputs, tables, train_record
 from thyroid.audits import Audits
 from thyroid.metrics import Interval
 from thyroid.network import Network
@@ -18,7 +18,7 @@ from thyroid.network import Network
 @pytest.fixture(scope="module")
 def model(trained):
     folder = trained["VGG16", "cropped"]
-    facts = train.read(folder)
+    facts = train_record.read(folder)
     return facts, Network.load(folder, facts)
 
 
@@ -76,7 +76,7 @@ def plant(cropped, tmp_path, paint):
 
 def audit(data, trained, paint=None):
     folder = trained["VGG16", "normal"]
-    facts = train.read(folder)
+    facts = train_record.read(folder)
     network = Network.load(folder, facts)
     parts = pd.read_csv(folder / "parts.csv").set_index("file")["part"]
     test = crop.examples(data, "normal", "test")

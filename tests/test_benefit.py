@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid import benefit, crop, evaluate, gate, ingest, phantom, predictions, registry, tables, train
+from thyroid import benefit, crop, evaluate, gate, ingest, phantom, predictions, registry, tables, train, train_record
 from thyroid.classes import BINARY
 from thyroid.errors import InputError
 from thyroid.fusion import Fusion
@@ -71,7 +71,7 @@ def test_what_is_written_down_answers_as_it_was_scored(helped, study):
     head = Fusion.of(facts["clinical"])
     assert [field["name"] for field in facts["clinical"]["fields"]] == ["tsh", "shoe"]
     table = pd.read_parquet(helped / "predictions.parquet").query("split == 'test'")
-    folds = train.out_of_fold(study / "model", "cropped")
+    folds = train_record.out_of_fold(study / "model", "cropped")
     assert not set(folds["patient"]) & set(table["patient"])
     from thyroid import inputs, operating
 
@@ -84,7 +84,7 @@ def test_what_is_written_down_answers_as_it_was_scored(helped, study):
 
 def weighed(data, training, clinical, folder):
     """As an evaluation does it before it reads the test set."""
-    winner = Trained(training, train.read(training))
+    winner = Trained(training, train_record.read(training))
     beside = benefit.read(clinical, tables.used(tables.read(data)[0]))
     validation = predictions.predict(data, winner.load(), winner.facts, ["cropped"], "validation")
     return benefit.weigh(data, winner, validation, "cropped", beside, folder, 0)

@@ -1,7 +1,7 @@
 import json
 import re
 
-from thyroid import RESEARCH_USE_ONLY, card, tables, train
+from thyroid import RESEARCH_USE_ONLY, card, tables, train_record
 
 
 def test_every_item_of_the_checklist_is_there(evaluated):
@@ -27,7 +27,7 @@ def test_figures_are_the_evaluations(evaluated, cropped, trained):
     text = (evaluated / "artefact" / "card.md").read_text()
     test = facts["models"][0]["test"]["cropped"]
     assert f"{test['auroc']['value']:.3f}" in text
-    training = train.read(trained[facts["winner"]["backbone"], "cropped"])
+    training = train_record.read(trained[facts["winner"]["backbone"], "cropped"])
     answers = card.tripod(training, tables.read(cropped)[2], facts)
     assert set(answers) <= set(card.TRIPOD_AI)
     assert "10 patients" in answers["20a"]

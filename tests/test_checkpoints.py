@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from tensorflow.python.framework import config
 
-from thyroid import checkpoints, inputs, train, twophase
+from thyroid import checkpoints, inputs, train, train_record, twophase
 from thyroid.backend import tf
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def uninterrupted(cropped, tmp_path_factory) -> Path:
 
 
 def assert_same(output: Path, expected: Path) -> None:
-    one, other = train.read(output), train.read(expected)
+    one, other = train_record.read(output), train_record.read(expected)
     varying = {"seconds", "memory_mb"}
     assert {k: v for k, v in one.items() if k not in varying} == {k: v for k, v in other.items() if k not in varying}
     ours, theirs = (pd.read_csv(folder / "history.csv") for folder in (output, expected))
@@ -131,7 +131,7 @@ def test_a_finished_training_of_a_killed_run_is_not_repeated(cropped, tmp_path, 
     capsys.readouterr()
     train.train(cropped, tmp_path / "two", "Toy", "cropped", **options)
     assert "was trained before the interruption" in capsys.readouterr().out
-    assert train.read(tmp_path / "one") == train.read(tmp_path / "two")
+    assert train_record.read(tmp_path / "one") == train_record.read(tmp_path / "two")
     train.train(cropped, tmp_path / "three", "Toy", "cropped", **options | {"seed": 1})
     assert "was trained before" not in capsys.readouterr().out
 

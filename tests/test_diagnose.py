@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests import toys
-from thyroid import backbones, classes, crop, diagnose, inputs, report, tables, train
+from thyroid import backbones, classes, crop, diagnose, inputs, report, tables, train, train_record
 from thyroid.classes import BINARY
 from thyroid.errors import InputError
 from thyroid.network import Network
@@ -38,7 +38,7 @@ def test_our_recipe_has_no_finding(cropped, trained):
 
 
 def test_the_decks_recipe_keeps_its_mistakes(cropped, deck):
-    facts = train.read(deck)
+    facts = train_record.read(deck)
     assert facts["recipe"] == "deck"
     parts = pd.read_csv(deck / "parts.csv").set_index("file")["part"]
     table = crop.examples(cropped, "cropped", "train")
@@ -103,7 +103,7 @@ def test_a_constant_predictor_is_called_one():
 
 
 def test_swapped_labels_are_seen(cropped, trained):
-    facts = train.read(trained["VGG16", "cropped"])
+    facts = train_record.read(trained["VGG16", "cropped"])
     table = crop.examples(cropped, "cropped").assign(part=lambda t: t["split"])
     benign = ((table["part"] == "train") & (table["label"] == "B")).sum()
 
@@ -150,7 +150,7 @@ def test_images_read_another_way_in_training(cropped, toy):
     """Stretched by the deck's generator, letterboxed by the endpoint."""
     validation = crop.examples(cropped, "normal", "validation").head(4)
     pixels = inputs.decode(validation, 32)
-    network = Network(backbones.build(backbones.get(toy), 32, None))
+    network = Network.trace(backbones.build(backbones.get(toy), 32, None))
     figures, _ = diagnose._serving({"recipe": "deck"}, network, validation, pixels)
     assert figures["serving"]["pixel_difference"] > 5
     figures, findings = diagnose._serving({"recipe": "two-phase"}, network, validation, pixels)
@@ -187,7 +187,7 @@ def test_another_data_version_and_an_unfinished_training(cropped, trained, tmp_p
     (copy / "parts.csv").unlink()
     with pytest.raises(InputError, match=r"parts\.csv is missing"):
         diagnose.diagnose(cropped, copy)
-    facts = train.read(copy) | {"data_digest": "other"}
+    facts = train_record.read(copy) | {"data_digest": "other"}
     tables.write_json(copy / "train.json", facts)
     with pytest.raises(InputError, match="another data version"):
         diagnose.diagnose(cropped, copy)

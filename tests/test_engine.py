@@ -51,7 +51,7 @@ DEEP = [pytest.param(name, marks=pytest.mark.slow) for name in ("VGG16", "ResNet
 def test_every_family_converts_with_its_map(name, tmp_path):
     keras.utils.set_random_seed(1)
     network = backbones.build(backbones.get(name), 32, None)
-    traced = Network(network)
+    traced = Network.trace(network)
     engine.convert(traced, tmp_path / "openvino" / "model.xml")
     given = pixels(2)
     probability, evidence = engine.OpenVINOEngine(tmp_path / "openvino" / "model.xml", 32, engine.F32).predict(given)

@@ -21,9 +21,11 @@ from thyroid import (
     report,
     subgroups,
     train,
+    train_record,
 )
 from thyroid.classes import BINARY
 from thyroid.errors import InputError
+from thyroid.network import GRAPH, Network
 
 
 def facts_of(folder):
@@ -342,18 +344,16 @@ def test_a_test_set_with_one_class_is_said(cropped, trained, tmp_path, monkeypat
 
 
 def test_answers_that_are_no_numbers_are_said(cropped, trained, tmp_path):
-    from thyroid.backend import keras
-
-    folder = trained["VGG16", "cropped"]
-    model = registry.load_keras(folder / train.read(folder)["checkpoint"])
-    head = model.get_layer("probability")
+    copy = shutil.copytree(trained["VGG16", "cropped"], tmp_path / "model")
+    facts = train_record.read(copy)
+    broken = registry.load_keras(copy / facts["checkpoint"])
+    head = broken.get_layer("probability")
     head.set_weights([np.full_like(weight, np.nan) for weight in head.get_weights()])
-    facts = train.read(folder) | {"checkpoint": "broken.keras"}
-    keras.Model(model.inputs, model.outputs).save(tmp_path / "broken.keras")
-    (tmp_path / "train.json").write_text(json.dumps(facts))
-    (tmp_path / "parts.csv").write_text((folder / "parts.csv").read_text())
+    (copy / GRAPH).write_bytes(Network.trace(broken).graph.SerializeToString())
+    files = facts["files"] | {GRAPH: registry.sha256(copy / GRAPH)}
+    (copy / "train.json").write_text(json.dumps(facts | {"files": files}))
     with pytest.raises(InputError, match="not finite; train it again"):
-        evaluate.evaluate(cropped, [tmp_path], tmp_path / "out")
+        evaluate.evaluate(cropped, [copy], tmp_path / "out")
 
 
 def test_the_lead_speaks_of_hundreds_and_the_warnings_of_patients(evaluated):

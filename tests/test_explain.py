@@ -33,7 +33,7 @@ def test_heat_map_is_grad_cam_for_every_backbone(name):
     keras.utils.set_random_seed(0)
     network = backbones.build(backbones.get(name), 64, None)
     pixels = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 1), dtype=np.uint8)
-    heat = explain.heat_maps(Network(network), pixels)
+    heat = explain.heat_maps(Network.trace(network), pixels)
     assert heat.shape == (2, 64, 64)
     assert heat.min() >= 0
     assert heat.max() <= 1.0001
@@ -45,7 +45,7 @@ def test_heat_map_of_several_classes_is_of_the_malignant_against_the_benign_ones
     kinds = classes.parse("2<3|4a<4b<5")
     network = backbones.build(backbones.get("VGG16"), 64, None, classes=len(kinds))
     pixels = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 1), dtype=np.uint8)
-    heat = explain.heat_maps(Network(network, kinds), pixels)
+    heat = explain.heat_maps(Network.trace(network, kinds), pixels)
     np.testing.assert_allclose(heat, grad_cam(network, pixels, kinds.positive), atol=1e-4)
 
 
@@ -65,7 +65,7 @@ def test_a_model_that_was_loaded_has_a_map(name, tmp_path):
     """As in a new process, where Keras' count of names begins at the ones that the file holds."""
     backbones.build(backbones.get(name), 32, None).save(tmp_path / "model.keras")
     keras.backend.clear_session()
-    network = Network(keras.models.load_model(tmp_path / "model.keras"))
+    network = Network.trace(keras.models.load_model(tmp_path / "model.keras"))
     heat = explain.heat_maps(network, np.zeros((1, 32, 32, 1), np.uint8))
     assert heat.shape == (1, 32, 32)
 

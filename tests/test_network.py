@@ -1,12 +1,12 @@
 import collections
-import functools
+import shutil
 
 import numpy as np
 import pytest
 
 from tests.conftest import write_scan
 from tests.test_inputs import colour_scan, table_of
-from thyroid import backbones, crop, evaluate, explain, images, inputs, network
+from thyroid import backbones, crop, evaluate, explain, images, inputs, network, registry, train_record
 from thyroid.backend import keras, tf
 from thyroid.errors import InputError
 from thyroid.network import Network
@@ -24,8 +24,8 @@ def model():
 
 def test_it_answers_as_keras_does(model):
     """Probabilities, evidence and frozen features of more than a batch, grey or not."""
-    given = pixels(network.BATCH + 3)
-    asked = Network(model, unfrozen=1)
+    given = pixels(Network.batch_size + 3)
+    asked = Network.trace(model, unfrozen=1)
     np.testing.assert_allclose(asked.probabilities(given), inputs.predict(model, given), atol=1e-6)
     plain = explain.with_map(model).predict(images.rgb(given), verbose=0)
     np.testing.assert_allclose(asked.evidence(images.rgb(given)), plain[1], rtol=1e-5, atol=1e-6)
@@ -36,7 +36,7 @@ def test_it_answers_as_keras_does(model):
 
 
 def test_an_image_is_run_once(model, monkeypatch):
-    asked, run = Network(model), []
+    asked, run = Network.trace(model), []
 
     def watched(self, some, doing, plain=Network._run):
         run.append(len(some))
@@ -52,53 +52,67 @@ def test_an_image_is_run_once(model, monkeypatch):
     assert run == [7]
 
 
-def test_the_graph_without_variables_answers_alike(model):
+def test_what_is_served_has_no_variables_and_answers_alike(model):
     given = pixels(3)
-    asked = Network(model, unfrozen=1)
-    graph = tf.compat.v1.GraphDef.FromString(asked.frozen())
+    asked = Network.trace(model, unfrozen=1)
+    graph = tf.compat.v1.GraphDef.FromString(asked.served())
+    names = {node.name for node in graph.node}
     assert {node.op for node in graph.node}.isdisjoint({"ReadVariableOp", "VarHandleOp"})
-    (image,) = (node.name for node in graph.node if node.op == "Placeholder")
+    assert names >= {"batch", "probability", "evidence"}
+    assert "features" not in names
     run = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), []).prune(
-        [f"{image}:0"], ["Identity:0", "Identity_1:0"]
+        ["batch:0"], ["probability:0", "evidence:0"]
     )
     probability, evidence = run(tf.constant(images.rgb(given)))
     np.testing.assert_allclose(probability, asked.probabilities(given), atol=1e-6)
     np.testing.assert_allclose(evidence, asked.evidence(given), rtol=1e-5)
 
 
+def test_what_a_training_wrote_answers_as_its_checkpoint(trained):
+    folder = trained["VGG16", "cropped"]
+    facts = train_record.read(folder)
+    asked, kept = Network.load(folder, facts), registry.load_keras(folder / facts["checkpoint"])
+    given = pixels(3)
+    np.testing.assert_allclose(asked.probabilities(given), inputs.predict(kept, given), atol=1e-6)
+    traced = Network.trace(kept, unfrozen=1)
+    np.testing.assert_allclose(asked.evidence(given), traced.evidence(given), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(asked.features(given), traced.features(given), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["checkpoint", "graph"])
+def test_a_file_that_the_training_did_not_write_is_refused(trained, tmp_path, which):
+    copy = shutil.copytree(trained["VGG16", "cropped"], tmp_path / "model")
+    facts = train_record.read(copy)
+    file = copy / (facts["checkpoint"] if which == "checkpoint" else network.GRAPH)
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=f"{file.name}: missing or not what the training wrote; train again"):
+        Network.load(copy, facts)
+    file.unlink()
+    with pytest.raises(InputError, match=f"{file.name}: missing or not"):
+        Network.load(copy, facts)
+
+
 def test_answers_that_are_no_numbers_are_refused(model):
     broken = keras.models.clone_model(model)
     broken.get_layer(backbones.PROBABILITY).set_weights([np.full((2048, 2), np.nan), np.zeros(2)])
     with pytest.raises(InputError, match="ResNet50 answers with numbers that are not finite; train it again"):
-        Network(broken).probabilities(pixels(1))
+        Network.trace(broken).probabilities(pixels(1))
 
 
-def test_in_an_evaluation_every_network_is_traced_once_and_every_image_decoded_once(
-    cropped, trained, tmp_path, monkeypatch
-):
-    """Counted where every trace and every file must pass: the last layer of a network, and the reader of files."""
-    traced, decoded = collections.Counter(), collections.Counter()
-
-    plain = keras.layers.Dense.call
-
-    @functools.wraps(plain)
-    def call(layer, x, *arguments, **keywords):
-        graph = None if tf.executing_eagerly() else getattr(x, "graph", None)
-        # Keras works out shapes in a graph of its own as a model is loaded
-        if layer.name == backbones.PROBABILITY and graph is not None and graph.name != "scratch_graph":
-            traced[layer] += 1
-        return plain(layer, x, *arguments, **keywords)
+def test_an_evaluation_builds_no_network_and_decodes_every_image_once(cropped, trained, tmp_path, monkeypatch):
+    """Counted where everything must pass: the layers of Keras, and the reader of files."""
+    called, decoded = [], collections.Counter()
 
     def fill(out, rows, plain=inputs._fill):
         decoded.update((sha256, out.shape[1]) for _, sha256 in rows)
         return plain(out, rows)
 
-    monkeypatch.setattr(keras.layers.Dense, "call", call)
+    monkeypatch.setattr(keras.layers.Layer, "__call__", lambda layer, *given, **named: called.append(layer.name))
     monkeypatch.setattr(inputs, "_fill", fill)
     models = [trained["VGG16", "cropped"], trained["VGG19", "cropped"], trained["VGG16", "normal"]]
     facts = evaluate.evaluate(cropped, models, tmp_path).facts
     assert facts["audits"]["shortcut"].keys() >= {"model_on_blanked_nodule", "whole_image", "blanked_nodule"}
-    assert list(traced.values()) == [1, 1, 1]
+    assert called == []
     assert set(decoded.values()) == {1}
     everything = {*crop.examples(cropped, "cropped")["sha256"], *crop.examples(cropped, "normal")["sha256"]}
     assert {sha256 for sha256, _ in decoded} == everything

@@ -208,7 +208,7 @@ def test_explanation_is_the_evaluations_grad_cam(server, tested, facts, network,
     assert told["probability"]["M"] == pytest.approx(row["probability_M"], abs=1e-4)
     size = facts["image_size"]
     pixels = inputs.decode(pd.DataFrame([{"file": str(cropped / row["file"]), "sha256": row["sha256"]}]), size)
-    expected = explain.heat_maps(Network(network), pixels)[0]
+    expected = explain.heat_maps(Network.trace(network), pixels)[0]
     heat = told["heat_map"]
     np.testing.assert_allclose(explain.heat(np.array(heat["map"], np.float32), size), expected, atol=1e-3)
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(heat["overlay_png"]["b64"]))))

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from pipelines import __main__ as cli
 from tests import toys
-from thyroid import crop, metrics, settings, sweep, sweep_report, tables, train
+from thyroid import crop, metrics, settings, sweep, sweep_report, tables, train, train_record
 from thyroid.errors import InputError
 from thyroid.settings import Settings
 
@@ -122,7 +122,7 @@ def test_a_trial_is_what_a_training_with_these_settings_does(study, cropped, tmp
     assert done.facts["recipe"] == "frozen"
     assert done.facts["image_size"] == 32
     assert done.facts["settings"] == asdict(mine)
-    theirs = train.out_of_fold(done.folder, "cropped")
+    theirs = train_record.out_of_fold(done.folder, "cropped")
     ours = sweep.evaluate_heads(study, {}, mine, ignore)
     names = crop.examples(cropped, "cropped").set_index("name")["path"]
     table = theirs.assign(path=theirs["file"].map(names)).sort_values("path", ignore_index=True)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests import toys
-from thyroid import backbones, backend, crop, deck, figures, inputs, registry, tables, train, twophase
+from thyroid import backbones, backend, crop, deck, figures, inputs, registry, tables, train, train_record, twophase
 from thyroid.backend import keras
 from thyroid.classes import BINARY
 from thyroid.errors import InputError
@@ -18,10 +18,18 @@ pytestmark = pytest.mark.usefixtures("toy")
 
 def test_writes_checkpoint_history_and_facts(trained):
     folder = trained["VGG16", "cropped"]
-    facts = train.read(folder)
+    facts = train_record.read(folder)
     assert re.fullmatch(r"VGG16-\d{3}-\d+\.\d{4}-[01]\.\d{4}\.keras", facts["checkpoint"])
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        [facts["checkpoint"], "history.csv", "history.png", "parts.csv", "tensorboard", "train.json"]
+        [
+            facts["checkpoint"],
+            "network.pb",
+            "history.csv",
+            "history.png",
+            "parts.csv",
+            "tensorboard",
+            *("diagnosis.json", "train.json"),
+        ]
     )
     assert list((folder / "tensorboard").rglob("events.out.tfevents.*"))
     history = pd.read_csv(folder / "history.csv")
@@ -39,7 +47,7 @@ def test_writes_checkpoint_history_and_facts(trained):
 
 def test_checkpoint_gives_the_validation_figures_it_is_named_after(trained, cropped):
     for folder in trained.values():
-        facts = train.read(folder)
+        facts = train_record.read(folder)
         model = registry.load_keras(folder / facts["checkpoint"])
         table = crop.examples(cropped, facts["train_domain"], "validation")
         probability = inputs.predict(model, inputs.decode(table, 32))
@@ -108,7 +116,7 @@ def test_a_validation_part_with_one_class_fails_first(cropped, tmp_path):
 
 def test_not_a_training(tmp_path):
     with pytest.raises(InputError, match=r"train\.json is missing"):
-        train.read(tmp_path)
+        train_record.read(tmp_path)
 
 
 def run(cropped, output, **options):
@@ -149,7 +157,7 @@ def assert_every_development_image_once(cropped, output):
         assert sorted(mine["file"]) == sorted(str(Path(f).relative_to(cropped)) for f in expected["file"])
     assert (table.groupby("group")["fold"].nunique() == 1).all(), "a patient is held out whole"
     assert table.groupby("fold")["label"].nunique().tolist() == [2, 2]
-    assert 0 <= figures.auroc(train.out_of_fold(output, "normal")).value <= 1
+    assert 0 <= figures.auroc(train_record.out_of_fold(output, "normal")).value <= 1
 
 
 def test_more_folds_than_patients(cropped, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from thyroid import classes as kinds
-from thyroid import clinical, crop, exploration, fusion, storage, subgroups, tables, train
+from thyroid import clinical, crop, exploration, fusion, storage, subgroups, tables, train_record
 from thyroid.classes import Classes
 from thyroid.errors import InputError
 from thyroid.fusion import Fusion
@@ -193,7 +193,7 @@ def _unseen(data: Path, winner: Trained, validation: pd.DataFrame, domain: str) 
     """Unscaled predictions of patients that the network did not learn from, with the path of each scan, and which these are."""
     if winner.facts["folds"] and not winner.facts["only_fold"]:
         paths = crop.examples(data, domain).set_index("name")["path"]
-        table = train.out_of_fold(winner.folder, domain)
+        table = train_record.out_of_fold(winner.folder, domain)
         return table.assign(path=table["file"].map(paths)), "development patients, out of fold"
     return validation, "validation patients"
 

@@ -17,7 +17,19 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
-from thyroid import RESEARCH_USE_ONLY, backbones, crop, errors, images, inputs, metrics, plots, tables, train
+from thyroid import (
+    RESEARCH_USE_ONLY,
+    backbones,
+    crop,
+    errors,
+    images,
+    inputs,
+    metrics,
+    plots,
+    registry,
+    tables,
+    train_record,
+)
 from thyroid import classes as kinds
 from thyroid.backend import keras, tf
 from thyroid.classes import Classes
@@ -67,30 +79,43 @@ class Diagnosis:
         }
 
 
-def diagnose(
-    data: Path, folder: Path, network: Network | None = None, decode: inputs.Decode = inputs.decode
-) -> Diagnosis:
-    """Look into one trained model.
+def diagnose(data: Path, folder: Path) -> Diagnosis:
+    """Look into a finished training.
 
     Args:
         data: data version of `crop` that it was trained on.
         folder: of `train`.
-        network: of the training, if it is loaded.
-        decode: who reads the images.
 
     Raises:
         InputError: not a finished training, or of another data version.
     """
-    model = train.read(folder)
-    facts = tables.read(data)[2]
-    if model["data_digest"] != facts["digest"]:
+    model = train_record.read(folder)
+    if model["data_digest"] != tables.read(data)[2]["digest"]:
         raise InputError(f"{folder}: trained on another data version than {data}")
-    network = network or Network.load(folder, model)
+    parts, network = train_record.parts(folder), Network.load(folder, model)
+    return examine(data, model, parts, registry.load_keras(folder / model["checkpoint"]), network)
+
+
+def examine(
+    data: Path,
+    model: dict[str, Any],
+    parts: pd.Series,
+    trained: keras.Model,
+    network: Network,
+    decode: inputs.Decode = inputs.decode,
+) -> Diagnosis:
+    """Look into a trained model.
+
+    Args:
+        data: data version of `crop` that it was trained on.
+        model: its facts (train.json).
+        parts: what it used each image for ("train" or "validation"), by file.
+        trained: the model.
+        network: the graph of it.
+        decode: who reads the images.
+    """
+    given = kinds.of(tables.read(data)[2])
     table = crop.examples(data, model["train_domain"])
-    try:
-        parts = pd.read_csv(folder / "parts.csv").set_index("file")["part"]
-    except FileNotFoundError:
-        raise InputError(f"{folder}: not a finished training (parts.csv is missing)") from None
     table["part"] = [parts.get(name, "test") for name in table["name"]]
     validation = table[table["split"] == "validation"].reset_index(drop=True)
     pixels = decode(validation, model["image_size"])
@@ -100,12 +125,12 @@ def diagnose(
     figures: dict[str, Any] = {}
     findings: list[Finding] = []
     for check in (
-        lambda: _scale(model, network.model, pixels[few]),
+        lambda: _scale(model, trained, pixels[few]),
         lambda: _predictor(validation, probability, classes),
-        lambda: _label_order(model, network, table, classes, kinds.of(facts), decode),
+        lambda: _label_order(model, network, table, classes, given, decode),
         lambda: _leakage(table),
         lambda: _classes(table, classes),
-        lambda: _batch_norm(model, network.model, pixels[few]),
+        lambda: _batch_norm(model, trained, pixels[few]),
         lambda: _serving(model, network, validation.iloc[few].reset_index(drop=True), pixels[few]),
     ):
         figure, found = check()

@@ -68,8 +68,10 @@ def convert(network: "Network", output: Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "frozen.pb"
-        graph.write_bytes(network.frozen())
-        model = openvino.convert_model(graph)
+        graph.write_bytes(network.served())
+        model = openvino.convert_model(graph)  # its outputs are in the order of their names
+    results = [model.output(f"{name}:0").node for name in ("probability", "evidence")]
+    model = openvino.Model(results, model.get_parameters(), model.get_friendly_name())
     output.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(model, output, compress_to_fp16=False)
 

@@ -19,7 +19,6 @@ from thyroid import (
     benefit,
     changes,
     curves,
-    diagnose,
     errors,
     explain,
     figures,
@@ -35,7 +34,7 @@ from thyroid import (
     report,
     subgroups,
     tables,
-    train,
+    train_record,
 )
 from thyroid import classes as kinds
 from thyroid.classes import Classes
@@ -160,10 +159,6 @@ def evaluate(
     ).facts()
     others = _other_audits(data, trained, winner, networks, decode, domains, serving_domain, table, seed)
     worst = _worst_cases(data, network, decode, tested, point, best["image_size"], output / "plots")
-    diagnoses = [
-        diagnose.diagnose(data, one.folder, networks[one.key], decode)
-        for one in progress.bar(trained, len(trained), "diagnose", "network")
-    ]
     rows = None if beside is None else beside.rows.loc[seen_by_images["path"]].reset_index(drop=True)
     shown_to = _images(data, tested)
     current = gate.champion(registry_root, shown_to, classes, serving_domain, _test_scans(scans), rows, decode)
@@ -189,7 +184,7 @@ def evaluate(
         ),
         "settings": {"sensitivity": sensitivity, "abstain": abstain, "prevalence": prevalence},
         "worst": worst,
-        "diagnosis": [diagnosis.facts() for diagnosis in diagnoses],
+        "diagnosis": [one.diagnosis for one in trained],
         "seconds": facts["seconds"] | {_step(row): row["seconds"] for row in ranking},
     }
     checkpoint = registry.sha256(winner.folder / best["checkpoint"])
@@ -210,7 +205,7 @@ def evaluate(
     result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
     report.write(output, data, facts, result)
     tables.write_json(output / "evaluation.json", result)
-    _tell(result, diagnoses)
+    _tell(result)
     return Evaluated(output, result)
 
 
@@ -251,7 +246,7 @@ def _choose(
     for one, table in zip(trained, validation, strict=True):
         found = {"validation": figures.auroc(table, seed)}
         if one.facts["folds"] and not one.facts["only_fold"]:
-            found["cross_validation"] = figures.auroc(train.out_of_fold(one.folder, serving_domain), seed)
+            found["cross_validation"] = figures.auroc(train_record.out_of_fold(one.folder, serving_domain), seed)
         chosen_by: dict[str, dict[str, float | None]] = {
             name: {"auroc": auroc.value, "low": auroc.low, "high": auroc.high} for name, auroc in found.items()
         }
@@ -461,7 +456,7 @@ def _draw(
     plots.diagnosis(result["diagnosis"], folder / "diagnosis.png")
 
 
-def _tell(result: dict[str, Any], diagnoses: Sequence[diagnose.Diagnosis]) -> None:
+def _tell(result: dict[str, Any]) -> None:
     domain, name = result["serving_domain"], report.CHOSEN_BY[result["ranked_by"]]
     print(f"\nRanking by {name} AUROC in the {domain} domain (95 % intervals over patients)")
     print(f"{'model':<28}{name:<24}{'test':<24}{'accuracy':>9}{'majority':>10}{'parameters':>13}{'MB':>7}")
@@ -480,9 +475,9 @@ def _tell(result: dict[str, Any], diagnoses: Sequence[diagnose.Diagnosis]) -> No
         f"{result['settings']['sensitivity']:.2f}: on test images sensitivity {metrics.Interval.of(at['sensitivity'])}, "
         f"specificity {metrics.Interval.of(at['specificity'])}"
     )
-    for diagnosis in diagnoses:
-        if diagnosis.findings:
-            print(diagnose.tell(diagnosis))
+    for diagnosis in result["diagnosis"]:
+        for name, text in diagnosis["findings"].items():
+            print(f"WARNING, {diagnosis['backbone']} trained on {diagnosis['train_domain']}, {name}: {text}")
     for audited in (result["audits"], *result["other_audits"]):
         for name, text in audited["findings"].items():
             print(f"WARNING, {name} audit of the {audited['domain']} domain: {text}")

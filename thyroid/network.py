@@ -1,43 +1,65 @@
-"""A trained model as one graph that is traced once, whatever asks it.
+"""A trained model as one graph that is traced once, by the training, whatever asks it.
 
-Tracing a deep backbone takes longer than a few hundred small images take to run, and Keras traces one anew for every model
-that is derived from it, every method and every number of images. So probabilities, evidence by place and frozen features are
-three outputs of one graph, from which OpenVINO's form is written, too; and an image that was asked about before is not run
-again.
+Loading a deep backbone and tracing it takes longer than a few hundred small images take to run. So probabilities, evidence by
+place and frozen features are three outputs of one graph, which the training writes beside its checkpoint: the evaluation
+runs that file, and OpenVINO's form is made from it. An image that was asked about before is not run again.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thyroid import classes as kinds
 from thyroid import explain, images, inputs, progress, registry
 from thyroid.backend import XLA, keras, tf
 from thyroid.classes import BINARY, Classes
+from thyroid.errors import InputError
 
-BATCH = 32
+GRAPH = "network.pb"
+"""File of a training: a serialised TensorFlow GraphDef, from uint8 "batch" [n, size, size, 3] to `OUTPUTS`."""
+
+OUTPUTS = ("probability", "evidence", "features")
+"""The last only where training left blocks alone."""
 
 
 class Network:
-    """A model of `backbones.build`, to be asked.
+    """The graph of a model of `backbones.build`, to be asked.
 
     Args:
-        model: the model.
-        classes: that it tells apart.
-        unfrozen: blocks that training did not leave alone, in front of which `features` are taken; None where training left
-            nothing alone.
+        name: of the model, for people.
+        graph: with "batch" and some of `OUTPUTS`, whose variables have become constants.
+        call: runs it.
     """
 
-    def __init__(self, model: keras.Model, classes: Classes = BINARY, unfrozen: int | None = None) -> None:
-        self.model = model
-        whole = explain.with_map(model, classes, unfrozen)
-        image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
-        self._call = tf.function(lambda batch: whole(batch, training=False), [image], jit_compile=XLA)
+    batch_size = 32
+
+    def __init__(self, name: str, graph: "tf.compat.v1.GraphDef", call: Callable[[tf.Tensor], list[tf.Tensor]]) -> None:
+        self.name, self.graph = name, graph
+        self._call = call
         self._known: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+
+    @classmethod
+    def trace(cls, model: keras.Model, classes: Classes = BINARY, unfrozen: int | None = None) -> "Network":
+        """The network of a Keras model, as it is now.
+
+        Args:
+            model: of `backbones.build`.
+            classes: that it tells apart.
+            unfrozen: blocks that training did not leave alone, in front of which `features` are taken; None where training
+                left nothing alone.
+        """
+        whole = explain.with_map(model, classes, unfrozen)
+
+        def run(batch: tf.Tensor) -> list[tf.Tensor]:
+            outputs = whole(batch, training=False)
+            return [tf.identity(one, name) for one, name in zip(outputs, OUTPUTS, strict=False)]
+
+        image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, "batch")
+        call = tf.function(run, [image], jit_compile=XLA)
+        return cls(model.name, _frozen(call.get_concrete_function()), call)
 
     @classmethod
     def load(cls, folder: Path, facts: dict[str, Any]) -> "Network":
@@ -48,10 +70,21 @@ class Network:
             facts: its facts (train.json).
 
         Raises:
-            InputError: the checkpoint is missing or damaged.
+            InputError: its checkpoint or its graph is missing, or not the one that the training wrote.
         """
-        unfrozen = None if facts["recipe"] == "deck" else max(1, facts.get("settings", {}).get("unfrozen", 1))
-        return cls(registry.load_keras(folder / facts["checkpoint"]), kinds.of(facts), unfrozen)
+        for name, sha256 in facts["files"].items():
+            if not (folder / name).is_file() or registry.sha256(folder / name) != sha256:
+                raise InputError(f"{folder / name}: missing or not what the training wrote; train again")
+        graph = tf.compat.v1.GraphDef.FromString((folder / GRAPH).read_bytes())
+        nodes = {node.name: node for node in graph.node}
+        wanted = [f"{name}:0" for name in OUTPUTS if name in nodes]
+
+        def run(batch: tf.Tensor) -> list[tf.Tensor]:
+            return tf.graph_util.import_graph_def(graph, {"batch": batch}, wanted, name="")
+
+        size = facts["image_size"]
+        image = tf.TensorSpec((None, size, size, 3), tf.uint8)
+        return cls(facts["backbone"], graph, tf.function(run, [image], jit_compile=XLA))
 
     def probabilities(self, pixels: NDArray[np.uint8], doing: str = "images") -> NDArray[np.float64]:
         """Probabilities [n, classes] of uint8 [n, size, size, 1 or 3], not scaled.
@@ -64,7 +97,7 @@ class Network:
             InputError: they are not finite.
         """
         answers = [answer[0] for answer in self._answers(pixels, doing)]
-        return inputs.finite(self.model.name, np.stack(answers).astype(np.float64))
+        return inputs.finite(self.name, np.stack(answers).astype(np.float64))
 
     def evidence(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Evidence of malignancy by place [n, h, w], as of `explain.with_map`."""
@@ -75,23 +108,9 @@ class Network:
         batches = [features for _, _, features in self._run(pixels, doing)]
         return np.concatenate(batches).astype(np.float64)
 
-    def frozen(self) -> bytes:
-        """Probabilities and evidence as a TensorFlow graph whose variables have become constants (a serialised GraphDef).
-
-        TensorFlow's own `convert_variables_to_constants_v2` does the same in thirty times the time, since it optimises the
-        graph and builds a function of it.
-        """
-        function = self._call.get_concrete_function()
-        values = {inner.op.name: outer for outer, inner in function.graph.captures}
-        graph = function.graph.as_graph_def()
-        for node in graph.node:
-            if node.op == "ReadVariableOp":
-                kind = tf.as_dtype(node.attr["dtype"].type)
-                _become_constant(node, tf.raw_ops.ReadVariableOp(resource=values[node.input[0]], dtype=kind))
-            elif node.name in values and values[node.name].dtype != tf.resource:
-                _become_constant(node, values[node.name])
-        wanted = [output.op.name for output in function.outputs[:2]]
-        return tf.compat.v1.graph_util.extract_sub_graph(graph, wanted).SerializeToString()
+    def served(self) -> bytes:
+        """What an endpoint needs of the graph, probabilities and evidence, as a serialised GraphDef."""
+        return tf.compat.v1.graph_util.extract_sub_graph(self.graph, OUTPUTS[:2]).SerializeToString()
 
     def _answers(self, pixels: NDArray[np.uint8], doing: str) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Probabilities and evidence of every image, of which only new ones are run."""
@@ -105,13 +124,31 @@ class Network:
 
     def _run(self, pixels: NDArray[np.uint8], doing: str) -> Iterator[list[NDArray[np.float32]]]:
         """The graph's outputs, a batch at a time."""
-        with progress.bar(None, len(pixels), f"{self.model.name}, {doing}", "image") as bar:
-            for start in range(0, len(pixels), BATCH):
-                some = images.rgb(pixels[start : start + BATCH])
+        with progress.bar(None, len(pixels), f"{self.name}, {doing}", "image") as bar:
+            for start in range(0, len(pixels), self.batch_size):
+                some = images.rgb(pixels[start : start + self.batch_size])
                 # XLA compiles the graph for every new number of images: there the last batch is filled up
-                given = np.resize(some, (BATCH, *some.shape[1:])) if XLA else some
+                given = np.resize(some, (self.batch_size, *some.shape[1:])) if XLA else some
                 yield [output.numpy()[: len(some)] for output in self._call(tf.constant(given))]
                 bar.update(len(some))
+
+
+def _frozen(function: Any) -> "tf.compat.v1.GraphDef":
+    """The graph of a traced function whose variables have become constants.
+
+    TensorFlow's own `convert_variables_to_constants_v2` does the same in thirty times the time, since it optimises the graph
+    and builds a function of it.
+    """
+    values = {inner.op.name: outer for outer, inner in function.graph.captures}
+    graph = function.graph.as_graph_def()
+    for node in graph.node:
+        if node.op == "ReadVariableOp":
+            kind = tf.as_dtype(node.attr["dtype"].type)
+            _become_constant(node, tf.raw_ops.ReadVariableOp(resource=values[node.input[0]], dtype=kind))
+        elif node.name in values and values[node.name].dtype != tf.resource:
+            _become_constant(node, values[node.name])
+    wanted = [name for name in OUTPUTS if any(node.name == name for node in graph.node)]
+    return tf.compat.v1.graph_util.extract_sub_graph(graph, wanted)
 
 
 def _become_constant(node: Any, value: tf.Tensor) -> None:

@@ -6,6 +6,7 @@ probability_M, that of the malignant side, raw_CLASS and raw_M before the temper
 usable column of clinical.csv.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import pandas as pd
 from sklearn.metrics import roc_curve
 
 from thyroid import classes as kinds
-from thyroid import crop, figures, inputs, operating, train
+from thyroid import crop, figures, inputs, operating, train_record
 from thyroid.classes import Classes
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, SCORE
@@ -37,7 +38,12 @@ class Trained:
     @property
     def parts(self) -> pd.Series:
         """What the training used each image for ("train" or "validation"), by file."""
-        return pd.read_csv(self.folder / "parts.csv").set_index("file")["part"]
+        return train_record.parts(self.folder)
+
+    @property
+    def diagnosis(self) -> dict[str, Any]:
+        """What the training found when it looked into its model, as `diagnose.Diagnosis.facts`."""
+        return json.loads((self.folder / train_record.DIAGNOSIS).read_text())
 
     def load(self) -> Network:
         return Network.load(self.folder, self.facts)
@@ -49,7 +55,7 @@ def trained_models(data: Path, models: Sequence[Path], facts: dict[str, Any]) ->
     Raises:
         InputError: there is none, one is of another data version, or one backbone comes twice on a domain.
     """
-    trained = [Trained(folder, train.read(folder)) for folder in models]
+    trained = [Trained(folder, train_record.read(folder)) for folder in models]
     if not trained:
         raise InputError("there is no model to evaluate")
     for one in trained:

@@ -32,6 +32,7 @@ from thyroid import (
     plots,
     tables,
     train,
+    train_record,
     twophase,
 )
 from thyroid import classes as kinds
@@ -82,8 +83,8 @@ def recipes(data: Path, domain: str, weights: str, size: int, epochs: int, deck_
         folder = work / f"VGG16-{name.replace(', ', '-').replace(' ', '-')}"
         done = train.train(data, folder, "VGG16", domain, **common | options)
         folders[name] = folder
-        table = train.out_of_fold(folder, domain)
-        reference = None if name == "frozen" else train.out_of_fold(folders["frozen"], domain)
+        table = train_record.out_of_fold(folder, domain)
+        reference = None if name == "frozen" else train_record.out_of_fold(folders["frozen"], domain)
         row = {"recipe": name, "seconds": done.facts["seconds"], "measured": "all folds and the final model"}
         row |= figures(table, reference)
         if name == "deck":
@@ -93,7 +94,7 @@ def recipes(data: Path, domain: str, weights: str, size: int, epochs: int, deck_
                 "measured": f"fold 1 after {deck_epochs} epochs; one training of {DECK_EPOCHS} epochs, extrapolated",
                 "diagnosis": diagnose.diagnose(data, folder),
             }
-            first = train.out_of_fold(folders["two-phase"], domain)
+            first = train_record.out_of_fold(folders["two-phase"], domain)
             rows.append(
                 {"recipe": "two-phase, fold 1 alone", "seconds": None, "measured": "as above"}
                 | figures(first[first["fold"] == 1])
@@ -126,7 +127,7 @@ def sizes(data: Path, domain: str, weights: str, size: int, work: Path) -> list[
                 "spread": spread,
                 "memory": memory(name),
             }
-            | figures(train.out_of_fold(folder, domain))
+            | figures(train_record.out_of_fold(folder, domain))
         )
         keras.backend.clear_session()
     return rows

@@ -29,6 +29,7 @@ from thyroid import (
     checkpoints,
     crop,
     deck,
+    diagnose,
     errors,
     inputs,
     metrics,
@@ -37,6 +38,7 @@ from thyroid import (
     splits,
     storage,
     tables,
+    train_record,
     twophase,
 )
 from thyroid import classes as kinds
@@ -44,13 +46,11 @@ from thyroid.backend import keras, policy, strategy, tf, where
 from thyroid.classes import Classes
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, SCORE
+from thyroid.network import GRAPH, Network
 from thyroid.settings import Settings, resolve
 
 INNER_FOLDS = 8
 """In cross-validation, one in so many patients of the other folds (or fewer, for few folds) is set aside for early stopping."""
-
-EAGER_BATCHES = 4
-"""So many batches take no longer layer by layer than with a graph, whose tracing takes EfficientNetB7 seven seconds."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def train(
     if (work / "done" / "train.json").is_file():
         shutil.copytree(work / "done", output, dirs_exist_ok=True)
         print(f"{row.name} on {domain}: was trained before the interruption, taken from {work}")
-        return Trained(output, read(output))
+        return Trained(output, train_record.read(output))
     work.mkdir(parents=True, exist_ok=True)
     _tell_start(row.name, weights, start)
     print(
@@ -199,9 +199,11 @@ def train(
         keras.config.set_dtype_policy("float32")
 
     kept = _float32(job, len(classes), start, tap, recipe)
-    best = fitted.best if recipe == "deck" else _validation(kept, job, table)
+    network = Network.trace(kept, classes, None if recipe == "deck" else max(1, tuned.unfrozen))
+    best = fitted.best if recipe == "deck" else _validation(network, job, table)
     checkpoint = f"{row.name}-{fitted.best['epoch']:03d}-{best['loss']:.4f}-{best['accuracy']:.4f}.keras"
     kept.save(output / checkpoint)
+    (output / GRAPH).write_bytes(network.graph.SerializeToString())
     fitted.history.to_csv(output / "history.csv", index=False)
     plots.history(fitted.history, f"{row.name} on {domain}, {recipe}", output / "history.png")
     pd.DataFrame({"file": table["name"], "part": part}).to_csv(output / "parts.csv", index=False)
@@ -217,6 +219,7 @@ def train(
             **classes.facts(),
             "parameters": model.count_params(),
             "checkpoint": checkpoint,
+            "files": {name: registry.sha256(output / name) for name in (checkpoint, GRAPH)},
             "epoch": fitted.best["epoch"],
             "batch_size": job.batch_size,
             "validation": {key: best[key] for key in ("auroc", "loss", "accuracy")},
@@ -229,37 +232,23 @@ def train(
         result["starts"] = starts
         if starts["champion"] >= starts["weights"]:
             result["weights"] = warm.name
+    places = pd.Series(range(len(table)), table["file"])
+    diagnosis = diagnose.examine(
+        data,
+        result,
+        pd.Series(part.to_numpy(), table["name"]),
+        kept,
+        network,
+        lambda wanted, size: job.pixels[places[wanted["file"]]],
+    )
+    tables.write_json(output / train_record.DIAGNOSIS, diagnosis.facts())
+    result["seconds"] = round(time.monotonic() - started, 1)
     tables.write_json(output / "train.json", result)
+    if diagnosis.findings:
+        print(diagnose.tell(diagnosis))
     _tidy(work, output, checkpoint)
     print(f"{row.name} on {domain}: validation AUROC {best['auroc']:.3f}, {checkpoint}, {result['seconds']:.0f} s")
     return Trained(output, result)
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The facts (train.json) of a training.
-
-    Raises:
-        InputError: the folder is not the output of a finished training.
-    """
-    try:
-        return json.loads((folder / "train.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder}: not a finished training (train.json is missing)") from None
-    except ValueError as error:
-        raise InputError(f"{folder / 'train.json'}: not JSON: {error}") from None
-
-
-def out_of_fold(folder: Path, domain: str) -> pd.DataFrame:
-    """Predictions of a cross-validated training in a domain, each by a model that did not see the patient, by file.
-
-    Raises:
-        InputError: there is none.
-    """
-    table = pd.read_parquet(folder / "folds.parquet")
-    table = table[table["domain"] == domain]
-    if table.empty:
-        raise InputError(f"{folder / 'folds.parquet'}: no prediction in the {domain} domain")
-    return table.sort_values("file").reset_index(drop=True)
 
 
 def check(
@@ -486,12 +475,16 @@ def _float32(job: twophase.Job, classes: int, start: str | Path | None, tap: str
     return plain
 
 
-def _validation(kept: Any, job: twophase.Job, table: pd.DataFrame) -> dict[str, float]:
+def _validation(network: Network, job: twophase.Job, table: pd.DataFrame) -> dict[str, float]:
     """Figures of the model as it is kept; while it was fitted they may have been computed in mixed precision."""
     rows = np.flatnonzero(table["part"] == "validation")
     pixels, truth = job.pixels[rows], job.labels[rows]
-    kept.run_eagerly = len(rows) <= EAGER_BATCHES * job.batch_size  # of the attributes, saving leaves this one out
-    probability = _predict(job, kept, pixels)
+
+    def ask() -> NDArray[np.float64]:
+        network.batch_size = job.batch_size
+        return network.probabilities(pixels, "validation images")
+
+    probability = twophase.within_memory(job, ask)
     return {
         "auroc": float(roc_auc_score(truth, probability)),  # macro, each class against the rest
         "loss": float(-np.log(np.maximum((probability * truth).sum(axis=1), keras.config.epsilon())).mean()),
@@ -507,7 +500,8 @@ def _tidy(work: Path, output: Path, checkpoint: str) -> None:
     ready = work / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
-    for name in (checkpoint, "history.csv", "history.png", "parts.csv", "folds.parquet", "train.json"):
+    tables_of_it = ("history.csv", "history.png", "parts.csv", "folds.parquet")
+    for name in (checkpoint, GRAPH, *tables_of_it, train_record.DIAGNOSIS, "train.json"):
         if (output / name).exists():
             shutil.copy(output / name, ready / name)
     if (output / "tensorboard").is_dir():
