@@ -2,9 +2,11 @@
 
 import csv
 import fcntl
+import functools
 import gc
 import hashlib
 import http.client
+import inspect
 import json
 import os
 import shutil
@@ -26,6 +28,9 @@ from thyroid import images, phantom, plots, storage
 
 for variable in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # each of pytest's workers has a core; more threads only wait for one another
+
+# kfp asks for the stack at every setting of a step; its source lines take seconds to find among TensorFlow's modules.
+inspect.stack = functools.partial(inspect.stack, context=0)
 
 SHARED = Path(__file__).parents[2] / "shared"
 LONGEST = (

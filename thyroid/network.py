@@ -21,6 +21,8 @@ from thyroid.errors import InputError
 GRAPH = "network.pb"
 """File of a training: a serialised TensorFlow GraphDef, from uint8 "batch" [n, size, size, 3] to `OUTPUTS`."""
 
+_LARGE = 512  # bytes of a constant that is a weight, and no shape or axis
+
 OUTPUTS = ("probability", "evidence", "features")
 """The last only where training left blocks alone."""
 
@@ -76,15 +78,17 @@ class Network:
             if not (folder / name).is_file() or registry.sha256(folder / name) != sha256:
                 raise InputError(f"{folder / name}: missing or not what the training wrote; train again")
         graph = tf.compat.v1.GraphDef.FromString((folder / GRAPH).read_bytes())
-        nodes = {node.name: node for node in graph.node}
-        wanted = [f"{name}:0" for name in OUTPUTS if name in nodes]
+        bare, weights = _without_weights(graph)
+        names = {node.name for node in graph.node}
+        wanted = [f"{name}:0" for name in OUTPUTS if name in names]
 
         def run(batch: tf.Tensor) -> list[tf.Tensor]:
-            return tf.graph_util.import_graph_def(graph, {"batch": batch}, wanted, name="")
+            given = {"batch": batch} | {name: tf.identity(weight) for name, weight in weights.items()}
+            return tf.graph_util.import_graph_def(bare, given, wanted, name="")
 
         size = facts["image_size"]
         image = tf.TensorSpec((None, size, size, 3), tf.uint8)
-        return cls(facts["backbone"], graph, tf.function(run, [image], jit_compile=XLA))
+        return cls(facts["backbone"], graph, tf.function(run, [image], autograph=False, jit_compile=XLA))
 
     def probabilities(self, pixels: NDArray[np.uint8], doing: str = "images") -> NDArray[np.float64]:
         """Probabilities [n, classes] of uint8 [n, size, size, 1 or 3], not scaled.
@@ -149,6 +153,18 @@ def _frozen(function: Any) -> "tf.compat.v1.GraphDef":
             _become_constant(node, values[node.name])
     wanted = [name for name in OUTPUTS if any(node.name == name for node in graph.node)]
     return tf.compat.v1.graph_util.extract_sub_graph(graph, wanted)
+
+
+def _without_weights(graph: "tf.compat.v1.GraphDef") -> tuple["tf.compat.v1.GraphDef", dict[str, tf.Tensor]]:
+    """The graph with placeholders for its large constants, and these: TensorFlow copies constants ten times on their way."""
+    bare, weights = tf.compat.v1.GraphDef(versions=graph.versions), {}
+    for node in graph.node:
+        if node.op == "Const" and node.ByteSize() > _LARGE:
+            weights[node.name] = tf.constant(tf.make_ndarray(node.attr["value"].tensor))
+            bare.node.add(name=node.name, op="Placeholder").attr["dtype"].CopyFrom(node.attr["dtype"])
+        else:
+            bare.node.append(node)
+    return bare, weights
 
 
 def _become_constant(node: Any, value: tf.Tensor) -> None:
