@@ -58,7 +58,9 @@ def artefact(name: str, folder: Path) -> Path:
     keras.utils.set_random_seed(0)
     network = backbones.build(backbones.get(name), SIZE, None)
     network.save(folder / registry.MODEL)
-    engine.convert(Network.trace(network), folder / engine.OPENVINO)
+    graph = folder.with_suffix(".pb")
+    graph.write_bytes(Network.trace(network).graph.SerializeToString())
+    engine.convert(graph, folder / engine.OPENVINO)
     reference = images.encode(crop.normal(phantom.draw("M", 1, 1).image))
     (folder / "reference.jpg").write_bytes(reference)
     pixels = treatment.prepare(Instance("reference.jpg", reference), "cropped", SIZE).pixels[None]

@@ -8,6 +8,7 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from kfp.dsl import executor
@@ -15,12 +16,12 @@ from kfp.dsl import executor
 from thyroid import errors
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m components", description=__doc__)
     parser.add_argument("step")
     parser.add_argument("--executor-input", required=True)
     parser.add_argument("--abi", help="ignored; see components/step.py")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     function = getattr(importlib.import_module(f"components.{arguments.step}"), arguments.step)
     run = executor.Executor(executor_input=json.loads(arguments.executor_input), function_to_execute=function)
     try:

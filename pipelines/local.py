@@ -31,6 +31,7 @@ from kfp.local.orchestrator import enhanced_dag_orchestrator as kfp_dag
 from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
 from kfp.local.status import Status
 
+from pipelines.forked import Forked
 from pipelines.plan import Plan
 from thyroid import cores
 from thyroid.errors import InputError
@@ -135,25 +136,18 @@ class Steps:
         return not self._running or (len(self._running) < self.cores and declared <= self.memory)
 
     def _follow(self, task: Task, command: Sequence[str], environment: dict[str, str], container: Sequence[str]) -> int:
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
-            start_new_session=True,  # a process group of its own, which is ended as a whole
-        ) as process:
-            with self._changed:
-                self._running[task] = own = _Process(process, container)
-                if self._is_stopped(task):
-                    own.end()
-            assert process.stdout is not None
-            for line in process.stdout:
+        variables = os.environ | environment
+        ours = not container and list(command[1:3]) == ["-m", "components"]
+        own = _Process(Forked(command[3:], variables) if ours else _Spawned(command, variables), container)
+        with self._changed:
+            self._running[task] = own
+            if self._is_stopped(task):
+                own.end()
+        with own.process.output as lines:
+            for line in lines:
                 if line.strip():
                     self.say(line.rstrip(), task.name)
-            return process.wait()
+        return own.wait()
 
     def stop(self, why: str) -> None:
         """Ask what runs to end, and start nothing more but what always runs; what has not ended after `GRACE` is killed."""
@@ -175,12 +169,36 @@ class Steps:
         _kill(processes)
 
 
-@dataclass(frozen=True)
+class _Spawned:
+    """A command, with the attributes of `Forked`: the engine's that runs a step's container."""
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self.pid, self.output = self._process.pid, self._process.stdout
+        self.wait = self._process.wait
+
+
 class _Process:
     """A step's process, or the engine's command that runs its container (engine and name)."""
 
-    process: subprocess.Popen
-    container: Sequence[str]
+    def __init__(self, process: Forked | _Spawned, container: Sequence[str]) -> None:
+        self.process, self.container = process, container
+        self._ended = False
+
+    def wait(self) -> int:
+        code = self.process.wait()
+        self._ended = True
+        return code
 
     def end(self) -> None:
         if self.container:
@@ -190,13 +208,13 @@ class _Process:
             self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        if self.process.poll() is None and self.container:
+        if not self._ended and self.container:
             engine, name = self.container
             self._engine([engine, "rm", "--force", name])
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
-        if self.process.poll() is None:
+        if not self._ended:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 

@@ -1,5 +1,7 @@
 """The winner as the registry takes it: one folder with the model, its operating point, and how it was measured."""
 
+import subprocess
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,33 +15,50 @@ from thyroid import classes as kinds
 from thyroid.classes import Classes
 from thyroid.fusion import Fusion
 from thyroid.names import SCORE
-from thyroid.network import Network
+from thyroid.network import GRAPH, Network
 from thyroid.operating import OperatingPoint
 from thyroid.predictions import Trained
 
 
-def export(network: Network, output: Path) -> Future[None]:
-    """Begin to write the network to `output` as OpenVINO runs it; the Future ends with that.
+def export(winner: Trained, pixels: NDArray[np.uint8], output: Path) -> Future[dict[str, NDArray[np.float64]]]:
+    """Begin to write the network to `output` as OpenVINO runs it, and to ask it about images in every form that runs here.
 
-    Done beside what follows: OpenVINO translates a graph on one core, without Python's lock.
+    Args:
+        winner: the training.
+        pixels: uint8 [n, size, size, 1 or 3].
+        output: folder to write to.
+
+    Returns:
+        Of what is done beside what follows: form to probabilities [n, classes].
     """
     beside = ThreadPoolExecutor(1, thread_name_prefix="export")
-    exported = beside.submit(engine.convert, network, output / engine.OPENVINO)
+    exported = beside.submit(_export, winner, pixels, output / engine.OPENVINO)
     beside.shutdown(wait=False)
     return exported
+
+
+def _export(winner: Trained, pixels: NDArray[np.uint8], output: Path) -> dict[str, NDArray[np.float64]]:
+    command = [sys.executable, "-m", engine.__name__, str(winner.folder / GRAPH), str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"OpenVINO cannot convert {winner.folder / GRAPH}: {done.stderr[-2000:]}")
+    size, answers = winner.facts["image_size"], {}
+    for form in (engine.F32, *((engine.BF16,) if engine.has_bf16() else ())):
+        running = engine.OpenVINOEngine(output, size, form)
+        answers[form] = running.predict(images.rgb(pixels))[0].astype(np.float64)
+    return answers
 
 
 def write(
     winner: Trained,
     network: Network,
-    exported: Future[None],
+    exported: Future[dict[str, NDArray[np.float64]]],
     row: dict[str, Any],
     point: OperatingPoint,
     facts: dict[str, Any],
     result: dict[str, Any],
     scans: pd.DataFrame,
     tested: pd.DataFrame,
-    pixels_of_test: NDArray[np.uint8],
     output: Path,
     head: Fusion | None = None,
     columns: pd.DataFrame | None = None,
@@ -49,14 +68,13 @@ def write(
     Args:
         winner: the training.
         network: its network.
-        exported: of `export` to `output`.
+        exported: of `export` of the test images in the serving domain to `output`.
         row: its row of the ranking.
         point: its operating point.
         facts: of the data version.
         result: of the evaluation.
         scans: `tables.contents` of the data version.
-        tested: its test predictions in the serving domain.
-        pixels_of_test: the images of `tested`, uint8 [n, size, size, 1 or 3].
+        tested: its predictions of the same images.
         output: folder to write.
         head: what clinical columns add; None where the model uses none.
         columns: these columns of `tested`.
@@ -70,8 +88,7 @@ def write(
     )
     raw = network.probabilities(pixels[None], "reference")
     probability = point.scale(raw if head is None else head.predict(raw, [{}])[0])[0]
-    print(f"scoring {row['backbone']} as OpenVINO runs it", flush=True)
-    exported.result()
+    answers = exported.result()
     (output / registry.MODEL).write_bytes((winner.folder / row["checkpoint"]).read_bytes())
     scans.to_csv(output / registry.SCANS, index=False)
     card.write(output, winner.facts, facts, result)
@@ -94,9 +111,7 @@ def write(
             "settings": result["settings"],
             "reference": dict(zip(classes.names, probability.tolist(), strict=True)),
             "forms": {engine.KERAS: {"validation": row["validation"], "test": row["test"]}}
-            | _other_forms(
-                output, row, classes, point, result["settings"]["prevalence"], tested, pixels_of_test, head, columns
-            ),
+            | _other_forms(answers, classes, point, result["settings"]["prevalence"], tested, head, columns),
             **({} if head is None else {"clinical": head.facts() | {"fields": head.encoder.fields()}}),
             "audits": {key: result["audits"][key] for key in ("domain", "shortcut", "kept", "findings")},
         },
@@ -110,21 +125,17 @@ def _as_served(reference: bytes, domain: str) -> NDArray[np.uint8]:
 
 
 def _other_forms(
-    output: Path,
-    row: dict[str, Any],
+    answers: dict[str, NDArray[np.float64]],
     classes: Classes,
     point: OperatingPoint,
     prevalence: float,
     tested: pd.DataFrame,
-    pixels: NDArray[np.uint8],
     head: Fusion | None,
     columns: pd.DataFrame | None,
 ) -> dict[str, Any]:
     """Every form that OpenVINO can run here, scored on the test images: its figures, and how far it is from Keras."""
     forms = {}
-    for form in (engine.F32, *((engine.BF16,) if engine.has_bf16() else ())):
-        running = engine.OpenVINOEngine(output / engine.OPENVINO, row["image_size"], form)
-        raw = running.predict(images.rgb(pixels))[0].astype(float)
+    for form, raw in answers.items():
         table = tested.copy()
         table[classes.columns] = raw if head is None else head.predict(raw, columns)[0]
         table = predictions.at_point(table, point, classes)

@@ -1,36 +1,12 @@
-"""Keras and TensorFlow, imported without the notices that TensorFlow's C++ part writes on every start.
+"""Keras and TensorFlow on this machine's devices: what computes, and in which precision."""
 
-They go to file descriptor 2 before any log level is read, so the descriptor itself is set aside during the import. A
-failing import still raises its Python error.
-"""
-
-import ctypes
-import os
-import sys
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-# Off by default on processors without AVX-512, where a convolution's gradient takes up to thirty times as long without it.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# glibc returns a thread's empty heaps (64 MiB) to the kernel after every step, and page faults take as long as computing.
-if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-    libc.mallopt(-2, 64 << 20)  # M_TOP_PAD of malloc.h
+from thyroid.framework import keras, silent, tf
 
-sys.stderr.flush()
-_stderr = os.dup(2)
-_nowhere = os.open(os.devnull, os.O_WRONLY)
-os.dup2(_nowhere, 2)
-try:
-    import keras
-    import tensorflow as tf
-
+with silent():
     tf.transpose(tf.constant([[0]]))  # the rest of the notices comes with the first kernel, oneDNN's with integers
     tf.get_logger().setLevel("ERROR")
-finally:
-    os.dup2(_stderr, 2)
-    os.close(_stderr)
-    os.close(_nowhere)
 
 XLA = bool(tf.config.list_physical_devices("GPU"))
 """Compile with XLA? On CPUs it takes minutes to compile a deep backbone and runs slower than a plain graph."""

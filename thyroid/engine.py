@@ -4,13 +4,14 @@ A form is served only if the evaluation scored it (`forms` in model.json). OpenV
 """
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,6 @@ from thyroid import classes as kinds
 from thyroid import cores
 from thyroid.classes import Classes
 from thyroid.errors import InputError
-
-if TYPE_CHECKING:
-    from thyroid.network import Network
 
 KERAS, F32, BF16 = "keras", "openvino-f32", "openvino-bf16"
 FORMS = (BF16, F32, KERAS)
@@ -60,19 +58,19 @@ class Engine(Protocol):
         """Give back threads; nothing may be in flight."""
 
 
-def convert(network: "Network", output: Path) -> None:
-    """Write probabilities and evidence of a network as OpenVINO's single precision IR: `output` and its .bin."""
-    import tempfile
+def convert(graph: Path, output: Path) -> None:
+    """Write a network as OpenVINO's single precision IR: `output` and its .bin.
 
+    Args:
+        graph: file of a training, see `network.GRAPH`.
+        output: the .xml file.
+    """
     import openvino
 
-    with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder) / "frozen.pb"
-        graph.write_bytes(network.served())
-        model = openvino.convert_model(graph)  # its outputs are in the order of their names
+    output.parent.mkdir(parents=True, exist_ok=True)
+    model = openvino.convert_model(graph)  # its outputs are in the order of their names
     results = [model.output(f"{name}:0").node for name in ("probability", "evidence")]
     model = openvino.Model(results, model.get_parameters(), model.get_friendly_name())
-    output.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(model, output, compress_to_fp16=False)
 
 
@@ -295,3 +293,7 @@ class KerasEngine:
 
     def close(self) -> None:
         self._worker.shutdown()
+
+
+if __name__ == "__main__":  # a process of its own, since OpenVINO holds Python's lock while it converts
+    convert(*map(Path, sys.argv[1:]))

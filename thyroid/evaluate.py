@@ -7,6 +7,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from thyroid import (
     audits,
     benefit,
     changes,
+    cores,
+    crop,
     curves,
     errors,
     explain,
@@ -110,7 +113,7 @@ def evaluate(
 
     _clean(output)
     decode = inputs.Decoded()
-    networks = {one.key: one.load() for one in progress.bar(trained, len(trained), "load networks", "network")}
+    networks = _load(data, trained, serving_domain, decode)
     validation, points = _lock(data, trained, networks, decode, classes, serving_domain, sensitivity, abstain)
     ranked_by, ranked = _choose(trained, validation, serving_domain, seed)
     winner = ranked[0][0]
@@ -126,7 +129,8 @@ def evaluate(
     locked = {"-".join(key): point.facts() for key, point in points.items()}
     chosen = {"winner": "-".join(winner.key), "points": locked, "columns": helped.facts.get("used", [])}
     tables.write_json(output / "operating_points.json", chosen)
-    exported = artefact.export(networks[winner.key], output / "artefact")
+    shown = decode(crop.examples(data, serving_domain, "test"), winner.facts["image_size"])
+    exported = artefact.export(winner, shown, output / "artefact")
 
     test = []
     for one in trained:
@@ -192,14 +196,13 @@ def evaluate(
         registry_root, result["gate"]["test_digest"], checkpoint
     )
     _draw(table, result, points, output / "plots", seed)
-    shown = decode(_images(data, tested), best["image_size"])
     folder = output / "artefact"
     contents, columns = (
         tables.contents(scans, regions),
         helped.rows.loc[seen_by_images["path"]] if helped.head else None,
     )
     artefact.write(
-        winner, network, exported, best, point, facts, result, contents, tested, shown, folder, helped.head, columns
+        winner, network, exported, best, point, facts, result, contents, tested, folder, helped.head, columns
     )
     result["artefact"] = registry.sha256(folder / "model.json")
     result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
@@ -216,6 +219,24 @@ def _clean(output: Path) -> None:
     for name in ("plots", "artefact"):
         shutil.rmtree(output / name, ignore_errors=True)
     (output / "plots").mkdir()
+
+
+def _load(
+    data: Path, trained: Sequence[Trained], serving_domain: str, decode: inputs.Decode
+) -> dict[tuple[str, str], Network]:
+    """Every model's network, which has answered to the validation images: TensorFlow prepares a graph on one core."""
+    table = crop.examples(data, serving_domain, "validation")
+    sizes = {one.facts["image_size"] for one in trained}
+    pixels = {size: decode(table, size) for size in sizes}
+
+    def load(one: Trained) -> Network:
+        network = one.load()
+        network.probabilities(pixels[one.facts["image_size"]], "validation images")
+        return network
+
+    with ThreadPoolExecutor(cores.available()) as pool:
+        loaded = progress.bar(pool.map(load, trained), len(trained), "load networks", "network")
+        return {one.key: network for one, network in zip(trained, loaded, strict=True)}
 
 
 def _lock(

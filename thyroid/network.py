@@ -112,10 +112,6 @@ class Network:
         batches = [features for _, _, features in self._run(pixels, doing)]
         return np.concatenate(batches).astype(np.float64)
 
-    def served(self) -> bytes:
-        """What an endpoint needs of the graph, probabilities and evidence, as a serialised GraphDef."""
-        return tf.compat.v1.graph_util.extract_sub_graph(self.graph, OUTPUTS[:2]).SerializeToString()
-
     def _answers(self, pixels: NDArray[np.uint8], doing: str) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Probabilities and evidence of every image, of which only new ones are run."""
         keys = [hashlib.sha256(image.tobytes()).digest() for image in images.rgb(pixels)]

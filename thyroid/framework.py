@@ -1,0 +1,41 @@
+"""Keras and TensorFlow, imported without the notices that TensorFlow's C++ part writes on every start.
+
+They go to file descriptor 2 before any log level is read, so the descriptor itself is set aside meanwhile. A failing import
+still raises its Python error. No device is looked for yet: a process may be forked after this import.
+"""
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# Off by default on processors without AVX-512, where a convolution's gradient takes up to thirty times as long without it.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# glibc returns a thread's empty heaps (64 MiB) to the kernel after every step, and page faults take as long as computing.
+if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    libc.mallopt(-2, 64 << 20)  # M_TOP_PAD of malloc.h
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Nothing that is written to file descriptor 2 is seen."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+with silent():
+    import keras
+    import tensorflow as tf
+
+__all__ = ["keras", "silent", "tf"]
