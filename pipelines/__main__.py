@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines import forked
 from thyroid import (
     RESEARCH_USE_ONLY,
     backbones,
@@ -336,7 +337,9 @@ def schedule_pipeline(arguments: argparse.Namespace, chosen: Sequence[str]) -> N
 
 
 def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
-    """Run the pipeline with kfp.local, one subprocess a step, and put its results into OUTPUT."""
+    """Run the pipeline with kfp.local, one process a step, and put its results into OUTPUT."""
+    if arguments.engine is None:
+        forked.prepare()
     preset = PRESETS[arguments.preset]
     output = arguments.output.resolve()
     weights = arguments.weights or preset["weights"]
@@ -406,6 +409,8 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
 
 def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
     """Search settings with kfp.local, two workers side by side, and put what was found into OUTPUT/sweep."""
+    if arguments.engine is None:
+        forked.prepare()
     preset = PRESETS[arguments.preset]
     output = arguments.output.resolve()
     weights = arguments.weights or preset["weights"]
