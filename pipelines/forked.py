@@ -56,6 +56,7 @@ class Forked:
 def _run(arguments: Sequence[str], environment: dict[str, str], output: Connection) -> None:
     from components.__main__ import main
 
+    multiprocessing.set_start_method(None, force=True)  # workers of a step start as they do where it is not forked
     os.setsid()
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
