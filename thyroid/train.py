@@ -198,7 +198,7 @@ def train(
     finally:
         keras.config.set_dtype_policy("float32")
 
-    kept = _float32(model)
+    kept = _float32(job, len(classes), start, tap, recipe)
     network = Network.trace(kept, classes, None if recipe == "deck" else max(1, tuned.unfrozen))
     best = fitted.best if recipe == "deck" else _validation(network, job, table)
     checkpoint = f"{row.name}-{fitted.best['epoch']:03d}-{best['loss']:.4f}-{best['accuracy']:.4f}.keras"
@@ -464,13 +464,15 @@ def _read_fold(file: Path) -> pd.DataFrame | None:
         return None
 
 
-def _float32(model: Any) -> Any:
+def _float32(job: twophase.Job, classes: int, start: str | Path | None, tap: str, recipe: str) -> Any:
     """The model as it is kept: without compile state, so that it loads in safe mode, and in single precision."""
-    layers = list(model.layers)
-    for layer in layers:
-        layers += getattr(layer, "layers", [])
-        layer.dtype_policy = "float32"
-    return keras.Model(model.inputs, model.outputs, name=model.name)
+    model = job.model
+    if model.get_layer(backbones.BODY).layers[-1].dtype_policy.name == "float32":
+        return keras.Model(model.inputs, model.outputs, name=model.name)
+    plain = backbones.build(job.backbone, job.pixels.shape[1], start, tap, deck=recipe == "deck", classes=classes)
+    backbones.copy_weights(model, plain)
+    backbones.split(plain, max(1, job.settings.unfrozen))  # the kept file says, too, what was frozen
+    return plain
 
 
 def _validation(network: Network, job: twophase.Job, table: pd.DataFrame) -> dict[str, float]:
