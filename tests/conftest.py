@@ -1,5 +1,6 @@
 """Fixtures: small phantoms and what is trained on them, made once for all workers, and real data where the machine has it."""
 
+import contextlib
 import csv
 import fcntl
 import functools
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tests import gcs as emulated
@@ -97,6 +99,36 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+SAVEFIG = Figure.savefig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sketched() -> Iterator[None]:
+    """Figures are made and written as a single pixel: rendering is half of what a small evaluation takes; see `drawn`."""
+
+    def write(figure: Figure, file: Any, **given: Any) -> None:
+        Image.new("L", (1, 1)).save(file, "PNG")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", write)
+        yield
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Figures are rendered within the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", SAVEFIG)
+        yield
+
+
+@pytest.fixture
+def drawn() -> Iterator[None]:
+    """Figures are rendered: for tests that look at them."""
+    with drawing():
+        yield
 
 
 @pytest.fixture
@@ -219,7 +251,8 @@ def evaluated(cropped: Path, trained: dict[tuple[str, str], Path], shared: Share
     def write(folder: Path) -> None:
         from thyroid import evaluate
 
-        evaluate.evaluate(cropped, [trained["VGG16", "cropped"], trained["VGG19", "cropped"]], folder)
+        with drawing():
+            evaluate.evaluate(cropped, [trained["VGG16", "cropped"], trained["VGG19", "cropped"]], folder)
 
     return shared.make("evaluation", write)
 

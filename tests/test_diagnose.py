@@ -158,7 +158,7 @@ def test_images_read_another_way_in_training(cropped, toy):
     assert findings == []
 
 
-def test_command_writes_words_a_table_and_a_picture(cropped, deck, trained, tmp_path, capsys):
+def test_command_writes_words_a_table_and_a_picture(cropped, deck, trained, tmp_path, capsys, drawn):
     models = [str(deck), str(trained["VGG16", "cropped"])]
     assert diagnose.main(["--data", str(cropped), "--models", *models, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

@@ -109,7 +109,7 @@ def test_odd_columns_and_a_class_with_one_patient(tmp_path, quick):
     assert not leaks["findings"]
 
 
-def test_pictures(tmp_path, quick):
+def test_pictures(tmp_path, quick, drawn):
     rows, y, _ = noise(60, 7, 2, 4)
     rows.loc[::5, "c1"] = np.nan
     facts = exploration.explore(rows, y, np.arange(60), names(4))

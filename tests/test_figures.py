@@ -192,6 +192,7 @@ def test_a_patient_counts_as_the_last_class_of_the_images():
 
 
 @pytest.mark.parametrize("kinds", [BINARY, KINDS])
+@pytest.mark.usefixtures("drawn")
 def test_every_curve_is_drawn(kinds, tmp_path):
     table = predictions() if kinds is BINARY else graded()
     point = POINT if kinds is BINARY else GRADED

@@ -23,7 +23,7 @@ def split_of(folder) -> dict[str, str]:
     return {path.rsplit("/", 1)[-1]: split for path, split in zip(table["path"], table["split"], strict=True)}
 
 
-def test_writes_tables_statistics_and_the_decks_line(scans, tmp_path, capsys, monkeypatch):
+def test_writes_tables_statistics_and_the_decks_line(scans, tmp_path, capsys, monkeypatch, drawn):
     monkeypatch.undo()  # with its picture
     done = ingest.ingest(scans, tmp_path / "out")
     table, _, facts = tables.read(tmp_path / "out")

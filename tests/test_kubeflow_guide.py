@@ -219,7 +219,7 @@ def test_the_table_of_nodes_is_the_codes():
     assert rows["model server, GPU"] == ["1 to 2", limits["limits"]["memory"], limits["limits"]["nvidia.com/gpu"]]
 
 
-def test_the_picture_is_of_the_pipeline_as_it_is(tmp_path):
+def test_the_picture_is_of_the_pipeline_as_it_is(tmp_path, drawn):
     compile_(tmp_path / "thyroid.yaml")
     found = draw.steps(tmp_path / "thyroid.yaml")
     assert draw.drawn_edges(ROOT / "docs" / "dag.png") == draw.edges(found)

@@ -116,7 +116,7 @@ def test_no_such_file(tmp_path):
 # The data version.
 
 
-def test_every_scan_gets_its_class_and_side(scans, table, tmp_path, capsys):
+def test_every_scan_gets_its_class_and_side(scans, table, tmp_path, capsys, drawn):
     facts = ingest.ingest(scans, tmp_path / "out", labels=table, classes=GRADES).facts
     found = used(tmp_path / "out")
     expected = dict(told(scans))

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_command_writes_the_comparison(tmp_path, monkeypatch):
+def test_command_writes_the_comparison(tmp_path, monkeypatch, drawn):
     """At toy size: two folds, two backbones. Sixty patients, or the deck's tenth of a class would be empty."""
     phantom.generate(tmp_path / "phantoms", patients=60, images_per_patient=1)
     rois = tmp_path / "phantoms" / "rois.csv"
