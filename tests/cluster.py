@@ -95,6 +95,7 @@ class Cluster(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Cluster
+    disable_nagle_algorithm = True  # an answer's body would wait 40 ms for the receipt of its head
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -87,6 +87,7 @@ def proxy(target: str) -> Iterator[tuple[Proxy, str]]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # an answer's body would wait 40 ms for the receipt of its head
 
         def log_message(self, *_: object) -> None:
             pass

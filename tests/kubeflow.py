@@ -52,6 +52,7 @@ class Kubeflow(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Kubeflow
+    disable_nagle_algorithm = True  # an answer's body would wait 40 ms for the receipt of its head
 
     def log_message(self, *_: Any) -> None:
         pass

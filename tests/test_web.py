@@ -434,6 +434,7 @@ def test_addresses_are_told_by_as_many_proxies_as_there_are(page):
 class Stub(http.server.BaseHTTPRequestHandler):
     """An endpoint that is not as it should be."""
 
+    disable_nagle_algorithm = True
     status, body, facts = 503, b"", b""
 
     def do_GET(self):
