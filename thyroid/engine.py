@@ -197,6 +197,7 @@ class OpenVINOEngine:
             self._alone = self._compiled(1, PERFORMANCE_HINT="LATENCY")
         self._alone.start_async({0: np.zeros((1, self._size, self._size, 3), np.uint8)}, lambda answer: None)
         self._alone.wait_all()  # the first image makes kernels
+        del self._network  # its weights are in the compiled ones
 
     def run_for(self, seconds: float) -> int:
         """Run black images, one a core, for about so long; how many."""

@@ -29,6 +29,7 @@ OPEN_PATHS = ("/", "/metrics", "/openapi.json")
 """Reached without the token, as is everything under /v2/health/."""
 
 _INFER = re.compile(r"/v1/models/[^/]+:(predict|explain)|/v2/models/[^/]+(/versions/[^/]+)?/infer")
+_PREDICT = re.compile(r"/v1/models/(?P<name>[^/]+):predict")
 _VERSION = re.compile(r"/v2/models/(?P<name>[^/]+)/versions/(?P<version>[^/]+)(?P<rest>/.*)?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -43,6 +44,8 @@ class Guard:
         resolve: name and version of a model to the name under which that version is served; None for none.
         admission: how many images may be inside; requests beyond are turned away here, before their bodies are read.
         draining: whether the server is about to stop.
+        predict: answers V1 predictions, given a model's name, the body and the headers, with a body and headers; None for
+            `app`, whose layers take longer than everything else but the network.
     """
 
     def __init__(
@@ -53,16 +56,17 @@ class Guard:
         resolve: Callable[[str, str], str | None],
         admission: Admission,
         draining: Callable[[], bool],
+        predict: Callable[[str, bytes, dict[str, str]], Awaitable[tuple[bytes, dict[str, str]]]] | None = None,
     ) -> None:
         self.app, self.token, self.repository_api = app, token, repository_api
-        self.resolve, self.admission, self.draining = resolve, admission, draining
+        self.resolve, self.admission, self.draining, self.predict = resolve, admission, draining, predict
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = _headers(scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = {"status": 0, "started": False}
@@ -80,13 +84,19 @@ class Guard:
             self._check(scope, headers)
             if scope["method"] == "POST" and _INFER.fullmatch(scope["path"]):
                 await self.admission.opening()
-            await self.app(scope, await _whole_body(scope, receive, headers), reply)
+            body = await _whole_body(scope, receive, headers)
+            asked = _PREDICT.fullmatch(scope["path"]) if scope["method"] == "POST" else None
+            if asked is None or self.predict is None:
+                await self.app(scope, _replay(body, receive), reply)
+            else:
+                answer, more = await self.predict(asked["name"], body, _headers(scope))
+                await _answer(reply, HTTPStatus.OK, answer, more)
         except _DisconnectedError:
             state["status"] = 499
         except RequestError as error:
             await _refuse(reply, state, error)
         except Exception as error:
-            fields = {"request_id": request_id, "kind": type(error).__name__, "where": logs.place(error)}
+            fields: dict[str, Any] = {"request_id": request_id, "kind": type(error).__name__, "where": logs.place(error)}
             log.error("internal error", extra={"fields": fields})
             await _refuse(reply, state, RequestError("internal error", HTTPStatus.INTERNAL_SERVER_ERROR, "internal"))
         seconds = time.perf_counter() - started
@@ -138,35 +148,42 @@ class _DisconnectedError(Exception):
     """The client went away before its body was here."""
 
 
-async def _whole_body(scope: Scope, receive: Receive, headers: dict[str, str]) -> Receive:
-    """Read the body within the limits of size and time; the application then gets it at once."""
+def _headers(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+async def _whole_body(scope: Scope, receive: Receive, headers: dict[str, str]) -> bytes:
+    """Read the body within the limits of size and time."""
     length = headers.get("content-length", "0")
     if not length.isdigit():
         raise RequestError("content-length: not a number")
     if int(length) > limits.MAX_BODY:
         raise limits.too_large()
     parts: list[bytes] = []
-
-    async def read() -> None:
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _DisconnectedError
-            size += len(message.get("body", b""))
-            if size > limits.MAX_BODY:
-                raise limits.too_large()
-            parts.append(message.get("body", b""))
-            more = message.get("more_body", False)
-
+    size, more = 0, True
     try:
-        await asyncio.wait_for(read(), limits.SLOW_CLIENT)
+        async with asyncio.timeout(limits.SLOW_CLIENT):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _DisconnectedError
+                size += len(message.get("body", b""))
+                if size > limits.MAX_BODY:
+                    raise limits.too_large()
+                parts.append(message.get("body", b""))
+                more = message.get("more_body", False)
     except TimeoutError:
-        message = f"body: did not arrive within {limits.SLOW_CLIENT:g} seconds"
-        raise RequestError(message, HTTPStatus.REQUEST_TIMEOUT, "slow_client") from None
-    body, given = b"".join(parts), False
+        text = f"body: did not arrive within {limits.SLOW_CLIENT:g} seconds"
+        raise RequestError(text, HTTPStatus.REQUEST_TIMEOUT, "slow_client") from None
+    body = b"".join(parts)
     if scope["method"] == "POST" and _INFER.fullmatch(scope["path"]) and not body:
         raise RequestError('body: empty; expected {"instances": [{"image": {"b64": "..."}}]} or an image')
+    return body
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The application gets the body at once."""
+    given = False
 
     async def replay() -> Message:
         nonlocal given
@@ -182,15 +199,20 @@ async def _refuse(send: Send, state: dict[str, Any], error: RequestError) -> Non
     metrics.REJECTED.labels(error.code).inc()
     if state["started"]:
         return
-    body = json.dumps({"error": str(error), "code": error.code}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = {}
     if error.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
-        headers.append((b"retry-after", str(limits.RETRY_AFTER).encode()))
+        headers["retry-after"] = str(limits.RETRY_AFTER)
     if error.status == HTTPStatus.UNAUTHORIZED:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers["www-authenticate"] = "Bearer"
     if error.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
-        headers.append((b"connection", b"close"))  # the rest of the body is not read
-    await send({"type": "http.response.start", "status": int(error.status), "headers": headers})
+        headers["connection"] = "close"  # the rest of the body is not read
+    await _answer(send, error.status, json.dumps({"error": str(error), "code": error.code}).encode(), headers)
+
+
+async def _answer(send: Send, status: HTTPStatus, body: bytes, headers: dict[str, str]) -> None:
+    all_of_them = {"content-type": "application/json", "content-length": str(len(body))} | headers
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in all_of_them.items()]
+    await send({"type": "http.response.start", "status": int(status), "headers": encoded})
     await send({"type": "http.response.body", "body": body})
 
 

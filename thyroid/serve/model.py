@@ -203,7 +203,8 @@ class ThyroidModel(kserve.Model):
         self.in_flight += 1
         try:
             with self.admission.admit(len(instances)):
-                return await asyncio.wait_for(super().__call__(request, headers, verb), limits.DEADLINE)
+                async with asyncio.timeout(limits.DEADLINE):
+                    return await super().__call__(request, headers, verb)
         except TimeoutError:
             raise limits.too_late() from None
         finally:

@@ -28,6 +28,7 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.infer_type import RequestedOutput
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
+from uvicorn.loops.auto import auto_loop_factory
 
 from thyroid import registry, storage
 from thyroid.errors import InputError
@@ -52,6 +53,14 @@ _GRPC_STATUS = {
     HTTPStatus.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     HTTPStatus.SERVICE_UNAVAILABLE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     HTTPStatus.GATEWAY_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+_ERRORS: dict[type[Exception], tuple[HTTPStatus, str]] = {
+    InvalidInput: (HTTPStatus.BAD_REQUEST, "invalid_input"),
+    ModelNotFound: (HTTPStatus.NOT_FOUND, "not_found"),
+    ModelNotReady: (HTTPStatus.SERVICE_UNAVAILABLE, "not_ready"),
+    ServerNotReady: (HTTPStatus.SERVICE_UNAVAILABLE, "not_ready"),
 }
 
 
@@ -87,7 +96,8 @@ class Server:
         Raises:
             InputError: the model cannot be served.
         """
-        asyncio.run(self._run())
+        with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's, where there is one
+            runner.run(self._run())
         if self.failure is not None:
             raise self.failure
 
@@ -313,10 +323,28 @@ class _REST(RESTServer):
             resolve=server.resolve,
             admission=server.admission,
             draining=lambda: server.draining,
+            predict=self._predict,
         )
         app.openapi = openapi.document
         app.add_api_route("/v1/models/{name}/facts", self._facts, methods=["GET"])
         app.add_api_route("/v1/models/{name}/report", self._report, methods=["GET"])
+
+    async def _predict(self, name: str, body: bytes, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:
+        """As KServe's route, without the layers between."""
+        try:
+            if not await self.dataplane.model_ready(name, True):
+                raise ModelNotReady(name)
+            request, attributes = self.dataplane.decode(body, headers)
+            answer, more = await self.dataplane.infer(name, request, headers)
+            answer, also = self.dataplane.encode(name, answer, headers, attributes)
+        except tuple(_ERRORS) as error:
+            status, code = _ERRORS[type(error)]
+            raise RequestError(str(error)[:300], status, code) from None
+        more |= also
+        more.pop("content-length", None)
+        if isinstance(answer, bytes | str):
+            return answer if isinstance(answer, bytes) else answer.encode(), more
+        return orjson.dumps(answer, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY), more
 
     def _facts(self, name: str) -> JSONResponse:
         return JSONResponse(self._model(name).described())
@@ -337,11 +365,8 @@ class _REST(RESTServer):
         """All in the form that `guard` gives errors, without a traceback in the log."""
         for kind, handler in (
             (RequestError, _request_error),
-            (InvalidInput, _told(HTTPStatus.BAD_REQUEST, "invalid_input")),
-            (ModelNotFound, _told(HTTPStatus.NOT_FOUND, "not_found")),
-            (ModelNotReady, _told(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready")),
             (RequestValidationError, _not_v2),
-            (ServerNotReady, _told(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready")),
+            *((kind, _told(*told)) for kind, told in _ERRORS.items()),
         ):
             app.add_exception_handler(kind, handler)
 
