@@ -96,7 +96,11 @@ class Guard:
         except RequestError as error:
             await _refuse(reply, state, error)
         except Exception as error:
-            fields: dict[str, Any] = {"request_id": request_id, "kind": type(error).__name__, "where": logs.place(error)}
+            fields: dict[str, Any] = {
+                "request_id": request_id,
+                "kind": type(error).__name__,
+                "where": logs.place(error),
+            }
             log.error("internal error", extra={"fields": fields})
             await _refuse(reply, state, RequestError("internal error", HTTPStatus.INTERNAL_SERVER_ERROR, "internal"))
         seconds = time.perf_counter() - started
