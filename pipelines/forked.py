@@ -1,5 +1,6 @@
 """A step's process on this machine: a fork of one that has imported what steps need, which takes each of them seconds."""
 
+import io
 import multiprocessing
 import os
 import sys
@@ -61,6 +62,8 @@ def _run(arguments: Sequence[str], environment: dict[str, str], output: Connecti
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     output.close()
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()  # that of whoever started the process that was forked
     os.environ.update(environment | {"_KFP_RUNTIME": "true"})
     sys.exit(main(arguments))

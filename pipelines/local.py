@@ -136,7 +136,7 @@ class Steps:
         return not self._running or (len(self._running) < self.cores and declared <= self.memory)
 
     def _follow(self, task: Task, command: Sequence[str], environment: dict[str, str], container: Sequence[str]) -> int:
-        variables = os.environ | environment
+        variables = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
         ours = not container and list(command[1:3]) == ["-m", "components"]
         own = _Process(Forked(command[3:], variables) if ours else _Spawned(command, variables), container)
         with self._changed:

@@ -20,7 +20,6 @@ from thyroid import (
     benefit,
     changes,
     cores,
-    crop,
     curves,
     errors,
     explain,
@@ -129,7 +128,7 @@ def evaluate(
     locked = {"-".join(key): point.facts() for key, point in points.items()}
     chosen = {"winner": "-".join(winner.key), "points": locked, "columns": helped.facts.get("used", [])}
     tables.write_json(output / "operating_points.json", chosen)
-    shown = decode(crop.examples(data, serving_domain, "test"), winner.facts["image_size"])
+    shown = decode(predictions.examples(data, serving_domain, "test"), winner.facts["image_size"])
     exported = artefact.export(winner, shown, output / "artefact")
 
     test = []
@@ -225,7 +224,7 @@ def _load(
     data: Path, trained: Sequence[Trained], serving_domain: str, decode: inputs.Decode
 ) -> dict[tuple[str, str], Network]:
     """Every model's network, which has answered to the validation images: TensorFlow prepares a graph on one core."""
-    table = crop.examples(data, serving_domain, "validation")
+    table = predictions.examples(data, serving_domain, "validation")
     sizes = {one.facts["image_size"] for one in trained}
     pixels = {size: decode(table, size) for size in sizes}
 

@@ -32,7 +32,7 @@ class Network:
 
     Args:
         name: of the model, for people.
-        graph: with "batch" and some of `OUTPUTS`, whose variables have become constants.
+        graph: from "batch" to some of `OUTPUTS`, without variables; of a network that was loaded, without its weights, too.
         call: runs it.
     """
 
@@ -88,7 +88,7 @@ class Network:
 
         size = facts["image_size"]
         image = tf.TensorSpec((None, size, size, 3), tf.uint8)
-        return cls(facts["backbone"], graph, tf.function(run, [image], autograph=False, jit_compile=XLA))
+        return cls(facts["backbone"], bare, tf.function(run, [image], autograph=False, jit_compile=XLA))
 
     def probabilities(self, pixels: NDArray[np.uint8], doing: str = "images") -> NDArray[np.float64]:
         """Probabilities [n, classes] of uint8 [n, size, size, 1 or 3], not scaled.

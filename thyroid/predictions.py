@@ -67,6 +67,21 @@ def trained_models(data: Path, models: Sequence[Path], facts: dict[str, Any]) ->
     return trained
 
 
+def examples(data: Path, domain: str, split: str) -> pd.DataFrame:
+    """As `crop.examples`, of a split on which figures mean something.
+
+    Raises:
+        InputError: it lacks a class.
+    """
+    table = crop.examples(data, domain, split)
+    if table["label"].nunique() < len(CLASSES):
+        raise InputError(
+            f"{data}: the {split} split of the {domain} domain has images of {table['label'].nunique()} class(es), and "
+            "figures need both; add scans or deal the splits anew with --given-splits ignore"
+        )
+    return table
+
+
 def predict(
     data: Path,
     network: Network,
@@ -78,12 +93,7 @@ def predict(
     """The network's own probabilities of a split's images, not yet scaled."""
     parts, classes = [], kinds.of(model)
     for domain in domains:
-        table = crop.examples(data, domain, split)
-        if table["label"].nunique() < len(CLASSES):
-            raise InputError(
-                f"{data}: the {split} split of the {domain} domain has images of {table['label'].nunique()} class(es), and "
-                "figures need both; add scans or deal the splits anew with --given-splits ignore"
-            )
+        table = examples(data, domain, split)
         table[classes.columns] = network.probabilities(decode(table, model["image_size"]), f"{split} images")
         table["file"] = table.pop("name")
         names = {"backbone": model["backbone"], "train_domain": model["train_domain"], "domain": domain}

@@ -338,7 +338,7 @@ class _REST(RESTServer):
             answer, more = await self.dataplane.infer(name, request, headers)
             answer, also = self.dataplane.encode(name, answer, headers, attributes)
         except tuple(_ERRORS) as error:
-            status, code = _ERRORS[type(error)]
+            status, code = next(told for kind, told in _ERRORS.items() if isinstance(error, kind))
             raise RequestError(str(error)[:300], status, code) from None
         more |= also
         more.pop("content-length", None)
