@@ -187,7 +187,7 @@ def evaluate(
         ),
         "settings": {"sensitivity": sensitivity, "abstain": abstain, "prevalence": prevalence},
         "worst": worst,
-        "diagnosis": [one.diagnosis for one in trained],
+        "diagnosis": [train_record.diagnosis(one.folder) for one in trained],
         "seconds": facts["seconds"] | {_step(row): row["seconds"] for row in ranking},
     }
     checkpoint = registry.sha256(winner.folder / best["checkpoint"])

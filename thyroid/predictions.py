@@ -6,7 +6,6 @@ probability_M, that of the malignant side, raw_CLASS and raw_M before the temper
 usable column of clinical.csv.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +38,6 @@ class Trained:
     def parts(self) -> pd.Series:
         """What the training used each image for ("train" or "validation"), by file."""
         return train_record.parts(self.folder)
-
-    @property
-    def diagnosis(self) -> dict[str, Any]:
-        """What the training found when it looked into its model, as `diagnose.Diagnosis.facts`."""
-        return json.loads((self.folder / train_record.DIAGNOSIS).read_text())
 
     def load(self) -> Network:
         return Network.load(self.folder, self.facts)

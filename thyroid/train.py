@@ -224,7 +224,6 @@ def train(
             "batch_size": job.batch_size,
             "validation": {key: best[key] for key in ("auroc", "loss", "accuracy")},
             "data_digest": facts["digest"],
-            "seconds": round(time.monotonic() - started, 1),
         }
         | checkpoints.memory()
     )

@@ -17,12 +17,25 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the folder is not the output of a finished training.
     """
+    return _json(folder, "train.json")
+
+
+def diagnosis(folder: Path) -> dict[str, Any]:
+    """What a training found when it looked into its model, as `diagnose.Diagnosis.facts`.
+
+    Raises:
+        InputError: the folder is not the output of a finished training.
+    """
+    return _json(folder, DIAGNOSIS)
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads((folder / "train.json").read_text())
+        return json.loads((folder / name).read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder}: not a finished training (train.json is missing)") from None
+        raise InputError(f"{folder}: not a finished training ({name} is missing)") from None
     except ValueError as error:
-        raise InputError(f"{folder / 'train.json'}: not JSON: {error}") from None
+        raise InputError(f"{folder / name}: not JSON: {error}") from None
 
 
 def out_of_fold(folder: Path, domain: str) -> pd.DataFrame:
