@@ -84,7 +84,7 @@ def write(
     reference = images.encode(crop.normal(phantom.draw("M", patient=1, image=1).image))
     (output / "reference.jpg").write_bytes(reference)
     pixels = images.rgb(
-        images.square(images.encode(_as_served(reference, result["serving_domain"])), row["image_size"])
+        images.stored(_as_served(reference, result["serving_domain"]), row["image_size"])
     )
     raw = network.probabilities(pixels[None], "reference")
     probability = point.scale(raw if head is None else head.predict(raw, [{}])[0])[0]

@@ -4,6 +4,7 @@ A form is served only if the evaluation scored it (`forms` in model.json). OpenV
 """
 
 import asyncio
+import math
 import sys
 import time
 from collections import deque
@@ -30,6 +31,11 @@ NEAR = 0.02
 OPENVINO = "openvino/model.xml"
 """File of the artefact; its weights lie beside it."""
 
+_CROWDED = 0.75
+"""Share of its time that the latency mode would be busy, from which on the throughput mode takes over: there images begin to
+wait, and it answers an eighth more of them."""
+_LOAD_SECONDS = 2.0
+"""Of the moving average of that share."""
 _MICRO_BATCH = 32
 _ROUNDS, _ROUND_SECONDS = 2, 0.25  # of measuring each form
 
@@ -153,9 +159,9 @@ def _measure(engines: Sequence["OpenVINOEngine"]) -> dict[str, float]:
 class OpenVINOEngine:
     """OpenVINO on the CPU.
 
-    One image at a time gets all cores (latency mode), for the soonest answer. When more wait than there are cores, each runs
-    on a core of its own (throughput mode), which answers more of them a second, until none is left. The two never run side by
-    side, where they would take each other's cores. Batching gains nothing on a CPU.
+    One image at a time gets all cores (latency mode), for the soonest answer. When more wait than there are cores, or would
+    wait before long (`_CROWDED`), each runs on a core of its own (throughput mode), which answers more of them a second, until
+    none is left. The two never run side by side, where they would take each other's cores. Batching gains nothing on a CPU.
 
     Args:
         model: the .xml file.
@@ -177,6 +183,8 @@ class OpenVINOEngine:
         self._alone = self._many
         self._waiting: deque[tuple[NDArray[np.uint8], asyncio.Future[Answer]]] = deque()
         self._running = 0
+        self._load, self._asked = 0.0, 0.0  # share of time, and when it was brought up to date
+        self._one = 0.0  # seconds of an image in latency mode
         self._mode = self._many
 
     def _compiled(self, jobs: int, **options: str) -> Any:
@@ -195,15 +203,18 @@ class OpenVINOEngine:
         """Compile the latency mode, which `predict` does without and `answer` waits for the longer without."""
         if self._cores > 1:
             self._alone = self._compiled(1, PERFORMANCE_HINT="LATENCY")
-        self._alone.start_async({0: np.zeros((1, self._size, self._size, 3), np.uint8)}, lambda answer: None)
-        self._alone.wait_all()  # the first image makes kernels
+        for _ in range(2):  # the first image makes kernels
+            started = time.perf_counter()
+            _start(self._alone, np.zeros((self._size, self._size, 3), np.uint8), lambda answer: None)
+            self._alone.wait_all()
+            self._one = time.perf_counter() - started
         del self._network  # its weights are in the compiled ones
 
     def run_for(self, seconds: float) -> int:
         """Run black images, one a core, for about so long; how many."""
-        black, count, end = np.zeros((1, self._size, self._size, 3), np.uint8), 0, time.perf_counter() + seconds
+        black, count, end = np.zeros((self._size, self._size, 3), np.uint8), 0, time.perf_counter() + seconds
         while count < self._cores or time.perf_counter() < end:
-            self._many.start_async({0: black}, lambda answer: None)
+            _start(self._many, black, lambda answer: None)
             count += 1
         self._many.wait_all()
         return count
@@ -211,27 +222,31 @@ class OpenVINOEngine:
     def predict(self, pixels: NDArray[np.uint8]) -> Answer:
         answers: list[Answer] = [None] * len(pixels)  # type: ignore[list-item]
         for number, image in enumerate(pixels):
-            self._many.start_async({0: image[None]}, partial(answers.__setitem__, number))
+            _start(self._many, image, partial(answers.__setitem__, number))
         self._many.wait_all()
         return np.stack([one[0] for one in answers]), np.stack([one[1] for one in answers])
 
     async def answer(self, pixels: NDArray[np.uint8]) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((pixels, future))
+        now = time.monotonic()
+        self._load = self._load * math.exp((self._asked - now) / _LOAD_SECONDS) + self._one / _LOAD_SECONDS
+        self._asked = now
         self._feed()
         return await future
 
     def _feed(self) -> None:
         """Start what may start now; called on the event loop, and never blocks it."""
         if not self._running:
-            self._mode = self._many if len(self._waiting) > self._cores else self._alone
+            crowded = len(self._waiting) > self._cores or self._load > _CROWDED
+            self._mode = self._many if crowded else self._alone
         places = len(self._mode)
         while self._waiting and self._running < places:
             pixels, future = self._waiting.popleft()
             if future.done():  # the caller went away
                 continue
             self._running += 1
-            self._mode.start_async({0: pixels[None]}, partial(self._tell, asyncio.get_running_loop(), future))
+            _start(self._mode, pixels, partial(self._tell, asyncio.get_running_loop(), future))
 
     def _tell(self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Answer]", answer: Answer) -> None:
         loop.call_soon_threadsafe(self._answered, future, answer)
@@ -244,6 +259,12 @@ class OpenVINOEngine:
     def close(self) -> None:
         self._alone.wait_all()
         self._many.wait_all()
+
+
+def _start(queue: Any, pixels: NDArray[np.uint8], tell: Any) -> None:
+    """Run an image in the queue's next free job; waits for one. Written into its input, since OpenVINO's own way takes longer."""
+    queue[queue.get_idle_request_id()].get_input_tensor(0).data[0] = pixels
+    queue.start_async(None, tell)
 
 
 def _finished(request: Any, tell: Any) -> None:

@@ -24,8 +24,23 @@ MIN_SIDE = 16
 JPEG_QUALITY = 95
 MAX_SCANS = 100
 """Of a progressive JPEG, which has ten; each one goes over all pixels, and takes a few bytes."""
-_START_OF_SCAN = b"\xff\xda"
-_QUICK_BYTES, _QUICK_PIXELS = 65_536, 65_536
+_START_OF_SCAN, _COMMENT = b"\xff\xda", b"\xff\xfe"
+_JFIF = 20
+"""Bytes of a JPEG up to the end of its JFIF header, behind which a comment may stand."""
+_DECODERS = {
+    False: (cv2.IMREAD_COLOR, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_8),
+    True: (
+        cv2.IMREAD_GRAYSCALE,
+        cv2.IMREAD_REDUCED_GRAYSCALE_2,
+        cv2.IMREAD_REDUCED_GRAYSCALE_4,
+        cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    ),
+}
+"""OpenCV's flags by whether a JPEG is grey: for its full size, a half, a quarter and an eighth."""
+_ENCODER = (
+    *(cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY),
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+)
 
 
 def read(path: str | Path) -> bytes:
@@ -62,7 +77,13 @@ def kind(data: bytes) -> str | None:
     return "DICOM" if known is None and data[128:132] == b"DICM" else known
 
 
-def decode(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPEG",)) -> Pixels:
+def decode(
+    data: bytes,
+    min_side: int = MIN_SIDE,
+    formats: tuple[str, ...] = ("JPEG",),
+    max_pixels: int = MAX_PIXELS,
+    max_scans: int = MAX_SCANS,
+) -> Pixels:
     """Decode an image completely.
 
     The header's dimensions are checked before any pixel is decoded (decompression bombs), only Pillow's plug-ins of
@@ -72,6 +93,8 @@ def decode(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("J
         data: the whole file.
         min_side: smallest width and height that is taken for a scan.
         formats: what is taken.
+        max_pixels: of the image.
+        max_scans: of a JPEG.
 
     Returns:
         uint8 [height, width, 3], RGB, 0..255.
@@ -79,7 +102,7 @@ def decode(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("J
     Raises:
         ValueError: not of these formats, too large, too small or damaged; the message says which.
     """
-    image = _open(data, min_side, formats)
+    image = _open(data, min_side, formats, max_pixels, max_scans)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -104,17 +127,6 @@ def size(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPE
     return (image.height, image.width) if turned else image.size
 
 
-def quick(data: bytes) -> bool:
-    """Whether these are the bytes of a JPEG that is decoded, cropped and scaled within about a millisecond."""
-    if len(data) > _QUICK_BYTES or data.count(_START_OF_SCAN) != 1:  # each scan goes over all pixels
-        return False
-    try:
-        width, height = size(data)
-    except ValueError:
-        return False
-    return width * height <= _QUICK_PIXELS
-
-
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -137,10 +149,16 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _open(data: bytes, min_side: int, formats: tuple[str, ...]) -> Image.Image:
+def _open(
+    data: bytes,
+    min_side: int,
+    formats: tuple[str, ...],
+    max_pixels: int = MAX_PIXELS,
+    max_scans: int = MAX_SCANS,
+) -> Image.Image:
     """The image before any pixel is decoded, with sides that are allowed."""
-    if data.count(_START_OF_SCAN) > MAX_SCANS:
-        raise ValueError(f"JPEG of more than {MAX_SCANS} scans")
+    if data.count(_START_OF_SCAN) > max_scans:
+        raise ValueError(f"JPEG of more than {max_scans} scans")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bombs (MAX_PIXELS is stricter) and odd metadata beside sound pixels
@@ -150,8 +168,8 @@ def _open(data: bytes, min_side: int, formats: tuple[str, ...]) -> Image.Image:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):  # ValueError: chunks of a PNG that are too large
         raise ValueError(f"not a {' or '.join(formats)} image") from None
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise SizeError(width, height, f"image of {width}x{height} is larger than the limit of {MAX_PIXELS:,} pixels")
+    if width * height > max_pixels:
+        raise SizeError(width, height, f"image of {width}x{height} is larger than the limit of {max_pixels:,} pixels")
     if max(width, height) > MAX_SIDE:  # letterboxing makes a square of the longer side
         raise SizeError(
             width, height, f"image of {width}x{height} is longer than the limit of {MAX_SIDE:,} pixels a side"
@@ -168,14 +186,19 @@ def encode(image: Pixels, comment: bytes | None = None) -> bytes:
 
     Args:
         image: uint8 [height, width, 3], RGB.
-        comment: the only thing to write beside the pixels.
+        comment: the only thing to write beside the pixels, at most 65,533 bytes.
     """
+    data, _ = _encode(image)
+    if comment is None:
+        return data
+    return data[:_JFIF] + _COMMENT + (len(comment) + 2).to_bytes(2, "big") + comment + data[_JFIF:]
+
+
+def _encode(image: Pixels) -> tuple[bytes, bool]:
+    """The JPEG, and whether it is grey."""
     grey = bool(np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 0], image[..., 2]))
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image[..., 0]) if grey else image).save(
-        buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, comment=comment
-    )
-    return buffer.getvalue()
+    pixels = image[..., 0] if grey else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", pixels, _ENCODER)[1].tobytes(), grey
 
 
 def letterbox(image: Pixels, size: int) -> Pixels:
@@ -215,11 +238,30 @@ def square(data: bytes, size: int) -> Pixels:
         OSError: not a JPEG.
     """
     image = Image.open(io.BytesIO(data), formats=("JPEG",))
-    scale = size / max(image.size)
-    image.draft(image.mode, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    if image.mode == "L":
-        return letterbox(np.asarray(image)[..., None], size)
-    return letterbox(np.asarray(image.convert("RGB")), size)
+    return _square(data, *image.size, image.mode == "L", size)
+
+
+def stored(image: Pixels, size: int) -> Pixels:
+    """What `square` makes of the bytes that `encode` makes of an image: what a model sees of one that is not on disk.
+
+    Args:
+        image: uint8 [height, width, 3], RGB.
+        size: side of the square in pixels.
+
+    Returns:
+        uint8 [size, size, 1] or [size, size, 3], as `square`.
+    """
+    data, grey = _encode(image)
+    return _square(data, image.shape[1], image.shape[0], grey, size)
+
+
+def _square(data: bytes, width: int, height: int, grey: bool, size: int) -> Pixels:
+    scale = size / max(width, height)
+    larger = min(8, *(side // max(1, round(side * scale)) for side in (width, height)))
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODERS[grey][max(larger, 1).bit_length() - 1])
+    if pixels is None:
+        raise OSError("damaged JPEG")
+    return letterbox(pixels[..., None] if grey else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), size)
 
 
 def rgb(image: Pixels) -> Pixels:

@@ -89,7 +89,7 @@ class Guard:
             if asked is None or self.predict is None:
                 await self.app(scope, _replay(body, receive), reply)
             else:
-                answer, more = await self.predict(asked["name"], body, _headers(scope))
+                answer, more = await self.predict(asked["name"], body, headers)
                 await _answer(reply, HTTPStatus.OK, answer, more)
         except _DisconnectedError:
             state["status"] = 499
@@ -133,7 +133,7 @@ class Guard:
             scope["raw_path"] = scope["path"].encode()
 
     def _content_type(self, scope: Scope, headers: dict[str, str], v1: bool) -> None:
-        """Refuse other types; drop parameters such as charset, since KServe compares the whole value."""
+        """Refuse other types; drop parameters such as charset, from `headers` too, since KServe compares the whole value."""
         kind = headers.get("content-type", "application/json").split(";")[0].strip().lower()
         binary = "inference-header-content-length" in headers
         if kind not in JSON_TYPES and not (v1 and kind in IMAGE_TYPES) and not (binary and kind in IMAGE_TYPES):
@@ -146,6 +146,7 @@ class Guard:
             kind = "image/jpeg"
         rest = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
         scope["headers"] = [*rest, (b"content-type", kind.encode())]
+        headers["content-type"] = kind
 
 
 class _DisconnectedError(Exception):

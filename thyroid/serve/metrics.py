@@ -1,10 +1,11 @@
-"""What Prometheus sees at /metrics beside KServe's own histograms. Labels never hold a name or a patient."""
+"""What Prometheus sees at /metrics. Labels never hold a name or a patient."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 STAGE = Histogram("thyroid_stage_seconds", "Seconds of an image by stage", ["stage"], buckets=_SECONDS)
+PREPARE, ENGINE = STAGE.labels("prepare"), STAGE.labels("engine")
 REQUEST = Histogram("thyroid_request_seconds", "Seconds of a request", ["route", "status"], buckets=_SECONDS)
 QUEUE = Gauge("thyroid_queue_images", "Images that are waiting or being looked at")
 PROBABILITY = Histogram(

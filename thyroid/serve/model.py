@@ -16,7 +16,7 @@ from kserve import InferOutput, InferRequest, InferResponse
 from kserve.model import InferenceVerb
 from PIL import Image
 
-from thyroid import RESEARCH_USE_ONLY, cores, crop, engine, explain, images, operating, registry
+from thyroid import RESEARCH_USE_ONLY, cores, crop, engine, explain, operating, registry
 from thyroid import classes as kinds
 from thyroid.errors import InputError
 from thyroid.fusion import Fusion
@@ -62,6 +62,7 @@ class _Seen:
     instance: Instance
     prepared: Prepared
     probability: np.ndarray
+    decided: dict[str, Any]
     evidence: np.ndarray
     clinical: dict[str, Any]
     milliseconds: dict[str, float]
@@ -114,6 +115,7 @@ class ThyroidModel(kserve.Model):
             raise InputError(f"{self.folder}: {drift}; not served")
         labels = (self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"])
         metrics.MODEL.labels(*labels).set(1)
+        self._version = str(self.facts["version"])
         self.ready = True
         return self.ready
 
@@ -187,7 +189,7 @@ class ThyroidModel(kserve.Model):
     async def __call__(
         self, body: Any, headers: dict[str, str] | None = None, verb: InferenceVerb = InferenceVerb.PREDICT
     ) -> Any:
-        """Admit, answer within the deadline.
+        """Admit, answer within the deadline. KServe's own would hand over to `preprocess` and others that there are not.
 
         Raises:
             RequestError: the request is wrong, too much is waiting, or the deadline has passed.
@@ -204,7 +206,7 @@ class ThyroidModel(kserve.Model):
         try:
             with self.admission.admit(len(instances)):
                 async with asyncio.timeout(limits.DEADLINE):
-                    return await super().__call__(request, headers, verb)
+                    return await (self.explain if verb is InferenceVerb.EXPLAIN else self.predict)(request), {}
         except TimeoutError:
             raise limits.too_late() from None
         finally:
@@ -241,9 +243,8 @@ class ThyroidModel(kserve.Model):
     ) -> _Seen:
         wanted = self.facts["serving_domain"], self.facts["image_size"], self.facts.get("margin", crop.MARGIN)
         begun = time.perf_counter()
-        if alone and isinstance(instance.image, bytes) and images.quick(instance.image):
-            prepared = treatment.prepare(instance, *wanted)  # sooner than a thread could begin
-        else:
+        prepared = treatment.at_once(instance, *wanted) if alone else None  # sooner than a thread could begin
+        if prepared is None:
             loop = asyncio.get_running_loop()
             prepared = await loop.run_in_executor(self._preparing, treatment.prepare, instance, *wanted)
         ready = time.perf_counter()
@@ -251,12 +252,11 @@ class ThyroidModel(kserve.Model):
         done = time.perf_counter()
         values, notes = clinical
         scaled = self._scaled(probability, values)
-        for stage, seconds in (("prepare", ready - begun), ("engine", done - ready)):
-            metrics.STAGE.labels(stage).observe(seconds)
-        version = str(self.facts["version"])
-        malignant = float(self.classes.malignant(scaled[None])[0])
-        metrics.PROBABILITY.labels(version).observe(malignant)
-        metrics.DECISIONS.labels(version, str(self.point.decide(malignant))).inc()
+        decided = self._decided(scaled)
+        metrics.PREPARE.observe(ready - begun)
+        metrics.ENGINE.observe(done - ready)
+        metrics.PROBABILITY.labels(self._version).observe(decided["malignant"])
+        metrics.DECISIONS.labels(self._version, decided["decision"]).inc()
         if "scan_area_found" in prepared.done:
             metrics.SCAN_AREA.labels(str(prepared.done["scan_area_found"]).lower()).inc()
         milliseconds = {"prepare": ready - begun, "engine": done - ready, "total": done - started}
@@ -266,11 +266,11 @@ class ThyroidModel(kserve.Model):
             told = {"used": [name for name in columns if name in values]}
             told |= {"missing": [name for name in columns if name not in values], "notes": notes}
         rounded = {name: round(s * 1000, 1) for name, s in milliseconds.items()}
-        return _Seen(instance, prepared, scaled, evidence, told, rounded)
+        return _Seen(instance, prepared, scaled, decided, evidence, told, rounded)
 
     def _told(self, seen: _Seen) -> dict[str, Any]:
         return (
-            self._decided(seen.probability)
+            seen.decided
             | {
                 "crop": seen.prepared.done,
                 "model": self.facts["backbone"],
@@ -340,7 +340,7 @@ class ThyroidModel(kserve.Model):
         values = np.stack([one.probability for one in seen]).astype(np.float32)
         probability.set_data_from_numpy(values, binary_data=False)
         decision = InferOutput("decision", [len(seen)], "BYTES")
-        decisions = [self._decided(one.probability)["decision"].encode() for one in seen]
+        decisions = [one.decided["decision"].encode() for one in seen]
         decision.set_data_from_numpy(np.array(decisions, dtype=np.object_), binary_data=False)
         return InferResponse(
             response_id=request.id or "",

@@ -310,14 +310,16 @@ class _REST(RESTServer):
             ssl_keyfile=None if options.tls_key is None else str(options.tls_key),
         )
         self.config.access_log = False  # our own line holds no path
+        self.config.proxy_headers = False  # nobody asks for a client's address
         self.config.limit_concurrency = 1000
         self._guarded = server
         self._server.capture_signals = _no_signals  # the drain is ours
 
     def _add_middlewares(self, app: FastAPI) -> None:
+        """Ours stands before the application with all that it brings along, and not within it."""
         server = self._guarded
-        app.add_middleware(
-            Guard,
+        self.config.app = Guard(
+            app,
             token=server.options.token,
             repository_api=server.options.repository_api,
             resolve=server.resolve,
@@ -332,15 +334,15 @@ class _REST(RESTServer):
     async def _predict(self, name: str, body: bytes, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:
         """As KServe's route, without the layers between."""
         try:
-            if not await self.dataplane.model_ready(name, True):
+            model = self._model(name)
+            if not model.ready:
                 raise ModelNotReady(name)
             request, attributes = self.dataplane.decode(body, headers)
-            answer, more = await self.dataplane.infer(name, request, headers)
-            answer, also = self.dataplane.encode(name, answer, headers, attributes)
+            answer, _ = await model(request, headers)
+            answer, more = self.dataplane.encode(name, answer, headers, attributes)
         except tuple(_ERRORS) as error:
             status, code = next(told for kind, told in _ERRORS.items() if isinstance(error, kind))
             raise RequestError(str(error)[:300], status, code) from None
-        more |= also
         more.pop("content-length", None)
         if isinstance(answer, bytes | str):
             return answer if isinstance(answer, bytes) else answer.encode(), more
@@ -367,6 +369,7 @@ class _REST(RESTServer):
             (RequestError, _request_error),
             (RequestValidationError, _not_v2),
             *((kind, _told(*told)) for kind, told in _ERRORS.items()),
+            (Exception, _internal),
         ):
             app.add_exception_handler(kind, handler)
 
@@ -393,6 +396,11 @@ def _not_v2(request: Request, error: RequestValidationError) -> JSONResponse:
     where = ".".join(str(part)[:64] for part in error.errors()[0]["loc"]) if error.errors() else "body"
     message = f"{where}: not as the V2 protocol has it"
     return _request_error(request, RequestError(message, HTTPStatus.UNPROCESSABLE_ENTITY))
+
+
+def _internal(request: Request, _: Any) -> JSONResponse:
+    """What happened is logged by the guard, where the exception goes on to."""
+    return JSONResponse({"error": "internal error", "code": "internal"}, int(HTTPStatus.INTERNAL_SERVER_ERROR))
 
 
 def _told(status: HTTPStatus, code: str) -> Callable[[Request, Any], JSONResponse]:

@@ -12,6 +12,8 @@ from thyroid.crop import Box
 from thyroid.serve.limits import RequestError
 from thyroid.serve.payload import Instance
 
+_QUICK_BYTES, _QUICK_PIXELS = 65_536, 65_536
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -40,7 +42,28 @@ def prepare(instance: Instance, domain: str, size: int, margin: float = crop.MAR
     Raises:
         RequestError: the image cannot be decoded, or the region lies outside it.
     """
-    frame, counted = _frame(instance)
+    return _prepared(instance, *_frame(instance), domain, size, margin)
+
+
+def at_once(instance: Instance, domain: str, size: int, margin: float = crop.MARGIN) -> Prepared | None:
+    """As `prepare`, for what takes about a millisecond: a small JPEG of one scan (each goes over all pixels); None for others.
+
+    Raises:
+        RequestError: the region lies outside the image.
+    """
+    data = instance.image
+    if not isinstance(data, bytes) or len(data) > _QUICK_BYTES or instance.frame is not None:
+        return None
+    try:
+        frame = images.decode(data, max_pixels=_QUICK_PIXELS, max_scans=1)
+    except ValueError:  # which `prepare` says
+        return None
+    return _prepared(instance, frame, {}, domain, size, margin)
+
+
+def _prepared(
+    instance: Instance, frame: NDArray[np.uint8], counted: dict[str, Any], domain: str, size: int, margin: float
+) -> Prepared:
     height, width = frame.shape[:2]
     box = instance.roi
     if box is not None and (box[0] + box[2] > width or box[1] + box[3] > height):
@@ -63,7 +86,7 @@ def prepare(instance: Instance, domain: str, size: int, margin: float = crop.MAR
         done = {"domain": domain, "note": "no roi given: the image is taken as a crop of the nodule"}
         seen = (0, 0, width, height)
         inner = None
-    pixels = images.rgb(images.square(images.encode(image), size))
+    pixels = images.rgb(images.stored(image, size))
     done |= counted | {"square": _square(seen)}
     return Prepared(pixels, done, None if inner is None else _scaled(inner, image.shape[1], image.shape[0], size))
 
