@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 
+_PATIENCE = 60.0  # seconds after a round's end
+
+
 @dataclass(frozen=True)
 class Answer:
     """When it was asked for and was there (seconds of the round), and its HTTP status."""
@@ -96,6 +99,8 @@ class Load:
 
             while busy or due:
                 now = time.perf_counter() - started
+                if now > seconds + _PATIENCE:
+                    raise TimeoutError(f"{busy} requests were not answered within {_PATIENCE:g} seconds")
                 while due and due[0] <= now:
                     if free:
                         one = free.pop()

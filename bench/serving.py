@@ -66,7 +66,7 @@ def artefact(name: str, folder: Path) -> Path:
     pixels = treatment.prepare(Instance("reference.jpg", reference), "cropped", SIZE).pixels[None]
     expected = network.predict(pixels, verbose=0)
     forms: dict[str, Any] = {engine.KERAS: {}}
-    for form in (engine.F32, *((engine.BF16,) if engine.has_bf16() else ())):
+    for form in engine.openvino_forms():
         answer = engine.OpenVINOEngine(folder / engine.OPENVINO, SIZE, form).predict(pixels)[0]
         forms[form] = {"largest_difference": float(np.abs(answer - expected).max())}
     facts = {

@@ -43,7 +43,7 @@ def _export(winner: Trained, pixels: NDArray[np.uint8], output: Path) -> dict[st
     if done.returncode:
         raise RuntimeError(f"OpenVINO cannot convert {winner.folder / GRAPH}: {done.stderr[-2000:]}")
     size, answers = winner.facts["image_size"], {}
-    for form in (engine.F32, *((engine.BF16,) if engine.has_bf16() else ())):
+    for form in engine.openvino_forms():
         running = engine.OpenVINOEngine(output, size, form)
         answers[form] = running.predict(images.rgb(pixels))[0].astype(np.float64)
     return answers

@@ -87,6 +87,11 @@ def has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def openvino_forms() -> list[str]:
+    """The forms that OpenVINO can run on this CPU."""
+    return [F32, BF16] if has_bf16() else [F32]
+
+
 def candidates(scored: Mapping[str, Any], form: str | None = None) -> list[str]:
     """The forms to choose from: `form`, or those that the evaluation scored and found near enough and that run here.
 

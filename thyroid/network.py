@@ -74,7 +74,7 @@ class Network:
         Raises:
             InputError: its checkpoint or its graph is missing, or not the one that the training wrote.
         """
-        for name, sha256 in facts["files"].items():
+        for name, sha256 in facts.get("files", {GRAPH: ""}).items():  # a training of before named none
             if not (folder / name).is_file() or registry.sha256(folder / name) != sha256:
                 raise InputError(f"{folder / name}: missing or not what the training wrote; train again")
         graph = tf.compat.v1.GraphDef.FromString((folder / GRAPH).read_bytes())

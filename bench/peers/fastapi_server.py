@@ -1,7 +1,6 @@
 """FastAPI with OpenVINO. A peer of bench/serving.py."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fastapi
@@ -10,7 +9,7 @@ import work
 
 options = work.options()
 network = work.Network(options.model, options.precision, options.mode)
-pool = ThreadPoolExecutor(network.callers)
+pool = network.pool()
 app = fastapi.FastAPI()
 
 

@@ -1,7 +1,6 @@
 """MLServer with OpenVINO. A peer of bench/serving.py: a route of its own, in one process."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fastapi
@@ -15,7 +14,7 @@ options = work.options()
 class Peer(MLModel):
     async def load(self) -> bool:
         self.network = work.Network(options.model, options.precision, options.mode)
-        self.pool = ThreadPoolExecutor(self.network.callers)
+        self.pool = self.network.pool()
         return True
 
     @custom_handler(rest_path="/ready", rest_method="GET")

@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ class Network:
         self._own = threading.local()
         self.callers = 2 if mode == "latency" else CORES + 2
         """Threads that keep it busy while one or two of them prepare."""
+
+    def pool(self) -> ThreadPoolExecutor:
+        """So many threads, all of them started: one that starts while OpenVINO computes now and then never does."""
+        pool, together = ThreadPoolExecutor(self.callers), threading.Barrier(self.callers)
+        list(pool.map(lambda _: together.wait(), range(self.callers)))
+        return pool
 
     def answer(self, body: bytes, kind: str) -> dict[str, Any]:
         """Of an image, or of the documented request as JSON."""

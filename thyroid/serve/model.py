@@ -13,6 +13,7 @@ from typing import Any
 import kserve
 import numpy as np
 from kserve import InferOutput, InferRequest, InferResponse
+from kserve.metrics import EXPLAIN_HIST_TIME, PREDICT_HIST_TIME, get_labels
 from kserve.model import InferenceVerb
 from PIL import Image
 
@@ -93,6 +94,8 @@ class ThyroidModel(kserve.Model):
         self.form = form
         self.admission = admission or Admission()
         self.in_flight = 0
+        kserves = {InferenceVerb.PREDICT: PREDICT_HIST_TIME, InferenceVerb.EXPLAIN: EXPLAIN_HIST_TIME}
+        self._seconds = {verb: one.labels(**get_labels(name)) for verb, one in kserves.items()}
         self._released = released
         self._preparing = ThreadPoolExecutor(cores.available(), thread_name_prefix="prepare")
 
@@ -206,7 +209,8 @@ class ThyroidModel(kserve.Model):
         try:
             with self.admission.admit(len(instances)):
                 async with asyncio.timeout(limits.DEADLINE):
-                    return await (self.explain if verb is InferenceVerb.EXPLAIN else self.predict)(request), {}
+                    with self._seconds[verb].time():
+                        return await (self.explain if verb is InferenceVerb.EXPLAIN else self.predict)(request), {}
         except TimeoutError:
             raise limits.too_late() from None
         finally:
