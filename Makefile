@@ -28,6 +28,17 @@ RUN_OPTIONS = $(DATA_OPTIONS) $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS)
 	$(if $(PREVALENCE),--prevalence "$(PREVALENCE)") $(if $(CLINICAL),--clinical "$(CLINICAL)") $(if $(WAIVE),--waive "$(WAIVE)") \
 	$(if $(REGISTRY),--registry "$(REGISTRY)") $(if $(MINIMUM),--minimum "$(MINIMUM)")
 
+# What may be given; make itself would swallow any other name, and `make run BACKBONE=VGG16` train all five.
+KNOWN := PYTHON VENV OUTPUT PRESET PORT PAGE_PORT IMAGES TAG GPU SCANS ROIS CROPS LABELS CLASSES WEIGHTS BACKBONES DOMAINS GIVEN_SPLITS \
+	SEED ENGINE RECIPE FOLDS SERVING_DOMAIN SENSITIVITY ABSTAIN PREVALENCE CLINICAL WAIVE REGISTRY MINIMUM HEAD_TRIALS IMAGE_TRIALS \
+	SLOW OVERLAY GPUS HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS BASE_IMAGE CONTAINER_ENGINE
+UNKNOWN := $(filter-out $(KNOWN),$(foreach one,$(.VARIABLES),$(if $(filter command,$(origin $(one))),$(one))))
+ifneq ($(UNKNOWN),)
+NEAREST := $(shell "$(PYTHON)" -c 'import difflib, sys; name, *known = sys.argv[1:]; print(*difflib.get_close_matches(name.upper(), known, 1))' \
+	'$(firstword $(UNKNOWN))' $(KNOWN))
+$(error $(firstword $(UNKNOWN)): make has no such variable here$(if $(NEAREST),; did you mean $(NEAREST)?,.) `make help` lists them)
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev run sweep serve test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock clean
 
@@ -39,7 +50,7 @@ help: ## List every target
 	@echo "           RECIPE=two-phase|frozen|deck|warm|settings.json FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SEED=0"
 	@echo "           SERVING_DOMAIN=normal|cropped SENSITIVITY=.95 ABSTAIN=0 PREVALENCE=.1"
 	@echo "           LABELS=labels.csv#column CLASSES='2<3|4a<4b<4c<5' CLINICAL=clinical.csv#age,sex"
-	@echo "           WAIVE=shortcut,leakage ENGINE=podman|docker REGISTRY=dir|gs://... MINIMUM=new-scans"
+	@echo "           WAIVE=shortcut,leakage,clinical ENGINE=podman|docker REGISTRY=dir|gs://... MINIMUM=new-scans"
 	@echo "  make images|compile|submit PIPELINE=training|sweep IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
 
 # The longest tests first, a file with one worker: see tests/conftest.py.

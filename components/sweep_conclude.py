@@ -32,4 +32,3 @@ def sweep_conclude(
     for name, value in done.facts["difference"].items():
         if value is not None:
             metrics.log_metric(f"difference_{name}", value)
-    metrics.log_metric("verdict", done.facts["helped"])

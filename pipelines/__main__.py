@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         "--clinical",
         help="CSV: filename or patient, and columns to explore; clinical.csv#age,sex: columns that the model may use, #* all",
     )
-    running.add_argument("--waive", default="", help="audits that the gate lets pass: shortcut, leakage")
+    running.add_argument("--waive", default="", help=f"audits that the gate lets pass: {', '.join(gate.WAIVABLE)}")
     searching = commands.add_parser(
         "sweep", parents=[reading], help="search the settings of one backbone's training on this machine"
     )

@@ -34,14 +34,15 @@ NEEDS = {
     "crop": Needs("2", "1G", "2G", 6),
     # memory is the backbone's own: docs/results.md
     "train": Needs("4", "", "", 24),
-    # measured: 3.1 GB for five models at 64 pixels; images are held once, models one after the other
-    # likewise; they hold images and maps as a training does
+    # they hold images and maps as a training does
     "sweep_prepare": Needs("4", "", "", 6),
     "sweep_images": Needs("4", "", "", 24),
     # features of 50,000 images in three taps, and no TensorFlow
     "sweep_heads": Needs("2", "2G", "6G", 12),
     "sweep_rank": Needs("1", "512M", "2G", 1),
     "sweep_conclude": Needs("1", "1G", "4G", 1),
+    # 4 GB of images and maps at most (inputs.MEMORY_BUDGET), five networks with .7 GB of weights, and the largest backbone's
+    # activations for a batch of 32
     "evaluate": Needs("4", "4G", "12G", 4),
     "register": Needs("1", "512M", "1G", 1),
     "deploy": Needs("1", "512M", "1G", 1),

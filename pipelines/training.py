@@ -72,7 +72,7 @@ def training_pipeline(
             abstain: Share of validation images to leave undecided.
             prevalence: Share of malignant nodules where the model would be used.
             clinical: CSV with filename or patient and any columns to explore and to look at subgroups by; clinical.csv#age,sex also lets the model use these columns (#* all); empty for none.
-            waive: Audits whose failure the champion gate lets pass, with a comma: shortcut, leakage; empty for none.
+            waive: Audits whose failure the champion gate lets pass, with a comma: shortcut, leakage, clinical; empty for none.
             weights: imagenet, none, a *.weights.h5 file or a folder of them, also gs://; give new files a new folder, since the cache knows the path.
             image_size: Side of the model's square input in pixels.
             epochs: Epochs of fine-tuning.

@@ -38,6 +38,7 @@ class Cluster(ThreadingHTTPServer):
         self.questions: list[tuple[Object, str | None]] = []
         self.status: Callable[[Object], Object] | None = None
         self.before_write: Callable[[str], None] | None = None
+        self.looks_until_gone = 3  # at an object that was deleted, until its finalizers are done
         self._looks: dict[tuple[str, int], int] = {}
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -61,6 +62,15 @@ class Cluster(ThreadingHTTPServer):
     def put(self, plural: str, body: Object) -> None:
         body["metadata"] = {"resourceVersion": "1", "generation": 1, **body["metadata"]}
         self.objects[plural, body["metadata"]["name"]] = body
+
+    def delete(self, plural: str, name: str) -> None:
+        """Delete an object: at once, or where it has finalizers as soon as they are done."""
+        metadata = self.objects[plural, name]["metadata"]
+        if metadata.get("finalizers"):
+            metadata["deletionTimestamp"] = "2026-11-28T12:00:00Z"
+        else:
+            del self.objects[plural, name]
+        self.serving.pop(name, None)
 
     def written(self) -> list[tuple[str, str, Object]]:
         """(method, kind, body) of the calls that changed something."""
@@ -148,12 +158,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, f'{plural} "{name}" not found')
         if self.command == "GET":
             assert live is not None
+            if "deletionTimestamp" in live["metadata"]:
+                self._finalize(plural, name)
+                return self._send(200, live)
             if plural == "inferenceservices":
                 live["status"] = cluster.look(name, live)
                 assert not schemas.problems(live, cluster.schemas), "the stand-in's own answers fit the schema"
             return self._send(200, live)
         if self.command == "DELETE":
-            del cluster.objects[plural, name]
+            cluster.delete(plural, name)
             return self._send(200, {"kind": "Status", "status": "Success"})
         assert body is not None
         new = copy.deepcopy(body)
@@ -175,5 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
         }
         cluster.objects[plural, name] = new
         return self._send(201 if live is None else 200, new)
+
+    def _finalize(self, plural: str, name: str) -> None:
+        cluster = self.server
+        cluster.looks_until_gone -= 1
+        if cluster.looks_until_gone < 0:
+            del cluster.objects[plural, name]
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _do  # noqa: N815

@@ -1,3 +1,5 @@
+import re
+
 from tests.test_deploy import register
 from thyroid import conclude
 
@@ -18,6 +20,8 @@ def test_failures_say_what_to_do(tmp_path):
     lines = conclude.conclude(tmp_path, "FAILED", "train-VGG16: OOMKilled")
     assert "train-VGG16: OOMKilled" in lines
     assert any("lower batch_size" in line for line in lines)
+    (hint,) = [line for line in conclude.conclude(tmp_path, "FAILED", "train: Evicted") if "retries" in line]
+    assert {"store"} == set(re.findall(r"\b(?:store|work)\b", hint)), "the pipeline's parameter"
     assert "The step that failed says why" in conclude.conclude(tmp_path, "FAILED", "")[1]
     assert "says why" not in "".join(conclude.conclude(tmp_path, "COMPLETE", ""))
 

@@ -39,6 +39,7 @@ def root(tmp_path, monkeypatch) -> Path:
     """A registry with a champion, on what stands for the pipeline's volume."""
     monkeypatch.setattr(deploy, "MOUNT", str(tmp_path / "data"))
     monkeypatch.setattr(deploy, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(kserve_client, "_PAUSE", 0.02)
     root = tmp_path / "data" / "registry"
     root.mkdir(parents=True)
     register(root, tmp_path / "artefact")
@@ -61,6 +62,20 @@ def cluster(root, tmp_path, monkeypatch):
 
 def run(root: Path, version: int | None = None, **options) -> deploy.Deployed:
     return deploy.deploy(root, version, root.parent / "manifest.yaml", "lab", Options(timeout=60, **options))
+
+
+def shortly(root: Path, **options) -> deploy.Deployed:
+    """As `run`, where nothing is to be waited for."""
+    return deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2, **options))
+
+
+FOR_EVER = 10_000
+"""Refusals that are more than any deployment asks for."""
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr(kserve_client, "_PATIENCE", 0.1)
 
 
 def wrong(version: int) -> dict:
@@ -163,13 +178,108 @@ def test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path):
     ):
         run(root, 2)
     assert served(cluster)["spec"] == before
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1, "previous": 2}
+    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1}
     assert registry.history(root)[-1]["by"] == "deploy"
+    assert list(registry.refuted(root)) == [2]
 
 
 def test_a_retry_of_a_failed_deployment_fails_too(cluster, root, tmp_path):
     test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path)
     with pytest.raises(InputError, match="version 2 was released and rolled back: deployment failed"):
+        run(root, 2)
+
+
+def away(_: int) -> dict:
+    """What a pod that is away for a moment answers."""
+    return {"error": 503}
+
+
+def test_a_refuted_version_does_not_come_back_when_the_good_one_fails_for_a_moment(cluster, root, tmp_path):
+    test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path)
+    before, aliases, written = served(cluster), registry.read_aliases(root), cluster.written()
+    cluster.answer = away
+    for _ in range(2):
+        with pytest.raises(
+            InputError,
+            match=r"version 1 is not served.*503.*was as wanted already: nothing was changed; version 1 stays the champion",
+        ):
+            shortly(root)
+    assert served(cluster) == before
+    assert registry.read_aliases(root) == aliases
+    assert cluster.written() == written
+    cluster.answer = lambda version: {"probability": REFERENCE, "model_version": version}
+    assert run(root).status == "deployed"
+
+
+def test_other_options_that_fail_refute_no_version_that_has_proven_itself(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+    run(root, 2)
+    before = served(cluster)["spec"]
+    cluster.answer = away
+    with pytest.raises(InputError, match=r"as it was before; version 2 stays the champion"):
+        shortly(root, gpu=True)
+    assert served(cluster)["spec"] == before
+    assert registry.read_aliases(root)["champion"] == 2
+
+
+def refuted_and_not_put_back(cluster, root, tmp_path, version: int) -> None:
+    """Send a version whose answer is wrong, at a moment at which nothing can be put back."""
+    assert register(root, tmp_path / "artefact") == version
+    answers = cluster.answer
+
+    def then_refused(asked: int) -> dict:
+        if asked == version:
+            cluster.refuse["PUT", "inferenceservices"] = [(422, "no")]
+        return wrong(asked)
+
+    cluster.answer = then_refused
+    with pytest.raises(InputError, match=rf"could not be put back: .*422 no.*champion is version {version - 1}"):
+        run(root, version)
+    cluster.answer = answers
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith(f"/thyroid/{version}")
+
+
+def test_what_the_cluster_had_is_not_put_back_where_it_was_refuted(cluster, root, tmp_path):
+    run(root)
+    refuted_and_not_put_back(cluster, root, tmp_path, 2)
+    register(root, tmp_path / "artefact")
+    cluster.answer = wrong
+    with pytest.raises(InputError, match=r"version 3 is not served.*serves version 1 again; champion is version 1"):
+        run(root, 3)
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/1")
+    assert served(cluster)["metadata"]["labels"]["thyroid/version"] == "1"
+    assert "thyroid/data-digest" not in served(cluster)["metadata"]["annotations"]
+    assert list(registry.refuted(root)) == [2, 3]
+
+
+def test_where_there_is_nothing_to_go_back_to_what_was_sent_stays_and_that_is_said(cluster, root, tmp_path):
+    run(root)
+    refuted_and_not_put_back(cluster, root, tmp_path, 2)
+    cluster.answer = away
+    with pytest.raises(InputError, match=r"stays as it was sent.*version 1 stays the champion"):
+        shortly(root)
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/1")
+    assert registry.read_aliases(root)["champion"] == 1
+
+
+def test_a_version_that_has_proven_itself_is_not_refuted_where_it_is_made_anew(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+    run(root, 2)
+    del cluster.objects["inferenceservices", "thyroid"]
+    cluster.answer = away
+    with pytest.raises(InputError, match=r"is removed again; version 2 stays the champion"):
+        shortly(root)
+    assert registry.read_aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
+
+
+def test_a_champion_before_that_is_damaged_does_not_hide_why_the_deployment_failed(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+    (root / "thyroid" / "1" / "model.keras").write_bytes(b"")
+    cluster.answer = wrong
+    with pytest.raises(InputError, match=r"version 2 is not served.*registry was not rolled back: .*model.keras"):
         run(root, 2)
 
 
@@ -255,10 +365,11 @@ def test_canary_without_a_route_is_taken_back(cluster, root, tmp_path):
     run(root)
     register(root, tmp_path / "artefact")
     with pytest.raises(
-        InputError, match=r"no HTTPRoute thyroid-entry.*thyroid-canary is removed again.*champion is version 1"
+        InputError, match=r"no HTTPRoute thyroid-entry.*thyroid-canary is removed again; version 2 stays the champion"
     ):
         run(root, 2, canary=10)
     assert ("inferenceservices", CANARY) not in cluster.objects
+    assert registry.refuted(root) == {}, "it has answered as evaluated"
 
 
 def test_a_canary_needs_something_beside_it(cluster, root):
@@ -318,11 +429,109 @@ def test_an_edit_between_read_and_write_is_not_lost(cluster, root, tmp_path):
 @pytest.mark.parametrize(
     ("status", "said"), [(422, "does not fit this KServe's schema"), (403, "manifests/base/rbac.yaml"), (500, "500 no")]
 )
-def test_what_the_server_refuses_is_said(cluster, root, status, said):
-    cluster.refuse["POST", "inferenceservices"] = [(status, "no")]
+def test_what_the_server_refuses_is_said(cluster, root, status, said, impatient):
+    cluster.refuse["POST", "inferenceservices"] = [(status, "no")] * FOR_EVER
     with pytest.raises(InputError, match=f"creating InferenceService thyroid: {status} no|{said}") as caught:
         run(root)
     assert said in str(caught.value)
+
+
+def test_a_quota_that_is_used_up_is_said_at_once(cluster, root):
+    told = 'inferenceservices.serving.kserve.io "thyroid" is forbidden: exceeded quota: lab, used: 1, limited: 1'
+    cluster.refuse["POST", "inferenceservices"] = [(403, told)] * FOR_EVER
+    with pytest.raises(InputError, match=r"exceeded quota: lab.*raise the ResourceQuota of namespace lab") as caught:
+        run(root)
+    assert "rbac.yaml" not in str(caught.value)
+    assert len(cluster.written()) == 1, "a quota does not pass by waiting"
+
+
+@pytest.mark.parametrize(
+    ("method", "plural"),
+    [
+        *((method, "inferenceservices") for method in ("GET", "POST", "PUT", "DELETE")),
+        *((method, "httproutes") for method in ("GET", "PATCH")),
+    ],
+)
+def test_an_api_server_that_restarts_is_waited_out(cluster, root, tmp_path, method, plural):
+    """It refuses for a moment, does not know its custom kinds yet, and is then away; none of it is a verdict."""
+    run(root)
+    cluster.put("httproutes", deploy.route("lab", 0))
+    register(root, tmp_path / "artefact")
+    cluster.refuse[method, plural] = [(401, "Unauthorized"), (403, "forbidden"), (404, {}), (503, "starting")] * 2
+    assert run(root, 2, canary=10).status == "deployed"
+    assert run(root).status == "deployed"
+    assert cluster.refuse[method, plural] == []
+    assert ("inferenceservices", CANARY) not in cluster.objects
+    assert registry.read_aliases(root)["champion"] == 2
+
+
+def test_a_right_that_is_lost_during_the_proof_decides_nothing(cluster, root, tmp_path, impatient):
+    run(root)
+    register(root, tmp_path / "artefact")
+
+    def then_lost(_: str) -> None:
+        cluster.before_write = None
+        cluster.refuse["GET", "inferenceservices"] = [(403, "forbidden")] * FOR_EVER
+
+    cluster.before_write = then_lost
+    with pytest.raises(InputError, match=r"403 forbidden.*rbac.yaml; nothing is decided: run the deployment again"):
+        shortly(root)
+    assert registry.read_aliases(root)["champion"] == 2
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/2")
+
+
+def deleted(cluster) -> None:
+    served(cluster)["metadata"]["finalizers"] = ["inferenceservice.finalizers"]
+    cluster.delete("inferenceservices", "thyroid")
+
+
+def test_one_that_is_being_deleted_is_waited_for_and_made_anew(cluster, root, capsys):
+    run(root)
+    deleted(cluster)
+    before = len(cluster.written())
+    assert run(root).status == "deployed"
+    assert [method for method, _, _ in cluster.written()[before:]] == ["POST"]
+    assert "deletionTimestamp" not in served(cluster)["metadata"]
+    assert capsys.readouterr().out.count("finalizers hold it (inferenceservice.finalizers)") == 1
+
+
+def test_one_whose_deletion_does_not_end_is_said(cluster, root, monkeypatch):
+    run(root)
+    deleted(cluster)
+    cluster.looks_until_gone = FOR_EVER
+    monkeypatch.setattr(deploy, "_DELETION_SECONDS", 0.05)
+    before = cluster.written()
+    with pytest.raises(InputError, match=r"deleted at 2026.*finalizers hold it \(inferenceservice.finalizers\)"):
+        run(root)
+    assert cluster.written() == before
+
+
+def test_one_that_is_deleted_during_the_proof_refutes_nothing(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+
+    def then_deleted(version: int) -> dict:
+        if ("inferenceservices", "thyroid") in cluster.objects:
+            deleted(cluster)
+        return away(version)
+
+    cluster.answer = then_deleted
+    with pytest.raises(InputError, match="was deleted meanwhile; nothing is decided"):
+        shortly(root)
+    assert registry.read_aliases(root)["champion"] == 2
+
+
+def test_one_that_is_deleted_before_it_is_replaced_is_made_anew(cluster, root, tmp_path):
+    run(root)
+    register(root, tmp_path / "artefact")
+
+    def then_gone(_: str) -> None:
+        cluster.before_write = None
+        cluster.delete("inferenceservices", "thyroid")
+
+    cluster.before_write = then_gone
+    assert run(root, 2).status == "deployed"
+    assert [method for method, _, _ in cluster.written()][-2:] == ["PUT", "POST"]
 
 
 def test_an_unreachable_server(root, tmp_path, monkeypatch):
@@ -331,7 +540,7 @@ def test_an_unreachable_server(root, tmp_path, monkeypatch):
     running.shutdown()
     running.server_close()
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
-    with pytest.raises(InputError, match=r"the API server http://127.0.0.1:\d+ is not to be reached"):
+    with pytest.raises(InputError, match=r"the API server http://127.0.0.1:\d+ cannot be reached"):
         run(root)
 
 
@@ -342,7 +551,7 @@ def test_a_server_that_never_answers_is_given_up(cluster, root, monkeypatch):
     text = (root.parent.parent / "kubeconfig").read_text()
     file.write_text(text.replace(cluster.url, f"http://127.0.0.1:{silent.getsockname()[1]}"))
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
-    with silent, pytest.raises(InputError, match="not to be reached"):
+    with silent, pytest.raises(InputError, match="cannot be reached"):
         run(root)
 
 
@@ -375,6 +584,20 @@ def pod(**status) -> dict:
                 ]
             },
             "container kserve-container: ImagePullBackOff not found; container kserve-container: OOMKilled",
+        ),
+        (
+            {
+                "containerStatuses": [
+                    {
+                        "name": "kserve-container", "image": "i", "imageID": "", "ready": False, "restartCount": 3,
+                        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}},
+                        "lastState": {"terminated": {
+                            "reason": "Error", "exitCode": 2, "message": "starting\n" * 99 + "error: 1/model.keras: missing\n",
+                        }},
+                    }
+                ]
+            },
+            "starting error: 1/model.keras: missing",
         ),
     ],
 )  # fmt: skip
@@ -427,15 +650,19 @@ def test_an_endpoint_that_answers_nonsense(cluster, root):
 
 @pytest.mark.parametrize("plural", ["servingruntimes", "inferenceservices"])
 @pytest.mark.parametrize("status", [403, 500, 503])
-def test_what_fails_before_anything_is_sent_leaves_the_registry_alone(cluster, root, tmp_path, plural, status):
+def test_what_fails_before_anything_is_sent_leaves_the_registry_alone(
+    cluster, root, tmp_path, plural, status, impatient
+):
     run(root)
     register(root, tmp_path / "artefact")
-    cluster.refuse["GET", plural] = [(status, "no")]
-    before = cluster.written()
+    cluster.refuse["GET", plural] = [(status, "no")] * FOR_EVER
+    before, history = cluster.written(), registry.history(root)
     with pytest.raises(InputError, match=f"{status} no"):
         run(root, 2)
     assert registry.read_aliases(root)["champion"] == 2
+    assert registry.history(root) == history
     assert cluster.written() == before
+    cluster.refuse.clear()
     assert run(root, 2).status == "deployed", "a retry helps"
 
 
@@ -451,30 +678,38 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(cluster, root, tmp_path
     assert run(root, 2).status == "deployed"
 
 
-def test_a_server_that_stays_away_decides_nothing(cluster, root, tmp_path):
+def test_a_server_that_stays_away_decides_nothing(cluster, root, tmp_path, impatient):
     run(root)
     register(root, tmp_path / "artefact")
 
     def then_away(_: str) -> None:
         cluster.before_write = None
-        cluster.refuse["GET", "inferenceservices"] = [(503, "down")] * 10_000
+        cluster.refuse["GET", "inferenceservices"] = [(503, "down")] * FOR_EVER
 
     cluster.before_write = then_away
     with pytest.raises(InputError, match="503 down; nothing is decided: run the deployment again"):
-        deploy.deploy(root, 2, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+        shortly(root)
     assert registry.read_aliases(root)["champion"] == 2
     cluster.refuse.clear()
     assert run(root, 2).status == "deployed"
 
 
-def test_after_a_killed_attempt_the_champion_before_comes_back(cluster, root, tmp_path):
-    """The object names the new version already when the next attempt looks at it first."""
+def test_after_an_attempt_that_decided_nothing_the_champion_before_comes_back(cluster, root, tmp_path, impatient):
+    """The object names the new version already when the next attempt looks at it first: as after one that was killed."""
     run(root)
     register(root, tmp_path / "artefact")
-    model = served(cluster)["spec"]["predictor"]["model"]
-    model["storageUri"] = model["storageUri"][:-1] + "2"
+
+    def then_away(_: str) -> None:
+        cluster.before_write = None
+        cluster.refuse["GET", "inferenceservices"] = [(503, "down")] * FOR_EVER
+
+    cluster.before_write = then_away
+    with pytest.raises(InputError, match="nothing is decided"):
+        shortly(root)
+    cluster.refuse.clear()
+    assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/2")
     cluster.answer = wrong
-    with pytest.raises(InputError, match="champion is version 1"):
+    with pytest.raises(InputError, match="serves version 1 again; champion is version 1"):
         run(root, 2)
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/1")
     assert served(cluster)["metadata"]["labels"]["thyroid/version"] == "1"

@@ -188,7 +188,12 @@ def test_colours_as_other_software_writes_them(name):
 def test_ultrasound_by_its_class_where_no_modality_is_told():
     assert dicom.read(dicoms.write(dicoms.frame(1), Modality=None)).frames == 1
     refused(dicoms.write(dicoms.frame(1), Modality=None, SOPClassUID=uid.CTImageStorage), "modality")
-    assert "modality unknown" in refused(dicoms.write(dicoms.frame(1), Modality="Roe Jane"), "modality")
+    for name in ("Roe Jane", "ROEJANE", "ROE19700101"):
+        said = refused(dicoms.write(dicoms.frame(1), Modality=name), "modality")
+        assert "modality unknown" in said
+        assert "roe" not in said.lower()
+    for known in ("CT", "RTPLAN", "XAPROTOCOL"):
+        assert f"modality {known};" in refused(dicoms.write(dicoms.frame(1), Modality=known), "modality")
 
 
 # What is burned in.

@@ -116,6 +116,48 @@ def test_make_help_lists_every_target():
         assert f"make {target}" in done.stdout
 
 
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", "--dry-run", *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("BACKBONE=VGG16", "BACKBONE: make has no such variable here; did you mean BACKBONES?"),
+        ("backbones=VGG16", "backbones: make has no such variable here; did you mean BACKBONES?"),
+        ("SCAN=a folder", "SCAN: make has no such variable here; did you mean SCANS?"),
+        ("READY=", "READY: make has no such variable here"),
+        ("UNHEARD=1", "UNHEARD: make has no such variable here. `make help` lists them"),
+    ],
+)
+def test_a_mistyped_make_variable_is_refused_by_name(given, said):
+    done = make("run", given)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+def test_make_knows_every_variable_that_may_be_given():
+    text = (ROOT / "Makefile").read_text()
+    known = re.search(r"^KNOWN := ((?:.*\\\n)*.*)", text, re.MULTILINE)
+    assert known
+    names = set(re.findall(r"[A-Z_]+", known[1]))
+    read = set(re.findall(r"\$\((?:or |if |foreach one,\$\()?([A-Z][A-Z_]+)", text.replace(known[0], "")))
+    own = set(re.findall(r"^([A-Z][A-Z_]+) :?= ", text, re.MULTILINE)) - {"TAG"}
+    assert names - read == {"BASE_IMAGE", "CONTAINER_ENGINE"}, "what images/*.sh read"
+    assert read - names - own == {"CURDIR", "MAKE"}
+    done = make("submit", "HOST=x", "SET=scans=/data/scans registry=/data/registry")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_can_be_waived_is_named_wherever_waivers_are_given():
+    from thyroid.gate import WAIVABLE
+
+    for place in ("Makefile", "README.md", "pipelines/training.py"):
+        text = (ROOT / place).read_text()
+        assert ", ".join(WAIVABLE) in text or ",".join(WAIVABLE) in text, place
+
+
 def test_readme_names_only_what_exists():
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"\bmake ([a-z-]+)", readme)) <= targets()

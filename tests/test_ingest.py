@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import write_rois, write_scan
-from thyroid import images, ingest, tables
+from thyroid import crop, images, ingest, tables
 from thyroid.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -211,6 +211,19 @@ def test_an_unusable_region_is_a_quarantine_row(scans, tmp_path, row, reason):
     assert reason in found[row[0]]
     assert "line 3 of rois.csv" in found[row[0]]
     assert (done.facts["regions"], done.facts["scans"]) == (1, 24)
+
+
+def test_no_cell_of_the_quarantine_is_a_formula(scans, tmp_path):
+    names = [f"{start}1/B_999-0001-1.0.jpg" for start in ("=HYPERLINK(A1)+", "+", "-", "@SUM", "\t=")]
+    rois = write_rois(
+        tmp_path / "rois.csv", [("M_002-0001-1.0.jpg", 1, 2, 30, 40), *((name, 1, 2, 3, 4) for name in names)]
+    )
+    ingest.ingest(scans, tmp_path / "in", rois=rois)
+    marked = [f"'{name}" for name in names]
+    assert pd.read_csv(tmp_path / "in" / "quarantine.csv")["file"].tolist() == marked
+    (scans / "M_004-0001-1.0.jpg").unlink()
+    crop.crop(tmp_path / "in", tmp_path / "out", domains=["normal"])
+    assert pd.read_csv(tmp_path / "out" / "quarantine.csv")["file"].tolist()[:-1] == marked, "not marked twice"
 
 
 def test_several_regions_of_a_scan_and_fractions_of_pixels(scans, tmp_path):

@@ -81,9 +81,11 @@ def test_kubeflow_artifacts_are_filled(output, asked):
     summary = json.loads((output / "summary.json").read_text())
     best = summary["models"][0]["test"][summary["serving_domain"]]
     assert [row["row"] for row in rows] == best["confusion"]
-    evaluate = next(m for m in artifacts(output, "metrics") if "winner" in m)
+    evaluate = next(m for m in artifacts(output, "metrics") if "promoted" in m)
     assert evaluate["test_auroc_value"] == pytest.approx(best["auroc"]["value"])
-    assert all(value is not None for metrics in artifacts(output, "metrics") for value in metrics.values())
+    assert evaluate["promoted"] == (summary["gate"]["decision"] == "promoted")
+    logged = {type(value) for metrics in artifacts(output, "metrics") for value in metrics.values()}
+    assert logged == {int, float}, "text would be logged as 0 by what expects numbers"
     pages = [
         p.read_text()
         for name in ("statistics", "sheet", "history", "report")

@@ -286,7 +286,7 @@ def test_a_change_whose_answer_is_lost_is_made_once(artefact, tmp_path, gcs, own
         expected = {"candidate": 3, "champion": 1, "previous": 3}
     elif own == "roll back":
         assert registry.roll_back(root, "r", "b") == 2
-        expected = {"candidate": 3, "champion": 2, "previous": 3}
+        expected = {"candidate": 3, "champion": 2, "previous": 1}
     elif own == "gc":
         assert registry.collect_garbage(root, 1, delete=True) == [1]
         assert registry.versions(root) == [2, 3]
@@ -436,7 +436,7 @@ def test_promote_and_roll_back_keep_who_and_why(tmp_path, place):
     assert registry.read_aliases(place) == {"candidate": 2, "champion": 2, "previous": 1}
     assert registry.roll_back(place, "it was worse", "Lee", champion=1) == 2, "another champion by now"
     assert registry.roll_back(place, "it was worse", "Lee") == 1
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 1, "previous": 2}
+    assert registry.read_aliases(place) == {"candidate": 2, "champion": 1}
     assert [(line["action"], line["by"]) for line in registry.history(place)[2:]] == [
         ("promote", "Kim"),
         ("rollback", "Lee"),
@@ -445,6 +445,37 @@ def test_promote_and_roll_back_keep_who_and_why(tmp_path, place):
         registry.promote(place, "2", " ", "Kim")
     with pytest.raises(InputError, match="no registered model '9'"):
         registry.promote(place, "9", "because", "Kim")
+
+
+def test_a_roll_back_never_returns_to_a_version_that_was_rolled_back(tmp_path, place):
+    for _ in range(3):
+        add(place, tmp_path)
+    assert registry.roll_back(place, "answers wrongly", "deploy", champion=3) == 2
+    assert registry.refuted(place) == {3: "answers wrongly"}
+    assert registry.read_aliases(place) == {"candidate": 3, "champion": 2, "previous": 1}
+    assert registry.roll_back(place, "its pod was away", "deploy", champion=2) == 1
+    assert registry.read_aliases(place) == {"candidate": 3, "champion": 1}
+    with pytest.raises(InputError, match="no previous champion"):
+        registry.roll_back(place, "once more", "Lee")
+    assert registry.promote(place, "2", "the pod was to blame", "Kim") == 2
+    assert registry.refuted(place) == {3: "answers wrongly"}
+    assert registry.earlier(place) == [1]
+    registry.promote(place, "3", "looked at", "Kim")
+    assert registry.earlier(place) == [2, 1]
+    assert registry.collect_garbage(place, 1, delete=True) == [1]
+    assert registry.earlier(place) == [2], "what is gone is no target"
+
+
+def test_a_version_is_unproven_from_when_it_is_sent_until_it_answers(tmp_path, place):
+    add(place, tmp_path)
+    assert not registry.is_unproven(place, 1)
+    for action, unproven in (("sent", True), ("sent", True), ("proven", False), ("proven", False), ("sent", False)):
+        registry.note_deployment(place, action, 1, "in namespace lab")
+        assert registry.is_unproven(place, 1) == unproven
+    assert [(line["action"], line["by"]) for line in registry.history(place)[1:]] == [
+        ("sent", "deploy"),
+        ("proven", "deploy"),
+    ]
 
 
 def test_nothing_to_roll_back_to(tmp_path, place):

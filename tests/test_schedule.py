@@ -486,6 +486,8 @@ def test_the_object_is_of_the_kind_that_is_defined(written):
     assert body["kind"] == defined["names"]["kind"]
     assert defined["scope"] == "Namespaced"
     assert schemas.problems(body, schemas.definitions()) == []
+    assert body.pop("status") == {}
+    assert schemas.problems(body, schemas.definitions()), "the API server refuses it without a status"
 
 
 def test_the_object_says_that_it_starts_nothing(written, capsys):

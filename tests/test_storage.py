@@ -5,6 +5,7 @@ import random
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -317,6 +318,20 @@ def test_what_is_in_the_cache_is_not_downloaded_again(gcs):
     assert bucket.get("1") != folder
     assert (bucket.get("1") / "b").read_bytes() == b"new"
     assert left_over(folder.parent) == []
+
+
+def test_the_cache_has_a_limit(gcs, monkeypatch):
+    monkeypatch.setattr(storage, "CACHE_LIMIT", 2500)
+    gcs.put({f"p/{number}/model": bytes(1000) for number in range(5)} | {"p/table.csv": bytes(1000)})
+    bucket = Bucket(gcs.address("p"))
+    folders = [bucket.get(str(number)) for number in range(4)]
+    assert all((folder / "model").is_file() for folder in folders), "in use, each of them"
+    for age, folder in enumerate(folders):
+        os.utime(folder, (time.time() - 10_000 * (9 - age),) * 2)
+    assert bucket.get("0") == folders[0]
+    storage.file(gcs.address("p/table.csv"))
+    assert [folder.exists() for folder in folders] == [True, False, False, False], "the one that was used last stays"
+    assert (bucket.get("1") / "model").stat().st_size == 1000, "and what is gone comes again"
 
 
 def test_one_file_of_a_bucket(gcs, tmp_path):

@@ -14,7 +14,7 @@ _HINTS = {
     "oomkilled": "A step ran out of memory: lower batch_size or image_size, or raise its limit (docs/kubeflow.md).",
     "unschedulable": "No node fits a step: look at node selector, tolerations and GPUs (docs/kubeflow.md).",
     "imagepull": "An image is not to be had: push it, or mend the image name and pull secret (docs/kubeflow.md).",
-    "evicted": "A node evicted a step after its retries: start the run again; training goes on where it was with work.",
+    "evicted": "A node evicted a step after its retries: start the run again. With store, training resumes where it was.",
     "deadline": "A step took longer than its time-out: look at its progress, or raise the time-out.",
 }
 

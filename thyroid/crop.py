@@ -446,7 +446,7 @@ def _filled(
 
 def _append_quarantine(source: Path, target: Path, rows: list[tuple[str, str]]) -> None:
     table = pd.concat([pd.read_csv(source), pd.DataFrame(rows, columns=["file", "reason"])])
-    table.to_csv(target, index=False)
+    tables.write_quarantine(target, table)
 
 
 @errors.command

@@ -33,6 +33,14 @@ ROUTE = f"{registry.NAME}-entry"
 
 APPLIED = "thyroid/applied"
 """Annotation with what the last deployment asked for, which tells edits by hand from ours."""
+PORTS = (
+    {"name": "http1", "containerPort": 8080, "protocol": "TCP"},
+    {"name": "grpc", "containerPort": 8081, "protocol": "TCP"},
+)
+"""Of the server in Standard mode: KServe's Service has the ports that are declared, the first one as port 80.
+
+Knative takes one port only, so that the runtime, which serves both modes, declares HTTP alone and does not claim gRPC.
+"""
 MODE = "serving.kserve.io/deploymentMode"
 STANDARD, KNATIVE = "Standard", "Knative"
 
@@ -55,6 +63,7 @@ _REFERENCE_TOLERANCE = 1e-3  # beyond what the forms differ by: rounding of JSON
 _POLL_SECONDS = 2.0
 _FAILED_SECONDS = 60.0  # a failure that lasts so long is the new pods', not an old one's
 _CONFLICTS = 5
+_DELETION_SECONDS = 180.0  # pods have 30 s to end, and the controllers' finalizers a few more each
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,7 @@ def inference_service(name: str, version: int | str, uri: str, options: Options,
     if options.gpu:
         predictor["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     if options.mode == STANDARD:
+        predictor["model"]["ports"] = copy.deepcopy(list(PORTS))
         predictor["deploymentStrategy"] = {
             "type": "RollingUpdate",
             "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
@@ -239,8 +249,12 @@ def _set(content: Object, path: tuple[str, ...], value: Any) -> None:
         content[path[-1]] = value
 
 
-class _NotProvenError(InputError):
-    """The version was sent to the cluster and did not prove itself."""
+class _NotServedError(InputError):
+    """The version is not served; `refuted` says that it did not prove itself, so that the registry has to roll back, too."""
+
+    def __init__(self, message: str, refuted: bool) -> None:
+        super().__init__(message)
+        self.refuted = refuted
 
 
 def _split(cluster: Cluster, canary: int) -> None:
@@ -271,15 +285,17 @@ def _prove(cluster: Cluster, name: str, folder: Path, options: Options) -> str:
     Raises:
         InputError: another probability than evaluated, no answer in time, or the model does not load; the message is
             the pods' own.
-        PassingError: the API server was not to be reached to the end.
+        PassingError: the API server was away at the end, or somebody deleted the InferenceService.
     """
     deadline, told, failing = time.monotonic() + options.timeout, "", None
-    passing: InputError | None = None
+    passing: PassingError | None = None
     while True:
         try:
-            live, passing = cluster.get(name) or {}, None
-        except PassingError as error:
-            passing, waiting = error, str(error)
+            live, passing = cluster.get(name), None
+            if live is None or _is_deleted(live):
+                raise PassingError(f"InferenceService {name} was deleted meanwhile")
+        except InputError as error:  # whatever the API server refuses here says nothing about the model
+            passing, waiting = PassingError(str(error)), str(error)
         else:
             status = live.get("status", {})
             waiting = _conditions(status) or "the controller has not looked at it yet"
@@ -329,19 +345,51 @@ def _ours(body: Object) -> Object:
     }
 
 
-def _apply(cluster: Cluster, wanted: Object) -> list[str]:
-    """Create or update the object; returns notes, on edits by hand, too. Nothing to change: no call."""
+def _is_deleted(live: Object) -> bool:
+    """Whether it is on its way out: it stays until the controllers have cleared away what belongs to it."""
+    return bool(live["metadata"].get("deletionTimestamp"))
+
+
+def _settled(cluster: Cluster, name: str) -> Object | None:
+    """The InferenceService; None if there is none. One that is being deleted is waited for.
+
+    Raises:
+        InputError: it does not go away.
+    """
+    deadline, told = time.monotonic() + _DELETION_SECONDS, False
+    while True:
+        live = cluster.get(name)
+        if live is None or not _is_deleted(live):
+            return live
+        since, held = live["metadata"]["deletionTimestamp"], ", ".join(live["metadata"].get("finalizers", []))
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"InferenceService {name}: deleted at {since}, and still there; its finalizers hold it ({held}): see what "
+                "their controller says, then run the deployment again"
+            )
+        if not told:
+            print(f"waiting for {name}: deleted at {since}, its finalizers hold it ({held})", flush=True)
+            told = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _apply(cluster: Cluster, wanted: Object) -> tuple[bool, list[str]]:
+    """Create or update the object; nothing is sent where nothing is to change.
+
+    Returns:
+        Whether it was changed, and notes, on edits by hand, too.
+    """
     name = wanted["metadata"]["name"]
     ours = _ours(wanted)
     note = json.dumps(ours, sort_keys=True)
     for _ in range(_CONFLICTS):
-        live = cluster.get(name)
+        live = _settled(cluster, name)
         try:
             if live is None:
                 body = copy.deepcopy(wanted)
                 body["metadata"]["annotations"][APPLIED] = note
                 cluster.create(body)
-                return [f"created InferenceService {name}"]
+                return True, [f"created InferenceService {name}"]
             annotations = live["metadata"].get("annotations") or {}
             try:
                 applied = json.loads(annotations.get(APPLIED, "{}"))
@@ -349,24 +397,28 @@ def _apply(cluster: Cluster, wanted: Object) -> list[str]:
                 applied = {}  # as for one made by hand or by GitOps
             result, notes = merged(_ours(live), applied, ours)
             if result == _ours(live) and annotations.get(APPLIED) == note:
-                return [*notes, f"InferenceService {name} is as wanted already"]
+                return False, [*notes, f"InferenceService {name} is as wanted already"]
             body = copy.deepcopy(live)
             body["spec"] = result["spec"]
             body["metadata"] |= {"annotations": result["annotations"] | {APPLIED: note}, "labels": result["labels"]}
             cluster.replace(body)
-            return [*notes, f"updated InferenceService {name}"]
+            return True, [*notes, f"updated InferenceService {name}"]
         except ConflictError as error:
             conflict = error
     raise InputError(f"InferenceService {name}: changed by somebody else at each of {_CONFLICTS} tries ({conflict})")
 
 
-def _restore(cluster: Cluster, name: str, before: Object | None) -> str:
-    """Put back what was there before; in words."""
+def _restore(cluster: Cluster, name: str, before: Object | None) -> None:
+    """Put back an object; None removes it.
+
+    Raises:
+        InputError: it could not be put back.
+    """
     if before is None:
         cluster.delete(name)
-        return f"InferenceService {name} is removed again"
+        return
     for _ in range(_CONFLICTS):
-        live = cluster.get(name)
+        live = _settled(cluster, name)
         body = copy.deepcopy(before)
         body["metadata"].pop("resourceVersion", None)
         try:
@@ -377,32 +429,67 @@ def _restore(cluster: Cluster, name: str, before: Object | None) -> str:
                 cluster.replace(body)
         except ConflictError:
             continue
-        return f"InferenceService {name} is as it was before"
-    raise InputError(f"InferenceService {name} could not be put back: somebody else keeps changing it")
+        return
+    raise InputError("somebody else keeps changing it")
 
 
-def _to_restore(before: Object | None, wanted: Object, previous: tuple[int, str] | None, apart: bool) -> Object | None:
-    """What to go back to: what the cluster had, unless that is what an earlier attempt, killed since, has sent already.
+def _uri(body: Object | None) -> str | None:
+    """Where an InferenceService takes its model from."""
+    return None if body is None else body["spec"]["predictor"].get("model", {}).get("storageUri")
+
+
+def _with_version(before: Object, version: int, uri: str) -> Object:
+    """An InferenceService as it was, but for its version."""
+    body = copy.deepcopy(before)
+    body["spec"]["predictor"]["model"]["storageUri"] = uri
+    body["metadata"].setdefault("labels", {})["thyroid/version"] = str(version)
+    for key in (APPLIED, "thyroid/data-digest"):
+        (body["metadata"].get("annotations") or {}).pop(key, None)
+    return body
+
+
+def _take_back(
+    cluster: Cluster, root: Location, wanted: Object, before: Object | None, changed: bool
+) -> tuple[bool, str]:
+    """Undo what was sent, after the version did not prove itself or got no traffic.
+
+    What the cluster had goes back. If that is a version that never proved itself either, the newest earlier champion takes its
+    place. A version that has proven itself once is not refuted by a later failure.
 
     Args:
-        before: as the cluster had it when this attempt began.
-        wanted: what this attempt sends.
-        previous: version and URI of the registry's previous champion.
-        apart: the object is a canary beside the champion's.
+        cluster: that it was sent to.
+        root: of the registry.
+        wanted: what was sent.
+        before: as the cluster had it.
+        changed: whether `wanted` differs from it.
+
+    Returns:
+        Whether the version is refuted, and what was done, in words.
     """
-    if before is None or before["spec"]["predictor"].get("model", {}).get("storageUri") != (
-        uri := wanted["spec"]["predictor"]["model"]["storageUri"]
-    ):
-        return before
-    if apart:
-        return None
-    if previous is None or previous[1] == uri:
-        return before
-    body = copy.deepcopy(before)
-    body["spec"]["predictor"]["model"]["storageUri"] = previous[1]
-    body["metadata"].setdefault("labels", {})["thyroid/version"] = str(previous[0])
-    body["metadata"].get("annotations", {}).pop(APPLIED, None)
-    return body
+    name = wanted["metadata"]["name"]
+    version = int(wanted["metadata"]["labels"]["thyroid/version"])
+    service, same = f"InferenceService {name}", _uri(before) == _uri(wanted)
+    refuted = registry.is_unproven(root, version)
+    back, done = before, f"{service} is as it was before"
+    if not changed and not refuted:
+        return False, f"{service} was as wanted already: nothing was changed"
+    if before is None or (name == CANARY and same and refuted):
+        back, done = None, f"{service} is removed again"
+    elif (same and refuted) or _uri(before) in [_address_of(root, one) for one in registry.refuted(root)]:
+        earlier = [one for one in registry.earlier(root) if one != version]
+        if not refuted or not earlier:
+            return False, f"{service} stays as it was sent, since no proven version was there before"
+        back = _with_version(before, earlier[0], _address_of(root, earlier[0]))
+        done = f"{service} serves version {earlier[0]} again"
+    try:
+        _restore(cluster, name, back)
+    except InputError as error:
+        done = f"{service} could not be put back: {error}"
+    return refuted, done
+
+
+def _address_of(root: Location, version: int) -> str:
+    return storage_uri(registry.address(root, version))
 
 
 def _address(live: Object, canary: bool, namespace: str) -> str:
@@ -467,24 +554,23 @@ def ask(url: str, folder: Path) -> str | None:
     return None
 
 
-def _into(
-    cluster: Cluster, folder: Path, uri: str, options: Options, previous: tuple[int, str] | None
-) -> tuple[str, list[str]]:
-    """Bring the version into the cluster and prove it.
+def _into(cluster: Cluster, root: Location, version: int, folder: Path, options: Options) -> tuple[str, list[str]]:
+    """Bring a version, whose files are in `folder`, into the cluster and prove it; returns its address and notes.
 
     Raises:
         InputError: nothing was changed.
         PassingError: the version was sent, and what became of it is not known.
-        _NotProvenError: the version was sent and taken back; the message says why.
+        _NotServedError: the version was sent and did not prove itself, or gets no traffic; the message says why and what was
+            done then.
     """
     apart = options.canary > 0 and options.mode == STANDARD
     name = CANARY if apart else registry.NAME
-    facts = json.loads((folder / "model.json").read_text())
-    wanted = inference_service(name, facts["version"], uri, options, facts["data_digest"])
+    digest = json.loads((folder / "model.json").read_text())["data_digest"]
+    wanted = inference_service(name, version, _address_of(root, version), options, digest)
     cluster.need_runtime(wanted["spec"]["predictor"]["model"]["runtime"])
-    if apart and cluster.get(registry.NAME) is None:
+    if apart and _settled(cluster, registry.NAME) is None:
         raise InputError(f"a canary needs a model beside it, and there is no InferenceService {registry.NAME} yet")
-    before = cluster.get(name)
+    before = _settled(cluster, name)
     if before is not None:
         annotations = before["metadata"].get("annotations") or {}
         mode = before.get("status", {}).get("deploymentMode") or annotations.get(MODE, options.mode)
@@ -494,21 +580,34 @@ def _into(
                 f"min_replicas {options.min_replicas} asks for {options.mode}; delete it first, or set min_replicas "
                 + ("to 0" if options.mode == STANDARD else "above 0")
             )
-    notes = _apply(cluster, wanted)
+    where = f"InferenceService {name} in namespace {cluster.namespace}"
+    if _uri(before) != _uri(
+        wanted
+    ):  # noted first: an attempt that is killed leaves a version behind that proved nothing
+        registry.note_deployment(root, "sent", version, f"sent to {where}")
+    changed, notes = _apply(cluster, wanted)
     for note in notes:
         print(note, flush=True)
+
+    def not_served(error: InputError) -> InputError:
+        if isinstance(error, PassingError):
+            return error
+        try:
+            refuted, done = _take_back(cluster, root, wanted, before, changed)
+        except InputError as second:
+            refuted, done = False, f"nothing was taken back: {second}"
+        return _NotServedError(f"version {version} is not served: {error}; {done}", refuted)
+
     try:
         url = _prove(cluster, name, folder, options)
-        if apart:
-            _split(cluster, options.canary)
-    except PassingError:
-        raise
     except InputError as error:
+        raise not_served(error) from None
+    registry.note_deployment(root, "proven", version, f"answers its reference image as evaluated as {where}")
+    if apart:
         try:
-            put_back = _restore(cluster, name, _to_restore(before, wanted, previous, apart))
-        except InputError as second:
-            put_back = str(second)
-        raise _NotProvenError(f"version {facts['version']} is not served: {error}; {put_back}") from None
+            _split(cluster, options.canary)
+        except InputError as error:
+            raise not_served(error) from None
     if not options.canary and options.mode == STANDARD:
         notes += _end_canary(cluster)
     return url, notes
@@ -543,9 +642,10 @@ def deploy(
 ) -> Deployed:
     """Deploy the champion if it is `version`; a version that the gate refused changes nothing.
 
-    Without `namespace` and outside a cluster it writes the manifest, and says how to serve here. If the version was sent and
-    does not come to answer its reference image as evaluated, what was deployed before is put back and the registry's
-    champion becomes the previous one again. What fails before anything was sent leaves the registry alone.
+    Without `namespace` and outside a cluster it writes the manifest, and says how to serve here. If the version is new to the
+    cluster and does not come to answer its reference image as evaluated, what was deployed before is put back and the
+    registry's champion becomes the previous one again. A version that has proven itself stays the champion when a later
+    deployment of it fails. What fails before anything was sent leaves the registry alone.
 
     Args:
         root: of the registry.
@@ -564,14 +664,12 @@ def deploy(
     manifest.parent.mkdir(parents=True, exist_ok=True)
     if champion is None or (version is not None and champion != version):
         kept = "no model is released yet" if champion is None else f"version {champion} stays"
-        gate = {}
+        reasons = []
         if version is not None:
-            gate = registry.facts(registry.find(root, str(version), registry.CARD), ("gate",))["gate"]
-        reasons = gate.get("reasons", [])
-        if version is not None and gate["decision"] == "promoted" and (champion or 0) < version:
+            reasons = registry.facts(registry.find(root, str(version), registry.CARD), ("gate",))["gate"]["reasons"]
+        if version is not None and (why := registry.refuted(root).get(version)) is not None:
             # a retry of a deployment that failed must not end green
-            last = next((one["reason"] for one in reversed(registry.history(root)) if one["action"] == "rollback"), "")
-            raise InputError(f"version {version} was released and rolled back: {last}")
+            raise InputError(f"version {version} was released and rolled back: {why}")
         manifest.write_text(f"# kept champion: {kept}\n")
         print(f"kept champion: {kept}", *(f"  {reason}" for reason in reasons), sep="\n")
         return Deployed("kept champion", champion, None, reasons)
@@ -580,7 +678,7 @@ def deploy(
     namespace = namespace or _own_namespace()
     if not namespace:
         try:
-            uri = storage_uri(registry.address(root, champion))
+            uri = _address_of(root, champion)
         except InputError:
             uri = f"pvc://{CLAIM}/registry/{registry.NAME}/{champion}"
         body = inference_service(registry.NAME, champion, uri, options, facts["data_digest"])
@@ -591,19 +689,19 @@ def deploy(
         return Deployed(
             "manifest written", champion, None, [f"serve it with python -m thyroid.serve --registry {root}"]
         )
-    uri = storage_uri(registry.address(root, champion))
-    body = inference_service(registry.NAME, champion, uri, options, facts["data_digest"])
+    body = inference_service(registry.NAME, champion, _address_of(root, champion), options, facts["data_digest"])
     manifest.write_text(yaml.safe_dump(body, sort_keys=False))
-    previous = registry.read_aliases(root).get("previous")
-    before = None if previous is None else (previous, storage_uri(registry.address(root, previous)))
     try:
-        url, notes = _into(Cluster(namespace), folder, uri, options, before)
+        url, notes = _into(Cluster(namespace), root, champion, folder, options)
     except PassingError as error:
         raise InputError(f"{error}; nothing is decided: run the deployment again") from None
-    except _NotProvenError as error:
-        if previous is None:
-            raise
-        now = registry.roll_back(root, f"deployment failed: {error}"[:500], "deploy", champion)
+    except _NotServedError as error:
+        if not error.refuted or not registry.earlier(root):
+            raise InputError(f"{error}; version {champion} stays the champion") from None
+        try:
+            now = registry.roll_back(root, f"deployment failed: {error}"[:500], "deploy", champion)
+        except InputError as second:
+            raise InputError(f"{error}; the registry was not rolled back: {second}") from None
         raise InputError(f"{error}; champion is version {now}") from None
     print(f"version {champion} answers its reference image as evaluated at {url}")
     return Deployed("deployed", champion, url, notes)

@@ -72,6 +72,15 @@ _PIXEL_TAGS = (
     "PixelData",
 )
 """All that is ever read of a file; names, dates and the rest are skipped unread."""
+_MODALITIES = {
+    "ANN", "AR", "ASMT", "AU", "BDUS", "BI", "BMD", "CFM", "CR", "CT", "CTPROTOCOL", "DG", "DMS", "DOC", "DX",
+    "ECG", "EEG", "EMG", "EOG", "EPS", "ES", "FID", "GM", "HC", "HD", "IO", "IOL", "IVOCT", "IVUS", "KER", "KO",
+    "LEN", "LS", "M3D", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS",
+    "OT", "PA", "PLAN", "POS", "PR", "PT", "PX", "REG", "RESP", "RF", "RG", "RTDOSE", "RTIMAGE", "RTINTENT",
+    "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN", "RTSTRUCT", "RWV", "SEG", "SM", "SMR", "SR", "SRF", "STAIN",
+    "TEXTUREMAP", "TG", "US", "VA", "XA", "XAPROTOCOL", "XC",
+}  # fmt: skip
+"""Defined terms of DICOM PS3.3 C.7.3.1.1.1: any other text, which may be somebody's name, is not repeated."""
 _ULTRASOUND = {
     uid.UltrasoundImageStorage,
     uid.UltrasoundMultiFrameImageStorage,
@@ -160,7 +169,7 @@ def read(data: bytes, frame: int | None = None) -> Picture:
             dataset = _parse(data)
             modality = str(dataset.get("Modality") or "")
             if modality != "US" and not (not modality and dataset.get("SOPClassUID") in _ULTRASOUND):
-                kind = modality if modality.isalnum() and len(modality) <= 16 else "unknown"
+                kind = modality if modality in _MODALITIES else "unknown"
                 raise DicomError("modality", f"DICOM of modality {kind}; only ultrasound (US) is taken")
             chosen, frames = _choose(dataset, frame)
             allowed = _regions(dataset)

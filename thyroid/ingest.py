@@ -911,7 +911,7 @@ def _write_quarantine(path: Path, table: pd.DataFrame, refused: list[tuple[str, 
     bad = table[table["quarantine_reason"].notna()]
     told = [_with_line(*row, lines) for row in zip(bad["path"], bad["quarantine_reason"], strict=True)]
     rows = [*zip(bad["path"], told, strict=True), *refused]
-    pd.DataFrame(rows, columns=["file", "reason"]).to_csv(path, index=False)
+    tables.write_quarantine(path, pd.DataFrame(rows, columns=["file", "reason"]))
 
 
 def _report(facts: dict[str, Any], good: pd.DataFrame, output: Path) -> None:

@@ -2,12 +2,19 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 from thyroid.errors import InputError
 
 _TIMEOUTS = (5.0, 30.0)  # seconds to connect and to answer; the client by itself would wait for ever
+_PATIENCE = 30.0  # seconds: an API server that restarts is away for some, then refuses for two (403, 404, 503)
+_PAUSE = 1.0
+_RESTARTING = (401, 403, 404)
+"""What an API server answers for a moment after its start, and what lasting mistakes look like, too."""
+
+_SAID = 500  # characters of a container's last words, which are the end of its log where it wrote no others
 
 Object = dict[str, Any]
 
@@ -20,11 +27,16 @@ class PassingError(InputError):
     """The API server could not be reached or failed: it says nothing about the model."""
 
 
+class _RefusedError(InputError):
+    """One of `_RESTARTING`: the API server refuses the call, or has just started."""
+
+
 class Cluster:
     """One namespace of a Kubernetes cluster with KServe.
 
     What the API server refuses is an `InputError`; a `ConflictError` where somebody changed the object meanwhile, and a
-    `PassingError` where it was not to be reached or failed itself.
+    `PassingError` where it could not be reached or failed itself. Once it has answered, such failures and what it refuses
+    with 401, 403 or 404 are tried again for `_PATIENCE` seconds, since it may be restarting.
 
     Raises:
         InputError: there is no cluster here.
@@ -42,19 +54,33 @@ class Cluster:
                 f"no cluster to deploy to ({error}); give a kubeconfig, or leave out the namespace"
             ) from None
         self.namespace = namespace
+        self._answered = False
         for api in (self.kserve.api_instance, self.kserve.core_api):
             _bound(api.api_client)
         self.host = self.kserve.api_instance.api_client.configuration.host
 
     def _do(self, what: str, call: Callable[[], Any], absent: bool = False) -> Any:
-        """`call`'s result; None for 404 if that may be."""
+        """`call`'s result; None for the 404 of an object that may be `absent`."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                result = self._try(what, call, absent)
+            except (PassingError, _RefusedError):
+                if not self._answered or time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE)
+            else:
+                self._answered = True
+                return result
+
+    def _try(self, what: str, call: Callable[[], Any], absent: bool) -> Any:
         from kubernetes.client.rest import ApiException
         from urllib3.exceptions import HTTPError
 
         try:
             return call()
         except HTTPError as error:
-            raise PassingError(f"{what}: the API server {self.host} is not to be reached ({error})") from None
+            raise PassingError(f"{what}: the API server {self.host} cannot be reached ({error})") from None
         except (ApiException, RuntimeError) as error:
             refused = error if isinstance(error, ApiException) else error.__context__  # KServe's client hides it
             if not isinstance(refused, ApiException):
@@ -63,12 +89,19 @@ class Cluster:
                 return None  # the object is not there; where its kind is not, the answer is not a Status
             if refused.status == 409:
                 raise ConflictError(_message(refused)) from None
+            if refused.status == 403 and "exceeded quota" in _message(refused):
+                raise InputError(
+                    f"{what}: {_message(refused)}; raise the ResourceQuota of namespace {self.namespace}, or remove what "
+                    "uses it up"
+                ) from None
             hint = {
                 403: "; the account needs the role in manifests/base/rbac.yaml",
                 404: "; is KServe installed on this cluster? docs/kubeflow.md says how",
                 422: "; the object does not fit this KServe's schema",
             }.get(refused.status or 0, "")
-            kind = PassingError if (refused.status or 0) >= 500 or refused.status == 429 else InputError
+            kind: type[InputError] = _RefusedError if refused.status in _RESTARTING else InputError
+            if (refused.status or 0) >= 500 or refused.status == 429:
+                kind = PassingError
             raise kind(f"{what}: {refused.status} {_message(refused)}{hint}") from None
 
     def get(self, name: str) -> Object | None:
@@ -86,10 +119,14 @@ class Cluster:
     def replace(self, body: Object) -> Object:
         name = body["metadata"]["name"]
         typed = _typed(body, self.namespace)
-        return self._do(
+        done = self._do(
             f"updating InferenceService {name}",
             lambda: self.kserve.replace(name, typed, namespace=self.namespace),
+            absent=True,
         )
+        if done is None:
+            raise ConflictError(f"InferenceService {name} was deleted meanwhile")
+        return done
 
     def delete(self, name: str) -> None:
         self._do(
@@ -151,7 +188,8 @@ class Cluster:
                 for state in (one.state, one.last_state):
                     stopped = state and (state.waiting or state.terminated)
                     if stopped and stopped.reason not in (None, "Completed", "PodInitializing", "ContainerCreating"):
-                        reasons.add(f"container {one.name}: {stopped.reason} {stopped.message or ''}".strip())
+                        said = " ".join((stopped.message or "").split())[-_SAID:]
+                        reasons.add(f"container {one.name}: {stopped.reason} {said}".strip())
         return "".join(f"; {reason}" for reason in sorted(filter(None, reasons)))
 
 

@@ -3,7 +3,8 @@
     <root>/thyroid/<version>/      model.keras, model.json, reference.jpg, report.html, card.md, scans.csv
     <root>/thyroid/aliases.json    {"candidate": newest, "champion": passed the gate, "previous": champion before,
                                     "versions": {number: {"source": SHA-256 of model.json as it was published}},
-                                    "history": every change of an alias: when, what, who and why,
+                                    "history": every change of an alias, and what became of a version that was sent to a
+                                               cluster: when, what, who and why,
                                     "readings": which models' gates have read which test set}
 
 A version is there when aliases.json names it, which happens after its last file was written. Every change replaces the
@@ -27,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from thyroid import errors, storage, tables
 from thyroid.errors import InputError
@@ -218,7 +219,9 @@ def promote(root: Location, which: str, reason: str, by: str) -> int:
 
 
 def roll_back(root: Location, reason: str, by: str, champion: int | None = None) -> int:
-    """Make the previous champion the champion again; the one that it replaces becomes previous. Returns the champion.
+    """Make the previous champion the champion again, and return its version.
+
+    The version that it replaces is refuted: no later roll-back returns to it, unless it is promoted by hand in between.
 
     Args:
         root: of the registry.
@@ -235,11 +238,13 @@ def roll_back(root: Location, reason: str, by: str, champion: int | None = None)
     def swap(state: State) -> int:
         if champion is not None and state.get("champion") != champion:
             return state["champion"]
-        if "previous" not in state:
+        if not (earlier := _earlier(state)):
             raise InputError(f"{root}: no previous champion to roll back to")
-        version = state["previous"]
+        version = state["champion"] = earlier[0]
         verify(find(root, str(version)))
-        _crown(state, version)
+        state.pop("previous", None)
+        if earlier[1:]:
+            state["previous"] = earlier[1]
         _note(state, "rollback", version, reason, by)
         return version
 
@@ -303,8 +308,33 @@ def read_test_set(root: Location | None, test_digest: str, model: str) -> int:
     return _change(_home(root), add)
 
 
+def note_deployment(root: Location, action: Literal["sent", "proven"], version: int, reason: str) -> None:
+    """Note in the history that a version goes to a cluster, or that it has proven itself there; each is noted once."""
+
+    def note(state: State) -> None:
+        if action not in _deployments(state, version):
+            _note(state, action, version, reason, "deploy")
+
+    _change(_home(root), note)
+
+
+def is_unproven(root: Location, version: int) -> bool:
+    """Whether a version was sent to a cluster and has proven itself in none: its deployment failed, or was killed."""
+    return _deployments(_read(_home(root))[0], version) == {"sent"}
+
+
+def earlier(root: Location) -> list[int]:
+    """Champions before this one that a roll-back may return to, the newest first."""
+    return _earlier(_read(_home(root))[0])
+
+
+def refuted(root: Location) -> dict[int, str]:
+    """Versions that a roll-back took away and that nobody has promoted since, each with the roll-back's reason."""
+    return _refuted(_read(_home(root))[0])
+
+
 def history(root: Location) -> list[dict[str, Any]]:
-    """Every change of the aliases, oldest first: id, when, action, version, by, reason and aliases."""
+    """Every change of the aliases and every deployment, oldest first: id, when, action, version, by, reason and aliases."""
     return _read(_home(root))[0]["history"]
 
 
@@ -468,6 +498,30 @@ def _number(root: Location, state: State, which: str | None) -> int:
             f"{root}: no registered model{'' if which is None else ' ' + repr(which)}; `make run` registers one"
         )
     return int(number)
+
+
+def _earlier(state: State) -> list[int]:
+    """As `earlier`: of what was the champion, what is still published, and neither refuted nor the champion now."""
+    crowned = dict.fromkeys(line["aliases"].get("champion") for line in reversed(state["history"]))
+    gone = {None, state.get("champion"), *_refuted(state)}
+    return [one for one in crowned if one not in gone and str(one) in state["versions"]]
+
+
+def _refuted(state: State) -> dict[int, str]:
+    """As `refuted`; whoever is the champion is not refuted."""
+    gone: dict[int, str] = {}
+    champion: Any = None
+    for line in state["history"]:
+        if line["action"] == "rollback":
+            gone[champion] = line["reason"]
+        champion = line["aliases"].get("champion")
+        gone.pop(champion, None)
+    return gone
+
+
+def _deployments(state: State, version: int) -> set[str]:
+    """What `note_deployment` has noted of a version."""
+    return {line["action"] for line in state["history"] if line["version"] == version} & {"sent", "proven"}
 
 
 def _crown(state: State, version: int) -> None:

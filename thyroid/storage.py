@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ TIMEOUTS = (10.0, 60.0)  # seconds to connect and to answer
 PATIENCE = 300.0
 """Seconds of 429, 5xx and broken connections, with pauses that double, until a transfer is given up."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+CACHE_LIMIT = 4_000_000_000
+"""Bytes of the user's cache, some ten models of the largest backbone, above which what was not used for longest goes."""
+_IN_USE = 3600.0  # seconds after its last use, before which nothing is removed from under somebody who reads it
 _BATCH = 512  # objects after which an interruption loses nothing
 _LOOKS = 3  # at an object that is overwritten while it is read
 
@@ -93,9 +97,10 @@ def file(location: Location) -> Path:
     if not found:
         raise InputError(f"{location}: no such object")
     key = hashlib.sha256(f"{location}#{found[0].generation}".encode()).hexdigest()[:32]
-    for _, local in bucket.download([(found[0], _within(_cache() / key, name))]):
-        if local is not None:
-            return local
+    with _cached(key) as folder:
+        for _, local in bucket.download([(found[0], _within(folder, name))]):
+            if local is not None:
+                return local
     raise InputError(f"{location}: vanished while it was read; try again")
 
 
@@ -249,10 +254,10 @@ class Bucket:
         found = [(one, one.name.removeprefix(start)) for one in self.entries(start)]
         found = [(one, file) for one, file in found if (file in only if only else not file.startswith("."))]
         key = hashlib.sha256("\n".join([self.address, *(f"{one.name}#{one.generation}" for one, _ in found)]).encode())
-        folder = _cache() / key.hexdigest()[:32]
-        for one, copy in self.download([(one, _within(folder, file)) for one, file in found]):
-            if copy is None:
-                raise InputError(f"{self.address}/{one.name}: vanished while it was read; try again")
+        with _cached(key.hexdigest()[:32]) as folder:
+            for one, copy in self.download([(one, _within(folder, file)) for one, file in found]):
+                if copy is None:
+                    raise InputError(f"{self.address}/{one.name}: vanished while it was read; try again")
         return folder
 
     def children(self) -> list[str]:
@@ -451,6 +456,29 @@ def _transfer() -> dict[str, Any]:
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thyroid"
+
+
+@contextmanager
+def _cached(key: str) -> Iterator[Path]:
+    """A folder of the user's cache to be filled; when a new one has been, the oldest ones above the limit go."""
+    folder = _cache() / key
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    try:
+        yield folder
+    finally:
+        if new:
+            _trim()
+
+
+def _trim() -> None:
+    used = sorted(((one.stat().st_mtime, one) for one in _cache().iterdir() if one.is_dir()), reverse=True)
+    total = 0
+    for when, folder in used:
+        total += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        if total > CACHE_LIMIT and time.time() - when > _IN_USE:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _within(folder: Path, name: str) -> Path:

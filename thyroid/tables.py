@@ -32,6 +32,16 @@ DOMAINS = ("normal", "cropped")
 DOMAIN_NAMES = {"normal": "full frames", "cropped": "nodule crops"}
 """In words for people, to whom a normal image is a healthy one."""
 
+_FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+)  # a cell that starts so is calculated by spreadsheets (OWASP, CSV injection)
+
 SCANS = {
     "path": "string",
     "local_path": "string",
@@ -151,6 +161,11 @@ def contents(scans: pd.DataFrame, regions: pd.DataFrame) -> pd.DataFrame:
     good = used(scans)
     mine = [json.dumps(sorted(boxes.get(path, []))) for path in good["path"].tolist()]
     return good.assign(boxes=mine, label=good["class"])[list(CONTENTS)].sort_values(list(CONTENTS), ignore_index=True)
+
+
+def write_quarantine(path: Path, rows: pd.DataFrame) -> None:
+    """Write quarantine.csv: file and reason, with an apostrophe before what a spreadsheet would take for a formula."""
+    rows.map(lambda text: f"'{text}" if str(text).startswith(_FORMULA) else text).to_csv(path, index=False)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
