@@ -163,7 +163,7 @@ def test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path):
     ):
         run(root, 2)
     assert served(cluster)["spec"] == before
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1, "previous": 2}
+    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1, "previous": 2, "anchor": 1}
     assert registry.history(root)[-1]["by"] == "deploy"
 
 
