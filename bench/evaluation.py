@@ -52,7 +52,7 @@ def seconds(work: Callable, *arguments: Any) -> float:
 def whole_evaluation(folder: Path) -> tuple[float, float]:
     """Seconds of an evaluation of five models on `IMAGES` test images, and those within them spent in the networks."""
     patients = (IMAGES + DEVELOPMENT + 1) // 2
-    phantom.generate(folder, patients=patients)
+    phantom.generate(folder, patients=patients, images_per_patient=2)
     files = sorted((folder / "scans").iterdir(), key=lambda file: file.name.split("_")[1])
     for number, file in enumerate(files):
         target = folder / "scans" / ("test" if number < IMAGES else "train") / file.name

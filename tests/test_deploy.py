@@ -178,7 +178,7 @@ def test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path):
     ):
         run(root, 2)
     assert served(cluster)["spec"] == before
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1}
+    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1, "anchor": 1}
     assert registry.history(root)[-1]["by"] == "deploy"
     assert list(registry.refuted(root)) == [2]
 
@@ -271,7 +271,7 @@ def test_a_version_that_has_proven_itself_is_not_refuted_where_it_is_made_anew(c
     cluster.answer = away
     with pytest.raises(InputError, match=r"is removed again; version 2 stays the champion"):
         shortly(root)
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert registry.read_aliases(root) == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
 
 
 def test_a_champion_before_that_is_damaged_does_not_hide_why_the_deployment_failed(cluster, root, tmp_path):

@@ -249,7 +249,9 @@ def test_summary_has_audits_and_gate(evaluated):
     assert [one["name"] for one in facts["gate"]["criteria"]] == [
         "size of the test set",
         "AUROC",
+        "validation patients behind the threshold",
         "sensitivity",
+        "specificity",
         "calibration",
         "subgroups",
         "shortcut audit",
@@ -300,6 +302,9 @@ def test_subgroups_and_a_champion(held_against):
     assert "column constant is constant or empty" in html
     assert done.facts["gate"]["champion"] == 1
     assert done.facts["gate"]["comparison"]["difference"]["value"] == pytest.approx(0, abs=1e-9)
+    found = next(one for one in done.facts["gate"]["criteria"] if one["name"] == "as specific as champion 1")
+    assert found["found"] == "0.000 [0.000, 0.000] by patient, each at its own threshold"
+    assert (done.facts["gate"]["anchor"], done.facts["gate"]["ahead_of"]) == (None, None)
     assert subgroups.PREFIX + "sex" in pd.read_parquet(done.folder / "predictions.parquet")
 
 

@@ -91,7 +91,7 @@ def test_a_night(gcs, tmp_path):
         if json.loads((tmp_path / "output" / "summary.json").read_text())["gate"]["decision"] == "refused":
             assert aliases.get("champion") == (version - 1 or None)
             registry.promote(root, str(version), "the night's test", "test")
-        return registry.read_aliases(root)
+        return {alias: number for alias, number in registry.read_aliases(root).items() if alias != "anchor"}
 
     upload(first, [row for row in rows if row[0] in known])
     told, _ = night()

@@ -39,14 +39,21 @@ def artefact(tmp_path: Path) -> Path:
     return make(tmp_path / "artefact")
 
 
-def gate(decision: str = "promoted", champion: int | None = None) -> dict:
-    return {"decision": decision, "reasons": [f"{decision} in a test"], "champion": champion}
+def gate(decision: str = "promoted", champion: int | None = None, ahead_of: int | None = None) -> dict:
+    return {
+        "decision": decision,
+        "reasons": [f"{decision} in a test"],
+        "champion": champion,
+        "ahead_of": ahead_of,
+    }
 
 
-def add(root: storage.Location, folder: Path, decision: str = "promoted") -> registry.Registered:
-    """Publish a new artefact that was held against the present champion."""
+def add(
+    root: storage.Location, folder: Path, decision: str = "promoted", ahead_of: int | None = None
+) -> registry.Registered:
+    """Publish a new artefact that was compared with the present champion."""
     champion = registry.read_aliases(root).get("champion")
-    return registry.publish(make(folder / uuid.uuid4().hex, 1000), root, gate(decision, champion))
+    return registry.publish(make(folder / uuid.uuid4().hex, 1000), root, gate(decision, champion, ahead_of))
 
 
 def home(root: storage.Location) -> storage.Folder | storage.Bucket:
@@ -60,7 +67,7 @@ def claim(age: datetime.timedelta) -> bytes:
 def test_versions_count_up_and_aliases_follow(artefact, tmp_path, place):
     first, second = registry.publish(artefact, place, gate()), add(place, tmp_path)
     assert (first.version, second.version) == (1, 2)
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
     assert registry.find(place, "previous") == registry.find(place, "1")
     facts = registry.verify(registry.find(place, "1"))
     assert facts["version"] == 1
@@ -83,7 +90,7 @@ def test_the_same_artefact_is_registered_once(artefact, tmp_path, place):
     registry.promote(place, "2", "r", "b")
     for _ in range(2):
         add(place, tmp_path)
-    assert registry.collect_garbage(place, 1, delete=True) == [1, 2]
+    assert registry.collect_garbage(place, 1, delete=True) == [1]
     assert registry.publish(artefact, place, gate("refused")).version == 5, "it is not there any more"
 
 
@@ -175,7 +182,7 @@ def test_the_same_artefact_at_once_is_registered_once(artefact, place):
     assert registry.versions(place) == [done[0].version]
     assert {one.version for one in done} == {done[0].version}
     assert home(place).children() == [str(done[0].version), "aliases.json"]
-    assert registry.read_aliases(place) == {"candidate": done[0].version, "champion": done[0].version}
+    assert registry.read_aliases(place) == dict.fromkeys(("candidate", "champion", "anchor"), done[0].version)
 
 
 def test_killed_at_any_moment_no_half_version_is_visible(tmp_path, place):
@@ -208,6 +215,7 @@ def test_killed_at_any_moment_no_half_version_is_visible(tmp_path, place):
         "candidate": numbers[-1],
         "champion": numbers[-2],
         "previous": numbers[-3],
+        "anchor": numbers[0],
     }
 
 
@@ -253,7 +261,8 @@ def test_killed_after_each_step(artefact, tmp_path, place, monkeypatch, step):
     done = registry.publish(artefact, place, gate(champion=1))
     assert done.version == (2 if there else 3)
     assert done.gate["decision"] == "promoted"
-    assert registry.read_aliases(place) == {"candidate": done.version, "champion": done.version, "previous": 1}
+    aliases = {"candidate": done.version, "champion": done.version, "previous": 1, "anchor": 1}
+    assert registry.read_aliases(place) == aliases
     assert [line["version"] for line in registry.history(place)] == [1, done.version]
 
 
@@ -261,8 +270,8 @@ def test_killed_after_each_step(artefact, tmp_path, place, monkeypatch, step):
 def test_a_change_whose_answer_is_lost_is_made_once(artefact, tmp_path, gcs, own):
     """Somebody else writes before it is asked for again, so that the object is not as this one left it."""
     root = gcs.address("registry")
-    for _ in range(3):
-        add(root, tmp_path)
+    for ahead_of in (None, None, 1):
+        add(root, tmp_path, ahead_of=ahead_of)
     done = []
 
     def rule(method: str, path: str) -> str | None:
@@ -280,21 +289,21 @@ def test_a_change_whose_answer_is_lost_is_made_once(artefact, tmp_path, gcs, own
     before = registry.history(root)
     if own == "publish":
         assert registry.publish(artefact, root, gate(champion=3)).version == 4
-        expected = {"candidate": 4, "champion": 4, "previous": 3}
+        expected = {"candidate": 4, "champion": 4, "previous": 3, "anchor": 3}
     elif own == "promote":
         assert registry.promote(root, "1", "r", "b") == 1
-        expected = {"candidate": 3, "champion": 1, "previous": 3}
+        expected = {"candidate": 3, "champion": 1, "previous": 3, "anchor": 1}
     elif own == "roll back":
         assert registry.roll_back(root, "r", "b") == 2
-        expected = {"candidate": 3, "champion": 2, "previous": 1}
+        expected = {"candidate": 3, "champion": 2, "previous": 1, "anchor": 2}
     elif own == "gc":
         assert registry.collect_garbage(root, 1, delete=True) == [1]
         assert registry.versions(root) == [2, 3]
         assert gcs.client.bucket(gcs.bucket).get_blob("registry/thyroid/1/model.keras") is None
-        expected = {"candidate": 3, "champion": 3, "previous": 2}
+        expected = {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
     else:
         assert registry.read_test_set(root, "t", "m") == 0
-        expected = {"candidate": 3, "champion": 3, "previous": 2}
+        expected = {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
     assert len(done) == 2, "the answer was lost, and somebody else wrote"
     assert registry.read_aliases(root) == expected
     assert len(registry.history(root)) == len(before) + (own != "test set")
@@ -309,8 +318,8 @@ def test_an_unreliable_bucket(tmp_path, gcs):
     assert gcs.proxy.faults > 30
     assert [one.version for one in done] == registry.versions(root) == [1, 2, 3, 4, 5, 6]
     assert [line["version"] for line in registry.history(root)] == [1, 2, 3, 4, 5, 6]
-    assert registry.collect_garbage(root, 1, delete=True) == [1, 2, 3, 4]
-    for version in (5, 6):
+    assert registry.collect_garbage(root, 1, delete=True) == [2, 3, 4]
+    for version in (1, 5, 6):
         registry.verify(registry.find(root, str(version)))
 
 
@@ -371,7 +380,7 @@ def test_a_champion_that_changed_meanwhile_is_not_overrun(artefact, tmp_path, pl
     done = registry.publish(artefact, place, gate(champion=None))  # decided before there was a champion
     assert done.gate["decision"] == "refused"
     assert "the champion changed from None to 1" in done.gate["reasons"][-1]
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 1}
+    assert registry.read_aliases(place) == {"candidate": 2, "champion": 1, "anchor": 1}
 
 
 def test_a_champion_that_changes_while_files_are_copied_is_not_overrun(artefact, tmp_path, place, monkeypatch):
@@ -390,7 +399,7 @@ def test_a_champion_that_changes_while_files_are_copied_is_not_overrun(artefact,
     assert (done.version, done.gate["decision"]) == (1, "refused")
     facts = registry.verify(registry.find(place, "1"))
     assert (facts["parent"], facts["gate"]) == (2, done.gate)
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2}
+    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2, "anchor": 2}
 
 
 def test_a_publication_that_was_taken_for_dead_starts_anew(artefact, tmp_path, place, monkeypatch):
@@ -433,10 +442,10 @@ def test_promote_and_roll_back_keep_who_and_why(tmp_path, place):
     for decision in ("promoted", "refused"):
         add(place, tmp_path, decision)
     assert registry.promote(place, "candidate", "the ward asked for it", "Kim") == 2
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 2}
     assert registry.roll_back(place, "it was worse", "Lee", champion=1) == 2, "another champion by now"
     assert registry.roll_back(place, "it was worse", "Lee") == 1
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 1}
+    assert registry.read_aliases(place) == {"candidate": 2, "champion": 1, "anchor": 1}
     assert [(line["action"], line["by"]) for line in registry.history(place)[2:]] == [
         ("promote", "Kim"),
         ("rollback", "Lee"),
@@ -452,9 +461,9 @@ def test_a_roll_back_never_returns_to_a_version_that_was_rolled_back(tmp_path, p
         add(place, tmp_path)
     assert registry.roll_back(place, "answers wrongly", "deploy", champion=3) == 2
     assert registry.refuted(place) == {3: "answers wrongly"}
-    assert registry.read_aliases(place) == {"candidate": 3, "champion": 2, "previous": 1}
+    assert registry.read_aliases(place) == {"candidate": 3, "champion": 2, "previous": 1, "anchor": 1}
     assert registry.roll_back(place, "its pod was away", "deploy", champion=2) == 1
-    assert registry.read_aliases(place) == {"candidate": 3, "champion": 1}
+    assert registry.read_aliases(place) == {"candidate": 3, "champion": 1, "anchor": 1}
     with pytest.raises(InputError, match="no previous champion"):
         registry.roll_back(place, "once more", "Lee")
     assert registry.promote(place, "2", "the pod was to blame", "Kim") == 2
@@ -462,6 +471,10 @@ def test_a_roll_back_never_returns_to_a_version_that_was_rolled_back(tmp_path, p
     assert registry.earlier(place) == [1]
     registry.promote(place, "3", "looked at", "Kim")
     assert registry.earlier(place) == [2, 1]
+    assert registry.read_aliases(place)["anchor"] == 3
+    assert registry.roll_back(place, "no, after all", "Kim") == 2
+    assert registry.read_aliases(place)["anchor"] == 2, "a refuted version is nothing to compare with"
+    registry.promote(place, "3", "looked at again", "Kim")
     assert registry.collect_garbage(place, 1, delete=True) == [1]
     assert registry.earlier(place) == [2], "what is gone is no target"
 
@@ -633,3 +646,172 @@ def test_a_damaged_winner_is_not_registered(evaluated, tmp_path):
     with pytest.raises(InputError, match="changed since"):
         register.register(copy, tmp_path / "registry", tmp_path / "summary.json")
     assert registry.versions(tmp_path / "registry") == []
+
+
+def test_the_anchor_moves_only_to_what_is_ahead_of_it(tmp_path, place):
+    """Whatever the number of champions since, it is there to be compared with."""
+    for _ in range(4):
+        add(place, tmp_path)
+    assert registry.read_aliases(place) == {"candidate": 4, "champion": 4, "previous": 3, "anchor": 1}
+    assert registry.collect_garbage(place, 1, delete=True) == [2]
+    registry.verify(registry.find(place, "anchor"))
+    add(place, tmp_path, "refused", ahead_of=1)
+    assert registry.read_aliases(place)["anchor"] == 1, "what is not the champion is not the anchor"
+    add(place, tmp_path, ahead_of=4)
+    assert registry.read_aliases(place)["anchor"] == 1, "it was ahead of another one"
+    add(place, tmp_path, ahead_of=1)
+    assert registry.read_aliases(place)["anchor"] == 7
+    assert [line["aliases"]["anchor"] for line in registry.history(place)][-3:] == [1, 1, 7]
+
+
+def aged(root: storage.Location) -> bytes:
+    """Make the registry one from before there were hashes and an anchor; returns its aliases.json."""
+    state = json.loads(home(root).read("aliases.json")[0])
+    del state["sha256"], state["anchor"]
+    for version in state["versions"].values():
+        del version["published"]
+    data = (json.dumps(state, indent=2) + "\n").encode()
+    home(root).write("aliases.json", data)
+    return data
+
+
+def test_an_old_registry_is_filled_by_the_first_write(tmp_path, place):
+    for _ in range(3):
+        add(place, tmp_path)
+    before = json.loads(home(place).read("aliases.json")[0])
+    old = aged(place)
+    assert registry.read_aliases(place) == {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
+    assert registry.verify(registry.find(place))["version"] == 3
+    assert home(place).read("aliases.json")[0] == old, "reading writes nothing"
+    registry.read_test_set(place, "t", "m")
+    after = json.loads(home(place).read("aliases.json")[0])
+    assert after["versions"] == before["versions"]
+    assert (after["anchor"], set(after)) == (3, set(before))
+    assert registry.verify(registry.find(place))["version"] == 3
+
+
+def test_an_old_registry_does_not_take_a_changed_model_for_whole(tmp_path, place):
+    for _ in range(2):
+        add(place, tmp_path)
+    aged(place)
+    card = home(place).read("1/model.json")[0]
+    home(place).write("1/model.json", card.replace(b"VGG16", b"VGG19"))
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"model\.json: changed since it was registered"):
+            registry.find(place, "1")
+        registry.find(place, "2")
+        registry.read_test_set(place, "t", "m")
+
+
+@pytest.mark.parametrize(
+    "change", [(b'"history"', b'"histori"'), (b'\n  "champion"', b'\n  "champiom"'), (b'"source"', b'"sourcf"')]
+)
+def test_a_damaged_old_state_is_said(tmp_path, place, change):
+    add(place, tmp_path)
+    old = aged(place)
+    assert old.count(change[0]) >= 1
+    home(place).write("aliases.json", old.replace(*change, 1))
+    with pytest.raises(InputError, match=r"aliases\.json: field .* put back a copy of the file"):
+        registry.read_aliases(place)
+
+
+def looked_at(root: storage.Location) -> tuple:
+    """All that can be read of a registry."""
+    versions = registry.versions(root)
+    every = [registry.verify(registry.find(root, str(version))) for version in versions]
+    return versions, every, registry.read_aliases(root), registry.history(root)
+
+
+def flip(data: bytes, place: int, bits: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_flipped_byte_is_silent(tmp_path, every):
+    """Every byte of every file, one after the other; without the slow tests each ninth."""
+    root, dice = tmp_path / "registry", random.Random(0)
+    for decision in ("promoted", "refused"):
+        registry.publish(
+            make(tmp_path / uuid.uuid4().hex, 800), root, gate(decision, registry.read_aliases(root).get("champion"))
+        )
+    before, flips = looked_at(root), 0
+    for file in sorted(path for path in (root / "thyroid").rglob("*") if path.is_file() and path.stat().st_size):
+        data = file.read_bytes()
+        for spot in range(0, len(data), every):
+            file.write_bytes(flip(data, spot, dice.randrange(1, 256)))
+            with pytest.raises(InputError, match=file.name):
+                looked_at(root)
+            flips += 1
+        file.write_bytes(data)
+    assert flips > 3500 / every
+    assert looked_at(root) == before
+
+
+def test_no_flipped_byte_of_a_bucket_is_silent(tmp_path, gcs):
+    root, dice = gcs.address("registry"), random.Random(0)
+    add(root, tmp_path)
+    before = looked_at(root)
+    names = [name for name in gcs.names() if not name.endswith("/")]
+    assert {Path(name).name for name in names} == {"aliases.json", "model.json", "model.keras", "reference.jpg"}
+    for name in names:
+        data = gcs.client.bucket(gcs.bucket).blob(name).download_as_bytes()
+        for _ in range(3):
+            gcs.put({name: flip(data, dice.randrange(len(data)), dice.randrange(1, 256))})
+            with pytest.raises(InputError, match=Path(name).name):
+                looked_at(root)
+        gcs.put({name: data})
+    assert looked_at(root) == before
+
+
+def test_commands_name_what_was_changed(evaluated, tmp_path, capsys):
+    root = tmp_path / "registry"
+    registry.publish(evaluated / "artefact", root, gate())
+    where, dice = ["--registry", str(root)], random.Random(1)
+    for name in ("1/model.json", "aliases.json"):
+        file = root / "thyroid" / name
+        data = file.read_bytes()
+        for _ in range(20):
+            file.write_bytes(flip(data, dice.randrange(len(data)), 1 << dice.randrange(8)))
+            assert registry.main(["show", *where, "1"]) == 2
+            assert file.name in capsys.readouterr().err
+            assert registry.main(["promote", *where, "1", "--reason", "r", "--by", "b"]) == 2
+            assert registry.main(["list", *where]) == (0 if name == "1/model.json" else 2)
+            told = capsys.readouterr()
+            assert file.name in told.out + told.err
+        file.write_bytes(data)
+
+
+def test_a_changed_threshold_is_neither_served_nor_deployed(evaluated, tmp_path):
+    """One byte of model.json, which every other check lets pass."""
+    import asyncio
+
+    from thyroid import deploy
+    from thyroid.serve import server
+
+    root = tmp_path / "registry"
+    registry.publish(evaluated / "artefact", root, gate())
+    file = root / "thyroid" / "1" / "model.json"
+    data = file.read_bytes()
+    spot = data.index(b'"threshold": 0.') + len(b'"threshold": 0.')
+    one = server.Server(server.Options(registry=root))
+    for content, whole in ((flip(data, spot, 4), False), (data, True)):
+        file.write_bytes(content)
+        assert json.loads(content)["threshold"] != json.loads(data)["threshold"] or whole
+        (name, target), *_ = one.wanted().items()
+        if whole:
+            asyncio.run(one._load(name, target))
+            assert deploy.deploy(root, None, tmp_path / "manifest.yaml").status == "manifest written"
+            continue
+        with pytest.raises(InputError, match=r"model\.json: changed since it was registered"):
+            asyncio.run(one._load(name, target))
+        with pytest.raises(InputError, match=r"model\.json: changed since it was registered"):
+            deploy.deploy(root, None, tmp_path / "manifest.yaml")
+        assert not (tmp_path / "manifest.yaml").exists()
+
+
+@pytest.mark.parametrize("content", [b"yesterday", b" ", b"\xff\xfe", b"9999-99-99T00:00:00+00:00 x"])
+def test_a_damaged_claim_is_said(tmp_path, place, content):
+    add(place, tmp_path)
+    home(place).write("2/.claim", content)
+    with pytest.raises(InputError, match=r"2/\.claim: damaged; remove it"):
+        registry.collect_garbage(place, 1, delete=True)

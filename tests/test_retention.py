@@ -132,7 +132,7 @@ def test_what_an_alias_needs_stays(house):
     house.grow()
     found = house.retain(keep=1)
     assert rows(found, "model") == {
-        "1": (True, "champion"),
+        "1": (True, "champion, anchor"),
         "2": (False, "no alias, and not among the newest 1"),
         "3": (True, "candidate"),
     }

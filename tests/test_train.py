@@ -1,4 +1,3 @@
-import json
 import re
 import shutil
 from pathlib import Path
@@ -343,11 +342,15 @@ def test_a_warm_start_is_taken_where_it_is_at_least_as_good(cropped, champions, 
     assert not starting_at({"champion": 0.69, "weights": 0.7}, "worse")
 
 
-def edited(root, folder, **changed):
-    """A copy of a registry whose champion's model.json says something else."""
-    shutil.copytree(root, folder)
-    model = registry.find(folder) / "model.json"
-    model.write_text(json.dumps(json.loads(model.read_text()) | changed))
+def edited(root, folder, model=None, **changed):
+    """A registry with the champion of another one, whose model.json says something else, or that is another model."""
+    artefact = shutil.copytree(registry.find(root), folder.with_name(f"{folder.name}-artefact"))
+    if model is not None:
+        shutil.copy(model, artefact / registry.MODEL)
+    own = ("version", "created", "parent", "gate", "files", "code_version")
+    facts = {name: value for name, value in registry.facts(artefact).items() if name not in own}
+    registry.describe(artefact, facts | changed)
+    registry.publish(artefact, folder, {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []})
     return folder
 
 
@@ -365,8 +368,7 @@ def test_no_warm_start_from_a_champion_that_does_not_fit(cropped, champions, tmp
         table = pd.read_csv(file)
         table["split"] = table["split"].map({"train": "test", "test": "train", "validation": "validation"})
         table.to_csv(file, index=False)
-        files = registry.facts(registry.find(root))["files"] | {registry.SCANS: registry.sha256(file)}
-        edited(root, tmp_path / "moved", files=files)
+        edited(root, tmp_path / "moved")
         root = tmp_path / "moved"
     given = None if reason == "no registry" else root
     assert train._warm_start(given, None, row, BINARY, "cropped", tables.read(cropped)[0]) is None
@@ -383,11 +385,7 @@ def test_no_warm_start_from_a_champion_that_does_not_fit(cropped, champions, tmp
 def test_no_warm_start_from_other_layers(cropped, champions, tmp_path, capsys):
     tapped = backbones.build(toys.ROW, 32, None, toys.TAP)
     tapped.save(tmp_path / "model.keras")
-    files = registry.facts(registry.find(champions))["files"]
-    root = edited(
-        champions, tmp_path / "registry", files=files | {registry.MODEL: registry.sha256(tmp_path / "model.keras")}
-    )
-    shutil.copy(tmp_path / "model.keras", registry.find(root) / registry.MODEL)
+    root = edited(champions, tmp_path / "registry", tmp_path / "model.keras")
     facts = warm(cropped, tmp_path / "out", root)
     assert "its layers are not the same" in capsys.readouterr().out
     assert facts["weights"] == "none"

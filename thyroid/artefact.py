@@ -83,9 +83,7 @@ def write(
     classes = kinds.of(facts)
     reference = images.encode(crop.normal(phantom.draw("M", patient=1, image=1).image))
     (output / "reference.jpg").write_bytes(reference)
-    pixels = images.rgb(
-        images.stored(_as_served(reference, result["serving_domain"]), row["image_size"])
-    )
+    pixels = images.rgb(images.stored(_as_served(reference, result["serving_domain"]), row["image_size"]))
     raw = network.probabilities(pixels[None], "reference")
     probability = point.scale(raw if head is None else head.predict(raw, [{}])[0])[0]
     answers = exported.result()

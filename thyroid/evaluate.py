@@ -164,8 +164,8 @@ def evaluate(
     worst = _worst_cases(data, network, decode, tested, point, best["image_size"], output / "plots")
     rows = None if beside is None else beside.rows.loc[seen_by_images["path"]].reset_index(drop=True)
     shown_to = _images(data, tested)
-    current = gate.champion(registry_root, shown_to, classes, serving_domain, _test_scans(scans), rows, decode)
-    by_group = subgroups.figures(tested, point, prevalence, seed)
+    current, anchor = gate.rivals(registry_root, shown_to, classes, serving_domain, _test_scans(scans), rows, decode)
+    by_group = subgroups.figures(tested, point, prevalence, seed, current)
     result = {
         **classes.facts(),
         "data": {
@@ -183,7 +183,17 @@ def evaluate(
         "subgroups": by_group,
         "clinical": None if beside is None else helped.facts,
         "gate": gate.decide(
-            best, serving_domain, tested, audited, by_group, current, sensitivity, waive, seed, helped.facts or None
+            best,
+            serving_domain,
+            tested,
+            audited,
+            by_group,
+            current,
+            sensitivity,
+            waive,
+            seed,
+            helped.facts or None,
+            anchor,
         ),
         "settings": {"sensitivity": sensitivity, "abstain": abstain, "prevalence": prevalence},
         "worst": worst,
@@ -328,7 +338,8 @@ def _locked(
     locked = predictions.of_model(table, one.facts, serving_domain, "validation")
     found = figures.of(locked, classes, point, prevalence, seed)
     kept = ("n", "patients", "macro_auroc", "sensitivity", "specificity", "ece", "ece_unscaled")
-    return {name: found[name] for name in kept}
+    malignant = sum(found["patient_level"]["confusion"][POSITIVE])
+    return {name: found[name] for name in kept} | {"malignant_patients": malignant}
 
 
 def _other_audits(

@@ -25,6 +25,15 @@ MARGIN = 0.05
 """The candidate's AUROC may be this much below the champion's; the lower bound of the difference must show that it is not more."""
 SENSITIVITY_SLACK = 0.05
 """Sensitivity on test patients may be this much below the one that the threshold was locked for."""
+SPECIFICITY = 0.30
+"""Floor by test patient. A threshold that calls everybody malignant has a perfect sensitivity and decides nothing; below this one,
+more than two in three benign patients would still be sent to a biopsy."""
+SPECIFICITY_MARGIN = 0.10
+"""The candidate's specificity by patient may be this much below the champion's, each at its own threshold. It is twice the margin of
+the AUROC: a threshold rests on the few lowest malignant patients, so it moves more than the order of all patients does."""
+VALIDATION_PATIENTS = 10
+"""Malignant validation patients behind a threshold. With fewer than this, one patient holds more than a tenth of the sensitivity, and a
+single wrong label moves the threshold to wherever that patient's score is."""
 CALIBRATION_CEILING = 0.10
 """Of the expected calibration error on the test set beyond what as many perfectly calibrated probabilities would show."""
 PATIENTS = 10
@@ -52,14 +61,21 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Champion:
-    """The current champion on the candidate's test images, in their order: its scores, or the reason why it has none.
+    """A champion on the candidate's test images, in their order: its scores, or the reason why it has none.
 
-    Without a champion (version None) the problem is why it was not looked for.
+    Without a champion (version None) the problem is why it was not looked for. The threshold is the champion's own, on the
+    scale of its scores.
     """
 
     version: int | None
     scores: NDArray[np.float64] | None = None
+    threshold: float | None = None
     problem: str | None = None
+
+    def calls(self, scores: Any) -> Any:
+        """Whether each of `scores` reaches the threshold."""
+        assert self.threshold is not None
+        return np.asarray(scores, float) >= self.threshold
 
 
 def check_waivers(waive: Sequence[str]) -> tuple[str, ...]:
@@ -79,7 +95,7 @@ def test_digest(test: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(sorted(test["sha256"])).encode()).hexdigest()
 
 
-def champion(
+def rivals(
     root: Location | None,
     test: pd.DataFrame,
     classes: Classes,
@@ -87,10 +103,13 @@ def champion(
     scans: set[str],
     rows: pd.DataFrame | None = None,
     decode: "Decode | None" = None,
-) -> Champion:
-    """Score the registry's champion on the candidate's test images.
+) -> tuple[Champion, Champion | None]:
+    """Score the registry's champion and its anchor on the candidate's test images.
 
-    A champion that cannot be compared fairly (other classes, another serving domain, trained on images that are now in the
+    Candidates that are each a little worse than the last one would pass a comparison with the champion alone, for ever. The
+    anchor is a champion that stays until another one is shown to be better than it, so the losses cannot add up.
+
+    A model that cannot be compared fairly (other classes, another serving domain, trained on images that are now in the
     test set, damaged) is a reason to refuse the candidate, not to crash: somebody has to look.
 
     Args:
@@ -101,16 +120,37 @@ def champion(
         scans: SHA-256 of every scan of the test set, none of which the champion may have been developed on.
         rows: clinical columns of the test images, in their order; None where there are none.
         decode: who reads the images; None for `inputs.decode`.
+
+    Returns:
+        The champion, and the anchor where it is another version.
     """
+    if root is None:
+        return Champion(None, problem="no registry was given: not compared with any champion"), None
+    aliases = registry.read_aliases(root)
+    if "champion" not in aliases:
+        return Champion(None), None
+    current = _scored(root, aliases["champion"], test, classes, domain, scans, rows, decode)
+    if aliases["anchor"] == aliases["champion"]:
+        return current, None
+    return current, _scored(root, aliases["anchor"], test, classes, domain, scans, rows, decode)
+
+
+def _scored(
+    root: Location,
+    version: int,
+    test: pd.DataFrame,
+    classes: Classes,
+    domain: str,
+    scans: set[str],
+    rows: pd.DataFrame | None,
+    decode: "Decode | None",
+) -> Champion:
+    """A version on the candidate's test images; arguments as of `rivals`."""
     from thyroid import inputs  # TensorFlow: the options of a run are checked without it
 
-    if root is None:
-        return Champion(None, problem="no registry was given: not compared with any champion")
-    if "champion" not in registry.read_aliases(root):
-        return Champion(None)
-    version = registry.read_aliases(root)["champion"]
-    folder = registry.find(root, str(version))  # a registry that is away refuses nobody
+    folder = registry.locate(root, str(version))  # a registry that is away refuses nobody
     try:
+        registry.check(root, folder)
         facts = registry.verify(folder, (*_NEEDED, "serving_domain", "image_size"))
         own = kinds.of(facts)
         if own != classes:
@@ -136,7 +176,8 @@ def champion(
             probability = head.predict(probability, rows[columns])[0]
     except (InputError, OSError) as error:
         return Champion(version, problem=str(error))
-    return Champion(version, classes.malignant(operating.of(facts).scale(probability)))
+    point = operating.of(facts)
+    return Champion(version, classes.malignant(point.scale(probability)), point.threshold)
 
 
 def decide(
@@ -150,11 +191,12 @@ def decide(
     waive: Sequence[str] = (),
     seed: int = 0,
     clinical: dict[str, Any] | None = None,
+    anchor: Champion | None = None,
 ) -> dict[str, Any]:
     """The decision, with every criterion and its figures.
 
     Args:
-        row: the candidate's figures as in summary.json.
+        row: the candidate's figures as in summary.json: its operating point, and what it reached on validation and on test.
         domain: the serving domain.
         test: the candidate's test predictions there: sha256, label, patient and the probability of malignant.
         audited: facts of `audits.Audits`.
@@ -164,24 +206,38 @@ def decide(
         waive: names of audits whose failure does not count.
         seed: of the bootstrap.
         clinical: facts of `benefit.Benefit`; None where there is no clinical.csv.
+        anchor: the anchor on the same images; None where it is the champion, or there is none.
 
     Returns:
-        decision ("promoted" or "refused"), reasons, criteria, champion (version or null), test_digest, waived, and the
-        comparison with the champion where there is one.
+        decision ("promoted" or "refused"), reasons, criteria, champion (version or null), test_digest, waived, the
+        comparison with the champion and that with the anchor where there are such, and ahead_of: the anchor's version if the
+        candidate is shown to be better than it, else null.
     """
     figures = row["test"][domain]
     criteria = [
         _size(figures),
         *_every_class(figures),
         _better_than_chance(figures),
+        _behind_the_threshold(row["validation"]["malignant_patients"]),
         _sensitivity(figures, sensitivity),
+        _specificity(figures),
         _calibration(figures),
     ]
-    criteria += _subgroups(subgroups, sensitivity)
-    comparison = None
-    if current.version is not None:
-        comparison, criterion = _not_inferior(test, current, seed)
-        criteria.append(criterion)
+    criteria += _subgroups(subgroups, sensitivity, current)
+    threshold = row["operating_point"]["threshold"]
+    standing = {
+        name: one for name, one in (("champion", current), ("anchor", anchor)) if one and one.version is not None
+    }
+    comparisons: dict[str, dict[str, Any]] = {}
+    for name, rival in standing.items():
+        if rival.scores is None:
+            what = f"cannot be compared: {rival.problem}; promote by hand once somebody has looked"
+            criteria.append(Criterion(f"not inferior to {name} {rival.version}", _ASKED, what, False))
+            continue
+        comparisons[name], criterion = _not_inferior(test, name, rival, seed)
+        criteria += [criterion, _as_specific(test, threshold, name, rival, seed)]
+    nearest = "champion" if anchor is None else "anchor"
+    ahead = nearest in comparisons and comparisons[nearest]["lowest"] is not None and comparisons[nearest]["lowest"] > 0
     for name in AUDITS:
         passed = _passed(audited, name)
         reason = why_not_judged(audited) if name == "shortcut" else None
@@ -201,7 +257,10 @@ def decide(
         "reasons": reasons,
         "criteria": [asdict(one) for one in criteria],
         "champion": current.version,
-        "comparison": comparison,
+        "comparison": comparisons.get("champion"),
+        "anchor": None if anchor is None else anchor.version,
+        "anchor_comparison": comparisons.get("anchor"),
+        "ahead_of": standing[nearest].version if ahead else None,
         "waived": [one.name for one in criteria if one.waived],
         "test_digest": test_digest(test),
     }
@@ -291,6 +350,46 @@ def _sensitivity(figures: dict[str, Any], target: float) -> Criterion:
     )
 
 
+def _behind_the_threshold(patients: int) -> Criterion:
+    return Criterion(
+        "validation patients behind the threshold",
+        f"at least {VALIDATION_PATIENTS} malignant ones",
+        f"{patients}",
+        patients >= VALIDATION_PATIENTS,
+    )
+
+
+def _specificity(figures: dict[str, Any]) -> Criterion:
+    """By patient, as the sensitivity."""
+    name, asked = "specificity", f"at least {SPECIFICITY:.2f} of benign test patients at the locked threshold"
+    spared, alarmed = figures["patient_level"]["confusion"][1 - POSITIVE]
+    benign = spared + alarmed
+    if not benign:
+        return Criterion(name, asked, "there is no benign patient", False)
+    low, high = metrics.clopper_pearson(spared, benign)
+    found = f"{spared} of {benign} patients, {spared / benign:.3f} [{low:.3f}, {high:.3f}]"
+    return Criterion(name, asked, found, spared / benign >= SPECIFICITY)
+
+
+def _as_specific(test: pd.DataFrame, threshold: float, name: str, rival: Champion, seed: int) -> Criterion:
+    """Both by patient, each at its own threshold."""
+    asked = f"lower bound of the specificity difference above -{SPECIFICITY_MARGIN:.2f}"
+    rows = test.assign(malignant=test["label"] == CLASSES[POSITIVE], other=rival.scores)
+    patients = rows.groupby("patient").agg({"malignant": "any", SCORE: "mean", "other": "mean"}).reset_index()
+    title = f"as specific as {name} {rival.version}"
+    if patients["malignant"].all():
+        return Criterion(title, asked, "there is no benign patient", False)
+    found = metrics.specificity_difference(
+        patients["malignant"],
+        patients[SCORE] >= threshold,
+        rival.calls(patients["other"]),
+        patients["patient"].astype(int),
+        seed=seed,
+    )
+    passed = found.low is not None and found.low > -SPECIFICITY_MARGIN
+    return Criterion(title, asked, f"{found} by patient, each at its own threshold", passed)
+
+
 def patients_needed(sensitivity: float) -> int | None:
     """Malignant patients, all caught, from which on the exact lower bound reaches `sensitivity`; None for 1, which none shows."""
     # Clopper and Pearson's lower bound of n of n is alpha / 2 to the power 1 / n
@@ -314,7 +413,11 @@ def _calibration(figures: dict[str, Any]) -> Criterion:
     )
 
 
-def _subgroups(rows: Sequence[dict[str, Any]], target: float) -> list[Criterion]:
+def _subgroups(rows: Sequence[dict[str, Any]], target: float, current: Champion) -> list[Criterion]:
+    """Floors, and, where the champion was scored, no group that lost what all patients together may not lose.
+
+    Groups are small: a loss counts if it is beyond the margin and more than chance, so that many groups do not refuse by luck.
+    """
     large = [row for row in rows if not row["small"] and "auroc" in row]
     floor = target - SENSITIVITY_SLACK
     if not large:
@@ -325,7 +428,7 @@ def _subgroups(rows: Sequence[dict[str, Any]], target: float) -> list[Criterion]
         for row in large
         if row["auroc"]["value"] < SUBGROUP_AUROC or row["sensitivity"]["value"] < floor
     ]
-    return [
+    criteria = [
         Criterion(
             "subgroups",
             f"AUROC at least {SUBGROUP_AUROC:.2f} and sensitivity at least {floor:.2f} in every large group",
@@ -333,16 +436,33 @@ def _subgroups(rows: Sequence[dict[str, Any]], target: float) -> list[Criterion]
             not low,
         )
     ]
+    both = [row for row in large if "less_champion" in row]
+    if both:
+        lost = [
+            f"{row['column']} {row['group']} ({what} {metrics.Interval.of(row['less_champion'][key])})"
+            for row in both
+            for key, what, margin in (("auroc", "AUROC", MARGIN), ("specificity", "specificity", SPECIFICITY_MARGIN))
+            if row["less_champion"][key]["value"] < -margin and row["less_champion"][key]["high"] < 0
+        ]
+        criteria.append(
+            Criterion(
+                f"subgroups against champion {current.version}",
+                f"in no large group an AUROC more than {MARGIN:.2f}, or a specificity more than {SPECIFICITY_MARGIN:.2f}, below "
+                "the champion's with the whole interval of the difference below 0",
+                "; ".join(lost) if lost else f"holds in all {len(both)}",
+                not lost,
+            )
+        )
+    return criteria
 
 
-def _not_inferior(test: pd.DataFrame, current: Champion, seed: int) -> tuple[dict[str, Any] | None, Criterion]:
-    name = f"not inferior to champion {current.version}"
-    asked = f"lower bound of the AUROC difference above -{MARGIN:.2f}"
-    if current.scores is None:
-        what = f"cannot be compared: {current.problem}; promote by hand once somebody has looked"
-        return None, Criterion(name, asked, what, False)
+_ASKED = f"lower bound of the AUROC difference above -{MARGIN:.2f}"
+
+
+def _not_inferior(test: pd.DataFrame, name: str, rival: Champion, seed: int) -> tuple[dict[str, Any], Criterion]:
     positive, patient = test["label"] == CLASSES[POSITIVE], test["patient"].astype(int)
-    other = current.scores
+    other = rival.scores
+    assert other is not None
     bootstrap = metrics.auroc_difference(positive, test[SCORE], other, patient, seed=seed)
     comparison: dict[str, Any] = {
         "champion_auroc": asdict(metrics.auroc(positive, other, patient, seed=seed)),
@@ -356,5 +476,8 @@ def _not_inferior(test: pd.DataFrame, current: Champion, seed: int) -> tuple[dic
     except ValueError as error:
         lows = [bootstrap.low, None]
         told = str(error)
+    known = [low for low in lows if low is not None]
+    comparison["lowest"] = lowest = min(known) if len(known) == len(lows) else None
     found = f"{bootstrap} by the bootstrap, {told}"
-    return comparison, Criterion(name, asked, found, all(low is not None and low > -MARGIN for low in lows))
+    passed = lowest is not None and lowest > -MARGIN
+    return comparison, Criterion(f"not inferior to {name} {rival.version}", _ASKED, found, passed)

@@ -367,6 +367,26 @@ def auroc_difference(
     return interval(one - two, (low - float(two[0]), high - float(two[0])))
 
 
+def specificity_difference(
+    positive: ArrayLike, called: ArrayLike, other: ArrayLike, patient: ArrayLike, draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """Specificity of `called` less that of `other` on the same rows, both in the same draws of whole patients.
+
+    Args:
+        positive: bool or 0/1 [n], True for malignant; at least one row must be benign.
+        called: bool [n], True where the model calls malignant.
+        other: bool [n], the same for the other model.
+        patient: patient number [n].
+        draws: number of bootstrap draws.
+        seed: of the draws.
+    """
+    benign, resampled = ~np.asarray(positive, bool), Draws(patient, draws, seed)
+    spared = [benign & ~np.asarray(one, bool) for one in (called, other)]
+    count, own, others = resampled.totals(np.stack([benign, *spared], axis=1), patient).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return interval((own - others) / count)
+
+
 def _units(chosen: NDArray[np.bool_], patient: ArrayLike) -> int:
     """Patients among the chosen images."""
     return len(np.unique(np.asarray(patient)[chosen]))

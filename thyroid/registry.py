@@ -2,10 +2,15 @@
 
     <root>/thyroid/<version>/      model.keras, model.json, reference.jpg, report.html, card.md, scans.csv
     <root>/thyroid/aliases.json    {"candidate": newest, "champion": passed the gate, "previous": champion before,
-                                    "versions": {number: {"source": SHA-256 of model.json as it was published}},
+                                    "anchor": champion that candidates are compared with until one is shown to be better,
+                                    "versions": {number: {"source": SHA-256 of model.json as it was given to `publish`,
+                                                          "published": SHA-256 of model.json as it is here}},
                                     "history": every change of an alias, and what became of a version that was sent to a
                                                cluster: when, what, who and why,
-                                    "readings": which models' gates have read which test set}
+                                    "readings": which models' gates have read which test set,
+                                    "sha256": of all of the above as it is written}
+
+Every file of a version has its hash in model.json, model.json has its own in aliases.json, and aliases.json has one of itself.
 
 A version is there when aliases.json names it, which happens after its last file was written. Every change replaces the
 aliases.json that it was decided on; if somebody else was faster, it is decided anew. `.claim` in a version's folder is that
@@ -15,6 +20,7 @@ of a publication on its way, or of one that was killed.
 """
 
 import argparse
+import contextlib
 import copy
 import datetime
 import getpass
@@ -40,8 +46,11 @@ SCANS = "scans.csv"
 """What a version was made of: see `tables.contents`."""
 CARD = ("model.json",)
 """What `find` is to fetch for those who only look at facts."""
-_ALIASES = ("candidate", "champion", "previous")
+_ALIASES = ("candidate", "champion", "previous", "anchor")
 _STATE, _CLAIM = "aliases.json", ".claim"
+_FIELDS = ("versions", "history", "readings")
+_SEAL = "sha256"
+_CREATED = ("version", "created", "parent", "gate")  # what a publication adds to model.json
 _SHOWN = ("version", "created", "backbone", "serving_domain", "image_size", "parent", "gate", "forms", "threshold")
 _STALE = datetime.timedelta(days=1)  # a publication takes minutes: what has not ended for longer was killed
 _PAUSE = 0.2  # seconds at most, before a change is tried again that somebody else was faster than
@@ -116,7 +125,13 @@ def verify(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
             loaded then.
     """
     found = facts(artefact, needs)
-    for name, expected in found["files"].items():
+    _verify(artefact, found["files"])
+    return found
+
+
+def _verify(artefact: Path, files: dict[str, str]) -> None:
+    """Raises InputError unless each of these files has its hash."""
+    for name, expected in files.items():
         file = artefact / name
         if not file.resolve().is_relative_to(artefact.resolve()):
             raise InputError(f"{artefact}: model.json names a file outside the model: {name}")
@@ -124,7 +139,6 @@ def verify(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
             raise InputError(f"{file}: missing from the model")
         if sha256(file) != expected:
             raise InputError(f"{file}: changed since it was registered (sha256 differs); register the model again")
-    return found
 
 
 def load_keras(file: Path) -> Any:
@@ -184,12 +198,15 @@ def publish(artefact: Path, root: Location, gate: dict[str, Any]) -> Registered:
         if gate["decision"] == "promoted" and gate["champion"] != champion:
             changed = f"the champion changed from {gate['champion']} to {champion} meanwhile: evaluate again"
             decided = gate | {"decision": "refused", "reasons": [*gate["reasons"], changed]}
-        created = {"version": number, "created": _now().isoformat(), "parent": champion, "gate": decided}
-        home.write(f"{number}/model.json", _dump(given | created))
-        state["versions"][str(number)] = {"source": source}
+        created = dict(zip(_CREATED, (number, _now().isoformat(), champion, decided), strict=True))
+        card = _dump(given | created)
+        home.write(f"{number}/model.json", card)
+        state["versions"][str(number)] = {"source": source, "published": hashlib.sha256(card).hexdigest()}
         state["candidate"] = max(number, state.get("candidate", 0))
         if decided["decision"] == "promoted":
             _crown(state, number)
+            if state.get("anchor") == decided.get("ahead_of"):  # both are None where this is the first champion
+                state["anchor"] = number
         _note(state, "publish", number, "; ".join(decided["reasons"]))
         return number
 
@@ -200,6 +217,8 @@ def publish(artefact: Path, root: Location, gate: dict[str, Any]) -> Registered:
 
 def promote(root: Location, which: str, reason: str, by: str) -> int:
     """Make a version the champion by hand, whatever its gate said; who and why is kept.
+
+    It becomes the anchor, too: whoever answers for the champion answers for what later candidates are compared with.
 
     Raises:
         InputError: there is no such version, it was changed, or no reason or name is given.
@@ -212,6 +231,7 @@ def promote(root: Location, which: str, reason: str, by: str) -> int:
 
     def crown(state: State) -> int:
         _crown(state, _number(root, state, str(version)))
+        state["anchor"] = version
         _note(state, "promote", version, reason, by)
         return version
 
@@ -221,7 +241,8 @@ def promote(root: Location, which: str, reason: str, by: str) -> int:
 def roll_back(root: Location, reason: str, by: str, champion: int | None = None) -> int:
     """Make the previous champion the champion again, and return its version.
 
-    The version that it replaces is refuted: no later roll-back returns to it, unless it is promoted by hand in between.
+    The version that it replaces is refuted: no later roll-back returns to it, unless it is promoted by hand in between, and it
+    is no anchor any more.
 
     Args:
         root: of the registry.
@@ -240,7 +261,10 @@ def roll_back(root: Location, reason: str, by: str, champion: int | None = None)
             return state["champion"]
         if not (earlier := _earlier(state)):
             raise InputError(f"{root}: no previous champion to roll back to")
-        version = state["champion"] = earlier[0]
+        refuted, version = state["champion"], earlier[0]
+        state["champion"] = version
+        if state["anchor"] == refuted:
+            state["anchor"] = version
         verify(find(root, str(version)))
         state.pop("previous", None)
         if earlier[1:]:
@@ -349,18 +373,43 @@ def read_aliases(root: Location) -> dict[str, int]:
 
 
 def find(root: Location, which: str | None = None, only: Sequence[str] = ()) -> Path:
-    """Folder of a version or alias; None for the champion, or the candidate where there is none.
+    """Folder of a version or alias, whose model.json is the one that was published.
 
     Args:
         root: of the registry.
-        which: number or alias.
-        only: files that are needed; of a bucket no others are downloaded.
+        which: number or alias; None for the champion, or the candidate where there is none.
+        only: files that are needed, with model.json among them; of a bucket no others are downloaded, and all of them are
+            compared with their hashes. Without it the other files are left to `verify`.
 
     Raises:
-        InputError: there is no such version.
+        InputError: there is no such version, or one of these files is missing or was changed.
     """
+    folder = locate(root, which, only)
+    check(root, folder)
+    if only:
+        files = facts(folder)["files"]
+        _verify(folder, {name: files[name] for name in only if name in files})
+    return folder
+
+
+def locate(root: Location, which: str | None = None, only: Sequence[str] = ()) -> Path:
+    """Folder of a version or alias as `find`, for those who look into it later and `check` it then."""
     home = _home(root)
     return home.get(str(_number(root, _read(home)[0], which)), only)
+
+
+def check(root: Location, folder: Path) -> None:
+    """Look whether the model.json of a folder that `locate` gave is one that was published.
+
+    Raises:
+        InputError: it is missing or was changed.
+    """
+    card = folder / "model.json"
+    if not card.is_file():
+        raise InputError(f"{folder}: not a registered model (model.json is missing)")
+    if sha256(card) not in {one["published"] for one in _read(_home(root))[0]["versions"].values()}:
+        mend = "remove this copy of the bucket's object" if storage.is_bucket(root) else "put back a copy of this file"
+        raise InputError(f"{card}: changed since it was registered (sha256 differs); {mend}")
 
 
 def address(root: Location, version: int) -> str:
@@ -375,19 +424,55 @@ def _home(root: Location) -> storage.Folder | storage.Bucket:
 
 
 def _read(home: storage.Folder | storage.Bucket) -> tuple[State, str]:
-    """The state and its generation."""
+    """The state and its generation.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     data, generation = home.read(_STATE)
     if generation == ABSENT:
         return {"versions": {}, "history": [], "readings": []}, generation
     file = storage.below(home.address, _STATE)
     try:
         state = json.loads(data)
+        if missing := [field for field in _FIELDS if not isinstance(state, dict) or field not in state]:
+            raise InputError(f"{file}: field {missing[0]} is missing; put back a copy of the file that has it")
+        sealed = state.pop(_SEAL, None) is not None
+        if sealed and data != _seal(state):
+            raise InputError(f"{file}: changed since it was written (sha256 differs); put back a copy of the file")
     except ValueError as error:
         raise InputError(f"{file}: not JSON: {error}") from None
-    fields = ("versions", "history", "readings")
-    if missing := [field for field in fields if not isinstance(state, dict) or field not in state]:
-        raise InputError(f"{file}: field {missing[0]} is missing; put back a copy of the file that has it")
-    return state, generation
+    return (state if sealed else _upgrade(home, state)), generation
+
+
+def _seal(state: State) -> bytes:
+    """The state as it is written, with its hash."""
+    return _dump(state | {_SEAL: hashlib.sha256(_dump(state)).hexdigest()})
+
+
+def _upgrade(home: storage.Folder | storage.Bucket, state: State) -> State:
+    """The state of a registry from before there were hashes of aliases.json and model.json, and an anchor.
+
+    It is written with the next change. A model.json that was changed since it was published is not taken for whole: without
+    what the publication added to it, it must have the hash of the one that was given.
+
+    Raises:
+        InputError: a field is none of such a registry's, so that this is a damaged state.
+    """
+    file = storage.below(home.address, _STATE)
+    unknown = sorted(state.keys() - {*_FIELDS, *_ALIASES[:3]})
+    unknown += [
+        number for number, version in state["versions"].items() if not number.isdigit() or "source" not in version
+    ]
+    if unknown:
+        raise InputError(f"{file}: field {unknown[0]} is unknown; put back a copy of the file")
+    for number, version in state["versions"].items():
+        card, version["published"] = home.read(f"{number}/model.json")[0], ""
+        with contextlib.suppress(ValueError):
+            given = {name: value for name, value in json.loads(card).items() if name not in _CREATED}
+            if hashlib.sha256(_dump(given)).hexdigest() == version["source"]:
+                version["published"] = hashlib.sha256(card).hexdigest()
+    return state | ({"anchor": state["champion"]} if "champion" in state else {})
 
 
 def _need(home: storage.Folder | storage.Bucket) -> State:
@@ -416,7 +501,7 @@ def _change(home: storage.Folder | storage.Bucket, decide: Callable[[State], T])
             return result
         tried |= {line["id"]: result for line in state["history"][len(before["history"]) :]}
         try:
-            home.write(_STATE, _dump(state), generation)
+            home.write(_STATE, _seal(state), generation)
         except ChangedError:
             time.sleep(random.uniform(0, _PAUSE))
         else:
@@ -453,13 +538,27 @@ def _take_over(home: storage.Folder | storage.Bucket, state: State) -> list[int]
             continue
         if str(number) in state["versions"]:
             home.remove(f"{number}/{_CLAIM}")
-        elif _now() - datetime.datetime.fromisoformat(claim.decode().split()[0]) > _STALE:
+        elif _now() - _claimed(home, number, claim) > _STALE:
             try:
                 home.write(f"{number}/{_CLAIM}", _token(), generation)
             except ChangedError:
                 continue
             taken.append(number)
     return taken
+
+
+def _claimed(home: storage.Folder | storage.Bucket, number: int, claim: bytes) -> datetime.datetime:
+    """When a claim was made.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        when, _, _ = claim.decode().partition(" ")
+        return datetime.datetime.fromisoformat(when).astimezone(datetime.UTC)
+    except (ValueError, OverflowError):
+        file = storage.below(home.address, str(number), _CLAIM)
+        raise InputError(f"{file}: damaged; remove it if no publication is running") from None
 
 
 def _folders(home: storage.Folder | storage.Bucket) -> list[int]:

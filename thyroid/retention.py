@@ -174,11 +174,12 @@ def _models(root: storage.Location, keep: int, delete: bool) -> tuple[list[Row],
 
 
 def _need(root: storage.Location, version: int) -> _Need:
-    folder = registry.find(root, str(version), only=(*registry.CARD, registry.SCANS))
     digest, scans = None, None
     try:
-        digest = registry.facts(folder, ("data_digest",))["data_digest"]
-        scans = frozenset(changes.scans_of(folder)["sha256"])
+        digest = registry.facts(registry.find(root, str(version), registry.CARD), ("data_digest",))["data_digest"]
+        scans = frozenset(
+            changes.scans_of(registry.find(root, str(version), (*registry.CARD, registry.SCANS)))["sha256"]
+        )
     except InputError:
         pass
     return _Need(version, digest, scans)

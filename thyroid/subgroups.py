@@ -1,12 +1,15 @@
 """How the model does for whom: figures by the columns of the user's clinical.csv (sex, age, scanner, TI-RADS, size, ...)."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from thyroid import clinical, metrics, operating
 from thyroid.names import CLASSES, POSITIVE, SCORE
+
+if TYPE_CHECKING:
+    from thyroid.gate import Champion
 
 SMALL = 20
 """A group with fewer patients of a class than this is marked: its figures say little."""
@@ -55,7 +58,11 @@ def _bands(values: pd.Series) -> pd.Series:
 
 
 def figures(
-    table: pd.DataFrame, point: operating.OperatingPoint, prevalence: float, seed: int = 0
+    table: pd.DataFrame,
+    point: operating.OperatingPoint,
+    prevalence: float,
+    seed: int = 0,
+    current: "Champion | None" = None,
 ) -> list[dict[str, Any]]:
     """AUROC, sensitivity and specificity of every group, with its counts.
 
@@ -64,12 +71,15 @@ def figures(
         point: the operating point.
         prevalence: see `metrics.at_threshold`.
         seed: of the bootstrap.
+        current: the champion on the same images; None for none.
 
     Returns:
         Rows with column, group, images, patients, malignant (patients), benign (patients), small, and the figures that
-        the group's classes allow.
+        the group's classes allow. In groups that are not small less_champion holds what AUROC and specificity are above the
+        champion's on the same images, where it could be scored.
     """
     rows = []
+    others = None if current is None or current.scores is None else pd.Series(current.scores, table.index)
     for name in [column for column in table.columns if column.startswith(PREFIX)]:
         for group, part in table.groupby(name):
             positive = part["label"] == CLASSES[POSITIVE]
@@ -89,5 +99,14 @@ def figures(
             called = part[SCORE] >= point.threshold
             at = metrics.at_threshold(draws, positive, called, part["patient"], prevalence)
             row |= {key: asdict(at[key]) for key in ("sensitivity", "specificity") if key in at}
+            if current is not None and others is not None and not row["small"]:
+                other, patient = others[part.index], part["patient"]
+                less = {
+                    "auroc": metrics.auroc_difference(positive, part[SCORE], other, patient, seed=seed),
+                    "specificity": metrics.specificity_difference(
+                        positive, called, current.calls(other), patient, seed=seed
+                    ),
+                }
+                row["less_champion"] = {key: asdict(figure) for key, figure in less.items()}
             rows.append(row)
     return rows

@@ -139,11 +139,11 @@ class Server:
         assert options.registry is not None
         aliases = registry.read_aliases(options.registry)
         if "champion" not in aliases:
-            return {registry.NAME: (registry.find(options.registry, "candidate"), False)}
+            return {registry.NAME: (registry.locate(options.registry, "candidate"), False)}
         result: dict[str, tuple[Path, bool | None]] = {}
         for name, alias in ((registry.NAME, "champion"), (PREVIOUS, "previous")):
             if alias in aliases:
-                result[name] = (registry.find(options.registry, str(aliases[alias])), True)
+                result[name] = (registry.locate(options.registry, str(aliases[alias])), True)
         return result
 
     async def _watch(self, stop: asyncio.Event) -> None:
@@ -178,6 +178,8 @@ class Server:
         stop.set()
 
     async def _load(self, name: str, target: tuple[Path, bool | None]) -> None:
+        if (root := self.options.registry) is not None:
+            await _aside(lambda: registry.check(root, target[0]))
         model = ThyroidModel(name, *target, form=self.options.form, admission=self.admission)
         await asyncio.get_running_loop().run_in_executor(None, model.load)
         old = self.models.get_model(name)
