@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 compile() {
     "${UV:-uv}" pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
-        --no-emit-find-links -q "$@"
+        --no-emit-find-links --no-emit-package openvino-telemetry -q "$@"  # OpenVINO runs without, and must tell nobody
 }
 run=(pyproject.toml --extra data --extra train --extra serve --extra ops --extra web --extra pipelines)
 compile "${run[@]}" --extra dev ${UPGRADE:+--upgrade} -o requirements-dev.lock

@@ -6,6 +6,7 @@ data = dicoms.write(dicoms.frame(7), regions=(), BurnedInAnnotation="NO", Modali
 """
 
 import io
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -255,3 +256,27 @@ def _gdcm(picture: NDArray[Any], syntax: str, photometric: str) -> bytes:
     fragments = change.GetOutput().GetDataElement().GetSequenceOfFragments()
     assert fragments.GetNumberOfFragments() == 1
     return fragments.GetFragment(0).GetByteValue().GetBuffer().encode("utf-8", "surrogateescape")
+
+
+def regions_bomb(count: int) -> bytes:
+    """So many empty ultrasound regions in a deflated file of some kilobytes."""
+    return deflated_with(
+        b"\x18\x00\x11\x60SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * count + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    )
+
+
+def deflated_bomb(megabytes: int) -> bytes:
+    """A deflated file with so many megabytes of zeros before its pixels, in a tag of its own."""
+    length = (megabytes << 20).to_bytes(4, "little")
+    return deflated_with(b"\x43\x00\x10\x10OB\0\0" + length + bytes(megabytes << 20))
+
+
+def deflated_with(elements: bytes, behind: bytes = b"") -> bytes:
+    """A deflated file with these elements where their tags belong, and these bytes behind its pixels."""
+    data = write(frame(1), DEFLATED)
+    start = 144 + int.from_bytes(data[140:144], "little")  # where the file's meta information ends
+    dataset = zlib.decompress(data[start:], -zlib.MAX_WBITS)
+    at = dataset.index(b"\xe0\x7f\x10\x00") if elements[:2] > b"\x28" else dataset.index(b"\x28\x00\x02\x00")
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    whole = dataset[:at] + elements + dataset[at:] + behind
+    return data[:start] + packer.compress(whole) + packer.flush()

@@ -21,12 +21,19 @@ _TRUSTED = ssl.create_default_context()
 
 
 class Page:
-    """On a free port, asking an endpoint; its output goes to a file, so that no pipe fills up."""
+    """On a free port, asking an endpoint; its output goes to a file, so that no pipe fills up.
 
-    def __init__(self, log: Path, endpoint: str, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    `before` holds statements that its process runs first, to shorten limits.
+    """
+
+    def __init__(
+        self, log: Path, endpoint: str, *arguments: str, environment: dict[str, str] | None = None, before: str = ""
+    ) -> None:
         self.port, self.log = free_port(), log
         self._visitors: list[Visitor] = []
-        command = [sys.executable, "-m", "thyroid.web", "--endpoint", endpoint, "--port", str(self.port), *arguments]
+        code = f"{before}; import sys; from thyroid.web.__main__ import main; sys.exit(main())"
+        start = [sys.executable, *(["-c", code] if before else ["-m", "thyroid.web"])]
+        command = [*start, "--endpoint", endpoint, "--port", str(self.port), *arguments]
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | (environment or {})

@@ -2,10 +2,11 @@
 
 import io
 import re
+import signal
 import struct
 import subprocess
 import sys
-import zlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
 from tests import dicoms
-from thyroid import dicom, images
+from thyroid import dicom, dicom_guard, images
 from thyroid.errors import InputError
 
 X0, Y0, X1, Y1 = dicoms.REGION
@@ -287,37 +288,131 @@ def test_an_image_in_a_file_format_of_its_own_is_not_looked_into():
         assert "its compressed image has no header" in refused(data, "damaged")
 
 
-def bomb(megabytes: int) -> bytes:
-    """A deflated file with a private tag of zeros before its pixels."""
-    data = dicoms.write(dicoms.frame(1), dicoms.DEFLATED)
-    start = data.index(b"UI", 132 + 8) and 144 + struct.unpack("<I", data[140:144])[0]
-    dataset = zlib.decompress(data[start:], -zlib.MAX_WBITS)
-    at = dataset.index(b"\xe0\x7f\x10\x00")
-    zeros = struct.pack("<HH2sHI", 0x0043, 0x1010, b"OB", 0, megabytes << 20)
-    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
-    parts = [packer.compress(dataset[:at] + zeros)]
-    parts += [packer.compress(bytes(1 << 20)) for _ in range(megabytes)]
-    parts += [packer.compress(dataset[at:]), packer.flush()]
-    return data[:start] + b"".join(parts)
-
-
-def test_a_deflated_file_is_inflated_within_bounds(monkeypatch):
-    assert dicom.read(bomb(1)).frames == 1
-    data = bomb(600)
-    assert len(data) < 700_000
+def test_a_deflated_file_is_inflated_as_far_as_its_picture_asks_for():
+    """Neither what comes before the pixels nor what comes behind takes memory."""
+    assert dicom.read(dicoms.deflated_bomb(1)).frames == 1
+    length = 100 << 20
+    padding = b"\xfc\xff\xfc\xffOB\0\0" + length.to_bytes(4, "little") + bytes(length)
+    bombs = dicoms.deflated_bomb(100), dicoms.deflated_with(b"", padding)
+    assert sum(map(len, bombs)) < 300_000
     code = (
         "import resource, sys; from thyroid import dicom\n"
-        "data, before = sys.stdin.buffer.read(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: dicom.read(data)\n"
-        "except dicom.DicomError as error: print(error.code)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "given, before = sys.stdin.buffer.read(), most()\n"
+        "for data in (given[:int(sys.argv[1])], given[int(sys.argv[1]):]):\n"
+        "    try: print(dicom.read(data).frames)\n"
+        "    except dicom.DicomError as error: print(error.code)\n"
+        "print(most() - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
-    told, kilobytes = done.stdout.split()
-    assert told == b"size"
-    assert int(kilobytes) < 350_000
-    monkeypatch.setattr(dicom, "MAX_BYTES", 100_000)
-    assert "deflated DICOM of more than 100,000 bytes" in refused(bomb(1), "size")
+    command = [sys.executable, "-c", code, str(len(bombs[0]))]
+    told = subprocess.run(command, input=b"".join(bombs), capture_output=True, check=True).stdout.split()
+    assert told[:2] == [b"size", b"1"]
+    assert int(told[2]) < 40_000
+    large = dicoms.write(np.zeros((4000, 4000), np.uint8), dicoms.DEFLATED, Rows=4000, Columns=2500, NumberOfFrames=51)
+    assert "deflated DICOM of more than 500,000,000 bytes" in refused(large, "size")
+
+
+@pytest.mark.parametrize("syntax", ["deflated", "explicit", "implicit"])
+def test_a_million_items_are_counted_and_not_built(syntax):
+    """They would take minutes and gigabytes."""
+    if syntax == "deflated":
+        data = dicoms.regions_bomb(500_000)
+        assert len(data) < 50_000
+    else:
+        empty = b"\xfe\xff\x00\xe0\0\0\0\0" * 500_000
+        data = dicoms.write(dicoms.frame(1), dicoms.SYNTAXES[syntax], PixelData=empty)
+    started = time.process_time()
+    assert "more than 20,000 items" in refused(data, "damaged")
+    assert time.process_time() - started < 2
+
+
+def test_a_number_that_no_table_could_hold_is_none():
+    data = dicoms.write(dicoms.frame(1), InstanceNumber=7)
+    huge = data.replace(b"\x20\x00\x13\x00IS\x02\x007 ", b"\x20\x00\x13\x00IS\x1e\x00" + b"9" * 30)
+    assert huge != data
+    assert dicom.read(huge).instance == 0
+
+
+# By a process of its own.
+
+
+def soon() -> float:
+    return time.monotonic() + 60
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "rle", "jpeg-2000", "jpeg-baseline"])
+def test_the_process_answers_as_the_function_does(syntax):
+    data = dicoms.write(dicoms.cine(4, 7), dicoms.SYNTAXES[syntax])
+    for frame in (None, 4):
+        here, there = dicom.read(data, frame), dicom_guard.read(data, frame, soon())
+        assert (there.pixels == here.pixels).all()
+        assert (there.frame, there.frames, there.instance, there.regions) == (here.frame, 4, 1, True)
+        assert there.patient == "", "nobody who asks has a use for it"
+    with pytest.raises(dicom.DicomError, match="there is no frame 5") as caught:
+        dicom_guard.read(data, 5, soon())
+    assert caught.value.code == "frame"
+    with pytest.raises(dicom.DicomError, match="CT"):
+        dicom_guard.read(real("CT_small.dcm"), None, soon())
+
+
+@pytest.fixture
+def reader(monkeypatch):
+    """A process of its own for one test, started with that test's limits."""
+    one = dicom_guard._Reader()
+    monkeypatch.setattr(dicom_guard, "_READER", one)
+    yield one
+    one._end()
+
+
+@pytest.fixture(scope="module")
+def endless() -> bytes:
+    """A file of many empty elements: seconds of work, which nothing in it gives away."""
+    data = dicoms.write(dicoms.frame(1), dicoms.IMPLICIT)
+    at = data.index(b"\x28\x00\x02\x00\x02\x00\x00\x00")
+    return data[:at] + b"\x27\x00\x01\x10\0\0\0\0" * 5_000_000 + data[at:]
+
+
+def test_the_deadline_ends_the_work(reader, endless):
+    """And not only the answer; the next file is read."""
+    assert dicom_guard.read(dicoms.write(dicoms.frame(1)), None, soon()).frames == 1
+    process = reader._process
+    with pytest.raises(TimeoutError):
+        dicom_guard.read(endless, None, time.monotonic() + 0.3)
+    assert process.returncode == -signal.SIGKILL
+    assert dicom_guard.read(dicoms.write(dicoms.frame(1)), None, soon()).frames == 1
+    with reader._lock, pytest.raises(TimeoutError):
+        dicom_guard.read(b"", None, time.monotonic())
+
+
+def test_a_file_has_a_limit_of_processor_time(reader, endless, monkeypatch):
+    monkeypatch.setattr(dicom_guard, "SECONDS", 1)
+    with pytest.raises(dicom.DicomError, match="more than 1 seconds of processor time"):
+        dicom_guard.read(endless, None, soon())
+    assert dicom_guard.read(dicoms.write(dicoms.frame(1)), None, soon()).frames == 1
+
+
+def test_a_file_has_a_limit_of_memory(reader, monkeypatch):
+    large = dicoms.write(np.full((1600, 1600, 3), 90, np.uint8), regions=(), BurnedInAnnotation="NO")
+    assert dicom_guard.read(large, None, soon()).pixels.shape == (1600, 1600, 3)
+    reader._end()
+    monkeypatch.setattr(dicom_guard, "MEMORY", 20_000_000)
+    with pytest.raises(dicom.DicomError, match="memory"):
+        dicom_guard.read(large, None, soon())
+    assert dicom_guard.read(dicoms.write(dicoms.frame(1)), None, soon()).frames == 1
+
+
+def test_the_process_goes_when_nobody_asks(reader, monkeypatch):
+    monkeypatch.setattr(dicom_guard, "IDLE", 0.1)
+    data = dicoms.write(dicoms.frame(1))
+    assert dicom_guard.read(data, None, soon()).frames == 1
+    assert reader._process.wait(timeout=30) == 0
+    assert dicom_guard.read(data, None, soon()).frames == 1
+
+
+def test_who_asks_needs_nothing_of_dicom():
+    """The endpoint starts, and stays, without what reads these files."""
+    code = "import sys, thyroid.dicom_guard; print('pydicom' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"]
 
 
 MUTATE = """

@@ -3,6 +3,8 @@
 What a picture may show are the file's ultrasound regions (DICOM PS3.3 C.8.5.5), or else the scan area that `crop` finds;
 everything outside, where scanners write the patient's name, goes black. Text that was drawn over the tissue itself stays.
 
+Files of strangers are read by `dicom_guard`, which does the same in a process that can be ended.
+
 DICOM files have no names that tell label and patient, but dicom.csv does (`mapping`). `python -m thyroid.dicom DIR` lists
 those of a folder with the pseudonyms under which ingest's tables know them, for whoever keeps the key.
 """
@@ -15,9 +17,9 @@ import math
 import os
 import warnings
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +33,7 @@ from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
 from pydicom.pixels import apply_color_lut, apply_rescale, apply_windowing, pixel_array
 
 from thyroid import crop, errors, images
+from thyroid.dicom_guard import DicomError, Picture
 from thyroid.errors import InputError
 
 MAX_BYTES = 500_000_000
@@ -99,8 +102,14 @@ _DECODERS = {
     uid.RLELossless: "pydicom",
 }
 """Transfer syntax to pydicom's plug-in that damaged pixels do not bring down; GDCM, which pydicom asks first, aborts the process."""
-_INFLATION = 200
-"""Times its size that a deflated file may have inflated: pictures that are mostly black have 60."""
+_HEADER = 4_000_000
+"""Bytes up to the pixels of a deflated file, which are inflated to learn how many pixels there are; scanners write thousands."""
+_BEHIND = 65_536
+"""Bytes behind the pixels that are inflated, too: padding and the like."""
+_MOST_ITEMS = 20_000
+"""Items of sequences, and fragments of pixels: five for each of 4,000 frames. Each one is built before anything else is known."""
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+_PIXEL_DATA = 0x7FE00010
 _MOST_REGIONS = 64
 _EVERYWHERE = 0.95
 """Share of the picture from which on regions leave the scanner's text in: they are taken for none."""
@@ -114,39 +123,6 @@ _LEAST_PRECINCT = 5  # logarithm of its side in pixels
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its lines hold values of the file
-
-
-class DicomError(ValueError):
-    """A file that cannot be used; the message says why in words and holds nothing of its content but technical facts.
-
-    Attributes:
-        code: one word, for programs that say it in other words: damaged, modality, pixels, size, frame, burned_in.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One frame.
-
-    Attributes:
-        pixels: uint8 [rows, columns, 3], RGB, black outside the ultrasound regions or the scan area.
-        frame: its number, from 1 as DICOM counts.
-        frames: how many the file has.
-        instance: number of the file in its series; 0 where it has none.
-        patient: the file's patient id, to be hashed and dropped.
-        regions: whether the file says where its tissue is; if not, the picture alone told, and text close to it may be left.
-    """
-
-    pixels: images.Pixels
-    frame: int
-    frames: int
-    instance: int
-    patient: str
-    regions: bool
 
 
 def read(data: bytes, frame: int | None = None) -> Picture:
@@ -178,32 +154,74 @@ def read(data: bytes, frame: int | None = None) -> Picture:
                 pixels,
                 chosen,
                 frames,
-                int(dataset.get("InstanceNumber") or 0),
+                _instance(dataset),
                 str(dataset.get("PatientID") or "").strip(),
                 allowed is not None,
             )
         except DicomError:
             raise
+        except MemoryError:
+            raise DicomError("damaged", "DICOM that asks for more memory than a picture needs") from None
         except Exception as error:  # pydicom and its decoders raise many kinds for files that are not as they should be
             raise DicomError("damaged", f"damaged DICOM, or one of an unknown kind ({type(error).__name__})") from None
 
 
+def _instance(dataset: Dataset) -> int:
+    """The file's number; 0 where it has none that a table could hold."""
+    number = int(dataset.get("InstanceNumber") or 0)
+    return number if abs(number) < 2**31 else 0
+
+
 def _parse(data: bytes) -> Dataset:
-    """The tags of `_PIXEL_TAGS`; a deflated data set is inflated within bounds."""
+    """The tags of `_PIXEL_TAGS`; a deflated data set is inflated as far as its picture needs."""
+    _count_items(data)
     stream = io.BytesIO(data)
     read_preamble(stream, force=False)
     meta = _read_file_meta_info(stream)
     if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
         return pydicom.dcmread(io.BytesIO(data), specific_tags=list(_PIXEL_TAGS))
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    most = min(MAX_BYTES, _INFLATION * len(data))
-    inflated = unpacker.decompress(stream.read(), most)
-    if unpacker.unconsumed_tail:
-        raise DicomError("size", f"deflated DICOM of more than {most:,} bytes")
-    dataset = read_dataset(io.BytesIO(inflated), False, True, specific_tags=list(map(pydicom.tag.Tag, _PIXEL_TAGS)))
+    inflated = _inflated(stream.read())
+    dataset = _read(inflated)
     dataset.file_meta = meta
     dataset.set_original_encoding(False, True)
     return dataset
+
+
+def _count_items(data: bytes) -> None:
+    """Refuse what would take minutes and gigabytes to build, by a look at the bytes."""
+    if any(data.count(item) > _MOST_ITEMS for item in _ITEMS):
+        raise DicomError("damaged", f"damaged DICOM: it has more than {_MOST_ITEMS:,} items")
+
+
+def _inflated(deflated: bytes) -> bytes:
+    """A data set up to its pixels and what rows x columns x frames ask for."""
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    header = unpacker.decompress(deflated, _HEADER)
+    _count_items(header)
+    reached = False
+
+    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal reached
+        reached = tag == _PIXEL_DATA
+        return reached
+
+    told = _read(header, at_pixels)
+    if not reached:
+        if unpacker.unconsumed_tail:
+            raise DicomError("size", f"deflated DICOM of more than {_HEADER:,} bytes before its pixels")
+        return header
+    rows, columns, frames = int(told.Rows), int(told.Columns), int(told.get("NumberOfFrames") or 1)
+    _check_size(rows, columns)
+    samples = int(told.get("SamplesPerPixel") or 1) * int(told.get("BitsAllocated") or 8) // 8
+    wanted = rows * columns * frames * samples
+    if wanted > MAX_BYTES:
+        raise DicomError("size", f"deflated DICOM of more than {MAX_BYTES:,} bytes")
+    return header + unpacker.decompress(unpacker.unconsumed_tail, wanted + _BEHIND)
+
+
+def _read(inflated: bytes, stop: Callable[[int, str | None, int], bool] | None = None) -> Dataset:
+    tags: list[Any] = list(map(pydicom.tag.Tag, _PIXEL_TAGS))
+    return read_dataset(io.BytesIO(inflated), False, True, stop_when=stop, specific_tags=tags)
 
 
 def _choose(dataset: Dataset, frame: int | None) -> tuple[int, int]:
@@ -330,16 +348,33 @@ def _decode(dataset: Dataset, frame: int) -> images.Pixels:
 def _grey(dataset: Dataset, values: np.ndarray) -> np.ndarray:
     """Greys of 0 to 255: by the file's window if it has one, else by the range of its samples (PS3.3 C.11.2)."""
     if "WindowWidth" in dataset and "WindowCenter" in dataset:
-        shown = apply_windowing(apply_rescale(values, dataset), dataset).astype(float)
         slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
         low, high = sorted(bound * slope + intercept for bound in _range(dataset))
-        return np.clip((shown - low) / max(high - low, 1e-9) * 255, 0, 255).round().astype(np.uint8)
+        return _looked_up(
+            values,
+            lambda every: (
+                (apply_windowing(apply_rescale(every, dataset), dataset).astype(float) - low) / max(high - low, 1e-9)
+            ),
+        )
     return values if values.dtype == np.uint8 and dataset.get("BitsStored", 8) == 8 else _scaled(values, dataset)
 
 
 def _scaled(values: np.ndarray, dataset: Dataset) -> np.ndarray:
     low, high = _range(dataset)
-    return np.clip((values.astype(float) - low) / max(high - low, 1) * 255, 0, 255).round().astype(np.uint8)
+    return _looked_up(values, lambda every: (every.astype(float) - low) / max(high - low, 1))
+
+
+def _looked_up(values: np.ndarray, share: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`share` of every sample, 0 to 1, as uint8: of all values that there are, for a picture of floats takes 8 times the memory.
+
+    Args:
+        values: of 8 or 16 bits, with or without a sign.
+        share: takes and gives an array.
+    """
+    places = values.view(f"u{values.itemsize}")
+    every = np.arange(1 << 8 * values.itemsize, dtype=places.dtype)
+    table = np.clip(share(every.view(values.dtype)) * 255, 0, 255).round().astype(np.uint8)
+    return table[places]
 
 
 def _range(dataset: Dataset) -> tuple[int, int]:

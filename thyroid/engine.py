@@ -28,6 +28,10 @@ FORMS = (BF16, F32, KERAS)
 NEAR = 0.02
 """Largest difference of a probability from Keras' up to which a form is taken without being asked for."""
 
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+"""OpenVINO takes its stub then. The real one forks when it is imported and reports each conversion to an analytics host; where
+packets to the internet are dropped it also stops the model server, whose signal socket the fork has inherited."""
+
 OPENVINO = "openvino/model.xml"
 """File of the artefact; its weights lie beside it."""
 

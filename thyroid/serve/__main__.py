@@ -8,6 +8,7 @@ python -m thyroid.serve --model-dir /mnt/models --grpc-port 8081
 import argparse
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from thyroid.serve.server import Options, Server
 
     logs.configure()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # or else so many connections that no probe gets in
     with contextlib.nullcontext() if page_port is None else _page(page_port, arguments.port, token):
         print(
             f"serving on http://localhost:{arguments.port}/v1/models/{registry.NAME}:predict once /v2/health/ready says so\n"

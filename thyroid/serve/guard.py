@@ -1,6 +1,7 @@
 """What stands before every HTTP route: request ids, limits, the token, closed routes, errors in one form, one log line."""
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -13,7 +14,7 @@ from typing import Any
 
 from thyroid import logs
 from thyroid.serve import limits, metrics, openapi
-from thyroid.serve.admission import Admission
+from thyroid.serve.admission import Admission, Memory
 from thyroid.serve.limits import RequestError
 
 log = logging.getLogger("thyroid.serve")
@@ -27,6 +28,8 @@ JSON_TYPES = ("application/json", "application/cloudevents+json")
 IMAGE_TYPES = (*openapi.IMAGES, "application/octet-stream")
 OPEN_PATHS = ("/", "/metrics", "/openapi.json")
 """Reached without the token, as is everything under /v2/health/."""
+
+_MOMENT = 1.0  # seconds
 
 _INFER = re.compile(r"/v1/models/[^/]+:(predict|explain)|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 _PREDICT = re.compile(r"/v1/models/(?P<name>[^/]+):predict")
@@ -43,7 +46,9 @@ class Guard:
         repository_api: whether /v2/repository is open.
         resolve: name and version of a model to the name under which that version is served; None for none.
         admission: how many images may be inside; requests beyond are turned away here, before their bodies are read.
+        memory: of which bodies take theirs.
         draining: whether the server is about to stop.
+        closed: whether it has stopped to take requests.
         predict: answers V1 predictions, given a model's name, the body and the headers, with a body and headers; None for
             `app`, whose layers take longer than everything else but the network.
     """
@@ -55,11 +60,15 @@ class Guard:
         repository_api: bool,
         resolve: Callable[[str, str], str | None],
         admission: Admission,
+        memory: Memory,
         draining: Callable[[], bool],
+        closed: Callable[[], bool],
         predict: Callable[[str, bytes, dict[str, str]], Awaitable[tuple[bytes, dict[str, str]]]] | None = None,
     ) -> None:
         self.app, self.token, self.repository_api = app, token, repository_api
-        self.resolve, self.admission, self.draining, self.predict = resolve, admission, draining, predict
+        self.resolve, self.admission, self.memory = resolve, admission, memory
+        self.draining, self.closed, self.predict = draining, closed, predict
+        self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,7 +78,7 @@ class Guard:
         headers = _headers(scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        state = {"status": 0, "started": False}
+        state: dict[str, Any] = {"status": 0, "started": False, "held": 0, "read": False}
 
         async def reply(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -80,21 +89,32 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *extra]
             await send(message)
 
+        self.inside += 1
         try:
             self._check(scope, headers)
-            if scope["method"] == "POST" and _INFER.fullmatch(scope["path"]):
+            infers = scope["method"] == "POST" and _INFER.fullmatch(scope["path"])
+            if infers:
                 await self.admission.opening()
-            body = await _whole_body(scope, receive, headers)
-            asked = _PREDICT.fullmatch(scope["path"]) if scope["method"] == "POST" else None
+            body = await self._whole_body(receive, headers, state, limits.MAX_BODY if infers else limits.MAX_LITTLE)
+            if infers and not body:
+                raise RequestError('body: empty; expected {"instances": [{"image": {"b64": "..."}}]} or an image')
+            asked = _PREDICT.fullmatch(scope["path"]) if infers else None
             if asked is None or self.predict is None:
-                await self.app(scope, _replay(body, receive), reply)
+                answering = self.app(scope, _replay(body, receive), reply)
+                del body  # so that it goes as soon as it is decoded
+                await answering
             else:
-                answer, more = await self.predict(asked["name"], body, headers)
+                predicting = self.predict(asked["name"], body, headers)
+                del body
+                answer, more = await predicting
                 await _answer(reply, HTTPStatus.OK, answer, more)
         except _DisconnectedError:
             state["status"] = 499
         except RequestError as error:
-            await _refuse(reply, state, error)
+            unread = not state["read"] and "transfer-encoding" in headers
+            if unread or (self.draining() and not state["read"]):
+                await _discard(receive)
+            await _refuse(reply, state, error, unread)
         except Exception as error:
             fields: dict[str, Any] = {
                 "request_id": request_id,
@@ -103,6 +123,10 @@ class Guard:
             }
             log.error("internal error", extra={"fields": fields})
             await _refuse(reply, state, RequestError("internal error", HTTPStatus.INTERNAL_SERVER_ERROR, "internal"))
+        finally:
+            self.inside -= 1
+            if state["held"]:
+                self.memory.give(state["held"])
         seconds = time.perf_counter() - started
         route = _route(scope["path"])
         metrics.REQUEST.labels(route, str(state["status"])).observe(seconds)
@@ -114,12 +138,52 @@ class Guard:
             extra={"fields": fields | {"milliseconds": round(seconds * 1000, 1)}},
         )
 
+    async def _whole_body(self, receive: Receive, headers: dict[str, str], state: dict[str, Any], most: int) -> bytes:
+        """Read the body within the limits of size and time; what it takes of the memory stands in `state`, to be given back."""
+        length = headers.get("content-length", "0")
+        if not length.isdigit():
+            raise RequestError("content-length: not a number")
+        if int(length) > most:
+            raise limits.too_large(most)
+        if int(length) > limits.SMALL_BODY:
+            await self.memory.reserve(int(length))
+            state["held"] = int(length)
+        parts: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(limits.SLOW_CLIENT):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _DisconnectedError
+                    size += len(message.get("body", b""))
+                    if size > most:
+                        raise limits.too_large(most)
+                    if size > state["held"]:
+                        self.memory.take(size - state["held"])
+                        state["held"] = size
+                    parts.append(message.get("body", b""))
+                    more = message.get("more_body", False)
+            state["read"] = True
+            return b"".join(parts)
+        except TimeoutError:
+            text = f"body: did not arrive within {limits.SLOW_CLIENT:g} seconds"
+            raise RequestError(text, HTTPStatus.REQUEST_TIMEOUT, "slow_client") from None
+        finally:
+            parts.clear()  # this frame may outlive the request, in a traceback
+
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
         path = scope["path"]
-        if self.token is not None and path not in OPEN_PATHS and not path.startswith("/v2/health/"):
+        if path.startswith("/v2/health/"):  # probes are outside every limit
+            return
+        if self.token is not None and path not in OPEN_PATHS:
             presented = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(presented.encode(), self.token.encode()):
                 raise RequestError("authorization: a bearer token is needed", HTTPStatus.UNAUTHORIZED, "unauthorized")
+        if self.closed():
+            raise limits.stopping()
+        if self.inside > limits.CONNECTIONS:
+            raise limits.overloaded()
         if path.startswith("/v2/repository/") and not self.repository_api:
             raise RequestError("the repository API is closed here", HTTPStatus.FORBIDDEN, "closed")
         if scope["method"] == "POST" and _INFER.fullmatch(path):
@@ -157,50 +221,26 @@ def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-async def _whole_body(scope: Scope, receive: Receive, headers: dict[str, str]) -> bytes:
-    """Read the body within the limits of size and time."""
-    length = headers.get("content-length", "0")
-    if not length.isdigit():
-        raise RequestError("content-length: not a number")
-    if int(length) > limits.MAX_BODY:
-        raise limits.too_large()
-    parts: list[bytes] = []
-    size, more = 0, True
-    try:
-        async with asyncio.timeout(limits.SLOW_CLIENT):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise _DisconnectedError
-                size += len(message.get("body", b""))
-                if size > limits.MAX_BODY:
-                    raise limits.too_large()
-                parts.append(message.get("body", b""))
-                more = message.get("more_body", False)
-    except TimeoutError:
-        text = f"body: did not arrive within {limits.SLOW_CLIENT:g} seconds"
-        raise RequestError(text, HTTPStatus.REQUEST_TIMEOUT, "slow_client") from None
-    body = b"".join(parts)
-    if scope["method"] == "POST" and _INFER.fullmatch(scope["path"]) and not body:
-        raise RequestError('body: empty; expected {"instances": [{"image": {"b64": "..."}}]} or an image')
-    return body
-
-
 def _replay(body: bytes, receive: Receive) -> Receive:
     """The application gets the body at once."""
-    given = False
+    given: list[bytes] = [body]
 
     async def replay() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": given.pop(), "more_body": False} if given else await receive()
 
     return replay
 
 
-async def _refuse(send: Send, state: dict[str, Any], error: RequestError) -> None:
+async def _discard(receive: Receive) -> None:
+    """What comes of a body within a moment: closing a connection with bytes unread resets it, before its answer is seen."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_MOMENT):
+            while (await receive()).get("more_body"):
+                pass
+
+
+async def _refuse(send: Send, state: dict[str, Any], error: RequestError, unread: bool = False) -> None:
+    """Answer with an error; a body that is `unread`, and of unknown length, is not waited for any longer."""
     metrics.REJECTED.labels(error.code).inc()
     if state["started"]:
         return
@@ -209,7 +249,7 @@ async def _refuse(send: Send, state: dict[str, Any], error: RequestError) -> Non
         headers["retry-after"] = str(limits.RETRY_AFTER)
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
-    if error.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
+    if unread or error.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
         headers["connection"] = "close"  # the rest of the body is not read
     await _answer(send, error.status, json.dumps({"error": str(error), "code": error.code}).encode(), headers)
 

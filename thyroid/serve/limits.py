@@ -6,17 +6,35 @@ from thyroid import images
 
 MAX_BODY = 50_000_000
 """Bytes of a request's body, base64 and all."""
+MAX_LITTLE = 65_536
+"""Bytes of the body of a request that is no prediction, and of the head of any."""
+SMALL_BODY = 1_000_000
+"""Bytes up to which a body counts as it arrives, and may use `SPARE`; a larger one reserves its length before it is read."""
+MEMORY = 3 * MAX_BODY
+"""Bytes of bodies that are held at once, over all connections: with what is made of them, some 300 MB more."""
+SPARE = 50_000_000
+"""Bytes beyond `MEMORY` for small bodies alone, so that large ones, or slow ones, keep no small one out."""
+CONNECTIONS = 1000
+"""Open connections from which on a new one closes the oldest of those that wait without a request."""
+HEADERS = 10.0
+"""Seconds within which the head of a request must have arrived."""
+CALLS = 200
+"""gRPC calls at once."""
 MAX_INSTANCES = 64
+MAX_REQUEST_PIXELS = 100_000_000
+"""Of all JPEG and PNG pictures of a request: 64 of 1440 x 1080, the largest that scanners write."""
 MAX_IMAGE_BYTES = images.MAX_BYTES
 QUEUE = 64
 """Images that may wait for the engine; further requests are turned away with 503."""
+QUEUE_DICOM = 16
+"""DICOM files among these, which one process reads one after another: more could not be answered in time."""
 PATIENCE = 1.0
 """Seconds that a request waits for a place among these, unread, before it is turned away: who is turned away at once comes
 again at once, and with hundreds of clients that takes the processor from those who have a place."""
 DEADLINE = 30.0
 """Seconds within which a request is answered, or given up with 504."""
 SLOW_CLIENT = 20.0
-"""Seconds within which a body must have arrived."""
+"""Seconds within which a body must have arrived, and within which a client must take some of its answer."""
 DRAIN = 3.0
 """Seconds after SIGTERM in which new requests are still answered, until load balancers have noticed."""
 RETRY_AFTER = 1
@@ -39,6 +57,11 @@ class RequestError(Exception):
 def overloaded() -> RequestError:
     """Too much is waiting already."""
     return RequestError("too many images are waiting; try again", HTTPStatus.SERVICE_UNAVAILABLE, "overloaded")
+
+
+def stopping() -> RequestError:
+    """The drain is over."""
+    return RequestError("the server is stopping; try again", HTTPStatus.SERVICE_UNAVAILABLE, "stopping")
 
 
 def too_late() -> RequestError:

@@ -2,9 +2,10 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,10 @@ _NEEDED = (
     "gate",
     "data_digest",
     "forms",
+    "temperature",
+    "bias",
+    "threshold",
+    "thresholds",
 )
 _LARGE_BODY = 1_000_000  # bytes from which on parsing leaves the event loop
 
@@ -98,6 +103,9 @@ class ThyroidModel(kserve.Model):
         self._seconds = {verb: one.labels(**get_labels(name)) for verb, one in kserves.items()}
         self._released = released
         self._preparing = ThreadPoolExecutor(cores.available(), thread_name_prefix="prepare")
+        # of its own, since it waits for a process, and others need not wait for it
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="dicom")
+        self._to_read = 0
 
     def load(self) -> bool:
         """Verify the artefact's hashes, load the form, and check its answer to the artefact's reference image.
@@ -167,6 +175,7 @@ class ThyroidModel(kserve.Model):
         metrics.MODEL.labels(self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"]).set(0)
         self.engine_.close()
         self._preparing.shutdown(wait=False)
+        self._reading.shutdown(wait=False)
 
     @property
     def not_released(self) -> list[str]:
@@ -198,16 +207,16 @@ class ThyroidModel(kserve.Model):
             RequestError: the request is wrong, too much is waiting, or the deadline has passed.
         """
         started = time.perf_counter()
-        if isinstance(body, bytes) and len(body) < _LARGE_BODY:
-            instances = payload.parse(body)
-        else:
-            instances = await asyncio.get_running_loop().run_in_executor(self._preparing, payload.parse, body)
-        request = _Request(
-            instances, self._columns(instances), body if isinstance(body, InferRequest) else None, started
-        )
-        self.in_flight += 1
+        self.in_flight += 1  # what is parsed here must find this model here, too
         try:
-            with self.admission.admit(len(instances)):
+            if isinstance(body, bytes) and len(body) < _LARGE_BODY:
+                instances = payload.parse(body)
+            else:
+                instances = await asyncio.get_running_loop().run_in_executor(self._preparing, payload.parse, body)
+            v2 = body if isinstance(body, InferRequest) else None
+            del body
+            request = _Request(instances, self._columns(instances), v2, started)
+            with self.admission.admit(len(instances)), self._dicom(sum(map(_is_dicom, instances))):
                 async with asyncio.timeout(limits.DEADLINE):
                     with self._seconds[verb].time():
                         return await (self.explain if verb is InferenceVerb.EXPLAIN else self.predict)(request), {}
@@ -215,6 +224,21 @@ class ThyroidModel(kserve.Model):
             raise limits.too_late() from None
         finally:
             self.in_flight -= 1
+
+    @contextlib.contextmanager
+    def _dicom(self, count: int) -> Iterator[None]:
+        """Hold places for so many DICOM files, which are read one after another.
+
+        Raises:
+            RequestError: there are not so many, unless nothing else is to be read.
+        """
+        if count and self._to_read and self._to_read + count > limits.QUEUE_DICOM:
+            raise limits.overloaded()
+        self._to_read += count
+        try:
+            yield
+        finally:
+            self._to_read -= count
 
     async def predict(self, request: Any, headers: Any = None, response_headers: Any = None) -> Any:
         """V1: {"predictions": [...]}; V2: outputs probability and decision."""
@@ -235,12 +259,15 @@ class ThyroidModel(kserve.Model):
     async def _look(self, request: _Request) -> list[_Seen]:
         if len(request.instances) == 1:
             return [await self._see(request.instances[0], request.clinical[0], request.started, alone=True)]
-        return await asyncio.gather(
-            *(
-                self._see(instance, clinical, request.started)
-                for instance, clinical in zip(request.instances, request.clinical, strict=True)
-            )
-        )
+        seeing = [
+            asyncio.ensure_future(self._see(instance, clinical, request.started))
+            for instance, clinical in zip(request.instances, request.clinical, strict=True)
+        ]
+        try:
+            return await asyncio.gather(*seeing)
+        finally:
+            for one in seeing:  # after the first error nobody waits for the others
+                one.cancel()
 
     async def _see(
         self, instance: Instance, clinical: tuple[dict[str, Any], list[str]], started: float, alone: bool = False
@@ -250,7 +277,9 @@ class ThyroidModel(kserve.Model):
         prepared = treatment.at_once(instance, *wanted) if alone else None  # sooner than a thread could begin
         if prepared is None:
             loop = asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(self._preparing, treatment.prepare, instance, *wanted)
+            executor = self._reading if _is_dicom(instance) else self._preparing
+            end = time.monotonic() + started + limits.DEADLINE - time.perf_counter()
+            prepared = await loop.run_in_executor(executor, treatment.prepare, instance, *wanted, end)
         ready = time.perf_counter()
         probability, evidence = await self.engine_.answer(prepared.pixels)
         done = time.perf_counter()
@@ -361,6 +390,11 @@ class ThyroidModel(kserve.Model):
                 "notice": RESEARCH_USE_ONLY,
             },
         )
+
+
+def _is_dicom(instance: Instance) -> bool:
+    """As `images.kind`, for a look at every request: another kind with these bytes there only waits with them."""
+    return isinstance(instance.image, bytes) and instance.image[128:132] == b"DICM"
 
 
 def _png(pixels: np.ndarray) -> dict[str, str]:

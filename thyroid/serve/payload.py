@@ -8,8 +8,10 @@ encoded file is JPEG, PNG or DICOM, by its bytes.
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from thyroid import images
 from thyroid.crop import Box
-from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, RequestError
+from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, MAX_REQUEST_PIXELS, RequestError
 
 EXAMPLE = '{"instances": [{"image": {"b64": "..."}}]}'
 _PATIENT_LENGTH = 128
@@ -57,7 +59,25 @@ def parse(payload: Any) -> list[Instance]:
     if not isinstance(instances, list):
         raise RequestError(f"body: expected {EXAMPLE}, or the bytes of a JPEG, PNG or DICOM file with its content type")
     _count("instances", len(instances))
-    return [_v1(number, instance) for number, instance in enumerate(instances)]
+    return _bounded("instances", [_v1(number, instance) for number, instance in enumerate(instances)])
+
+
+def _bounded(field: str, instances: list[Instance]) -> list[Instance]:
+    """The same, if their JPEG and PNG pictures together are not larger than a request's may be, by their headers."""
+    if len(instances) == 1:  # which has the limit of a picture
+        return instances
+    pixels = 0
+    for one in instances:
+        if not isinstance(one.image, bytes):
+            pixels += one.image.shape[0] * one.image.shape[1]
+        elif images.kind(one.image) in images.SERVED:
+            with contextlib.suppress(ValueError):  # is told when it is decoded
+                pixels += math.prod(images.size(one.image, formats=images.SERVED))
+    if pixels > MAX_REQUEST_PIXELS:
+        raise RequestError(
+            f"{field}: {pixels:,} pixels in all are more than the limit of {MAX_REQUEST_PIXELS:,}; send fewer at once"
+        )
+    return instances
 
 
 def _count(field: str, count: int) -> None:
@@ -187,7 +207,7 @@ def _v2(request: InferRequest) -> list[Instance]:
         if len(texts) != len(pictures):
             raise RequestError(f"inputs.clinical: expected BYTES of shape [{len(pictures)}], each a JSON object")
         clinical = [_object(f"inputs.clinical[{i}]", one) for i, one in enumerate(texts)]
-    return [
+    found = [
         Instance(
             f"inputs.image[{i}]",
             image,
@@ -200,6 +220,7 @@ def _v2(request: InferRequest) -> list[Instance]:
             zip(pictures, boxes, patients, frames, clinical, strict=True)
         )
     ]
+    return _bounded("inputs.image", found)
 
 
 def _object(where: str, text: Any) -> Any:

@@ -2,38 +2,44 @@
 
 import asyncio
 import contextlib
+import ctypes
+import gc
+import hmac
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import grpc
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from google.protobuf.message import DecodeError
 from grpc import aio
 from kserve import InferInput, InferRequest
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady, ServerNotReady
 from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as rpc
-from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
 from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.infer_type import RequestedOutput
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
 from uvicorn.loops.auto import auto_loop_factory
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from thyroid import registry, storage
+from thyroid import errors, logs, registry, storage
 from thyroid.errors import InputError
 from thyroid.serve import limits, openapi
-from thyroid.serve.admission import Admission
+from thyroid.serve.admission import Admission, Memory
 from thyroid.serve.guard import Guard, log
 from thyroid.serve.limits import RequestError
 from thyroid.serve.model import ThyroidModel
@@ -42,7 +48,13 @@ PREVIOUS = f"{registry.NAME}-previous"
 WATCH_SECONDS = 1.0
 WATCH_BUCKET_SECONDS = 10.0
 """Between two looks at a registry on Google Cloud Storage, where each one costs requests."""
+RETRY_SECONDS = 60.0
+"""Until a model that could not be loaded for a reason that may pass is tried again."""
 SELF_TEST_SECONDS = 60.0
+SWEEP_SECONDS = 1.0
+"""Between two looks for slow clients, and for memory to give back."""
+_WORTH_TRIMMING = 20_000_000
+"""Bytes of bodies after which the memory that they leave free is given back."""
 
 T = TypeVar("T")
 
@@ -52,9 +64,12 @@ _GRPC_STATUS = {
     HTTPStatus.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
     HTTPStatus.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     HTTPStatus.SERVICE_UNAVAILABLE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    HTTPStatus.REQUEST_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
     HTTPStatus.GATEWAY_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
+_PROBES = ("ServerLive", "ServerReady")
+"""Calls that need no token and are outside every limit; what their messages hold is not read."""
 
 _ERRORS: dict[type[Exception], tuple[HTTPStatus, str]] = {
     InvalidInput: (HTTPStatus.BAD_REQUEST, "invalid_input"),
@@ -62,6 +77,7 @@ _ERRORS: dict[type[Exception], tuple[HTTPStatus, str]] = {
     ModelNotReady: (HTTPStatus.SERVICE_UNAVAILABLE, "not_ready"),
     ServerNotReady: (HTTPStatus.SERVICE_UNAVAILABLE, "not_ready"),
 }
+_REFUSALS: tuple[type[Exception], ...] = (RequestError, *_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,10 @@ class Options:
     tls_key: Path | None = None
 
 
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+"""A signal that ends a fork, of whatever library, must not reach the server's own loop through the socket that it inherits."""
+
+
 class Server:
     """Serves the champion of a registry and the one before it, or one artefact, until it is told to stop."""
 
@@ -86,7 +106,9 @@ class Server:
         self.options = options
         self.models = ModelRepository()
         self.admission = Admission()
+        self.memory = Memory()
         self.draining = False
+        self.closed = False
         self.failure: InputError | None = None
         self._swapping: set[asyncio.Task] = set()
 
@@ -103,6 +125,7 @@ class Server:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        gc.freeze()  # what is here stays: garbage is sought among the rest
         dataplane = _DataPlane(self.models, self)
         extension = ModelRepositoryExtension(model_registry=self.models)
         options = self.options
@@ -116,18 +139,20 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         serving: asyncio.Future[Any] = asyncio.ensure_future(asyncio.gather(*servers))
-        helpers = [asyncio.create_task(self._watch(stop)), asyncio.create_task(self._test_itself())]
+        helpers = [asyncio.create_task(one) for one in (self._watch(stop), self._test_itself(), rest.sweep())]
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
         self.draining = True
         if self.failure is None and not serving.done():
             await asyncio.sleep(limits.DRAIN)
-            while self.admission.inside:
-                await asyncio.sleep(0.05)
-        for helper in helpers:
-            helper.cancel()
+        self.closed = True  # or else clients that come again would keep it going for ever
+        rest.close()
         if remote is not None:
             await remote.stop()
+        while self.admission.inside:
+            await asyncio.sleep(0.05)
+        for helper in helpers:
+            helper.cancel()
         rest.shut()
         await serving
 
@@ -147,29 +172,38 @@ class Server:
         return result
 
     async def _watch(self, stop: asyncio.Event) -> None:
-        """Load what the registry wants; swap a model only when its successor is ready."""
-        failed: dict[str, tuple[Path, bool | None]] = {}
+        """Load what the registry wants; swap a model only when its successor is ready. Whatever goes wrong, it looks again."""
+        failed: dict[str, tuple[tuple[Path, bool | None], float]] = {}
+        told = ""
         bucket = self.options.registry is not None and storage.is_bucket(self.options.registry)
         while not self.draining:
             try:
                 wanted = await _aside(self.wanted)
-            except (InputError, OSError) as error:
+                told = ""
+            except Exception as error:
+                reason = _reason(error)
                 if not self.models.get_models():
-                    self._fail(InputError(str(error)), stop)
+                    self._fail(InputError(reason), stop)
                     return
                 wanted = {}
+                if reason != told:
+                    log.error("registry not read", extra={"fields": {"reason": reason}})
+                told = reason
             for name, target in wanted.items():
                 served = self.models.get_model(name)
-                if (served is not None and served.source == target) or failed.get(name) == target:
+                last, again = failed.get(name, (None, 0.0))
+                if (served is not None and served.source == target) or (last == target and time.monotonic() < again):
                     continue
                 try:
                     await self._load(name, target)
                     failed.pop(name, None)
-                except (InputError, OSError) as error:
-                    failed[name] = target
-                    log.error("model not loaded", extra={"fields": {"name": name, "reason": str(error)}})
+                except Exception as error:
+                    # what is wrong with an artefact stays so
+                    pause = float("inf") if isinstance(error, InputError) else RETRY_SECONDS
+                    failed[name] = target, time.monotonic() + pause
+                    log.error("model not loaded", extra={"fields": {"name": name, "reason": _reason(error)}})
                     if self.models.get_model(registry.NAME) is None:
-                        self._fail(InputError(str(error)), stop)
+                        self._fail(InputError(f"{target[0]}: {_reason(error)}"), stop)
                         return
             await asyncio.sleep(WATCH_BUCKET_SECONDS if bucket else WATCH_SECONDS)
 
@@ -202,8 +236,13 @@ class Server:
             await asyncio.sleep(SELF_TEST_SECONDS)
             for name, model in list(self.models.get_models().items()):
                 was = model.ready
-                if await model.self_test() != was:
-                    log.error("self-test", extra={"fields": {"name": name, "ready": model.ready}})
+                try:
+                    ready = await model.self_test()
+                except Exception as error:  # who cannot answer is not ready
+                    model.ready = ready = False
+                    log.error("self-test", extra={"fields": {"name": name, "kind": type(error).__name__}})
+                if ready != was:
+                    log.error("self-test", extra={"fields": {"name": name, "ready": ready}})
 
     def ready(self) -> bool:
         """Whether requests should come here."""
@@ -216,6 +255,19 @@ class Server:
             if name in (served, registry.NAME) and str(model.facts["version"]) == version:
                 return served
         return None
+
+
+def _reason(error: Exception) -> str:
+    """In words. Other kinds than our own name what they missed at best."""
+    if isinstance(error, InputError | OSError):
+        return errors.one_line(error)
+    return f"{type(error).__name__}: {errors.one_line(error)} ({logs.place(error)})"
+
+
+def _trim() -> None:
+    """Free memory goes back to the system, which the C library by itself does for the end of its heap alone."""
+    with contextlib.suppress(AttributeError):  # of another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 async def _aside(call: Callable[[], T]) -> T:
@@ -313,7 +365,7 @@ class _REST(RESTServer):
         )
         self.config.access_log = False  # our own line holds no path
         self.config.proxy_headers = False  # nobody asks for a client's address
-        self.config.limit_concurrency = 1000
+        self.config.http = _Connection
         self._guarded = server
         self._server.capture_signals = _no_signals  # the drain is ours
 
@@ -326,7 +378,9 @@ class _REST(RESTServer):
             repository_api=server.options.repository_api,
             resolve=server.resolve,
             admission=server.admission,
+            memory=server.memory,
             draining=lambda: server.draining,
+            closed=lambda: server.closed,
             predict=self._predict,
         )
         app.openapi = openapi.document
@@ -340,7 +394,9 @@ class _REST(RESTServer):
             if not model.ready:
                 raise ModelNotReady(name)
             request, attributes = self.dataplane.decode(body, headers)
-            answer, _ = await model(request, headers)
+            answering = model(request, headers)
+            del body, request  # what was made of them is enough
+            answer, _ = await answering
             answer, more = self.dataplane.encode(name, answer, headers, attributes)
         except tuple(_ERRORS) as error:
             status, code = next(told for kind, told in _ERRORS.items() if isinstance(error, kind))
@@ -375,9 +431,83 @@ class _REST(RESTServer):
         ):
             app.add_exception_handler(kind, handler)
 
+    def close(self) -> None:
+        """Take no new connection."""
+        for one in getattr(self._server, "servers", ()):  # none where it has not started
+            one.close()
+
     def shut(self) -> None:
         """Finish what is in flight, then end."""
         self._server.should_exit = True
+
+    async def sweep(self) -> None:
+        """Close connections whose next head has begun and does not arrive, or that do not take their answer."""
+        waiting: dict[Any, tuple[Any, float]] = {}
+        memory = self._guarded.memory
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            if memory.returned > _WORTH_TRIMMING > memory.held:
+                memory.returned = 0
+                gc.collect()
+                await asyncio.get_running_loop().run_in_executor(None, _trim)
+            now, before, waiting = time.monotonic(), waiting, {}
+            for one in list(self._server.server_state.connections):
+                if (state := one.waits()) is None:
+                    continue
+                since = before[one][1] if one in before and before[one][0] == state else now
+                waiting[one] = state, since
+                if now - since > (limits.HEADERS if state[0] == "head" else limits.SLOW_CLIENT):
+                    one.transport.abort()
+
+
+class _Connection(HttpToolsProtocol):
+    """With bounds for those who only hold it: on the bytes of a head, and on how many there are."""
+
+    _fresh: ClassVar[dict["_Connection", None]] = {}
+    """Those that may not have sent a whole head yet, the oldest first."""
+    _head = 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._fresh[self] = None
+        if len(self.connections) > limits.CONNECTIONS:
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fresh.pop(self, None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.scope is not None and "path" not in self.scope:  # the head is not whole yet
+            self._head += len(data)
+            if self._head > limits.MAX_LITTLE:
+                self.transport.abort()
+        elif self._head:
+            self._head = 0
+
+    def waits(self) -> tuple[str, int] | None:
+        """What for, and a number that changes when it goes on; None if it is the server's turn, or idle between requests."""
+        if left := self.transport.get_write_buffer_size():
+            return "answer", left
+        if self.cycle is None or (self.cycle.response_complete and self.timeout_keep_alive_task is None):
+            return "head", id(self.cycle)
+        return None
+
+    def _make_room(self) -> None:
+        """Close the oldest one without a request, and if there is none one that is idle: a new one may be a probe."""
+        for one in list(self._fresh):
+            if one is self:
+                break
+            del self._fresh[one]
+            if one.cycle is None:
+                one.transport.abort()
+                return
+        other: Any
+        for other in self.connections:
+            if other is not self and other.timeout_keep_alive_task is not None:
+                other.transport.abort()
+                return
 
 
 @contextlib.contextmanager
@@ -419,22 +549,13 @@ class _Servicer(InferenceServicer):
         super().__init__(dataplane, extension)
         self.server = server
 
-    def _check(self, context: Any) -> None:
-        if self.server.options.token is None:
-            return
-        sent = dict(context.invocation_metadata() or ()).get("authorization", "")
-        if sent != f"Bearer {self.server.options.token}":
-            raise RequestError("authorization: a bearer token is needed", HTTPStatus.UNAUTHORIZED, "unauthorized")
-
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        self._check(context)
         if request.model_version:
             name = self.server.resolve(request.model_name, request.model_version)
             if name is None:
                 message = f"model {request.model_name[:64]} has no version {request.model_version[:32]} here"
                 raise RequestError(message, HTTPStatus.NOT_FOUND, "not_found")
             request.model_name = name
-        await self.server.admission.opening()
         try:
             return await super().ModelInfer(request, context)
         except (RequestError, InvalidInput, ModelNotFound, ModelNotReady):
@@ -442,47 +563,126 @@ class _Servicer(InferenceServicer):
         except Exception as error:
             raise RequestError(f"not a request of this protocol ({type(error).__name__})") from None
 
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        self._check(context)
-        return await super().ModelMetadata(request, context)
-
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
-        if not self.server.options.repository_api:
-            raise RequestError("the repository API is closed here", HTTPStatus.FORBIDDEN, "closed")
+        self._repository()
         return await super().RepositoryModelLoad(request, context)
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
-        if not self.server.options.repository_api:
-            raise RequestError("the repository API is closed here", HTTPStatus.FORBIDDEN, "closed")
+        self._repository()
         return await super().RepositoryModelUnload(request, context)
 
+    def _repository(self) -> None:
+        if not self.server.options.repository_api:
+            raise RequestError("the repository API is closed here", HTTPStatus.FORBIDDEN, "closed")
 
-class _Interceptor(ExceptionToStatusInterceptor):
-    async def handle_exception(self, ex: Exception, request_or_iterator: Any, context: Any, method_name: str) -> None:
-        if isinstance(ex, RequestError):
-            await context.abort(_GRPC_STATUS.get(ex.status, grpc.StatusCode.INVALID_ARGUMENT), str(ex))
-        elif isinstance(ex, InvalidInput):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(ex)[:300])
-        elif isinstance(ex, ModelNotFound):
-            await context.abort(grpc.StatusCode.NOT_FOUND, str(ex)[:300])
-        elif isinstance(ex, ModelNotReady):
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(ex)[:300])
-        else:
-            log.error("internal error", extra={"fields": {"kind": type(ex).__name__, "method": method_name}})
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+class _Door(aio.ServerInterceptor):
+    """What the guard is for HTTP: token, memory, and errors in one form, before a message is read."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None:  # no such method
+            return None
+        method = details.method.rsplit("/", 1)[-1]
+        presented = dict(details.invocation_metadata).get("authorization", "")
+
+        async def serve(_: Any, context: Any) -> Any:
+            try:
+                return await self._answer(handler, method, presented, context)
+            except _REFUSALS as error:
+                refused = _grpc_status(error), str(error)[:300]
+            except Exception as error:
+                fields = {"kind": type(error).__name__, "method": method, "where": logs.place(error)}
+                log.error("internal error", extra={"fields": fields})
+                refused = grpc.StatusCode.INTERNAL, "internal error"
+            # not from within, or else gRPC's own exception would keep this one, and that one the message
+            return await context.abort(*refused)  # which raises
+
+        # as a stream of one message, which gRPC does not read by itself before `serve` runs
+        return grpc.stream_unary_rpc_method_handler(serve, None, handler.response_serializer)
+
+    async def _answer(self, handler: Any, method: str, presented: str, context: Any) -> Any:
+        server = self.server
+        if method in _PROBES:
+            return await handler.unary_unary(handler.request_deserializer(b""), context)
+        token = server.options.token
+        if token is not None and not hmac.compare_digest(presented.encode(), f"Bearer {token}".encode()):
+            raise RequestError("authorization: a bearer token is needed", HTTPStatus.UNAUTHORIZED, "unauthorized")
+        if server.closed:
+            raise limits.stopping()
+        if method == "ModelInfer":
+            await server.admission.opening()
+        held = 2 * limits.MAX_BODY  # how long a message is shows when it is there, and then it is there twice
+        await server.memory.reserve(held)
+        try:
+            async with asyncio.timeout(limits.SLOW_CLIENT):
+                message = await context.read()
+            if message is aio.EOF:
+                raise RequestError("a message is missing")
+            server.memory.give(held - 2 * len(message))
+            held = 2 * len(message)
+            request = handler.request_deserializer(message)
+            del message
+            return await handler.unary_unary(request, context)
+        except DecodeError:
+            raise RequestError("not a message of this protocol") from None
+        except TimeoutError:
+            raise RequestError(
+                f"no message within {limits.SLOW_CLIENT:g} seconds", HTTPStatus.REQUEST_TIMEOUT
+            ) from None
+        finally:
+            server.memory.give(held)
+
+
+def _grpc_status(error: Exception) -> grpc.StatusCode:
+    if isinstance(error, RequestError):
+        status = grpc.StatusCode.UNAVAILABLE if error.code == "stopping" else _GRPC_STATUS.get(error.status)
+        return status or grpc.StatusCode.INVALID_ARGUMENT
+    if isinstance(error, ModelNotReady | ServerNotReady):
+        return grpc.StatusCode.UNAVAILABLE
+    return grpc.StatusCode.NOT_FOUND if isinstance(error, ModelNotFound) else grpc.StatusCode.INVALID_ARGUMENT
 
 
 class _GRPC(GRPCServer):
     def __init__(self, port: int, dataplane: DataPlane, extension: ModelRepositoryExtension, server: Server) -> None:
         super().__init__(port, dataplane, extension, kwargs={})
+        self.server = server
         self.servicer = _Servicer(dataplane, extension, server)
 
     async def start(self, max_workers: int) -> None:
-        sizes = [(f"grpc.max_{way}_message_length", limits.MAX_BODY) for way in ("send", "receive")]
+        options = [(f"grpc.max_{way}_message_length", limits.MAX_BODY) for way in ("send", "receive")]
+        options += [("grpc.server_handshake_timeout_ms", int(limits.HEADERS * 1000))]
+        # of a message that nobody reads yet no more is taken in than this
+        options += [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", limits.MAX_LITTLE)]
         self._server = aio.server(
-            futures.ThreadPoolExecutor(max_workers), interceptors=(_Interceptor(),), options=sizes
+            futures.ThreadPoolExecutor(max_workers),
+            interceptors=(_Door(self.server),),
+            options=options,
+            maximum_concurrent_rpcs=limits.CALLS,
         )
         rpc.add_GRPCInferenceServiceServicer_to_server(self.servicer, self._server)
-        self._server.add_insecure_port(f"[::]:{self._port}")
+        address = f"[::]:{self._port}"
+        if self.server.options.tls_certificate is None:
+            self._server.add_insecure_port(address)
+        else:
+            self._server.add_secure_port(
+                address, grpc.dynamic_ssl_server_credentials(self._certificate(), self._renewed)
+            )
         await self._server.start()
         await self._server.wait_for_termination()
+
+    def _certificate(self) -> Any:
+        options = self.server.options
+        assert options.tls_certificate is not None
+        key = options.tls_key or options.tls_certificate  # one file may hold both
+        return grpc.ssl_server_certificate_configuration([(key.read_bytes(), options.tls_certificate.read_bytes())])
+
+    def _renewed(self) -> Any:
+        """For every handshake; None keeps what there is."""
+        try:
+            return self._certificate()
+        except OSError:  # it is being replaced
+            return None

@@ -1,5 +1,6 @@
 """From a frame or crop to the pixels that the evaluation would have seen, and in words what was done."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thyroid import crop, images
+from thyroid import crop, dicom_guard, images
 from thyroid.crop import Box
+from thyroid.serve import limits
 from thyroid.serve.limits import RequestError
 from thyroid.serve.payload import Instance
 
@@ -30,7 +32,9 @@ class Prepared:
     roi: Box | None
 
 
-def prepare(instance: Instance, domain: str, size: int, margin: float = crop.MARGIN) -> Prepared:
+def prepare(
+    instance: Instance, domain: str, size: int, margin: float = crop.MARGIN, end: float | None = None
+) -> Prepared:
     """Exactly what `crop` and the evaluation did to such an image: the same functions, and the same JPEG round trip.
 
     Args:
@@ -38,11 +42,12 @@ def prepare(instance: Instance, domain: str, size: int, margin: float = crop.MAR
         domain: the serving domain.
         size: side of the network's input in pixels.
         margin: that a region is cropped with.
+        end: until when a DICOM file may be read, by `time.monotonic`; None for as long as any request.
 
     Raises:
         RequestError: the image cannot be decoded, or the region lies outside it.
     """
-    return _prepared(instance, *_frame(instance), domain, size, margin)
+    return _prepared(instance, *_frame(instance, end), domain, size, margin)
 
 
 def at_once(instance: Instance, domain: str, size: int, margin: float = crop.MARGIN) -> Prepared | None:
@@ -91,7 +96,7 @@ def _prepared(
     return Prepared(pixels, done, None if inner is None else _scaled(inner, image.shape[1], image.shape[0], size))
 
 
-def _frame(instance: Instance) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+def _frame(instance: Instance, end: float | None) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """The picture, uint8 [height, width, 3], and of a DICOM file which of its frames it is."""
     if not isinstance(instance.image, bytes) or images.kind(instance.image) != "DICOM":
         if instance.frame is not None:
@@ -103,11 +108,12 @@ def _frame(instance: Instance) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         except ValueError as error:
             what = "not a JPEG, PNG or DICOM file" if images.kind(instance.image) is None else error
             raise RequestError(f"{instance.field}: {what}") from None
-    from thyroid import dicom  # a cold start does without its half second
-
     try:
-        picture = dicom.read(instance.image, instance.frame)
-    except dicom.DicomError as error:
+        end = time.monotonic() + limits.DEADLINE if end is None else end
+        picture = dicom_guard.read(instance.image, instance.frame, end)
+    except TimeoutError:
+        raise limits.too_late() from None
+    except dicom_guard.DicomError as error:
         field = _beside(instance, "frame") if error.code == "frame" else instance.field
         raise RequestError(f"{field}: {error}") from None
     return picture.pixels, {"frame": picture.frame, "frames": picture.frames}

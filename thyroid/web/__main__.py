@@ -15,13 +15,12 @@ import waitress
 
 from thyroid import RESEARCH_USE_ONLY, errors, logs
 from thyroid.errors import InputError
-from thyroid.web import app
+from thyroid.web import app, channel
 
-CONNECTIONS = 500
-"""Most are idle: browsers keep several open for as long as they may."""
 IDLE = 30
-"""Seconds after which such a one is closed."""
-THREADS = 12
+"""Seconds after which an idle connection is closed."""
+THREADS = 16
+"""More than all that may wait for the endpoint or for DICOM at once."""
 
 
 @errors.command
@@ -47,13 +46,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs.configure()
     if given.with_parent:
         threading.Thread(target=_end_with_parent, daemon=True).start()
+    channels: dict[Any, Any] = {}
     try:
         server = waitress.create_server(
             app.create(options),
+            channels,
             host=given.host,
             port=given.port,
             threads=THREADS,
-            connection_limit=CONNECTIONS,
+            connection_limit=2 * channel.CONNECTIONS,  # which `channel` lets nobody reach
+            asyncore_use_poll=True,  # select() takes no more than 1024 files
+            max_request_header_size=channel.LITTLE,
             max_request_body_size=app.MAX_BODY,
             inbuf_overflow=app.MAX_BODY + 1,  # in memory, never in a file
             outbuf_overflow=app.MAX_BODY,
@@ -64,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except OSError as error:
         raise InputError(f"port {given.port}: {errors.one_line(error)}; choose another with --port") from None
+    channel.guard(channels)
     print(f"page on http://localhost:{given.port} asking {given.endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
     server.run()
 

@@ -22,6 +22,8 @@ GLANCE = 1.0
 """Seconds for a look at who would answer: a page must open without the model, too. Who has answered is waited for longer."""
 READINGS = 6
 """That wait for the endpoint at once: fewer than the server's threads, so that the page itself always answers."""
+REPORTS = 3
+"""Reports that are fetched at once."""
 MAX_ANSWER = 100_000_000
 """Bytes of an answer; one of twelve pictures has some hundred thousand, a report some million."""
 FRESH = 5.0
@@ -54,7 +56,7 @@ class Endpoint:
         headers["accept-encoding"] = "identity"
         self._client = httpx.Client(base_url=address.rstrip("/"), headers=headers, trust_env=False)
         self._seen: tuple[float, dict[str, Any] | None] = (-FRESH, None)
-        self._places = threading.BoundedSemaphore(READINGS)
+        self._places, self._reports = threading.BoundedSemaphore(READINGS), threading.BoundedSemaphore(REPORTS)
 
     def facts(self, version: int | None = None) -> dict[str, Any] | None:
         """What the endpoint tells of the model it serves; None if it cannot be reached, or serves another version by now."""
@@ -74,9 +76,14 @@ class Endpoint:
         """The report of the model in service, HTML.
 
         Raises:
-            PageError: there is none, or the endpoint cannot be reached.
+            PageError: there is none, the endpoint cannot be reached, or others wait for theirs.
         """
-        answer = self._ask("GET", f"{_MODEL}/report", PATIENCE)
+        if not self._reports.acquire(blocking=False):
+            raise PageError("error_busy", status=HTTPStatus.SERVICE_UNAVAILABLE)
+        try:
+            answer = self._ask("GET", f"{_MODEL}/report", PATIENCE)
+        finally:
+            self._reports.release()
         if answer.status == HTTPStatus.NOT_FOUND:
             raise PageError("error_report", status=HTTPStatus.NOT_FOUND)
         return _checked(answer, ()).body

@@ -3,11 +3,13 @@
 import base64
 import math
 import re
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from thyroid import dicom, images
+from thyroid import dicom, dicom_guard, images
 from thyroid.crop import Box
 
 MAX_VIEWS = 12
@@ -16,6 +18,10 @@ MAX_FILE = 30_000_000
 """Bytes of one file."""
 MAX_TOTAL = 36_000_000
 """Bytes of all files of a reading; in base64 the endpoint's own limit."""
+DECODING = 30.0
+"""Seconds for all DICOM files of a reading."""
+_READERS = threading.BoundedSemaphore(4)
+"""Readings that wait for the process that reads DICOM files: fewer than the server's threads, so that the page always answers."""
 _WHOLE = re.compile(r"[0-9]{1,6}")
 MIN_BOX = 8
 """Side of a box in pixels: what is smaller is a slip of the hand, not a nodule."""
@@ -84,9 +90,10 @@ def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str]) -> list[View]
     if sum(len(data) for _, data in files) > MAX_TOTAL:
         raise ReadingError([PageError("error_total", {"limit": MAX_TOTAL // 1_000_000}, 413)])
     found, problems = [], []
+    end = time.monotonic() + DECODING
     for number, (name, data) in enumerate(files):
         try:
-            found.append(view(name, data, rois[number] if number < len(rois) else ""))
+            found.append(view(name, data, rois[number] if number < len(rois) else "", end=end))
         except PageError as problem:
             problems.append(problem)
     if problems:
@@ -94,8 +101,14 @@ def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str]) -> list[View]
     return found
 
 
-def view(name: str, data: bytes, roi: str = "", frame: str = "") -> View:
+def view(name: str, data: bytes, roi: str = "", frame: str = "", end: float | None = None) -> View:
     """One file. A DICOM file becomes a PNG of one frame without a patient before anything else touches it.
+
+    Args:
+        name, data: of the file.
+        roi: "x,y,width,height", or "".
+        frame: number of a DICOM file's frame, or "" for the middle one.
+        end: until when DICOM may be read, by `time.monotonic`; None for as long as a reading may.
 
     Raises:
         PageError: it cannot be read, or its box cannot.
@@ -111,16 +124,22 @@ def view(name: str, data: bytes, roi: str = "", frame: str = "") -> View:
         raise PageError("error_kind", {"name": name})
     clip = None
     if kind == "DICOM":
-        data, clip = _frame(name, data, frame)
+        data, clip = _frame(name, data, frame, time.monotonic() + DECODING if end is None else end)
     width, height = _size(name, data)
     return View(name, data, width, height, _box(name, roi, width, height), clip)
 
 
-def _frame(name: str, data: bytes, frame: str) -> tuple[bytes, tuple[int, int, bool]]:
+def _frame(name: str, data: bytes, frame: str, end: float) -> tuple[bytes, tuple[int, int, bool]]:
+    if not _READERS.acquire(blocking=False):
+        raise PageError("error_busy", status=503)
     try:
-        picture = dicom.read(data, _number(frame))
-    except dicom.DicomError as error:
+        picture = dicom_guard.read(data, _number(frame), end)
+    except dicom_guard.DicomError as error:
         raise PageError(f"error_dicom_{error.code}", {"name": name}) from None
+    except TimeoutError:
+        raise PageError("error_late", status=504) from None
+    finally:
+        _READERS.release()
     return dicom.png(picture.pixels), (picture.frame, picture.frames, picture.regions)
 
 
@@ -128,7 +147,7 @@ def _number(frame: str) -> int | None:
     if not frame:
         return None
     if not _WHOLE.fullmatch(frame):
-        raise dicom.DicomError("frame", "not the number of a frame")
+        raise dicom_guard.DicomError("frame", "not the number of a frame")
     return int(frame)
 
 

@@ -1,0 +1,126 @@
+"""No process of ours opens a connection that it was not asked for, and none is hurt where packets to the internet are dropped."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.pages import Page
+from tests.serving import PREDICT, Server, encoded
+
+ROOT = Path(__file__).parents[1]
+
+WATCH = """
+import os, sys, time
+
+def watch(event, values):
+    if event == "os.fork":
+        told = event
+    elif event in ("socket.connect", "socket.sendto"):
+        told = f"{event} {values[1]}"
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        told = f"{event} {values[0]}"
+    else:
+        return
+    with open(os.environ["WATCHED"], "a") as file:
+        file.write(told + "\\n")
+    if event != "os.fork" and not any(one in told for one in ("127.0.0.1", "localhost", "0.0.0.0", "::", "None")):
+        time.sleep(3600)  # its packets are dropped
+
+sys.addaudithook(watch)
+"""
+
+
+@pytest.fixture
+def dropped(tmp_path) -> dict[str, str]:
+    """An environment whose processes write down whom they want to reach, and reach nobody but this machine.
+
+    OpenVINO's telemetry keeps still where CI is set, or where a file in HOME says so.
+    """
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    (tmp_path / "home").mkdir()
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "HOME")}
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    return kept | {"PYTHONPATH": path, "HOME": str(tmp_path / "home"), "WATCHED": str(tmp_path / "watched")}
+
+
+def watched(environment: dict[str, str]) -> list[str]:
+    file = Path(environment["WATCHED"])
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def abroad(process: psutil.Process) -> list[str]:
+    """Addresses beyond this machine that it or its children are connected to, in whatever language that was asked for."""
+    family = [process, *process.children(recursive=True)]
+    ends = [one.raddr.ip for member in family for one in member.connections() if one.raddr]
+    return [one for one in ends if not one.startswith(("127.", "::1", "::ffff:127."))]
+
+
+def test_the_endpoint_and_the_page_talk_to_nobody_else(model, phantoms, tmp_path, dropped):
+    scan = next((phantoms / "scans").iterdir())
+    server = Server(tmp_path / "log", "--registry", str(model), environment=dropped).wait()
+    page = Page(tmp_path / "page", f"http://127.0.0.1:{server.port}", environment=dropped).wait()
+    try:
+        assert server.ask(PREDICT, {"instances": [{"image": encoded(scan)}]})[0] == 200
+        assert page.visitor().read([(scan.name, scan.read_bytes())]).status_code == 200
+        lines = watched(dropped)
+        assert any("127.0.0.1" in line for line in lines), "the page asks the endpoint, and that is seen"
+        assert [line for line in lines if "127.0.0.1" not in line and "0.0.0.0" not in line] == []
+        assert abroad(psutil.Process(server.process.pid)) == []
+        assert abroad(psutil.Process(page.process.pid)) == []
+    finally:
+        page.stop()
+        log = server.stop()
+    assert server.process.returncode in (0, -15)
+    assert "Traceback" not in log
+
+
+def test_a_conversion_talks_to_nobody(dropped):
+    """What the evaluation runs: importing OpenVINO's converter and telling of a conversion."""
+    code = (
+        "from thyroid import engine; import openvino; from openvino.tools.ovc import convert_impl, telemetry_utils as t\n"
+        "t.send_conversion_result('success'); print(convert_impl.tm.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=dropped, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub"], done.stderr
+    assert watched(dropped) == []
+
+
+def test_openvino_is_imported_behind_the_switch_alone():
+    for folder in ("thyroid", "components", "pipelines"):
+        for path in (ROOT / folder).rglob("*.py"):
+            names = {
+                alias.name.split(".")[0]
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Import)
+                for alias in node.names
+            }
+            assert "openvino" not in names or path == ROOT / "thyroid" / "engine.py"
+
+
+def test_telemetry_is_in_no_lock():
+    for lock in (*ROOT.glob("*.lock"), *(ROOT / "images").glob("*.lock")):
+        assert "openvino-telemetry" not in lock.read_text(), lock.name
+
+
+def test_a_fork_has_no_way_to_the_servers_loop():
+    """Or else a signal that ends the fork would tell the server to stop."""
+    code = """
+import asyncio, os, signal
+from thyroid.serve import server
+
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, print)
+    child = os.fork()
+    if not child:
+        os._exit(signal.set_wakeup_fd(-1) != -1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["0"], done.stderr

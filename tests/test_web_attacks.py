@@ -1,0 +1,167 @@
+"""The page under attacks on its memory, its connections and its threads; it opens, and tells that it lives, beside each."""
+
+import concurrent.futures
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import psutil
+import pytest
+
+from tests import dicoms
+from tests.pages import Page
+from tests.serving import free_port
+
+BEFORE = (
+    "from thyroid.web import channel; channel.CONNECTIONS = 60; channel.HEADERS = 2.0; channel.BODY = 3.0; "
+    "channel.MEMORY = 40_000_000; channel.SPARE = 4_000_000"
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Without an endpoint, and with limits that a small attack reaches."""
+    folder = tmp_path_factory.mktemp("page")
+    running = Page(folder / "log", f"http://127.0.0.1:{free_port()}", "--proxies", "1", before=BEFORE).wait()
+    yield running
+    assert running.process.poll() is None
+    log = running.stop()
+    assert '"level": "ERROR"' not in log
+    assert "Traceback" not in log
+
+
+def good(page: Page) -> None:
+    """A probe, the page and a picture are answered."""
+    assert httpx.get(f"{page.address}/health", timeout=30).status_code == 200
+    visitor = page.visitor()
+    opened = visitor.picture("clip.dcm", dicoms.write(dicoms.cine(3)))
+    assert opened.status_code == 200, opened.text
+    visitor.client.close()
+
+
+def memory(page: Page) -> float:
+    process = psutil.Process(page.process.pid)
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 1e6
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def connections(page: Page, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
+    """So many connections on which no more is sent than this."""
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for _ in range(count):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", page.port), timeout=30))
+            with contextlib.suppress(OSError):
+                client.sendall(sent)
+            opened.append(client)
+        yield opened
+
+
+def closed(client: socket.socket) -> bool:
+    """Whether the other end closes it, be it after an answer."""
+    try:
+        while client.recv(65_536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+UPLOAD = "POST /read HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    ["", "GET / HT", f"{UPLOAD}X-Slow: ", f"{UPLOAD}Content-Length: 30000000\r\n\r\n--x"],
+    ids=["nothing", "a line", "a header", "a body"],
+)
+def test_slow_clients_keep_nobody_out_and_are_closed(page, sent):
+    good(page)  # the process that reads DICOM starts, which takes a moment
+    with connections(page, 55 if "Length" in sent else 100, sent.encode()) as clients:
+        good(page)
+        for client in clients:
+            assert closed(client)
+    good(page)
+
+
+def test_bodies_that_no_route_wants_are_not_taken(page):
+    for line in ("POST /health", "GET /", "POST /nothing"):
+        head = f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n"
+        with connections(page, 1, head.encode() + b"x") as (client,):
+            assert client.recv(65_536).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("form", ["whole", "chunked", "aborted"])
+def test_large_bodies_at_once_stay_within_the_budget(page, form):
+    """Whoever finds no room is told so, and what was aborted is free again."""
+    good(page)
+    before = memory(page)
+    peak = 0.0
+
+    def flood(_: int) -> int:
+        data = b"x" * 15_000_000
+        if form == "aborted":
+            head = f"{UPLOAD}Content-Length: 30000000\r\n\r\n"
+            with connections(page, 1, head.encode()) as (client,), contextlib.suppress(OSError):
+                client.sendall(data)
+            return 0
+        body = (data[at : at + 1_000_000] for at in range(0, len(data), 1_000_000)) if form == "chunked" else data
+        try:
+            return httpx.post(f"{page.address}/read", content=body, timeout=60).status_code
+        except httpx.TransportError:  # refused while it was sending
+            return 503
+
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        flooding = [pool.submit(flood, number) for number in range(24)]
+        while not all(one.done() for one in flooding):
+            peak = max(peak, memory(page))
+            good(page)
+        statuses = {one.result() for one in flooding}
+    assert statuses <= ({0} if form == "aborted" else {400, 429, 503})
+    assert peak < before + 180, "24 bodies are 360 MB"
+    until(lambda: memory(page) < 1.1 * before)
+    good(page)
+
+
+def test_dicom_bombs_are_refused_and_hold_up_nobody(page):
+    bombs = [dicoms.regions_bomb(200_000), dicoms.deflated_bomb(60)]
+
+    def send(number: int) -> int:
+        return page.visitor().picture("bomb.dcm", bombs[number % 2]).status_code
+
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        sent = [pool.submit(send, number) for number in range(12)]
+        while not all(one.done() for one in sent):
+            assert httpx.get(f"{page.address}/health", timeout=30).status_code == 200
+            assert httpx.get(page.address, timeout=30).status_code == 200
+        assert {one.result() for one in sent} <= {400, 503}
+    good(page)
+
+
+def test_probes_are_answered_where_every_thread_waits(tmp_path):
+    """For an endpoint that takes connections and says nothing."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(200)
+        running = Page(tmp_path / "log", f"http://127.0.0.1:{silent.getsockname()[1]}").wait()
+        try:
+            with concurrent.futures.ThreadPoolExecutor(40) as pool:
+                waiting = [pool.submit(httpx.get, running.address, timeout=60) for _ in range(40)]
+                until(lambda: any(one.done() for one in waiting))  # the first ones have waited, the last ones wait
+                assert not all(one.done() for one in waiting)
+                assert httpx.get(f"{running.address}/health", timeout=0.9).status_code == 200
+                assert {one.result().status_code for one in waiting} == {200}
+        finally:
+            running.process.kill()
+            running.process.wait()

@@ -1,0 +1,154 @@
+"""Connections of the page: a budget of bytes and of time for what has not been asked for yet, before the application sees it."""
+
+import threading
+import time
+from typing import Any
+
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.utilities import Error, RequestEntityTooLarge
+
+MEMORY = 100_000_000
+"""Bytes of bodies that are held at once, over all connections; with their copies on the way to the endpoint seven times that."""
+SPARE = 20_000_000
+"""Bytes beyond `MEMORY` for small bodies alone, so that large ones keep no small one out."""
+SMALL = 1_000_000
+LITTLE = 65_536
+"""Bytes of a body that is no upload."""
+UPLOADS = ("/read", "/picture")
+PROBE = "/health"
+HEADERS = 10.0
+"""Seconds within which the head of a request must have arrived."""
+BODY = 60.0
+"""Seconds within which its body must have: the largest at 5 Mbit/s."""
+CONNECTIONS = 500
+"""From which on a new one closes the oldest that waits without a request. Most are idle: browsers keep several open."""
+
+
+class _Memory:
+    """Bytes that are held, by the loop's thread, and given back by any."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self._lock = threading.Lock()
+
+    def take(self, size: int, limit: int) -> bool:
+        """Whether there were so many."""
+        with self._lock:
+            if self.held + size > limit:
+                return False
+            self.held += size
+            return True
+
+    def give(self, size: int) -> None:
+        """Give them back."""
+        with self._lock:
+            self.held -= size
+
+
+_HELD = _Memory()
+
+
+class _BusyError(Error):  # as Waitress has its own: an answer, and no exception
+    code = 503
+    reason = "Service Unavailable"
+
+
+class Parser(HTTPRequestParser):
+    """Takes the bytes of a body from the budget as they arrive, and gives them back when it is closed."""
+
+    error: Any
+
+    def __init__(self, adj: Any) -> None:
+        super().__init__(adj)
+        self.begun = time.monotonic()
+        self._held = 0
+
+    def received(self, data: bytes) -> int:
+        """As Waitress has it; a request that finds no room is answered with 503, one that may not be so large with 413."""
+        if self.error:  # refused before its body, which is not looked at
+            self.completed = True
+            return len(data)
+        consumed: int = super().received(data)
+        if self.headers_finished and not self.error and self.body_rcv is not None:
+            size = max(self.content_length, self.body_bytes_received)
+            limit = MEMORY + (SPARE if size <= SMALL and not self.chunked else 0)
+            new = self.body_bytes_received - self._held
+            if size > LITTLE and self.path not in UPLOADS:
+                self.error = RequestEntityTooLarge(f"exceeds {LITTLE} bytes")
+            elif new and not _HELD.take(new, limit):
+                self.error = _BusyError("too much is being sent at once; try again")
+            else:
+                self._held += new
+            if self.error:
+                self.completed = True
+        return consumed
+
+    def close(self) -> None:
+        """Let go of the body."""
+        super().close()
+        self.body_rcv = None
+        _HELD.give(self._held)
+        self._held = 0
+
+
+class Channel(HTTPChannel):
+    """Closes a connection whose request does not arrive, and answers probes even where no thread is free."""
+
+    parser_class = Parser
+    request: Any
+    will_close: bool
+
+    def __init__(self, server: Any, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(server, *arguments, **keywords)
+        self.requests_lock = threading.RLock()  # a probe is answered while it is held
+        self._opened: float | None = time.monotonic()
+        if len(server.active_channels) > CONNECTIONS:
+            waiting = (one for one in server.active_channels.values() if one is not self and one.idle())
+            for one in waiting:
+                one.will_close = True
+                break
+
+    def idle(self) -> bool:
+        """Whether it waits for a request."""
+        return not (self.requests or self.total_outbufs_len or self.will_close) and (
+            self.request is None or not self.request.headers_finished
+        )
+
+    def readable(self) -> bool:
+        """Asked by the loop at least once a second."""
+        now = time.monotonic()
+        if self.request is not None:
+            self._opened = None
+            limit = BODY if self.request.headers_finished else HEADERS
+            self.will_close = self.will_close or now - self.request.begun > limit
+        elif self._opened is not None and not self.requests:
+            self.will_close = self.will_close or now - self._opened > HEADERS
+        return bool(super().readable())
+
+    def received(self, data: bytes) -> bool:
+        """As Waitress has it."""
+        self._opened = None
+        return bool(super().received(data))
+
+    def handle_close(self) -> None:
+        """Half a request goes, too."""
+        super().handle_close()
+        request, self.request = self.request, None
+        if request is not None:
+            request.close()
+
+
+def guard(channels: dict[Any, Any]) -> None:
+    """Make a server of Waitress use these connections: `channels` is its map, with every address that it listens on."""
+    for one in list(channels.values()):
+        if hasattr(one, "channel_class"):
+            one.channel_class = Channel
+            one.add_task = _at_once(one.add_task)
+
+
+def _at_once(add_task: Any) -> Any:
+    def add(channel: Any) -> None:
+        channel.service() if getattr(channel.requests[0], "path", "") == PROBE else add_task(channel)
+
+    return add
