@@ -83,9 +83,7 @@ def write(
     classes = kinds.of(facts)
     reference = images.encode(crop.normal(phantom.draw("M", patient=1, image=1).image))
     (output / "reference.jpg").write_bytes(reference)
-    pixels = images.rgb(
-        images.stored(_as_served(reference, result["serving_domain"]), row["image_size"])
-    )
+    pixels = images.rgb(images.stored(_as_served(reference, result["serving_domain"]), row["image_size"]))
     raw = network.probabilities(pixels[None], "reference")
     probability = point.scale(raw if head is None else head.predict(raw, [{}])[0])[0]
     answers = exported.result()
@@ -101,7 +99,7 @@ def write(
             **classes.facts(),
             "image_size": row["image_size"],
             "domain": row["train_domain"],
-            "margin": facts.get("margin", crop.MARGIN),
+            "margin": facts["margin"],
             "serving_domain": result["serving_domain"],
             "parameters": row["parameters"],
             "data_digest": facts["digest"],
