@@ -21,7 +21,7 @@ READY := $(VENV)/ready
 READY_DEV := $(VENV)/ready-dev
 DATA_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(SCANS)") $(if $(ROIS),--rois "$(ROIS)") \
 	$(if $(CROPS),--crops "$(CROPS)") $(if $(LABELS),--labels "$(LABELS)") $(if $(CLASSES),--classes "$(CLASSES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones "$(BACKBONES)") \
-	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(GIVEN_SPLITS),--given-splits "$(GIVEN_SPLITS)") $(if $(SEED),--seed "$(SEED)") \
+	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(GIVEN_SPLITS),--given-splits "$(GIVEN_SPLITS)") $(if $(SITE),--site "$(SITE)") $(if $(SEED),--seed "$(SEED)") \
 	$(if $(ENGINE),--engine "$(ENGINE)")
 RUN_OPTIONS = $(DATA_OPTIONS) $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS),--folds "$(FOLDS)") $(if $(SERVING_DOMAIN),--serving-domain "$(SERVING_DOMAIN)") \
 	$(if $(SENSITIVITY),--sensitivity "$(SENSITIVITY)") $(if $(ABSTAIN),--abstain "$(ABSTAIN)") \
@@ -29,7 +29,7 @@ RUN_OPTIONS = $(DATA_OPTIONS) $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS)
 	$(if $(REGISTRY),--registry "$(REGISTRY)") $(if $(MINIMUM),--minimum "$(MINIMUM)")
 
 # What may be given; make itself would swallow any other name, and `make run BACKBONE=VGG16` train all five.
-KNOWN := PYTHON VENV OUTPUT PRESET PORT PAGE_PORT IMAGES TAG GPU SCANS ROIS CROPS LABELS CLASSES WEIGHTS BACKBONES DOMAINS GIVEN_SPLITS \
+KNOWN := PYTHON VENV OUTPUT PRESET PORT PAGE_PORT IMAGES TAG GPU SCANS ROIS CROPS LABELS CLASSES WEIGHTS BACKBONES DOMAINS GIVEN_SPLITS SITE \
 	SEED ENGINE RECIPE FOLDS SERVING_DOMAIN SENSITIVITY ABSTAIN PREVALENCE CLINICAL WAIVE REGISTRY MINIMUM HEAD_TRIALS IMAGE_TRIALS \
 	SLOW OVERLAY GPUS HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS BASE_IMAGE CONTAINER_ENGINE
 UNKNOWN := $(filter-out $(KNOWN),$(foreach one,$(.VARIABLES),$(if $(filter command,$(origin $(one))),$(one))))
@@ -47,7 +47,7 @@ help: ## List every target
 	@echo
 	@echo "  make run SCANS=dir|gs://... ROIS=rois.csv CROPS=dir WEIGHTS=imagenet|none|dir-or-file OUTPUT=dir"
 	@echo "           PRESET=quick|standard|full BACKBONES=VGG16,ResNet50 DOMAINS=normal,cropped"
-	@echo "           RECIPE=two-phase|frozen|deck|warm|settings.json FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SEED=0"
+	@echo "           RECIPE=two-phase|frozen|deck|warm|settings.json FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SITE=hospital SEED=0"
 	@echo "           SERVING_DOMAIN=normal|cropped SENSITIVITY=.95 ABSTAIN=0 PREVALENCE=.1"
 	@echo "           LABELS=labels.csv#column CLASSES='2<3|4a<4b<4c<5' CLINICAL=clinical.csv#age,sex"
 	@echo "           WAIVE=shortcut,leakage,clinical ENGINE=podman|docker REGISTRY=dir|gs://... MINIMUM=new-scans"

@@ -13,6 +13,7 @@ def ingest(
     labels: str,
     classes: str,
     given_splits: str,
+    site: str,
     store: str,
     registry: str,
     minimum: int,
@@ -43,6 +44,7 @@ def ingest(
         seed,
         labels or None,
         classes,
+        site,
     )
     data.metadata["digest"] = done.facts["digest"]
     changed = changes.since_last(done.folder, registry)

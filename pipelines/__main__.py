@@ -9,13 +9,15 @@ python -m pipelines schedule --host http://localhost:8080 --cron "0 30 2 * * *" 
 
 import argparse
 import base64
+import contextlib
 import datetime
+import fcntl
 import json
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from thyroid import (
 )
 from thyroid import classes as kinds
 from thyroid import settings as tuning
+from thyroid import store as data_store
 from thyroid.cores import available
 from thyroid.errors import InputError
 
@@ -136,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
         "--domains", help="normal, cropped or normal,cropped; default: cropped where there are regions"
     )
     reading.add_argument("--given-splits", choices=ingest.GIVEN_SPLITS, default="separate")
+    reading.add_argument(
+        "--site",
+        default="",
+        help="where patient numbers mean the same patients, such as the hospital; default: that of the same scans before",
+    )
     reading.add_argument("--seed", type=int, default=0)
     reading.add_argument("--engine", choices=("podman", "docker"), help="run every step in its image (make images)")
     running = commands.add_parser(
@@ -345,6 +353,12 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
     weights = arguments.weights or preset["weights"]
     domains = arguments.domains if arguments.domains is not None else preset["domains"]
     _check(arguments, output, weights, domains, chosen)
+    with _alone(output):
+        _run(arguments, chosen, output, weights, domains)
+
+
+def _run(arguments: argparse.Namespace, chosen: Sequence[str], output: Path, weights: str, domains: str) -> None:
+    preset = PRESETS[arguments.preset]
     scans, rois, store = arguments.scans, arguments.rois, output / "store"
     if scans is None:
         print("No SCANS given: drawing synthetic sample scans")
@@ -397,6 +411,7 @@ def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             store=str(store),
             minimum=arguments.minimum,
             given_splits=arguments.given_splits,
+            site=arguments.site,
             seed=arguments.seed,
         )
     if list((output / "pipeline").glob("*/rest")):
@@ -417,13 +432,28 @@ def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
     domains = arguments.domains if arguments.domains is not None else preset["domains"]
     if len(chosen) != 1:
         raise InputError(f"--backbones {arguments.backbones}: settings are searched for one backbone at a time")
+    trials = _trials(arguments)
+    _check(arguments, output, weights, domains, chosen)
+    with _alone(output):
+        _sweep(arguments, chosen[0], output, weights, domains, trials)
+
+
+def _trials(arguments: argparse.Namespace) -> tuple[int, int, int]:
+    """Trials on cached features and from the images, and folds, as asked for or the preset's."""
     heads, images, folds = TRIALS[arguments.preset]
     heads = heads if arguments.head_trials is None else arguments.head_trials
     images = images if arguments.image_trials is None else arguments.image_trials
     for option, number, least in (("--head-trials", heads, 1), ("--image-trials", images, 0)):
         if number < least:
             raise InputError(f"{option} {number}: give at least {least}")
-    _check(arguments, output, weights, domains, chosen)
+    return heads, images, folds
+
+
+def _sweep(
+    arguments: argparse.Namespace, backbone: str, output: Path, weights: str, domains: str, trials: tuple[int, int, int]
+) -> None:
+    preset = PRESETS[arguments.preset]
+    heads, images, folds = trials
     scans, rois = arguments.scans, arguments.rois
     if scans is None:
         scans, rois = str(output / "sample" / "scans"), str(output / "sample" / "rois.csv")
@@ -437,11 +467,11 @@ def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
     cores = available()
     workers = min(2, cores)
     stopped = "the search stopped; the step's own message stands above, and the same command goes on"
-    planned = plan.sweep(chosen[0], workers)
+    planned = plan.sweep(backbone, workers)
     print(planned.announced(), flush=True)
     steps = local.Steps(planned, workers, local.free_memory())
     with local.running(steps, _runner(arguments, output, scans, rois, weights), output / "pipeline", stopped):
-        sweep_pipeline(chosen[0], workers, cores=cores // workers)(
+        sweep_pipeline(backbone, workers, cores=cores // workers)(
             scans=_absolute(scans),
             store=str(output / "store"),
             rois=_absolute(rois),
@@ -457,6 +487,7 @@ def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
             image_trials=images,
             folds=folds,
             given_splits=arguments.given_splits,
+            site=arguments.site,
             seed=arguments.seed,
         )
     results = next((output / "pipeline").glob("*/sweep-conclude/results"))
@@ -473,7 +504,7 @@ Report    {output / "sweep" / "report.html"}
 Settings  {output / "sweep" / "settings.json"}
 Trials    {output / "sweep" / "study.json"}
 
-Train     make run RECIPE={arguments.output / "sweep" / "settings.json"} BACKBONES={chosen[0]}"""
+Train     make run RECIPE={arguments.output / "sweep" / "settings.json"} BACKBONES={backbone}"""
     )
 
 
@@ -497,6 +528,7 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
         raise InputError(f"--recipe {arguments.recipe}: choose from {known}, or give a settings file (*.json)")
     if arguments.recipe == "warm" and arguments.folds:
         raise InputError("--folds with --recipe warm: the champion has seen the patients that a fold holds out")
+    data_store.site(arguments.site)
     operating.check(arguments.sensitivity, arguments.abstain, arguments.prevalence)
     gate.check_waivers([name for name in arguments.waive.split(",") if name])
     if arguments.clinical is not None:
@@ -525,8 +557,27 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
     # Every run replaces folders of the output, so it must be one that a run has made.
     if output.is_dir() and any(output.iterdir()) and not (output / MARK).exists():
         raise InputError(f"{output}: not empty and not the output of an earlier run; choose a new folder with --output")
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the output, which a killed process lets go of.
+
+    Raises:
+        InputError: another run holds it.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    (output / MARK).write_text("made by `python -m pipelines run`; its contents are replaced by the next run\n")
+    with (output / MARK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{output}: another run is at work here; wait until it has ended, or choose another folder with --output"
+            ) from None
+        if not file.tell():
+            file.write("made by `python -m pipelines run`; its contents are replaced by the next run\n")
+            file.flush()
+        yield
 
 
 def _absolute(location: storage.Location | None) -> str:

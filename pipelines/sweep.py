@@ -45,6 +45,7 @@ def sweep_pipeline(
         image_trials: int = 24,
         folds: int = 5,
         given_splits: str = "separate",
+        site: str = "",
         seed: int = 0,
     ) -> None:
         """Hyper-parameter search on the development patients; the test set is not read. Research use only.
@@ -65,6 +66,7 @@ def sweep_pipeline(
             image_trials: Trials from the images; 0 for none.
             folds: Of the cross-validation by patient in every trial.
             given_splits: As of the training.
+            site: As of the training.
             seed: Of splits, folds, training and proposals.
         """
         # nothing is registered in the store, so that everything counts as new
@@ -75,6 +77,7 @@ def sweep_pipeline(
             labels=labels,
             classes=classes,
             given_splits=given_splits,
+            site=site,
             store=store,
             registry=store,
             minimum=0,

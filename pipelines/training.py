@@ -51,6 +51,7 @@ def training_pipeline(
         store: str = "",
         minimum: int = 0,
         given_splits: str = "separate",
+        site: str = "",
         seed: int = 0,
         namespace: str = "",
         canary: int = 0,
@@ -82,6 +83,7 @@ def training_pipeline(
             store: Folder on the volume that keeps data versions, crops and stopped trainings, so that a run costs what is new; empty for none.
             minimum: Scans new, changed or removed since the last registered model that are worth a training; 0 trains in any case.
             given_splits: Given train and test folders that share a patient: separate, keep or ignore.
+            site: Where patient numbers mean the same patients, such as the hospital: its patients keep their splits wherever the scans lie; empty for that of the same scans before.
             seed: Of splits, initialisation, shuffling and bootstrap.
             namespace: Of the InferenceService; empty for the pipeline's own (on a cluster) or no deployment (elsewhere).
             canary: Percent of the requests that the new model answers at first, 0 for all at once.
@@ -98,6 +100,7 @@ def training_pipeline(
                 labels=labels,
                 classes=classes,
                 given_splits=given_splits,
+                site=site,
                 store=store,
                 registry=registry,
                 minimum=minimum,

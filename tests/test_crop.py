@@ -1,4 +1,3 @@
-import json
 import shutil
 import subprocess
 import sys
@@ -157,7 +156,7 @@ def test_what_changed_or_vanished_since_ingest_is_quarantined(scans, tmp_path):
     assert sorted(rows["reason"]) == ["file changed since ingest", "file vanished since ingest"]
     assert facts["scans"] == before["scans"] - 2
     assert facts["digest"] != before["digest"]
-    assert json.loads((tmp_path / "out" / "data.json").read_text()) == facts
+    assert tables.read_facts(tmp_path / "out") == facts
 
 
 def test_a_class_without_regions_fails_before_training(scans, tmp_path):
@@ -183,6 +182,22 @@ def test_full_disk_is_one_line(scans, tmp_path):
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "data.json").exists()
+
+
+def test_a_name_as_long_as_a_file_may_have_it(scans, tmp_path):
+    """Of letters with several bytes each: 233 and 255 of them in all."""
+    names = ["갑" * 76 + "x.jpg", "갑" * 83 + "xy.jpg", "갑" * 83 + "xz.jpg"]
+    assert [len(name.encode()) for name in names] == [233, 255, 255]
+    for number, name in enumerate(names):
+        write_scan(scans / name, seed=700 + number)
+    rows = [f"{file.name},{file.name[0] if file.name[0] in 'BM' else 'B'}," for file in scans.iterdir()]
+    rows = [f"{row}{500 + number if '갑' in row else ''}" for number, row in enumerate(rows)]
+    (tmp_path / "labels.csv").write_text("\n".join(["filename,label,patient", *rows]))
+    ingest.ingest(scans, tmp_path / "in", store=tmp_path / "store", labels=tmp_path / "labels.csv")
+    crop.crop(tmp_path / "in", tmp_path / "out", store=tmp_path / "store")
+    table = crop.examples(tmp_path / "out", "normal")
+    assert len(table) == table["name"].nunique() == 27
+    assert all(Path(file).is_file() for file in table["file"])
 
 
 def test_a_region_of_a_few_pixels_can_be_loaded_again(scans, tmp_path):

@@ -2,6 +2,7 @@ import os
 import shutil
 import struct
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -121,6 +122,72 @@ def test_same_bytes_under_both_labels_are_all_set_aside(scans, tmp_path):
     found = reasons(tmp_path / "out")
     assert set(found) == {"B_001-0001-1.0.jpg", "M_001-0009-1.0.jpg"}
     assert all("different labels" in reason for reason in found.values())
+
+
+def re_encoded(source, target, quality=60):
+    """A copy of a scan, in other bytes and another size."""
+    Image.fromarray(images.decode(source.read_bytes())).resize((192, 160)).save(target, quality=quality)
+
+
+def test_one_frame_under_two_labels_is_set_aside_however_it_is_encoded(scans, tmp_path):
+    re_encoded(scans / "B_001-0001-1.0.jpg", scans / "M_077-0001-1.0.jpg")
+    re_encoded(scans / "M_002-0001-1.0.jpg", scans / "M_078-0001-1.0.jpg")
+    ingest.ingest(scans, tmp_path / "out")
+    both = "same picture under different labels: B_001-0001-1.0.jpg, M_077-0001-1.0.jpg"
+    assert reasons(tmp_path / "out") == {"B_001-0001-1.0.jpg": both, "M_077-0001-1.0.jpg": both}
+
+
+@pytest.mark.parametrize("grey", [0, 1, 128, 255])
+@pytest.mark.parametrize("everybody", [False, True])
+def test_pictures_without_content_tie_nobody_together(scans, tmp_path, grey, everybody):
+    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
+    before = split_of(tmp_path / "one")
+    noise = np.random.default_rng(0).integers(0, 3, (90, 120, 3), dtype=np.uint8)
+    for patient in range(1, 13 if everybody else 8):
+        size = (120 + patient, 90)
+        blank = Image.fromarray(np.clip(noise.astype(int) + grey, 0, 255).astype(np.uint8)).resize(size)
+        blank.save(scans / f"{'MB'[patient % 2]}_{patient:03d}-0009-1.0.jpg", quality=90 - patient)
+    ingest.ingest(scans, tmp_path / "two", store=tmp_path / "store")
+    assert split_of(tmp_path / "two") == before
+    found = reasons(tmp_path / "two")
+    assert len(found) == (12 if everybody else 7)
+    assert set(found.values()) == {"picture without content: it is all of one colour"}
+
+
+def test_a_picture_that_many_patients_have_is_no_scan_of_one(scans, tmp_path):
+    """A hospital's logo, say, or an empty layout."""
+    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
+    before = split_of(tmp_path / "one")
+    logo = write_scan(tmp_path / "logo.jpg", seed=4000)
+    for count in (3, 8):
+        for patient in range(1, count + 1):
+            name = f"{'MB'[patient % 2]}_{patient:03d}-0009-1.0.jpg"
+            re_encoded(logo, scans / name, quality=90 - 3 * patient)
+    facts = ingest.ingest(scans, tmp_path / "two", store=tmp_path / "store").facts
+    assert split_of(tmp_path / "two") == before
+    found = reasons(tmp_path / "two")
+    assert len(found) == 8
+    assert set(found.values()) == {"picture that 8 patients have: a logo or an empty layout, no scan of one of them"}
+    assert facts["notes"] == []
+
+
+def test_who_moves_into_test_is_told(scans, tmp_path, capsys):
+    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
+    first = {}
+    for name, split in split_of(tmp_path / "one").items():
+        first.setdefault(split, name)
+    moves = first["train"][2:5]
+    re_encoded(scans / first["test"], scans / f"{first['test'][0]}_{moves}-0009-1.0.jpg")
+    capsys.readouterr()
+    ingest.ingest(scans, tmp_path / "two", store=tmp_path / "store")
+    after = split_of(tmp_path / "two")
+    assert after[first["train"]] == "test"
+    assert (
+        f"note: 1 patients moved into test: {moves}. They were in train or validation before" in capsys.readouterr().out
+    )
+    write_scan(scans / "B_090-0001-1.0.jpg", seed=9090)
+    ingest.ingest(scans, tmp_path / "three", store=tmp_path / "store")
+    assert "moved into test" not in capsys.readouterr().out, "it is told once"
 
 
 def deck_folders(scans, tmp_path):
@@ -294,6 +361,33 @@ def test_rois_that_are_no_csv(scans, tmp_path):
     assert "rois.csv: " in failing(scans, tmp_path / "out", rois=tmp_path / "rois.csv")
     (tmp_path / "rois.csv").touch()
     assert "not a CSV table" in failing(scans, tmp_path / "out", rois=tmp_path / "rois.csv")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "filename,x,y,width,height\nB_001-0001-1.0.jpg,10,5,20,5,30,5,40,5\n",
+        "filename,x,y,width,height\nB_001-0001-1.0.jpg,10,20,30,40\nM_002-0001-1.0.jpg,10,5,20,30,40\n",
+        "filename,x,y,width,height,note\nB_001-0001-1.0.jpg,10,5,20,30,40,\n",
+        "filename,x,y,width,height\nB_001-0001-1.0.jpg,10,20,30,40,left, upper\n",
+    ],
+)
+def test_decimal_commas_without_quotes_are_refused_and_not_taken_for_other_boxes(scans, tmp_path, lines):
+    (tmp_path / "rois.csv").write_text(lines)
+    told = failing(scans, tmp_path / "out", rois=tmp_path / "rois.csv")
+    assert f"rois.csv: line {lines.count(chr(10))} has more cells than the header" in told
+
+
+def test_equal_rows_of_regions_count_once_and_are_told(scans, tmp_path, capsys):
+    row, other = ("B_001-0001-1.0.jpg", 5, 5, 20, 20), ("M_002-0001-1.0.jpg", 5, 5, 20, 20)
+    again = ("./B_001-0001-1.0.jpg", 5.2, 5.0, 19.5, 20)  # the same whole pixels
+    rois = write_rois(tmp_path / "rois.csv", [row, other, row, again, ("B_001-0001-1.0.jpg", 6, 5, 20, 20)])
+    done = ingest.ingest(scans, tmp_path / "out", rois=rois)
+    regions = tables.read(tmp_path / "out")[1]
+    assert regions[["index", "x"]].to_numpy().tolist() == [[0, 5], [0, 5], [1, 6]]
+    note = "2 regions of rois.csv stand there twice and count once: line 4 (as 2), 5 (as 2)"
+    assert done.facts["notes"] == [note]
+    assert f"note: {note}" in capsys.readouterr().out
 
 
 def test_command_line_prints_one_line_and_fails(tmp_path, capsys):

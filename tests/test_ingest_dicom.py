@@ -94,6 +94,14 @@ def failing(folder: Path | str, output: Path, **options) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(("number", "image"), [("1" * 30, 0), (str(2**31), 0), (str(2**31 - 1), 2**31 - 1), ("-5", -5)])
+def test_a_number_that_no_table_holds_is_none(scans, tmp_path, number, image):
+    (scans / "one.dcm").write_bytes(of_patient(1, InstanceNumber=number))
+    write_mapping(scans, [("one.dcm", "B", "", "")])
+    assert ingest.ingest(scans, tmp_path / "out").facts["scans"] == 25
+    assert of_dicoms(tmp_path / "out")["image"].tolist() == [image]
+
+
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 @pytest.mark.parametrize("kept", [True, False])
 def test_dicom_and_jpeg_together_to_crops_and_splits(mixed, tmp_path, kept, capsys, monkeypatch):

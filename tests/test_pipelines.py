@@ -115,6 +115,21 @@ def test_what_is_wrong_is_said_before_the_first_step(capsys, scans, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_two_runs_on_one_output(capsys, scans, tmp_path):
+    """The second one says so, and leaves the first one's files alone; a lock that nobody holds any more is none."""
+    out = tmp_path / "out"
+    arguments = ("--scans", str(scans), "--output", str(out))
+    with cli._alone(out):
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        told = f"error: {out}: another run is at work here; wait until it has ended, or choose another folder"
+        assert told in failing(capsys, *arguments)
+        assert cli.main(["sweep", *arguments]) == 2
+        assert told in capsys.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with cli._alone(out):
+        assert (out / cli.MARK).read_text().count("made by") == 1
+
+
 def test_output_that_is_a_file(capsys, tmp_path):
     (tmp_path / "out").write_text("in the way")
     assert str(tmp_path / "out") in failing(capsys, "--output", str(tmp_path / "out"))

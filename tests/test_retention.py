@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import write_rois, write_scan
-from thyroid import crop, ingest, registry, retention, storage, tables
+from thyroid import crop, ingest, registry, retention, settings, storage, tables
 from thyroid.errors import InputError
 from thyroid.retention import Row
 from thyroid.store import Store
@@ -70,7 +70,7 @@ class House:
 
     def of(self, version: str) -> set[str]:
         """Names of the images of a data version."""
-        return crop.files(*tables.read(self.store / "versions" / version)[:2])
+        return crop.files(*tables.read(self.store / "versions" / version)[:2], [settings.MARGIN])
 
     def files(self) -> dict[str, bytes]:
         """All there is but for locks."""
@@ -217,6 +217,36 @@ def test_images_of_data_versions_that_stay_are_not_made_again(house, tmp_path, m
     assert house.versions() == ["000002"], "nothing has changed for ingest, either"
     assert tables.fingerprint(after) == tables.fingerprint(before)
     assert tables.read(after)[2]["digest"] == tables.read(before)[2]["digest"]
+
+
+def test_crops_with_a_swept_margin_stay_as_long_as_their_data_version(house, tmp_path):
+    house.rois = write_rois(
+        tmp_path / "rois.csv", [(file.name, 30, 30, 40, 30) for file in sorted(house.scans.iterdir())]
+    )
+    data = house.night()
+    swept = crop.crop(data.with_name("in"), tmp_path / "swept", store=house.store, margin=0.35)
+    (house.scans / "M_002-0001-1.0.jpg").unlink()
+    house.grow()
+    wanted = {name for domain in tables.DOMAINS for name in crop.examples(swept.folder, domain)["file"]}
+    of_gone = {name for name in wanted if "M_002-0001" in name}
+    assert len(of_gone) == 2
+    house.retain()
+    assert house.versions() == ["000002"]
+    assert {name for name in wanted if Path(name).is_file()} == wanted - of_gone
+    assert crop.crop(data.with_name("in"), tmp_path / "again", store=house.store, margin=0.35).facts["cropped"] == 1
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"PAR1"), lambda file: file.unlink()])
+def test_while_it_cannot_be_told_which_margins_there_are_all_crops_stay(house, damage):
+    house.night()
+    house.grow()
+    damage(house.store / "crops.parquet")
+    found = house.retain()
+    assert len(house.images()) == 25
+    ((stays, reason),) = rows(found, "crops").values()
+    assert stays
+    assert reason.startswith("crops.parquet")
+    assert reason.endswith("and so it cannot be told what they are; the next crop makes them anew")
 
 
 def test_given_crops_are_kept_too(house, tmp_path):
@@ -414,7 +444,7 @@ def test_killed_at_any_step_it_is_finished_by_the_next(doomed, monkeypatch, tmp_
         images = {path.relative_to(store / "crops").as_posix() for path in (store / "crops").glob("*/*")}
         assert set(pd.read_parquet(store / "crops.parquet")["file"]) <= images, steps
         for file in store.glob("versions/[0-9]*"):
-            retention._contents(file)
+            retention._contents(file, [settings.MARGIN])
         retention.retain(store, root, 1, delete=True)
         after = {p.relative_to(store).as_posix() for p in store.rglob("*") if p.is_file()}
         expected = expected or after

@@ -320,7 +320,7 @@ def test_interfaces_are_those_of_the_functions(compiled, plain):
 
 def test_parameters_have_descriptions_and_defaults(compiled):
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
-    assert len(parameters) <= 27
+    assert len(parameters) <= 28
     for name, parameter in parameters.items():
         assert parameter.get("description"), name
         assert parameter.get("isOptional", False) == (name not in ("scans", "registry"))
@@ -373,6 +373,7 @@ def test_a_step_reports_bad_input_in_one_line(tmp_path):
         "labels": "",
         "classes": "B|M",
         "given_splits": "separate",
+        "site": "",
         "store": "",
         "registry": str(tmp_path / "registry"),
         "minimum": 0,

@@ -48,7 +48,21 @@ def test_round_trip(tmp_path):
     table, boxes, facts = tables.read(tmp_path)
     assert table.dtypes.astype(str).to_dict() == tables.SCANS
     assert boxes.dtypes.astype(str).to_dict() == tables.REGIONS
-    assert facts == {"digest": "x"}
+    assert (facts["digest"], sorted(facts["files"])) == ("x", ["regions.parquet", "scans.parquet"])
+
+
+@pytest.mark.parametrize("name", ["scans.parquet", "regions.parquet", "data.json"])
+def test_no_flipped_bit_of_a_data_version_is_silent(tmp_path, name):
+    tables.write(tmp_path, scans(ONE, TWO), regions(("/a/1.jpg", 5)), {"digest": "x", "notes": ["갑상선"]})
+    whole = (tmp_path / name).read_bytes()
+    for place in range(0, 8 * len(whole), 1 + len(whole) // 2):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        (tmp_path / name).write_bytes(flipped)
+        with pytest.raises(InputError, match=f"damaged data version .{name} is not as it was written"):
+            tables.read(tmp_path)
+    (tmp_path / name).write_bytes(whole)
+    tables.read(tmp_path)
 
 
 def test_half_a_data_version_is_none(tmp_path):

@@ -99,7 +99,7 @@ def write(
             **classes.facts(),
             "image_size": row["image_size"],
             "domain": row["train_domain"],
-            "margin": facts.get("margin", crop.MARGIN),
+            "margin": facts["margin"],
             "serving_domain": result["serving_domain"],
             "parameters": row["parameters"],
             "data_digest": facts["digest"],

@@ -165,7 +165,7 @@ def blanked(data: Path, table: pd.DataFrame, domain: str, size: int) -> NDArray[
         uint8 [n, size, size, 3].
     """
 
-    root, margin = tables.images(data), tables.read(data)[2].get("margin", crop.MARGIN)
+    root, margin = tables.images(data), tables.read_facts(data)["margin"]
 
     def one(row: Any) -> images.Pixels:
         frame = np.asarray(Image.open(root / row.frame, formats=("JPEG",)).convert("RGB")).copy()

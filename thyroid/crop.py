@@ -10,7 +10,8 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,18 +21,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thyroid import errors, images, progress, storage, tables, workers
+from thyroid import cores, errors, images, progress, storage, tables, workers
 from thyroid.errors import InputError
+from thyroid.settings import MARGIN
 from thyroid.store import Store, source_of
-
-MARGIN = 0.15
-"""A region is widened by this share of its own width (height) on each side and clipped to the frame."""
 
 Box = tuple[int, int, int, int]
 """x, y, width, height in pixels."""
 
 _AREA = ("area_x", "area_y", "area_width", "area_height")
 _CHUNK = 32
+_MOST_STEM = 100
+"""Bytes of a scan's name that its images' names begin with: with their key, in a file's 255 bytes, however long it is."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def crop(
     output.mkdir(parents=True, exist_ok=True)
 
     planned = _plan(tables.used(scans), regions, margin)
-    have = {} if place is None else _images(place.cropped())
+    have = {} if place is None else _whole(images_folder, _images(place.cropped()), planned)
     todo = [one for one in planned if not all(key in have for key in one.keys.values())]
     tasks = [_Task(str(data / one.local_path), one, str(images_folder)) for one in todo]
     made: dict[str, _Image] = {}
@@ -195,11 +196,12 @@ def crop(
         else:
             made |= done
     if place is not None and made:
-        place.add_cropped(pd.DataFrame(made.values(), columns=_Image._fields).assign(key=list(made)))
+        place.add_cropped(pd.DataFrame(made.values(), columns=_Image._fields).assign(key=list(made), margin=margin))
     have |= made
 
     scans, regions = _filled(scans, regions, planned, have, lost)
-    _append_quarantine(data / "quarantine.csv", output / "quarantine.csv", list(lost.items()))
+    quarantine = pd.DataFrame(list(lost.items()), columns=["file", "reason"])
+    tables.write_quarantine(output / tables.QUARANTINE, pd.concat([tables.read_quarantine(data, facts), quarantine]))
     good = tables.used(scans)
     frames = good[good["domain"] == "normal"]
     facts |= {
@@ -220,7 +222,7 @@ def crop(
         facts["images"] = str(images_folder)
     for domain in domains:
         _require_examples(scans, regions, domain, splits)
-    shutil.copy(data / "statistics.png", output / "statistics.png")
+    shutil.copy(data / "statistics.png", output)
     from thyroid import plots  # serving crops, too, and draws nothing
 
     plots.crop_sheet(scans, regions, images_folder, output / "crops.png")
@@ -272,10 +274,11 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
     return table
 
 
-def files(scans: pd.DataFrame, regions: pd.DataFrame, margin: float = MARGIN) -> set[str]:
-    """Names, within a store's crops, of all images that this code makes of the scans in use."""
+def files(scans: pd.DataFrame, regions: pd.DataFrame, margins: Collection[float]) -> set[str]:
+    """Names, within a store's crops, of all images that this code makes of the scans in use with these margins."""
     return {
         f"{'normal' if box is None else 'cropped'}/{key}.jpg"
+        for margin in margins
         for one in _plan(tables.used(scans), regions, margin)
         for box, key in one.keys.items()
     }
@@ -341,7 +344,7 @@ def _plan(good: pd.DataFrame, regions: pd.DataFrame, margin: float) -> list[_Pla
         mine = tuple(boxes.get(path, ()))
         # a file that came in cropped is its own region, without margin
         wanted: list[Box | None] = [*mine] if domain == "cropped" else [None, *mine]
-        stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0].encode()[:_MOST_STEM].decode(errors="ignore")
         keys = {
             box: f"{stem}-{hashlib.sha256(f'{code} {sha256} {domain} {box} {margin if box else 0}'.encode()).hexdigest()[:16]}"
             for box in wanted
@@ -374,6 +377,23 @@ def _images(table: pd.DataFrame) -> dict[str, _Image]:
     return dict(zip(table["key"].tolist(), map(_Image, *columns), strict=True))
 
 
+def _whole(folder: Path, have: Mapping[str, _Image], planned: Sequence[_Plan]) -> dict[str, _Image]:
+    """The images of `planned` that are there as they were written; damaged ones are forgotten, and so made again."""
+
+    def is_whole(image: _Image) -> bool:
+        try:
+            return hashlib.sha256((folder / image.file).read_bytes()).hexdigest() == image.sha256
+        except OSError:
+            return False
+
+    mine = {key: have[key] for one in planned for key in one.keys.values() if key in have}
+    with ThreadPoolExecutor(cores.available()) as pool:
+        whole = dict(zip(mine, pool.map(is_whole, mine.values()), strict=True))
+    if damaged := [mine[key].file for key in mine if not whole[key]]:
+        print(f"{len(damaged)} images in {folder} are damaged and made again, the first is {damaged[0]}", flush=True)
+    return {key: image for key, image in mine.items() if whole[key]}
+
+
 def _each(tasks: Sequence[_Task]) -> Iterator[dict[str, _Image] | str]:
     if len(tasks) <= _CHUNK:
         yield from map(_crop_file, tasks)
@@ -388,21 +408,30 @@ def _crop_file(task: _Task) -> dict[str, _Image] | str:
     try:
         data = images.read(task.file)
         if hashlib.sha256(data).hexdigest() != plan.sha256:
-            raise ValueError("file changed since ingest")
+            if plan.path == plan.local_path:
+                raise ValueError("file changed since ingest")
+            Path(task.file).unlink()  # a copy of ours
+            raise ValueError("its copy was damaged; the next run takes another one from where the scans are")
         frame = images.decode(data, formats=images.SERVED)
+        pictures = _pictures(plan, frame)
     except FileNotFoundError:
         return "file vanished since ingest"
-    except (ValueError, OSError) as error:
+    except Exception as error:  # one file never ends a run
         return errors.one_line(error)
+    return {key: _write(task.output, *picture) for key, picture in pictures.items()}
+
+
+def _pictures(plan: _Plan, frame: images.Pixels) -> dict[str, tuple[str, images.Pixels, ScanArea]]:
+    """Name, pixels and scan area of the images that are made of a frame, by key."""
     if plan.domain == "cropped":
         whole = ScanArea(np.ones(frame.shape[:2], np.uint8), (0, 0, 0, 0), True)
         letterboxed = images.letterbox(frame, max(frame.shape[:2]))
-        return {key: _write(task.output, f"cropped/{key}.jpg", letterboxed, whole) for key in plan.keys.values()}
+        return {key: (f"cropped/{key}.jpg", letterboxed, whole) for key in plan.keys.values()}
     area = scan_area(frame)
     return {
-        key: _write(task.output, f"normal/{key}.jpg", normal(frame, area), area)
+        key: (f"normal/{key}.jpg", normal(frame, area), area)
         if box is None
-        else _write(task.output, f"cropped/{key}.jpg", region(frame, box, area, plan.margin), area)
+        else (f"cropped/{key}.jpg", region(frame, box, area, plan.margin), area)
         for box, key in plan.keys.items()
     }
 
@@ -442,11 +471,6 @@ def _filled(
     regions["crop_path"] = pd.Series([one.file for one in crops], regions.index, "string")
     regions["crop_sha256"] = pd.Series([one.sha256 for one in crops], regions.index, "string")
     return scans, regions
-
-
-def _append_quarantine(source: Path, target: Path, rows: list[tuple[str, str]]) -> None:
-    table = pd.concat([pd.read_csv(source), pd.DataFrame(rows, columns=["file", "reason"])])
-    tables.write_quarantine(target, table)
 
 
 @errors.command

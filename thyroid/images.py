@@ -22,6 +22,8 @@ MAX_PIXELS = 50_000_000
 MAX_SIDE = 10_000
 MIN_SIDE = 16
 JPEG_QUALITY = 95
+LEAST_CONTRAST = 2.0
+"""Standard deviation of the grey levels of a picture that shows something: DDTI's frames have 31 and more, blank ones the codec's noise."""
 MAX_SCANS = 100
 """Of a progressive JPEG, which has ten; each one goes over all pixels, and takes a few bytes."""
 _START_OF_SCAN, _COMMENT = b"\xff\xda", b"\xff\xfe"
@@ -125,6 +127,12 @@ def size(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPE
         warnings.simplefilter("ignore")
         turned = _orientation(image) in (5, 6, 7, 8)
     return (image.height, image.width) if turned else image.size
+
+
+def is_empty(image: Pixels) -> bool:
+    """Whether a picture, uint8 [height, width, 3], is of one colour but for noise: black, say, or white."""
+    _, deviation = cv2.meanStdDev(image)
+    return bool(deviation.max() < LEAST_CONTRAST)
 
 
 _TURNS = {

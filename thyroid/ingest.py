@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from thyroid import (
     classes as kinds,
@@ -65,6 +66,14 @@ _EXAMINED = {**tables.SCANS, "generation": "string", "synthetic": "boolean"}
 _RANK = {"test": 0, "validation": 1, "train": 2}
 """Where a group was on several sides before, the smallest wins."""
 _CHUNK = 64
+_MOST_PATIENTS = 5
+"""A picture that more patients have is a logo, a test image or an empty layout, and says nothing of who is whom: copies of a
+scan under other numbers come in twos and threes."""
+_SAME_COHORT = 0.5
+"""Share of the scans, of a source or of a cohort, that both must have for the source to be the cohort's: a moved folder has
+nearly all of them, and another hospital the few that are public."""
+_MOST_INSTANCE = 2**31 - 1
+"""Largest number that DICOM's integer strings may hold (PS3.5 6.2)."""
 _MAPPING = "dicom.csv"
 _DICOM = (".dcm", ".dicom", "dicomdir")
 _IN_PASSING = 16
@@ -131,6 +140,7 @@ def ingest(
     seed: int = 0,
     labels: storage.Location | None = None,
     classes: str = kinds.DEFAULT,
+    site: str = "",
 ) -> Ingested:
     """Check, hash, group and split every file under `scans`, and write a data version to `output`.
 
@@ -143,15 +153,18 @@ def ingest(
         given_splits: what to do when given train and test folders share a patient or a near-duplicate: "separate"
             moves the whole group to the train side, "keep" leaves it (and the leak), "ignore" deals all splits anew.
         store: folder that outlives the run (`thyroid.store`). The last data version of the same scans there is known: only
-            what is new is read, groups keep their splits, and copies of scans that there ever were join them. None: read all.
+            what is new is read. Patients of the same cohort, and copies of all scans that there ever were, keep their
+            splits. None: read all.
         seed: of the dealing of new groups.
         labels: CSV with filename and label for the class of every scan, see `labels.read`; None for that of the file names or
             of dicom.csv.
         classes: in order, the benign ones before the | and the malignant ones after it, see `classes.parse`.
+        site: name of the cohort, within which equal patient numbers are the same patient; empty for that of the same place
+            or, at a new one, of the same scans before.
 
     Raises:
         InputError: nothing usable, a class without scans, a rois.csv, labels.csv or dicom.csv that cannot be read, DICOM files without a key in
-            the environment, a split without a class, or a bucket that cannot be read.
+            the environment, a split without a class, a `site` that cannot be one, or a bucket that cannot be read.
     """
     if crops is not None:
         _check_apart(scans, crops)
@@ -159,7 +172,7 @@ def ingest(
     known = None if labels is None else label_table.read(labels, told)
     place = None if store is None else Store(store)
     with contextlib.nullcontext() if place is None else place.lock():
-        return _ingest(scans, output, rois, crops, given_splits, place, seed, labels, known, told)
+        return _ingest(scans, output, rois, crops, given_splits, place, seed, labels, known, told, site)
 
 
 def _ingest(
@@ -173,10 +186,14 @@ def _ingest(
     labels: storage.Location | None,
     labelled: Mapping[str, Label] | None,
     classes: Classes,
+    site: str,
 ) -> Ingested:
+    site = store.site(site)
     started = time.monotonic()
     source = storage.at(scans).address
-    known = None if place is None else place.last(source)
+    versions = [] if place is None else place.readable()
+    newest = versions[0] if versions else None
+    known = next((version for version in versions if version.facts["source"] == source), None)
     csv = None if labels is None else storage.parted(labels)[0]
     ours = (rois, csv, output, None if place is None else place.folder)
     listed = _list(scans, "normal", (*ours, crops), classes)
@@ -186,7 +203,13 @@ def _ingest(
         listed = [_with_label(file, labelled) for file in listed]
     boxes = None if rois is None else _read_rois(rois)
     inputs = _inputs(listed, boxes, given_splits, seed, classes)
-    if known is not None and inputs is not None and inputs == known.facts["inputs"] and _copies_there(listed, known):
+    if (
+        known is not None
+        and inputs is not None
+        and inputs == known.facts["inputs"]
+        and site in ("", known.facts["cohort"])
+        and _copies_there(listed, known)
+    ):
         known.take(output)
         print(f"nothing has changed since data version {known.folder.name}: {known.facts['scans']} scans")
         return Ingested(output, known.facts)
@@ -194,22 +217,24 @@ def _ingest(
     examined, looked_at = _examine(listed, known, output.resolve() if place is None else place.folder)
     table = _classified(examined, listed if labelled is not None else None, classes)
     lines = {file.path: file.row.line for file in listed if file.row is not None and file.row.line}
-    good = tables.used(table).copy()
+    everything = tables.used(table)
+    memory = tables.frame([], store.REMEMBERED) if newest is None else newest.table(store.MEMORY)
+    linked = _links(everything, newest, memory)
+    good = _drop_shared(everything, table, linked)
     _require_every_class(good, table, source, lines, classes)
 
-    memory = _memory(known) if given_splits != "ignore" else _memory(None)
-    linked = _links(good, examined, known, memory)
-    hashes, patients = good["phash"].tolist(), good["patient"].tolist()
-    pairs = duplicates.near_duplicates(hashes, linked)
-    good["group"] = duplicates.groups(patients, pairs)
+    cohort, memory, notes = _cohort(site, source, known, newest, memory, good, len(versions))
+    remembered = memory if given_splits != "ignore" else memory[:0]
+    pairs = duplicates.near_duplicates(good["phash"].tolist(), linked)
+    good["group"] = duplicates.groups(good["patient"].tolist(), pairs)
     copies = duplicates.groups(range(len(good)), pairs)
-    notes = _describe_groups(good, pairs)
+    notes += _describe_groups(good, pairs)
 
     if given_splits == "ignore":
         good["split"] = None
     given = set(good["split"].dropna())
-    notes += _settle_splits(good, given, given_splits, _remembered(good, memory, linked))
-    good = _drop_same_bytes(good, table)
+    notes += _settle_splits(good, given, given_splits, _remembered(good, remembered, cohort, linked))
+    good = _drop_copies(good, table, copies)
     # Given folders are complete as they are, but a given train folder holds the validation part, too.
     open_splits = {
         s: f for s, f in splits.FRACTIONS.items() if not given or (s not in given - {"train"} and s != "test")
@@ -217,12 +242,15 @@ def _ingest(
     fractions = {split: share / sum(open_splits.values()) for split, share in open_splits.items()}
     good["split"] = splits.deal(good, fractions, seed)
     splits.check(good)
+    notes += _moved_into_test(good, remembered, cohort)
 
     for column in ("group", "split"):
         table[column] = good[column].reindex(table.index).astype(tables.SCANS[column])
-    regions, refused = _regions(table, source, boxes, rois, listed)
+    regions, refused, repeated = _regions(table, source, boxes, rois, listed)
+    notes += repeated
     facts = {
         "source": source,
+        "cohort": cohort,
         "digest": tables.digest(table, regions),
         "scans": len(good),
         "quarantined": len(table) - len(good) + len(refused),
@@ -245,7 +273,9 @@ def _ingest(
     plots.data_statistics(good, regions, output / "statistics.png", classes)
     tables.write(output, table[list(tables.SCANS)], regions, facts)
     if place is not None:
-        version = place.add(output, examined, linked, _remember(memory, good))
+        if given_splits == "ignore":
+            memory = memory[memory["cohort"] != cohort]
+        version = place.add(output, examined, linked, _remember(memory, good, cohort))
         known_before = "" if looked_at == len(table) else f" of {len(table)}, the others were known"
         print(f"data version {version.name}: {looked_at} files looked at{known_before}")
     _report(facts, good, output)
@@ -566,11 +596,14 @@ def _examine_file(file: _File, copies: Path) -> dict[str, Any]:
         name = file.name()
         data = images.read(local)
         image = images.decode(data)
+        seen = _seen(file, data, image)
     except ValueError as error:
         return row | {"quarantine_reason": errors.one_line(error)}
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
         # not of the content: looked at again
         return row | {"generation": None, "quarantine_reason": errors.one_line(error)}
+    except Exception as error:  # one file never ends a run
+        return row | {"quarantine_reason": f"cannot be read ({type(error).__name__})"}
     return row | {
         "local_path": file.local,
         "label": name.label,
@@ -578,7 +611,7 @@ def _examine_file(file: _File, copies: Path) -> dict[str, Any]:
         "image": name.image,
         "version": name.version,
         "synthetic": phantom.MARK in data[:1024],
-        **_seen(file, data, image),
+        **seen,
     }
 
 
@@ -598,25 +631,34 @@ def _examine_dicom(file: _File, told: "Row", copies: Path) -> dict[str, Any]:
         patient = told.patient or picture.patient
         if not patient:
             raise ValueError(f"neither the file itself nor {_MAPPING} says which patient this is")
+        data = dicom.png(picture.pixels)
+        seen = _seen(file, data, picture.pixels)
     except ValueError as error:
         return row | {"quarantine_reason": errors.one_line(error)}
     except (OSError, RuntimeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "cannot be read"
         return row | {"generation": None, "quarantine_reason": reason}
-    data = dicom.png(picture.pixels)
+    except Exception as error:  # one file never ends a run
+        return row | {"quarantine_reason": f"cannot be read ({type(error).__name__})"}
     return row | {
         "local_path": str(_keep(data, store.copy_of(copies, file.path, hashlib.sha256(data).hexdigest(), ".png"))),
         "label": told.label,
         "patient": dicom.patient_number(dicom.key(), patient),
-        "image": picture.instance,
+        "image": picture.instance if abs(picture.instance) <= _MOST_INSTANCE else 0,
         "version": str(picture.frame),
         "synthetic": False,
-        **_seen(file, data, picture.pixels),
+        **seen,
     }
 
 
 def _seen(file: _File, data: bytes, image: images.Pixels) -> dict[str, Any]:
-    """What a row says of a scan's bytes and pixels, and the split that a folder gives it."""
+    """What a row says of a scan's bytes and pixels, and the split that a folder gives it.
+
+    Raises:
+        ValueError: the picture is empty.
+    """
+    if images.is_empty(image):
+        raise ValueError("picture without content: it is all of one colour")
     given = {_GIVEN[p.lower()] for p in file.relative.split("/")[:-1] if p.lower() in _GIVEN}
     return {
         "height": image.shape[0],
@@ -632,6 +674,7 @@ def _keep(data: bytes, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     temporary.write_bytes(data)
+    storage.flush(temporary)
     return temporary.replace(path)
 
 
@@ -686,39 +729,130 @@ def _describe_groups(good: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[s
     return notes
 
 
-def _memory(known: Version | None) -> pd.DataFrame:
-    """Split of every patient and perceptual hash that earlier data versions had."""
-    if known is None:
-        return tables.frame([], {"patient": "Int64", "phash": "string", "split": "string"})
-    return known.table(store.MEMORY)
+def _cohort(
+    site: str,
+    source: str,
+    known: Version | None,
+    newest: Version | None,
+    memory: pd.DataFrame,
+    good: pd.DataFrame,
+    versions: int,
+) -> tuple[str, pd.DataFrame, list[str]]:
+    """The cohort of a source, `memory` with that name in it, and what there is to say.
+
+    Args:
+        site: name that was given.
+        source: address of the scans.
+        known: the last data version of this source.
+        newest: the last one of any.
+        memory: what the store remembers.
+        good: scans in use.
+        versions: how many data versions the store knows.
+    """
+    mine = good[["patient", "phash"]].drop_duplicates()
+    sizes = memory["cohort"].value_counts()
+    both = memory.merge(mine, on=["patient", "phash"])["cohort"].value_counts()
+    like = [name for name, count in both.items() if count >= _SAME_COHORT * min(len(mine), sizes[name])]
+    before = known.facts["cohort"] if known is not None else ""
+    if before not in sizes and like:  # a new place, or a cohort that was given its name at another one
+        before = like[0]
+    cohort = site or before or store.unnamed(source)
+    if site and before.startswith(store.UNNAMED):  # it is given its name now
+        memory = memory.assign(cohort=memory["cohort"].replace(before, site)).drop_duplicates(
+            ["cohort", "patient", "phash"], ignore_index=True
+        )
+    notes = []
+    told = cohort if not cohort.startswith(store.UNNAMED) else f"{cohort} (give its name with --site)"
+    if newest is not None and known is None:
+        here = f"the store knows {versions} data versions, and none of {source}"
+        if before and (cohort == before or before.startswith(store.UNNAMED)):
+            notes.append(f"{here}; its scans are those of cohort {told}, and its patients keep their splits")
+        elif cohort in sizes:
+            notes.append(f"{here}; they are of cohort {told}, whose patients keep their splits")
+        else:
+            others = ", ".join(sorted(sizes.index)[:10])
+            notes.append(
+                f"{here}; they are a new cohort {told}, and its patients' splits are dealt anew. If they are patients of "
+                f"{others}, give that with --site"
+            )
+    elif known is not None and not site and not both.get(cohort, 0):
+        notes.append(
+            f"none of the scans in {source} was there before; equal patient numbers still count as the same patients "
+            f"(cohort {told}). If they are of another hospital, give its name with --site"
+        )
+    return cohort, memory, notes
 
 
-def _remember(memory: pd.DataFrame, good: pd.DataFrame) -> pd.DataFrame:
+def _remember(memory: pd.DataFrame, good: pd.DataFrame, cohort: str) -> pd.DataFrame:
     """`memory` with what the scans in use add; a patient's older hashes go where the patient is now."""
-    now = good[["patient", "phash", "split"]]
+    now = good[["patient", "phash", "split"]].assign(cohort=cohort)[list(store.REMEMBERED)]
     moved = (
         now.assign(rank=now["split"].map(_RANK)).groupby("patient")["rank"].min().map({r: s for s, r in _RANK.items()})
     )
-    old = memory.assign(split=memory["patient"].map(moved).fillna(memory["split"]).astype("string"))
-    return pd.concat([now, old], ignore_index=True).drop_duplicates(["patient", "phash"], ignore_index=True)
+    there = memory["patient"].where(memory["cohort"] == cohort).map(moved)
+    old = memory.assign(split=there.fillna(memory["split"]).astype("string"))
+    both = pd.concat([now, old], ignore_index=True).astype(store.REMEMBERED)
+    return both.drop_duplicates(["cohort", "patient", "phash"], ignore_index=True)
 
 
-def _links(
-    good: pd.DataFrame, examined: pd.DataFrame, known: Version | None, memory: pd.DataFrame
-) -> list[tuple[str, str]]:
+def _links(good: pd.DataFrame, newest: Version | None, memory: pd.DataFrame) -> list[tuple[str, str]]:
     """Near-duplicates among the hashes of the scans in use and those in `memory`; known ones are not compared again."""
-    if known is None or known.facts["examined_by"] != _examiner():
+    if newest is None or newest.facts["examined_by"] != _examiner():
         return duplicates.links([*good["phash"], *memory["phash"]])
-    compared = {*known.table(store.EXAMINED)["phash"].dropna(), *known.table(store.MEMORY)["phash"]}
-    before = known.table(store.LINKS)
-    return [*zip(before["a"], before["b"], strict=True), *duplicates.links(good["phash"].tolist(), compared)]
+    before = newest.table(store.LINKS)
+    found = duplicates.links(good["phash"].tolist(), memory["phash"].tolist())
+    # what was set aside is in no memory, and so found again
+    return list(dict.fromkeys((min(p), max(p)) for p in (*zip(before["a"], before["b"], strict=True), *found)))
 
 
-def _remembered(good: pd.DataFrame, memory: pd.DataFrame, linked: Sequence[tuple[str, str]]) -> dict[int, str]:
-    """Group number to the split that earlier data versions gave it (test wins where they gave two)."""
+def _drop_shared(good: pd.DataFrame, table: pd.DataFrame, linked: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Quarantine pictures that more than `_MOST_PATIENTS` patients have: they would make one patient of all of these."""
+    own: dict[str, set[int]] = {}
+    for patient, phash in zip(good["patient"].tolist(), good["phash"].tolist(), strict=True):
+        own.setdefault(phash, set()).add(patient)
+    patients = {phash: set(those) for phash, those in own.items()}
+    for a, b in linked:
+        if a in own and b in own:
+            patients[a] |= own[b]
+            patients[b] |= own[a]
+    count = good["phash"].map({phash: len(those) for phash, those in patients.items()}).astype(int)
+    shared = count[count > _MOST_PATIENTS]
+    table.loc[shared.index, "quarantine_reason"] = shared.map(
+        "picture that {} patients have: a logo or an empty layout, no scan of one of them".format
+    ).astype("string")
+    return good[~good.index.isin(shared.index)].copy()
+
+
+def _claims(memory: pd.DataFrame, cohort: str) -> tuple[pd.Series, dict[str, int]]:
+    """Rank of the split that a cohort's patients, and hashes wherever they are from, have in `memory`."""
     rank = memory["split"].map(_RANK)
-    by_patient = rank.groupby(memory["patient"]).min()
-    by_hash = rank.groupby(memory["phash"]).min().to_dict()
+    mine = memory["cohort"] == cohort
+    return rank[mine].groupby(memory["patient"][mine]).min(), rank.groupby(memory["phash"]).min().to_dict()
+
+
+def _moved_into_test(good: pd.DataFrame, memory: pd.DataFrame, cohort: str) -> list[str]:
+    """Says which patients are in test that models may have been trained on."""
+    by_patient, by_hash = _claims(memory, cohort)
+    claims = pd.DataFrame({"patient": good["patient"].map(by_patient), "hash": good["phash"].map(by_hash)}).astype(
+        float
+    )
+    moved = good.loc[(good["split"] == "test") & (claims.max(axis=1) > _RANK["test"]), "patient"]
+    who = sorted(set(moved))
+    if not who:
+        return []
+    listed = ", ".join(f"{patient:03d}" for patient in who[:20])
+    return [
+        f"{len(who)} patients moved into test: {listed}. They were in train or validation before, and are linked with "
+        "patients in test by a picture or a number, or in a given test folder now; models that learned from them are not "
+        "to be tested on them"
+    ]
+
+
+def _remembered(
+    good: pd.DataFrame, memory: pd.DataFrame, cohort: str, linked: Sequence[tuple[str, str]]
+) -> dict[int, str]:
+    """Group number to the split that earlier data versions gave it (test wins where they gave two)."""
+    by_patient, by_hash = _claims(memory, cohort)
     # a copy of a scan that is no longer there, too
     for a, b in linked:
         for one, other in ((a, b), (b, a)):
@@ -771,15 +905,26 @@ def _settle_splits(good: pd.DataFrame, given: set[str], given_splits: str, remem
     return notes
 
 
-def _drop_same_bytes(good: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Quarantine further copies of the same bytes; all of them where they disagree about the label."""
-    for _, copies in good[good.duplicated(["domain", "sha256"], keep=False)].groupby(["domain", "sha256"]):
-        first = Path(copies["path"].iloc[0]).name
-        if copies["class"].nunique() > 1:
-            others = ", ".join(Path(path).name for path in copies["path"])
-            table.loc[copies.index, "quarantine_reason"] = f"same bytes under different labels: {others}"
+def _drop_copies(good: pd.DataFrame, table: pd.DataFrame, copies: NDArray[np.int64]) -> pd.DataFrame:
+    """Quarantine further copies of the same bytes, and all copies of a frame, re-encoded or not, that disagree about the label.
+
+    Args:
+        good: scans in use.
+        table: all files.
+        copies: number per row of `good` that near-duplicates share.
+    """
+    for _, same in good[good.duplicated(["domain", "sha256"], keep=False)].groupby(["domain", "sha256"]):
+        first = Path(same["path"].iloc[0]).name
+        if same["class"].nunique() > 1:
+            others = ", ".join(Path(path).name for path in same["path"])
+            table.loc[same.index, "quarantine_reason"] = f"same bytes under different labels: {others}"
         else:
-            table.loc[copies.index[1:], "quarantine_reason"] = f"same bytes as {first}"
+            table.loc[same.index[1:], "quarantine_reason"] = f"same bytes as {first}"
+    disputed = (good.groupby(copies)["class"].transform("nunique") > 1).to_numpy()
+    for _, alike in good[disputed].groupby(copies[disputed]):
+        left = alike.index[table.loc[alike.index, "quarantine_reason"].isna()]
+        others = ", ".join(Path(path).name for path in alike["path"][:4])
+        table.loc[left, "quarantine_reason"] = f"same picture under different labels: {others}"
     return good[table.loc[good.index, "quarantine_reason"].isna()].copy()
 
 
@@ -789,10 +934,12 @@ def _regions(
     boxes: pd.DataFrame | None,
     rois: storage.Location | None,
     listed: Sequence[_File],
-) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-    """The regions table and (file, reason) of rows that cannot be used."""
+) -> tuple[pd.DataFrame, list[tuple[str, str]], list[str]]:
+    """The regions table, (file, reason) of rows that cannot be used, and what is to be said of those that count once."""
     rows: list[dict[str, Any]] = []
     refused: list[tuple[str, str]] = []
+    first: dict[tuple[str, tuple[int, int, int, int]], int] = {}
+    repeated: list[str] = []
     good = tables.used(table)
     for scan in good[good["domain"] == "cropped"].itertuples():
         rows.append(
@@ -842,6 +989,10 @@ def _regions(
                 )
                 continue
             for scan, (x, y, width, height) in zip(scans, sides, strict=True):
+                other = first.setdefault((scan.path, (x, y, width, height)), line)
+                if other != line:
+                    repeated.append(f"{line} (as {other})")
+                    continue
                 rows.append(
                     {
                         "path": scan.path,
@@ -857,12 +1008,16 @@ def _regions(
         if not count:
             why = f"; the first: {refused[0][0]}: {refused[0][1]}" if refused else " (it has no rows)"
             raise InputError(f"{rois}: none of its regions can be used{why}")
-    return tables.frame(rows, tables.REGIONS), refused
+    told = [
+        f"{len(repeated)} regions of {str(rois).rsplit('/', 1)[-1]} stand there twice and count once: "
+        f"line {', '.join(repeated[:20])}"
+    ]
+    return tables.frame(rows, tables.REGIONS), refused, told if repeated else []
 
 
 def _of_frame(scans: list[Any], frame: Any) -> list[Any]:
     """Those of a file's scans that a region is for: of its frame where it names one."""
-    if frame is None or pd.isna(frame) or not str(frame).strip():
+    if frame is None or not str(frame).strip():
         return scans
     chosen = [scan for scan in scans if scan.version == str(frame).strip().removesuffix(".0")]
     if not chosen:
@@ -871,18 +1026,7 @@ def _of_frame(scans: list[Any], frame: Any) -> list[Any]:
 
 
 def _read_rois(rois: storage.Location) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(
-            storage.file(rois),
-            dtype={"filename": "string"},
-            skipinitialspace=True,
-            index_col=False,
-            encoding="utf-8-sig",
-        )
-    except FileNotFoundError:
-        raise InputError(f"{rois}: no such file of regions") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{rois}: not a CSV table: {error}") from None
+    table = tables.read_csv(storage.file(rois), str(rois), "regions")
     missing = [column for column in ROI_COLUMNS if column not in table.columns]
     if missing:
         raise InputError(f"{rois}: column {', '.join(missing)} is missing; expected {', '.join(ROI_COLUMNS)}")
@@ -946,6 +1090,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--labels", help="CSV with filename and label; labels.csv#column for another column than label")
     parser.add_argument("--classes", default=kinds.DEFAULT, help="in order, benign|malignant, such as 2<3|4a<4b<4c<5")
+    parser.add_argument(
+        "--site",
+        default="",
+        help="where patient numbers mean the same patients, such as the hospital; default: that of the same scans before",
+    )
     ingest(**vars(parser.parse_args(argv)))
 
 

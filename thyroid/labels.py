@@ -2,13 +2,10 @@
 
 import re
 import unicodedata
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import pandas as pd
-
-from thyroid import storage
+from thyroid import storage, tables
 from thyroid.classes import Classes
 from thyroid.errors import InputError
 
@@ -45,19 +42,7 @@ def read(location: storage.Location, classes: Classes) -> dict[str, Label]:
     place, column = storage.parted(location)
     column = column or "label"
     told = place.rsplit("/", 1)[-1]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose cells
-            table = pd.read_csv(
-                storage.file(place), dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-            )
-    except FileNotFoundError:
-        raise InputError(f"{place}: no such file of labels") from None
-    except pd.errors.ParserWarning:
-        raise InputError(f"{place}: rows have more cells than the header; quote texts that hold commas") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{place}: not a CSV table: {error}") from None
-    table.columns = table.columns.str.strip()
+    table = tables.read_csv(storage.file(place), place, "labels")
     file = next((name for name in _FILE if name in table), None)
     if file is None or column not in table:
         missing = "filename" if file is None else column

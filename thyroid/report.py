@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 
 from thyroid import RESEARCH_USE_ONLY, audits, curves, exploration, figures, gate, metrics, plots, subgroups, tables
 from thyroid import classes as kinds
@@ -84,7 +83,7 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
         margin=gate.MARGIN,
         clinical_pictures=exploration.NAMES,
         given_away=bool(gate.given_away(result["clinical"])),
-        quarantine=pd.read_csv(data / "quarantine.csv").to_dict("records"),
+        quarantine=tables.read_quarantine(data, tables.read_facts(data)).to_dict("records"),
         draws=metrics.DRAWS,
         pictures={path.stem: _embedded(path) for path in (output / "plots").glob("*.png")}
         | {name: _embedded(data / f"{name}.png") for name in ("statistics", "crops")},

@@ -6,7 +6,8 @@
   of: any with the model's data digest, and, as `crop` may have left scans out since, the newest that has all the model's
   scans in use. While it cannot be told what such a model was made of, every data version stays.
 - A damaged data version stays and does not count as one of the newest: somebody has to look.
-- Crops stay that this code makes of the scans and regions of a data version that stays; so those of older code go.
+- Crops stay that this code makes of the scans and regions of a data version that stays, with any margin that the store has
+  crops of; so those of older code go.
 - Copies of a bucket's objects, and pictures of DICOM files, stay that a data version that stays has examined.
 - Trainings in `work` go, stopped or finished, that nothing has touched for `days` days.
 - What killed runs have left half-written goes after a day.
@@ -18,7 +19,6 @@ python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -33,7 +33,7 @@ import pandas as pd
 
 from thyroid import changes, crop, errors, registry, storage, tables
 from thyroid.errors import InputError
-from thyroid.store import CROPPED, CROPS, EXAMINED, LINKS, MEMORY, SCANS, VERSIONS, Store, write
+from thyroid.store import CROPPED, CROPS, EXAMINED, LINKS, MEMORY, SCANS, VERSIONS, Store, Version, write
 
 _WORK, _GOING = "work", ".going-"
 _DAY = 86400
@@ -115,9 +115,19 @@ def retain(
     _check_registry(registry_root)
     with place.lock():
         models, needs = _models(registry_root, keep, delete)
-        data, kept = _data(place, keep, needs)
-        crops, images = _files("crops", "images", place.crops, _IMAGE, kept.images, kept.unread)
-        copies, objects = _files("copies", "files", place.folder / SCANS, _COPY, kept.copies, kept.unread)
+        try:
+            cropped, unsure = place.all_cropped(), f"{CROPPED} is missing"
+        except InputError as error:
+            cropped, unsure = pd.DataFrame(), f"{CROPPED}: {errors.one_line(error).rsplit(': ', 1)[-1]}"
+        margins: set[float] = set()
+        if "margin" in cropped:
+            margins, unsure = set(cropped["margin"]), ""
+        else:
+            unsure += ", and so it cannot be told what they are; the next crop makes them anew"
+        data, kept = _data(place, keep, needs, margins)
+        unread = f"data version {', '.join(kept.unread)} cannot be read, and may need them" if kept.unread else ""
+        crops, images = _files("crops", "images", place.crops, _IMAGE, kept.images, unread or unsure)
+        copies, objects = _files("copies", "files", place.folder / SCANS, _COPY, kept.copies, unread)
         work, left = _work(place, days), _leftovers(place)
         if delete:
             # data versions first: none is there whose copies are not
@@ -185,7 +195,7 @@ def _need(root: storage.Location, version: int) -> _Need:
     return _Need(version, digest, scans)
 
 
-def _data(place: Store, keep: int, needs: Sequence[_Need]) -> tuple[list[Row], _Kept]:
+def _data(place: Store, keep: int, needs: Sequence[_Need], margins: Collection[float]) -> tuple[list[Row], _Kept]:
     """Rows of data versions, and the files of those that stay."""
     folders = _numbered(place)
     described = {folder: _described(folder) for folder in folders}
@@ -195,8 +205,8 @@ def _data(place: Store, keep: int, needs: Sequence[_Need]) -> tuple[list[Row], _
     for folder in folders:
         source, digest, damage = described[folder]
         try:
-            contents = _contents(folder)
-        except (ValueError, OSError, KeyError) as error:
+            contents = _contents(folder, margins)
+        except (InputError, OSError) as error:
             contents, damage = None, damage or errors.one_line(error)
         reasons = []
         if damage or contents is None:
@@ -226,29 +236,28 @@ def _data(place: Store, keep: int, needs: Sequence[_Need]) -> tuple[list[Row], _
 def _described(folder: Path) -> tuple[str, str, str]:
     """Source and digest of a data version, and what is wrong with its data.json."""
     try:
-        facts = json.loads((folder / "data.json").read_text())
-        return str(facts["source"]), str(facts["digest"]), ""
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        return "", "", f"data.json: {errors.one_line(error)}"
+        facts = tables.read_facts(folder)
+        return facts["source"], facts["digest"], ""
+    except (InputError, OSError) as error:
+        return "", "", f"{tables.FACTS}: {errors.one_line(error)}"
 
 
-def _contents(folder: Path) -> _Contents:
-    """What a data version holds.
+def _contents(folder: Path, margins: Collection[float]) -> _Contents:
+    """What a data version holds, and the crops of it with these margins.
 
     Raises:
-        ValueError, OSError, KeyError: one of its tables is damaged.
+        InputError, OSError: one of its tables is damaged.
     """
+    scans, regions, _ = tables.read(folder)
     # those that nothing is taken from are read because the next ingest will need them
-    scans, regions, examined, _, _ = (
-        pd.read_parquet(folder / name) for name in ("scans.parquet", "regions.parquet", EXAMINED, LINKS, MEMORY)
-    )
+    examined, _, _ = (Version(folder).table(name) for name in (EXAMINED, LINKS, MEMORY))
     # by the last parts alone: the volume may have been elsewhere
     copies = {"/".join(Path(copy).parts[-2:]) for copy in examined["local_path"].dropna().tolist()}
-    return _Contents(frozenset(tables.used(scans)["sha256"].tolist()), crop.files(scans, regions), copies)
+    return _Contents(frozenset(tables.used(scans)["sha256"].tolist()), crop.files(scans, regions, margins), copies)
 
 
 def _files(
-    kind: str, word: str, home: Path, pattern: re.Pattern[str], wanted: Collection[str], unread: Sequence[str]
+    kind: str, word: str, home: Path, pattern: re.Pattern[str], wanted: Collection[str], unsure: str
 ) -> tuple[list[Row], list[Path]]:
     """One row of the files two levels below `home` that stay and one of those that go, and the latter.
 
@@ -258,7 +267,7 @@ def _files(
         home: folder of folders.
         pattern: of the names, with their folder's; others are left alone.
         wanted: names that stay.
-        unread: data versions that do not tell which they need, so that all stay.
+        unsure: why it cannot be told which are needed, so that all stay; "" where it can.
     """
     count, size, going = Counter[bool](), Counter[bool](), []
     for folder in sorted(home.iterdir()) if home.is_dir() else ():
@@ -269,15 +278,13 @@ def _files(
                 name = f"{folder.name}/{entry.name}"
                 if not pattern.fullmatch(name):
                     continue
-                stays = bool(unread) or name in wanted
+                stays = bool(unsure) or name in wanted
                 count[stays] += 1
                 size[stays] += entry.stat(follow_symlinks=False).st_size
                 if not stays:
                     going.append(home / name)
     told = {
-        True: f"data version {', '.join(unread)} cannot be read, and may need them"
-        if unread
-        else "of data versions that stay",
+        True: unsure or "of data versions that stay",
         False: "of no data version that stays" + (", or made by other code" if kind == "crops" else ""),
     }
     return [Row(kind, f"{count[s]} {word}", size[s], s, told[s]) for s in (True, False) if count[s]], going
@@ -309,7 +316,10 @@ def _leftovers(place: Store) -> list[Row]:
 
 def _forget(place: Store, images: Sequence[Path]) -> None:
     """Take images out of the store's table before they are removed; the caller holds the lock."""
-    table = place.cropped()
+    try:
+        table = place.all_cropped()
+    except InputError:  # the next crop makes it anew
+        return
     if len(table):
         gone = {path.relative_to(place.crops).as_posix() for path in images}
         write(place.folder / CROPPED, table[~table["file"].isin(gone)])

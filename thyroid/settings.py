@@ -19,6 +19,9 @@ CLASS_WEIGHTS = ("balanced", "sqrt", "none")
 FOUND = "found"
 """Field of the file that says where the settings come from; it changes nothing."""
 
+MARGIN = 0.15
+"""A region is widened by this share of its own width (height) on each side, and clipped to the frame: as in DDTI's own crops."""
+
 _LIMITS: Mapping[str, tuple[float, float]] = {
     "head_rate": (1e-6, 1.0),
     "head_penalty": (0.0, 100.0),
@@ -57,7 +60,7 @@ class Settings:
     class_weight: str = "balanced"
     label_smoothing: float = 0.05
     tap: str = ""
-    margin: float = 0.15
+    margin: float = MARGIN
     image_size: int = 0
     augmentation: float = 1.0
     unfrozen: int = 1

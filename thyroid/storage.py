@@ -4,6 +4,7 @@ Both have atomic writes that fail if somebody else was faster (`write` with a ge
 the same code for either. Credentials are Google's application default ones; STORAGE_EMULATOR_HOST names an emulator.
 """
 
+import base64
 import fcntl
 import functools
 import hashlib
@@ -46,11 +47,15 @@ class ChangedError(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """An object: its name below the prefix, bytes, and the generation, which changes whenever it is written anew."""
+    """An object: its name below the prefix, bytes, the generation, which changes whenever it is written anew, and the checksum.
+
+    `crc32c` is in base64 as the service gives it, "" where it gives none.
+    """
 
     name: str
     size: int
     generation: str
+    crc32c: str = ""
 
 
 def is_bucket(location: Location) -> bool:
@@ -138,11 +143,11 @@ class Folder:
             temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
             try:
                 temporary.write_bytes(data)
-                _flush(temporary)
+                flush(temporary)
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
-            _flush(target.parent)
+            flush(target.parent)
 
     def put(self, source: Path, name: str, only: Sequence[str] = ()) -> None:
         """Copy the files of the folder `source`, or `only` these, to the folder `name`; they survive a power cut then."""
@@ -151,7 +156,7 @@ class Folder:
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source / file, target / file)
         for path in (self.path, target, *target.rglob("*")):
-            _flush(path)
+            flush(path)
 
     def get(self, name: str, only: Sequence[str] = ()) -> Path:
         """A folder of this machine with the files of the folder `name`, for reading."""
@@ -283,12 +288,12 @@ class Bucket:
                 self.bucket,
                 prefix=self.prefix + start,
                 page_size=PAGE,
-                fields="items(name,size,generation),nextPageToken",
+                fields="items(name,size,generation,crc32c),nextPageToken",
                 retry=_retry(),
                 timeout=TIMEOUTS,
             )
             return [
-                Entry(blob.name.removeprefix(self.prefix), blob.size, str(blob.generation))
+                Entry(blob.name.removeprefix(self.prefix), blob.size, str(blob.generation), blob.crc32c or "")
                 for blob in listed
                 if not blob.name.endswith("/")
             ]
@@ -298,8 +303,9 @@ class Bucket:
     ) -> Iterator[tuple[Entry, Path | None]]:
         """Download objects side by side, checksums compared, and hand on each with its file when it is whole.
 
-        A file is written under another name first, and one that is there already is taken as it is: started again, a
-        download goes on where it was. An object that was overwritten since it was listed is taken as it is now.
+        A file is written under another name first, and one that is there already is taken if its checksum is the object's:
+        started again, a download goes on where it was. An object that was overwritten since it was listed is taken as it is
+        now.
 
         Args:
             wanted: objects, and where to write each.
@@ -316,7 +322,7 @@ class Bucket:
             for start in range(0, len(wanted), _BATCH):
                 batch = []
                 for entry, file in wanted[start : start + _BATCH]:
-                    if file.is_file():
+                    if file.is_file() and _is_copy(file, entry):
                         shown.update()
                         yield entry, file
                     else:
@@ -342,6 +348,7 @@ class Bucket:
                                 elif failure is not None:
                                     raise failure
                                 else:
+                                    flush(part)
                                     part.replace(file)
                     finally:
                         for part in parts:
@@ -369,7 +376,7 @@ class Bucket:
             if blob is None:
                 self._need_bucket()
                 return None
-            return Entry(name, blob.size, str(blob.generation))
+            return Entry(name, blob.size, str(blob.generation), blob.crc32c or "")
 
     def _blob(self, name: str, generation: str | None = None) -> Any:
         bucket = _client().bucket(self.bucket)
@@ -450,6 +457,19 @@ def _retry() -> Any:
     )
 
 
+def _is_copy(file: Path, entry: Entry) -> bool:
+    """Whether a file has the content of an object."""
+    import google_crc32c
+
+    if file.stat().st_size != entry.size:
+        return False
+    checksum = google_crc32c.Checksum()
+    with file.open("rb") as opened:
+        for _ in checksum.consume(opened, 1 << 20):
+            pass
+    return not entry.crc32c or base64.b64encode(checksum.digest()).decode() == entry.crc32c
+
+
 def _transfer() -> dict[str, Any]:
     return {"retry": _retry(), "timeout": TIMEOUTS, "checksum": "crc32c"}
 
@@ -499,7 +519,8 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or a folder's names are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

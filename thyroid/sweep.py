@@ -484,12 +484,12 @@ def job_of(
 
 def _images(plan: Plan, data: Path, ingested: Path | None, margin: float) -> pd.DataFrame:
     """The study's images with another margin, cropped into its folder unless they are there."""
-    if plan.facts["margins"] and margin != tables.read(data)[2].get("margin", crop.MARGIN):
+    if plan.facts["margins"] and margin != tables.read_facts(data)["margin"]:
         if ingested is None:
             raise InputError("other margins need the data version of thyroid.ingest (--ingested)")
         data = plan.folder / "crops" / f"{margin:.2f}"
         with studies.locked(data.with_suffix(".lock")):
-            if not (data / "data.json").is_file():
+            if not (data / tables.FACTS).is_file():
                 crop.crop(ingested, data, [plan.facts["domain"]], margin=margin, splits=DEVELOPMENT)
     table = development(data, plan.facts["domain"])
     if (

@@ -1,6 +1,7 @@
 """The two tables of a data version, `scans` and `regions`, and its digest.
 
-A data version is a folder: `scans.parquet`, `regions.parquet`, `quarantine.csv` and `data.json`.
+A data version is a folder: `scans.parquet`, `regions.parquet`, `quarantine.csv`, pictures and `data.json`, which holds the
+SHA-256 of them all and of itself.
 
 scans: one row a file.
     path: where the file is (absolute, or gs://), of a DICOM file a pseudonym there; local_path: where its bytes, or the
@@ -16,10 +17,14 @@ regions: one row a region of interest (ROI).
     null until cropped.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,13 @@ import pandas as pd
 
 from thyroid.errors import InputError
 
+FACTS = "data.json"
+TABLES = ("scans.parquet", "regions.parquet")
+QUARANTINE = "quarantine.csv"
+_BESIDE = (QUARANTINE, "statistics.png", "crops.png")
+_SEAL = "sha256"
+"""Field of data.json: SHA-256 of the file's bytes with 64 zeros in its place."""
+_UNSEALED = "0" * 64
 SPLITS = ("train", "validation", "test")
 DOMAINS = ("normal", "cropped")
 DOMAIN_NAMES = {"normal": "full frames", "cropped": "nodule crops"}
@@ -83,11 +95,81 @@ def used(scans: pd.DataFrame) -> pd.DataFrame:
 
 
 def write(folder: Path, scans: pd.DataFrame, regions: pd.DataFrame, facts: dict[str, Any]) -> None:
-    """Write the tables and `facts` (data.json) of a data version; data.json comes last and marks it whole."""
+    """Write the tables and `facts` (data.json) of a data version; data.json comes last and marks it whole.
+
+    `facts` is given the field files, the SHA-256 of every file of the data version; all of them survive a power cut then.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    scans.to_parquet(folder / "scans.parquet", index=False)
-    regions.to_parquet(folder / "regions.parquet", index=False)
-    write_json(folder / "data.json", facts)
+    for name, table in zip(TABLES, (scans, regions), strict=True):
+        write_bytes(folder / name, table.to_parquet(index=False))
+    facts["files"] = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in (*TABLES, *_BESIDE)
+        if (folder / name).is_file()
+    }
+    write_facts(folder, facts)
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write data.json with its seal."""
+    text = _json({**facts, _SEAL: _UNSEALED})
+    start, end = text.rsplit(_UNSEALED, 1)
+    write_bytes(folder / FACTS, f"{start}{hashlib.sha256(text.encode()).hexdigest()}{end}".encode())
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """data.json without its seal.
+
+    Raises:
+        InputError: the folder is not a whole data version, data.json is damaged, or older code has written it.
+    """
+    if (facts := _sealed(folder)) is None:
+        raise InputError(
+            f"{folder}: damaged data version ({FACTS} is not as it was written, or by older code); remove it and ingest again"
+        )
+    return facts
+
+
+def sealed(folder: Path) -> bool:
+    """Whether a data version's data.json is as it was written, with its seal."""
+    return _sealed(folder) is not None
+
+
+def _sealed(folder: Path) -> dict[str, Any] | None:
+    try:
+        data = (folder / FACTS).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{folder}: not a data version ({FACTS} is missing); run `python -m thyroid.ingest` first"
+        ) from None
+    try:
+        facts: dict[str, Any] = json.loads(data)
+        seal = facts.pop(_SEAL)
+        whole = re.fullmatch("[0-9a-f]{64}", seal) is not None
+        whole = whole and hashlib.sha256(data.replace(seal.encode(), _UNSEALED.encode())).hexdigest() == seal
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):  # whatever a damaged file may hold
+        whole = False
+    return facts if whole else None
+
+
+def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
+    """Content of a file of a data version.
+
+    Args:
+        folder: the data version.
+        name: of the file.
+        files: SHA-256 of every file, as in data.json.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    try:
+        data = (folder / name).read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{name} is missing") from None
+    if hashlib.sha256(data).hexdigest() != files.get(name):
+        raise ValueError(f"{name} is not as it was written")
+    return data
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
@@ -96,22 +178,65 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     Raises:
         InputError: the folder is not a whole data version.
     """
-    for name in ("data.json", "scans.parquet", "regions.parquet"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: not a data version ({name} is missing); run `python -m thyroid.ingest` first")
+    facts = read_facts(folder)
     try:
-        return (
-            pd.read_parquet(folder / "scans.parquet"),
-            pd.read_parquet(folder / "regions.parquet"),
-            json.loads((folder / "data.json").read_text()),
-        )
-    except ValueError as error:  # also pyarrow's
+        scans, regions = (pd.read_parquet(io.BytesIO(checked(folder, name, facts["files"]))) for name in TABLES)
+    except ValueError as error:
         raise InputError(f"{folder}: damaged data version ({error}); remove it and ingest again") from None
+    return scans, regions, facts
+
+
+def read_quarantine(folder: Path, facts: Mapping[str, Any]) -> pd.DataFrame:
+    """file and reason of everything that a data version sets aside.
+
+    Raises:
+        InputError: the table is missing or damaged.
+    """
+    try:
+        return pd.read_csv(io.BytesIO(checked(folder, QUARANTINE, facts["files"])))
+    except ValueError as error:
+        raise InputError(f"{folder}: damaged data version ({error}); remove it and ingest again") from None
+
+
+def read_csv(path: Path, given: str, kind: str) -> pd.DataFrame:
+    """A table that somebody has written, every cell as text; empty ones are "".
+
+    Args:
+        path: of the file.
+        given: what it is called where it was given.
+        kind: what it holds, for errors.
+
+    Raises:
+        InputError: there is no such file, it is no CSV, or a row has more cells than the header, as numbers with decimal
+            commas and texts with commas make it, so that every cell behind them would be taken for another.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+        header = [cell.strip() for cell in next(reader, [])]
+        rows = []
+        for cells in reader:
+            if len(cells) > len(header):
+                raise InputError(
+                    f"{given}: line {reader.line_num} has more cells than the header; quote texts that hold commas, and write "
+                    "numbers with a point"
+                )
+            if cells:
+                rows.append([*cells, *[""] * (len(header) - len(cells))])
+    except FileNotFoundError:
+        raise InputError(f"{given}: no such file of {kind}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{given}: not a CSV table: {error}") from None
+    if not header:
+        raise InputError(f"{given}: not a CSV table: it has no header")
+    if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+        raise InputError(f"{given}: column {twice[0]} stands there twice")
+    return pd.DataFrame(rows, columns=header, dtype=object)
 
 
 def images(folder: Path) -> Path:
     """The folder that the crop_path and normal_path of a data version are relative to: a store's, or its own."""
-    return Path(json.loads((folder / "data.json").read_text()).get("images", folder))
+    return Path(read_facts(folder).get("images", folder))
 
 
 def fingerprint(folder: Path) -> str:
@@ -170,9 +295,18 @@ def write_quarantine(path: Path, rows: pd.DataFrame) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON so that a reader never sees half a file."""
+    write_bytes(path, _json(content).encode())
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that is on the disk before it has its name."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    with temporary.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -127,7 +127,7 @@ def train(
         raise InputError(f"{data}: its images are not cropped yet; run `python -m thyroid.crop` first")
     classes = kinds.of(facts)
     domain = domain or facts["domains"][0]
-    margin = facts.get("margin", crop.MARGIN)
+    margin = facts["margin"]
     if recipe != given and domain == "cropped" and margin != tuned.margin:
         raise InputError(
             f"{data}: cropped with margin {margin}, and {given} wants {tuned.margin}: crop with that --margin"

@@ -18,7 +18,7 @@ from kserve.metrics import EXPLAIN_HIST_TIME, PREDICT_HIST_TIME, get_labels
 from kserve.model import InferenceVerb
 from PIL import Image
 
-from thyroid import RESEARCH_USE_ONLY, cores, crop, engine, explain, operating, registry
+from thyroid import RESEARCH_USE_ONLY, cores, engine, explain, operating, registry
 from thyroid import classes as kinds
 from thyroid.errors import InputError
 from thyroid.fusion import Fusion
@@ -38,6 +38,7 @@ _NEEDED = (
     "positive",
     "ordered",
     "image_size",
+    "margin",
     "serving_domain",
     "reference",
     "gate",
@@ -272,7 +273,7 @@ class ThyroidModel(kserve.Model):
     async def _see(
         self, instance: Instance, clinical: tuple[dict[str, Any], list[str]], started: float, alone: bool = False
     ) -> _Seen:
-        wanted = self.facts["serving_domain"], self.facts["image_size"], self.facts.get("margin", crop.MARGIN)
+        wanted = self.facts["serving_domain"], self.facts["image_size"], self.facts["margin"]
         begun = time.perf_counter()
         prepared = treatment.at_once(instance, *wanted) if alone else None  # sooner than a thread could begin
         if prepared is None:
