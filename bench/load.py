@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-
 _PATIENCE = 60.0  # seconds after a round's end
 
 
