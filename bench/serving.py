@@ -75,6 +75,7 @@ def artefact(name: str, folder: Path) -> Path:
         **BINARY.facts(),
         "image_size": SIZE,
         "serving_domain": "cropped",
+        "margin": crop.MARGIN,
         "data_digest": "0" * 64,
         "temperature": 1.0,
         "bias": [0.0, 0.0],
