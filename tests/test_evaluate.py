@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from tests.conftest import variant
 from thyroid import (
     RESEARCH_USE_ONLY,
     audits,
@@ -261,7 +262,7 @@ def test_summary_has_audits_and_gate(evaluated):
 
 @pytest.fixture(scope="module")
 def held_against(cropped, trained, evaluated, tmp_path_factory):
-    """With clinical.csv, against a champion that is the very same model, but of a registry that knew other scans.
+    """With clinical.csv, against a champion and an anchor that are the very same model, but of a registry that knew other scans.
 
     It had neither every other test scan nor another class of one training scan, but one that has gone.
     """
@@ -280,6 +281,7 @@ def held_against(cropped, trained, evaluated, tmp_path_factory):
     registry.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
     gate = {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []}
     registry.publish(artefact, folder / "registry", gate)
+    registry.publish(variant(artefact, folder), folder / "registry", gate | {"champion": 1})
     winner = facts_of(evaluated)["winner"]
     return evaluate.evaluate(
         cropped,
@@ -300,11 +302,14 @@ def test_subgroups_and_a_champion(held_against):
     html = (done.folder / "report.html").read_text()
     assert "(small)" in html
     assert "column constant is constant or empty" in html
-    assert done.facts["gate"]["champion"] == 1
+    assert done.facts["gate"]["champion"] == 2
     assert done.facts["gate"]["comparison"]["difference"]["value"] == pytest.approx(0, abs=1e-9)
-    found = next(one for one in done.facts["gate"]["criteria"] if one["name"] == "as specific as champion 1")
-    assert found["found"] == "0.000 [0.000, 0.000] by patient, each at its own threshold"
-    assert (done.facts["gate"]["anchor"], done.facts["gate"]["ahead_of"]) == (None, None)
+    criteria = {one["name"]: one["found"] for one in done.facts["gate"]["criteria"]}
+    assert set(criteria) >= {"not inferior to champion 2", "not inferior to anchor 1"}
+    for name in ("as specific as champion 2", "as specific as anchor 1"):
+        assert criteria[name] == "0.000 [0.000, 0.000] by patient, each at its own threshold"
+    assert (done.facts["gate"]["anchor"], done.facts["gate"]["ahead_of"]) == (1, None)
+    assert "So was version 1, the anchor" in html
     assert subgroups.PREFIX + "sex" in pd.read_parquet(done.folder / "predictions.parquet")
 
 
@@ -313,7 +318,7 @@ def test_the_report_says_what_was_new_and_what_it_changed(held_against, cropped)
     test = len(crop.examples(cropped, "cropped", "test"))
     new = (test + 1) // 2
     news = done.facts["changes"]
-    assert news["since"] == 1
+    assert news["since"] == 2
     assert sum(news["new"].values()) == new
     assert sum(news["changed"].values()) == 1
     assert sum(news["removed"].values()) == 1

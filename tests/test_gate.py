@@ -301,7 +301,7 @@ def test_no_registry_and_no_champion(tmp_path, evaluated, cropped):
     assert "no registry was given" in gate.rivals(None, table, BINARY, "cropped", set())[0].problem
 
 
-def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tmp_path):
+def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tmp_path, good):
     """A champion that is not shown to be better does not become the anchor, which is looked at after it."""
     other = variant(evaluated / "artefact", tmp_path)
     registry.publish(other, crowned[0], {"decision": "promoted", "reasons": [], "champion": 1})
@@ -309,10 +309,16 @@ def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tm
     current, anchor = gate.rivals(crowned[0], answers(evaluated, cropped), BINARY, "cropped", set())
     assert (current.version, anchor.version) == (2, 1)
     np.testing.assert_array_equal(current.scores, anchor.scores)
+    better = decide(
+        good, current=rival(2, good), anchor=rival(1, good, predictions(200, 2, signal=1.2)[SCORE].to_numpy())
+    )
     (crowned[1] / "model.keras").write_bytes(b"x")
     current, anchor = gate.rivals(crowned[0], answers(evaluated, cropped), BINARY, "cropped", set())
     assert current.problem is None
     assert "changed since it was registered" in anchor.problem
+    assert (better["decision"], better["ahead_of"]) == ("promoted", 1)
+    registry.publish(variant(other, tmp_path), crowned[0], better)
+    assert registry.read_aliases(crowned[0]) == {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
 
 
 def test_patients_needed():
