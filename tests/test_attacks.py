@@ -287,6 +287,17 @@ def test_a_request_has_a_limit_of_pixels(server):
     assert "damaged PNG" in told["error"]
 
 
+@pytest.mark.parametrize("value", [b"{},", b"[],", b'"a",', b"0,"])
+def test_a_body_of_empty_values_is_not_decoded(server, value):
+    """As objects 30 MB would be nearly a gigabyte."""
+    before = memory(server)
+    body = b'{"instances": [' + value * (30_000_000 // len(value)) + b"0]}"
+    for path in (PREDICT, INFER):
+        status, told = server.ask(path, body, Authorization=f"Bearer {TOKEN}")
+        assert (status, told["error"][:22]) == (400, "body: too many values;")
+    assert memory(server) < before + 100
+
+
 def test_dicom_bombs_are_refused_and_hold_up_nobody(server, scan):
     bombs = [dicoms.regions_bomb(200_000), dicoms.deflated_bomb(60)]
 
@@ -470,3 +481,26 @@ def test_a_model_is_not_retired_while_it_parses(model, scan):
 
     assert asyncio.run(swapped())["predictions"]
     assert served.in_flight == 0
+
+
+@pytest.mark.slow
+def test_a_flood_of_full_size(model, tmp_path, scan):
+    """Thirty bodies of 45 MB at once, three times, with the limits as they are and no token asked for."""
+    running = Server(tmp_path / "log", "--registry", str(model)).wait()
+    picture = {"instances": [{"image": encoded(scan)}]}
+    body, peak = b'{"instances": [{"image": {"b64": "' + b"A" * 45_000_000 + b'"}}]}', 0.0
+    assert running.ask(PREDICT, picture)[0] == 200
+    before = memory(running)
+
+    def send(_: int) -> None:
+        with contextlib.suppress(httpx.TransportError):  # refused while it was sending
+            httpx.post(f"http://127.0.0.1:{running.port}{PREDICT}", content=body, timeout=60)
+
+    with concurrent.futures.ThreadPoolExecutor(30) as pool:
+        sent = [pool.submit(send, number) for number in range(90)]
+        while not all(one.done() for one in sent):
+            peak = max(peak, memory(running))
+            assert running.ask(PREDICT, picture)[0] == 200
+    assert peak < 1200
+    until(lambda: memory(running) < 1.1 * before)
+    assert '"level": "ERROR"' not in running.kill()

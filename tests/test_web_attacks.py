@@ -165,3 +165,27 @@ def test_probes_are_answered_where_every_thread_waits(tmp_path):
         finally:
             running.process.kill()
             running.process.wait()
+
+
+@pytest.mark.slow
+def test_a_flood_of_full_size(tmp_path):
+    """Thirty readings of 35 MB at once, three times, with the limits as they are."""
+    running = Page(tmp_path / "log", f"http://127.0.0.1:{free_port()}", "--proxies", "1").wait()
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+    form, peak = part + b"A" * 35_000_000 + b"\r\n--x--\r\n", 0.0
+    good(running)
+    before = memory(running)
+
+    def send(_: int) -> None:
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        with contextlib.suppress(httpx.TransportError):  # refused while it was sending
+            httpx.post(f"{running.address}/read", content=form, headers=headers, timeout=60)
+
+    with concurrent.futures.ThreadPoolExecutor(30) as pool:
+        sent = [pool.submit(send, number) for number in range(90)]
+        while not all(one.done() for one in sent):
+            peak = max(peak, memory(running))
+            good(running)
+    assert peak < 1000
+    until(lambda: memory(running) < 1.1 * before)
+    running.stop()

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from thyroid import logs
-from thyroid.serve import limits, metrics, openapi
+from thyroid.serve import limits, metrics, openapi, payload
 from thyroid.serve.admission import Admission, Memory
 from thyroid.serve.limits import RequestError
 
@@ -98,6 +98,8 @@ class Guard:
             body = await self._whole_body(receive, headers, state, limits.MAX_BODY if infers else limits.MAX_LITTLE)
             if infers and not body:
                 raise RequestError('body: empty; expected {"instances": [{"image": {"b64": "..."}}]} or an image')
+            if infers and headers["content-type"] in JSON_TYPES:
+                payload.count_values(body)
             asked = _PREDICT.fullmatch(scope["path"]) if infers else None
             if asked is None or self.predict is None:
                 answering = self.app(scope, _replay(body, receive), reply)

@@ -10,6 +10,9 @@ MAX_LITTLE = 65_536
 """Bytes of the body of a request that is no prediction, and of the head of any."""
 SMALL_BODY = 1_000_000
 """Bytes up to which a body counts as it arrives, and may use `SPARE`; a larger one reserves its length before it is read."""
+MAX_VALUES, MAX_NUMBERS = 1_000_000, 10_000_000
+"""Objects, lists and texts of a JSON body, and values in all, each of which takes up to 64 bytes where it took three: with every
+pixel as a number, four frames of 1024 x 768."""
 MEMORY = 3 * MAX_BODY
 """Bytes of bodies that are held at once, over all connections: with what is made of them, some 300 MB more."""
 SPARE = 50_000_000

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from thyroid import images
 from thyroid.crop import Box
+from thyroid.serve import limits
 from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, MAX_REQUEST_PIXELS, RequestError
 
 EXAMPLE = '{"instances": [{"image": {"b64": "..."}}]}'
@@ -60,6 +61,18 @@ def parse(payload: Any) -> list[Instance]:
         raise RequestError(f"body: expected {EXAMPLE}, or the bytes of a JPEG, PNG or DICOM file with its content type")
     _count("instances", len(instances))
     return _bounded("instances", [_v1(number, instance) for number, instance in enumerate(instances)])
+
+
+def count_values(text: bytes) -> None:
+    """Look at a large JSON body before it is decoded.
+
+    Raises:
+        RequestError: what it would become takes many times its size.
+    """
+    if len(text) <= limits.SMALL_BODY:
+        return
+    if any(text.count(one) > limits.MAX_VALUES for one in (b"{", b"[", b'"')) or text.count(b",") > limits.MAX_NUMBERS:
+        raise RequestError("body: too many values; send pictures as base64, or as binary tensors")
 
 
 def _bounded(field: str, instances: list[Instance]) -> list[Instance]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import hmac
 import os
@@ -36,9 +35,9 @@ from kserve.protocol.rest.server import RESTServer
 from uvicorn.loops.auto import auto_loop_factory
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from thyroid import errors, logs, registry, storage
+from thyroid import errors, logs, memory, registry, storage
 from thyroid.errors import InputError
-from thyroid.serve import limits, openapi
+from thyroid.serve import limits, openapi, payload
 from thyroid.serve.admission import Admission, Memory
 from thyroid.serve.guard import Guard, log
 from thyroid.serve.limits import RequestError
@@ -53,8 +52,6 @@ RETRY_SECONDS = 60.0
 SELF_TEST_SECONDS = 60.0
 SWEEP_SECONDS = 1.0
 """Between two looks for slow clients, and for memory to give back."""
-_WORTH_TRIMMING = 20_000_000
-"""Bytes of bodies after which the memory that they leave free is given back."""
 
 T = TypeVar("T")
 
@@ -264,12 +261,6 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {errors.one_line(error)} ({logs.place(error)})"
 
 
-def _trim() -> None:
-    """Free memory goes back to the system, which the C library by itself does for the end of its heap alone."""
-    with contextlib.suppress(AttributeError):  # of another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 async def _aside(call: Callable[[], T]) -> T:
     """`call`'s result from a thread that the end of the process does not wait for: storage may be away for minutes."""
     done: futures.Future[T] = futures.Future()
@@ -321,6 +312,7 @@ class _DataPlane(DataPlane):
         length = headers.get("inference-header-content-length", "")
         if not length.isdigit() or int(length) > len(body):
             raise RequestError("inference-header-content-length: not the length of the JSON part of the body")
+        payload.count_values(body[: int(length)])
         described, place, inputs = orjson.loads(body[: int(length)]), int(length), []
         for number, one in enumerate(described["inputs"]):
             tensor = InferInput(one["name"], one["shape"], one["datatype"], one.get("data"), one.get("parameters"))
@@ -443,13 +435,12 @@ class _REST(RESTServer):
     async def sweep(self) -> None:
         """Close connections whose next head has begun and does not arrive, or that do not take their answer."""
         waiting: dict[Any, tuple[Any, float]] = {}
-        memory = self._guarded.memory
+        bodies = self._guarded.memory
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            if memory.returned > _WORTH_TRIMMING > memory.held:
-                memory.returned = 0
-                gc.collect()
-                await asyncio.get_running_loop().run_in_executor(None, _trim)
+            if bodies.returned > memory.WORTH_IT > bodies.held:
+                bodies.returned = 0
+                await asyncio.get_running_loop().run_in_executor(None, memory.give_back)
             now, before, waiting = time.monotonic(), waiting, {}
             for one in list(self._server.server_state.connections):
                 if (state := one.waits()) is None:

@@ -4,6 +4,7 @@ python -m thyroid.web --endpoint http://localhost:8080 --port 8000
 """
 
 import argparse
+import gc
 import os
 import sys
 import threading
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise InputError(f"port {given.port}: {errors.one_line(error)}; choose another with --port") from None
     channel.guard(channels)
+    gc.freeze()  # what is here stays: garbage is sought among the rest
     print(f"page on http://localhost:{given.port} asking {given.endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
     server.run()
 

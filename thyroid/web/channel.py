@@ -8,6 +8,8 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.utilities import Error, RequestEntityTooLarge
 
+from thyroid import memory
+
 MEMORY = 100_000_000
 """Bytes of bodies that are held at once, over all connections; with their copies on the way to the endpoint seven times that."""
 SPARE = 20_000_000
@@ -29,7 +31,7 @@ class _Memory:
     """Bytes that are held, by the loop's thread, and given back by any."""
 
     def __init__(self) -> None:
-        self.held = 0
+        self.held = self.returned = 0
         self._lock = threading.Lock()
 
     def take(self, size: int, limit: int) -> bool:
@@ -44,6 +46,7 @@ class _Memory:
         """Give them back."""
         with self._lock:
             self.held -= size
+            self.returned += size
 
 
 _HELD = _Memory()
@@ -144,7 +147,7 @@ def guard(channels: dict[Any, Any]) -> None:
     for one in list(channels.values()):
         if hasattr(one, "channel_class"):
             one.channel_class = Channel
-            one.add_task = _at_once(one.add_task)
+            one.add_task, one.maintenance = _at_once(one.add_task), _tidied(one.maintenance)
 
 
 def _at_once(add_task: Any) -> Any:
@@ -152,3 +155,13 @@ def _at_once(add_task: Any) -> Any:
         channel.service() if getattr(channel.requests[0], "path", "") == PROBE else add_task(channel)
 
     return add
+
+
+def _tidied(maintenance: Any) -> Any:
+    def tidy(now: float) -> None:
+        maintenance(now)
+        if _HELD.returned > memory.WORTH_IT > _HELD.held:
+            _HELD.returned = 0
+            memory.give_back()
+
+    return tidy
