@@ -463,6 +463,7 @@ def test_sigterm_is_carried_out_under_load(model, tmp_path, scan):
     assert {connection for status, connection in seen if status == 503} <= {"close"}
 
 
+@pytest.mark.slow
 def test_a_model_is_not_retired_while_it_parses(model, scan):
     """A large body is parsed beside the event loop; its model must be there when that is done."""
     from thyroid.serve.model import ThyroidModel

@@ -13,7 +13,7 @@ SMALL = backbones.Backbone("EfficientNetB0", "efficientnet", 1280, "1G", "1G")
 ROWS = [
     SMALL,
     *(
-        pytest.param(row, marks=() if row.name in ("VGG16", "ResNet50") else pytest.mark.slow)
+        pytest.param(row, marks=() if row.name == "VGG16" else pytest.mark.slow)
         for row in backbones.BACKBONES.values()
     ),
 ]

@@ -113,6 +113,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_sigterm_saves_first(cropped, uninterrupted, tmp_path, capsys):
     """The signal comes within the second epoch, as a cluster sends it before it kills."""
     stopped = run(STOPPED, *arguments(cropped, tmp_path))
@@ -149,6 +150,7 @@ def test_a_damaged_file_is_made_again_with_a_word(tmp_path, capsys):
         assert f"{file}: damaged" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_kill_9_and_damaged_features_and_state(cropped, uninterrupted, tmp_path, capsys):
     """What is damaged is made anew, or the state before is gone on from; no state is unpickled, so none can run code."""
     killed(cropped, tmp_path, "state", 9)

@@ -259,6 +259,7 @@ def follow(history: list[list[tuple[str, int, int]]]) -> None:
 HISTORIES = st.lists(STEPS, min_size=2, max_size=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, derandomize=True)
 @given(HISTORIES)
 def test_after_any_history_all_is_as_if_everything_had_been_looked_at(history):
@@ -619,6 +620,7 @@ def moments(total: int, count: int) -> list[int]:
     return sorted(random.Random(0).sample(range(2, total), count))
 
 
+@pytest.mark.slow
 def test_an_ingest_and_a_crop_that_are_killed_leave_nothing_wrong(tmp_path):
     world, home = World(tmp_path), tmp_path / "store"
     world.regions = [(name("BM"[patient % 2], patient), 5, 5, 30, 30) for patient in range(1, 15)]

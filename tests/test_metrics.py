@@ -95,6 +95,7 @@ def test_delong_of_a_score_with_itself():
     assert (done.difference.value, done.difference.low, done.p) == (0, 0, 1)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.integers(2, 30), st.integers(2, 12))
 @settings(max_examples=60)
 def test_every_draw_is_scikit_learns_figure(seed, patients, levels):

@@ -283,6 +283,7 @@ def test_clients_that_go_away(server, scan):
     assert server.ask(PREDICT, one(scan))[0] == 200
 
 
+@pytest.mark.slow
 def test_two_hundred_clients_at_once(server, scan):
     """Each is answered, or told to come again; none hangs, none fails."""
     body = json.dumps(one(scan)).encode()
@@ -516,6 +517,7 @@ def enough(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_champions_come_and_go_without_a_failed_request(evaluated, tmp_path, scan):
     """A new one is swapped in under load, a broken one leaves it, and SIGTERM drains what was accepted."""
     root = tmp_path / "registry"

@@ -132,6 +132,7 @@ def test_fold_parts_do_not_share_a_patient(cropped):
         assert (part.groupby(table["group"]).nunique() == 1).all()
 
 
+@pytest.mark.slow
 def test_folds_one_all_and_none_in_one_folder(cropped, tmp_path):
     """One fold is another training than all; the main model is the same; folds of an earlier training do not stay."""
     options = {"epochs": 0, "folds": 2, "work": tmp_path / "work"}
@@ -288,6 +289,7 @@ def plain(toy, cropped, tmp_path_factory):
     return run(cropped, tmp_path_factory.mktemp("plain"))
 
 
+@pytest.mark.slow
 def test_a_set_larger_than_memory_trains_the_same_model(cropped, plain, tmp_path):
     paged, inside = run(cropped, tmp_path, memory_budget=0).facts, plain.facts
     varying = {"seconds", "memory_mb", "checkpoint", "files", "validation"}
@@ -314,6 +316,7 @@ def warm(cropped, output, root, **options):
     return train.train(cropped, output, "Toy", "cropped", **(settings | options)).facts
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_taken_where_it_is_at_least_as_good(cropped, champions, tmp_path, monkeypatch, capsys):
     facts = warm(cropped, tmp_path / "warm", champions)
     better = facts["starts"]["champion"] >= facts["starts"]["weights"]

@@ -149,6 +149,7 @@ def test_dicom_bombs_are_refused_and_hold_up_nobody(page):
     good(page)
 
 
+@pytest.mark.slow
 def test_probes_are_answered_where_every_thread_waits(tmp_path):
     """For an endpoint that takes connections and says nothing."""
     with socket.socket() as silent:
