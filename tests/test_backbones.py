@@ -12,10 +12,7 @@ SMALL = backbones.Backbone("EfficientNetB0", "efficientnet", 1280, "1G", "1G")
 
 ROWS = [
     SMALL,
-    *(
-        pytest.param(row, marks=() if row.name == "VGG16" else pytest.mark.slow)
-        for row in backbones.BACKBONES.values()
-    ),
+    *(pytest.param(row, marks=() if row.name == "VGG16" else pytest.mark.slow) for row in backbones.BACKBONES.values()),
 ]
 IMAGES = np.random.default_rng(0).integers(0, 255, (32, 32, 32, 3), dtype=np.uint8)
 
