@@ -35,13 +35,12 @@ from pydicom.pixels import apply_color_lut, apply_rescale, apply_windowing, pixe
 from thyroid import crop, errors, images
 from thyroid.dicom_guard import DicomError, Picture
 from thyroid.errors import InputError
+from thyroid.pseudonyms import KEY_VARIABLE, MIN_KEY
 
 MAX_BYTES = 500_000_000
 """Of a file on disk: an uncompressed cine loop of 20 seconds. Over HTTP the limits of the endpoint and the page hold."""
 MAX_PIXELS = 10_000_000
 """Of a frame; scanners have 3 million. Decoders take up to 20 bytes for each."""
-KEY_VARIABLE = "THYROID_PATIENT_KEY"
-MIN_KEY = 16
 
 _PIXEL_TAGS = (
     "SOPClassUID",
