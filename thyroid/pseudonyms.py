@@ -5,6 +5,7 @@ or the store makes a key of its own, `patient.key`: whoever has that file can te
 else can. A hash says which key it was made with, so that hashes of different keys are never taken for different patients.
 """
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -46,10 +47,8 @@ def key(root: Location) -> bytes:
     home = storage.at(root)
     found, generation = home.read(KEY_FILE)
     if generation == ABSENT:
-        try:
+        with contextlib.suppress(ChangedError):  # somebody else was faster
             home.write(KEY_FILE, secrets.token_hex(32).encode(), ABSENT)
-        except ChangedError:  # somebody else was faster
-            pass
         found, _ = home.read(KEY_FILE)
     if len(found.strip()) < MIN_KEY:
         raise InputError(f"{storage.below(home.address, KEY_FILE)}: damaged; put back a copy of the file")
