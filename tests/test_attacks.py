@@ -418,6 +418,7 @@ def test_a_champion_without_a_threshold_ends_the_start_in_words(model, tmp_path)
     facts = json.loads((copy / "model.json").read_text())
     del facts["threshold"]
     (copy / "model.json").write_text(json.dumps(facts))
+    (copy / registry.SUM).unlink()
     running = Server(tmp_path / "log", "--model-dir", str(copy))
     assert running.process.wait(timeout=60) == 2
     assert "model.json: field threshold is missing" in running.log.read_text()

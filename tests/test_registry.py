@@ -223,7 +223,7 @@ class Killed(BaseException):
     pass
 
 
-STEPS = ("claim", "put", "model.json", "before the commit", "after the commit", "claim removed")
+STEPS = ("claim", "put", "model.json", "its sum", "before the commit", "after the commit", "claim removed")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -237,7 +237,8 @@ def test_killed_after_each_step(artefact, tmp_path, place, monkeypatch, step):
         if step == "before the commit" and name == "aliases.json":
             raise Killed
         write(self, name, data, generation)
-        if step == {"2/.claim": "claim", "2/model.json": "model.json", "aliases.json": "after the commit"}[name]:
+        steps = {"2/.claim": "claim", "2/model.json": "model.json", f"2/{registry.SUM}": "its sum"}
+        if step == (steps | {"aliases.json": "after the commit"})[name]:
             raise Killed
 
     def been_put(self, *arguments):
@@ -752,7 +753,8 @@ def test_no_flipped_byte_of_a_bucket_is_silent(tmp_path, gcs):
     add(root, tmp_path)
     before = looked_at(root)
     names = [name for name in gcs.names() if not name.endswith("/")]
-    assert {Path(name).name for name in names} == {"aliases.json", "model.json", "model.keras", "reference.jpg"}
+    whole = {"aliases.json", "model.json", registry.SUM, "model.keras", "reference.jpg"}
+    assert {Path(name).name for name in names} == whole
     for name in names:
         data = gcs.client.bucket(gcs.bucket).blob(name).download_as_bytes()
         for _ in range(3):
@@ -761,6 +763,22 @@ def test_no_flipped_byte_of_a_bucket_is_silent(tmp_path, gcs):
                 looked_at(root)
         gcs.put({name: data})
     assert looked_at(root) == before
+
+
+def test_no_flipped_byte_is_silent_where_a_folder_is_all_there_is(tmp_path):
+    """As KServe mounts it: without the registry's state."""
+    root, dice = tmp_path / "registry", random.Random(0)
+    published = registry.publish(make(tmp_path / "artefact", 800), root, gate())
+    folder = Path(published.uri)
+    before = registry.verify(folder)
+    for file in (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
+        data = file.read_bytes()
+        for spot in range(0, len(data), 5):
+            file.write_bytes(flip(data, spot, dice.randrange(1, 256)))
+            with pytest.raises(InputError, match=file.name):
+                registry.verify(folder)
+        file.write_bytes(data)
+    assert registry.verify(folder) == before
 
 
 def test_commands_name_what_was_changed(evaluated, tmp_path, capsys):

@@ -356,6 +356,7 @@ def test_normal_domain_finds_the_scan_area_itself(model, network, cropped, tmp_p
     known = answer(images.square(reference, facts["image_size"]))
     facts["reference"] = dict(zip(facts["classes"], known, strict=True))
     (folder / "model.json").write_text(json.dumps(facts))
+    (folder / registry.SUM).unlink()
     row = crop.examples(cropped, "normal", "test").iloc[0]
     expected = answer(inputs.decode(pd.DataFrame([row]), facts["image_size"])[0])
 
@@ -408,6 +409,7 @@ def test_a_model_that_answers_differently_is_not_served(model, tmp_path):
     facts = json.loads((copy / "model.json").read_text())
     facts["reference"] = {"B": facts["reference"]["M"] + 0.1, "M": facts["reference"]["B"] - 0.1}
     (copy / "model.json").write_text(json.dumps(facts))
+    (copy / registry.SUM).unlink()
     with pytest.raises(InputError, match=r"answers its reference image .* not served"):
         ThyroidModel("thyroid", copy).load()
 

@@ -1,6 +1,6 @@
 """The artefact of a model, and the registry that keeps its versions: a folder, or gs://bucket/prefix.
 
-    <root>/thyroid/<version>/      model.keras, model.json, reference.jpg, report.html, card.md, scans.csv
+    <root>/thyroid/<version>/      model.keras, model.json and its sum, reference.jpg, report.html, card.md, scans.csv
     <root>/thyroid/aliases.json    {"candidate": newest, "champion": passed the gate, "previous": champion before,
                                     "anchor": champion that candidates are compared with until one is shown to be better,
                                     "versions": {number: {"source": SHA-256 of model.json as it was given to `publish`,
@@ -44,6 +44,8 @@ NAME = "thyroid"
 MODEL = "model.keras"
 SCANS = "scans.csv"
 """What a version was made of: see `tables.contents`."""
+SUM = "model.json.sha256"
+"""SHA-256 of a published model.json as `sha256sum -c` reads it, for who sees the version's folder alone, as KServe mounts it."""
 CARD = ("model.json",)
 """What `find` is to fetch for those who only look at facts."""
 _ALIASES = ("candidate", "champion", "previous", "anchor")
@@ -87,7 +89,7 @@ def code_version() -> str:
 
 def describe(artefact: Path, facts: dict[str, Any]) -> None:
     """Write model.json: `facts`, the code version, and the hash of every other file of the artefact."""
-    files = sorted(path for path in artefact.rglob("*") if path.is_file() and path.name != "model.json")
+    files = sorted(path for path in artefact.rglob("*") if path.is_file() and path.name not in ("model.json", SUM))
     tables.write_json(
         artefact / "model.json",
         facts
@@ -102,10 +104,13 @@ def facts(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     """model.json of an artefact.
 
     Raises:
-        InputError: there is none, or it lacks one of the fields in `needs`.
+        InputError: there is none, it was changed since it was published, or it lacks one of the fields in `needs`.
     """
+    card = artefact / "model.json"
+    if (artefact / SUM).is_file() and card.is_file() and (artefact / SUM).read_bytes() != _sum(sha256(card)):
+        raise InputError(f"{card}: changed since it was registered (differs from {SUM}); put back a copy of both files")
     try:
-        found = json.loads((artefact / "model.json").read_text())
+        found = json.loads(card.read_text())
     except FileNotFoundError:
         raise InputError(f"{artefact}: not a registered model (model.json is missing)") from None
     except ValueError as error:
@@ -127,6 +132,10 @@ def verify(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     found = facts(artefact, needs)
     _verify(artefact, found["files"])
     return found
+
+
+def _sum(digest: str) -> bytes:
+    return f"{digest}  model.json\n".encode()
 
 
 def _verify(artefact: Path, files: dict[str, str]) -> None:
@@ -181,6 +190,7 @@ def publish(artefact: Path, root: Location, gate: dict[str, Any]) -> Registered:
             verify(find(root, str(twin)))
         except InputError:
             home.put(artefact, str(twin), list(given["files"]))
+            home.write(f"{twin}/{SUM}", _sum(_read(home)[0]["versions"][str(twin)]["published"]))
         return _registered(root, twin)
     number, claim = _claim(home)
     try:
@@ -200,8 +210,10 @@ def publish(artefact: Path, root: Location, gate: dict[str, Any]) -> Registered:
             decided = gate | {"decision": "refused", "reasons": [*gate["reasons"], changed]}
         created = dict(zip(_CREATED, (number, _now().isoformat(), champion, decided), strict=True))
         card = _dump(given | created)
+        published = hashlib.sha256(card).hexdigest()
         home.write(f"{number}/model.json", card)
-        state["versions"][str(number)] = {"source": source, "published": hashlib.sha256(card).hexdigest()}
+        home.write(f"{number}/{SUM}", _sum(published))
+        state["versions"][str(number)] = {"source": source, "published": published}
         state["candidate"] = max(number, state.get("candidate", 0))
         if decided["decision"] == "promoted":
             _crown(state, number)
