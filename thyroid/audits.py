@@ -21,7 +21,6 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
 
-from thyroid import classes as kinds
 from thyroid import (
     changes,
     cores,
@@ -37,6 +36,7 @@ from thyroid import (
     tables,
     train_record,
 )
+from thyroid import classes as kinds
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, SCORE
 from thyroid.network import Network

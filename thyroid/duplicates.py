@@ -73,8 +73,8 @@ def near(hashes: Collection[str], known: Collection[str]) -> set[str]:
     mine = list(dict.fromkeys(hashes))
     if not there or not mine:
         return set()
-    words = [np.frombuffer(bytes.fromhex("".join(some)), np.uint8).reshape(len(some), -1) for some in (mine, there)]
-    nearest, _ = cv2.batchDistance(*words, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=1)
+    new, old = (np.frombuffer(bytes.fromhex("".join(some)), np.uint8).reshape(len(some), -1) for some in (mine, there))
+    nearest, _ = cv2.batchDistance(new, old, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=1)
     return {hash_ for hash_, distance in zip(mine, nearest[:, 0].tolist(), strict=True) if distance <= MAX_BITS}
 
 
