@@ -15,6 +15,8 @@ USER = 10001
 
 RETRIES = 2
 SHARED_MEMORY = "2Gi"
+KEYED = ("ingest", "train", "evaluate", "register")
+"""Steps that name patients by keyed hashes: of DICOM scans, and of what a registered model has learnt from."""
 KEY_FOLDER = "/secret/gcs"
 
 
@@ -66,7 +68,7 @@ class Cluster:
         claim: PersistentVolumeClaim mounted at /data in every step; empty for none.
         gcs_secret: secret with key.json of a Google service account; empty for workload identity.
         token_secret: secret whose field `token` the endpoint asks for; read if it is there.
-        key_secret: secret whose field `key` makes the pseudonyms of DICOM scans; read if it is there.
+        key_secret: secret whose field `key` makes the pseudonyms of patients; read if it is there.
     """
 
     gpus: int = 1
@@ -103,7 +105,7 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
     if cluster.gcs_secret:
         kubernetes.use_secret_as_volume(task, cluster.gcs_secret, KEY_FOLDER)
         task.set_env_variable("GOOGLE_APPLICATION_CREDENTIALS", f"{KEY_FOLDER}/key.json")
-    if step == "ingest":
+    if step in KEYED:
         kubernetes.use_secret_as_env(task, cluster.key_secret, {"key": "THYROID_PATIENT_KEY"}, optional=True)
     if step == "deploy":
         task.set_env_variable("THYROID_CLAIM", cluster.claim)

@@ -15,6 +15,7 @@ from typing import Any
 from kfp import local
 from kfp.local import docker_task_handler, status
 
+from pipelines import cluster
 from pipelines import local as steps
 from thyroid.errors import InputError
 
@@ -22,7 +23,7 @@ LABEL = "thyroid.pipeline=local"
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
 """Names the key file for gs:// addresses; the containers get it from this environment."""
 PATIENT_KEY = "THYROID_PATIENT_KEY"
-"""The key of DICOM scans; ingest's container takes it from this environment, and no command line holds it."""
+"""The key of pseudonyms; containers of `cluster.KEYED` take it from this environment, and no command line holds it."""
 
 
 def find_engine(wanted: str) -> str:
@@ -76,7 +77,7 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
             line += ["-v", mount]
         if key:
             line += ["-e", f"{CREDENTIALS}={Path(key).resolve()}"]
-        if PATIENT_KEY in os.environ and "ingest" in self.full_command:
+        if PATIENT_KEY in os.environ and not set(cluster.KEYED).isdisjoint(self.full_command):
             line += ["-e", PATIENT_KEY]
         for name, value in self.env_vars.items():
             line += ["-e", f"{name}={value}"]

@@ -16,6 +16,7 @@ from thyroid.gate import Champion
 from thyroid.names import SCORE
 from thyroid.operating import OperatingPoint
 
+NOBODY = pd.DataFrame(columns=["sha256", "phash", "cohort", "patient"])
 CLEAN = {
     "kept": {"blanked_nodule": 0.1},
     "leakage": {"patients_across_splits": 0},
@@ -288,7 +289,7 @@ def answers(evaluated, cropped) -> pd.DataFrame:
 
 def test_the_champion_is_scored_on_the_candidates_images(crowned, evaluated, cropped):
     table = answers(evaluated, cropped)
-    current, anchor = gate.rivals(crowned[0], table, BINARY, "cropped", set())
+    current, anchor = gate.rivals(crowned[0], table, BINARY, "cropped", NOBODY)
     assert (current.version, anchor) == (1, None)
     facts = registry.facts(registry.find(crowned[0]))
     assert current.threshold == facts["threshold"]
@@ -297,8 +298,8 @@ def test_the_champion_is_scored_on_the_candidates_images(crowned, evaluated, cro
 
 def test_no_registry_and_no_champion(tmp_path, evaluated, cropped):
     table = answers(evaluated, cropped)
-    assert gate.rivals(tmp_path, table, BINARY, "cropped", set()) == (Champion(None), None)
-    assert "no registry was given" in gate.rivals(None, table, BINARY, "cropped", set())[0].problem
+    assert gate.rivals(tmp_path, table, BINARY, "cropped", NOBODY) == (Champion(None), None)
+    assert "no registry was given" in gate.rivals(None, table, BINARY, "cropped", NOBODY)[0].problem
 
 
 def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tmp_path, good):
@@ -306,14 +307,14 @@ def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tm
     other = variant(evaluated / "artefact", tmp_path)
     registry.publish(other, crowned[0], {"decision": "promoted", "reasons": [], "champion": 1})
     assert registry.read_aliases(crowned[0]) == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
-    current, anchor = gate.rivals(crowned[0], answers(evaluated, cropped), BINARY, "cropped", set())
+    current, anchor = gate.rivals(crowned[0], answers(evaluated, cropped), BINARY, "cropped", NOBODY)
     assert (current.version, anchor.version) == (2, 1)
     np.testing.assert_array_equal(current.scores, anchor.scores)
     better = decide(
         good, current=rival(2, good), anchor=rival(1, good, predictions(200, 2, signal=1.2)[SCORE].to_numpy())
     )
     (crowned[1] / "model.keras").write_bytes(b"x")
-    current, anchor = gate.rivals(crowned[0], answers(evaluated, cropped), BINARY, "cropped", set())
+    current, anchor = gate.rivals(crowned[0], answers(evaluated, cropped), BINARY, "cropped", NOBODY)
     assert current.problem is None
     assert "changed since it was registered" in anchor.problem
     assert (better["decision"], better["ahead_of"]) == ("promoted", 1)
@@ -346,7 +347,7 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(
     crowned, evaluated, cropped, trouble, good, tmp_path
 ):
     root, folder = crowned
-    scans, artefact = set(), evaluated / "artefact"
+    judging, artefact = NOBODY, evaluated / "artefact"
     if trouble == "classes":
         root = republished(
             artefact, tmp_path / "other", tmp_path, classes=["2", "3", "4"], positive=[False, False, True]
@@ -355,7 +356,7 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(
         root = republished(artefact, tmp_path / "other", tmp_path, serving_domain="normal")
     elif trouble == "test set":
         learnt = changes.scans_of(folder)
-        scans = {learnt.loc[learnt["split"] != "test", "sha256"].iloc[0]}
+        judging = learnt[learnt["split"] != "test"].head(1).assign(cohort="here", patient=1)
     elif trouble == "old":
         root = republished(artefact, tmp_path / "other", tmp_path, bias=None)
     elif trouble == "flipped":
@@ -365,11 +366,11 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(
         )
     else:
         (folder / "model.keras").write_bytes(b"x")
-    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", scans)
+    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", judging)
     said = {
         "classes": "tells 2<3|4 apart, not B|M",
         "domain": "serves normal images",
-        "test set": "1 scans of this test set were among its development scans",
+        "test set": "1 scans of this test set, or their patients, were among its development scans",
         "damaged": "changed since it was registered",
         "flipped": "model.json: changed since it was registered",
         "old": "field bias is missing",

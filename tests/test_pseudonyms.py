@@ -2,7 +2,7 @@
 
 import pytest
 
-from thyroid import pseudonyms
+from thyroid import pseudonyms, storage
 from thyroid.errors import InputError
 
 
@@ -11,11 +11,11 @@ def without_a_secret(monkeypatch):
     monkeypatch.delenv(pseudonyms.KEY_VARIABLE, raising=False)
 
 
-def test_a_registry_makes_its_key_once(tmp_path):
-    made = pseudonyms.key(tmp_path)
+def test_a_registry_makes_its_key_once(place):
+    made = pseudonyms.key(place)
     assert len(made) == 64
-    assert pseudonyms.key(tmp_path) == made
-    assert pseudonyms.key(tmp_path / "other") != made
+    assert pseudonyms.key(place) == made
+    assert pseudonyms.key(storage.below(place, "other")) != made
 
 
 def test_the_secret_of_the_environment_comes_first(tmp_path, monkeypatch):

@@ -195,20 +195,21 @@ def test_trainings_and_only_they_get_gpus_and_shared_memory(compiled, tasks, pod
             assert "tolerations" not in pods[label]
 
 
-def test_ingest_and_only_it_reads_the_key_of_dicom_scans(tasks, compiled, pods):
+def test_the_key_of_pseudonyms_is_read_by_those_who_name_patients(tasks, compiled, pods):
     of_key = {
         compiled["deploymentSpec"]["executors"][label]["container"]["args"][0]: secret
         for label, pod in pods.items()
         for secret in pod.get("secretAsEnv", [])
         if secret["secretName"] == "thyroid-patient-key"
     }
-    assert set(of_key) == {"ingest"}
-    assert of_key["ingest"]["keyToEnv"] == [{"envVar": dicom.KEY_VARIABLE, "secretKey": "key"}]
-    assert of_key["ingest"]["optional"]
+    assert set(of_key) == {"ingest", "train", "evaluate", "register"}
+    for secret in of_key.values():
+        assert secret["keyToEnv"] == [{"envVar": dicom.KEY_VARIABLE, "secretKey": "key"}]
+        assert secret["optional"]
 
 
-@pytest.mark.parametrize("step", ["ingest", "crop"])
-def test_a_container_of_ingest_gets_the_key_and_no_command_line_holds_it(tmp_path, monkeypatch, step):
+@pytest.mark.parametrize("step", ["ingest", "register", "crop"])
+def test_a_container_that_names_patients_gets_the_key_and_no_command_line_holds_it(tmp_path, monkeypatch, step):
     monkeypatch.setattr(DockerTaskHandler, "run", DockerTaskHandler.run)
     (tmp_path / "podman").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/told\n')
     (tmp_path / "podman").chmod(0o700)
@@ -224,7 +225,7 @@ def test_a_container_of_ingest_gets_the_key_and_no_command_line_holds_it(tmp_pat
     local.current.set(act)
     assert DockerTaskHandler.run(task) == Status.SUCCESS
     told = (tmp_path / "told").read_text()
-    assert (f"-e {dicom.KEY_VARIABLE} " in told) == (step == "ingest")
+    assert (f"-e {dicom.KEY_VARIABLE} " in told) == (step != "crop")
     assert "secret" not in told
 
 

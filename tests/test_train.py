@@ -374,7 +374,8 @@ def test_no_warm_start_from_a_champion_that_does_not_fit(cropped, champions, tmp
         edited(root, tmp_path / "moved")
         root = tmp_path / "moved"
     given = None if reason == "no registry" else root
-    assert train._warm_start(given, None, row, BINARY, "cropped", tables.read(cropped)[0]) is None
+    judging = tables.read(cropped)[0].query("split != 'train'").assign(cohort="here")
+    assert train._warm_start(given, None, row, BINARY, "cropped", judging) is None
     said = {
         "no registry": "there is no champion to start from",
         "no champion": "there is no champion to start from",

@@ -21,11 +21,26 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
 
+from thyroid import (
+    changes,
+    cores,
+    crop,
+    duplicates,
+    images,
+    inputs,
+    metrics,
+    overlap,
+    progress,
+    registry,
+    splits,
+    tables,
+    train_record,
+)
 from thyroid import classes as kinds
-from thyroid import cores, crop, duplicates, images, inputs, metrics, progress, splits, tables
 from thyroid.errors import InputError
 from thyroid.names import CLASSES, POSITIVE, SCORE
 from thyroid.network import Network
+from thyroid.storage import Location
 
 FOLDS = 5
 IMAGES = 2000
@@ -99,6 +114,7 @@ def audit(
     test: pd.DataFrame,
     seed: int = 0,
     decode: inputs.Decode = inputs.decode,
+    registry_root: Location | None = None,
 ) -> Audits:
     """Audit one model in one domain.
 
@@ -111,10 +127,12 @@ def audit(
         test: the model's test predictions in the domain: file, label, patient and the probability of malignant.
         seed: of draws, folds and bootstrap.
         decode: who reads the images.
+        registry_root: of the registry that has the champion which the model started from; None for none.
     """
     done = Audits(domain)
     _shortcuts(done, data, model, network, test, seed, decode)
     leaks(done, data, model["train_domain"], parts)
+    inherited(done, data, model, registry_root)
     _judge(done)
     return done
 
@@ -389,6 +407,40 @@ def leaks(done: Audits, data: Path, train_domain: str, parts: pd.Series) -> None
         "near_duplicates_across_splits": len(crossing),
         "test_images_trained_on": len(set(tested["path"]) & set(learnt["path"])),
         "test_patients_trained_on": len(set(tested["patient"]) & set(learnt["patient"])),
+    }
+
+
+def inherited(done: Audits, data: Path, model: dict[str, Any], registry_root: Location | None) -> None:
+    """Test scans that the champion which the model started from has learnt from; nothing for a model that started anew.
+
+    Args:
+        done: to add to.
+        data: data version.
+        model: facts of the training.
+        registry_root: of the registry; None for none.
+    """
+    if model["recipe"] != "warm" or not model["weights"].startswith(train_record.STARTED):
+        return
+    scans, _, facts = tables.read(data)
+    tested = tables.used(scans).query("split == 'test'").assign(cohort=facts["cohort"])
+    try:
+        if registry_root is None:
+            raise InputError("no registry was given")
+        version = model["weights"].removeprefix(train_record.STARTED)
+        folder = registry.find(registry_root, version, only=(*registry.CARD, registry.SCANS))
+        if registry.facts(folder)["files"].get(registry.MODEL) != model["champion"]:
+            raise InputError(f"{registry_root}: its version is another model")
+        seen = overlap.find(registry_root, changes.scans_of(folder).query("split == 'train'"), tested)
+        if seen.problem:
+            done.findings["leakage"] = f"{model['weights']}, which the model started from: {seen.problem}"
+    except InputError as error:
+        done.findings["leakage"] = (
+            f"what {model['weights']}, which the model started from, learnt from is not known: {error}"
+        )
+        return
+    done.leakage |= {
+        "test_images_its_start_learnt_from": seen.pictures,
+        "test_images_of_patients_its_start_learnt_from": seen.patients,
     }
 
 

@@ -101,12 +101,16 @@ def verdict(changes: Changes, minimum: int) -> str:
 
 
 def scans_of(artefact: Path) -> pd.DataFrame:
-    """What a registered model was made of: `tables.contents` of its data version.
+    """What a registered model was made of: `tables.contents` of its data version, and patient: the pseudonym.
+
+    Perceptual hashes and patients are null in what older code has registered: they cannot be found without the data.
 
     Raises:
         InputError: its list of scans is missing or damaged.
     """
     try:
-        return pd.read_csv(artefact / registry.SCANS, dtype="string", usecols=list(tables.CONTENTS))
-    except (OSError, ValueError) as error:
+        table = pd.read_csv(artefact / registry.SCANS, dtype="string")
+        table = table[[*tables.CONTENTS, *(name for name in tables.PRINTS if name in table)]]
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{artefact / registry.SCANS}: cannot be read ({error}); register a model anew") from None
+    return table.reindex(columns=[*tables.CONTENTS, *tables.PRINTS]).astype("string")

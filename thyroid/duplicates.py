@@ -6,6 +6,7 @@ number alone leaks.
 
 from collections.abc import Collection, Sequence
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -59,6 +60,22 @@ def links(hashes: Collection[str], known: Collection[str] = (), max_bits: int = 
         for i, j in zip(*np.nonzero(np.triu(distance <= max_bits, 1)), strict=True):
             found.append((every[start + int(i)], every[start + int(j)]))
     return found
+
+
+def near(hashes: Collection[str], known: Collection[str]) -> set[str]:
+    """Those of `hashes` that differ from a known one by at most `MAX_BITS`; memory stays flat.
+
+    Args:
+        hashes: of `perceptual_hash`.
+        known: hashes to compare them with.
+    """
+    there = dict.fromkeys(known)
+    mine = list(dict.fromkeys(hashes))
+    if not there or not mine:
+        return set()
+    new, old = (np.frombuffer(bytes.fromhex("".join(some)), np.uint8).reshape(len(some), -1) for some in (mine, there))
+    nearest, _ = cv2.batchDistance(new, old, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=1)
+    return {hash_ for hash_, distance in zip(mine, nearest[:, 0].tolist(), strict=True) if distance <= MAX_BITS}
 
 
 def near_duplicates(hashes: Sequence[str], linked: Sequence[tuple[str, str]] | None = None) -> list[tuple[int, int]]:

@@ -32,6 +32,7 @@ from thyroid import (
     plots,
     predictions,
     progress,
+    register,
     registry,
     report,
     subgroups,
@@ -54,7 +55,7 @@ WORST = 4
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Folder with predictions.parquet, evaluation.json (`facts`), report.html, plots/ and the winner's artefact."""
+    """Folder with predictions.parquet, evaluation.json (`facts`), report.html, plots/, patients.csv and the winner's artefact."""
 
     folder: Path
     facts: dict[str, Any]
@@ -158,13 +159,14 @@ def evaluate(
     tested = predictions.of_model(table, best, serving_domain, "test")
     print(f"auditing {winner.facts['backbone']} trained on {winner.facts['train_domain']}", flush=True)
     audited = audits.audit(
-        data, serving_domain, winner.facts, network, winner.parts, seen_by_images, seed, decode
+        data, serving_domain, winner.facts, network, winner.parts, seen_by_images, seed, decode, registry_root
     ).facts()
-    others = _other_audits(data, trained, winner, networks, decode, domains, serving_domain, table, seed)
+    others = _other_audits(data, trained, winner, networks, decode, domains, serving_domain, table, seed, registry_root)
     worst = _worst_cases(data, network, decode, tested, point, best["image_size"], output / "plots")
     rows = None if beside is None else beside.rows.loc[seen_by_images["path"]].reset_index(drop=True)
     shown_to = _images(data, tested)
-    current, anchor = gate.rivals(registry_root, shown_to, classes, serving_domain, _test_scans(scans), rows, decode)
+    judging = tables.used(scans).query("split == 'test'").assign(cohort=facts["cohort"])
+    current, anchor = gate.rivals(registry_root, shown_to, classes, serving_domain, judging, rows, decode)
     by_group = subgroups.figures(tested, point, prevalence, seed, current)
     result = {
         **classes.facts(),
@@ -214,6 +216,9 @@ def evaluate(
         winner, network, exported, best, point, facts, result, contents, tested, folder, helped.head, columns
     )
     result["artefact"] = registry.sha256(folder / "model.json")
+    patients = scans.loc[contents.index, ["patient"]].assign(cohort=facts["cohort"])
+    patients.to_csv(output / register.PATIENTS, index=False)
+    result["patients"] = registry.sha256(output / register.PATIENTS)
     result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
     report.write(output, data, facts, result)
     tables.write_json(output / "evaluation.json", result)
@@ -352,6 +357,7 @@ def _other_audits(
     serving_domain: str,
     table: pd.DataFrame,
     seed: int,
+    registry_root: Location | None,
 ) -> list[dict[str, Any]]:
     """The winner's backbone in the other domains that it was trained on, each model on its own domain."""
     done = []
@@ -359,15 +365,11 @@ def _other_audits(
         domain = one.facts["train_domain"]
         if one.facts["backbone"] == winner.facts["backbone"] and domain in set(domains) - {serving_domain}:
             tested = predictions.of_model(table, one.facts, domain, "test")
-            audited = audits.audit(data, domain, one.facts, networks[one.key], one.parts, tested, seed, decode)
+            audited = audits.audit(
+                data, domain, one.facts, networks[one.key], one.parts, tested, seed, decode, registry_root
+            )
             done.append(audited.facts())
     return done
-
-
-def _test_scans(scans: pd.DataFrame) -> set[str]:
-    """SHA-256 of the scans of the test split."""
-    used = tables.used(scans)
-    return set(used.loc[used["split"] == "test", "sha256"])
 
 
 def _what_is_new(changed: changes.Changes, tested: pd.DataFrame, seed: int) -> dict[str, Any]:

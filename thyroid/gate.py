@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thyroid import changes, metrics, operating, registry
+from thyroid import changes, metrics, operating, overlap, registry
 from thyroid import classes as kinds
 from thyroid.classes import Classes
 from thyroid.errors import InputError
@@ -64,13 +64,14 @@ class Champion:
     """A champion on the candidate's test images, in their order: its scores, or the reason why it has none.
 
     Without a champion (version None) the problem is why it was not looked for. The threshold is the champion's own, on the
-    scale of its scores.
+    scale of its scores. The note is what could not be compared of the scans that it learnt from.
     """
 
     version: int | None
     scores: NDArray[np.float64] | None = None
     threshold: float | None = None
     problem: str | None = None
+    note: str | None = None
 
     def calls(self, scores: Any) -> Any:
         """Whether each of `scores` reaches the threshold."""
@@ -100,7 +101,7 @@ def rivals(
     test: pd.DataFrame,
     classes: Classes,
     domain: str,
-    scans: set[str],
+    judging: pd.DataFrame,
     rows: pd.DataFrame | None = None,
     decode: "Decode | None" = None,
 ) -> tuple[Champion, Champion | None]:
@@ -109,15 +110,15 @@ def rivals(
     Candidates that are each a little worse than the last one would pass a comparison with the champion alone, for ever. The
     anchor is a champion that stays until another one is shown to be better than it, so the losses cannot add up.
 
-    A model that cannot be compared fairly (other classes, another serving domain, trained on images that are now in the
-    test set, damaged) is a reason to refuse the candidate, not to crash: somebody has to look.
+    A model that cannot be compared fairly (other classes, another serving domain, trained on images or patients that are now in
+    the test set, patients named with another key, damaged) is a reason to refuse the candidate, not to crash: somebody has to look.
 
     Args:
         root: of the registry; None for no registry.
         test: the test images as `crop.examples` gives them.
         classes: of the candidate.
         domain: the serving domain.
-        scans: SHA-256 of every scan of the test set, none of which the champion may have been developed on.
+        judging: every scan of the test set as in `overlap.find`, none of which the champion may have been developed on.
         rows: clinical columns of the test images, in their order; None where there are none.
         decode: who reads the images; None for `inputs.decode`.
 
@@ -129,10 +130,10 @@ def rivals(
     aliases = registry.read_aliases(root)
     if "champion" not in aliases:
         return Champion(None), None
-    current = _scored(root, aliases["champion"], test, classes, domain, scans, rows, decode)
+    current = _scored(root, aliases["champion"], test, classes, domain, judging, rows, decode)
     if aliases["anchor"] == aliases["champion"]:
         return current, None
-    return current, _scored(root, aliases["anchor"], test, classes, domain, scans, rows, decode)
+    return current, _scored(root, aliases["anchor"], test, classes, domain, judging, rows, decode)
 
 
 def _scored(
@@ -141,7 +142,7 @@ def _scored(
     test: pd.DataFrame,
     classes: Classes,
     domain: str,
-    scans: set[str],
+    judging: pd.DataFrame,
     rows: pd.DataFrame | None,
     decode: "Decode | None",
 ) -> Champion:
@@ -161,9 +162,12 @@ def _scored(
                 problem=f"it serves {facts['serving_domain']} images and the candidate {domain} ones (set --serving-domain)",
             )
         learnt = changes.scans_of(folder)
-        seen = scans & set(learnt.loc[learnt["split"] != "test", "sha256"])
-        if seen:
-            return Champion(version, problem=f"{len(seen)} scans of this test set were among its development scans")
+        seen = overlap.find(root, learnt[learnt["split"] != "test"], judging)
+        if seen.scans:
+            known = f"{seen.scans} scans of this test set, or their patients, were among its development scans"
+            return Champion(version, problem=f"{known} ({seen.told()})")
+        if seen.problem:
+            return Champion(version, problem=seen.problem)
         network = registry.load_keras(folder / registry.MODEL)
         probability = inputs.predict(network, (decode or inputs.decode)(test, facts["image_size"]))
         if "clinical" in facts:
@@ -177,7 +181,7 @@ def _scored(
     except (InputError, OSError) as error:
         return Champion(version, problem=str(error))
     point = operating.of(facts)
-    return Champion(version, classes.malignant(point.scale(probability)), point.threshold)
+    return Champion(version, classes.malignant(point.scale(probability)), point.threshold, note=seen.note)
 
 
 def decide(
@@ -478,6 +482,6 @@ def _not_inferior(test: pd.DataFrame, name: str, rival: Champion, seed: int) -> 
         told = str(error)
     known = [low for low in lows if low is not None]
     comparison["lowest"] = lowest = min(known) if len(known) == len(lows) else None
-    found = f"{bootstrap} by the bootstrap, {told}"
+    found = f"{bootstrap} by the bootstrap, {told}" + (f"; {rival.note}" if rival.note else "")
     passed = lowest is not None and lowest > -MARGIN
     return comparison, Criterion(f"not inferior to {name} {rival.version}", _ASKED, found, passed)

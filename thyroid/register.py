@@ -12,9 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from thyroid import errors, registry, tables
+import pandas as pd
+
+from thyroid import changes, errors, pseudonyms, registry, tables
 from thyroid.errors import InputError
 from thyroid.storage import Location
+
+PATIENTS = "patients.csv"
+"""Of an evaluation: patient and cohort of every row of its artefact's scans.csv. Numbers do not leave it; the registry has pseudonyms."""
 
 
 def register(evaluation: Path, registry_root: Location, summary: Path) -> registry.Registered:
@@ -42,6 +47,7 @@ def register(evaluation: Path, registry_root: Location, summary: Path) -> regist
         if registry.sha256(artefact / "model.json") != facts["artefact"]:
             raise InputError(f"{evaluation}: its artefact is not the one that evaluation.json judged; evaluate again")
         shutil.copy(evaluation / "report.html", artefact / "report.html")
+        _name_patients(artefact, _patients(evaluation, facts.pop("patients", "")), registry_root)
         registry.describe(artefact, {k: v for k, v in described.items() if k not in ("files", "code_version")})
         registered = registry.publish(artefact, registry_root, facts["gate"])
     facts["model"] = {key: value for key, value in asdict(registered).items() if key != "gate"}
@@ -52,6 +58,22 @@ def register(evaluation: Path, registry_root: Location, summary: Path) -> regist
         f"registered {registered.name} version {registered.version} ({registered.gate['decision']}): {registered.uri}"
     )
     return registered
+
+
+def _patients(evaluation: Path, expected: str) -> pd.DataFrame:
+    """The table of patients, if it is the one that evaluation.json has the SHA-256 of."""
+    file = evaluation / PATIENTS
+    if not file.is_file() or registry.sha256(file) != expected:
+        raise InputError(f"{file}: missing or not the one of evaluation.json; evaluate again")
+    return pd.read_csv(file, dtype={"patient": "int64", "cohort": "string"}, keep_default_na=False)
+
+
+def _name_patients(artefact: Path, patients: pd.DataFrame, root: Location) -> None:
+    """Write pseudonyms of the patients into scans.csv, by which later models and test sets are compared with this one."""
+    secret, scans = pseudonyms.key(root), changes.scans_of(artefact)
+    pairs = zip(patients["cohort"].tolist(), patients["patient"].tolist(), strict=True)
+    scans["patient"] = [pseudonyms.of_patient(secret, cohort, patient) for cohort, patient in pairs]
+    scans.to_csv(artefact / registry.SCANS, index=False)
 
 
 @errors.command

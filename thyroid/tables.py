@@ -275,17 +275,22 @@ def digest(scans: pd.DataFrame, regions: pd.DataFrame) -> str:
 
 
 CONTENTS = ("sha256", "label", "split", "boxes")
+PRINTS = ("phash", "patient")
+"""What scans.csv of a registered version tells besides `CONTENTS`: perceptual hashes, and patients as `pseudonyms`."""
 
 
 def contents(scans: pd.DataFrame, regions: pd.DataFrame) -> pd.DataFrame:
-    """sha256, label (the class), split and boxes (JSON text of the sorted regions) of every scan in use, sorted: what a model is made of."""
+    """What a model is made of: sha256, label (the class), split, boxes (JSON text of the sorted regions) and phash of every scan in use.
+
+    Sorted, with the index of `scans`.
+    """
     boxes: dict[str, list[list[int]]] = {}
     sides = regions[["x", "y", "width", "height"]].astype(int).to_numpy().tolist()
     for path, box in zip(regions["path"].tolist(), sides, strict=True):
         boxes.setdefault(path, []).append(box)
     good = used(scans)
     mine = [json.dumps(sorted(boxes.get(path, []))) for path in good["path"].tolist()]
-    return good.assign(boxes=mine, label=good["class"])[list(CONTENTS)].sort_values(list(CONTENTS), ignore_index=True)
+    return good.assign(boxes=mine, label=good["class"])[[*CONTENTS, "phash"]].sort_values(list(CONTENTS))
 
 
 def write_quarantine(path: Path, rows: pd.DataFrame) -> None:

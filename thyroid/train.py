@@ -33,6 +33,7 @@ from thyroid import (
     errors,
     inputs,
     metrics,
+    overlap,
     plots,
     registry,
     splits,
@@ -134,7 +135,10 @@ def train(
         )
     tuned = replace(tuned, margin=margin, image_size=image_size, tap=tap, backbone=row.name)
     table = _development(data, domain)
-    warm = _warm_start(registry_root, champion, row, classes, domain, scans) if recipe == "warm" else None
+    warm = None
+    if recipe == "warm":
+        judging = tables.used(scans).query("split != 'train'").assign(cohort=facts["cohort"])
+        warm = _warm_start(registry_root, champion, row, classes, domain, judging)
     table["part"] = table["split"]
     plans = {"main": table["part"]} | fold_parts(scans, table, folds, seed)
     for name, part in plans.items():
@@ -345,29 +349,33 @@ def _warm_start(
     row: backbones.Backbone,
     classes: Classes,
     domain: str,
-    scans: pd.DataFrame,
+    judging: pd.DataFrame,
 ) -> _Warm | None:
-    """The champion, if it may be started from; if not, the reason is printed."""
+    """The champion, if it may be started from; if not, the reason is printed. `judging` as in `overlap.find`."""
     version = version or (None if root is None else registry.read_aliases(root).get("champion"))
     if root is None or version is None:
         print(f"{row.name}: there is no champion to start from")
         return None
     folder = registry.find(root, str(version))
     facts = registry.verify(folder)
-    learnt = changes.scans_of(folder).query("split == 'train'")["sha256"]
-    judging = tables.used(scans).query("split != 'train'")["sha256"]
-    seen = int(judging.isin(learnt).sum())
+    seen = overlap.find(root, changes.scans_of(folder).query("split == 'train'"), judging)
     for reason, holds in (
         (f"it tells {', '.join(facts['classes'])} apart", facts["classes"] != list(classes.names)),
         (f"it is {facts['backbone']}", facts["backbone"] != row.name),
         (f"it was trained on {facts['domain']} images", facts["domain"] != domain),
-        (f"it learnt from {seen} scans that are to judge now", seen > 0),
+        (
+            f"it learnt from {seen.scans} scans that are to judge now, or from their patients ({seen.told()})",
+            seen.scans,
+        ),
+        (seen.problem, seen.problem),
     ):
         if holds:
             print(f"{row.name}: does not start from champion {version}: {reason}")
             return None
+    if seen.note:
+        print(f"{row.name}: champion {version}: {seen.note}")
     network = registry.load_keras(folder / registry.MODEL)
-    return _Warm(f"champion {version}", registry.sha256(folder / registry.MODEL), network)
+    return _Warm(f"{train_record.STARTED}{version}", registry.sha256(folder / registry.MODEL), network)
 
 
 def _better_start(job: twophase.Job, table: pd.DataFrame, warm: _Warm) -> tuple[twophase.Job, dict[str, float] | None]:

@@ -9,6 +9,8 @@ import pandas as pd
 from thyroid.errors import InputError
 
 DIAGNOSIS = "diagnosis.json"
+STARTED = "champion "
+"""How the weights of a training are named that started from a champion; the champion's version follows."""
 
 
 def read(folder: Path) -> dict[str, Any]:
