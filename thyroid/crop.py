@@ -284,6 +284,11 @@ def files(scans: pd.DataFrame, regions: pd.DataFrame, margins: Collection[float]
     }
 
 
+def stem(path: str) -> str:
+    """What the names of a scan's images begin with."""
+    return path.rsplit("/", 1)[-1].rsplit(".", 1)[0].encode()[:_MOST_STEM].decode(errors="ignore")
+
+
 def _examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.DataFrame:
     good = tables.used(scans)
     if domain == "normal":
@@ -344,9 +349,8 @@ def _plan(good: pd.DataFrame, regions: pd.DataFrame, margin: float) -> list[_Pla
         mine = tuple(boxes.get(path, ()))
         # a file that came in cropped is its own region, without margin
         wanted: list[Box | None] = [*mine] if domain == "cropped" else [None, *mine]
-        stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0].encode()[:_MOST_STEM].decode(errors="ignore")
         keys = {
-            box: f"{stem}-{hashlib.sha256(f'{code} {sha256} {domain} {box} {margin if box else 0}'.encode()).hexdigest()[:16]}"
+            box: f"{stem(path)}-{hashlib.sha256(f'{code} {sha256} {domain} {box} {margin if box else 0}'.encode()).hexdigest()[:16]}"
             for box in wanted
         }
         plans.append(_Plan(path, local, sha256, domain, mine, margin, keys))

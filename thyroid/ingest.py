@@ -22,7 +22,7 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from thyroid import (
 )
 from thyroid import (
     duplicates,
+    erased,
     errors,
     images,
     names,
@@ -50,6 +51,7 @@ from thyroid import (
 )
 from thyroid import labels as label_table
 from thyroid.classes import Classes
+from thyroid.erased import Erased
 from thyroid.errors import InputError
 from thyroid.labels import Label
 from thyroid.store import Store, Version
@@ -202,7 +204,8 @@ def _ingest(
     if labelled is not None:
         listed = [_with_label(file, labelled) for file in listed]
     boxes = None if rois is None else _read_rois(rois)
-    inputs = _inputs(listed, boxes, given_splits, seed, classes)
+    gone = Erased() if place is None else erased.load(place.folder)
+    inputs = _inputs(listed, boxes, given_splits, seed, classes, gone)
     if (
         known is not None
         and inputs is not None
@@ -221,9 +224,25 @@ def _ingest(
     memory = tables.frame([], store.REMEMBERED) if newest is None else newest.table(store.MEMORY)
     linked = _links(everything, newest, memory)
     good = _drop_shared(everything, table, linked)
+    cohort, renamed, notes = _cohort(site, source, known, newest, memory, good, len(versions))
+    if place is not None:
+        for before in sorted(set(memory["cohort"]) - set(renamed["cohort"])):
+            gone = erased.rename(place.folder, before, cohort)
+    memory = renamed
+    erase = _of_erased(gone, cohort, listed, table)
+    theirs = {path.rsplit("/", 1)[-1] for path in table.loc[erase, "path"]}
+    if place is not None and erase.any():
+        still = {*table.loc[~erase, "phash"].dropna(), *memory["phash"]}
+        lost = set(table.loc[erase, "phash"].dropna()) - still
+        linked = [(a, b) for a, b in linked if a not in lost and b not in lost]
+        good, examined = good[~erase[good.index]].copy(), examined[~erase]
+        _remove_copies(place.folder, listed, table[erase], examined)
+        _set_erased_aside(gone, source, table, erase)
+        notes.append(
+            f"{erase.sum()} files of erased patients still lie in the source, and are set aside; remove them there, too"
+        )
     _require_every_class(good, table, source, lines, classes)
 
-    cohort, memory, notes = _cohort(site, source, known, newest, memory, good, len(versions))
     remembered = memory if given_splits != "ignore" else memory[:0]
     pairs = duplicates.near_duplicates(good["phash"].tolist(), linked)
     good["group"] = duplicates.groups(good["patient"].tolist(), pairs)
@@ -247,6 +266,7 @@ def _ingest(
     for column in ("group", "split"):
         table[column] = good[column].reindex(table.index).astype(tables.SCANS[column])
     regions, refused, repeated = _regions(table, source, boxes, rois, listed)
+    refused = [row for row in refused if not _names_erased(row[0].rsplit("/", 1)[-1], gone, cohort, theirs)]
     notes += repeated
     facts = {
         "source": source,
@@ -460,7 +480,12 @@ def _generation(path: str, now: float) -> str | None:
 
 
 def _inputs(
-    listed: Sequence[_File], boxes: pd.DataFrame | None, given_splits: str, seed: int, classes: Classes
+    listed: Sequence[_File],
+    boxes: pd.DataFrame | None,
+    given_splits: str,
+    seed: int,
+    classes: Classes,
+    gone: Erased,
 ) -> str | None:
     """Names all that a data version depends on; None where a file may change unseen."""
     if any(file.generation is None for file in listed):
@@ -470,6 +495,7 @@ def _inputs(
         told = file.row and file.row.line, file.label
         digest.update(f"{file.path}\0{file.domain}\0{file.generation}\0{told}\n".encode())
     digest.update(b"" if boxes is None else boxes.to_csv().encode())
+    digest.update("\n".join(sorted(map(str, gone.patients))).encode())
     return digest.hexdigest()
 
 
@@ -821,6 +847,55 @@ def _drop_shared(good: pd.DataFrame, table: pd.DataFrame, linked: Sequence[tuple
         "picture that {} patients have: a logo or an empty layout, no scan of one of them".format
     ).astype("string")
     return good[~good.index.isin(shared.index)].copy()
+
+
+def _of_erased(gone: Erased, cohort: str, listed: Sequence[_File], table: pd.DataFrame) -> pd.Series:
+    """Which rows are of erased patients, or of their pictures under other numbers."""
+    result = pd.Series(False, table.index)
+    if not gone.patients:
+        return result
+    said = {file.path: _patient(file) for file in listed}
+    patients = table["patient"].fillna(table["path"].map(said).astype("Int64"))
+    known = {one: (cohort, int(one)) in gone for one in patients.dropna().unique()}
+    scans = gone.scans()
+    return patients.map(known).eq(True) | table["sha256"].map(gone.keyed, na_action="ignore").isin(scans)
+
+
+def _patient(file: _File) -> int | None:
+    try:
+        return file.name().patient
+    except ValueError:
+        return None
+
+
+def _remove_copies(home: Path, listed: Sequence[_File], rows: pd.DataFrame, others: pd.DataFrame) -> None:
+    """Remove what was kept of erased patients' files on the way here."""
+    copies = {copy for copy in rows["local_path"].dropna() if Path(copy).is_relative_to(home / store.SCANS)}
+    paths = set(rows["path"])
+    for file in listed:
+        if file.path in paths and file.entry is not None:
+            address = f"{file.root}/{file.entry.name}"
+            copies.add(str(store.copy_of(home, address, file.entry.generation)))
+    for copy in copies - set(others["local_path"].dropna()):
+        Path(copy).unlink(missing_ok=True)
+
+
+def _set_erased_aside(gone: Erased, source: str, table: pd.DataFrame, erase: pd.Series) -> None:
+    """Quarantine rows under pseudonyms: nothing else of them is kept."""
+    table.loc[erase, "path"] = [f"{source}/erased-{gone.keyed(path)[:16]}" for path in table.loc[erase, "path"]]
+    rest = [column for column in table.columns if column not in ("path", "domain", "quarantine_reason")]
+    table.loc[erase, rest] = pd.NA
+    table.loc[erase, "quarantine_reason"] = "of a patient who was erased; remove the file from where the scans are"
+
+
+def _names_erased(name: str, gone: Erased, cohort: str, files: Collection[str]) -> bool:
+    """Whether a file's name is one of an erased patient's."""
+    if name in files:
+        return True
+    try:
+        return (cohort, names.parse(name).patient) in gone
+    except ValueError:
+        return False
 
 
 def _claims(memory: pd.DataFrame, cohort: str) -> tuple[pd.Series, dict[str, int]]:

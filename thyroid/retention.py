@@ -16,14 +16,13 @@ Nothing goes without `delete`. Runs that write to the store wait meanwhile; one 
 goes loses its images.
 
 python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix
+python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --forget PATIENT
 """
 
 import argparse
 import os
 import re
-import shutil
 import time
-import uuid
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -31,11 +30,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid import changes, crop, errors, registry, storage, tables
+from thyroid import changes, crop, erasure, errors, pseudonyms, registry, storage, tables
 from thyroid.errors import InputError
-from thyroid.store import CROPPED, CROPS, EXAMINED, LINKS, MEMORY, SCANS, VERSIONS, Store, Version, write
+from thyroid.store import CROPPED, CROPS, EXAMINED, GOING, LINKS, MEMORY, SCANS, VERSIONS, Store, Version, remove, write
 
-_WORK, _GOING = "work", ".going-"
+_WORK = "work"
 _DAY = 86400
 _LEFT = (
     f".{CROPPED}.*",
@@ -108,11 +107,7 @@ def retain(
     if days < 1:
         raise InputError(f"--days {days}: give at least 1, or trainings at work would go")
     place = Store(store)
-    if not _numbered(place):
-        raise InputError(
-            f"--store {store}: no data version here; give the folder that thyroid.ingest --store has written"
-        )
-    _check_registry(registry_root)
+    _check(place, registry_root)
     with place.lock():
         models, needs = _models(registry_root, keep, delete)
         try:
@@ -133,24 +128,46 @@ def retain(
             # data versions first: none is there whose copies are not
             for row in data:
                 if not row.stays:
-                    _remove(place.folder / VERSIONS / row.name)
+                    remove(place.folder / VERSIONS / row.name)
             if images:
                 _forget(place, images)
             for path in (*images, *objects):
                 path.unlink(missing_ok=True)
             for row in work:
                 if not row.stays:
-                    _remove(place.folder / _WORK / row.name)
+                    remove(place.folder / _WORK / row.name)
             for row in left:
                 if not row.stays:
-                    _remove(place.folder / row.name)
+                    remove(place.folder / row.name)
     return [*models, *data, *crops, *copies, *work, *left]
 
 
-def _numbered(place: Store) -> list[Path]:
-    """Folders of data versions, newest first, damaged ones too."""
-    found = (folder for folder in (place.folder / VERSIONS).glob("*") if folder.name.isdigit())
-    return sorted(found, key=lambda folder: int(folder.name), reverse=True)
+def forget(
+    store: storage.Location, registry_root: storage.Location, patient: int, site: str = "", delete: bool = False
+) -> list[erasure.Held]:
+    """As `erasure.forget`, holding the store's lock.
+
+    Raises:
+        InputError: as that, or there is no such store or registry.
+    """
+    place = Store(store)
+    _check(place, registry_root)
+    with place.lock():
+        held = erasure.forget(place, registry_root, patient, site)
+    if not delete:
+        return held
+    pseudonyms.key(place.folder)  # it takes the lock itself where it makes one
+    with place.lock():
+        return erasure.forget(place, registry_root, patient, site, delete)
+
+
+def _check(place: Store, registry_root: storage.Location) -> None:
+    """Raises InputError where there is no such store or registry."""
+    if not place.numbered():
+        raise InputError(
+            f"--store {place.folder}: no data version here; give the folder that thyroid.ingest --store has written"
+        )
+    _check_registry(registry_root)
 
 
 def _check_registry(root: storage.Location) -> None:
@@ -197,7 +214,7 @@ def _need(root: storage.Location, version: int) -> _Need:
 
 def _data(place: Store, keep: int, needs: Sequence[_Need], margins: Collection[float]) -> tuple[list[Row], _Kept]:
     """Rows of data versions, and the files of those that stay."""
-    folders = _numbered(place)
+    folders = place.numbered()
     described = {folder: _described(folder) for folder in folders}
     digests = {digest for _, digest, damage in described.values() if not damage}
     mute = [str(one.version) for one in needs if one.scans is None and one.digest not in digests]
@@ -308,7 +325,7 @@ def _leftovers(place: Store) -> list[Row]:
             reason = "half-written a day ago or earlier" if age >= _DAY else "may be being written"
             rows.append(Row("leftovers", path.relative_to(place.folder).as_posix(), size, age < _DAY, reason))
     for home in (VERSIONS, _WORK):
-        for path in sorted((place.folder / home).glob(f"{_GOING}*")):
+        for path in sorted((place.folder / home).glob(f"{GOING}*")):
             name = path.relative_to(place.folder).as_posix()
             rows.append(Row("leftovers", name, _age_and_size(path)[1], False, "half-removed"))
     return rows
@@ -323,16 +340,6 @@ def _forget(place: Store, images: Sequence[Path]) -> None:
     if len(table):
         gone = {path.relative_to(place.crops).as_posix() for path in images}
         write(place.folder / CROPPED, table[~table["file"].isin(gone)])
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or folder; a folder is out of sight first, so that no half of it is ever taken for whole."""
-    if not path.is_dir() or path.is_symlink():
-        path.unlink(missing_ok=True)
-        return
-    hidden = path.with_name(f"{_GOING}{uuid.uuid4().hex}")
-    path.rename(hidden)
-    shutil.rmtree(hidden)
 
 
 def _size(place: storage.Folder | storage.Bucket) -> int:
@@ -362,7 +369,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", type=int, default=5, help="newest models, and data versions of a source, that stay")
     parser.add_argument("--days", type=int, default=7, help="after which an untouched training goes")
     parser.add_argument("--delete", action="store_true", help="remove what goes")
+    parser.add_argument(
+        "--forget", type=int, metavar="PATIENT", help="list what holds a patient, and remove that instead"
+    )
+    parser.add_argument("--site", default="", help="cohort of the patient, where the store knows several")
     chosen = parser.parse_args(argv)
+    if chosen.forget is not None:
+        _report(forget(chosen.store, chosen.registry, chosen.forget, chosen.site, chosen.delete), chosen.delete)
+        return
     rows = retain(chosen.store, chosen.registry, chosen.keep, chosen.days, chosen.delete)
     width = max(len(row.name) for row in rows)
     word = "gone" if chosen.delete else "goes"
@@ -374,6 +388,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not any(row.kind == "model" for row in rows):
         print(f"{chosen.registry}: no model version here that needs a data version")
     print(f"{_told(stays)} stay, {_told(goes)} {'removed' if chosen.delete else 'would be removed (with --delete)'}")
+
+
+def _report(held: Sequence[erasure.Held], delete: bool) -> None:
+    width = max((len(one.name) for one in held), default=0)
+    for one in held:
+        word = "stays" if one.kind in ("patients", "model") else "gone" if delete else "goes"
+        print(f"{one.kind:<11}{one.name:<{width}}  {word:<6} {one.reason}")
+    if any(one.kind == "model" for one in held):
+        print(
+            "A model's weights cannot be purged of a patient, and its report and pictures may show the patient: retrain without, "
+            "then remove these versions with `python -m thyroid.registry gc`; say --forget again to see which are left."
+        )
+    print(
+        "The store has nothing of the patient any more. Outputs of runs, Kubeflow's artifacts, caches and backups are not "
+        "looked at."
+        if delete
+        else "Nothing was removed; --delete removes what goes."
+    )
 
 
 def _told(size: int) -> str:

@@ -7,9 +7,10 @@
     <store>/scans/             copies of the objects of a bucket, and pictures of DICOM files, never these themselves
     <store>/crops/             images of both domains, named after all that their content depends on
     <store>/crops.parquet      what there is of them; crops.sha256: SHA-256 of this table and of the one before it
+    <store>/erased.json        who was erased (see `erased`); patient.key: the key of its hashes
     <store>/sealed             says that every version tells its cohort and its checksums (see `Store.lock`)
 
-A version is there when its data.json is, and is never changed. One run at a time writes here; a killed one leaves nothing
+A version is there when its data.json is, and is never changed but where a patient is erased. One run at a time writes here; a killed one leaves nothing
 that the next one takes for whole. What is damaged is made again where it can be, and named where it cannot.
 
 A cohort is where patient numbers mean the same patients: a hospital, whatever the address of its scans.
@@ -22,7 +23,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from thyroid import errors, storage, tables
 from thyroid.errors import InputError
 
 VERSIONS, SCANS, CROPS = "versions", "scans", "crops"
+GOING = ".going-"
+"""How the name of a folder begins that is being removed."""
+_INCOMING, _REWRITTEN = ".incoming-", ".rewritten-"
 EXAMINED, LINKS, MEMORY, CROPPED = "examined.parquet", "links.parquet", "memory.parquet", "crops.parquet"
 SUMS, SEALED = "crops.sha256", "sealed"
 REMEMBERED = {"cohort": "string", "patient": "Int64", "phash": "string", "split": "string"}
@@ -63,6 +67,7 @@ class Store:
         with storage.lock(
             self.folder, lambda: print(f"{self.folder}: another run is at work here; waiting", flush=True)
         ):
+            self._take_rewritten()
             if not (self.folder / SEALED).exists():
                 self._upgrade()
             yield
@@ -105,6 +110,11 @@ class Store:
         found = (self.folder / VERSIONS).glob("*/data.json")
         return sorted(file.parent for file in found if file.parent.name.isdigit())
 
+    def numbered(self) -> list[Path]:
+        """Folders of data versions, newest first, damaged ones too."""
+        found = (folder for folder in (self.folder / VERSIONS).glob("*") if folder.name.isdigit())
+        return sorted(found, key=lambda folder: int(folder.name), reverse=True)
+
     def readable(self) -> list["Version"]:
         """Versions, newest first; what cannot be read is passed over, with a word."""
         result = []
@@ -117,25 +127,54 @@ class Store:
 
     def add(self, data: Path, examined: pd.DataFrame, links: Sequence[tuple[str, str]], memory: pd.DataFrame) -> Path:
         """Keep the data version in the folder `data` as the next one; the caller holds the lock."""
-        home = self.folder / VERSIONS
-        home.mkdir(exist_ok=True)
-        for left in home.glob(".incoming-*"):  # of a killed run: the lock is ours
-            shutil.rmtree(left)
-        incoming = home / f".incoming-{uuid.uuid4().hex}"
-        incoming.mkdir()
         facts = tables.read_facts(data)
-        for name in facts["files"]:
-            tables.write_bytes(incoming / name, (data / name).read_bytes())
+        content = {name: (data / name).read_bytes() for name in facts["files"]}
         more = {EXAMINED: examined, LINKS: pd.DataFrame(links, columns=["a", "b"], dtype="string"), MEMORY: memory}
-        for name, table in more.items():
-            tables.write_bytes(incoming / name, table.to_parquet(index=False))
-        tables.write_facts(incoming, facts | {"files": _sums(incoming)})
-        storage.flush(incoming)
+        incoming = self._incoming(
+            content | {name: table.to_parquet(index=False) for name, table in more.items()}, facts
+        )
+        home = incoming.parent
         taken = [int(folder.name) for folder in home.iterdir() if folder.name.isdigit()]
         folder = home / f"{max(taken, default=0) + 1:06d}"
         incoming.rename(folder)
         storage.flush(home)
         return folder
+
+    def rewrite(self, folder: Path, content: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
+        """Put other files and facts in the place of those of a data version; the caller holds the lock.
+
+        Killed at any moment, the old ones are there or, from the next lock on, the new ones.
+        """
+        incoming = self._incoming(content, facts)
+        incoming.rename(incoming.with_name(_REWRITTEN + folder.name))
+        storage.flush(incoming.parent)
+        self._take_rewritten()
+
+    def _incoming(self, content: Mapping[str, bytes], facts: Mapping[str, Any]) -> Path:
+        """A whole data version that has no number yet."""
+        home = self.folder / VERSIONS
+        home.mkdir(exist_ok=True)
+        for left in home.glob(f"{_INCOMING}*"):  # of a killed run: the lock is ours
+            shutil.rmtree(left)
+        incoming = home / f"{_INCOMING}{uuid.uuid4().hex}"
+        incoming.mkdir()
+        for name, data in content.items():
+            tables.write_bytes(incoming / name, data)
+        tables.write_facts(incoming, {**facts, "files": _sums(incoming)})
+        storage.flush(incoming)
+        return incoming
+
+    def _take_rewritten(self) -> None:
+        home = self.folder / VERSIONS
+        for folder in sorted(home.glob(f"{_REWRITTEN}*")):
+            target = home / folder.name.removeprefix(_REWRITTEN)
+            hidden = home / f"{GOING}{uuid.uuid4().hex}"
+            if target.exists():
+                target.rename(hidden)
+            folder.rename(target)
+            storage.flush(home)
+            if hidden.exists():
+                shutil.rmtree(hidden)
 
     def cropped(self) -> pd.DataFrame:
         """Images that `crop` has made, with their keys and margins; without those whose file is gone."""
@@ -260,6 +299,16 @@ def write(path: Path, table: pd.DataFrame) -> None:
     # first the new sum beside the old one: killed in between, either table is whole
     tables.write_bytes(path.with_name(SUMS), f"{hashlib.sha256(data).hexdigest()}\n{known}\n".encode())
     tables.write_bytes(path, data)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder; a folder is out of sight first, so that no half of it is ever taken for whole."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    hidden = path.with_name(f"{GOING}{uuid.uuid4().hex}")
+    path.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def _known_sums(folder: Path) -> set[str]:

@@ -112,9 +112,14 @@ def write(folder: Path, scans: pd.DataFrame, regions: pd.DataFrame, facts: dict[
 
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write data.json with its seal."""
-    text = _json({**facts, _SEAL: _UNSEALED})
+    write_sealed(folder / FACTS, facts)
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with the SHA-256 of its own bytes in it."""
+    text = _json({**content, _SEAL: _UNSEALED})
     start, end = text.rsplit(_UNSEALED, 1)
-    write_bytes(folder / FACTS, f"{start}{hashlib.sha256(text.encode()).hexdigest()}{end}".encode())
+    write_bytes(path, f"{start}{hashlib.sha256(text.encode()).hexdigest()}{end}".encode())
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -137,11 +142,16 @@ def sealed(folder: Path) -> bool:
 
 def _sealed(folder: Path) -> dict[str, Any] | None:
     try:
-        data = (folder / FACTS).read_bytes()
+        return read_sealed(folder / FACTS)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{folder}: not a data version ({FACTS} is missing); run `python -m thyroid.ingest` first"
         ) from None
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, without its seal; None where the file is not as it was written."""
+    data = path.read_bytes()
     try:
         facts: dict[str, Any] = json.loads(data)
         seal = facts.pop(_SEAL)
