@@ -189,7 +189,8 @@ def test_equal_numbers_of_another_cohort_are_somebody_else(house, tmp_path):
     assert split_of(tmp_path / "three") == before
 
 
-def test_killed_at_any_step_it_is_finished_by_the_next(house, monkeypatch, tmp_path):
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_any_step_it_is_finished_by_the_next(house, monkeypatch, tmp_path, every):
     wanted = needles(house)
     real = {
         (Path, "unlink"): Path.unlink,
@@ -200,7 +201,7 @@ def test_killed_at_any_step_it_is_finished_by_the_next(house, monkeypatch, tmp_p
     kept = tmp_path / "kept"
     shutil.copytree(house.store, kept)
     expected = None
-    for steps in range(0, 400, 11):
+    for steps in range(0, 400, every):
         shutil.rmtree(house.store)
         shutil.copytree(kept, house.store)
         left = steps
