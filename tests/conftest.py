@@ -63,6 +63,10 @@ LONGEST = (
 """
 
 
+SOAK = int(os.environ.get("SOAK", "1"))
+"""How many times as many flips and kills there are; `make soak` has more than 5,000 flips in all."""
+
+
 def write_scan(path: Path, seed: int = 0, size: tuple[int, int] = (96, 80)) -> Path:
     """A small JPEG of speckle-like noise, different for every seed."""
     rng = np.random.default_rng(seed)

@@ -22,7 +22,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import write_rois, write_scan
+from tests.conftest import SOAK, write_rois, write_scan
 from tests.test_cohorts import age, hospital
 from thyroid import crop, duplicates, images, ingest, plots, storage, store, tables
 from thyroid.errors import InputError
@@ -517,7 +517,7 @@ def test_no_flipped_bit_of_a_store_is_silent(tmp_path):
 
 @pytest.mark.slow
 def test_no_flipped_bit_of_a_store_is_silent_however_many(tmp_path):
-    assert flips_hold(tmp_path, each=8, seed=1, crops=3) == 96
+    assert flips_hold(tmp_path, each=8 * SOAK, seed=1, crops=3) == 96 * SOAK
 
 
 def test_killed_while_a_store_of_older_code_is_filled(tmp_path):
@@ -641,7 +641,7 @@ def test_an_ingest_and_a_crop_that_are_killed_leave_nothing_wrong(tmp_path):
     for work, expected, versions in ((ingests, "in-full", ["000001"]), (crops, "out-full", ["000001", "000002"])):
         total = killed(work, home, 0)
         assert total is not None
-        for at in moments(total, 8):
+        for at in moments(total, min(8 * SOAK, total - 2)):
             if work is ingests:
                 shutil.rmtree(home)
                 shutil.copytree(tmp_path / "before", home)

@@ -246,6 +246,27 @@ def test_a_row_that_cannot_be_used_is_told_by_its_line(mixed, tmp_path, capsys, 
     check_nobody_is_named(tmp_path / "in", told=shown.out + shown.err)
 
 
+def test_an_erased_patient_of_dicom_files_leaves_no_picture(mixed, tmp_path):
+    home = tmp_path / "store"
+    ingest.ingest(mixed, tmp_path / "out", store=home)
+    scan = of_dicoms(tmp_path / "out").iloc[0]
+    picture = Path(scan["local_path"])
+    assert picture.is_file()
+    before = {file.name for file in (home / "scans").glob("*/*")}
+    (tmp_path / "registry").mkdir()
+    for delete in (False, True):
+        held = retention.forget(home, tmp_path / "registry", int(scan["patient"]), delete=delete)
+        assert {one.kind: one.name for one in held if one.kind != "patients"} == {"copies": "1 files", "data": "000001"}
+    for number in range(2):
+        ingest.ingest(mixed, tmp_path / f"again{number}", store=home)
+        assert {file.name for file in (home / "scans").glob("*/*")} == before - {picture.name}
+        table = tables.read(tmp_path / f"again{number}")[0]
+        assert len(tables.used(table)) == 31
+        assert scan["sha256"] not in set(table["sha256"])
+        assert scan["path"] not in set(table["path"])
+        assert scan["phash"] not in set(pd.read_parquet(home / "versions" / "000002" / store.MEMORY)["phash"])
+
+
 def test_rows_that_say_the_same_twice_or_nothing(mixed, tmp_path):
     write_mapping(mixed, [*ROWS, (file(1), "M", "", ""), ("", "B", "", ""), (file(2), "M", "", "1")])
     ingest.ingest(mixed, tmp_path / "in")

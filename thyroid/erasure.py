@@ -9,22 +9,21 @@ A model's weights cannot be purged: the versions that have learned from the pati
 """
 
 import hashlib
+import io
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from thyroid import changes, classes, crop, erased, names, pseudonyms, registry, storage, store, tables
+from thyroid import changes, crop, erased, names, pseudonyms, registry, storage, store, tables
 from thyroid.erased import Erased
 from thyroid.errors import InputError
 from thyroid.settings import MARGIN
 from thyroid.store import CROPPED, EXAMINED, GOING, LINKS, MEMORY, SCANS, VERSIONS, Store, Version
 
 _WORK, _SWEEPS = "work", "sweeps"
-_STATISTICS = "statistics.png"
 _IMAGE = re.compile(r"(?:normal|cropped)/\.?(.+)-[0-9a-f]{16}\.jpg(?:\..*)?", re.DOTALL)
 _COPY = re.compile(r"[0-9a-f]{2}/\.?[0-9a-f]{62}\.(jpg|png)(\..*)?")
 _TRAINING = re.compile(r".+-[0-9a-f]{16}")
@@ -295,6 +294,7 @@ def _rewrite(place: Store, clean: _Tables, notes: list[str]) -> None:
         "synthetic": int(good["path"].map(synthetic).sum()),
         "splits": tables.count_splits(good, facts["classes"]),
         "notes": notes,
+        "inputs": None,
     }
     own = {
         **dict(zip(tables.TABLES, (clean.scans, clean.regions), strict=True)),
@@ -303,13 +303,10 @@ def _rewrite(place: Store, clean: _Tables, notes: list[str]) -> None:
         MEMORY: clean.memory,
     }
     content = {name: table.to_parquet(index=False) for name, table in own.items()}
-    from thyroid import plots  # only here
-
-    with tempfile.TemporaryDirectory() as folder:
-        picture, quarantine = Path(folder, _STATISTICS), Path(folder, tables.QUARANTINE)
-        plots.data_statistics(good, clean.regions, picture, classes.of(facts))
-        tables.write_quarantine(quarantine, clean.quarantine)
-        content |= {file.name: file.read_bytes() for file in (picture, quarantine)}
+    quarantine = io.StringIO()
+    tables.write_quarantine(quarantine, clean.quarantine)
+    # no pictures: drawing takes libraries that are not everywhere, and no ingest takes this version as it is
+    content[tables.QUARANTINE] = quarantine.getvalue().encode()
     place.rewrite(clean.version.folder, content, facts)
 
 

@@ -303,7 +303,7 @@ def contents(scans: pd.DataFrame, regions: pd.DataFrame) -> pd.DataFrame:
     return good.assign(boxes=mine, label=good["class"])[[*CONTENTS, "phash"]].sort_values(list(CONTENTS))
 
 
-def write_quarantine(path: Path, rows: pd.DataFrame) -> None:
+def write_quarantine(path: Path | io.StringIO, rows: pd.DataFrame) -> None:
     """Write quarantine.csv: file and reason, with an apostrophe before what a spreadsheet would take for a formula."""
     rows.map(lambda text: f"'{text}" if str(text).startswith(_FORMULA) else text).to_csv(path, index=False)
 
