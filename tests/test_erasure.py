@@ -13,7 +13,7 @@ from PIL import Image
 from tests.conftest import write_rois, write_scan
 from tests.test_ingest import split_of
 from tests.test_retention import House, Killed
-from thyroid import crop, duplicates, erased, images, ingest, pseudonyms, retention, store, tables
+from thyroid import crop, duplicates, erased, erasure, images, ingest, pseudonyms, retention, store, tables
 from thyroid.errors import InputError
 from thyroid.store import Store
 
@@ -281,3 +281,14 @@ def test_the_words(house, capsys):
     assert str(WHO) not in told
     assert retention.main([*where[:-1], "77"]) == 2
     assert "no such patient" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["as it was", "another"])
+def test_a_model_is_known_by_the_names_of_its_patients(tmp_path, key):
+    """Even where no data version has the patient's files any more."""
+    found = erasure._Found(WHO, frozenset({"north"}), frozenset(), frozenset(), frozenset(), [])
+    secret = pseudonyms.key(tmp_path) if key == "as it was" else b"a secret that is lost"
+    names = [pseudonyms.of_patient(secret, cohort, number) for cohort, number in (("north", WHO), ("south", WHO))]
+    named, comparable = erasure._named(tmp_path, pd.Series([*names, None], dtype="string"), found)
+    assert named.tolist() == [key == "as it was", False, False]
+    assert comparable == (key == "as it was")

@@ -393,7 +393,23 @@ def _models(root: storage.Location, found: _Found, gone: Erased, keyed: frozense
             )
             continue
         theirs = scans["sha256"].isin(found.scans) | scans["sha256"].map(gone.keyed).isin(keyed)
-        counts = scans.loc[theirs, "split"].value_counts()
+        named, comparable = _named(root, scans["patient"], found)
+        counts = scans.loc[theirs | named, "split"].value_counts()
         told = ", ".join(f"{_USED[split]} {counts[split]}" for split in tables.SPLITS if split in counts)
         if told:
             yield Held("model", str(version), f"{told} of the patient's scans{mine}")
+        elif not comparable:
+            yield Held(
+                "model",
+                str(version),
+                f"its patients were named with another key{mine}: it has none of the files known here",
+            )
+
+
+def _named(root: storage.Location, patients: pd.Series, found: _Found) -> tuple[pd.Series, bool]:
+    """Which of a version's pseudonyms are the patient's, and whether they were made with the key of today."""
+    if patients.isna().all():  # of older code
+        return pd.Series(False, patients.index), True
+    secret = pseudonyms.key(root)
+    own = {pseudonyms.of_patient(secret, cohort, found.patient) for cohort in found.cohorts}
+    return patients.isin(own), {name.partition(":")[0] for name in patients.dropna()} == {pseudonyms.key_name(secret)}
