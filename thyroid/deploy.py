@@ -581,9 +581,8 @@ def _into(cluster: Cluster, root: Location, version: int, folder: Path, options:
                 + ("to 0" if options.mode == STANDARD else "above 0")
             )
     where = f"InferenceService {name} in namespace {cluster.namespace}"
-    if _uri(before) != _uri(
-        wanted
-    ):  # noted first: an attempt that is killed leaves a version behind that proved nothing
+    # noted first: an attempt that is killed leaves a version behind that proved nothing
+    if _uri(before) != _uri(wanted):
         registry.note_deployment(root, "sent", version, f"sent to {where}")
     changed, notes = _apply(cluster, wanted)
     for note in notes:
