@@ -88,8 +88,12 @@ def code_version() -> str:
 
 
 def describe(artefact: Path, facts: dict[str, Any]) -> None:
-    """Write model.json: `facts`, the code version, and the hash of every other file of the artefact."""
-    files = sorted(path for path in artefact.rglob("*") if path.is_file() and path.name not in ("model.json", SUM))
+    """Write model.json: `facts`, the code version, and the hash of every other file of the artefact.
+
+    A published version that is described anew is none any more: its sum goes.
+    """
+    (artefact / SUM).unlink(missing_ok=True)
+    files = sorted(path for path in artefact.rglob("*") if path.is_file() and path.name != "model.json")
     tables.write_json(
         artefact / "model.json",
         facts
