@@ -6,19 +6,17 @@ import contextlib
 import gc
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from tests import dicoms
+from tests.attackers import closed, connections, memory, until
 from tests.conftest import variant
 from tests.serving import INFER, PREDICT, Server, encoded
 from thyroid import registry
@@ -58,43 +56,6 @@ def good(server: Server, scan: Path) -> None:
     assert server.ask("/v2/health/live")[0] == 200
     status, told = server.ask(PREDICT, {"instances": [{"image": encoded(scan)}]}, Authorization=f"Bearer {TOKEN}")
     assert status == 200, told
-
-
-def memory(server: Server) -> float:
-    process = psutil.Process(server.process.pid)
-    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 1e6
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def connections(server: Server, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
-    """So many connections on which no more is sent than this."""
-    with contextlib.ExitStack() as stack:
-        opened = []
-        for _ in range(count):
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
-            with contextlib.suppress(OSError):
-                client.sendall(sent)
-            opened.append(client)
-        yield opened
-
-
-def closed(client: socket.socket) -> bool:
-    """Whether the other end closes it, be it after an answer."""
-    try:
-        while client.recv(65_536):
-            pass
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 HEAD = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import write_rois, write_scan
 from tests.test_ingest import split_of
-from tests.test_retention import House, Killed
+from tests.test_retention import House, killed_after
 from thyroid import crop, duplicates, erased, erasure, images, ingest, pseudonyms, retention, store, tables
 from thyroid.errors import InputError
 from thyroid.store import Store
@@ -207,26 +207,7 @@ def test_killed_at_any_step_it_is_finished_by_the_next(house, monkeypatch, tmp_p
     for steps in range(0, 400, every):
         shutil.rmtree(house.store)
         shutil.copytree(kept, house.store)
-        left = steps
-
-        def counted(call):
-            def wrapper(*arguments, **options):
-                nonlocal left
-                if not left:
-                    raise Killed
-                left -= 1
-                return call(*arguments, **options)
-
-            return wrapper
-
-        killed = False
-        with monkeypatch.context() as patch:
-            for (owner, name), call in real.items():
-                patch.setattr(owner, name, counted(call))
-            try:
-                forget(house)
-            except Killed:
-                killed = True
+        killed = killed_after(steps, real, monkeypatch, lambda: forget(house))
         forget(house)
         assert finds(house, wanted, models=(2,)) == [], steps
         versions = Store(house.store).readable()

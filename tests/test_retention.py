@@ -4,6 +4,8 @@ import shutil
 import threading
 import time
 import uuid
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +23,30 @@ DAY = 86400
 
 class Killed(BaseException):
     """Stands for kill -9: nothing catches it."""
+
+
+def killed_after(steps: int, calls: dict, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> bool:
+    """Whether `work` is killed in place of the call after so many of `calls`, which are by owner and name."""
+    left = steps
+
+    def counted(call):
+        def wrapper(*arguments, **options):
+            nonlocal left
+            if not left:
+                raise Killed
+            left -= 1
+            return call(*arguments, **options)
+
+        return wrapper
+
+    with monkeypatch.context() as patch:
+        for (owner, name), call in calls.items():
+            patch.setattr(owner, name, counted(call))
+        try:
+            work()
+        except Killed:
+            return True
+    return False
 
 
 class House:
@@ -421,26 +447,7 @@ def test_killed_at_any_step_it_is_finished_by_the_next(doomed, monkeypatch, tmp_
         shutil.copytree(doomed.store, tmp_path / "kept" / "store")
         shutil.copytree(doomed.registry, tmp_path / "kept" / "registry")
         store, root = tmp_path / "kept" / "store", tmp_path / "kept" / "registry"
-        left = steps
-
-        def counted(call):
-            def wrapper(*arguments, **options):
-                nonlocal left
-                if not left:
-                    raise Killed
-                left -= 1
-                return call(*arguments, **options)
-
-            return wrapper
-
-        killed = False
-        with monkeypatch.context() as patch:
-            for (owner, name), call in real.items():
-                patch.setattr(owner, name, counted(call))
-            try:
-                retention.retain(store, root, 1, delete=True)
-            except Killed:
-                killed = True
+        killed = killed_after(steps, real, monkeypatch, partial(retention.retain, store, root, 1, delete=True))
         images = {path.relative_to(store / "crops").as_posix() for path in (store / "crops").glob("*/*")}
         assert set(pd.read_parquet(store / "crops.parquet")["file"]) <= images, steps
         for file in store.glob("versions/[0-9]*"):

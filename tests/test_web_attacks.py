@@ -3,14 +3,12 @@
 import concurrent.futures
 import contextlib
 import socket
-import time
-from collections.abc import Callable, Iterator
 
 import httpx
-import psutil
 import pytest
 
 from tests import dicoms
+from tests.attackers import closed, connections, memory, until
 from tests.pages import Page
 from tests.serving import free_port
 
@@ -39,43 +37,6 @@ def good(page: Page) -> None:
     opened = visitor.picture("clip.dcm", dicoms.write(dicoms.cine(3)))
     assert opened.status_code == 200, opened.text
     visitor.client.close()
-
-
-def memory(page: Page) -> float:
-    process = psutil.Process(page.process.pid)
-    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 1e6
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def connections(page: Page, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
-    """So many connections on which no more is sent than this."""
-    with contextlib.ExitStack() as stack:
-        opened = []
-        for _ in range(count):
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", page.port), timeout=30))
-            with contextlib.suppress(OSError):
-                client.sendall(sent)
-            opened.append(client)
-        yield opened
-
-
-def closed(client: socket.socket) -> bool:
-    """Whether the other end closes it, be it after an answer."""
-    try:
-        while client.recv(65_536):
-            pass
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 UPLOAD = "POST /read HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"

@@ -166,7 +166,7 @@ def read(data: bytes, frame: int | None = None) -> Picture:
 
 
 def _instance(dataset: Dataset) -> int:
-    """The file's number; 0 where it has none that a table could hold."""
+    """The file's number; 0 where it has none that an integer string may hold (PS3.5 6.2)."""
     number = int(dataset.get("InstanceNumber") or 0)
     return number if abs(number) < 2**31 else 0
 

@@ -74,8 +74,6 @@ scan under other numbers come in twos and threes."""
 _SAME_COHORT = 0.5
 """Share of the scans, of a source or of a cohort, that both must have for the source to be the cohort's: a moved folder has
 nearly all of them, and another hospital the few that are public."""
-_MOST_INSTANCE = 2**31 - 1
-"""Largest number that DICOM's integer strings may hold (PS3.5 6.2)."""
 _MAPPING = "dicom.csv"
 _DICOM = (".dcm", ".dicom", "dicomdir")
 _IN_PASSING = 16
@@ -670,7 +668,7 @@ def _examine_dicom(file: _File, told: "Row", copies: Path) -> dict[str, Any]:
         "local_path": str(_keep(data, store.copy_of(copies, file.path, hashlib.sha256(data).hexdigest(), ".png"))),
         "label": told.label,
         "patient": dicom.patient_number(dicom.key(), patient),
-        "image": picture.instance if abs(picture.instance) <= _MOST_INSTANCE else 0,
+        "image": picture.instance,
         "version": str(picture.frame),
         "synthetic": False,
         **seen,

@@ -1,0 +1,50 @@
+"""What attackers of a server process do, and how it is watched meanwhile."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+
+from tests.pages import Page
+from tests.serving import Server
+
+
+def memory(running: Server | Page) -> float:
+    """Megabytes that a server's process and those that it has started hold."""
+    process = psutil.Process(running.process.pid)
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 1e6
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for a condition, which must come about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def connections(running: Server | Page, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
+    """So many connections on which no more is sent than this."""
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for _ in range(count):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=30))
+            with contextlib.suppress(OSError):
+                client.sendall(sent)
+            opened.append(client)
+        yield opened
+
+
+def closed(client: socket.socket) -> bool:
+    """Whether the other end closes it, be it after an answer."""
+    try:
+        while client.recv(65_536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
