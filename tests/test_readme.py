@@ -127,14 +127,16 @@ def test_more_classes_and_clinical_data(copy):
     """Grades that go with the phantoms' sides, and two columns of which one is worth something."""
     names = sorted(path.name for path in (copy / "my" / "scans").glob("*.jpg"))
     rng = np.random.default_rng(0)
-    grades = {patient: rng.integers(4) for patient in {name[2:5] for name in names}}
+    malignant = sorted({name[2:5] for name in names if name[0] == "M"})
+    grades = {patient: turn % 4 for turn, patient in enumerate(malignant)}  # each class has patients for three splits
+    grades |= {name[2:5]: rng.integers(4) for name in names if name[0] == "B"}
     with (copy / "my" / "labels.csv").open("w") as labels, (copy / "my" / "clinical.csv").open("w") as clinical:
         labels.write("filename,tirads\n")
         clinical.write("filename,age,tsh\n")
         for name in names:
-            malignant, grade = name[0] == "M", grades[name[2:5]]
-            labels.write(f"{name},{('4a', '4b', '4c', '5')[grade] if malignant else '23'[grade % 2]}\n")
-            clinical.write(f"{name},{rng.integers(20, 80)},{(3 if malignant else 1) + rng.normal():.2f}\n")
+            side, grade = name[0], grades[name[2:5]]
+            labels.write(f"{name},{('4a', '4b', '4c', '5')[grade] if side == 'M' else '23'[grade % 2]}\n")
+            clinical.write(f"{name},{rng.integers(20, 80)},{(3 if side == 'M' else 1) + rng.normal():.2f}\n")
     run = shell(command("make run SCANS=my/scans ROIS=my/rois.csv LABELS"), copy)
     printed = run.communicate()[0]
     assert run.returncode == 0, printed[-3000:]
