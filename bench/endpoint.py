@@ -56,5 +56,6 @@ class Endpoint:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(timeout=60)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=60)
             os.killpg(self.process.pid, signal.SIGKILL)  # some leave their workers behind

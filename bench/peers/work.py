@@ -49,15 +49,15 @@ class Network:
         # several processes that pin their threads pin them to the same core
         threads_of = {"INFERENCE_NUM_THREADS": str(threads), "ENABLE_CPU_PINNING": "NO"} if threads < CORES else {}
         self._compiled = core.compile_model(network, "CPU", settings | threads_of)
+        # pybind11 sets itself up at the first array, and two threads that are first at the same time wait for each other
+        self._compiled.create_infer_request().infer({0: np.zeros((1, SIZE, SIZE, 3), np.uint8)})
         self._own = threading.local()
         self.callers = 2 if mode == "latency" else CORES + 2
         """Threads that keep it busy while one or two of them prepare."""
 
     def pool(self) -> ThreadPoolExecutor:
-        """So many threads, all of them started: one that starts while OpenVINO computes now and then never does."""
-        pool, together = ThreadPoolExecutor(self.callers), threading.Barrier(self.callers)
-        list(pool.map(lambda _: together.wait(), range(self.callers)))
-        return pool
+        """So many threads."""
+        return ThreadPoolExecutor(self.callers)
 
     def answer(self, body: bytes, kind: str) -> dict[str, Any]:
         """Of an image, or of the documented request as JSON."""
