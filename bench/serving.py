@@ -1,6 +1,6 @@
 """The endpoint, HTTP and JPEG decoding included, beside what one would pick instead. Every side with its best setting, in turns.
 
-    python bench/serving.py [--backbones ResNet50,VGG16,EfficientNetB7] [--rounds 5]
+    python bench/serving.py [--backbones ResNet50,VGG16,EfficientNetB7] [--rounds 3]
 
 ResNet50 at 224 pixels against FastAPI, LitServe and MLServer, each with OpenVINO (bench/peers, in environments of their own
 under ~/.cache/thyroid-bench) in latency and in throughput mode, of which the better one counts: for f32 and, where that is
@@ -143,10 +143,10 @@ def rate(load: Load, clients: int = CLIENTS, seconds: float = SECONDS, warm: flo
 
 def median(load: Load, asked: float | None = None) -> Side:
     """Median seconds of a request: at so many a second by chance, or of one client."""
-    seconds = WARM + 2 * SECONDS
 
     def run(number: int) -> float:
-        answers = load.closed(1, seconds) if asked is None else load.open(asked, seconds, seed=number)
+        # a queue grows and falls for seconds, so that the median of few of them is chance
+        answers = load.closed(1, WARM + SECONDS) if asked is None else load.open(asked, WARM + 5 * SECONDS, seed=number)
         if wrong := {one.status for one in answers} - {200}:
             raise RuntimeError(f"answered {wrong}")
         return statistics.median(one.there - one.asked for one in answers if one.asked >= WARM)
@@ -302,7 +302,7 @@ def facts(served: Endpoint) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python bench/serving.py", description=__doc__.split("\n")[0])
     parser.add_argument("--backbones", default="ResNet50,VGG16,EfficientNetB7", help="of the ratios against Keras")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of every side")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every side")
     arguments = parser.parse_args()
     names = [backbones.get(name).name for name in arguments.backbones.split(",")]
     ratios: dict[str, float] = {}
