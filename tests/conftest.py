@@ -120,6 +120,33 @@ def sketched() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Files are not waited for until a disk has them, which no test could see and some disks take a second for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def once_compiled(tmp_path_factory) -> Iterator[None]:
+    """A pipeline of the same settings is compiled once, for tests of what is done with it."""
+    from pipelines import __main__ as cli
+
+    plain, folder, made = cli.compile_pipeline, tmp_path_factory.mktemp("compiled"), {}
+
+    def compile_pipeline(settings: Any, chosen: Any, output: Path) -> None:
+        key = repr((cli._cluster(settings), list(chosen)))
+        if key not in made:
+            made[key] = folder / f"{len(made)}.yaml"
+            plain(settings, chosen, made[key])
+        shutil.copy(made[key], output)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "compile_pipeline", compile_pipeline)
+        yield
+
+
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
     """Figures are rendered within the block."""

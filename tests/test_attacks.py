@@ -27,8 +27,8 @@ from thyroid.serve.limits import RequestError
 
 TOKEN = "the-token"
 BEFORE = (
-    "from thyroid.serve import limits; limits.CONNECTIONS = 60; limits.HEADERS = 2.0; limits.MEMORY = 104_000_000; "
-    "limits.SPARE = 4_000_000; limits.SLOW_CLIENT = 4.0; limits.PATIENCE = 0.2"
+    "from thyroid.serve import limits; limits.CONNECTIONS = 60; limits.HEADERS = 1.0; limits.MEMORY = 104_000_000; "
+    "limits.SPARE = 4_000_000; limits.SLOW_CLIENT = 2.0; limits.PATIENCE = 0.2"
 )
 
 

@@ -112,6 +112,7 @@ def test_the_key_of_dicom_scans_is_a_secret_that_ingest_reads():
     assert list(made["data"]) == ["key"]
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_compiled_with_the_images_that_were_named(tmp_path):
     shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".venv", ".git", "output*", ".*_cache"))
     line = command("make compile")
@@ -162,6 +163,7 @@ def test_what_is_kept_is_listed(tmp_path, scans, undrawn, capsys):
     assert "000001" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["make submit GPU=1", "make submit PIPELINE=sweep"])
 def test_a_run_is_started(what):
     host = Kubeflow()
@@ -219,6 +221,7 @@ def test_the_table_of_nodes_is_the_codes():
     assert rows["model server, GPU"] == ["1 to 2", limits["limits"]["memory"], limits["limits"]["nvidia.com/gpu"]]
 
 
+@pytest.mark.slow
 def test_the_picture_is_of_the_pipeline_as_it_is(tmp_path, drawn):
     compile_(tmp_path / "thyroid.yaml")
     found = draw.steps(tmp_path / "thyroid.yaml")

@@ -17,9 +17,9 @@ def pixels(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(toy):
     keras.utils.set_random_seed(0)
-    return backbones.build(backbones.get("ResNet50"), 32, None)
+    return backbones.build(backbones.get(toy), 32, None)
 
 
 def test_it_answers_as_keras_does(model):
@@ -85,8 +85,8 @@ def test_a_file_that_the_training_did_not_write_is_refused(trained, tmp_path, wh
 
 def test_answers_that_are_no_numbers_are_refused(model):
     broken = keras.models.clone_model(model)
-    broken.get_layer(backbones.PROBABILITY).set_weights([np.full((2048, 2), np.nan), np.zeros(2)])
-    with pytest.raises(InputError, match="ResNet50 answers with numbers that are not finite; train it again"):
+    broken.get_layer(backbones.PROBABILITY).set_weights([np.full((40, 2), np.nan), np.zeros(2)])
+    with pytest.raises(InputError, match="Toy answers with numbers that are not finite; train it again"):
         Network.trace(broken).probabilities(pixels(1))
 
 

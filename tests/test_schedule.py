@@ -21,6 +21,8 @@ NIGHTLY = "0 30 2 * * *"
 NEEDED = ["--set", "scans=/data/scans", "--set", "registry=/data/registry"]
 NOW = datetime.datetime(2026, 11, 23, 12, 0, tzinfo=datetime.UTC)
 
+pytestmark = pytest.mark.usefixtures("once_compiled")
+
 
 @pytest.fixture
 def host():

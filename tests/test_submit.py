@@ -10,6 +10,8 @@ from pipelines import __main__ as cli
 from pipelines import submit
 from tests.kubeflow import Kubeflow
 
+pytestmark = pytest.mark.usefixtures("once_compiled")
+
 
 @pytest.fixture
 def host(monkeypatch):

@@ -13,7 +13,7 @@ from tests.pages import Page
 from tests.serving import free_port
 
 BEFORE = (
-    "from thyroid.web import channel; channel.CONNECTIONS = 60; channel.HEADERS = 2.0; channel.BODY = 3.0; "
+    "from thyroid.web import channel; channel.CONNECTIONS = 60; channel.HEADERS = 1.0; channel.BODY = 2.0; "
     "channel.MEMORY = 40_000_000; channel.SPARE = 4_000_000"
 )
 
