@@ -1,18 +1,24 @@
 """Real kills: a training that is stopped anywhere ends, when started again, as if it had never been stopped."""
 
+import contextlib
 import json
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from tensorflow.python.framework import config
 
-from thyroid import checkpoints, inputs, train, train_record, twophase
+from tests.conftest import SOAK
+from thyroid import checkpoints, inputs, phantom, registry, tables, train, train_record, twophase
 from thyroid.backend import tf
 
 ROOT = Path(__file__).parents[1]
@@ -278,3 +284,48 @@ def test_a_halved_batch_doubles_the_steps_of_the_schedule_once(tmp_path):
         second.epochs.epoch = 0
         second.on_train_batch_begin(0)
         assert int(optimizer.iterations.numpy()) == 20
+
+
+def outcome(output: Path) -> dict[str, Any]:
+    """What a run has found, without what differs from run to run: addresses, times and measured speeds."""
+    summary = json.loads((output / "summary.json").read_text())
+    facts = registry.verify(Path(summary["model"]["uri"]))  # killed after it has registered, a run registers again
+    scans, regions, _ = tables.read(output / "data")
+    found = {name: facts[name] for name in ("data_digest", "threshold", "temperature", "bias")}
+    return found | {
+        "splits": dict(zip(scans["sha256"], scans["split"], strict=True)),
+        "regions": sorted(map(tuple, regions[["x", "y", "width", "height"]].to_numpy().tolist())),
+        "test": [model["test"]["cropped"] for model in summary["models"]],
+        "gate": summary["gate"]["decision"],
+    }
+
+
+def start_run(scans: Path, output: Path) -> subprocess.Popen[bytes]:
+    options = ["--scans", str(scans / "scans"), "--rois", str(scans / "rois.csv"), "--backbones", "VGG16"]
+    command = [sys.executable, "-m", "pipelines", "run", *options, "--output", str(output)]
+    with output.with_suffix(".log").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_whole_run(tmp_path):
+    """At any moment, now of all its processes and now of the first one alone; the same command then ends as one run would."""
+    phantom.generate(tmp_path, patients=48, images_per_patient=1, seed=5)
+    assert start_run(tmp_path, tmp_path / "once").wait() == 0
+    output, log, chance = tmp_path / "often", tmp_path / "often.log", random.Random(0)
+    for number in range(3 * SOAK):
+        before = log.stat().st_size if log.exists() else 0
+        running = start_run(tmp_path, output)
+        done = (2, 3, 4, 0, 1)[number % 5]  # steps: a training, an evaluation and a registration are at work then
+        while f"{done} of 7 steps done" not in log.read_text()[before:] and done:
+            assert running.poll() is None
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 4 if done in (2, 3) else 1))
+        family = psutil.Process(running.pid).children(recursive=True) if number % 2 == 0 else []
+        for one in (running, *family):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        assert running.wait() == -signal.SIGKILL
+    assert start_run(tmp_path, output).wait() == 0, log.read_text()[-3000:]
+    assert outcome(output) == outcome(tmp_path / "once")
+    assert "Traceback" not in log.read_text()
