@@ -1,9 +1,15 @@
 """No process of ours opens a connection that it was not asked for, and none is hurt where packets to the internet are dropped."""
 
 import ast
+import concurrent.futures
+import ctypes
+import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -60,16 +66,13 @@ def abroad(process: psutil.Process) -> list[str]:
     return [one for one in ends if not one.startswith(("127.", "::1", "::ffff:127."))]
 
 
-def test_the_endpoint_and_the_page_talk_to_nobody_else(model, phantoms, tmp_path, dropped):
-    scan = next((phantoms / "scans").iterdir())
-    server = Server(tmp_path / "log", "--registry", str(model), environment=dropped).wait()
-    page = Page(tmp_path / "page", f"http://127.0.0.1:{server.port}", environment=dropped).wait()
+def quiet(model: Path, scan: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    """The endpoint and the page answer in this environment, are connected to nobody else, and end when they are told to."""
+    server = Server(tmp_path / "log", "--registry", str(model), environment=environment).wait()
+    page = Page(tmp_path / "page", f"http://127.0.0.1:{server.port}", environment=environment).wait()
     try:
         assert server.ask(PREDICT, {"instances": [{"image": encoded(scan)}]})[0] == 200
         assert page.visitor().read([(scan.name, scan.read_bytes())]).status_code == 200
-        lines = watched(dropped)
-        assert any("127.0.0.1" in line for line in lines), "the page asks the endpoint, and that is seen"
-        assert [line for line in lines if "127.0.0.1" not in line and "0.0.0.0" not in line] == []
         assert abroad(psutil.Process(server.process.pid)) == []
         assert abroad(psutil.Process(page.process.pid)) == []
     finally:
@@ -77,6 +80,64 @@ def test_the_endpoint_and_the_page_talk_to_nobody_else(model, phantoms, tmp_path
         log = server.stop()
     assert server.process.returncode in (0, -15)
     assert "Traceback" not in log
+
+
+def test_the_endpoint_and_the_page_talk_to_nobody_else(model, phantoms, tmp_path, dropped):
+    quiet(model, next((phantoms / "scans").iterdir()), tmp_path, dropped)
+    lines = watched(dropped)
+    assert any("127.0.0.1" in line for line in lines), "the page asks the endpoint, and that is seen"
+    assert [line for line in lines if "127.0.0.1" not in line and "0.0.0.0" not in line] == []
+
+
+NOWHERE = """
+ip link set lo up
+ip link add outside type veth peer name nobody
+ip link set outside addrgenmode none up
+ip link set nobody addrgenmode none up
+ip address add 10.99.0.2/24 dev outside
+ip neighbour add 10.99.0.1 lladdr 02:00:00:00:00:01 dev outside
+ip route add default via 10.99.0.1
+"""
+"""A network whose way to the internet leads to nobody: what is sent there is counted and dropped."""
+CLONE_NEWNET = 0x40000000
+
+
+def sent() -> int:
+    """Packets that have been dropped."""
+    asked = subprocess.run(["ip", "-json", "-statistics", "link", "show", "outside"], capture_output=True, check=True)
+    return json.loads(asked.stdout)[0]["stats64"]["tx"]["packets"]
+
+
+@pytest.fixture
+def nowhere() -> Iterator[concurrent.futures.Executor]:
+    """A thread in a network of its own, as are the processes that it starts."""
+    if shutil.which("ip") is None:
+        pytest.skip("ip (iproute2) is not here")
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        if thread.submit(ctypes.CDLL(None).unshare, CLONE_NEWNET).result():
+            pytest.skip("this user may make no network namespace")
+        for line in NOWHERE.strip().splitlines():
+            made = thread.submit(subprocess.run, line.split(), capture_output=True, text=True).result()
+            if made.returncode:
+                pytest.skip(f"{line}: {made.stderr.strip()}")
+        yield thread
+
+
+@pytest.mark.slow
+def test_they_live_where_packets_to_the_internet_are_dropped(model, phantoms, tmp_path, dropped, nowhere):
+    """By the kernel, in whatever language something asks for a connection."""
+    environment = {name: value for name, value in dropped.items() if name not in ("PYTHONPATH", "WATCHED")}
+
+    def trial() -> tuple[int, int]:
+        quiet(model, next((phantoms / "scans").iterdir()), tmp_path, environment)
+        before = sent()
+        with pytest.raises(TimeoutError):
+            socket.create_connection(("192.0.2.1", 443), timeout=1)
+        return before, sent()
+
+    before, after = nowhere.submit(trial).result()
+    assert before == 0
+    assert after > 0, "an attempt would have been seen"
 
 
 def test_a_conversion_talks_to_nobody(dropped):
