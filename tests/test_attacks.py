@@ -61,7 +61,14 @@ def good(server: Server, scan: Path) -> None:
 HEAD = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
-@pytest.mark.parametrize("sent", ["", "POST /v1/mod", f"{HEAD}X-Slow: "], ids=["nothing", "a line", "a header"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param("", id="nothing", marks=pytest.mark.slow),
+        pytest.param("POST /v1/mod", id="a line", marks=pytest.mark.slow),
+        pytest.param(f"{HEAD}X-Slow: ", id="a header"),
+    ],
+)
 def test_half_sent_heads_keep_nobody_out_and_are_closed(server, scan, sent):
     with connections(server, 100, sent.encode()) as clients:
         good(server, scan)
@@ -385,6 +392,7 @@ def test_a_champion_without_a_threshold_ends_the_start_in_words(model, tmp_path)
     assert "model.json: field threshold is missing" in running.log.read_text()
 
 
+@pytest.mark.slow
 def test_sigterm_is_carried_out_under_load(model, tmp_path, scan):
     """Clients that come again at once do not keep it going: they are told to, on connections that are closed."""
     running = Server(

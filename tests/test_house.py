@@ -97,6 +97,7 @@ def helps() -> dict[str, tuple[int, str]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_every_step_is_a_command(helps, module):
     status, told = helps[module]

@@ -224,6 +224,7 @@ def test_all_pages_are_listed(gcs, monkeypatch):
     assert len(listings) >= 5
 
 
+@pytest.mark.slow
 def test_a_thousand_objects_with_two_hundred_faults(gcs, tmp_path):
     dice = random.Random(0)
     made = {f"{number:04d}": dice.randbytes(dice.randrange(4000)) for number in range(1000)}

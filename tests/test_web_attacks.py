@@ -44,8 +44,12 @@ UPLOAD = "POST /read HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; b
 
 @pytest.mark.parametrize(
     "sent",
-    ["", "GET / HT", f"{UPLOAD}X-Slow: ", f"{UPLOAD}Content-Length: 30000000\r\n\r\n--x"],
-    ids=["nothing", "a line", "a header", "a body"],
+    [
+        pytest.param("", id="nothing", marks=pytest.mark.slow),
+        pytest.param("GET / HT", id="a line", marks=pytest.mark.slow),
+        pytest.param(f"{UPLOAD}X-Slow: ", id="a header"),
+        pytest.param(f"{UPLOAD}Content-Length: 30000000\r\n\r\n--x", id="a body"),
+    ],
 )
 def test_slow_clients_keep_nobody_out_and_are_closed(page, sent):
     good(page)  # the process that reads DICOM starts, which takes a moment
@@ -63,7 +67,7 @@ def test_bodies_that_no_route_wants_are_not_taken(page):
             assert client.recv(65_536).startswith(b"HTTP/1.1 413 ")
 
 
-@pytest.mark.parametrize("form", ["whole", "chunked", "aborted"])
+@pytest.mark.parametrize("form", ["whole", pytest.param("chunked", marks=pytest.mark.slow), "aborted"])
 def test_large_bodies_at_once_stay_within_the_budget(page, form):
     """Whoever finds no room is told so, and what was aborted is free again."""
     good(page)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from thyroid.clinical import Encoder
@@ -116,6 +115,8 @@ def fit(p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, seed
 
 def _path(p: Array, rows: pd.DataFrame, y: NDArray[np.int64], patient: NDArray) -> list[Fusion]:
     """Heads of all `STRENGTHS`; each starts from the stronger one's solution."""
+    from scipy.optimize import minimize  # a server does without, and starts the sooner
+
     encoder = Encoder.fit(rows, patient)
     x = encoder.encode(rows)[0].astype(float)
     log_p, (n, k), d = _log(p), p.shape, x.shape[1]

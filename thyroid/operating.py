@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
 from scipy.special import expit, logit, softmax
 
 from thyroid.classes import Classes
@@ -121,6 +120,8 @@ def fit_scaling(probability: ArrayLike, truth: ArrayLike) -> tuple[float, tuple[
         probability: [n, classes], not yet scaled.
         truth: place of the true class [n].
     """
+    from scipy.optimize import minimize  # a server does without, and starts the sooner
+
     column, count = np.asarray(truth), np.shape(probability)[1]
     seen = np.bincount(column, minlength=count)
     sure = ((seen + 1) / (seen + 2))[column, None]
