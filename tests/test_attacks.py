@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests import dicoms
-from tests.attackers import closed, connections, memory, until
+from tests.attackers import closed, connections, memory, png_header, until
 from tests.conftest import variant
 from tests.serving import INFER, PREDICT, Server, encoded
 from thyroid import registry
@@ -233,7 +233,7 @@ def test_memory_is_reserved_first_come_first_served(monkeypatch):
 
 def test_a_request_has_a_limit_of_pixels(server):
     """Told from the headers, before one is decoded."""
-    from tests.test_serve_hard import b64, png_header
+    from tests.test_serve_hard import b64
 
     one = b64(png_header(7000, 7000))
     status, told = server.ask(PREDICT, {"instances": [one] * 3}, Authorization=f"Bearer {TOKEN}")
