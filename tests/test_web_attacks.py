@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import socket
+import time
 
 import httpx
 import pytest
@@ -54,6 +55,14 @@ def test_slow_clients_keep_nobody_out_and_are_closed(page, sent):
         for client in clients:
             assert closed(client)
     good(page)
+
+
+def test_whoever_comes_behind_a_thousand_is_not_kept_waiting(page):
+    """The loop takes in many at once."""
+    with connections(page, 1000, b""):
+        started = time.monotonic()
+        assert httpx.get(f"{page.address}/health", timeout=30).status_code == 200
+        assert time.monotonic() - started < 0.5
 
 
 def test_bodies_that_no_route_wants_are_not_taken(page):
