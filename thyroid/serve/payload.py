@@ -151,9 +151,8 @@ def _name(where: str, patient: str | int | None) -> str | None:
 def _base64(field: str, text: str | bytes) -> bytes:
     parts: list[bytes] = []
     try:
-        for at in range(
-            0, len(text), _PART
-        ):  # as a whole it would keep all other threads waiting for tenths of a second
+        # as a whole it would keep all other threads waiting for tenths of a second
+        for at in range(0, len(text), _PART):
             parts.append(base64.b64decode(text[at : at + _PART], validate=True))
             if len(parts[-1]) < _PART // 4 * 3 and at + _PART < len(text):
                 raise ValueError("padded before its end")
