@@ -142,8 +142,9 @@ bench: $(READY_DEV) ## Ratios against named peers
 	@for b in input training sweep evaluation serving scale incremental; do "$(BIN)/python" bench/$$b.py || exit 1; done
 	@tests/browser/install.sh && "$(BIN)/python" bench/web.py
 
-soak: $(READY_DEV) ## The endpoint of OUTPUT at 80 % load for ten minutes (no error, flat memory), and floods, flips and kills in bulk
-	@"$(BIN)/python" bench/soak.py --registry "$(OUTPUT)/registry" --scan "$$(find "$(OUTPUT)/sample/scans" -name '*.jpg' | sort | head -n 1)"
+soak: $(READY_DEV) ## The endpoint of OUTPUT at 80 % load for ten minutes (no error, flat memory), good requests beside attacks, and floods, flips and kills in bulk
+	@scan="$$(find "$(OUTPUT)/sample/scans" -name '*.jpg' | sort | head -n 1)"; \
+		for b in soak attacks; do "$(BIN)/python" bench/$$b.py --registry "$(OUTPUT)/registry" --scan "$$scan" || exit 1; done
 	SOAK=16 $(PYTEST) -m slow tests/test_attacks.py tests/test_web_attacks.py tests/test_registry.py tests/test_incremental.py \
 		tests/test_erasure.py tests/test_checkpoints.py
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import socket
+import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -14,7 +16,11 @@ from tests.serving import Server
 def memory(running: Server | Page) -> float:
     """Megabytes that a server's process and those that it has started hold."""
     process = psutil.Process(running.process.pid)
-    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 1e6
+    held = process.memory_info().rss
+    for one in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            held += one.memory_info().rss
+    return held / 1e6
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -48,3 +54,15 @@ def closed(client: socket.socket) -> bool:
     except OSError:
         return True
     return True
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )

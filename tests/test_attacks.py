@@ -1,6 +1,7 @@
 """The endpoint under attacks on its memory, its connections and its doors; good requests are answered beside each."""
 
 import asyncio
+import base64
 import concurrent.futures
 import contextlib
 import gc
@@ -16,11 +17,11 @@ import httpx
 import pytest
 
 from tests import dicoms
-from tests.attackers import closed, connections, memory, until
+from tests.attackers import closed, connections, memory, png_header, until
 from tests.conftest import variant
 from tests.serving import INFER, PREDICT, Server, encoded
 from thyroid import registry
-from thyroid.serve import limits
+from thyroid.serve import limits, payload
 from thyroid.serve.admission import Admission, Memory
 from thyroid.serve.guard import Guard
 from thyroid.serve.limits import RequestError
@@ -240,7 +241,7 @@ def test_memory_is_reserved_first_come_first_served(monkeypatch):
 
 def test_a_request_has_a_limit_of_pixels(server):
     """Told from the headers, before one is decoded."""
-    from tests.test_serve_hard import b64, png_header
+    from tests.test_serve_hard import b64
 
     one = b64(png_header(7000, 7000))
     status, told = server.ask(PREDICT, {"instances": [one] * 3}, Authorization=f"Bearer {TOKEN}")
@@ -253,6 +254,39 @@ def test_a_request_has_a_limit_of_pixels(server):
     )
     status, told = server.ask(PREDICT, {"instances": [one] * 2}, Authorization=f"Bearer {TOKEN}")
     assert "damaged PNG" in told["error"]
+
+
+def test_refused_bodies_leave_others_their_time(server):
+    """Their rest is taken bit by bit, to its end, and the connection can be used again."""
+    body = b"x" * 8_000_000
+    refused = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode()
+
+    def send(_: int) -> set[bytes]:
+        with connections(server, 1, refused) as (client,):
+            client.sendall(body)
+            answers = {client.recv(65_536)[9:12]}
+            client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            return answers | {client.recv(65_536)[9:12]}
+
+    probes = 0
+    with concurrent.futures.ThreadPoolExecutor(30) as pool:
+        sent = [pool.submit(send, number) for number in range(30)]
+        while not all(one.done() for one in sent):
+            assert server.ask("/v2/health/live")[0] == 200
+            probes += 1
+        assert [one.result() for one in sent] == [{b"401", b"200"}] * 30
+    assert probes > 20, "at full speed the bodies leave time for two"
+
+
+@pytest.mark.parametrize("length", [8, 262_144, 300_000, 1_000_004])
+def test_base64_is_as_strict_in_parts(length):
+    text = base64.b64encode(bytes(range(256)) * 3000)[:length].decode()
+    assert payload._base64("f", text) == base64.b64decode(text, validate=True)
+    edge = min(payload._PART, length)
+    padded = f"{text[: edge - 2]}=={text[edge:]}AAAA"
+    for wrong in (text[:-1], "AA==" + text, "A-" + text[2:], text[:-4] + "\u00e9AAA", padded):
+        with pytest.raises(RequestError, match="not base64"):
+            payload._base64("f", wrong)
 
 
 @pytest.mark.parametrize("value", [b"{},", b"[],", b'"a",', b"0,"])

@@ -11,12 +11,10 @@ import random
 import signal
 import socket
 import ssl
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
+from tests.attackers import png_header
 from tests.conftest import variant
 from tests.serving import EXPLAIN, INFER, PREDICT, Server, encoded
 from thyroid import registry
@@ -51,18 +50,6 @@ def scan(phantoms) -> Path:
 
 def one(scan: Path, **more) -> dict:
     return {"instances": [{"image": encoded(scan)} | more]}
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    )
 
 
 def b64(data: bytes) -> dict:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import socket
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ from tests import dicoms
 from tests.attackers import closed, connections, memory, until
 from tests.pages import Page
 from tests.serving import free_port
+from thyroid.web import channel
 
 BEFORE = (
     "from thyroid.web import channel; channel.CONNECTIONS = 60; channel.HEADERS = 1.0; channel.BODY = 2.0; "
@@ -58,6 +60,27 @@ def test_slow_clients_keep_nobody_out_and_are_closed(page, sent):
         for client in clients:
             assert closed(client)
     good(page)
+
+
+def test_connections_are_taken_in_many_at_once():
+    """Up to the limit of all, and so many that those who are in have their turn, too."""
+    waiting, taken = list(range(250)), {}
+    server = SimpleNamespace(active_channels=taken, _map=taken, adj=SimpleNamespace(connection_limit=150))
+
+    def accept() -> None:
+        if waiting:
+            taken[waiting.pop()] = None
+
+    take_in = channel._all_of_them(server, accept)
+    left = []
+    for _ in range(2):
+        take_in()
+        left.append(len(waiting))
+    assert left == [250 - channel.AT_ONCE, 100]
+    taken.clear()
+    take_in()
+    take_in()
+    assert waiting == []
 
 
 def test_bodies_that_no_route_wants_are_not_taken(page):

@@ -27,6 +27,7 @@ from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, MAX_REQUEST_PIX
 EXAMPLE = '{"instances": [{"image": {"b64": "..."}}]}'
 _PATIENT_LENGTH = 128
 _COLUMNS = 200
+_PART = 262_144  # bytes that are looked at in one go; they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,12 @@ def count_values(text: bytes) -> None:
     """
     if len(text) <= limits.SMALL_BODY:
         return
-    if any(text.count(one) > limits.MAX_VALUES for one in (b"{", b"[", b'"')) or text.count(b",") > limits.MAX_NUMBERS:
+    found = dict.fromkeys(b'{[",', 0)
+    for at in range(0, len(text), _PART):  # many times as fast as `bytes.count`, for which all others would wait
+        part = np.frombuffer(text, np.uint8, min(_PART, len(text) - at), at)
+        for one in found:
+            found[one] += int(np.count_nonzero(part == one))
+    if found.pop(ord(",")) > limits.MAX_NUMBERS or max(found.values()) > limits.MAX_VALUES:
         raise RequestError("body: too many values; send pictures as base64, or as binary tensors")
 
 
@@ -143,10 +149,16 @@ def _name(where: str, patient: str | int | None) -> str | None:
 
 
 def _base64(field: str, text: str | bytes) -> bytes:
+    parts: list[bytes] = []
     try:
-        data = base64.b64decode(text, validate=True)
+        # as a whole it would keep all other threads waiting for tenths of a second
+        for at in range(0, len(text), _PART):
+            parts.append(base64.b64decode(text[at : at + _PART], validate=True))
+            if len(parts[-1]) < _PART // 4 * 3 and at + _PART < len(text):
+                raise ValueError("padded before its end")
     except (binascii.Error, ValueError):
         raise RequestError(f"{field}: not base64") from None
+    data = b"".join(parts)
     if not data:
         raise RequestError(f"{field}: empty")
     if len(data) > MAX_IMAGE_BYTES:

@@ -52,6 +52,9 @@ RETRY_SECONDS = 60.0
 SELF_TEST_SECONDS = 60.0
 SWEEP_SECONDS = 1.0
 """Between two looks for slow clients, and for memory to give back."""
+UNWANTED_SECONDS = 0.001
+"""Between two looks at the rest of a body that was answered before it had come, for each connection that has one: as fast as
+they come, thirty of them leave others no time."""
 
 T = TypeVar("T")
 
@@ -456,6 +459,8 @@ class _Connection(HttpToolsProtocol):
 
     _fresh: ClassVar[dict["_Connection", None]] = {}
     """Those that may not have sent a whole head yet, the oldest first."""
+    _unwanted: ClassVar[set["_Connection"]] = set()
+    """Those that were answered before their bodies had come."""
     _head = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -466,6 +471,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fresh.pop(self, None)
+        self._unwanted.discard(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -476,6 +482,21 @@ class _Connection(HttpToolsProtocol):
                 self.transport.abort()
         elif self._head:
             self._head = 0
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle.response_complete and not (self.flow.read_paused or self.transport.is_closing()):
+            self._unwanted.add(self)
+            self.flow.pause_reading()
+            self.loop.call_later(UNWANTED_SECONDS * len(self._unwanted), self._go_on)
+
+    def on_message_complete(self) -> None:
+        self._unwanted.discard(self)
+        super().on_message_complete()
+
+    def _go_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def waits(self) -> tuple[str, int] | None:
         """What for, and a number that changes when it goes on; None if it is the server's turn, or idle between requests."""

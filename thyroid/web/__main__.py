@@ -14,7 +14,7 @@ from typing import Any
 
 import waitress
 
-from thyroid import RESEARCH_USE_ONLY, errors, logs
+from thyroid import RESEARCH_USE_ONLY, errors, logs, memory
 from thyroid.errors import InputError
 from thyroid.web import app, channel
 
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise InputError(f"port {given.port}: {errors.one_line(error)}; choose another with --port") from None
     channel.guard(channels)
+    memory.return_large()
     gc.freeze()  # what is here stays: garbage is sought among the rest
     print(f"page on http://localhost:{given.port} asking {given.endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
     server.run()

@@ -25,6 +25,8 @@ BODY = 60.0
 """Seconds within which its body must have: the largest at 5 Mbit/s."""
 CONNECTIONS = 500
 """From which on a new one closes the oldest that waits without a request. Most are idle: browsers keep several open."""
+AT_ONCE = 100
+"""New connections that are taken in before the others have their turn."""
 
 
 class _Memory:
@@ -148,6 +150,7 @@ def guard(channels: dict[Any, Any]) -> None:
         if hasattr(one, "channel_class"):
             one.channel_class = Channel
             one.add_task, one.maintenance = _at_once(one.add_task), _tidied(one.maintenance)
+            one.handle_accept = _all_of_them(one, one.handle_accept)
 
 
 def _at_once(add_task: Any) -> Any:
@@ -155,6 +158,19 @@ def _at_once(add_task: Any) -> Any:
         channel.service() if getattr(channel.requests[0], "path", "") == PROBE else add_task(channel)
 
     return add
+
+
+def _all_of_them(server: Any, accept: Any) -> Any:
+    """Waitress takes in one between two looks at all connections, so that whoever comes behind a thousand waits for seconds."""
+
+    def take_in() -> None:
+        for _ in range(AT_ONCE):
+            before = len(server.active_channels)
+            accept()
+            if len(server.active_channels) == before or len(server._map) >= server.adj.connection_limit:
+                break
+
+    return take_in
 
 
 def _tidied(maintenance: Any) -> Any:

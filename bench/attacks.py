@@ -1,0 +1,441 @@
+"""Good requests beside attacks on the endpoint and on the page: all are answered, none much later, and memory comes back.
+
+    python bench/attacks.py --registry output/registry --scan scan.jpg [--seconds 10]
+
+Both servers run with the limits that they are shipped with, and with a token. A good client asks at a steady rate, a fifth of
+what is possible, on a new connection each time: the endpoint for predictions, the page for readings of one scan; and once a
+second it sends a probe, which fails when it takes longer than the second that Kubernetes waits by itself. The peer is the same
+client without the attack, in a turn before it and one after it. An attack is repeated until `--seconds` have passed; 30
+seconds after its end, memory is compared with that before.
+
+The attacker is one process of prepared bytes and sockets with little right to the processor (nice 10), but it shares the cores
+with the servers: on two of them, what it takes is in the ratios, too.
+"""
+
+import argparse
+import http.client
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import random
+import resource
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests import dicoms
+from tests.attackers import closed, connections, memory, png_header
+from tests.pages import Page
+from tests.serving import PREDICT, Server
+
+SHARE = 0.2
+CLIENTS = 4
+REST = 30.0
+PROBE_SECONDS = 1.0
+MOST_P99, MOST_MEMORY = 3.0, 1.1
+TOKEN = "the-token"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+Attack = Callable[[], list[str]]
+"""One round of it; returns what each of its requests was answered with."""
+
+
+def address() -> str:
+    """Another visitor's for every request, since the page limits the requests of each."""
+    return ".".join(["10", *(str(random.randrange(2, 250)) for _ in range(3))])
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server, and the good request to it.
+
+    Attributes:
+        name: endpoint or page.
+        running: its process.
+        path, body, headers: of the good request.
+        probe: path of the probe.
+        limit: of its memory, in MB.
+    """
+
+    name: str
+    running: Server | Page
+    path: str
+    body: bytes
+    headers: dict[str, str]
+    probe: str
+    limit: float
+
+    def ask(self) -> int:
+        """Status of a good request; 0 where there was no answer."""
+        return self._status("POST", self.path, self.body, self.headers | {"x-forwarded-for": address()})
+
+    def lives(self) -> int:
+        """Status of a probe; 0 where there was no answer in time."""
+        started = time.perf_counter()
+        status = self._status("GET", self.probe, None, {})
+        return status if time.perf_counter() - started <= PROBE_SECONDS else 0
+
+    def _status(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> int:
+        line = http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=60)
+        try:
+            line.request(method, path, body, headers)
+            answer = line.getresponse()
+            answer.read()
+            return answer.status
+        except (OSError, http.client.HTTPException):
+            return 0
+        finally:
+            line.close()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a good client met: seconds of each answer, statuses of what failed, and the most memory meanwhile, in MB."""
+
+    seconds: list[float]
+    failed: list[int]
+    peak: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """An attack's result; latencies are p50 and p99 in seconds, memory is in MB."""
+
+    target: Target
+    attack: str
+    answered: int
+    failed: int
+    alone: tuple[float, float]
+    beside: tuple[float, float]
+    before: float
+    peak: float
+    after: float
+
+    @property
+    def ratio(self) -> float:
+        """Of the p99 beside the attack to that without it."""
+        return self.beside[1] / self.alone[1]
+
+
+def capacity(target: Target, seconds: float = 3.0) -> float:
+    """Good answers a second of `CLIENTS` that ask again at once."""
+    end = time.monotonic() + seconds
+
+    def client(_: int) -> int:
+        good = 0
+        while time.monotonic() < end:
+            good += target.ask() == 200
+        return good
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return sum(pool.map(client, range(CLIENTS))) / seconds
+
+
+def turn(target: Target, rate: float, going: Callable[[], bool]) -> Turn:
+    """Ask at a steady rate, whether the requests before are answered or not; latencies count from when each was due."""
+    seconds: list[float] = []
+    failed: list[int] = []
+    peak = 0.0
+
+    def good(due: float) -> None:
+        status = target.ask()
+        if status == 200:
+            seconds.append(time.perf_counter() - due)
+        else:
+            failed.append(status)
+
+    def probe() -> None:
+        if (status := target.lives()) != 200:
+            failed.append(status)
+
+    with ThreadPoolExecutor(64) as pool:
+        due = time.perf_counter()
+        for number in itertools.count():
+            if not going():
+                break
+            pool.submit(good, due)
+            if number % math.ceil(rate) == 0:
+                pool.submit(probe)
+            time.sleep(0.5 / rate)  # a look at memory takes milliseconds, which no request should wait for
+            peak = max(peak, memory(target.running))
+            due += 1 / rate
+            time.sleep(max(0.0, due - time.perf_counter()))
+    return Turn(seconds, failed, peak)
+
+
+def repeat(attack: Attack, seconds: float, told: Connection) -> None:
+    """The attacker's process."""
+    os.nice(10)
+    answers: Counter[str] = Counter()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        answers.update(attack())
+    told.send(answers)
+
+
+def beside(target: Target, name: str, attack: Attack, rate: float, seconds: float, before: Turn) -> tuple[Row, Turn]:
+    """A turn beside the attack, and one after it, which is the one before the next."""
+    held = memory(target.running)
+    mine, theirs = multiprocessing.Pipe(duplex=False)
+    # a fork has everything at hand: to import it anew would take seconds from the servers
+    attacker = multiprocessing.get_context("fork").Process(target=repeat, args=(attack, seconds, theirs))
+    attacker.start()
+    during = turn(target, rate, attacker.is_alive)
+    ended = time.monotonic()
+    if attacker.exitcode:
+        raise RuntimeError(f"the attacker of {target.name}, {name}, ended with status {attacker.exitcode}")
+    answers = ", ".join(f"{count} x {answer}" for answer, count in sorted(mine.recv().items()))
+    time.sleep(max(0.0, REST - seconds))
+    after = turn(target, rate, lambda: time.monotonic() < ended + max(REST, seconds))
+    row = Row(
+        target,
+        name,
+        len(during.seconds),
+        len(during.failed),
+        percentiles(before.seconds + after.seconds),
+        percentiles(during.seconds),
+        held,
+        during.peak,
+        memory(target.running),
+    )
+    wrong = f"; failed with {Counter(during.failed)}" if during.failed else ""
+    print(f"{target.name}, {name}: p99 x {row.ratio:.1f}; the attacker got {answers}{wrong}", flush=True)
+    return row, after
+
+
+def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
+    """p50 and p99."""
+    if len(seconds) < 2:
+        return math.inf, math.inf
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    return cuts[49], cuts[98]
+
+
+def measure(target: Target, attacks: dict[str, Attack], seconds: float) -> list[Row]:
+    """All attacks on a server, one after the other."""
+    rate = SHARE * capacity(target)
+    print(f"{target.name}: {rate:.1f} good requests a second", flush=True)
+    end = time.monotonic() + seconds
+    rows, last = list[Row](), turn(target, rate, lambda: time.monotonic() < end)
+    for name, attack in attacks.items():
+        row, last = beside(target, name, attack, rate, seconds, last)
+        rows.append(row)
+    return rows
+
+
+def head(path: str, length: int, kind: str = "application/json", token: str | None = None) -> bytes:
+    """Of a request with a body of so many bytes, from an address of its own."""
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {kind}", f"Content-Length: {length}"]
+    lines += [f"X-Forwarded-For: {address()}", *([f"Authorization: Bearer {token}"] if token else [])]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def half_sent_heads(running: Server | Page) -> list[str]:
+    """1,200 connections: a third sends nothing, a third a part of a line, a third all but the end."""
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(connections(running, 400, sent))
+            for sent in (b"", b"POST /v1/mod", b"POST /read HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        ]
+        return ["closed" if closed(client) else "still open" for some in opened for client in some]
+
+
+def flood(running: Server | Page, heads: Sequence[bytes], bodies: Sequence[bytes], aborted: bool = False) -> list[str]:
+    """Requests at once; aborted ones go without an answer as soon as their bytes are sent."""
+
+    def send(number: int) -> str:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", running.port), timeout=60) as client:
+            with suppress(OSError):  # refused while it was sending
+                client.sendall(heads[number])
+                client.sendall(bodies[number])
+            return "nothing" if aborted else client.recv(65_536)[9:12].decode() or "a closed connection"
+        return "a closed connection"
+
+    with ThreadPoolExecutor(len(heads)) as pool:
+        return list(pool.map(send, range(len(heads))))
+
+
+def slow_bodies(running: Server) -> list[str]:
+    """Bodies of which a byte arrives: 100 small ones, and 50 that reserve memory before they are read."""
+    with (
+        connections(running, 100, head(PREDICT, 900_000, token=TOKEN) + b"{") as small,
+        connections(running, 50, head(PREDICT, 30_000_000, token=TOKEN) + b"{") as large,
+    ):
+        return [client.recv(65_536)[9:12].decode() for client in (*small, *large)]
+
+
+def calls(running: Server, messages: Sequence[bytes], token: str | None = None) -> list[str]:
+    """gRPC calls at once."""
+    import grpc  # by the attacker alone, since its threads do not outlive a fork
+
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    options = [("grpc.max_send_message_length", 60_000_000)]
+    with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}", options) as channel:
+        call = channel.unary_unary(INFER)
+        asked = [call.future(one, metadata=metadata, timeout=60) for one in messages]
+        return [one.code().name for one in asked]
+
+
+def message(size: int) -> bytes:
+    """A ModelInferRequest with a raw tensor of so many bytes."""
+    length, rest = bytearray(), size
+    while rest > 127:
+        length.append(rest & 127 | 128)
+        rest >>= 7
+    return b"\x0a\x07thyroid\x3a" + bytes([*length, rest]) + bytes(size)
+
+
+def mutated(count: int) -> list[bytes]:
+    """Messages with bytes that were changed by chance."""
+    chance, found = random.Random(0), list[bytes]()
+    for _ in range(count):
+        data = bytearray(message(300))
+        for _ in range(chance.randrange(1, 20)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        found.append(bytes(data))
+    return found
+
+
+def on_endpoint(running: Server) -> dict[str, Attack]:
+    """By who has no token, and, where its name says so, by who has one."""
+    picture = b'{"instances": [{"image": {"b64": "' + b"A" * 45_000_000 + b'"}}]}'
+    empty = b'{"instances": [' + b"{}," * 10_000_000 + b"0]}"
+    bombs = [dicoms.regions_bomb(1_000_000), dicoms.deflated_bomb(180)]
+    huge = png_header(30_000, 30_000)
+    large, odd = message(45_000_000), mutated(200)
+
+    def sent(body: bytes, count: int, token: str | None, kind: str = "application/json") -> list[str]:
+        return flood(running, [head(PREDICT, len(body), kind, token) for _ in range(count)], [body] * count)
+
+    def abort() -> list[str]:
+        heads = [head(PREDICT, 45_000_000, token=TOKEN) for _ in range(30)]
+        return flood(running, heads, [picture[:22_000_000]] * 30, aborted=True)
+
+    def dicom() -> list[str]:
+        some = bombs * 6
+        return flood(running, [head(PREDICT, len(one), "application/dicom", TOKEN) for one in some], some)
+
+    return {
+        "1,200 half-sent heads": lambda: half_sent_heads(running),
+        "30 bodies of 45 MB": lambda: sent(picture, 30, None),
+        "gRPC, 12 messages of 45 MB": lambda: calls(running, [large] * 12),
+        "gRPC, mutated messages": lambda: calls(running, odd),
+        "slow bodies, token": lambda: slow_bodies(running),
+        "30 bodies of 45 MB, token": lambda: sent(picture, 30, TOKEN),
+        "gRPC, 12 messages of 45 MB, token": lambda: calls(running, [large] * 12, TOKEN),
+        "gRPC, mutated messages, token": lambda: calls(running, odd, TOKEN),
+        "aborted uploads of 45 MB, token": abort,
+        "bodies of empty values, token": lambda: sent(empty, 4, TOKEN),
+        "12 DICOM bombs, token": dicom,
+        "pictures of too many pixels, token": lambda: sent(huge, 12, TOKEN, "image/png"),
+    }
+
+
+def on_page(page: Page) -> dict[str, Attack]:
+    """By anyone who may open it."""
+    kind = "multipart/form-data; boundary=x"
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+    form = part + b"A" * 35_000_000 + b"\r\n--x--\r\n"
+    bombs = [dicoms.regions_bomb(1_000_000), dicoms.deflated_bomb(180)]
+
+    def abort() -> list[str]:
+        heads = [head("/read", 35_000_000, kind) for _ in range(30)]
+        return flood(page, heads, [form[:17_000_000]] * 30, aborted=True)
+
+    def dicom() -> list[str]:
+        def send(number: int) -> str:
+            visitor = page.visitor(x_forwarded_for=address())
+            return str(visitor.picture("bomb.dcm", bombs[number % 2]).status_code)
+
+        with ThreadPoolExecutor(12) as pool:
+            return list(pool.map(send, range(12)))
+
+    return {
+        "1,200 half-sent heads": lambda: half_sent_heads(page),
+        "30 bodies of 35 MB": lambda: flood(page, [head("/read", len(form), kind) for _ in range(30)], [form] * 30),
+        "aborted uploads of 35 MB": abort,
+        "12 DICOM bombs": dicom,
+    }
+
+
+def reading(page: Page, scan: bytes) -> Target:
+    """The page, and the form of one scan that its script sends to it."""
+    visitor = page.visitor()
+    data = {"csrf_token": visitor.token, "roi": [""]}
+    files = [("files", ("scan.jpg", scan, "image/jpeg"))]
+    asked = visitor.client.build_request("POST", "/read", data=data, files=files, headers={"x-requested-with": "fetch"})
+    return Target("page", page, "/read", asked.read(), dict(asked.headers), "/health", 1000)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Aligned."""
+    lines = [
+        ("attack", "good answers", "failed", "p50, p99 without", "p50, p99 beside", "ratio", "MB before, peak, after")
+    ]
+    for row in rows:
+        alone, beside = (f"{p50 * 1000:.0f}, {p99 * 1000:.0f} ms" for p50, p99 in (row.alone, row.beside))
+        held = f"{row.before:.0f}, {row.peak:.0f}, {row.after:.0f}"
+        name = f"{row.target.name}: {row.attack}"
+        lines.append((name, str(row.answered), str(row.failed), alone, beside, f"{row.ratio:.2f}", held))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(wide) for cell, wide in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python bench/attacks.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--registry", required=True)
+    parser.add_argument("--scan", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of every turn")
+    arguments = parser.parse_args()
+    scan = arguments.scan.read_bytes()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        (folder / "token").write_text(TOKEN)
+        token = ("--token-file", str(folder / "token"))
+        server = Server(folder / "endpoint.log", "--registry", arguments.registry, *token)
+        stack.callback(server.kill)
+        server.wait()
+        page = Page(folder / "page.log", f"http://127.0.0.1:{server.port}", "--proxies", "1", *token)
+        stack.callback(page.stop)
+        page.wait()
+        headers = {"content-type": "image/jpeg", "authorization": f"Bearer {TOKEN}"}
+        endpoint = Target("endpoint", server, PREDICT, scan, headers, "/v2/health/live", 1200)
+        rows = measure(endpoint, on_endpoint(server), arguments.seconds)
+        rows += measure(reading(page, scan), on_page(page), arguments.seconds)
+    print(table(rows))
+    ratios = {"memory_after_vs_before": max(row.after / row.before for row in rows)}
+    for target in {row.target.name: row.target for row in rows}.values():
+        own = [row for row in rows if row.target is target]
+        ratios[f"{target.name}_p99_beside_attacks"] = max(row.ratio for row in own)
+        ratios[f"{target.name}_peak_mb_vs_limit"] = max(row.peak for row in own) / target.limit
+    limits = {
+        "memory_after_vs_before": MOST_MEMORY,
+        "endpoint_p99_beside_attacks": MOST_P99,
+        "page_p99_beside_attacks": MOST_P99,
+    }
+    print(json.dumps({"bench": "attacks", "ratios": {key: round(value, 2) for key, value in ratios.items()}}))
+    failed = any(row.failed for row in rows)
+    return 1 if failed or any(value > limits.get(key, 1.0) for key, value in ratios.items()) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
