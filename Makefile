@@ -53,9 +53,10 @@ help: ## List every target
 	@echo "           WAIVE=shortcut,leakage,clinical ENGINE=podman|docker REGISTRY=dir|gs://... MINIMUM=new-scans"
 	@echo "  make images|compile|submit PIPELINE=training|sweep IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
 
-# The longest tests first, a file with one worker: see tests/conftest.py.
+# The longest tests first, a file with one worker: see tests/conftest.py. On two cores three workers, since each waits for a
+# fifth of its time, but two for the slow tests, which take gigabytes.
 PYTEST = "$(BIN)/python" -m pytest
-SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 INSTALL = "$(BIN)/python" images/install.py
 
@@ -85,11 +86,13 @@ sweep: $(READY) ## Search one backbone's settings on this machine (as run; HEAD_
 serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol, and the page (PORT=8080 PAGE_PORT=8000)
 	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT) --page-port $(PAGE_PORT)
 
+test: WORKERS = $(if $(SLOW),2,3)
 test: $(READY_DEV) ## Lint, type check and all fast tests (SLOW=1: and the slow ones, for which the fast ones' models do)
 	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
 	$(if $(SLOW),@$(MAKE) --no-print-directory checkov)
 	$(PYTEST) -m "$(if $(SLOW),,not slow and )not containers and not browser" $(SIDE_BY_SIDE)
 
+test-slow: WORKERS = 2
 test-slow: $(READY_DEV) checkov ## The slow tests: the README's commands and the run on real scans
 	$(PYTEST) -m slow $(SIDE_BY_SIDE)
 

@@ -231,8 +231,10 @@ def _openjpeg(picture: NDArray[Any], syntax: str, dataset: Dataset) -> bytes:
 
     if picture.ndim == 3:
         dataset.PhotometricInterpretation = "YBR_RCT" if syntax == JPEG_2000 else "YBR_ICT"
-    lossy = {"compression_ratios": [4]} if syntax == JPEG_2000_LOSSY else {}
-    return encode_array(picture, photometric_interpretation=1 if picture.ndim == 3 else 2, use_mct=True, **lossy)
+    ratios = [4.0] if syntax == JPEG_2000_LOSSY else None
+    return encode_array(
+        picture, photometric_interpretation=1 if picture.ndim == 3 else 2, use_mct=True, compression_ratios=ratios
+    )
 
 
 def _gdcm(picture: NDArray[Any], syntax: str, photometric: str) -> bytes:

@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from tests import dicoms
@@ -206,6 +208,48 @@ def test_whatever_becomes_of_a_body_its_bytes_are_free(monkeypatch, end):
     assert not kept
 
 
+def test_small_bodies_that_do_not_end_give_way():
+    """Who fills the memory with bodies of which the last byte never comes keeps nobody out; the newest one is read."""
+    held = Memory(limit=3_000_000, spare=500_000)
+
+    async def app(scope, receive, send):
+        body = (await receive())["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(len(body)).encode()})
+
+    async def ask(parts: int, ends: bool) -> int:
+        told: list[int] = []
+        left = [b"x" * 100_000] * parts
+
+        async def receive():
+            if not left:
+                await asyncio.sleep(60)
+            return {"type": "http.request", "body": left.pop(), "more_body": bool(left) or not ends}
+
+        async def send(message):
+            told.extend([message["status"]] if "status" in message else [])
+
+        await guard({"type": "http", "method": "POST", "path": INFER, "headers": []}, receive, send)
+        return told[0]
+
+    guard = Guard(app, None, False, lambda name, version: None, Admission(), held, lambda: False, lambda: False)
+
+    async def together() -> list[int]:
+        slow = [asyncio.create_task(ask(9, ends=False)) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        good = [await ask(9, ends=True) for _ in range(6)]
+        assert held.held <= 3_500_000
+        for one in slow:
+            one.cancel()
+        ended = await asyncio.gather(*slow, return_exceptions=True)
+        assert 408 in ended
+        assert asyncio.CancelledError in map(type, ended), "as few as need be"
+        return good
+
+    assert asyncio.run(together()) == [200] * 6
+    assert held.held == 0
+
+
 def test_memory_is_reserved_first_come_first_served(monkeypatch):
     monkeypatch.setattr(limits, "PATIENCE", 0.0)
     memory, came = Memory(limit=100, spare=20), []
@@ -287,6 +331,39 @@ def test_base64_is_as_strict_in_parts(length):
     for wrong in (text[:-1], "AA==" + text, "A-" + text[2:], text[:-4] + "\u00e9AAA", padded):
         with pytest.raises(RequestError, match="not base64"):
             payload._base64("f", wrong)
+
+
+LONG = base64.b64encode(np.random.default_rng(0).bytes(1_500_000)).decode()
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (" , ", " :\n ")])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"instances": [{"image": {"b64": LONG}, "roi": [1, 2, 3, 4]}, {"image": {"b64": LONG[:600_000]}, "frame": 1}]},
+        {"instances": [{"image": {"b64": LONG}, "patient": 'a"b\\"'}]},
+        {"instances": [{"image": {"B64": LONG, "b64": "x", "b": LONG}}, {"image": LONG}]},
+        {"instances": LONG},
+        [LONG],
+    ],
+)
+def test_a_large_body_is_decoded_without_copies_of_its_pictures(body, separators):
+    text = json.dumps(body, separators=separators).encode()
+
+    def plain(found: Any) -> Any:
+        if isinstance(found, dict):
+            return {key: plain(value) for key, value in found.items()}
+        if isinstance(found, list):
+            return [plain(value) for value in found]
+        return bytes(found).decode() if isinstance(found, memoryview) else found
+
+    assert plain(payload.decoded(memoryview(text))) == body
+
+
+@pytest.mark.parametrize("text", [f'{{"b64": "{LONG}', f'"{LONG}"}}', f'{{"a": {LONG}}}', "x" * 2_000_000, f'["{LONG}'])
+def test_a_large_body_that_is_no_json(text):
+    with pytest.raises(ValueError, match="column"):
+        payload.decoded(memoryview(text.encode()))
 
 
 @pytest.mark.parametrize("value", [b"{},", b"[],", b'"a",', b"0,"])

@@ -9,13 +9,13 @@ WORTH_IT = 20_000_000
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
-def return_large() -> None:
-    """Blocks of a megabyte and more go back to the system as soon as they are free.
+def return_large(size: int) -> None:
+    """Blocks of so many bytes and more go back to the system as soon as they are free.
 
     By itself the GNU C library raises this size to 32 MB, and keeps up to 64 MB of every thread, which `give_back` cannot free.
     """
     with contextlib.suppress(AttributeError):  # not glibc
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, size)
 
 
 def give_back() -> None:

@@ -63,12 +63,15 @@ class Guard:
         memory: Memory,
         draining: Callable[[], bool],
         closed: Callable[[], bool],
-        predict: Callable[[str, bytes, dict[str, str]], Awaitable[tuple[bytes, dict[str, str]]]] | None = None,
+        predict: Callable[[str, bytes | memoryview, dict[str, str]], Awaitable[tuple[bytes, dict[str, str]]]]
+        | None = None,
     ) -> None:
         self.app, self.token, self.repository_api = app, token, repository_api
         self.resolve, self.admission, self.memory = resolve, admission, memory
         self.draining, self.closed, self.predict = draining, closed, predict
         self.inside = 0
+        self._arriving: dict[asyncio.Timeout, None] = {}
+        """Small bodies that are being read, by what limits their time; the oldest first."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,14 +98,15 @@ class Guard:
             infers = scope["method"] == "POST" and _INFER.fullmatch(scope["path"])
             if infers:
                 await self.admission.opening()
-            body = await self._whole_body(receive, headers, state, limits.MAX_BODY if infers else limits.MAX_LITTLE)
+            counts = bool(infers) and headers["content-type"] in JSON_TYPES
+            body = await self._whole_body(
+                receive, headers, state, limits.MAX_BODY if infers else limits.MAX_LITTLE, counts
+            )
             if infers and not body:
                 raise RequestError('body: empty; expected {"instances": [{"image": {"b64": "..."}}]} or an image')
-            if infers and headers["content-type"] in JSON_TYPES:
-                payload.count_values(body)
             asked = _PREDICT.fullmatch(scope["path"]) if infers else None
             if asked is None or self.predict is None:
-                answering = self.app(scope, _replay(body, receive), reply)
+                answering = self.app(scope, _replay(bytes(body), receive), reply)
                 del body  # so that it goes as soon as it is decoded
                 await answering
             else:
@@ -140,8 +144,14 @@ class Guard:
             extra={"fields": fields | {"milliseconds": round(seconds * 1000, 1)}},
         )
 
-    async def _whole_body(self, receive: Receive, headers: dict[str, str], state: dict[str, Any], most: int) -> bytes:
-        """Read the body within the limits of size and time; what it takes of the memory stands in `state`, to be given back."""
+    async def _whole_body(
+        self, receive: Receive, headers: dict[str, str], state: dict[str, Any], most: int, counts: bool
+    ) -> bytes | memoryview:
+        """Read the body within the limits of size and time; what it takes of the memory stands in `state`, to be given back.
+
+        A large one is a view of what was filled as it came: to join its parts would keep others waiting. `counts`: the values of
+        such a one are counted meanwhile.
+        """
         length = headers.get("content-length", "0")
         if not length.isdigit():
             raise RequestError("content-length: not a number")
@@ -150,29 +160,69 @@ class Guard:
         if int(length) > limits.SMALL_BODY:
             await self.memory.reserve(int(length))
             state["held"] = int(length)
+        whole = bytearray(state["held"])
         parts: list[bytes] = []
-        size, more = 0, True
+        values, size, more = payload.Values(), 0, True
+        wrong: RequestError | None = None
         try:
-            async with asyncio.timeout(limits.SLOW_CLIENT):
+            async with asyncio.timeout(limits.SLOW_CLIENT) as patience:
+                if not whole:
+                    self._arriving[patience] = None
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _DisconnectedError
-                    size += len(message.get("body", b""))
+                    part = message.get("body", b"")
+                    before, size = size, size + len(part)
                     if size > most:
                         raise limits.too_large(most)
                     if size > state["held"]:
-                        self.memory.take(size - state["held"])
+                        await self._take(size - state["held"], patience)
                         state["held"] = size
-                    parts.append(message.get("body", b""))
+                    if counts and size > limits.SMALL_BODY:
+                        try:
+                            for one in (*parts, part) if before <= limits.SMALL_BODY else (part,):
+                                values.add(one)
+                        except (
+                            RequestError
+                        ) as error:  # to be told when the rest has come, or else it would not be heard
+                            wrong, counts = error, False
+                    if whole:
+                        whole[before:size] = part
+                    else:
+                        parts.append(part)
                     more = message.get("more_body", False)
             state["read"] = True
-            return b"".join(parts)
+            if wrong:
+                raise wrong
+            return memoryview(whole).toreadonly() if whole else b"".join(parts)
         except TimeoutError:
+            self.memory.give(state["held"])
+            state["held"] = 0
             text = f"body: did not arrive within {limits.SLOW_CLIENT:g} seconds"
             raise RequestError(text, HTTPStatus.REQUEST_TIMEOUT, "slow_client") from None
         finally:
+            self._arriving.pop(patience, None)
             parts.clear()  # this frame may outlive the request, in a traceback
+            del whole, wrong
+
+    async def _take(self, size: int, patience: asyncio.Timeout) -> None:
+        """Hold `size` bytes more of a small body. Where there is no room, those that have been arriving for longest give up.
+
+        Raises:
+            RequestError: this is the oldest one.
+        """
+        while True:
+            try:
+                return self.memory.take(size)
+            except RequestError:
+                oldest = next(iter(self._arriving), patience)
+                if oldest is patience:
+                    raise
+                self._arriving.pop(oldest)
+                oldest.reschedule(asyncio.get_running_loop().time())
+            for _ in range(5):  # until it has noticed
+                await asyncio.sleep(0)
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
         path = scope["path"]

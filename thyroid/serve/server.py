@@ -118,6 +118,7 @@ class Server:
         Raises:
             InputError: the model cannot be served.
         """
+        memory.return_large(8 << 20)  # larger than the frames that come, which are faster from what is kept
         with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's, where there is one
             runner.run(self._run())
         if self.failure is not None:
@@ -315,8 +316,10 @@ class _DataPlane(DataPlane):
         length = headers.get("inference-header-content-length", "")
         if not length.isdigit() or int(length) > len(body):
             raise RequestError("inference-header-content-length: not the length of the JSON part of the body")
-        payload.count_values(body[: int(length)])
-        described, place, inputs = orjson.loads(body[: int(length)]), int(length), []
+        header = body[: int(length)]
+        if len(header) > limits.SMALL_BODY:
+            payload.Values().add(header)
+        described, place, inputs = orjson.loads(header), int(length), []
         for number, one in enumerate(described["inputs"]):
             tensor = InferInput(one["name"], one["shape"], one["datatype"], one.get("data"), one.get("parameters"))
             size = (one.get("parameters") or {}).get("binary_data_size")
@@ -382,13 +385,15 @@ class _REST(RESTServer):
         app.add_api_route("/v1/models/{name}/facts", self._facts, methods=["GET"])
         app.add_api_route("/v1/models/{name}/report", self._report, methods=["GET"])
 
-    async def _predict(self, name: str, body: bytes, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:
+    async def _predict(
+        self, name: str, body: bytes | memoryview, headers: dict[str, str]
+    ) -> tuple[bytes, dict[str, str]]:
         """As KServe's route, without the layers between."""
         try:
             model = self._model(name)
             if not model.ready:
                 raise ModelNotReady(name)
-            request, attributes = self.dataplane.decode(body, headers)
+            request, attributes = await self._decoded(body, headers)
             answering = model(request, headers)
             del body, request  # what was made of them is enough
             answer, _ = await answering
@@ -400,6 +405,16 @@ class _REST(RESTServer):
         if isinstance(answer, bytes | str):
             return answer if isinstance(answer, bytes) else answer.encode(), more
         return orjson.dumps(answer, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY), more
+
+    async def _decoded(self, body: bytes | memoryview, headers: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+        if isinstance(body, bytes):
+            return self.dataplane.decode(body, headers)
+        if headers["content-type"] != "application/json" or "ce-specversion" in headers:  # a picture, or a CloudEvent
+            return self.dataplane.decode(bytes(body), headers)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, payload.decoded, body), {}
+        except ValueError:
+            raise RequestError("body: not JSON") from None
 
     def _facts(self, name: str) -> JSONResponse:
         return JSONResponse(self._model(name).described())

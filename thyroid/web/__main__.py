@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise InputError(f"port {given.port}: {errors.one_line(error)}; choose another with --port") from None
     channel.guard(channels)
-    memory.return_large()
+    memory.return_large(1 << 20)
     gc.freeze()  # what is here stays: garbage is sought among the rest
     print(f"page on http://localhost:{given.port} asking {given.endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
     server.run()
