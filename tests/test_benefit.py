@@ -135,6 +135,7 @@ def test_a_column_that_cannot_be_used_is_named_before_anything_is_scored(study, 
         benefit.read(f"{tmp_path / 'clinical.csv'}#{asked}", scans)
 
 
+@pytest.mark.slow
 def test_endpoint_and_facts(helped, study, tmp_path):
     """Values over V1 and V2, what is missing, what was never seen, and what the model has no column for."""
     import base64

@@ -82,6 +82,7 @@ def quiet(model: Path, scan: Path, tmp_path: Path, environment: dict[str, str]) 
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_the_endpoint_and_the_page_talk_to_nobody_else(model, phantoms, tmp_path, dropped):
     quiet(model, next((phantoms / "scans").iterdir()), tmp_path, dropped)
     lines = watched(dropped)

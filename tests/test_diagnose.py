@@ -37,6 +37,7 @@ def test_our_recipe_has_no_finding(cropped, trained):
         assert "nothing found" in diagnose.tell(diagnosis)
 
 
+@pytest.mark.slow
 def test_the_decks_recipe_keeps_its_mistakes(cropped, deck):
     facts = train_record.read(deck)
     assert facts["recipe"] == "deck"

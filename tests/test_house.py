@@ -147,7 +147,7 @@ def test_make_knows_every_variable_that_may_be_given():
     assert known
     names = set(re.findall(r"[A-Z_]+", known[1]))
     read = set(re.findall(r"\$\((?:or |if |foreach one,\$\()?([A-Z][A-Z_]+)", text.replace(known[0], "")))
-    own = set(re.findall(r"^([A-Z][A-Z_]+) :?= ", text, re.MULTILINE)) - {"TAG"}
+    own = set(re.findall(r"^(?:[a-z-]+: )?([A-Z][A-Z_]+) :?= ", text, re.MULTILINE)) - {"TAG"}
     assert names - read == {"BASE_IMAGE", "CONTAINER_ENGINE"}, "what images/*.sh read"
     assert read - names - own == {"CURDIR", "MAKE"}
     done = make("submit", "HOST=x", "SET=scans=/data/scans registry=/data/registry")

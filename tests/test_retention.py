@@ -437,6 +437,7 @@ def doomed(house) -> House:
     return house
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_it_is_finished_by_the_next(doomed, monkeypatch, tmp_path):
     """Killed before the first thing goes, before the second, and so on; what is there is whole each time."""
     real = {(Path, "unlink"): Path.unlink, (shutil, "rmtree"): shutil.rmtree, (Path, "rename"): Path.rename}

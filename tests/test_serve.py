@@ -343,6 +343,7 @@ def test_metrics_say_what_happens_and_name_nobody(server, tested):
         assert metric.removesuffix("_bucket") in text, f"{metric} of the dashboard is not there"
 
 
+@pytest.mark.slow
 def test_normal_domain_finds_the_scan_area_itself(model, network, cropped, tmp_path):
     """A model of whole frames, run by Keras."""
     folder = shutil.copytree(registry.find(model), tmp_path / "model")

@@ -549,6 +549,7 @@ def test_champions_come_and_go_without_a_failed_request(evaluated, tmp_path, sca
     assert set(results[until_stop:]) <= {(200, 2), (503, None), "refused"}, "a request was accepted and not answered"
 
 
+@pytest.mark.slow
 def test_a_champion_in_a_bucket_is_served_and_the_next_one_swapped_in(evaluated, tmp_path, scan, gcs):
     """Without the bucket it goes on with what it has, and still ends at once."""
     root = gcs.address("registry")

@@ -128,6 +128,7 @@ def test_tensors_hold_every_class(server, tested):
     assert outputs["probability"]["data"] == pytest.approx(row[KINDS.columns].tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_explanations_and_the_page_name_every_class(server, tested, tmp_path):
     rows = [tested.iloc[0], tested.iloc[-1]]
     told = server.ask(EXPLAIN, {"instances": [instance(row) for row in rows]})[1]["explanations"]

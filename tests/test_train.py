@@ -167,6 +167,7 @@ def test_more_folds_than_patients(cropped, tmp_path):
         run(cropped, tmp_path, folds=40)
 
 
+@pytest.mark.slow
 def test_a_tap_ends_the_body_earlier(cropped, tmp_path):
     facts = run(cropped, tmp_path, tap=toys.TAP).facts
     model = registry.load_keras(tmp_path / facts["checkpoint"])
@@ -194,6 +195,7 @@ def test_settings_out_of_range_are_named_before_anything_is_read(tmp_path, optio
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains_and_is_kept_in_single_precision(cropped, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "policy", lambda: "mixed_bfloat16")
     facts = run(cropped, tmp_path).facts

@@ -673,6 +673,7 @@ def test_make_serve_starts_both_and_ends_both(model, tmp_path):
     assert not answers(page_port)
 
 
+@pytest.mark.slow
 def test_the_page_ends_with_an_endpoint_that_is_killed(model, tmp_path):
     page_port = free_port()
     running = Server(tmp_path / "log", "--registry", str(model), "--page-port", str(page_port))
