@@ -48,7 +48,7 @@ def study(toy, cropped, tmp_path_factory) -> Iterator[sweep.Plan]:
     patch = pytest.MonkeyPatch()
     patch.setattr(sweep, "TOPS", 1)
     plan = sweep.prepare(folder / "data", folder / "study", toy, "cropped", **TOY)
-    assert sweep.search_heads(plan.folder, 12) == 12
+    assert sweep.search_heads(plan.folder, 6) == 6
     sweep.rank(plan.folder)
     images = plan.shared(sweep.IMAGES)
     with_margin = {"margin": 0.4, "head": 1, "image_size": 48, "augmentation": 0.5, "unfrozen": 2}
@@ -190,7 +190,7 @@ def test_auroc_compares_within_folds_and_class_by_class(study):
 def test_other_data_or_settings_are_another_study(study, cropped, tmp_path, capsys):
     same = sweep.prepare(study.folder.parents[1] / "data", study.folder.parent, "toy", "cropped", **TOY)
     assert same.folder == study.folder
-    assert "goes on, 12 trials of heads" in capsys.readouterr().out
+    assert "goes on, 6 trials of heads" in capsys.readouterr().out
     other = sweep.prepare(cropped, tmp_path, "Toy", "cropped", **TOY | {"folds": 3})
     assert other.folder.name != study.folder.name
     with pytest.raises(InputError, match="not a prepared search"):
