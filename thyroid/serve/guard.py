@@ -183,10 +183,8 @@ class Guard:
                         try:
                             for one in (*parts, part) if before <= limits.SMALL_BODY else (part,):
                                 values.add(one)
-                        except (
-                            RequestError
-                        ) as error:  # to be told when the rest has come, or else it would not be heard
-                            wrong, counts = error, False
+                        except RequestError as error:
+                            wrong, counts = error, False  # told when the rest has come: before, nobody would listen
                     if whole:
                         whole[before:size] = part
                     else:
