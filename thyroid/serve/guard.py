@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
+import numpy as np
+
 from thyroid import logs
 from thyroid.serve import limits, metrics, openapi, payload
 from thyroid.serve.admission import Admission, Memory
@@ -160,13 +162,15 @@ class Guard:
         if int(length) > limits.SMALL_BODY:
             await self.memory.reserve(int(length))
             state["held"] = int(length)
-        whole = bytearray(state["held"])
+        whole = np.empty(
+            state["held"], np.uint8
+        )  # whose pages are made one by one as they are written, unlike a bytearray's
         parts: list[bytes] = []
         values, size, more = payload.Values(), 0, True
         wrong: RequestError | None = None
         try:
             async with asyncio.timeout(limits.SLOW_CLIENT) as patience:
-                if not whole:
+                if not whole.size:
                     self._arriving[patience] = None
                 while more:
                     message = await receive()
@@ -185,15 +189,15 @@ class Guard:
                                 values.add(one)
                         except RequestError as error:
                             wrong, counts = error, False  # told when the rest has come: before, nobody would listen
-                    if whole:
-                        whole[before:size] = part
+                    if whole.size:
+                        whole[before:size] = np.frombuffer(part, np.uint8)
                     else:
                         parts.append(part)
                     more = message.get("more_body", False)
             state["read"] = True
             if wrong:
                 raise wrong
-            return memoryview(whole).toreadonly() if whole else b"".join(parts)
+            return whole.data.toreadonly() if whole.size else b"".join(parts)
         except TimeoutError:
             self.memory.give(state["held"])
             state["held"] = 0

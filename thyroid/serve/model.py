@@ -49,7 +49,6 @@ _NEEDED = (
     "threshold",
     "thresholds",
 )
-_LARGE_BODY = 1_000_000  # bytes from which on parsing leaves the event loop
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,8 @@ class ThyroidModel(kserve.Model):
         self._seconds = {verb: one.labels(**get_labels(name)) for verb, one in kserves.items()}
         self._released = released
         self._preparing = ThreadPoolExecutor(cores.available(), thread_name_prefix="prepare")
+        # of its own, so that small requests do not wait for large ones
+        self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
         # of its own, since it waits for a process, and others need not wait for it
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="dicom")
         self._to_read = 0
@@ -176,6 +177,7 @@ class ThyroidModel(kserve.Model):
         metrics.MODEL.labels(self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"]).set(0)
         self.engine_.close()
         self._preparing.shutdown(wait=False)
+        self._parsing.shutdown(wait=False)
         self._reading.shutdown(wait=False)
 
     @property
@@ -210,10 +212,11 @@ class ThyroidModel(kserve.Model):
         started = time.perf_counter()
         self.in_flight += 1  # what is parsed here must find this model here, too
         try:
-            if isinstance(body, bytes) and len(body) < _LARGE_BODY:
+            if isinstance(body, bytes):
                 instances = payload.parse(body)
             else:
-                instances = await asyncio.get_running_loop().run_in_executor(self._preparing, payload.parse, body)
+                executor = self._parsing if isinstance(body, memoryview) else self._preparing
+                instances = await asyncio.get_running_loop().run_in_executor(executor, payload.parse, body)
             v2 = body if isinstance(body, InferRequest) else None
             del body
             request = _Request(instances, self._columns(instances), v2, started)

@@ -31,7 +31,7 @@ from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, MAX_REQUEST_PIX
 EXAMPLE = '{"instances": [{"image": {"b64": "..."}}]}'
 _PATIENT_LENGTH = 128
 _COLUMNS = 200
-_PART = 262_144  # bytes that are looked at in one go
+_PART = 65_536  # bytes that are looked at in one go
 _B64, _NAME = re.compile(rb'"b64"\s*:\s*"\Z'), 64  # what stands before an encoded image, and where it is sought
 
 
@@ -51,7 +51,7 @@ class Instance:
 
 
 def parse(payload: Any) -> list[Instance]:
-    """Instances of a decoded V1 body, a V2 request, or the bytes of an image.
+    """Instances of a V1 body (decoded, or a view of the JSON of a large one), a V2 request, or the bytes of an image.
 
     Raises:
         RequestError: not a request of these forms.
@@ -62,6 +62,11 @@ def parse(payload: Any) -> list[Instance]:
         if not payload:
             raise RequestError(f"body: empty; expected {EXAMPLE}, or the bytes of a JPEG, PNG or DICOM file")
         return [Instance("body", bytes(payload))]
+    if isinstance(payload, memoryview):
+        try:
+            payload = decoded(payload)
+        except ValueError:
+            raise RequestError("body: not JSON") from None
     instances = payload.get("instances") if isinstance(payload, dict) else None
     if not isinstance(instances, list):
         raise RequestError(f"body: expected {EXAMPLE}, or the bytes of a JPEG, PNG or DICOM file with its content type")
