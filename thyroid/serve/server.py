@@ -119,9 +119,8 @@ class Server:
         Raises:
             InputError: the model cannot be served.
         """
-        sys.setswitchinterval(
-            0.0005
-        )  # or else each thread that decodes keeps the event loop waiting for 5 ms at a time
+        # by itself it is 5 ms, for which the event loop waits for every thread that decodes
+        sys.setswitchinterval(0.0005)
         memory.return_large(8 << 20)  # larger than the frames that come, which are faster from what is kept
         with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's, where there is one
             runner.run(self._run())
