@@ -152,7 +152,7 @@ class Guard:
         """Read the body within the limits of size and time; what it takes of the memory stands in `state`, to be given back.
 
         A large one is a view of what was filled as it came: to join its parts would keep others waiting. `counts`: the values of
-        such a one are counted meanwhile.
+        one that is or may become large are counted meanwhile.
         """
         length = headers.get("content-length", "0")
         if not length.isdigit():
@@ -162,11 +162,11 @@ class Guard:
         if int(length) > limits.SMALL_BODY:
             await self.memory.reserve(int(length))
             state["held"] = int(length)
-        whole = np.empty(
-            state["held"], np.uint8
-        )  # whose pages are made one by one as they are written, unlike a bytearray's
+        # its pages are made one by one as they are written; those of a bytearray all at once
+        whole = np.empty(state["held"], np.uint8)
         parts: list[bytes] = []
-        values, size, more = payload.Values(), 0, True
+        size, more = 0, True
+        values = payload.Values() if counts and (whole.size or "content-length" not in headers) else None
         wrong: RequestError | None = None
         try:
             async with asyncio.timeout(limits.SLOW_CLIENT) as patience:
@@ -183,12 +183,11 @@ class Guard:
                     if size > state["held"]:
                         await self._take(size - state["held"], patience)
                         state["held"] = size
-                    if counts and size > limits.SMALL_BODY:
+                    if values is not None:
                         try:
-                            for one in (*parts, part) if before <= limits.SMALL_BODY else (part,):
-                                values.add(one)
+                            values.add(part)
                         except RequestError as error:
-                            wrong, counts = error, False  # told when the rest has come: before, nobody would listen
+                            wrong, values = error, None  # told when the rest has come: before, nobody would listen
                     if whole.size:
                         whole[before:size] = np.frombuffer(part, np.uint8)
                     else:
