@@ -119,7 +119,7 @@ checkov: $(READY) manifests/checkov.lock
 		&& $(INSTALL) manifests/checkov.lock --into "$(VENV)/checkov/bin/python" --compile; }
 
 lint-manifests: checkov ## Security linter over the rendered manifests
-	$(PYTEST) -q tests/test_manifests.py -k linter
+	$(PYTEST) -q tests/manifests -k linter
 
 images: ## Build the image of every dependency set with docker, podman or buildah (GPU=1: the GPU variants; BASE_IMAGE=...)
 	@GPU="$(GPU)" images/build.sh "$(IMAGES)" "$(TAG)"
@@ -150,17 +150,17 @@ bench: $(READY_DEV) ## Ratios against named peers
 soak: $(READY_DEV) ## The endpoint of OUTPUT at 80 % load for ten minutes (no error, flat memory), good requests beside attacks, and floods, flips and kills in bulk
 	@scan="$$(find "$(OUTPUT)/sample/scans" -name '*.jpg' | sort | head -n 1)"; \
 		for b in soak attacks; do "$(BIN)/python" bench/$$b.py --registry "$(OUTPUT)/registry" --scan "$$scan" || exit 1; done
-	SOAK=16 $(PYTEST) -m slow tests/test_attacks.py tests/test_web_attacks.py tests/test_registry.py tests/test_incremental.py \
-		tests/test_erasure.py tests/test_checkpoints.py
+	SOAK=16 $(PYTEST) -m slow tests/serve/test_attacks.py tests/web/test_web_attacks.py tests/registry/test_registry.py tests/ingest/test_incremental.py \
+		tests/registry/test_erasure.py tests/train/test_checkpoints.py
 
 results: $(READY) ## Recipes and backbones side by side on SCANS, ROIS and WEIGHTS: writes docs/results.md (an hour or more); RUNS='dir dir': what these runs found
 	@test -n "$(SCANS)$(RUNS)" || { echo "error: make results needs SCANS=dir and ROIS=rois.csv, or RUNS=outputs of make sweep and make run" >&2; exit 2; }
 ifneq ($(RUNS),)
-	@"$(BIN)/python" -m thyroid.results --runs $(RUNS)
+	@"$(BIN)/python" bench/results.py --runs $(RUNS)
 else
 	@"$(BIN)/python" -m thyroid.ingest --scans "$(SCANS)" $(if $(ROIS),--rois "$(ROIS)") --output "$(OUTPUT)-results/ingested"
 	@"$(BIN)/python" -m thyroid.crop --data "$(OUTPUT)-results/ingested" --output "$(OUTPUT)-results/data"
-	@"$(BIN)/python" -m thyroid.results --data "$(OUTPUT)-results/data" --work "$(OUTPUT)-results/work" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	@"$(BIN)/python" bench/results.py --data "$(OUTPUT)-results/data" --work "$(OUTPUT)-results/work" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 endif
 
 lock: $(READY) ## Resolve requirements-dev.lock, requirements.lock and the images' locks anew from pyproject.toml (no URLs in them)

@@ -35,10 +35,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests import dicoms
-from tests.attackers import closed, connections, memory, png_header
-from tests.pages import Page
-from tests.serving import PREDICT, Server
+from tests.support import dicoms
+from tests.support.attackers import closed, connections, memory, png_header
+from tests.support.pages import Page
+from tests.support.serving import PREDICT, Server
 
 SHARE = 0.2
 CLIENTS = 4

@@ -23,8 +23,14 @@ from unittest import mock
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from thyroid import audits, backbones, crop, evaluate, ingest, inputs, metrics, phantom, registry, train, train_record
-from thyroid.network import Network
+from thyroid import crop, metrics
+from thyroid.evaluate import audits, evaluate
+from thyroid.imaging import phantom
+from thyroid.ingest import ingest
+from thyroid.model import backbones, inputs
+from thyroid.model.network import Network
+from thyroid.registry import registry
+from thyroid.train import record, train
 
 IMAGES, MALIGNANT, PATIENTS = 2237, 406, 900  # the deck's cropped test set; its number of patients is not known
 DEVELOPMENT = 700
@@ -110,7 +116,7 @@ def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Pat
     arrays = {name: len(np.load(folder / f"{name}.npy")) for name in ("development_blanked", "test_blanked")}
     asked = {}
     for model in models:
-        one = train_record.read(model)
+        one = record.read(model)
         wins = (one["backbone"], one["train_domain"]) == tuple(facts["winner"].values())
         asked[str(model / one["checkpoint"])] = ["development", "test", *arrays] if wins else ["validation", "test"]
     written = {"size": size, "files": files, "arrays": list(arrays), "models": asked}

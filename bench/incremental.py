@@ -20,10 +20,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from thyroid import images, storage
-from thyroid.ingest import SETTLED_SECONDS
+from thyroid import storage
+from thyroid.imaging import images
+from thyroid.ingest.ingest import SETTLED_SECONDS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import gcs
 
 IMAGES_PER_PATIENT = 4

@@ -21,7 +21,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from thyroid import crop, deck, images, inputs, phantom, registry
+from thyroid.imaging import geometry, images, phantom
+from thyroid.model import artefacts, inputs
+from thyroid.train import deck
 
 RUNS = 5
 FRAME = (560, 360)
@@ -32,11 +34,11 @@ def write(folder: Path, count: int) -> pd.DataFrame:
     rows = []
     for number in range(count):
         label = "BM"[number % 2]
-        area = crop.normal(phantom.draw(label, patient=number // 4 + 1, image=number % 4 + 1).image)
+        area = geometry.normal(phantom.draw(label, patient=number // 4 + 1, image=number % 4 + 1).image)
         file = folder / label / f"{label}_{number:05d}.jpg"
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(images.encode(cv2.resize(area, FRAME)))
-        rows.append((str(file), registry.sha256(file)))
+        rows.append((str(file), artefacts.sha256(file)))
     return pd.DataFrame(rows, columns=["file", "sha256"])
 
 

@@ -32,11 +32,13 @@ import psutil
 from endpoint import Endpoint
 from load import Load
 
-from thyroid import backbones, cores, crop, engine, images, phantom, registry
-from thyroid.backend import keras, tf
-from thyroid.classes import BINARY
-from thyroid.network import Network
-from thyroid.serve import treatment
+from thyroid import cores
+from thyroid.data.classes import BINARY
+from thyroid.imaging import geometry, images, phantom
+from thyroid.model import artefacts, backbones, engine
+from thyroid.model.backend import keras, tf
+from thyroid.model.network import Network
+from thyroid.serve import preprocessing
 from thyroid.serve.payload import Instance
 
 SIZE = 224
@@ -57,13 +59,13 @@ def artefact(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True)
     keras.utils.set_random_seed(0)
     network = backbones.build(backbones.get(name), SIZE, None)
-    network.save(folder / registry.MODEL)
+    network.save(folder / artefacts.MODEL)
     graph = folder.with_suffix(".pb")
     graph.write_bytes(Network.trace(network).graph.SerializeToString())
     engine.convert(graph, folder / engine.OPENVINO)
-    reference = images.encode(crop.normal(phantom.draw("M", 1, 1).image))
+    reference = images.encode(geometry.normal(phantom.draw("M", 1, 1).image))
     (folder / "reference.jpg").write_bytes(reference)
-    pixels = treatment.prepare(Instance("reference.jpg", reference), "cropped", SIZE).pixels[None]
+    pixels = preprocessing.prepare(Instance("reference.jpg", reference), "cropped", SIZE).pixels[None]
     expected = network.predict(pixels, verbose=0)
     forms: dict[str, Any] = {engine.KERAS: {}}
     for form in engine.openvino_forms():
@@ -75,7 +77,7 @@ def artefact(name: str, folder: Path) -> Path:
         **BINARY.facts(),
         "image_size": SIZE,
         "serving_domain": "cropped",
-        "margin": crop.MARGIN,
+        "margin": geometry.MARGIN,
         "data_digest": "0" * 64,
         "temperature": 1.0,
         "bias": [0.0, 0.0],
@@ -85,7 +87,7 @@ def artefact(name: str, folder: Path) -> Path:
         "reference": dict(zip(BINARY.names, expected[0].astype(float).tolist(), strict=True)),
         "forms": forms,
     }
-    registry.describe(folder, facts)
+    artefacts.describe(folder, facts)
     return folder
 
 
@@ -107,7 +109,7 @@ def environment(peer: str) -> Path:
 def requests() -> tuple[Request, Request, Request]:
     """A nodule's crop as an image and as JSON, and a frame of 1024 x 768 pixels with its region."""
     drawn = phantom.draw("M", patient=3, image=1)
-    cut = images.encode(crop.region(drawn.image, drawn.roi))
+    cut = images.encode(geometry.region(drawn.image, drawn.roi))
     large = cv2.resize(drawn.image, (1024, 768), interpolation=cv2.INTER_CUBIC)
     scale = 1024 / drawn.image.shape[1]
     frame = {"image": _b64(images.encode(large)), "roi": [round(value * scale) for value in drawn.roi]}
@@ -253,14 +255,14 @@ def beside_peers(folder: Path, form: str, asked: bool, rounds: int) -> dict[str,
 def floors(name: str, folder: Path, rounds: int) -> dict[str, float]:
     """One backbone as it is served unasked against Keras: prints its row, returns its ratios."""
     (jpeg, kind), as_json, _ = requests()
-    network = keras.saving.load_model(folder / registry.MODEL, compile=False)
+    network = keras.saving.load_model(folder / artefacts.MODEL, compile=False)
     network.jit_compile = False
     compiled = tf.function(lambda batch: network(batch, training=False), jit_compile=False)
 
     def pixels() -> np.ndarray:
         return images.rgb(images.square(jpeg, SIZE))[None]
 
-    plain_options = ("--model", str(folder / registry.MODEL))
+    plain_options = ("--model", str(folder / artefacts.MODEL))
     with (
         Endpoint("--model-dir", str(folder)) as served,
         Endpoint(*plain_options, script=str(HERE / "plain_server.py")) as plain,

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 from training import DDTI, WEIGHTS, data_version
 
-from thyroid import backbones, sweep, twophase
-from thyroid.settings import Settings
+from thyroid.model import backbones
+from thyroid.sweep import plans, search
+from thyroid.train import twophase
+from thyroid.train.settings import Settings
 
 FOLDS = 5
 SIZE = 64
@@ -31,12 +33,12 @@ def nothing(step: int, value: float) -> None:
     """No trial is pruned."""
 
 
-def retrain(plan: sweep.Plan, data: Path, weights: str, settings: Settings, work: Path) -> np.ndarray:
+def retrain(plan: plans.Plan, data: Path, weights: str, settings: Settings, work: Path) -> np.ndarray:
     """Out-of-fold probabilities of the settings, from the images on."""
     start = backbones.find_weights(backbones.get(plan.facts["backbone"]), weights)
-    table = sweep.development(data, plan.facts["domain"])
+    table = search.development(data, plan.facts["domain"])
     probability = np.full(plan.labels.shape, np.nan)
-    with sweep.job_of(plan.facts, start, settings, table, plan.labels, work) as job:
+    with search.job_of(plan.facts, start, settings, table, plan.labels, work) as job:
         frozen, pristine = twophase.freeze(job), job.model.get_weights()
         for number, train, validation, held in plan.folds():
             job.model.set_weights(pristine)
@@ -56,7 +58,7 @@ def main() -> None:
         folder = Path(temporary)
         data = data_version(arguments.scans, arguments.rois, folder)
         began = time.perf_counter()
-        plan = sweep.prepare(data, folder, "VGG16", weights=arguments.weights, image_size=SIZE, folds=FOLDS)
+        plan = search.prepare(data, folder, "VGG16", weights=arguments.weights, image_size=SIZE, folds=FOLDS)
         prepared = time.perf_counter() - began
 
         settings: list[Settings] = []
@@ -65,16 +67,16 @@ def main() -> None:
             settings.append(chosen)
             return evaluate_plain(chosen, nothing)
 
-        evaluate_plain = functools.partial(sweep.evaluate_heads, plan, {})
+        evaluate_plain = functools.partial(search.evaluate_heads, plan, {})
         began = time.perf_counter()
-        sweep.work_on(plan, sweep.HEADS, TRIALS, evaluate)  # Optuna's part of a trial included
+        search.work_on(plan, plans.HEADS, TRIALS, evaluate)  # Optuna's part of a trial included
         cached = (time.perf_counter() - began) / TRIALS
         seconds = []
         for number in range(RETRAINED):
             began = time.perf_counter()
             ours = retrain(plan, data, arguments.weights, settings[number], folder / f"retrain-{number}")
             seconds.append(time.perf_counter() - began)
-            theirs = np.load(plan.scores(sweep.HEADS, number))
+            theirs = np.load(plan.scores(plans.HEADS, number))
             assert np.abs(ours - theirs).max() < 0.02, "both have done the same trial"
         retrained = statistics.median(seconds)
     print(

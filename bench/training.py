@@ -16,10 +16,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thyroid import backbones, crop, figures, ingest, inputs, phantom, registry, tables, train, twophase
-from thyroid.backend import keras
-from thyroid.classes import BINARY
-from thyroid.settings import Settings
+from thyroid import crop
+from thyroid.data import tables
+from thyroid.data.classes import BINARY
+from thyroid.evaluate import performance
+from thyroid.imaging import phantom
+from thyroid.ingest import ingest
+from thyroid.model import artefacts, backbones, inputs
+from thyroid.model.backend import keras
+from thyroid.train import train, twophase
+from thyroid.train.settings import Settings
 
 DDTI = Path(__file__).parents[2] / "shared" / "data" / "ddti"
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
@@ -50,14 +56,14 @@ def time_to_auroc(data: Path, weights: str, folder: Path, deck_epochs: int) -> f
     )
     epochs = pd.read_csv(theirs.folder / "history.csv")["seconds"]
     epoch = min(epochs)  # the first one traces the graph
-    table = crop.examples(data, "cropped", "validation")
-    network = registry.load_keras(theirs.folder / theirs.facts["checkpoint"])
+    table = tables.examples(data, "cropped", "validation")
+    network = artefacts.load_keras(theirs.folder / theirs.facts["checkpoint"])
     table[BINARY.columns] = inputs.predict(network, inputs.decode(table, SIZE))
     print(
         f"ours: final validation AUROC {final:.3f}, within {NEAR} of it after {reached['elapsed']:.1f} s "
         f"({reached['phase']}, epoch {reached['epoch']:.0f}); all of it took {history['elapsed'].iloc[-1]:.0f} s\n"
         f"deck: {epoch:.1f} s an epoch ({len(epochs)} measured), so {epoch * DECK_EPOCHS:.0f} s for {DECK_EPOCHS} epochs "
-        f"(extrapolated); validation AUROC after {len(epochs)} epochs {figures.auroc(table)}"
+        f"(extrapolated); validation AUROC after {len(epochs)} epochs {performance.auroc(table)}"
     )
     return epoch * DECK_EPOCHS / reached["elapsed"]
 
@@ -66,7 +72,7 @@ def fit_overhead(data: Path, weights: str, folder: Path) -> float:
     """Seconds of our fine-tuning (batches, resumable state, logs) over those of `fit` on arrays, tracing included."""
     twophase.PATIENCE = OVERHEAD_EPOCHS  # both run all epochs
     row = backbones.get("VGG16")
-    table = crop.examples(data, "cropped", "train")
+    table = tables.examples(data, "cropped", "train")
     pixels = inputs.decode(table, SIZE)
     labels = np.eye(2, dtype=np.float32)[(table["label"] == "M").astype(int)]
     held, rows = np.split(np.random.default_rng(0).permutation(len(table)), [len(table) // 10])

@@ -28,7 +28,7 @@ from pathlib import Path
 from endpoint import Endpoint, free_port
 from serving import artefact
 
-from thyroid import images, phantom
+from thyroid.imaging import images, phantom
 
 FAST_3G = {"offline": False, "latency": 562.5, "downloadThroughput": 180_000, "uploadThroughput": 84_375}
 MOST_MILLISECONDS = 20

@@ -9,7 +9,7 @@ from components.step import step
 def conclude(registry: str, status: PipelineTaskFinalStatus, page: Output[HTML]):
     """Say how the run ended and which models there are now."""
     from components.pages import text_page
-    from thyroid.conclude import conclude as run
+    from thyroid.registry.conclude import conclude as run
 
     lines = run(registry, status.state, status.error_message or "")
     print("\n".join(lines))

@@ -20,9 +20,9 @@ def crop(
     from pathlib import Path
 
     from components.pages import picture_page
-    from thyroid import tables
     from thyroid.crop import crop as run
-    from thyroid.settings import resolve
+    from thyroid.data import tables
+    from thyroid.train.settings import resolve
 
     tables.check_fingerprint(Path(data.path), fingerprint)
     wanted, margin = [d for d in domains.split(",") if d], resolve(recipe)[1].margin

@@ -21,7 +21,7 @@ def deploy(
     from pathlib import Path
 
     from components.pages import text_page
-    from thyroid import deploy as library
+    from thyroid.deploy import deploy as library
 
     version = json.loads(Path(summary.path).read_text())["model"]["version"]
     options = library.Options(canary, min_replicas, serving_gpu)

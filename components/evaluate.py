@@ -5,7 +5,7 @@ import inspect
 from kfp.dsl import HTML, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
 
 from components.step import step
-from thyroid.backbones import BACKBONES
+from thyroid.model.backbones import BACKBONES
 
 
 def evaluate(
@@ -30,8 +30,8 @@ def evaluate(
 
     import pandas as pd
 
-    from thyroid import evaluate as library
-    from thyroid import predictions
+    from thyroid.evaluate import evaluate as library
+    from thyroid.evaluate import predictions
 
     trained = [Path(model.path) for model in models.values() if model is not None]
     folders = [folder for model in trained for folder in sorted(model.iterdir()) if (folder / "train.json").is_file()]

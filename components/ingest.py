@@ -30,9 +30,10 @@ def ingest(
     from pathlib import Path
 
     from components.pages import picture_page
-    from thyroid import changes, tables
-    from thyroid import registry as models
-    from thyroid.ingest import ingest as run
+    from thyroid.data import tables
+    from thyroid.ingest.ingest import ingest as run
+    from thyroid.registry import changes
+    from thyroid.registry import registry as models
 
     done = run(
         scans,

@@ -1,6 +1,5 @@
 """Small HTML artifacts for the Kubeflow UI."""
 
-import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from thyroid import RESEARCH_USE_ONLY
 
 def picture_page(path: str, title: str, *pictures: Path) -> None:
     """Write a page that shows PNG files, which it carries inside."""
+    from thyroid.imaging import images
+
     shown = "".join(
-        f"<img alt='{title}' style='max-width:100%' "
-        f"src='data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}'>"
+        f"<img alt='{title}' style='max-width:100%' src='{images.data_uri(picture.read_bytes())}'>"
         for picture in pictures
     )
     _page(path, title, shown)

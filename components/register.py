@@ -10,7 +10,7 @@ def register(evaluation: Input[Model], registry: str, model: Output[Model], summ
     """Publish the winner as the registry's next version and write the summary."""
     from pathlib import Path
 
-    from thyroid.register import register as run
+    from thyroid.registry.register import register as run
 
     done = run(Path(evaluation.path), registry, Path(summary.path))
     model.metadata |= {"name": done.name, "version": done.version, "sha256": done.sha256, "folder": done.uri}

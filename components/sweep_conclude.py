@@ -18,7 +18,7 @@ def sweep_conclude(
     import shutil
     from pathlib import Path
 
-    from thyroid.sweep_report import conclude
+    from thyroid.sweep.report import conclude
 
     study = Path(Path(ranked.path).read_text())
     done = conclude(study, Path(results.path))

@@ -16,7 +16,7 @@ def sweep_heads(
     """Try head settings on cached features until the study has its trials, beside the other workers."""
     from pathlib import Path
 
-    from thyroid.sweep import search_heads
+    from thyroid.sweep.search import search_heads
 
     print(f"worker {worker}", flush=True)
     done = search_heads(Path(Path(study.path).read_text()), trials, cores=cores)

@@ -19,7 +19,7 @@ def sweep_images(
     """Try crop margin, image size, augmentation and unfrozen depth until the study has its trials, beside the others."""
     from pathlib import Path
 
-    from thyroid.sweep import search_images
+    from thyroid.sweep.search import search_images
 
     print(f"worker {worker}", flush=True)
     folder = Path(Path(ranked.path).read_text())

@@ -22,9 +22,9 @@ def sweep_prepare(
     """Make the study's folder on the volume, or find it there, and compute the features of every tap."""
     from pathlib import Path
 
-    from thyroid import tables
+    from thyroid.data import tables
     from thyroid.errors import InputError
-    from thyroid.sweep import prepare
+    from thyroid.sweep.search import prepare
 
     if not store:
         raise InputError("store: a search needs a folder that all workers see, on the volume")

@@ -10,7 +10,7 @@ def sweep_rank(study: Input[Artifact], finished: list, ranked: Output[Artifact])
     """Choose the heads that the second stage starts from."""
     from pathlib import Path
 
-    from thyroid.sweep import rank
+    from thyroid.sweep.search import rank
 
     folder = Path(study.path).read_text()
     rank(Path(folder))

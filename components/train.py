@@ -28,8 +28,8 @@ def train(
     from pathlib import Path
 
     from components.pages import picture_page
-    from thyroid import tables
-    from thyroid.train import train as run
+    from thyroid.data import tables
+    from thyroid.train.train import train as run
 
     tables.check_fingerprint(Path(images.path), fingerprint)
     for domain in tables.read(Path(images.path))[2]["domains"]:

@@ -22,27 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import forked
-from thyroid import (
-    RESEARCH_USE_ONLY,
-    backbones,
-    clinical,
-    crop,
-    deploy,
-    errors,
-    gate,
-    ingest,
-    labels,
-    operating,
-    phantom,
-    registry,
-    storage,
-    tables,
-)
-from thyroid import classes as kinds
-from thyroid import settings as tuning
-from thyroid import store as data_store
+from thyroid import RESEARCH_USE_ONLY, crop, errors, storage
+from thyroid.clinical import clinical_csv
 from thyroid.cores import available
+from thyroid.data import classes as kinds
+from thyroid.data import store as data_store
+from thyroid.data import tables
+from thyroid.deploy import deploy
 from thyroid.errors import InputError
+from thyroid.evaluate import gate
+from thyroid.imaging import phantom
+from thyroid.ingest import ingest, labels
+from thyroid.model import backbones, operating_point
+from thyroid.registry import registry
+from thyroid.train import settings as tuning
 
 MARK = ".thyroid-output"
 PACES = "paces.json"
@@ -529,10 +522,10 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
     if arguments.recipe == "warm" and arguments.folds:
         raise InputError("--folds with --recipe warm: the champion has seen the patients that a fold holds out")
     data_store.site(arguments.site)
-    operating.check(arguments.sensitivity, arguments.abstain, arguments.prevalence)
+    operating_point.check(arguments.sensitivity, arguments.abstain, arguments.prevalence)
     gate.check_waivers([name for name in arguments.waive.split(",") if name])
     if arguments.clinical is not None:
-        clinical.read(Path(storage.file(storage.parted(arguments.clinical)[0])))
+        clinical_csv.read(Path(storage.file(storage.parted(arguments.clinical)[0])))
     told = kinds.parse(arguments.classes)
     if arguments.labels is not None:
         labels.read(arguments.labels, told)

@@ -6,9 +6,9 @@ from typing import Any
 
 from kfp import kubernetes
 
-from thyroid import deploy
-from thyroid.backbones import BACKBONES
+from thyroid.deploy import deploy
 from thyroid.errors import InputError
+from thyroid.model.backbones import BACKBONES
 
 USER = 10001
 """Of the images: see images/Dockerfile."""

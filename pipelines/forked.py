@@ -13,7 +13,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         "components.__main__",
-        "thyroid.framework",
+        "thyroid.model.framework",
         "cv2",
         "matplotlib.pyplot",
         "pandas",

@@ -18,8 +18,8 @@ import numpy as np
 from kubernetes.utils.quantity import parse_quantity
 
 from pipelines.cluster import NEEDS
-from thyroid import storage, tables
-from thyroid.backbones import BACKBONES
+from thyroid import atomic, storage
+from thyroid.model.backbones import BACKBONES
 
 SIDE = 64
 """Pixels of a side at which the constants of the networks were measured."""
@@ -51,7 +51,7 @@ ARITHMETIC = 0.024
 
 VIEWS = 2
 BUDGET = 4_000_000_000
-"""As in `thyroid.twophase` and `thyroid.inputs`, whose import would bring TensorFlow in; a test compares them."""
+"""As in `train.twophase` and `model.inputs`, whose import would bring TensorFlow in; a test compares them."""
 MAPS = 1_000_000
 """At most so many bytes of pixels and maps an image, at 224 pixels a side."""
 
@@ -159,7 +159,7 @@ class Plan:
     def remember(self, file: Path) -> None:
         """Write the paces that the steps showed, for the next run."""
         found = {name: took / work for name, took in self._took.items() if (work := self._steps[name].work)}
-        tables.write_json(file, found)
+        atomic.write_json(file, found)
 
 
 def words(seconds: float) -> str:

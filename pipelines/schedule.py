@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from pipelines import submit
-from thyroid import backbones
 from thyroid.errors import InputError
+from thyroid.model import backbones
 
 DEFAULTS = {"minimum": "1", "recipe": "warm"}
 """What a schedule gives to a pipeline that has the parameter: unchanged data end the run early, changed ones train on."""

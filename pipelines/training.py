@@ -14,8 +14,8 @@ from components.register import register
 from components.rest import rest
 from components.train import train
 from pipelines.cluster import Cluster, place
-from thyroid.backbones import BACKBONES
-from thyroid.changes import TRAIN
+from thyroid.model.backbones import BACKBONES
+from thyroid.registry.changes import TRAIN
 
 
 def training_pipeline(

@@ -25,8 +25,11 @@ from hypothesis import HealthCheck, settings
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests import gcs as emulated
-from thyroid import images, phantom, plots, storage
+from tests.support import ROOT, SHARED
+from tests.support import gcs as emulated
+from thyroid import storage
+from thyroid.data import plots
+from thyroid.imaging import images, phantom
 
 for variable in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # each of pytest's workers has a core; more threads only wait for one another
@@ -34,7 +37,6 @@ for variable in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THRE
 # kfp asks for the stack at every setting of a step; its source lines take seconds to find among TensorFlow's modules.
 inspect.stack = functools.partial(inspect.stack, context=0)
 
-SHARED = Path(__file__).parents[2] / "shared"
 LONGEST = (
     "test_readme.py",
     "test_night.py",
@@ -48,8 +50,8 @@ LONGEST = (
     "test_train.py",
     "test_attacks.py",
     "test_pipelines.py",
-    "test_benefit.py",
-    "test_sweep.py",
+    "test_clinical_model.py",
+    "test_search.py",
     "test_diagnose.py",
     "test_retention.py",
     "test_several_classes.py",
@@ -191,10 +193,9 @@ def undrawn(monkeypatch) -> None:
 
 def source_digest() -> str:
     """Of whatever the shared fixtures are made by: the packages, this file and the locked dependencies."""
-    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in [*sorted((root / "thyroid").rglob("*.py")), Path(__file__), root / "requirements-dev.lock"]:
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in [*sorted((ROOT / "thyroid").rglob("*.py")), Path(__file__), ROOT / "requirements-dev.lock"]:
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -259,7 +260,8 @@ def phantoms(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def cropped(phantoms: Path, shared: Shared) -> Path:
     """Cropped data version of the phantoms, for both domains."""
-    from thyroid import crop, ingest
+    from thyroid import crop
+    from thyroid.ingest import ingest
 
     def write(folder: Path) -> None:
         ingest.ingest(phantoms / "scans", folder / "ingested", rois=phantoms / "rois.csv")
@@ -274,7 +276,7 @@ def trained(cropped: Path, shared: Shared) -> dict[tuple[str, str], Path]:
     models = (("VGG16", "cropped"), ("VGG16", "normal"), ("VGG19", "cropped"))
 
     def write(folder: Path) -> None:
-        from thyroid import train
+        from thyroid.train import train
 
         for backbone, domain in models:
             options = {"weights": "none", "image_size": 32, "epochs": 1}
@@ -289,7 +291,7 @@ def evaluated(cropped: Path, trained: dict[tuple[str, str], Path], shared: Share
     """Evaluation of the VGG16 and VGG19 that were trained on crops."""
 
     def write(folder: Path) -> None:
-        from thyroid import evaluate
+        from thyroid.evaluate import evaluate
 
         with drawing():
             evaluate.evaluate(cropped, [trained["VGG16", "cropped"], trained["VGG19", "cropped"]], folder)
@@ -302,7 +304,7 @@ def model(evaluated: Path, shared: Shared) -> Path:
     """Registry with the winner of `evaluated`; tests that change it copy it."""
 
     def write(folder: Path) -> None:
-        from thyroid import register
+        from thyroid.registry import register
 
         register.register(evaluated, folder, folder / "summary.json")
 
@@ -313,7 +315,7 @@ def model(evaluated: Path, shared: Shared) -> Path:
 def toy() -> Iterator[str]:
     """Name of a backbone that is small and quick, in this process."""
     import pipelines.training  # noqa: F401  its steps are made from the table as they are imported, and are to know nothing of it
-    from tests import toys
+    from tests.support import toys
 
     toys.install()
     yield toys.ROW.name

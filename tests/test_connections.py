@@ -15,10 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.pages import Page
-from tests.serving import PREDICT, Server, encoded
-
-ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
+from tests.support.pages import Page
+from tests.support.serving import PREDICT, Server, encoded
 
 WATCH = """
 import os, sys, time
@@ -144,7 +143,7 @@ def test_they_live_where_packets_to_the_internet_are_dropped(model, phantoms, tm
 def test_a_conversion_talks_to_nobody(dropped):
     """What the evaluation runs: importing OpenVINO's converter and telling of a conversion."""
     code = (
-        "from thyroid import engine; import openvino; from openvino.tools.ovc import convert_impl, telemetry_utils as t\n"
+        "from thyroid.model import engine; import openvino; from openvino.tools.ovc import convert_impl, telemetry_utils as t\n"
         "t.send_conversion_result('success'); print(convert_impl.tm.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=dropped, capture_output=True, text=True, timeout=60)
@@ -161,7 +160,7 @@ def test_openvino_is_imported_behind_the_switch_alone():
                 if isinstance(node, ast.Import)
                 for alias in node.names
             }
-            assert "openvino" not in names or path == ROOT / "thyroid" / "engine.py"
+            assert "openvino" not in names or path == ROOT / "thyroid" / "model" / "engine.py"
 
 
 def test_telemetry_is_in_no_lock():

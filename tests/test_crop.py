@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 from tests.conftest import write_rois, write_scan
-from thyroid import crop, images, ingest, phantom, tables
+from thyroid import crop
+from thyroid.data import tables
 from thyroid.errors import InputError
+from thyroid.imaging import geometry, images, phantom
+from thyroid.ingest import ingest
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -18,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 def test_blanks_text_and_ticks_and_keeps_the_tissue():
     for patient in range(8):
         drawn = phantom.draw("BM"[patient % 2], patient, 1)
-        area = crop.scan_area(drawn.image)
+        area = geometry.scan_area(drawn.image)
         assert area.found
         assert not area.mask[:45].any(), "banner"
         x, y, width, height = drawn.roi
@@ -28,7 +31,7 @@ def test_blanks_text_and_ticks_and_keeps_the_tissue():
 def test_scan_area_of_real_frames_holds_every_region(ddti):
     rois = pd.read_csv(ddti / "rois.csv").groupby("filename")
     for name, boxes in rois:
-        area = crop.scan_area(images.decode((ddti / "normal" / name).read_bytes()))
+        area = geometry.scan_area(images.decode((ddti / "normal" / name).read_bytes()))
         assert area.found
         assert 0.3 < area.mask.mean() < 0.99
         for row in boxes.itertuples():
@@ -37,15 +40,15 @@ def test_scan_area_of_real_frames_holds_every_region(ddti):
 
 def test_no_area_means_the_whole_frame():
     black = np.zeros((100, 120, 3), np.uint8)
-    area = crop.scan_area(black)
+    area = geometry.scan_area(black)
     assert not area.found
     assert area.box == (0, 0, 120, 100)
-    np.testing.assert_array_equal(crop.normal(black), black)
+    np.testing.assert_array_equal(geometry.normal(black), black)
 
 
 def test_region_margin_is_clipped_and_padded_not_stretched():
     frame = np.full((100, 200, 3), 90, np.uint8)
-    cut = crop.region(frame, (0, 10, 100, 20))
+    cut = geometry.region(frame, (0, 10, 100, 20))
     assert cut.shape == (115, 115, 3)  # 100 + 15 on the right alone
     assert (cut[..., 0] == 90).sum() == 115 * 26  # 20 + 3 above and below
 
@@ -54,13 +57,13 @@ def test_region_itself_is_never_blanked():
     frame = np.zeros((200, 300, 3), np.uint8)
     frame[60:190, 20:280] = 120
     frame[5:25, 5:25] = 200
-    assert (crop.region(frame, (5, 5, 20, 20)) == 200).sum() == 20 * 20 * 3
+    assert (geometry.region(frame, (5, 5, 20, 20)) == 200).sum() == 20 * 20 * 3
 
 
 @pytest.mark.parametrize("box", [(0, 0, 0, 5), (-1, 0, 5, 5), (195, 0, 10, 5), (0, 99, 5, 5)])
 def test_region_outside_is_refused(box):
     with pytest.raises(ValueError, match="outside the 200x100 image"):
-        crop.region(np.zeros((100, 200, 3), np.uint8), box)
+        geometry.region(np.zeros((100, 200, 3), np.uint8), box)
 
 
 def test_crops_match_the_sets_own(ddti):
@@ -68,7 +71,7 @@ def test_crops_match_the_sets_own(ddti):
     row = pd.read_csv(ddti / "rois.csv").iloc[5]
     frame = images.decode((ddti / "normal" / row["filename"]).read_bytes())
     theirs = images.decode((ddti / "cropped" / row["crop_filename"]).read_bytes())
-    ours = crop.region(frame, (row["x"], row["y"], row["width"], row["height"]))
+    ours = geometry.region(frame, (row["x"], row["y"], row["width"], row["height"]))
     theirs = images.letterbox(theirs, ours.shape[0])
     assert np.abs(ours.astype(int) - theirs).mean() < 4
 
@@ -79,7 +82,7 @@ def test_both_domains_with_tables(cropped):
     assert facts["without_region"] == 0
     assert regions["crop_path"].notna().all()
     for domain in tables.DOMAINS:
-        table = crop.examples(cropped, domain)
+        table = tables.examples(cropped, domain)
         assert len(table) == len(scans) == 30
         for file in table["file"]:
             with Image.open(file) as image:
@@ -90,7 +93,7 @@ def test_both_domains_with_tables(cropped):
 
 
 def test_examples_are_split_by_patient(cropped):
-    patients = {split: set(crop.examples(cropped, "cropped", split)["patient"]) for split in tables.SPLITS}
+    patients = {split: set(tables.examples(cropped, "cropped", split)["patient"]) for split in tables.SPLITS}
     assert not patients["train"] & patients["test"]
     assert not patients["train"] & patients["validation"]
     assert sum(map(len, patients.values())) == 15
@@ -112,8 +115,8 @@ def test_scans_without_a_region_stay_in_normal(scans, tmp_path):
     facts = crop.crop(tmp_path / "in", tmp_path / "out").facts
     assert facts["without_region"] == 12
     assert facts["domains"] == ["cropped"]
-    assert len(crop.examples(tmp_path / "out", "normal")) == 24
-    assert len(crop.examples(tmp_path / "out", "cropped")) == 12
+    assert len(tables.examples(tmp_path / "out", "normal")) == 24
+    assert len(tables.examples(tmp_path / "out", "cropped")) == 12
 
 
 def test_given_crops_come_in_whole(scans, tmp_path):
@@ -122,11 +125,11 @@ def test_given_crops_come_in_whole(scans, tmp_path):
         write_scan(tmp_path / "crops" / f"{label}_{patient:03d}-0001-1.0.jpg", seed=900 + patient, size=(40, 30))
     ingest.ingest(scans, tmp_path / "in", crops=tmp_path / "crops")
     crop.crop(tmp_path / "in", tmp_path / "out")
-    table = crop.examples(tmp_path / "out", "cropped")
+    table = tables.examples(tmp_path / "out", "cropped")
     assert len(table) == 12
     with Image.open(table["file"][0]) as image:
         assert image.size == (40, 40)
-    assert len(crop.examples(tmp_path / "out", "normal")) == 24
+    assert len(tables.examples(tmp_path / "out", "normal")) == 24
 
 
 def test_without_regions_the_default_is_normal(scans, tmp_path):
@@ -195,7 +198,7 @@ def test_a_name_as_long_as_a_file_may_have_it(scans, tmp_path):
     (tmp_path / "labels.csv").write_text("\n".join(["filename,label,patient", *rows]))
     ingest.ingest(scans, tmp_path / "in", store=tmp_path / "store", labels=tmp_path / "labels.csv")
     crop.crop(tmp_path / "in", tmp_path / "out", store=tmp_path / "store")
-    table = crop.examples(tmp_path / "out", "normal")
+    table = tables.examples(tmp_path / "out", "normal")
     assert len(table) == table["name"].nunique() == 27
     assert all(Path(file).is_file() for file in table["file"])
 
@@ -204,13 +207,13 @@ def test_a_region_of_a_few_pixels_can_be_loaded_again(scans, tmp_path):
     rois = write_rois(tmp_path / "rois.csv", [(file.name, 10, 10, 5, 3) for file in sorted(scans.iterdir())])
     ingest.ingest(scans, tmp_path / "in", rois=rois)
     crop.crop(tmp_path / "in", tmp_path / "out")
-    file = crop.examples(tmp_path / "out", "cropped")["file"][0]
+    file = tables.examples(tmp_path / "out", "cropped")["file"][0]
     assert images.square(Path(file).read_bytes(), 32).shape[:2] == (32, 32)
 
 
 def test_examples_of_an_unknown_domain_are_refused(cropped):
     with pytest.raises(InputError, match="'Normal' is unknown"):
-        crop.examples(cropped, "Normal")
+        tables.examples(cropped, "Normal")
 
 
 def test_counts_follow_what_is_lost(scans, tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 
 from thyroid import progress
+from thyroid.train import epoch_bar
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_what_is_short_or_silenced_says_nothing(capfd):
 
 
 def test_epochs_count_those_before_an_interruption(often, capfd):
-    callback = progress.epochs("VGG16 fine-tuning")
+    callback = epoch_bar.epochs("VGG16 fine-tuning")
     callback.set_params({"epochs": 5})
     callback.on_train_begin()
     for epoch in (3, 4):

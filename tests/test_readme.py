@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thyroid import phantom, settings
+from tests.support import ROOT
+from thyroid.imaging import phantom
+from thyroid.train import settings
 
-ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
@@ -218,8 +219,8 @@ def test_real_scans(copy, ddti, vgg16_weights):
 @pytest.mark.slow
 def test_documented_requests(copy, evaluated, tmp_path):
     """Every command and the Python example of docs/api.md, against a server on the port that it names."""
-    from tests.serving import Server
-    from thyroid import register
+    from tests.support.serving import Server
+    from thyroid.registry import register
 
     register.register(evaluated, tmp_path / "registry", tmp_path / "summary.json")
     phantom.generate(copy / "output" / "sample", patients=3, images_per_patient=1, seed=3)

@@ -176,7 +176,7 @@ def test_prefixes_do_not_run_into_each_other(gcs):
 
 
 def test_without_the_client_it_is_said(monkeypatch, capsys):
-    from thyroid import registry
+    from thyroid.registry import registry
 
     monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
     with pytest.raises(

@@ -10,42 +10,25 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from thyroid import cores, errors, images, progress, storage, tables, workers
+from thyroid import cores, errors, progress, storage, workers
+from thyroid.data import crops, tables
+from thyroid.data.crops import Planned
+from thyroid.data.store import Store
 from thyroid.errors import InputError
-from thyroid.settings import MARGIN
-from thyroid.store import Store, source_of
-
-Box = tuple[int, int, int, int]
-"""x, y, width, height in pixels."""
+from thyroid.imaging import images
+from thyroid.imaging.geometry import MARGIN, ScanArea, normal, region, scan_area
 
 _AREA = ("area_x", "area_y", "area_width", "area_height")
 _CHUNK = 32
-_MOST_STEM = 100
-"""Bytes of a scan's name that its images' names begin with: with their key, in a file's 255 bytes, however long it is."""
-
-
-@dataclass(frozen=True)
-class ScanArea:
-    """The part of a frame that shows tissue.
-
-    `mask` is uint8 [height, width], 0 or 1; `box` its bounding box in frame pixels; `found` is False when no area stands out
-    and the whole frame is taken.
-    """
-
-    mask: NDArray[np.uint8]
-    box: Box
-    found: bool
 
 
 @dataclass(frozen=True)
@@ -54,100 +37,6 @@ class Cropped:
 
     folder: Path
     facts: dict[str, Any]
-
-
-def scan_area(frame: images.Pixels) -> ScanArea:
-    """Find the ultrasound image within the scanner's frame.
-
-    Speckle fills an area; text, ruler ticks and logos are thin. So pixels brighter than the background are closed over
-    a few pixels, everything thinner than a twelfth of the frame is opened away, and what remains, as far as it is at
-    least a quarter of the largest piece (split screens), is taken with its convex hull. Deterministic.
-
-    Args:
-        frame: uint8 [height, width, 3].
-    """
-    red, green, blue = cv2.split(frame)
-    grey = cv2.max(cv2.max(red, green), blue)
-    height, width = grey.shape
-    background = int(cv2.calcHist([grey], [0], None, [256], [0, 256])[:64].argmax())
-    _, tissue = cv2.threshold(grey, background + 4, 1, cv2.THRESH_BINARY)
-    unit = max(3, min(height, width) // 60) | 1
-    tissue = cv2.morphologyEx(tissue, cv2.MORPH_CLOSE, np.ones((unit, unit), np.uint8))
-    thick = max(5, min(height, width) // 12) | 1
-    tissue = cv2.morphologyEx(tissue, cv2.MORPH_OPEN, np.ones((thick, thick), np.uint8))
-    pieces = _pieces(tissue)
-    if sum(area for area, _ in pieces) < 0.1 * height * width:
-        return ScanArea(np.ones((height, width), np.uint8), (0, 0, width, height), False)
-    points = np.concatenate([outline for _, outline in pieces])
-    mask = np.zeros((height, width), np.uint8)
-    cv2.fillConvexPoly(mask, cv2.convexHull(points), 1)
-    x, y, w, h = cv2.boundingRect(points)
-    return ScanArea(mask, (x, y, w, h), True)
-
-
-def _pieces(tissue: NDArray[np.uint8]) -> list[tuple[int, NDArray[np.int32]]]:
-    """Area in pixels and outline [points, 1, 2] of the pieces that are at least a quarter of the largest one."""
-    contours, hierarchy = cv2.findContours(tissue, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    outlines = (
-        [one for one, (_, _, _, parent) in zip(contours, hierarchy[0], strict=True) if parent < 0] if contours else []
-    )
-    if len(outlines) == 1:  # as a rule, and labelling every pixel takes longer than all the rest
-        return [(cv2.countNonZero(tissue), outlines[0])]
-    _, parts, statistics, _ = cv2.connectedComponentsWithStats(tissue)
-    areas = [int(statistics[parts[y, x], cv2.CC_STAT_AREA]) for x, y in (one[0, 0] for one in outlines)]
-    return [(area, one) for area, one in zip(areas, outlines, strict=True) if area >= max(areas) / 4]
-
-
-def normal(frame: images.Pixels, area: ScanArea | None = None) -> images.Pixels:
-    """The frame's scan area: everything outside it blanked, then cut to its bounding box.
-
-    Burned-in text may name the patient and a scanner's layout tells the hospital: both go before anything else looks.
-
-    Args:
-        frame: uint8 [height, width, 3].
-        area: of this frame, if it is known.
-
-    Returns:
-        uint8 [area height, area width, 3].
-    """
-    area = area or scan_area(frame)
-    x, y, width, height = area.box
-    return cv2.copyTo(frame, area.mask)[y : y + height, x : x + width]
-
-
-def region(frame: images.Pixels, box: Box, area: ScanArea | None = None, margin: float = MARGIN) -> images.Pixels:
-    """One region with its margin as a square: blanked outside the scan area, padded with black, never stretched.
-
-    Args:
-        frame: uint8 [height, width, 3].
-        box: x, y, width, height in pixels of the frame, inside it.
-        area: of this frame, if it is known. Pixels of `box` itself count as tissue.
-        margin: see `widened`.
-
-    Returns:
-        uint8 [side, side, 3] with side the longer side of the widened box.
-
-    Raises:
-        ValueError: the box has no size or is outside the frame.
-    """
-    x, y, width, height = box
-    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > frame.shape[1] or y + height > frame.shape[0]:
-        raise ValueError(f"region {box} is outside the {frame.shape[1]}x{frame.shape[0]} image")
-    area = area or scan_area(frame)
-    mask = area.mask.copy()
-    mask[y : y + height, x : x + width] = 1
-    left, top, wide, high = widened(box, frame.shape[1], frame.shape[0], margin)
-    rows, columns = slice(top, top + high), slice(left, left + wide)
-    cut = cv2.copyTo(frame[rows, columns], mask[rows, columns])
-    return images.letterbox(cut, max(cut.shape[:2]))
-
-
-def widened(box: Box, frame_width: int, frame_height: int, margin: float = MARGIN) -> Box:
-    """`box` with its margin, a share of its own width (height) on each side, clipped to the frame."""
-    x, y, width, height = box
-    dx, dy = round(margin * width), round(margin * height)
-    left, top = max(0, x - dx), max(0, y - dy)
-    return left, top, min(frame_width, x + width + dx) - left, min(frame_height, y + height + dy) - top
 
 
 def crop(
@@ -184,7 +73,7 @@ def crop(
         (images_folder / domain).mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
 
-    planned = _plan(tables.used(scans), regions, margin)
+    planned = crops.plan(tables.used(scans), regions, margin)
     have = {} if place is None else _whole(images_folder, _images(place.cropped()), planned)
     todo = [one for one in planned if not all(key in have for key in one.keys.values())]
     tasks = [_Task(str(data / one.local_path), one, str(images_folder)) for one in todo]
@@ -223,7 +112,7 @@ def crop(
     for domain in domains:
         _require_examples(scans, regions, domain, splits)
     shutil.copy(data / "statistics.png", output)
-    from thyroid import plots  # serving crops, too, and draws nothing
+    from thyroid.data import plots  # serving crops, too, and draws nothing
 
     plots.crop_sheet(scans, regions, images_folder, output / "crops.png")
     tables.write(output, scans, regions, facts)
@@ -255,52 +144,8 @@ def resolve_domains(domains: Sequence[str], has_regions: bool) -> tuple[str, ...
     return tuple(dict.fromkeys(domains)) or (("cropped",) if has_regions else ("normal",))
 
 
-def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFrame:
-    """The images of one domain (and split) of a cropped data version.
-
-    Returns:
-        One row an image, in a fixed order: file (full path), name (within `tables.images`), sha256 of it, path of its scan,
-        class, label (its side), patient, group, split.
-    """
-    if domain not in tables.DOMAINS:
-        raise InputError(f"domain {domain!r} is unknown; choose from {', '.join(tables.DOMAINS)}")
-    scans, regions, _ = tables.read(folder)
-    table = _examples(scans, regions, domain)
-    if split is not None:
-        table = table[table["split"] == split]
-    table = table.sort_values("name").reset_index(drop=True)
-    root = tables.images(folder)
-    table["file"] = [str(root / name) for name in table["name"]]
-    return table
-
-
-def files(scans: pd.DataFrame, regions: pd.DataFrame, margins: Collection[float]) -> set[str]:
-    """Names, within a store's crops, of all images that this code makes of the scans in use with these margins."""
-    return {
-        f"{'normal' if box is None else 'cropped'}/{key}.jpg"
-        for margin in margins
-        for one in _plan(tables.used(scans), regions, margin)
-        for box, key in one.keys.items()
-    }
-
-
-def stem(path: str) -> str:
-    """What the names of a scan's images begin with."""
-    return path.rsplit("/", 1)[-1].rsplit(".", 1)[0].encode()[:_MOST_STEM].decode(errors="ignore")
-
-
-def _examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.DataFrame:
-    good = tables.used(scans)
-    if domain == "normal":
-        table = good[good["domain"] == "normal"].assign(name=good["normal_path"], sha256=good["normal_sha256"])
-    else:
-        table = regions.merge(good.drop(columns="sha256"), on="path")
-        table = table.rename(columns={"crop_path": "name", "crop_sha256": "sha256"})
-    return table[["name", "sha256", "path", "class", "label", "patient", "group", "split"]]
-
-
 def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str, splits: Sequence[str]) -> None:
-    have = _examples(scans, regions, domain).groupby(["split", "class"]).size()
+    have = tables.examples_of(scans, regions, domain).groupby(["split", "class"]).size()
     for split in splits:
         for name in sorted(tables.used(scans)["class"].unique()):
             if (split, name) not in have.index:
@@ -310,55 +155,10 @@ def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str, s
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What is to be made of a scan: box (None for the whole frame) to the key of the image.
-
-    A key names all that the image depends on: this code, the scan's bytes, the box and its margin.
-    """
-
-    path: str
-    local_path: str
-    sha256: str
-    domain: str
-    boxes: tuple[Box, ...]
-    margin: float
-    keys: dict[Box | None, str]
-
-    @property
-    def main(self) -> str:
-        """Key of the image that knows the scan area."""
-        return next(iter(self.keys.values()))
-
-
-@dataclass(frozen=True)
 class _Task:
     file: str
-    plan: _Plan
+    plan: Planned
     output: str
-
-
-def _plan(good: pd.DataFrame, regions: pd.DataFrame, margin: float) -> list[_Plan]:
-    code = source_of("crop", "images")
-    boxes: dict[str, list[Box]] = {}
-    for path, box in zip(regions["path"].tolist(), _boxes(regions), strict=True):
-        boxes.setdefault(path, []).append(box)
-    plans = []
-    for path, local, sha256, domain in zip(
-        *(good[column].tolist() for column in ("path", "local_path", "sha256", "domain")), strict=True
-    ):
-        mine = tuple(boxes.get(path, ()))
-        # a file that came in cropped is its own region, without margin
-        wanted: list[Box | None] = [*mine] if domain == "cropped" else [None, *mine]
-        keys = {
-            box: f"{stem(path)}-{hashlib.sha256(f'{code} {sha256} {domain} {box} {margin if box else 0}'.encode()).hexdigest()[:16]}"
-            for box in wanted
-        }
-        plans.append(_Plan(path, local, sha256, domain, mine, margin, keys))
-    return plans
-
-
-def _boxes(regions: pd.DataFrame) -> list[Box]:
-    return [tuple(box) for box in regions[["x", "y", "width", "height"]].astype(int).to_numpy().tolist()]
 
 
 class _Image(NamedTuple):
@@ -381,7 +181,7 @@ def _images(table: pd.DataFrame) -> dict[str, _Image]:
     return dict(zip(table["key"].tolist(), map(_Image, *columns), strict=True))
 
 
-def _whole(folder: Path, have: Mapping[str, _Image], planned: Sequence[_Plan]) -> dict[str, _Image]:
+def _whole(folder: Path, have: Mapping[str, _Image], planned: Sequence[Planned]) -> dict[str, _Image]:
     """The images of `planned` that are there as they were written; damaged ones are forgotten, and so made again."""
 
     def is_whole(image: _Image) -> bool:
@@ -425,7 +225,7 @@ def _crop_file(task: _Task) -> dict[str, _Image] | str:
     return {key: _write(task.output, *picture) for key, picture in pictures.items()}
 
 
-def _pictures(plan: _Plan, frame: images.Pixels) -> dict[str, tuple[str, images.Pixels, ScanArea]]:
+def _pictures(plan: Planned, frame: images.Pixels) -> dict[str, tuple[str, images.Pixels, ScanArea]]:
     """Name, pixels and scan area of the images that are made of a frame, by key."""
     if plan.domain == "cropped":
         whole = ScanArea(np.ones(frame.shape[:2], np.uint8), (0, 0, 0, 0), True)
@@ -453,7 +253,7 @@ def _write(output: str, file: str, image: images.Pixels, area: ScanArea) -> _Ima
 def _filled(
     scans: pd.DataFrame,
     regions: pd.DataFrame,
-    planned: Sequence[_Plan],
+    planned: Sequence[Planned],
     have: dict[str, _Image],
     lost: dict[str, str],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -471,9 +271,12 @@ def _filled(
     scans["quarantine_reason"] = scans["quarantine_reason"].fillna(scans["path"].map(lost).astype("string"))
     regions = regions[~regions["path"].isin(lost)].reset_index(drop=True)
     by_path = {one.path: one for one in there}
-    crops = [have[by_path[path].keys[box]] for path, box in zip(regions["path"].tolist(), _boxes(regions), strict=True)]
-    regions["crop_path"] = pd.Series([one.file for one in crops], regions.index, "string")
-    regions["crop_sha256"] = pd.Series([one.sha256 for one in crops], regions.index, "string")
+    made = [
+        have[by_path[path].keys[box]]
+        for path, box in zip(regions["path"].tolist(), crops.boxes_of(regions), strict=True)
+    ]
+    regions["crop_path"] = pd.Series([one.file for one in made], regions.index, "string")
+    regions["crop_sha256"] = pd.Series([one.sha256 for one in made], regions.index, "string")
     return scans, regions
 
 

@@ -46,6 +46,11 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def format_interval(figure: Mapping[str, Any] | None) -> str:
+    """Return a figure of summary.json with its interval as text; "n/a" where there is none."""
+    return str(Interval.of(figure)) if figure else "n/a"
+
+
 class Draws:
     """Bootstrap draws of whole patients with replacement (Field & Welsh 2007, "Bootstrapping clustered data").
 

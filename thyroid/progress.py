@@ -52,24 +52,3 @@ def bar(iterable: Any, total: int | None, description: str, unit: str) -> tqdm:
         file=None if live else _Lines(),
         bar_format=None if live else "{desc}: {n_fmt} of {total_fmt} {unit}s in {elapsed}, {remaining} left",
     )
-
-
-def epochs(description: str) -> Any:
-    """A Keras callback with one bar over all epochs."""
-    from thyroid.backend import keras  # ingest and crop do without TensorFlow
-
-    class Epochs(keras.callbacks.Callback):
-        def on_train_begin(self, logs: Any = None) -> None:
-            self.bar = bar(None, self.params["epochs"], description, "epoch")
-
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            if not self.bar.n:  # epochs of the run that was stopped
-                self.bar.initial = self.bar.n = epoch
-
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.bar.update()
-
-        def on_train_end(self, logs: Any = None) -> None:
-            self.bar.close()
-
-    return Epochs()

@@ -11,13 +11,15 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from pydicom.data import get_testdata_file
 
-from tests import dicoms, pages
-from tests.serving import Server, free_port
-from thyroid import images, phantom, registry
+from tests.support import ROOT, dicoms, pages
+from tests.support.serving import Server, free_port
+from thyroid.imaging import images, phantom
+from thyroid.model import artefacts
+from thyroid.registry import registry
 from thyroid.web.words import Words
 
 pytestmark = pytest.mark.browser
-SHOTS = Path(__file__).parents[2] / "output-browser"
+SHOTS = ROOT / "output-browser"
 DESK = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
 EN, KO = Words("en"), Words("ko")
@@ -535,7 +537,7 @@ def test_the_report(visit, model):
     shown = page.frame_locator("iframe")
     expect(shown.get_by_text("Research use only").first).to_be_visible()
     expect(page.get_by_text(EN("report_lead", version=1))).to_be_visible()
-    assert registry.verify(registry.find(model))["version"] == 1
+    assert artefacts.verify(registry.find(model))["version"] == 1
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         found = Axe().run(page, options={"resultTypes": ["violations"], "iframes": False}).response["violations"]

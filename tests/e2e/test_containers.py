@@ -18,14 +18,15 @@ import yaml
 from components.step import image_name
 from pipelines import __main__ as cli
 from pipelines import containers
-from tests import dicoms
-from tests.conftest import SHARED
-from tests.pages import Visitor
-from tests.serving import free_port
-from thyroid import deploy, phantom, registry
+from tests.support import ROOT, SHARED, dicoms
+from tests.support.pages import Visitor
+from tests.support.serving import free_port
+from thyroid.deploy import deploy
+from thyroid.imaging import phantom
+from thyroid.model import artefacts
+from thyroid.registry import registry
 
 pytestmark = pytest.mark.containers
-ROOT = Path(__file__).parents[2]
 BACKBONES = ("VGG16", "ResNet50")
 TOY = {"image_size": 32, "epochs": 1, "batch_size": 16, "weights": "none", "domains": ""}
 MEGABYTES = {"data": 700, "ops": 1000, "serve": 900, "train": 3500, "web": 700}
@@ -89,7 +90,7 @@ assert not found, found
 assert os.getuid() == 10001
 """
     if image == "serve":
-        code += "sys.argv = sys.argv[:1]\nimport thyroid.serve.server, thyroid.dicom"
+        code += "sys.argv = sys.argv[:1]\nimport thyroid.serve.server, thyroid.imaging.dicom"
     elif image == "web":
         code += "import thyroid.web.__main__"
     else:
@@ -141,7 +142,7 @@ def test_the_whole_pipeline_ran_in_containers(output):
     summary = json.loads((output / "summary.json").read_text())
     assert {row["backbone"] for row in summary["models"]} == set(BACKBONES)
     assert (output / "report.html").stat().st_size > 100_000
-    assert registry.verify(registry.find(output / "registry"))["version"] == 1
+    assert artefacts.verify(registry.find(output / "registry"))["version"] == 1
     assert "Research use only" in next((output / "pipeline").glob("*/conclude/page")).read_text()
     manifest = (output / "inferenceservice.yaml").read_text()
     assert ("kind: InferenceService" in manifest) == (summary["gate"]["decision"] == "promoted")
@@ -208,7 +209,7 @@ def test_the_serve_image_answers_as_evaluated_and_the_page_asks_it(engine, outpu
             read = visitor.read([("scan.dcm", scan), ("scan.jpg", (folder / "reference.jpg").read_bytes())])
             visitor.client.close()
             assert read.status_code == 200, read.text
-            assert registry.verify(folder)["backbone"] in read.text
+            assert artefacts.verify(folder)["backbone"] in read.text
             log = subprocess.run([engine, "logs", page], capture_output=True, text=True)
             assert '"route": "read", "status": 200' in log.stdout + log.stderr
             assert "KIM" not in log.stdout + log.stderr

@@ -16,7 +16,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from thyroid import RESEARCH_USE_ONLY, engine, errors, logs, registry
+from thyroid import RESEARCH_USE_ONLY, errors, logs
+from thyroid.model import engine
+from thyroid.registry import registry
 
 
 @errors.command

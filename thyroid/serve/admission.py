@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from thyroid.serve import limits, metrics
+from thyroid.serve import limits, prometheus
 
 
 class Admission:
@@ -44,12 +44,12 @@ class Admission:
         if self.inside and self.inside + count > self.limit:
             raise limits.overloaded()
         self.inside += count
-        metrics.QUEUE.set(self.inside)
+        prometheus.QUEUE.set(self.inside)
         try:
             yield
         finally:
             self.inside -= count
-            metrics.QUEUE.set(self.inside)
+            prometheus.QUEUE.set(self.inside)
             free = self.limit - self.inside
             while self._waiting and free > 0:
                 free -= _tell(self._waiting.popleft(), True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from thyroid import logs
-from thyroid.serve import limits, metrics, openapi, payload
+from thyroid.serve import limits, openapi, payload, prometheus
 from thyroid.serve.admission import Admission, Memory
 from thyroid.serve.limits import RequestError
 
@@ -137,7 +137,7 @@ class Guard:
                 self.memory.give(state["held"])
         seconds = time.perf_counter() - started
         route = _route(scope["path"])
-        metrics.REQUEST.labels(route, str(state["status"])).observe(seconds)
+        prometheus.REQUEST.labels(route, str(state["status"])).observe(seconds)
         fields = {"request_id": request_id, "method": scope["method"], "route": route, "status": state["status"]}
         quiet = route in ("/v2/health", "/metrics") and state["status"] < HTTPStatus.INTERNAL_SERVER_ERROR
         log.log(
@@ -294,7 +294,7 @@ async def _discard(receive: Receive) -> None:
 
 async def _refuse(send: Send, state: dict[str, Any], error: RequestError, unread: bool = False) -> None:
     """Answer with an error; a body that is `unread`, and of unknown length, is not waited for any longer."""
-    metrics.REJECTED.labels(error.code).inc()
+    prometheus.REJECTED.labels(error.code).inc()
     if state["started"]:
         return
     headers = {}

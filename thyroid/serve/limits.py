@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from thyroid import images
+from thyroid.imaging import images
 
 MAX_BODY = 50_000_000
 """Bytes of a request's body, base64 and all."""

@@ -18,14 +18,15 @@ from kserve.metrics import EXPLAIN_HIST_TIME, PREDICT_HIST_TIME, get_labels
 from kserve.model import InferenceVerb
 from PIL import Image
 
-from thyroid import RESEARCH_USE_ONLY, cores, engine, explain, operating, registry
-from thyroid import classes as kinds
+from thyroid import RESEARCH_USE_ONLY, cores
+from thyroid.clinical.fusion import Fusion
+from thyroid.data import classes as kinds
 from thyroid.errors import InputError
-from thyroid.fusion import Fusion
-from thyroid.serve import limits, metrics, payload, treatment
+from thyroid.model import artefacts, engine, explain, operating_point
+from thyroid.serve import limits, payload, preprocessing, prometheus
 from thyroid.serve.admission import Admission
 from thyroid.serve.payload import Instance
-from thyroid.serve.treatment import Prepared
+from thyroid.serve.preprocessing import Prepared
 
 DECISIONS = ("benign", "malignant", "abstain")
 TOLERANCE = 1e-3
@@ -115,19 +116,21 @@ class ThyroidModel(kserve.Model):
         Raises:
             InputError: the artefact was changed, has no form that can run here, or answers otherwise than evaluated.
         """
-        self.facts = registry.verify(self.folder, _NEEDED)
-        self.point = operating.of(self.facts)
+        self.facts = artefacts.verify(self.folder, _NEEDED)
+        self.point = operating_point.of(self.facts)
         self.classes = kinds.of(self.facts)
         self.head = Fusion.of(self.facts["clinical"]) if "clinical" in self.facts else None
         self.released = self.facts["gate"]["decision"] == "promoted" if self._released is None else self._released
         self.engine_ = engine.load(self.folder, self.facts, self.form)
         self.chosen = self.engine_.form
         reference = Instance("reference.jpg", (self.folder / "reference.jpg").read_bytes())
-        self._reference = treatment.prepare(reference, self.facts["serving_domain"], self.facts["image_size"]).pixels
+        self._reference = preprocessing.prepare(
+            reference, self.facts["serving_domain"], self.facts["image_size"]
+        ).pixels
         if drift := self.drift():
             raise InputError(f"{self.folder}: {drift}; not served")
         labels = (self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"])
-        metrics.MODEL.labels(*labels).set(1)
+        prometheus.MODEL.labels(*labels).set(1)
         self._version = str(self.facts["version"])
         self.ready = True
         return self.ready
@@ -174,7 +177,7 @@ class ThyroidModel(kserve.Model):
 
     def retire(self) -> None:
         """Give back what the model holds; nothing may be in flight."""
-        metrics.MODEL.labels(self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"]).set(0)
+        prometheus.MODEL.labels(self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"]).set(0)
         self.engine_.close()
         self._preparing.shutdown(wait=False)
         self._parsing.shutdown(wait=False)
@@ -278,24 +281,24 @@ class ThyroidModel(kserve.Model):
     ) -> _Seen:
         wanted = self.facts["serving_domain"], self.facts["image_size"], self.facts["margin"]
         begun = time.perf_counter()
-        prepared = treatment.at_once(instance, *wanted) if alone else None  # sooner than a thread could begin
+        prepared = preprocessing.at_once(instance, *wanted) if alone else None  # sooner than a thread could begin
         if prepared is None:
             loop = asyncio.get_running_loop()
             executor = self._reading if _is_dicom(instance) else self._preparing
             end = time.monotonic() + started + limits.DEADLINE - time.perf_counter()
-            prepared = await loop.run_in_executor(executor, treatment.prepare, instance, *wanted, end)
+            prepared = await loop.run_in_executor(executor, preprocessing.prepare, instance, *wanted, end)
         ready = time.perf_counter()
         probability, evidence = await self.engine_.answer(prepared.pixels)
         done = time.perf_counter()
         values, notes = clinical
         scaled = self._scaled(probability, values)
         decided = self._decided(scaled)
-        metrics.PREPARE.observe(ready - begun)
-        metrics.ENGINE.observe(done - ready)
-        metrics.PROBABILITY.labels(self._version).observe(decided["malignant"])
-        metrics.DECISIONS.labels(self._version, decided["decision"]).inc()
+        prometheus.PREPARE.observe(ready - begun)
+        prometheus.ENGINE.observe(done - ready)
+        prometheus.PROBABILITY.labels(self._version).observe(decided["malignant"])
+        prometheus.DECISIONS.labels(self._version, decided["decision"]).inc()
         if "scan_area_found" in prepared.done:
-            metrics.SCAN_AREA.labels(str(prepared.done["scan_area_found"]).lower()).inc()
+            prometheus.SCAN_AREA.labels(str(prepared.done["scan_area_found"]).lower()).inc()
         milliseconds = {"prepare": ready - begun, "engine": done - ready, "total": done - started}
         told: dict[str, Any] = {}
         if self.head is not None:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from thyroid import RESEARCH_USE_ONLY, registry
+from thyroid import RESEARCH_USE_ONLY
+from thyroid.registry import registry
 from thyroid.serve.limits import MAX_INSTANCES
 
 IMAGES = ("image/jpeg", "image/png", "application/dicom")

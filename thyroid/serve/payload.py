@@ -23,8 +23,8 @@ import orjson
 from kserve import InferInput, InferRequest
 from numpy.typing import NDArray
 
-from thyroid import images
-from thyroid.crop import Box
+from thyroid.imaging import images
+from thyroid.imaging.geometry import Box
 from thyroid.serve import limits
 from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, MAX_REQUEST_PIXELS, RequestError
 

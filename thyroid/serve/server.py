@@ -36,8 +36,9 @@ from kserve.protocol.rest.server import RESTServer
 from uvicorn.loops.auto import auto_loop_factory
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from thyroid import errors, logs, memory, registry, storage
+from thyroid import errors, logs, memory, storage
 from thyroid.errors import InputError
+from thyroid.registry import registry
 from thyroid.serve import limits, openapi, payload
 from thyroid.serve.admission import Admission, Memory
 from thyroid.serve.guard import Guard, log
@@ -541,9 +542,9 @@ def _no_signals() -> Iterator[None]:
 
 
 def _request_error(_: Request, error: Any) -> JSONResponse:
-    from thyroid.serve import metrics
+    from thyroid.serve import prometheus
 
-    metrics.REJECTED.labels(error.code).inc()
+    prometheus.REJECTED.labels(error.code).inc()
     headers = {"retry-after": str(limits.RETRY_AFTER)} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
     return JSONResponse({"error": str(error), "code": error.code}, int(error.status), headers)
 

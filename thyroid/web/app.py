@@ -25,8 +25,10 @@ from flask_wtf.csrf import CSRFError, CSRFProtect, generate_csrf
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
-from thyroid import images, logs, phantom, tables
-from thyroid.names import CLASSES, POSITIVE
+from thyroid import logs
+from thyroid.data import tables
+from thyroid.data.filenames import CLASSES, POSITIVE
+from thyroid.imaging import images, phantom
 from thyroid.web import upload, words
 from thyroid.web.endpoint import Endpoint
 from thyroid.web.upload import PageError, ReadingError, View
@@ -421,6 +423,7 @@ def _share(value: Any) -> float:
 
 def _png(encoded: str) -> str:
     """A picture of the endpoint's for an <img>, once it is known to be nothing else."""
-    if not base64.b64decode(encoded, validate=True).startswith(b"\x89PNG"):
+    picture = base64.b64decode(encoded, validate=True)
+    if images.kind(picture) != "PNG":
         raise ValueError("not a PNG")
-    return f"data:image/png;base64,{encoded}"
+    return images.data_uri(picture)

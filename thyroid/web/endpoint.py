@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from thyroid import registry
+from thyroid.registry import registry
 from thyroid.web.upload import PageError, View
 
 PATIENCE = 35.0

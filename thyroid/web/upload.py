@@ -1,6 +1,5 @@
 """Files that a browser sent, checked before the endpoint is asked; every refusal is a code and values for `words`."""
 
-import base64
 import math
 import re
 import threading
@@ -9,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from thyroid import dicom, dicom_guard, images
-from thyroid.crop import Box
+from thyroid.imaging import dicom, dicom_guard, dicom_picture, images
+from thyroid.imaging.geometry import Box
 
 MAX_VIEWS = 12
 """Pictures of one reading."""
@@ -69,8 +68,7 @@ class View:
     @property
     def uri(self) -> str:
         """The picture for an <img>."""
-        kind = "png" if images.kind(self.data) == "PNG" else "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
+        return images.data_uri(self.data)
 
 
 def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str]) -> list[View]:
@@ -134,7 +132,7 @@ def _frame(name: str, data: bytes, frame: str, end: float) -> tuple[bytes, tuple
         raise PageError("error_busy", status=503)
     try:
         picture = dicom_guard.read(data, _number(frame), end)
-    except dicom_guard.DicomError as error:
+    except dicom_picture.DicomError as error:
         raise PageError(f"error_dicom_{error.code}", {"name": name}) from None
     except TimeoutError:
         raise PageError("error_late", status=504) from None
@@ -147,7 +145,7 @@ def _number(frame: str) -> int | None:
     if not frame:
         return None
     if not _WHOLE.fullmatch(frame):
-        raise dicom_guard.DicomError("frame", "not the number of a frame")
+        raise dicom_picture.DicomError("frame", "not the number of a frame")
     return int(frame)
 
 

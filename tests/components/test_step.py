@@ -1,0 +1,393 @@
+"""The compiled pipeline against the code, both ways."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from kfp import components as kfp_components
+from kfp.local.docker_task_handler import DockerTaskHandler
+from kfp.local.status import Status
+
+from components.step import image_name
+from pipelines import __main__ as cli
+from pipelines import containers, local
+from pipelines.plan import Plan
+from tests.support import ROOT, schemas
+from thyroid.imaging import dicom
+from thyroid.model.backbones import BACKBONES
+
+STEPS = {
+    "ingest": "data",
+    "crop": "data",
+    "train": "train",
+    "evaluate": "train",
+    "register": "ops",
+    "deploy": "ops",
+    "rest": "ops",
+    "conclude": "ops",
+}
+
+
+def compile_(path: Path, *arguments: str) -> tuple[dict, dict]:
+    """The pipeline specification and its settings for Kubernetes."""
+    assert cli.main(["compile", "--output", str(path), *arguments]) == 0
+    kfp_components.load_component_from_file(str(path))
+    specification, platform = yaml.safe_load_all(path.read_text())
+    return specification, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+@pytest.fixture(scope="module")
+def yaml_file(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("compiled") / "thyroid.yaml"
+
+
+@pytest.fixture(scope="module")
+def both(yaml_file) -> tuple[dict, dict]:
+    return compile_(yaml_file)
+
+
+@pytest.fixture(scope="module")
+def search(both, yaml_file) -> dict:
+    """The search for settings, which `compile` writes beside the training."""
+    return next(yaml.safe_load_all(yaml_file.with_name("thyroid-sweep.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def compiled(both) -> dict:
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def pods(both) -> dict:
+    return both[1]
+
+
+def level(compiled: dict, task: dict) -> dict:
+    """The tasks within a task."""
+    return compiled["components"][task["componentRef"]["name"]].get("dag", {}).get("tasks", {})
+
+
+@pytest.fixture(scope="module")
+def levels(compiled) -> dict:
+    """Name of a level to its tasks: the body of the exit handler, and both ways that it may go."""
+    (body,) = [t for t in compiled["root"]["dag"]["tasks"].values() if t["taskInfo"]["name"] != "conclude"]
+    found = {"scans to endpoint": level(compiled, body)}
+    for task in found["scans to endpoint"].values():
+        if task["taskInfo"]["name"] != "ingest":
+            for name, branch in level(compiled, task).items():
+                found[branch["taskInfo"]["name"]] = level(compiled, branch)
+                assert branch["triggerPolicy"]["condition"], name
+    return found
+
+
+@pytest.fixture(scope="module")
+def tasks(compiled, levels) -> dict:
+    """Every step but the exit handler, whatever level it is on."""
+    every = {key: task for one in levels.values() for key, task in one.items()}
+    return {key: task for key, task in every.items() if not level(compiled, task)}
+
+
+def executor(compiled: dict, task: dict) -> tuple[str, dict]:
+    """Label and container of a task."""
+    label = compiled["components"][task["componentRef"]["name"]]["executorLabel"]
+    return label, compiled["deploymentSpec"]["executors"][label]["container"]
+
+
+def test_every_step_is_a_file_and_every_file_a_step(compiled, search):
+    in_yaml = {
+        executor["container"]["args"][0]
+        for one in (compiled, search)
+        for executor in one["deploymentSpec"]["executors"].values()
+    }
+    files = {p.stem for p in (ROOT / "components").glob("*.py")} - {"__init__", "__main__", "step", "pages"}
+    assert in_yaml == files
+    assert {name for name in files if not name.startswith("sweep_")} == set(STEPS)
+
+
+def test_one_node_a_step_and_five_named_trainings_side_by_side(levels, tasks):
+    names = {level: {task["taskInfo"]["name"] for task in within.values()} for level, within in levels.items()}
+    assert "ingest" in names["scans to endpoint"]
+    assert names["enough is new"] == {"crop", "evaluate", "register", "deploy"} | {
+        f"train-{backbone}" for backbone in BACKBONES
+    }
+    assert names["nothing to do"] == {"rest"}
+    trainings = {key: task for key, task in tasks.items() if task["taskInfo"]["name"].startswith("train-")}
+    for task in trainings.values():
+        assert task["dependentTasks"] == ["crop"]
+        backbone = task["inputs"]["parameters"]["backbone"]["runtimeValue"]["constant"]
+        assert task["taskInfo"]["name"] == f"train-{backbone}"
+    evaluate = tasks["evaluate"]
+    assert sorted(evaluate["dependentTasks"]) == sorted(["crop", *trainings])
+    for backbone in BACKBONES:
+        producer = evaluate["inputs"]["artifacts"][backbone]["taskOutputArtifact"]["producerTask"]
+        assert tasks[producer]["taskInfo"]["name"] == f"train-{backbone}"
+    assert tasks["register"]["dependentTasks"] == ["evaluate"]
+    assert tasks["deploy"]["dependentTasks"] == ["register"]
+
+
+def test_the_last_word_comes_whatever_happened(compiled):
+    outer = compiled["root"]["dag"]["tasks"]
+    conclude = outer.pop("conclude")
+    (body,) = outer.values()
+    assert conclude["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert conclude["dependentTasks"] == [next(iter(outer))]
+    assert body["taskInfo"]["name"] == "scans to endpoint"
+    outer["conclude"] = conclude
+
+
+def test_only_what_is_safe_is_cached(tasks):
+    """The cache sees parameters and names: what reads a folder, a registry or a cluster may not be cached."""
+    cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
+    assert cached == {name for name, task in tasks.items() if task["taskInfo"]["name"].startswith("train-")}
+    for name in cached:
+        given = tasks[name]["inputs"]["parameters"]
+        source = given["fingerprint"]["taskOutputParameter"]
+        assert source["outputParameterKey"] == "version", "the data's fingerprint is part of the cache's key"
+        assert "champion" in given["champion"]["componentInputParameter"], "and so is what a warm start starts from"
+
+
+def test_what_is_new_decides(compiled, levels):
+    (branches,) = [level(compiled, task) for task in levels["scans to endpoint"].values() if level(compiled, task)]
+    conditions = {one["taskInfo"]["name"]: one["triggerPolicy"]["condition"] for one in branches.values()}
+    assert conditions["enough is new"].endswith("ingest-verdict'] == 'train'")
+    assert conditions["nothing to do"] == f"!({conditions['enough is new']})"
+
+
+def test_every_pod_is_limited_retried_and_given_up(compiled, tasks, pods):
+    for name, task in tasks.items():
+        label, container = executor(compiled, task)
+        assert set(container["resources"]) >= {"resourceCpuRequest", "resourceMemoryRequest", "resourceMemoryLimit"}
+        policy = task["retryPolicy"]
+        assert policy["maxRetryCount"] == 2, name
+        assert policy["backoffDuration"] == "60s"
+        assert policy["backoffFactor"] == 2.0
+        assert 600 < int(pods[label]["activeDeadlineSeconds"]) <= 24 * 3600
+    for label, pod in pods.items():
+        assert pod["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}, label
+        assert pod["pvcMount"][0]["mountPath"] == "/data"
+        assert pod["imagePullPolicy"] == "IfNotPresent"
+
+
+def test_trainings_and_only_they_get_gpus_and_shared_memory(compiled, tasks, pods):
+    for name, task in tasks.items():
+        label, container = executor(compiled, task)
+        gpu = container["resources"].get("accelerator")
+        if name.startswith("train"):
+            assert gpu["resourceType"] == "nvidia.com/gpu"
+            assert gpu["resourceCount"] == "1"
+            assert pods[label]["tolerations"] == [
+                {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+            ]
+            assert pods[label]["emptyDirMounts"][0] == {
+                "volumeName": "shared-memory",
+                "mountPath": "/dev/shm",
+                "medium": "Memory",
+                "sizeLimit": "2Gi",
+            }
+        else:
+            assert gpu is None
+            assert "tolerations" not in pods[label]
+
+
+def test_the_key_of_pseudonyms_is_read_by_those_who_name_patients(tasks, compiled, pods):
+    of_key = {
+        compiled["deploymentSpec"]["executors"][label]["container"]["args"][0]: secret
+        for label, pod in pods.items()
+        for secret in pod.get("secretAsEnv", [])
+        if secret["secretName"] == "thyroid-patient-key"
+    }
+    assert set(of_key) == {"ingest", "train", "evaluate", "register"}
+    for secret in of_key.values():
+        assert secret["keyToEnv"] == [{"envVar": dicom.KEY_VARIABLE, "secretKey": "key"}]
+        assert secret["optional"]
+
+
+@pytest.mark.parametrize("step", ["ingest", "register", "crop"])
+def test_a_container_that_names_patients_gets_the_key_and_no_command_line_holds_it(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(DockerTaskHandler, "run", DockerTaskHandler.run)
+    (tmp_path / "podman").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/told\n')
+    (tmp_path / "podman").chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv(dicom.KEY_VARIABLE, "a secret for tests only")
+    containers.runner("podman", [], [], [])
+    command = ["python3", "-m", "components", step]
+    task = SimpleNamespace(
+        pipeline_root=tmp_path, get_volumes_to_mount=dict, env_vars={}, full_command=command, image="x"
+    )
+    steps = local.Steps(Plan([]), 1, 1e9)
+    steps.queue([act := local.Task(steps, step)])
+    local.current.set(act)
+    assert DockerTaskHandler.run(task) == Status.SUCCESS
+    told = (tmp_path / "told").read_text()
+    assert (f"-e {dicom.KEY_VARIABLE} " in told) == (step != "crop")
+    assert "secret" not in told
+
+
+def test_what_differs_from_cluster_to_cluster(tmp_path):
+    options = ["--gpus", "4", "--node-selector", "cloud.google.com/gke-accelerator=nvidia-l4", "--gcs-secret", "key"]
+    compiled, pods = compile_(tmp_path / "p.yaml", *options, "--claim", "", "--accelerator", "amd.com/gpu")
+    label = next(label for label in pods if label.startswith("exec-train"))
+    container = compiled["deploymentSpec"]["executors"][label]["container"]
+    assert container["resources"]["accelerator"]["resourceCount"] == "4"
+    assert pods[label]["nodeSelector"]["labels"] == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+    assert pods[label]["tolerations"][0]["key"] == "amd.com/gpu"
+    assert pods[label]["secretAsVolume"][0]["secretName"] == "key"
+    assert {"name": "GOOGLE_APPLICATION_CREDENTIALS", "value": "/secret/gcs/key.json"} in container["env"]
+    assert all("pvcMount" not in pod for pod in pods.values())
+    compiled, _ = compile_(tmp_path / "cpu.yaml", "--gpus", "0")
+    container = compiled["deploymentSpec"]["executors"][label]["container"]
+    assert "accelerator" not in container["resources"]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [(["--gpus", "99"], "--gpus 99"), (["--node-selector", "x"], "NAME=VALUE")]
+)
+def test_impossible_settings(option, said, tmp_path, capsys):
+    assert cli.main(["compile", "--output", str(tmp_path / "p.yaml"), *option]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_same_as_objects_for_git(yaml_file, both):
+    pipeline, version = yaml.safe_load_all(yaml_file.with_name("thyroid-version.yaml").read_text())
+    assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
+    assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"]
+    assert version["spec"]["pipelineSpec"]["root"] == both[0]["root"]
+    known = schemas.definitions()
+    if not known:
+        pytest.skip(f"no CustomResourceDefinitions here ({schemas.CRDS})")
+    assert schemas.problems(pipeline, known) == []
+    assert schemas.problems(version, known) == []
+
+
+def test_containers_call_the_entry_point_and_carry_no_source(compiled):
+    for executor in compiled["deploymentSpec"]["executors"].values():
+        container = executor["container"]
+        step = container["args"][0]
+        assert container["image"] == image_name(STEPS[step])
+        assert container["command"] == ["python3", "-m", "components"]
+        assert container["args"][1:3] == ["--executor-input", "{{$}}"]
+        assert "def " not in json.dumps(container)
+
+
+def test_trainings_ask_for_the_memory_of_their_backbone(compiled, tasks):
+    for task in tasks.values():
+        _, container = executor(compiled, task)
+        if container["args"][0] != "train":
+            continue
+        row = BACKBONES[task["inputs"]["parameters"]["backbone"]["runtimeValue"]["constant"]]
+        resources = container["resources"]
+        assert (resources["resourceMemoryRequest"], resources["resourceMemoryLimit"]) == (
+            row.memory_request,
+            row.memory_limit,
+        )
+
+
+AS_IN_AN_IMAGE = """
+import importlib, inspect, json, os, sys
+os.environ["_KFP_RUNTIME"] = "true"
+found = {}
+for step in sys.argv[1:]:
+    function = getattr(importlib.import_module(f"components.{step}"), step)
+    heavy = sorted({"tensorflow", "keras", "cv2"} & set(sys.modules))
+    found[step] = {"parameters": list(inspect.signature(function).parameters), "heavy": heavy}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, dict[str, list[str]]]:
+    """Of every step where the decorator returns the function itself: its parameters, and what is imported by then."""
+    command = [sys.executable, "-c", AS_IN_AN_IMAGE, *STEPS]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+
+
+def test_interfaces_are_those_of_the_functions(compiled, plain):
+    for component in compiled["components"].values():
+        if "executorLabel" not in component:
+            continue  # the exit handler's body
+        step = compiled["deploymentSpec"]["executors"][component["executorLabel"]]["container"]["args"][0]
+        names = set()
+        for side in ("inputDefinitions", "outputDefinitions"):
+            for kind in ("parameters", "artifacts"):
+                names |= set(component.get(side, {}).get(kind, {}))
+        assert names == set(plain[step]["parameters"])
+
+
+def test_parameters_have_descriptions_and_defaults(compiled):
+    parameters = compiled["root"]["inputDefinitions"]["parameters"]
+    assert len(parameters) <= 28
+    for name, parameter in parameters.items():
+        assert parameter.get("description"), name
+        assert parameter.get("isOptional", False) == (name not in ("scans", "registry"))
+    assert parameters["weights"]["defaultValue"] == "imagenet"
+
+
+def test_compiling_some_backbones_without_tensorflow(tmp_path):
+    code = (
+        "import sys; from pipelines.__main__ import main\n"
+        f"assert main(['compile', '--output', {str(tmp_path / 'p.yaml')!r}, '--backbones', 'VGG16,resnet50']) == 0\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules), 'imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    compiled = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
+    assert len(compiled["deploymentSpec"]["executors"]) == 9
+
+
+def test_image_names_follow_the_environment(monkeypatch):
+    monkeypatch.setenv("THYROID_IMAGES", "example.test/lab/thyroid")
+    monkeypatch.setenv("THYROID_TAG", "abc123")
+    assert image_name("train") == "example.test/lab/thyroid-train:abc123"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_modules_import_nothing_heavy(plain, step):
+    assert plain[step]["heavy"] == []
+
+
+def test_a_step_reports_bad_input_in_one_line(tmp_path):
+    outputs = {
+        "artifacts": {
+            name: {
+                "artifacts": [
+                    {"name": name, "type": {"schemaTitle": title}, "uri": str(tmp_path / name), "metadata": {}}
+                ]
+            }
+            for name, title in (
+                ("data", "system.Dataset"),
+                ("metrics", "system.Metrics"),
+                ("statistics", "system.HTML"),
+            )
+        },
+        "parameters": {name: {"outputFile": str(tmp_path / name)} for name in ("version", "verdict", "champion")},
+        "outputFile": str(tmp_path / "out.json"),
+    }
+    parameters = {
+        "scans": str(tmp_path / "no"),
+        "rois": "",
+        "crops": "",
+        "labels": "",
+        "classes": "B|M",
+        "given_splits": "separate",
+        "site": "",
+        "store": "",
+        "registry": str(tmp_path / "registry"),
+        "minimum": 0,
+        "recipe": "two-phase",
+        "seed": 0,
+    }
+    request = {"inputs": {"parameterValues": parameters}, "outputs": outputs}
+    done = subprocess.run(
+        [sys.executable, "-m", "components", "ingest", "--executor-input", json.dumps(request)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"error: ingest: {tmp_path / 'no'}: no such folder of scans"
+    assert "Traceback" not in done.stderr

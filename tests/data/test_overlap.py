@@ -1,0 +1,251 @@
+"""What a champion has learnt from is known again under other names, with other bytes, by another picture of the same patient."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.conftest import variant
+from tests.evaluate.test_gate import answers, decide, failed
+from thyroid import crop
+from thyroid.data import duplicates, overlap, pseudonyms, tables
+from thyroid.data.classes import BINARY
+from thyroid.errors import InputError
+from thyroid.evaluate import audits, gate
+from thyroid.evaluate.audits import Audits
+from thyroid.ingest import ingest
+from thyroid.model import artefacts
+from thyroid.registry import changes, register, registry
+from thyroid.train import train
+
+
+@pytest.fixture(autouse=True)
+def without_a_secret(monkeypatch):
+    monkeypatch.delenv(pseudonyms.KEY_VARIABLE, raising=False)
+
+
+@pytest.fixture
+def root(evaluated, tmp_path) -> Path:
+    """A registry whose champion is the evaluation's winner, as a run registers it."""
+    copy = shutil.copytree(evaluated, tmp_path / "evaluation")
+    facts = json.loads((copy / "evaluation.json").read_text())
+    facts["gate"] |= {"decision": "promoted", "champion": None}
+    (copy / "evaluation.json").write_text(json.dumps(facts))
+    register.register(copy, tmp_path / "registry", tmp_path / "summary.json")
+    return tmp_path / "registry"
+
+
+@pytest.fixture(scope="module")
+def exported(phantoms, tmp_path_factory) -> Path:
+    """The same patients in another store: other numbers, other names, other JPEG quality, and so other splits."""
+    folder = tmp_path_factory.mktemp("exported")
+    (folder / "scans").mkdir()
+    names = {}
+    for path in sorted((phantoms / "scans").rglob("*.jpg")):
+        label, rest = path.name.split("_", 1)
+        names[path.name] = f"{label}_{int(rest[:3]) + 500}{rest[3:]}"
+        Image.open(path).save(folder / "scans" / names[path.name], quality=60)
+    rois = pd.read_csv(phantoms / "rois.csv")
+    rois.assign(filename=rois["filename"].map(lambda name: names[Path(name).name])).to_csv(
+        folder / "rois.csv", index=False
+    )
+    ingest.ingest(
+        folder / "scans", folder / "ingested", rois=folder / "rois.csv", store=folder / "store", seed=3, site="north"
+    )
+    crop.crop(folder / "ingested", folder / "data", ["cropped"])
+    return folder / "data"
+
+
+def judging(data: Path, *splits: str) -> pd.DataFrame:
+    """Scans that are to judge, as train, gate and audit take them."""
+    scans, _, facts = tables.read(data)
+    return tables.used(scans)[lambda table: table["split"].isin(splits)].assign(cohort=facts["cohort"])
+
+
+def as_known(cropped: Path, **changed) -> pd.DataFrame:
+    """Scans that the champion was trained on, but with other bytes and other pixels, under these columns."""
+    far = [np.random.default_rng(number).bytes(128).hex() for number in range(100)]
+    table = judging(cropped, "train").reset_index(drop=True)
+    return table.assign(sha256="0" * 64, phash=far[: len(table)], split="test", **changed)
+
+
+def warm(root: Path, table: pd.DataFrame, domain: str = "cropped") -> object:
+    version = registry.read_aliases(root)["champion"]
+    backbone = train.backbones.get(artefacts.facts(registry.find(root))["backbone"])
+    return train._warm_start(root, version, backbone, BINARY, domain, table)
+
+
+def started(root: Path) -> dict:
+    """Of a training that started from the champion."""
+    files = artefacts.facts(registry.find(root))["files"]
+    return {"recipe": "warm", "weights": "champion 1", "champion": files[artefacts.MODEL]}
+
+
+def audited(data: Path, model: dict, root: Path | None) -> Audits:
+    done = Audits("cropped")
+    audits.inherited(done, data, model, root)
+    audits._judge(done)
+    return done
+
+
+def test_a_registered_version_names_its_patients_without_their_numbers(root, cropped):
+    table = changes.scans_of(registry.find(root))
+    secret = pseudonyms.key(root)
+    scans, _, facts = tables.read(cropped)
+    own = scans.set_index("sha256")
+    assert len(table) == len(tables.used(scans))
+    for row in table.itertuples():
+        assert row.phash == own.loc[row.sha256, "phash"]
+        assert row.patient == pseudonyms.of_patient(secret, facts["cohort"], own.loc[row.sha256, "patient"])
+    artefacts.verify(registry.find(root))
+    assert overlap.find(root, table[table["split"] != "test"], judging(cropped, "test")) == overlap.Overlap(0, 0, 0, 0)
+
+
+def test_the_same_scans_are_known_after_another_export(root, evaluated, cropped, exported, capsys):
+    learnt, tested = changes.scans_of(registry.find(root)), judging(exported, "test")
+    assert not set(learnt["sha256"]) & set(tables.read(exported)[0]["sha256"])
+
+    found = overlap.find(root, learnt[learnt["split"] != "test"], tested)
+    assert 0 < found.scans == found.pictures
+    assert (found.files, found.patients, found.problem, found.note) == (0, 0, None, None)
+
+    assert warm(root, judging(exported, "validation", "test")) is None
+    assert "scans that are to judge now, or from their patients (0 by file, " in capsys.readouterr().out
+
+    table = answers(evaluated, cropped)
+    current, _ = gate.rivals(root, table, BINARY, "cropped", tested)
+    decision = decide(table, current)
+    assert decision["decision"] == "refused"
+    assert "not inferior to champion 1" in failed(decision)
+    said = f"{found.scans} scans of this test set, or their patients, were among its development scans (0 by file, "
+    assert any(said in reason for reason in decision["reasons"])
+
+    done = audited(exported, started(root), root)
+    assert 0 < done.leakage["test_images_its_start_learnt_from"] <= found.scans
+    assert "test images its start learnt from: the model may have seen what it is tested on" in done.findings["leakage"]
+
+
+def test_the_same_patients_are_known_by_other_pictures(root, evaluated, cropped, capsys):
+    cohort = tables.read_facts(cropped)["cohort"]
+    table = as_known(cropped)
+    assert warm(root, table) is None
+    count = len(table)
+    assert (
+        f"it learnt from {count} scans that are to judge now, or from their patients (0 by file, 0 by picture, {count} by"
+        in (capsys.readouterr().out)
+    )
+    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", table)
+    assert f"{count} scans of this test set, or their patients" in current.problem
+    assert table["cohort"].eq(cohort).all()
+
+
+def test_equal_numbers_of_another_hospital_are_other_patients(root, evaluated, cropped, capsys):
+    assert warm(root, as_known(cropped).assign(cohort="south")) is not None
+    assert capsys.readouterr().out == ""
+    current, _ = gate.rivals(
+        root, answers(evaluated, cropped), BINARY, "cropped", as_known(cropped).assign(cohort="south")
+    )
+    assert (current.problem, current.note) == (None, None)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_with_another_key_patients_cannot_be_compared_and_pictures_can(
+    root, evaluated, cropped, exported, lost, monkeypatch, capsys
+):
+    before = pseudonyms.key_name(pseudonyms.key(root))
+    if lost:
+        (root / pseudonyms.KEY_FILE).unlink()
+    else:
+        monkeypatch.setenv(pseudonyms.KEY_VARIABLE, "another secret for tests")
+    table = as_known(cropped)
+    said = f"its patients were named with key {before}, and the key is {pseudonyms.key_name(pseudonyms.key(root))} now"
+    assert warm(root, table) is None
+    assert f"does not start from champion 1: {said}" in capsys.readouterr().out
+    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", table)
+    assert current.scores is None
+    assert said in current.problem
+    assert said in audited(cropped, started(root), root).findings["leakage"]
+
+    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", judging(exported, "test"))
+    assert "were among its development scans (0 by file, " in current.problem
+
+
+def test_an_older_version_is_compared_by_bytes_alone_and_the_record_says_so(
+    evaluated, cropped, exported, tmp_path, capsys
+):
+    artefact = variant(evaluated / "artefact", tmp_path)
+    table = pd.read_csv(artefact / artefacts.SCANS, dtype="string")[list(tables.CONTENTS)]
+    table.to_csv(artefact / artefacts.SCANS, index=False)
+    facts = artefacts.facts(artefact)
+    artefacts.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
+    root = tmp_path / "registry"
+    registry.publish(artefact, root, {"decision": "promoted", "reasons": [], "champion": None})
+    note = "compared by bytes alone, since it was registered without the names of its patients"
+    assert warm(root, judging(exported, "test")) is not None
+    assert f"champion 1: {note}" in capsys.readouterr().out
+    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", judging(exported, "test"))
+    assert current.scores is not None
+    found = {one["name"]: one["found"] for one in decide(answers(evaluated, cropped), current)["criteria"]}
+    assert found["not inferior to champion 1"].endswith(f"; {note}")
+    assert not (root / pseudonyms.KEY_FILE).exists()
+    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", judging(cropped, "train"))
+    assert "by file" in current.problem
+
+
+@pytest.mark.parametrize("trouble", ["no registry", "gone", "another model"])
+def test_a_start_of_which_nothing_is_known_is_no_pass(root, cropped, trouble):
+    model, given = started(root), None if trouble == "no registry" else root
+    if trouble == "gone":
+        model["weights"] = "champion 7"
+    elif trouble == "another model":
+        model["champion"] = "0" * 64
+    done = audited(cropped, model, given)
+    assert (
+        f"what {model['weights']}, which the model started from, learnt from is not known" in done.findings["leakage"]
+    )
+    assert not gate._passed(done.facts(), "leakage")
+
+
+def test_a_start_that_learnt_from_nothing_of_the_test_passes(root, cropped):
+    done = audited(cropped, started(root), root)
+    assert not done.findings
+    assert done.leakage == {"test_images_its_start_learnt_from": 0, "test_images_of_patients_its_start_learnt_from": 0}
+    assert not audited(cropped, {"recipe": "two-phase", "weights": "imagenet", "champion": None}, None).leakage
+
+
+def test_a_lost_table_of_patients_is_said(evaluated, tmp_path):
+    copy = shutil.copytree(evaluated, tmp_path / "evaluation")
+    file = copy / register.PATIENTS
+    file.write_text(file.read_text().replace("1", "2", 1))
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"patients\.csv: missing or not the one of evaluation\.json"):
+            register.register(copy, tmp_path / "registry", tmp_path / "summary.json")
+        file.unlink(missing_ok=True)
+    assert not (tmp_path / "registry").exists()
+
+
+def test_near_pictures_are_those_of_the_links():
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (40, 1024), dtype=np.uint8)
+    copies = bits.copy()
+    for number, copy in enumerate(copies):
+        copy[rng.permutation(1024)[: 120 + number // 2]] ^= 1
+    known, new = ([np.packbits(row).tobytes().hex() for row in rows] for rows in (bits, copies))
+    near = duplicates.near([*new, known[3]], known)
+    assert near == {a if a in new else b for a, b in duplicates.links(new, known)} & set(new) | {known[3]}
+    assert len(near) == 19
+    assert duplicates.near(new, []) == duplicates.near([], known) == set()
+
+
+def test_comparing_pictures_of_50000_scans_takes_seconds():
+    """A hundredth of the worst case: 7,500 test scans of a new store against the 42,500 others of a champion."""
+    rng = np.random.default_rng(0)
+    known, new = ([rng.bytes(128).hex() for _ in range(count)] for count in (4250, 750))
+    started = time.process_time()
+    duplicates.near(new, known)
+    assert time.process_time() - started < 0.3  # 30 ms; NumPy's way of `links` takes ten times as long

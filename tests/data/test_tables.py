@@ -1,0 +1,70 @@
+import pytest
+
+from thyroid.data import tables
+from thyroid.errors import InputError
+
+
+def scans(*rows):
+    return tables.frame(
+        [{"path": p, "sha256": s, "class": label, "label": label} for p, s, label in rows], tables.SCANS
+    )
+
+
+def regions(*rows):
+    return tables.frame([{"path": p, "x": x, "y": 1, "width": 2, "height": 3} for p, x in rows], tables.REGIONS)
+
+
+ONE, TWO = ("/a/1.jpg", "aa", "B"), ("/a/2.jpg", "bb", "M")
+
+
+def test_digest_ignores_paths_and_order():
+    moved = [("/z/9.jpg", "bb", "M"), ("/z/8.jpg", "aa", "B")]
+    assert tables.digest(scans(ONE, TWO), regions(("/a/1.jpg", 5), ("/a/1.jpg", 7))) == tables.digest(
+        scans(*moved), regions(("/z/8.jpg", 7), ("/z/8.jpg", 5))
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (scans(ONE), regions()),
+        (scans(ONE, ("/a/2.jpg", "bb", "B")), regions()),
+        (scans(ONE, ("/a/2.jpg", "cc", "M")), regions()),
+        (scans(ONE, TWO), regions(("/a/1.jpg", 5))),
+    ],
+)
+def test_digest_sees_every_change(other):
+    assert tables.digest(scans(ONE, TWO), regions()) != tables.digest(*other)
+
+
+def test_digest_leaves_out_quarantined_scans():
+    table = scans(ONE, TWO)
+    table.loc[1, "quarantine_reason"] = "damaged"
+    assert tables.digest(table, regions()) == tables.digest(scans(ONE), regions())
+
+
+def test_round_trip(tmp_path):
+    tables.write(tmp_path, scans(ONE, TWO), regions(("/a/1.jpg", 5)), {"digest": "x"})
+    table, boxes, facts = tables.read(tmp_path)
+    assert table.dtypes.astype(str).to_dict() == tables.SCANS
+    assert boxes.dtypes.astype(str).to_dict() == tables.REGIONS
+    assert (facts["digest"], sorted(facts["files"])) == ("x", ["regions.parquet", "scans.parquet"])
+
+
+@pytest.mark.parametrize("name", ["scans.parquet", "regions.parquet", "data.json"])
+def test_no_flipped_bit_of_a_data_version_is_silent(tmp_path, name):
+    tables.write(tmp_path, scans(ONE, TWO), regions(("/a/1.jpg", 5)), {"digest": "x", "notes": ["갑상선"]})
+    whole = (tmp_path / name).read_bytes()
+    for place in range(0, 8 * len(whole), 1 + len(whole) // 2):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        (tmp_path / name).write_bytes(flipped)
+        with pytest.raises(InputError, match=f"damaged data version .{name} is not as it was written"):
+            tables.read(tmp_path)
+    (tmp_path / name).write_bytes(whole)
+    tables.read(tmp_path)
+
+
+def test_half_a_data_version_is_none(tmp_path):
+    with pytest.raises(InputError, match=r"data\.json is missing"):
+        tables.read(tmp_path)

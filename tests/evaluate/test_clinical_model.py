@@ -1,0 +1,201 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thyroid import crop
+from thyroid.clinical.fusion import Fusion
+from thyroid.data import tables
+from thyroid.data.classes import BINARY
+from thyroid.errors import InputError
+from thyroid.evaluate import clinical_model, evaluate, gate, predictions
+from thyroid.evaluate.predictions import Trained
+from thyroid.imaging import phantom
+from thyroid.ingest import ingest
+from thyroid.model import artefacts
+from thyroid.train import record, train
+
+PATIENTS = 110
+
+
+@pytest.fixture(scope="module")
+def study(toy, tmp_path_factory):
+    """Data version, a training that was cross-validated, and clinical.csv with a helpful, a useless and a telltale column."""
+    folder = tmp_path_factory.mktemp("beside")
+    phantom.generate(folder, patients=PATIENTS, images_per_patient=1, seed=5)
+    rng = np.random.default_rng(2)
+    names = sorted(path.name for path in (folder / "scans").glob("*.jpg"))
+    flipped = rng.random(len(names)) < 0.3  # or the images alone would leave nothing to add
+    truth = ["BM"[int((name[0] == "M") != flip)] for name, flip in zip(names, flipped, strict=True)]
+    pd.DataFrame({"filename": names, "label": truth}).to_csv(folder / "labels.csv", index=False)
+    ingest.ingest(folder / "scans", folder / "ingested", rois=folder / "rois.csv", labels=folder / "labels.csv")
+    data = crop.crop(folder / "ingested", folder / "data", ["cropped"]).folder
+    options = {"weights": "none", "image_size": 32, "recipe": "frozen", "folds": 3}
+    train.train(data, folder / "model", toy, "cropped", **options)
+    scans = tables.used(tables.read(data)[0]).drop_duplicates("patient")
+    malignant = (scans["label"] == "M").to_numpy()
+    table = pd.DataFrame(
+        {
+            "patient": scans["patient"],
+            "tsh": np.where(malignant, 3.0, 1.0) + rng.normal(0, 1.2, len(scans)),
+            "shoe": rng.normal(40, 2, len(scans)),
+            "biopsy": np.where(malignant, "carcinoma", "colloid"),
+        }
+    )
+    table.to_csv(folder / "clinical.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def helped(study):
+    evaluate.evaluate(study / "data", [study / "model"], study / "helped", clinical=f"{study / 'clinical.csv'}#*")
+    return study / "helped"
+
+
+def test_columns_that_help_are_used_and_what_gives_the_class_away_is_not(helped):
+    result = json.loads((helped / "evaluation.json").read_text())
+    beside = result["clinical"]
+    assert beside["used"] == ["tsh", "shoe"]
+    assert list(beside["left_out"]) == ["biopsy"]
+    assert beside["development"]["verdict"] == "helped"
+    assert beside["development"]["difference"]["fused_less_images"]["low"] > 0
+    assert beside["fitted_on"]["what"] == "development patients, out of fold"
+    locked = json.loads((helped / "operating_points.json").read_text())
+    assert locked["columns"] == ["tsh", "shoe"]
+    text = (helped / "report.html").read_text()
+    assert "column biopsy gives the class away" in text.split("<h2>Champion gate")[0], "on the first page"
+    assert "Clinical data: did it help?" in text
+    assert "Research use only" in text
+    criteria = {one["name"]: one for one in result["gate"]["criteria"]}
+    assert criteria["clinical columns"]["passed"]
+
+
+def test_what_is_written_down_answers_as_it_was_scored(helped, study):
+    facts = artefacts.verify(helped / "artefact")
+    head = Fusion.of(facts["clinical"])
+    assert [field["name"] for field in facts["clinical"]["fields"]] == ["tsh", "shoe"]
+    table = pd.read_parquet(helped / "predictions.parquet").query("split == 'test'")
+    folds = record.out_of_fold(study / "model", "cropped")
+    assert not set(folds["patient"]) & set(table["patient"])
+    from thyroid.model import inputs, operating_point
+
+    shown = inputs.decode(tables.examples(study / "data", "cropped", "test"), 32)
+    own = inputs.predict(artefacts.load_keras(helped / "artefact" / artefacts.MODEL), shown)
+    rows = pd.read_csv(study / "clinical.csv").set_index("patient").loc[table["patient"]]
+    scaled = operating_point.of(facts).scale(head.predict(own, rows.reset_index(drop=True))[0])
+    np.testing.assert_allclose(scaled, table[BINARY.columns], atol=1e-5)
+
+
+def weighed(data, training, clinical, folder):
+    """As an evaluation does it before it reads the test set."""
+    winner = Trained(training, record.read(training))
+    beside = clinical_model.read(clinical, tables.used(tables.read(data)[0]))
+    validation = predictions.predict(data, winner.load(), winner.facts, ["cropped"], "validation")
+    return clinical_model.weigh(data, winner, validation, "cropped", beside, folder, 0)
+
+
+def test_columns_that_say_nothing_are_not_used(study, tmp_path):
+    done = weighed(study / "data", study / "model", f"{study / 'clinical.csv'}#shoe", tmp_path)
+    assert done.head is None
+    assert done.facts["used"] == []
+    assert done.facts["development"]["verdict"] == "not shown to help"
+    assert {f"{name}.png" for name in done.facts["pictures"]} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_columns_that_define_the_class_together_fail_the_gate(study, helped, tmp_path):
+    table = pd.read_csv(study / "clinical.csv")
+    rng = np.random.default_rng(0)
+    malignant = table["biopsy"] == "carcinoma"
+    for number in range(4):  # each of them right in four of five
+        table[f"sign{number}"] = np.where(rng.random(len(table)) < 0.8, malignant, ~malignant).astype(int).astype(str)
+    table.to_csv(study / "signs.csv", index=False)
+    where = f"{study / 'signs.csv'}#sign0,sign1,sign2,sign3"
+    done = weighed(study / "data", study / "model", where, tmp_path)
+    assert done.facts["used"] == ["sign0", "sign1", "sign2", "sign3"]
+    result = json.loads((helped / "evaluation.json").read_text())
+    (row,), alone = result["models"], gate.Champion(None, problem="no registry")
+    test = predictions.of_model(pd.read_parquet(helped / "predictions.parquet"), row, "cropped", "test")
+    decided = gate.decide(row, "cropped", test, result["audits"], [], alone, 0.95, clinical=done.facts)
+    (criterion,) = (one for one in decided["criteria"] if one["name"] == "clinical columns")
+    assert not criterion["passed"]
+    assert "they may be what the label was made from" in criterion["found"]
+
+
+def test_too_few_patients_end_no_evaluation(cropped, trained, tmp_path):
+    scans = tables.used(tables.read(cropped)[0]).drop_duplicates("patient")
+    table = pd.DataFrame({"patient": scans["patient"], "age": np.arange(len(scans)) % 7 + 30})
+    table.to_csv(tmp_path / "clinical.csv", index=False)
+    done = weighed(cropped, trained["VGG16", "cropped"], f"{tmp_path / 'clinical.csv'}#age", tmp_path)
+    assert done.head is None
+    assert done.facts["used"] == []
+
+
+@pytest.mark.parametrize(("asked", "said"), [("weight", "there is none"), ("site", "is constant or empty")])
+def test_a_column_that_cannot_be_used_is_named_before_anything_is_scored(study, tmp_path, asked, said):
+    table = pd.read_csv(study / "clinical.csv").assign(site="here")
+    table.to_csv(tmp_path / "clinical.csv", index=False)
+    scans = tables.used(tables.read(study / "data")[0])
+    with pytest.raises(InputError, match=said):
+        clinical_model.read(f"{tmp_path / 'clinical.csv'}#{asked}", scans)
+
+
+@pytest.mark.slow
+def test_endpoint_and_facts(helped, study, tmp_path):
+    """Values over V1 and V2, what is missing, what was never seen, and what the model has no column for."""
+    import base64
+
+    import httpx
+
+    from tests.support.pages import Page
+    from tests.support.serving import Server
+    from thyroid.registry import register
+
+    root = tmp_path / "registry"
+    register.register(helped, root, tmp_path / "summary.json")
+    scan = next((study / "scans").glob("*.jpg")).read_bytes()
+    image = {"b64": base64.b64encode(scan).decode()}
+    running = Server(tmp_path / "log", "--registry", str(root)).wait()
+    address = f"http://127.0.0.1:{running.port}"
+    try:
+
+        def ask(clinical):
+            body = {"instances": [{"image": image} | ({} if clinical is None else {"clinical": clinical})]}
+            return httpx.post(f"{address}/v1/models/thyroid:predict", json=body, timeout=60)
+
+        low, high, none = (ask(value).json()["predictions"][0] for value in ({"tsh": 0.5}, {"tsh": 4.0}, None))
+        assert low["malignant"] < none["malignant"] < high["malignant"]
+        assert high["clinical"] == {"used": ["tsh"], "missing": ["shoe"], "notes": []}
+        assert ask({"tsh": 1e9}).json()["predictions"][0]["clinical"]["notes"]
+        for wrong in ({"age": 3}, {"tsh": "high"}, {"tsh": True}, [1]):
+            refused = ask(wrong)
+            assert refused.status_code == 400
+            assert refused.json()["error"].startswith("instances[0].clinical")
+        tensors = [
+            {"name": "image", "datatype": "BYTES", "shape": [1], "data": [image["b64"]]},
+            {"name": "clinical", "datatype": "BYTES", "shape": [1], "data": ['{"tsh": 4.0}']},
+        ]
+        answer = httpx.post(f"{address}/v2/models/thyroid/infer", json={"inputs": tensors}, timeout=60).json()
+        values = next(one for one in answer["outputs"] if one["name"] == "probability")["data"]
+        assert values[1] == pytest.approx(high["malignant"], abs=1e-6)
+        tensors[1]["data"] = ["{"]
+        assert httpx.post(f"{address}/v2/models/thyroid/infer", json={"inputs": tensors}).status_code == 400
+        page = Page(tmp_path / "page.log", address).wait()
+        try:
+            visitor = page.visitor()
+            assert 'name="clinical.tsh"' in visitor.client.get("/").text
+
+            def read(value):
+                data = {"csrf_token": visitor.token, "roi": [""], "clinical.tsh": value, "clinical.shoe": ""}
+                return visitor.client.post("/read", data=data, files={"files": ("scan.jpg", scan)})
+
+            assert "Clinical data used: tsh. Not given: shoe." in read("4,0").text
+            refused = read("high")
+            assert refused.status_code == 400
+            assert "“tsh” is not a number." in refused.text
+        finally:
+            assert "tsh" not in page.stop(), "the log has no values"
+    finally:
+        running.stop()
+    shutil.rmtree(root)

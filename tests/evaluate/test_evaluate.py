@@ -1,0 +1,371 @@
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from tests.conftest import variant
+from thyroid import RESEARCH_USE_ONLY
+from thyroid.data import tables
+from thyroid.data.classes import BINARY
+from thyroid.errors import InputError
+from thyroid.evaluate import audits, evaluate, plots, predictions, report, subgroups
+from thyroid.model import artefacts, operating_point
+from thyroid.model.network import GRAPH, Network
+from thyroid.registry import changes, registry
+from thyroid.train import record, train
+
+
+def facts_of(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_predictions_hold_every_model_and_image_once(evaluated, cropped):
+    table = pd.read_parquet(evaluated / "predictions.parquet")
+    assert set(table["split"]) == {"validation", "test"}
+    assert not table.duplicated(["backbone", "train_domain", "domain", "file"]).any()
+    expected = len(tables.examples(cropped, "cropped", "test")) + len(tables.examples(cropped, "cropped", "validation"))
+    assert len(table) == 2 * expected
+    np.testing.assert_allclose(table[BINARY.columns].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_figures_follow_from_the_predictions(evaluated):
+    table = pd.read_parquet(evaluated / "predictions.parquet")
+    for row in facts_of(evaluated)["models"]:
+        mine = predictions.of_model(table, row, "cropped", "test")
+        truth = mine["label"] == "M"
+        figures = row["test"]["cropped"]
+        assert figures["n"] == len(mine)
+        assert figures["auroc"]["value"] == pytest.approx(roc_auc_score(truth, mine["probability_M"]))
+        assert figures["auroc"]["low"] <= figures["auroc"]["value"] <= figures["auroc"]["high"]
+        assert figures["majority"] == pytest.approx(max(truth.mean(), 1 - truth.mean()))
+        assert np.sum(figures["confusion"]) == len(mine)
+        (_, _), (missed, caught) = figures["confusion"]
+        assert figures["sensitivity"]["value"] == pytest.approx(caught / (caught + missed))
+        assert figures["accuracy"] == pytest.approx(((mine["probability_M"] > 0.5) == truth).mean())
+        called = (mine["probability_M"] >= row["operating_point"]["threshold"]).map(
+            {True: "malignant", False: "benign"}
+        )
+        assert called.tolist() == mine["decision"].tolist()
+        assert row["validation"]["sensitivity"]["value"] >= 0.95
+
+
+def test_winner_is_the_best_on_validation(evaluated):
+    facts = facts_of(evaluated)
+    best = max(facts["models"], key=lambda row: row["validation"]["auroc"])
+    assert facts["winner"]["backbone"] == facts["models"][0]["backbone"]
+    assert facts["models"][0]["validation"]["auroc"] == best["validation"]["auroc"]
+
+
+@pytest.fixture(scope="module")
+def upside_down(cropped, trained, tmp_path_factory):
+    """An evaluation with a band, whose every answer to a test image is turned upside down; and what was read when."""
+    predict, read = predictions.predict, []
+    folder = tmp_path_factory.mktemp("upside-down") / "out"
+
+    def watched(data, network, model, domains, split, decode):
+        locked = folder / "operating_points.json"
+        read.append((split, locked.exists() and set(json.loads(locked.read_text())["points"])))
+        table = predict(data, network, model, domains, split, decode)
+        test = table["split"] == "test"
+        table.loc[test, BINARY.columns] = 1 - table.loc[test, BINARY.columns].to_numpy()
+        return table
+
+    models = [trained["VGG19", "cropped"], trained["VGG16", "cropped"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "predict", watched)
+        return evaluate.evaluate(cropped, models, folder, abstain=0.25), read
+
+
+def test_the_test_set_never_chooses(upside_down, evaluated):
+    done, _ = upside_down
+    assert done.facts["winner"] == facts_of(evaluated)["winner"]
+    points = [[row["operating_point"] for row in facts["models"]] for facts in (done.facts, facts_of(evaluated))]
+    assert all(point.pop("band") for point in points[0])
+    assert points[0] == points[1]
+    tests = [
+        [row["test"]["cropped"]["auroc"] for row in facts["models"]] for facts in (done.facts, facts_of(evaluated))
+    ]
+    assert tests[0] != tests[1]
+
+
+def test_points_and_winner_are_written_before_a_test_image_is_read(upside_down):
+    done, read = upside_down
+    both = {"VGG19-cropped", "VGG16-cropped"}
+    assert read == [("validation", False)] * 2 + [("test", both)] * 2
+    point = operating_point.of(artefacts.verify(done.folder / "artefact"))
+    assert point.band is not None
+    locked = json.loads((done.folder / "operating_points.json").read_text())
+    assert locked["winner"] == "-".join(done.facts["winner"].values())
+    assert locked["points"][locked["winner"]] == point.facts()
+    assert "abstention" in done.facts["models"][0]["test"]["cropped"]
+    html = (done.folder / "report.html").read_text()
+    assert "Left undecided" in html
+    assert "get no decision" in html
+
+
+def test_nothing_of_an_earlier_evaluation_stays(cropped, trained, evaluated, tmp_path):
+    import shutil
+
+    out = shutil.copytree(evaluated, tmp_path / "out")
+    for name in ("false-negatives.png", "domains-VGG19.png"):
+        (out / "plots" / name).write_bytes(b"old")
+    with pytest.raises(InputError):
+        evaluate.evaluate(cropped, [trained["VGG16", "cropped"]], out, serving_domain="elsewhere")
+    assert not (out / "evaluation.json").exists(), "a stopped evaluation is not taken for a finished one"
+    assert not (out / "plots" / "domains-VGG19.png").exists()
+    assert not (out / "artefact").exists()
+
+
+def test_pictures_are_there_for_every_model(evaluated):
+    kinds = [kind for kind in plots.NAMES if not kind.startswith("class-")]
+    names = [f"{kind}-{name}-cropped" for kind in kinds for name in ("VGG16", "VGG19")]
+    for name in (*names, "ranking", "diagnosis", "shortcuts-cropped"):
+        with Image.open(evaluated / "plots" / f"{name}.png") as image:
+            assert min(image.size) > 150
+
+
+def test_report_opens_offline_and_is_honest(evaluated):
+    html = (evaluated / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', html)
+    pictures = {path.stem for path in (evaluated / "plots").glob("*.png")}
+    assert html.count("data:image/png;base64,") == len(pictures) + 2
+    assert pictures >= {f"{kind}-VGG16-cropped" for kind in plots.NAMES if not kind.startswith("class-")}
+    assert html.count(RESEARCH_USE_ONLY) == 3, "above, below, and at the foot of every printed page"
+    assert "30 of 30 scans are synthetic phantoms" in html
+    assert "always answering the majority class gives" in html
+    assert "Before you trust these figures" in html
+    assert "2 malignant patients" in html or "1 malignant patients" in html
+    for row in facts_of(evaluated)["models"]:
+        assert report._interval(row["test"]["cropped"]["auroc"]) in html
+
+
+@pytest.fixture(scope="module")
+def matrix(toy, cropped, tmp_path_factory):
+    """Evaluation of a backbone that was trained and cross-validated on both domains, beside its trainings."""
+    folder = tmp_path_factory.mktemp("matrix")
+    options = {"weights": "none", "image_size": 32, "epochs": 0, "folds": 2}
+    models = [train.train(cropped, folder / domain, toy, domain, **options).folder for domain in ("cropped", "normal")]
+    return evaluate.evaluate(cropped, models, folder / "out", serving_domain="normal")
+
+
+def test_domain_matrix(matrix):
+    done = matrix
+    assert {(row["train_domain"], d) for row in done.facts["models"] for d in row["test"]} == {
+        (a, b) for a in ("normal", "cropped") for b in ("normal", "cropped")
+    }
+    assert (done.folder / "plots" / "domains-Toy.png").is_file()
+    assert "Tested on nodule crops" in (done.folder / "report.html").read_text()
+    cells = done.facts["domain_matrix"]["Toy"]
+    for row in done.facts["models"]:
+        for domain, test in row["test"].items():
+            assert cells["cells"][row["train_domain"]][domain]["value"] == pytest.approx(test["auroc"]["value"])
+    assert set(cells["drop"]) == set(cells["shortfall"]) == {"normal", "cropped"}
+    assert [audit["domain"] for audit in (done.facts["audits"], *done.facts["other_audits"])] == ["normal", "cropped"]
+
+
+def test_artefact_answers_its_reference(evaluated):
+    facts = artefacts.verify(evaluated / "artefact")
+    assert facts["classes"] == ["B", "M"]
+    assert set(facts["files"]) == {
+        "model.keras",
+        "openvino/model.xml",
+        "openvino/model.bin",
+        "reference.jpg",
+        "card.md",
+        "scans.csv",
+    }
+    assert 0 < facts["threshold"] < 1
+    assert facts["temperature"] > 0
+    assert (
+        facts["forms"]["keras"]["test"]["cropped"]["auroc"]
+        == facts_of(evaluated)["models"][0]["test"]["cropped"]["auroc"]
+    )
+    assert sum(facts["reference"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_models_of_another_data_version_are_refused(cropped, trained, tmp_path):
+    folder = trained["VGG16", "cropped"]
+    facts = json.loads((folder / "train.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps(facts | {"data_digest": "other"}))
+    with pytest.raises(InputError, match="another data version"):
+        evaluate.evaluate(cropped, [tmp_path], tmp_path / "out")
+
+
+def test_no_model(cropped, tmp_path):
+    with pytest.raises(InputError, match="no model"):
+        evaluate.evaluate(cropped, [], tmp_path)
+
+
+def test_roc_points_are_finite():
+    table = pd.DataFrame({"label": ["B", "M", "M"], "probability_B": [0.9, 0.2, 0.6], "probability_M": [0.1, 0.8, 0.4]})
+    points = predictions.roc_points(table)
+    assert all(np.isfinite(column).all() for column in points)
+    assert points[2][0] == 1.0
+
+
+def test_cross_validated_models_are_compared_by_that(matrix):
+    facts = matrix.facts
+    assert facts["ranked_by"] == "cross_validation"
+    figures = [row["cross_validation"]["auroc"] for row in facts["models"]]
+    assert figures == sorted(figures, reverse=True)
+    for row in facts["models"]:
+        folder = matrix.folder.with_name(row["train_domain"])
+        table = pd.read_parquet(folder / "folds.parquet").query("domain == 'normal'")
+        pairs = [(g["label"] == "M").sum() * (g["label"] == "B").sum() for _, g in table.groupby("fold")]
+        areas = [roc_auc_score(g["label"] == "M", g["probability_M"]) for _, g in table.groupby("fold")]
+        assert row["cross_validation"]["auroc"] == pytest.approx(np.average(areas, weights=pairs))
+    html = (matrix.folder / "report.html").read_text()
+    assert "Cross-validated AUROC" in html
+    assert "was chosen among 2 trained models on development patients, out of fold, alone" in html
+
+
+def test_one_backbone_twice_is_refused(cropped, trained, tmp_path):
+    folder = trained["VGG16", "cropped"]
+    with pytest.raises(InputError, match="VGG16 trained on cropped is given twice; compare one recipe at a time"):
+        evaluate.evaluate(cropped, [folder, folder], tmp_path)
+
+
+def test_summary_has_audits_and_gate(evaluated):
+    facts = facts_of(evaluated)
+    for name, auroc in facts["audits"]["shortcut"].items():
+        assert set(auroc) == {"value", "low", "high"}, name
+    assert set(facts["audits"]["shortcut"]) <= set(audits.SHORTCUTS) | set(audits.REFERENCES)
+    assert facts["audits"]["leakage"]["patients_across_splits"] == 0
+    assert facts["gate"]["decision"] in ("promoted", "refused")
+    assert facts["gate"]["reasons"]
+    assert [one["name"] for one in facts["gate"]["criteria"]] == [
+        "size of the test set",
+        "AUROC",
+        "validation patients behind the threshold",
+        "sensitivity",
+        "specificity",
+        "calibration",
+        "subgroups",
+        "shortcut audit",
+        "leakage audit",
+    ]
+
+
+@pytest.fixture(scope="module")
+def held_against(cropped, trained, evaluated, tmp_path_factory):
+    """With clinical.csv, against a champion and an anchor that are the very same model, but of a registry that knew other scans.
+
+    It had neither every other test scan nor another class of one training scan, but one that has gone.
+    """
+    folder = tmp_path_factory.mktemp("held-against")
+    patients = sorted(set(pd.read_parquet(cropped / "scans.parquet")["patient"]))
+    rows = "".join(f"{p},{'f' if p % 2 else 'm'},x\n" for p in patients)
+    (folder / "clinical.csv").write_text(f"patient,sex,constant\n{rows}999,f,x\n")
+    artefact = shutil.copytree(evaluated / "artefact", folder / "artefact")
+    scans = changes.scans_of(artefact)
+    test = scans[scans["split"] == "test"].index
+    gone = scans.iloc[[0]].assign(sha256="0" * 64)
+    learnt = scans[scans["split"] == "train"].index[0]
+    scans.loc[learnt, "label"] = "B" if scans.loc[learnt, "label"] == "M" else "M"
+    pd.concat([scans.drop(test[::2]), gone]).to_csv(artefact / artefacts.SCANS, index=False)
+    facts = artefacts.facts(artefact)
+    artefacts.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
+    gate = {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []}
+    registry.publish(artefact, folder / "registry", gate)
+    registry.publish(variant(artefact, folder), folder / "registry", gate | {"champion": 1})
+    winner = facts_of(evaluated)["winner"]
+    return evaluate.evaluate(
+        cropped,
+        [trained[winner["backbone"], winner["train_domain"]]],
+        folder / "out",
+        clinical=folder / "clinical.csv",
+        registry_root=folder / "registry",
+        waive=["shortcut"],
+    )
+
+
+def test_subgroups_and_a_champion(held_against):
+    """A difference of nothing from the same model."""
+    done = held_against
+    assert {row["group"] for row in done.facts["subgroups"]} <= {"f", "m"}
+    assert all(row["small"] for row in done.facts["subgroups"])
+    assert len(done.facts["clinical"]["notes"]) == 2
+    html = (done.folder / "report.html").read_text()
+    assert "(small)" in html
+    assert "column constant is constant or empty" in html
+    assert done.facts["gate"]["champion"] == 2
+    assert done.facts["gate"]["comparison"]["difference"]["value"] == pytest.approx(0, abs=1e-9)
+    criteria = {one["name"]: one["found"] for one in done.facts["gate"]["criteria"]}
+    assert set(criteria) >= {"not inferior to champion 2", "not inferior to anchor 1"}
+    for name in ("as specific as champion 2", "as specific as anchor 1"):
+        assert criteria[name] == "0.000 [0.000, 0.000] by patient, each at its own threshold"
+    assert (done.facts["gate"]["anchor"], done.facts["gate"]["ahead_of"]) == (1, None)
+    assert "So was version 1, the anchor" in html
+    assert subgroups.PREFIX + "sex" in pd.read_parquet(done.folder / "predictions.parquet")
+
+
+def test_the_report_says_what_was_new_and_what_it_changed(held_against, cropped):
+    done = held_against
+    test = len(tables.examples(cropped, "cropped", "test"))
+    new = (test + 1) // 2
+    news = done.facts["changes"]
+    assert news["since"] == 2
+    assert sum(news["new"].values()) == new
+    assert sum(news["changed"].values()) == 1
+    assert sum(news["removed"].values()) == 1
+    assert news["test_new"]["images"] == new
+    assert news["test_known"]["images"] == test - new
+    table = pd.read_parquet(done.folder / "predictions.parquet")
+    assert table.loc[table["split"] == "test", "new"].sum() == new
+    html = (done.folder / "report.html").read_text()
+    assert "What was new, and what it changed" in html
+    assert f"{new} scans are new" in html
+    assert "less the champion, paired" in html
+
+
+@pytest.mark.parametrize(
+    "options", [{"sensitivity": 0}, {"abstain": 1}, {"prevalence": 2}, {"waive": ["luck"]}, {"seed": -1}]
+)
+def test_options_out_of_range_end_before_anything_is_loaded(cropped, options, tmp_path):
+    with pytest.raises(InputError):
+        evaluate.evaluate(cropped, [tmp_path / "not", tmp_path / "there"], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_test_set_with_one_class_is_said(cropped, trained, tmp_path, monkeypatch):
+    examples = tables.examples
+
+    def one_class(data, domain, split=None):
+        table = examples(data, domain, split)
+        return table[table["label"] == "B"].reset_index(drop=True) if split == "test" else table
+
+    monkeypatch.setattr(tables, "examples", one_class)
+    with pytest.raises(InputError, match=r"test split of the cropped domain has images of 1 class"):
+        evaluate.evaluate(cropped, [trained["VGG16", "cropped"]], tmp_path / "out")
+
+
+def test_answers_that_are_no_numbers_are_said(cropped, trained, tmp_path):
+    copy = shutil.copytree(trained["VGG16", "cropped"], tmp_path / "model")
+    facts = record.read(copy)
+    broken = artefacts.load_keras(copy / facts["checkpoint"])
+    head = broken.get_layer("probability")
+    head.set_weights([np.full_like(weight, np.nan) for weight in head.get_weights()])
+    (copy / GRAPH).write_bytes(Network.trace(broken).graph.SerializeToString())
+    files = facts["files"] | {GRAPH: artefacts.sha256(copy / GRAPH)}
+    (copy / "train.json").write_text(json.dumps(facts | {"files": files}))
+    with pytest.raises(InputError, match="not finite; train it again"):
+        evaluate.evaluate(cropped, [copy], tmp_path / "out")
+
+
+def test_the_lead_speaks_of_hundreds_and_the_warnings_of_patients(evaluated):
+    facts = facts_of(evaluated)
+    told = " ".join(report.lead(facts))
+    assert "of 100 malignant images malignant" in told
+    assert "always answering the majority class" in told
+    assert " normal" not in told, "to a clinician a normal image is a healthy one"
+    assert any("takes 72 patients without a miss" in text for text in report.warnings(facts))
+
+
+def test_without_a_model_before_nothing_is_said_to_be_new(evaluated):
+    assert facts_of(evaluated)["changes"] is None
+    assert "What was new" not in (evaluated / "report.html").read_text()

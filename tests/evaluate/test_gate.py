@@ -1,0 +1,384 @@
+"""The gate with constructed models: it must refuse a worse and a leaky one, and let a better one through."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import variant
+from tests.evaluate.test_performance import predictions
+from thyroid.data.classes import BINARY
+from thyroid.data.filenames import SCORE
+from thyroid.errors import InputError
+from thyroid.evaluate import gate, performance, subgroups
+from thyroid.evaluate.gate import Champion
+from thyroid.model import artefacts, operating_point
+from thyroid.model.operating_point import OperatingPoint
+from thyroid.registry import changes, registry
+
+NOBODY = pd.DataFrame(columns=["sha256", "phash", "cohort", "patient"])
+CLEAN = {
+    "kept": {"blanked_nodule": 0.1},
+    "leakage": {"patients_across_splits": 0},
+    "findings": {},
+    "not_measured": {},
+}
+
+
+def threshold_of(table: pd.DataFrame, scores: np.ndarray | None = None) -> float:
+    return operating_point.lock_threshold(table["label"] == "M", table[SCORE] if scores is None else scores, 0.97)
+
+
+def row_of(table: pd.DataFrame, threshold: float | None = None, behind: int = gate.VALIDATION_PATIENTS) -> dict:
+    threshold = threshold_of(table) if threshold is None else threshold
+    point = OperatingPoint(1.0, (0, 0), threshold, (0.5, threshold))
+    return {
+        "test": {"cropped": performance.of(table, BINARY, point, 0.1)},
+        "validation": {"malignant_patients": behind},
+        "operating_point": point.facts(),
+    }
+
+
+def rival(version: int, table: pd.DataFrame, scores: np.ndarray | None = None) -> Champion:
+    """A version with these scores on the images of `table`, and a threshold that was locked as the candidate's."""
+    own = table[SCORE].to_numpy() if scores is None else scores
+    return Champion(version, own, threshold_of(table, own))
+
+
+def decide(table: pd.DataFrame, current: Champion | None = None, audited: dict = CLEAN, **options) -> dict:
+    row = options.pop("row", None) or row_of(table)
+    return gate.decide(
+        row, "cropped", table, audited, options.pop("groups", ()), current or Champion(None), 0.95, **options
+    )
+
+
+def failed(decision: dict) -> list[str]:
+    return [one["name"] for one in decision["criteria"] if not one["passed"]]
+
+
+@pytest.fixture(scope="module")
+def good() -> pd.DataFrame:
+    table = predictions(200, 2, signal=2.5)
+    table[SCORE] = recalibrated(table)
+    return table
+
+
+def recalibrated(table: pd.DataFrame) -> np.ndarray:
+    """Probabilities that mean what they say, in the same order."""
+    from sklearn.linear_model import LogisticRegression
+
+    odds = np.log(table[[SCORE]] / (1 - table[[SCORE]])).to_numpy()
+    return LogisticRegression().fit(odds, table["label"] == "M").predict_proba(odds)[:, 1]
+
+
+def test_without_a_champion_the_floors_decide(good):
+    decision = decide(good)
+    assert decision["decision"] == "promoted", decision["reasons"]
+    assert "there is no champion yet" in decision["reasons"][1]
+    alone = decide(good, Champion(None, problem="no registry was given: not compared with any champion"))
+    assert "not compared with any champion" in alone["reasons"][1]
+    assert "not judged: no clinical.csv" in next(
+        one["found"] for one in decision["criteria"] if one["name"] == "subgroups"
+    )
+    assert len(decision["test_digest"]) == 64
+
+
+def test_a_better_model_goes_through(good):
+    worse = predictions(200, 2, signal=1.2)[SCORE].to_numpy()
+    decision = decide(good, rival(3, good, worse))
+    assert decision["decision"] == "promoted", decision["reasons"]
+    assert decision["champion"] == 3
+    assert decision["comparison"]["difference"]["low"] > 0
+    assert decision["comparison"]["delong"]["p"] < 0.05
+    assert decision["ahead_of"] == 3
+
+
+def test_an_equal_model_goes_through(good):
+    decision = decide(good, rival(3, good))
+    assert decision["decision"] == "promoted", decision["reasons"]
+    assert decision["comparison"]["difference"]["value"] == 0
+    assert decision["ahead_of"] is None
+
+
+def test_a_worse_model_is_refused(good):
+    worse = predictions(200, 2, signal=1.2)
+    decision = decide(worse, rival(3, good))
+    assert decision["decision"] == "refused"
+    assert "not inferior to champion 3" in failed(decision)
+    assert any("lower bound of the AUROC difference above -0.05" in reason for reason in decision["reasons"])
+
+
+def test_a_leaky_model_is_refused(good):
+    audited = CLEAN | {"findings": {"leakage": "3 patients across splits"}}
+    decision = decide(good, audited=audited)
+    assert (decision["decision"], failed(decision)) == ("refused", ["leakage audit"])
+
+
+def test_a_shortcut_is_refused_unless_waived_by_name(good):
+    audited = CLEAN | {"findings": {"shortcut": "most of the evidence is not in the nodule"}}
+    assert failed(decide(good, audited=audited)) == ["shortcut audit"]
+    decision = decide(good, audited=audited, waive=("shortcut",))
+    assert decision["decision"] == "promoted"
+    assert decision["waived"] == ["shortcut audit"]
+    assert "waived by name" in decision["reasons"][0]
+    assert decide(good, audited=audited, waive=("leakage",))["decision"] == "refused"
+
+
+def test_an_audit_that_could_not_run_is_no_pass(good):
+    audited = CLEAN | {"kept": {}, "not_measured": {"blanked_nodule": "no region"}}
+    decision = decide(good, audited=audited)
+    assert failed(decision) == ["shortcut audit"]
+    assert "could not be run: no region" in decision["reasons"][0]
+    assert failed(decide(good, audited=CLEAN | {"leakage": {}})) == ["leakage audit"]
+
+
+def test_chance_missed_cancers_and_bad_probabilities_are_refused(good):
+    assert "AUROC" in failed(decide(predictions(200, 2, signal=0)))
+    assert "sensitivity" in failed(decide(good, row=row_of(good, 0.8)))
+    boasting = good.assign(**{SCORE: good[SCORE] ** 0.1})
+    assert "against" in next(one["found"] for one in decide(good)["criteria"] if one["name"] == "calibration")
+    assert "calibration" in failed(decide(boasting))
+
+
+def test_the_sensitivity_names_its_bound_and_what_it_takes(good):
+    found = next(one["found"] for one in decide(good)["criteria"] if one["name"] == "sensitivity")
+    assert "of 100 patients" in found
+    assert "0.95 takes 72 patients without a miss" in found
+
+
+def test_a_large_group_below_its_floor_refuses_and_a_small_one_does_not(good):
+    table = good.copy()
+    mine = (table["patient"] % 2 == 0) & (table["label"] == "M")
+    table.loc[mine, SCORE] *= 0.3
+    point = OperatingPoint(1.0, (0, 0), float(good[SCORE].median()), (0.5, 0.5))
+    for column, share in (("scanner", 2), ("rare", 17)):
+        table[subgroups.PREFIX + column] = np.where(table["patient"] % share == 0, "a", "b")
+        rows = [one for one in subgroups.figures(table, point, 0.1) if one["group"] == "a"]
+        decision = decide(good, groups=rows)
+        assert rows[0]["small"] == (share == 17)
+        assert ("subgroups" in failed(decision)) == (share == 2)
+        del table[subgroups.PREFIX + column]
+
+
+def test_perfect_separation_is_no_error():
+    table = predictions(200, 2)
+    table[SCORE] = np.where(table["label"] == "M", 0.97, 0.03)
+    decision = decide(table, rival(1, table))
+    assert decision["decision"] == "promoted", decision["reasons"]
+
+
+def test_a_threshold_that_calls_everybody_malignant_is_refused(good):
+    """The champion's very scores: nothing but the threshold differs."""
+    assert (
+        performance.of(good, BINARY, OperatingPoint(1.0, (0, 0), threshold_of(good), (0.5, 0.5)), 0.1)["specificity"][
+            "value"
+        ]
+        > 0.8
+    )
+    everybody = row_of(good, 0.0)
+    assert everybody["test"]["cropped"]["specificity"]["value"] == 0
+    assert failed(decide(good, row=everybody)) == ["specificity"]
+    assert failed(decide(good, rival(3, good), row=everybody)) == ["specificity", "as specific as champion 3"]
+
+
+def test_a_threshold_that_one_wrong_label_moved_is_refused(good):
+    """A benign image of 24 under the wrong label, as it comes: the threshold has to catch it, too."""
+    validation = good.groupby("label").head(12).reset_index(drop=True)
+    right = threshold_of(validation)
+    lowest = validation.loc[validation["label"] == "B", SCORE].idxmin()
+    validation.loc[lowest, "label"] = "M"
+    wrong = threshold_of(validation)
+    current = Champion(3, good[SCORE].to_numpy(), right)
+    patients = validation.loc[validation["label"] == "M", "patient"].nunique()
+    row = row_of(good, wrong, patients)
+    assert patients < gate.VALIDATION_PATIENTS
+    assert (
+        row["test"]["cropped"]["specificity"]["value"]
+        < performance.of(good, BINARY, OperatingPoint(1.0, (0, 0), right, (0.5, right)), 0.1)["specificity"]["value"]
+        - 0.3
+    )
+    names = failed(decide(good, current, row=row))
+    assert {"validation patients behind the threshold", "as specific as champion 3"} <= set(names)
+    few, enough = (failed(decide(good, row=row_of(good, threshold_of(good), count))) for count in (patients, 10))
+    assert (few, enough) == (["validation patients behind the threshold"], [])
+
+
+def test_specificity_is_held_by_patient_on_the_same_images(good):
+    """A margin that a few patients of a hundred keep and a fifth of them does not; a higher specificity is welcome."""
+    benign = good["label"] == "B"
+    threshold = threshold_of(good)
+    for share, holds in ((50, True), (5, False)):
+        table = good.copy()
+        table.loc[benign & (table["patient"] % share == 0), SCORE] = threshold + 0.01
+        names = failed(decide(table, rival(3, good), row=row_of(table, threshold)))
+        assert ("as specific as champion 3" not in names) is holds, names
+        back = failed(decide(good, Champion(3, table[SCORE].to_numpy(), threshold)))
+        assert "as specific as champion 3" not in back
+
+
+def test_losses_do_not_add_up(good):
+    """Each candidate is within the margin of the champion before it; the anchor stays where the first one was."""
+    rng, anchor, table = np.random.default_rng(0), rival(1, good), good
+    current, steps = anchor, []
+    for version in (2, 3, 4):
+        odds = np.log(table[SCORE] / (1 - table[SCORE])) + rng.normal(0, 1.8, len(table))
+        table = table.assign(**{SCORE: 1 / (1 + np.exp(-odds))})
+        steps.append(decide(table, current, anchor=None if version == 2 else anchor))
+        current = rival(version, table)
+    assert not [name for step in steps for name in failed(step) if "inferior to champion" in name]
+    assert ["not inferior to anchor 1" in failed(step) for step in steps] == [False, False, True]
+    assert steps[-1]["anchor_comparison"]["lowest"] <= -gate.MARGIN < steps[-1]["comparison"]["lowest"]
+    assert [step["ahead_of"] for step in steps] == [None] * 3
+
+
+def test_only_what_is_shown_to_be_better_than_the_anchor_is_ahead_of_it(good):
+    worse = predictions(200, 2, signal=1.2)[SCORE].to_numpy()
+    assert decide(good, rival(4, good), anchor=rival(2, good, worse))["ahead_of"] == 2
+    assert decide(good, rival(4, good, worse), anchor=rival(2, good))["ahead_of"] is None
+    assert decide(good)["ahead_of"] is None
+    lost = decide(good, rival(4, good), anchor=Champion(2, problem="it tells other classes apart"))
+    assert failed(lost) == ["not inferior to anchor 2"]
+    assert "it tells other classes apart; promote by hand" in lost["reasons"][0]
+
+
+def test_a_group_that_loses_what_the_champion_had_refuses(good):
+    """It stays above every floor, and all patients together do not show it."""
+    table = good.copy()
+    table[subgroups.PREFIX + "scanner"] = np.where(table["patient"] % 4 == 0, "a", "b")
+    mine = (table["patient"] % 4 == 0) & (table["label"] == "B")
+    threshold = threshold_of(good)
+    table.loc[mine & (table["patient"] % 8 == 0), SCORE] = threshold + 0.02
+    point = OperatingPoint(1.0, (0, 0), threshold, (0.5, threshold))
+    for current, holds in ((rival(3, good), False), (rival(3, table), True), (Champion(3, problem="away"), True)):
+        rows = subgroups.figures(table, point, 0.1, current=current)
+        decision = decide(table, current, row=row_of(table, threshold), groups=rows)
+        names = failed(decision)
+        assert "subgroups" not in names
+        assert ("subgroups against champion 3" not in names) is holds, decision["criteria"]
+    rows = subgroups.figures(table, point, 0.1)
+    assert not any("less_champion" in row for row in rows)
+
+
+def test_one_patient_of_a_class_is_refused_and_no_error():
+    table = predictions(20, 2, share=0.05, signal=4.0)
+    decision = decide(table, rival(1, table, table[SCORE].to_numpy()[::-1].copy()))
+    assert decision["decision"] == "refused"
+    assert "size of the test set" in failed(decision)
+    assert "DeLong's test needs two patients of each class" in " ".join(decision["reasons"])
+    assert "delong" not in decision["comparison"]
+
+
+def test_unknown_waivers_are_said():
+    assert gate.check_waivers(["leakage", "leakage"]) == ("leakage",)
+    with pytest.raises(InputError, match="'calibration': only shortcut and leakage"):
+        gate.check_waivers(["calibration"])
+
+
+@pytest.fixture
+def crowned(evaluated, tmp_path) -> tuple:
+    """A registry whose champion is the evaluation's winner, and its test predictions."""
+    registry.publish(evaluated / "artefact", tmp_path / "r", {"decision": "promoted", "reasons": [], "champion": None})
+    return tmp_path / "r", tmp_path / "r" / "thyroid" / "1"
+
+
+def answers(evaluated, cropped) -> pd.DataFrame:
+    facts = json.loads((evaluated / "evaluation.json").read_text())
+    table = pd.read_parquet(evaluated / "predictions.parquet")
+    mine = table[(table["backbone"] == facts["winner"]["backbone"]) & (table["split"] == "test")].reset_index(drop=True)
+    return mine.assign(file=[str(cropped / file) for file in mine["file"]])
+
+
+def test_the_champion_is_scored_on_the_candidates_images(crowned, evaluated, cropped):
+    table = answers(evaluated, cropped)
+    current, anchor = gate.rivals(crowned[0], table, BINARY, "cropped", NOBODY)
+    assert (current.version, anchor) == (1, None)
+    facts = artefacts.facts(registry.find(crowned[0]))
+    assert current.threshold == facts["threshold"]
+    np.testing.assert_allclose(current.scores, table[SCORE], atol=1e-5)
+
+
+def test_no_registry_and_no_champion(tmp_path, evaluated, cropped):
+    table = answers(evaluated, cropped)
+    assert gate.rivals(tmp_path, table, BINARY, "cropped", NOBODY) == (Champion(None), None)
+    assert "no registry was given" in gate.rivals(None, table, BINARY, "cropped", NOBODY)[0].problem
+
+
+def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tmp_path, good):
+    """A champion that is not shown to be better does not become the anchor, which is looked at after it."""
+    other = variant(evaluated / "artefact", tmp_path)
+    registry.publish(other, crowned[0], {"decision": "promoted", "reasons": [], "champion": 1})
+    assert registry.read_aliases(crowned[0]) == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
+    current, anchor = gate.rivals(crowned[0], answers(evaluated, cropped), BINARY, "cropped", NOBODY)
+    assert (current.version, anchor.version) == (2, 1)
+    np.testing.assert_array_equal(current.scores, anchor.scores)
+    better = decide(
+        good, current=rival(2, good), anchor=rival(1, good, predictions(200, 2, signal=1.2)[SCORE].to_numpy())
+    )
+    (crowned[1] / "model.keras").write_bytes(b"x")
+    current, anchor = gate.rivals(crowned[0], answers(evaluated, cropped), BINARY, "cropped", NOBODY)
+    assert current.problem is None
+    assert "changed since it was registered" in anchor.problem
+    assert (better["decision"], better["ahead_of"]) == ("promoted", 1)
+    registry.publish(variant(other, tmp_path), crowned[0], better)
+    assert registry.read_aliases(crowned[0]) == {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
+
+
+def test_patients_needed():
+    assert gate.patients_needed(0.95) == 72
+    assert gate.patients_needed(0.9999) == 36887
+    assert gate.patients_needed(1.0) is None
+    assert "no number of patients" in gate.told_needed(1.0)
+
+
+def republished(artefact, root, tmp_path, **facts):
+    """A registry whose champion says something else; None takes a field out."""
+    copy = variant(artefact, tmp_path)
+    told = {
+        name: value
+        for name, value in (json.loads((copy / "model.json").read_text()) | facts).items()
+        if value is not None
+    }
+    (copy / "model.json").write_text(json.dumps(told))
+    registry.publish(copy, root, {"decision": "promoted", "reasons": [], "champion": None})
+    return root
+
+
+@pytest.mark.parametrize("trouble", ["classes", "domain", "test set", "damaged", "old", "flipped"])
+def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(
+    crowned, evaluated, cropped, trouble, good, tmp_path
+):
+    root, folder = crowned
+    judging, artefact = NOBODY, evaluated / "artefact"
+    if trouble == "classes":
+        root = republished(
+            artefact, tmp_path / "other", tmp_path, classes=["2", "3", "4"], positive=[False, False, True]
+        )
+    elif trouble == "domain":
+        root = republished(artefact, tmp_path / "other", tmp_path, serving_domain="normal")
+    elif trouble == "test set":
+        learnt = changes.scans_of(folder)
+        judging = learnt[learnt["split"] != "test"].head(1).assign(cohort="here", patient=1)
+    elif trouble == "old":
+        root = republished(artefact, tmp_path / "other", tmp_path, bias=None)
+    elif trouble == "flipped":
+        file = folder / "model.json"
+        file.write_text(
+            re.sub(r'("threshold": 0\.)(.)', lambda at: f"{at[1]}{(int(at[2]) + 4) % 10}", file.read_text(), count=1)
+        )
+    else:
+        (folder / "model.keras").write_bytes(b"x")
+    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", judging)
+    said = {
+        "classes": "tells 2<3|4 apart, not B|M",
+        "domain": "serves normal images",
+        "test set": "1 scans of this test set, or their patients, were among its development scans",
+        "damaged": "changed since it was registered",
+        "flipped": "model.json: changed since it was registered",
+        "old": "field bias is missing",
+    }[trouble]
+    assert said in current.problem
+    decision = decide(good, current)
+    assert decision["decision"] == "refused"
+    assert said in decision["reasons"][0]

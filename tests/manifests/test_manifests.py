@@ -1,0 +1,282 @@
+"""The manifests as kustomize renders them: valid, least rights, and the same as the code and the deploy step say."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.deploy import test_deploy
+from tests.deploy.test_deploy import cluster, root  # noqa: F401 (fixtures)
+from tests.support import ROOT, schemas
+from thyroid.deploy import deploy
+from thyroid.deploy.deploy import CLAIM, Options
+from thyroid.errors import InputError
+from thyroid.web import upload
+
+FOLDERS = sorted(p.parent.relative_to(ROOT).as_posix() for p in (ROOT / "manifests").glob("*/*/kustomization.yaml"))
+CHECKOV = Path(sys.prefix) / "checkov" / "bin" / "checkov"
+
+
+@pytest.fixture(scope="module")
+def rendered() -> dict[str, list[dict]]:
+    """Folder to its objects."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not here; it renders the manifests")
+    version = json.loads(
+        subprocess.run([kubectl, "version", "--client", "-o", "json"], capture_output=True, check=True).stdout
+    )
+    if int(re.sub(r"\D", "", version["clientVersion"]["minor"])) < 27:
+        pytest.skip(f"kubectl {version['clientVersion']['gitVersion']} is older than 1.27")
+    return {folder: list(yaml.safe_load_all(_render(kubectl, folder))) for folder in FOLDERS}
+
+
+def _render(kubectl: str, folder: str) -> str:
+    return subprocess.run([kubectl, "kustomize", folder], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def of_kind(objects: list[dict], kind: str) -> dict[str, dict]:
+    return {one["metadata"]["name"]: one for one in objects if one["kind"] == kind}
+
+
+def test_what_kustomizations_name_is_kept():
+    """An ignored file would be missing from a clone."""
+    kept = subprocess.run(["git", "ls-files", "manifests"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not kept:
+        pytest.skip("not a git clone")
+    for file in (ROOT / "manifests").rglob("kustomization.yaml"):
+        for name in yaml.safe_load(file.read_text())["resources"]:
+            path = (file.parent / name).resolve()
+            if path.suffix:
+                assert path.relative_to(ROOT).as_posix() in kept
+
+
+def test_the_folders():
+    assert FOLDERS == [
+        "manifests/overlays/cpu",
+        "manifests/overlays/gateway",
+        "manifests/overlays/gpu",
+        "manifests/overlays/ingress",
+        "manifests/service/cpu",
+        "manifests/service/gpu",
+    ]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_object_is_valid(rendered, folder):
+    known = schemas.definitions()
+    skipped = set()
+    for one in rendered[folder]:
+        found = schemas.problems(one, known)
+        if found is None:
+            skipped.add(one["kind"])
+        else:
+            assert found == [], one["metadata"]["name"]
+    if skipped:
+        pytest.skip(f"no CustomResourceDefinition of {', '.join(sorted(skipped))} here ({schemas.CRDS})")
+
+
+def test_overlays_hold_what_a_namespace_needs(rendered):
+    kinds = {one["kind"] for one in rendered["manifests/overlays/cpu"]}
+    assert kinds == {
+        "ServiceAccount", "Role", "RoleBinding", "PersistentVolumeClaim", "ServingRuntime", "NetworkPolicy", "ConfigMap",
+        "Deployment", "Service",
+    }  # fmt: skip
+    assert set(of_kind(rendered["manifests/overlays/gpu"], "ServingRuntime")) == {"thyroid", "thyroid-gpu"}
+    dashboard = of_kind(rendered["manifests/overlays/cpu"], "ConfigMap")["thyroid-dashboard"]
+    assert json.loads(dashboard["data"]["thyroid.json"])["panels"]
+    assert CLAIM in of_kind(rendered["manifests/overlays/cpu"], "PersistentVolumeClaim")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_service_is_what_the_deploy_step_makes(rendered, kind):
+    (found,) = rendered[f"manifests/service/{kind}"]
+    uri = f"pvc://{CLAIM}/registry/thyroid/1"
+    assert found == deploy.inference_service("thyroid", 1, uri, Options(gpu=kind == "gpu"))
+
+
+def test_the_route_is_what_the_deploy_step_patches(rendered):
+    route = of_kind(rendered["manifests/overlays/gateway"], "HTTPRoute")[deploy.ROUTE]
+    assert route["spec"]["rules"] == deploy.route("any", 0)["spec"]["rules"]
+    assert route["apiVersion"] == deploy.route("any", 0)["apiVersion"]
+
+
+def test_the_page_is_reached_by_every_kind_of_entry_and_asks_the_endpoint(rendered):
+    objects = rendered["manifests/overlays/gateway"]
+    service = of_kind(objects, "Service")["thyroid-web"]["spec"]
+    deployment = of_kind(objects, "Deployment")["thyroid-web"]["spec"]["template"]
+    (container,) = deployment["spec"]["containers"]
+    labels = deployment["metadata"]["labels"]
+    assert service["selector"].items() <= labels.items()
+    assert service["ports"][0]["targetPort"] in [port["name"] for port in container["ports"]]
+    assert (
+        of_kind(objects, "NetworkPolicy")["thyroid-web"]["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    )
+    entry = of_kind(objects, "HTTPRoute")["thyroid-web"]["spec"]["rules"][0]["backendRefs"][0]
+    assert entry == {"name": "thyroid-web", "port": service["ports"][0]["port"]}
+    ingress = of_kind(rendered["manifests/overlays/ingress"], "Ingress")["thyroid-web"]["spec"]["rules"][0]["http"]
+    backend = ingress["paths"][0]["backend"]["service"]
+    assert backend == {"name": "thyroid-web", "port": {"name": service["ports"][0]["name"]}}
+    # what the deploy step's InferenceService is reached by, and what Knative calls it, too
+    endpoint = container["args"][container["args"].index("--endpoint") + 1]
+    assert endpoint == "http://thyroid-predictor.$(NAMESPACE).svc.cluster.local"
+    assert {one["name"] for one in container["env"]} == {"NAMESPACE", "THYROID_TOKEN", "THYROID_PAGE_SECRET"}
+    assert container["image"].startswith("localhost/thyroid-web:")
+    size = of_kind(rendered["manifests/overlays/ingress"], "Ingress")["thyroid-web"]["metadata"]["annotations"]
+    assert int(size["nginx.ingress.kubernetes.io/proxy-body-size"].removesuffix("m")) * 1e6 > upload.MAX_TOTAL
+
+
+def test_the_pages_arguments_are_its_own(rendered):
+    """As the container would start it, up to where it would listen."""
+    deployment = of_kind(rendered["manifests/overlays/cpu"], "Deployment")["thyroid-web"]["spec"]["template"]["spec"]
+    command, *arguments = deployment["containers"][0]["args"]
+    assert command == "python3"
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, *arguments, "--port", port], capture_output=True, text=True, cwd=ROOT, timeout=60
+        )
+    assert f"port {port}" in done.stderr, done.stderr
+
+
+def test_runtimes_serve_our_format_on_the_ports_that_are_probed(rendered):
+    for name, runtime in of_kind(rendered["manifests/overlays/gpu"], "ServingRuntime").items():
+        spec = runtime["spec"]
+        assert spec["supportedModelFormats"][0]["name"] == "thyroid"
+        (container,) = spec["containers"]
+        assert container["name"] == "kserve-container"
+        assert container["args"][:3] == ["python3", "-m", "thyroid.serve"]
+        assert container["args"][container["args"].index("--port") + 1] == "8080"
+        assert "--registry" not in container["args"]
+        for probe in ("readinessProbe", "livenessProbe"):
+            assert container[probe]["httpGet"]["port"] == 8080
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == name.endswith("gpu")
+        assert container["image"].startswith(f"localhost/thyroid-serve{'-gpu' if name.endswith('gpu') else ''}:")
+
+
+def declared(runtime: dict, service: dict) -> list[dict]:
+    """The container's ports as KServe merges them: those of the InferenceService first, in its order."""
+    own = service["spec"]["predictor"]["model"].get("ports", [])
+    named = {one["containerPort"] for one in own}
+    (container,) = runtime["spec"]["containers"]
+    return own + [one for one in container["ports"] if one["containerPort"] not in named]
+
+
+def test_grpc_is_reached_where_the_mode_allows_it(rendered):
+    """A Service of KServe has port 80 for the container's first port, and for each other one its own number."""
+    for name, runtime in of_kind(rendered["manifests/overlays/gpu"], "ServingRuntime").items():
+        (container,) = runtime["spec"]["containers"]
+        given = dict(zip(container["args"], container["args"][1:], strict=False))
+        for replicas in (1, 0):
+            options = Options(min_replicas=replicas, gpu=name.endswith("gpu"))
+            service = deploy.inference_service("thyroid", 1, "gs://b/m", options)
+            assert service["spec"]["predictor"]["model"]["runtime"] == name
+            first, *others = declared(runtime, service)
+            assert (first["name"], str(first["containerPort"])) == ("http1", given["--port"])
+            if options.mode == deploy.KNATIVE:
+                assert others == [], "Knative refuses a second port"
+            else:  # KServe knows gRPC by the name, and tells gateways and meshes so
+                assert [(one["name"], str(one["containerPort"])) for one in others] == [("grpc", given["--grpc-port"])]
+        assert runtime["spec"]["protocolVersions"] == ["v1", "v2"], "what it offers in both modes"
+
+
+def test_why_a_server_ended_stands_in_its_pods_status(rendered):
+    for runtime in of_kind(rendered["manifests/overlays/gpu"], "ServingRuntime").values():
+        for container in runtime["spec"]["containers"]:
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+def test_the_deploy_role_allows_just_what_the_step_calls(rendered):
+    objects = rendered["manifests/overlays/gateway"]
+    allowed = {
+        (resource, verb, tuple(rule.get("resourceNames", ())))
+        for rule in of_kind(objects, "Role")["thyroid-deploy"]["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    services = ("thyroid", deploy.CANARY)
+    assert allowed == {
+        ("inferenceservices", "create", ()),
+        *(("inferenceservices", verb, services) for verb in ("get", "update", "delete")),
+        ("servingruntimes", "get", ("thyroid", "thyroid-gpu")),
+        *(("httproutes", verb, (deploy.ROUTE,)) for verb in ("get", "patch")),
+        ("pods", "list", ()),
+    }
+    for role in of_kind(objects, "Role").values():
+        for rule in role["rules"]:
+            assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
+    assert not of_kind(objects, "ClusterRole")
+    assert of_kind(objects, "ServiceAccount")["thyroid-serve"]["automountServiceAccountToken"] is False
+
+
+def test_every_call_of_a_deployment_is_allowed(rendered, cluster, root, tmp_path):  # noqa: F811
+    rules = of_kind(rendered["manifests/overlays/gateway"], "Role")["thyroid-deploy"]["rules"]
+    test_deploy.test_canary_in_standard_mode_is_a_second_service_and_a_route(cluster, root, tmp_path)
+    cluster.looks_until_ready = 10**6
+    del cluster.objects["inferenceservices", "thyroid"]
+    cluster.serving.clear()
+    with pytest.raises(InputError, match="not ready"):
+        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+    verbs = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+    asked = set()
+    for method, path, _, _ in cluster.calls:
+        resource, _, name = path.split("?")[0].split("/namespaces/lab/")[1].partition("/")
+        asked.add((resource, "list" if resource == "pods" else verbs[method], name))
+    assert {verb for _, verb, _ in asked} == {"get", "create", "update", "patch", "delete", "list"}
+    for resource, verb, name in asked:
+        assert any(
+            resource in rule["resources"] and verb in rule["verbs"] and name in rule.get("resourceNames", [name])
+            for rule in rules
+        ), (resource, verb, name)
+
+
+def pods(objects: list[dict]) -> list[dict]:
+    """The pods that KServe makes of the runtimes, which linters know; a ServingRuntime they do not."""
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "lab"},
+            "spec": {
+                "serviceAccountName": "thyroid-serve",
+                "automountServiceAccountToken": False,
+                "containers": runtime["spec"]["containers"],
+                "volumes": runtime["spec"]["volumes"],
+            },
+        }
+        for name, runtime in of_kind(objects, "ServingRuntime").items()
+    ]
+
+
+def test_pods_of_the_runtimes_are_valid(rendered):
+    for pod in pods(rendered["manifests/overlays/gpu"]):
+        assert schemas.problems(pod, {}) == []
+
+
+@pytest.mark.slow
+def test_the_security_linter_finds_nothing(rendered, tmp_path):
+    if not CHECKOV.exists():
+        pytest.skip("checkov is not installed; make lint-manifests does it")
+    for folder in FOLDERS:
+        objects = [*rendered[folder], *pods(rendered[folder])]
+        file = tmp_path / f"{folder.replace('/', '-')}.yaml"
+        file.write_text(yaml.safe_dump_all(objects))
+    shutil.copy(ROOT / "manifests" / "workbench" / "pod.yaml", tmp_path)
+    done = subprocess.run(
+        [CHECKOV, "--config-file", ROOT / "manifests" / "checkov.yaml", "-d", tmp_path, "-o", "json"],
+        capture_output=True,
+        text=True,
+    )
+    result = json.loads(done.stdout)
+    failed = [(one["check_id"], one["resource"]) for one in result["results"]["failed_checks"]]
+    assert failed == []
+    assert result["summary"]["passed"] > 100
+    assert done.returncode == 0

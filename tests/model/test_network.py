@@ -1,0 +1,133 @@
+import collections
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.conftest import write_scan
+from tests.model.test_inputs import colour_scan, table_of
+from thyroid.data import tables
+from thyroid.errors import InputError
+from thyroid.evaluate import evaluate
+from thyroid.imaging import images
+from thyroid.model import artefacts, backbones, explain, inputs, network
+from thyroid.model.backend import keras
+from thyroid.model.network import Network
+from thyroid.train import record
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (count, 32, 32, 1), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(toy):
+    keras.utils.set_random_seed(0)
+    return backbones.build(backbones.get(toy), 32, None)
+
+
+def test_it_answers_as_keras_does(model):
+    """Probabilities, evidence and frozen features of more than a batch, grey or not."""
+    given = pixels(Network.batch_size + 3)
+    asked = Network.trace(model, unfrozen=1)
+    np.testing.assert_allclose(asked.probabilities(given), inputs.predict(model, given), atol=1e-6)
+    plain = explain.with_map(model).predict(images.rgb(given), verbose=0)
+    np.testing.assert_allclose(asked.evidence(images.rgb(given)), plain[1], rtol=1e-5, atol=1e-6)
+    trunk, _ = backbones.split(model, 1)
+    prepared = keras.Model(model.input, model.get_layer(backbones.PREPROCESSED).output)
+    expected = trunk.predict(prepared.predict(images.rgb(given), verbose=0), verbose=0).mean(axis=(1, 2))
+    np.testing.assert_allclose(asked.features(given), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_is_run_once(model, monkeypatch):
+    asked, run = Network.trace(model), []
+
+    def watched(self, some, doing, plain=Network._run):
+        run.append(len(some))
+        return plain(self, some, doing)
+
+    monkeypatch.setattr(Network, "_run", watched)
+    given = pixels(6)
+    twice = np.concatenate([given, given[::-1], pixels(1, seed=1)])
+    answers = asked.probabilities(twice)
+    np.testing.assert_array_equal(answers[6:12], answers[5::-1])
+    np.testing.assert_array_equal(asked.probabilities(images.rgb(given)), answers[:6])
+    asked.evidence(given)
+    assert run == [7]
+
+
+def test_the_graph_has_no_variables_and_features_only_where_they_are_asked_for(model):
+    graph = Network.trace(model, unfrozen=1).graph
+    assert {node.op for node in graph.node}.isdisjoint({"ReadVariableOp", "VarHandleOp"})
+    assert {node.name for node in graph.node} >= {"batch", *network.OUTPUTS}
+    assert network.OUTPUTS[2] not in {node.name for node in Network.trace(model).graph.node}
+
+
+def test_what_a_training_wrote_answers_as_its_checkpoint(trained):
+    folder = trained["VGG16", "cropped"]
+    facts = record.read(folder)
+    asked, kept = Network.load(folder, facts), artefacts.load_keras(folder / facts["checkpoint"])
+    given = pixels(3)
+    np.testing.assert_allclose(asked.probabilities(given), inputs.predict(kept, given), atol=1e-6)
+    traced = Network.trace(kept, unfrozen=1)
+    np.testing.assert_allclose(asked.evidence(given), traced.evidence(given), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(asked.features(given), traced.features(given), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["checkpoint", "graph"])
+def test_a_file_that_the_training_did_not_write_is_refused(trained, tmp_path, which):
+    copy = shutil.copytree(trained["VGG16", "cropped"], tmp_path / "model")
+    facts = record.read(copy)
+    file = copy / (facts["checkpoint"] if which == "checkpoint" else network.GRAPH)
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=f"{file.name}: missing or not what the training wrote; train again"):
+        Network.load(copy, facts)
+    file.unlink()
+    with pytest.raises(InputError, match=f"{file.name}: missing or not"):
+        Network.load(copy, facts)
+
+
+def test_answers_that_are_no_numbers_are_refused(model):
+    broken = keras.models.clone_model(model)
+    broken.get_layer(backbones.PROBABILITY).set_weights([np.full((40, 2), np.nan), np.zeros(2)])
+    with pytest.raises(InputError, match="Toy answers with numbers that are not finite; train it again"):
+        Network.trace(broken).probabilities(pixels(1))
+
+
+def test_an_evaluation_builds_no_network_and_decodes_every_image_once(cropped, trained, tmp_path, monkeypatch):
+    """Counted where everything must pass: the layers of Keras, and the reader of files."""
+    called, decoded = [], collections.Counter()
+
+    def fill(out, rows, plain=inputs._fill):
+        decoded.update((sha256, out.shape[1]) for _, sha256 in rows)
+        return plain(out, rows)
+
+    monkeypatch.setattr(keras.layers.Layer, "__call__", lambda layer, *given, **named: called.append(layer.name))
+    monkeypatch.setattr(inputs, "_fill", fill)
+    models = [trained["VGG16", "cropped"], trained["VGG19", "cropped"], trained["VGG16", "normal"]]
+    facts = evaluate.evaluate(cropped, models, tmp_path).facts
+    assert facts["audits"]["shortcut"].keys() >= {"model_on_blanked_nodule", "whole_image", "blanked_nodule"}
+    assert called == []
+    assert set(decoded.values()) == {1}
+    everything = {*tables.examples(cropped, "cropped")["sha256"], *tables.examples(cropped, "normal")["sha256"]}
+    assert {sha256 for sha256, _ in decoded} == everything
+
+
+def test_what_was_decoded_is_remembered(tmp_path, monkeypatch):
+    table = table_of([*(write_scan(tmp_path / f"{i}.jpg", seed=i) for i in range(4)), colour_scan(tmp_path / "c.jpg")])
+    asked = []
+
+    def watched(rows, size, budget, plain=inputs.decode):
+        asked.append((len(rows), size, budget))
+        return plain(rows, size, budget)
+
+    monkeypatch.setattr(inputs, "decode", watched)
+    decode = inputs.Decoded(10_000)
+    grey = decode(table.head(3), 32)
+    assert grey.shape == (3, 32, 32, 1)
+    np.testing.assert_array_equal(decode(table.iloc[[2, 0]], 32), grey[[2, 0]])
+    every = decode(table, 32)
+    assert every.shape == (5, 32, 32, 3)
+    np.testing.assert_array_equal(every[:3], images.rgb(grey))
+    decode(table, 48)
+    assert asked == [(3, 32, 10_000), (2, 32, 10_000 - 3 * 32 * 32), (5, 48, 784)]

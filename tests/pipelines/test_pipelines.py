@@ -1,0 +1,176 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines import __main__ as cli
+from tests.conftest import write_rois
+from thyroid.model import artefacts
+
+TOY = {"image_size": 32, "epochs": 1, "batch_size": 8, "weights": "none", "domains": ""}
+
+
+ONE = {"backbones": ["VGG16"], "domains": ["cropped"]}
+FOUR = {"backbones": ["VGG16", "ResNet50"], "domains": ["normal", "cropped"]}
+
+
+@pytest.fixture(scope="module", params=[ONE, pytest.param(FOUR, marks=pytest.mark.slow)], ids=["one", "four"])
+def asked(request) -> dict[str, list[str]]:
+    """What to train."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def output(phantoms, asked, tmp_path_factory) -> Path:
+    """The whole DAG under kfp.local at toy size."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cli.PRESETS, "quick", TOY)
+        code = cli.main(
+            [
+                "run",
+                "--scans", str(phantoms / "scans"),
+                "--rois", str(phantoms / "rois.csv"),
+                "--output", str(folder / "out put"),
+                "--backbones", ",".join(asked["backbones"]),
+                "--domains", ",".join(asked["domains"]),
+            ]
+        )  # fmt: skip
+    assert code == 0
+    return folder / "out put"
+
+
+def test_summary_says_everything(output, asked):
+    summary = json.loads((output / "summary.json").read_text())
+    assert {(row["backbone"], row["train_domain"]) for row in summary["models"]} == {
+        (b, d) for b in asked["backbones"] for d in asked["domains"]
+    }
+    assert set(summary["data"]["splits"]) == {"train", "validation", "test"}
+    for row in summary["models"]:
+        assert set(row["test"]) == set(asked["domains"])
+        assert set(row["test"]["cropped"]) >= {"n", "auroc", "accuracy", "majority"}
+        assert {"parameters", "seconds", "validation"} <= set(row)
+        assert row["recipe"] == "two-phase"
+    assert summary["ranked_by"] == "validation"
+    assert len(summary["diagnosis"]) == len(summary["models"])
+    for one in summary["diagnosis"]:  # one epoch from random weights may well end in a constant
+        assert set(one["findings"]) <= {"constant predictor"}
+    assert summary["winner"].keys() == {"backbone", "train_domain"}
+    assert len(summary["seconds"]) == 4 + len(summary["models"])
+    assert artefacts.verify(Path(summary["model"]["uri"]))["version"] == 1
+
+
+def test_results_are_where_people_look(output):
+    assert (output / "report.html").stat().st_size > 100_000
+    assert (output / "data" / "statistics.png").is_file()
+    request = json.loads((output / "request.json").read_text())
+    assert set(request["instances"][0]) == {"image", "roi"}
+    assert not (output / "work").exists(), "what a killed run would go on from is gone after a whole one"
+
+
+def artifacts(output: Path, name: str) -> list[dict]:
+    return [json.loads(path.read_text()) for path in output.glob(f"pipeline/*/*/{name}")]
+
+
+def test_kubeflow_artifacts_are_filled(output, asked):
+    classification = artifacts(output, "classification")[0]
+    points = classification["confidenceMetrics"]
+    assert points[0]["recall"] == 0
+    assert points[-1]["falsePositiveRate"] == 1
+    rows = classification["confusionMatrix"]["rows"]
+    summary = json.loads((output / "summary.json").read_text())
+    best = summary["models"][0]["test"][summary["serving_domain"]]
+    assert [row["row"] for row in rows] == best["confusion"]
+    evaluate = next(m for m in artifacts(output, "metrics") if "promoted" in m)
+    assert evaluate["test_auroc_value"] == pytest.approx(best["auroc"]["value"])
+    assert evaluate["promoted"] == (summary["gate"]["decision"] == "promoted")
+    logged = {type(value) for metrics in artifacts(output, "metrics") for value in metrics.values()}
+    assert logged == {int, float}, "text would be logged as 0 by what expects numbers"
+    pages = [
+        p.read_text()
+        for name in ("statistics", "sheet", "history", "report")
+        for p in output.glob(f"pipeline/*/*/{name}")
+    ]
+    assert len(pages) == 3 + len(asked["backbones"])
+    assert all("Research use only" in page for page in pages)
+
+
+def failing(capsys, *arguments: str) -> str:
+    assert cli.main(["run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    return error
+
+
+def test_what_is_wrong_is_said_before_the_first_step(capsys, scans, tmp_path):
+    out = ("--output", str(tmp_path / "out"))
+    assert "'AlexNet' is unknown" in failing(capsys, *out, "--backbones", "AlexNet")
+    assert "no such folder" in failing(capsys, *out, "--scans", str(tmp_path / "no"))
+    assert "no such file" in failing(capsys, *out, "--scans", str(scans), "--rois", str(tmp_path / "no.csv"))
+    assert "expected imagenet, none" in failing(capsys, *out, "--scans", str(scans), "--weights", "/no/where")
+    assert "needs regions" in failing(capsys, *out, "--scans", str(scans), "--domains", "cropped")
+    assert "'frames' is unknown" in failing(capsys, *out, "--scans", str(scans), "--domains", "frames")
+    assert "need --scans" in failing(capsys, *out, "--crops", str(scans))
+    assert "python3" in failing(capsys, "--output", str(tmp_path / "python3.11" / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_on_one_output(capsys, scans, tmp_path):
+    """The second one says so, and leaves the first one's files alone; a lock that nobody holds any more is none."""
+    out = tmp_path / "out"
+    arguments = ("--scans", str(scans), "--output", str(out))
+    with cli._alone(out):
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        told = f"error: {out}: another run is at work here; wait until it has ended, or choose another folder"
+        assert told in failing(capsys, *arguments)
+        assert cli.main(["sweep", *arguments]) == 2
+        assert told in capsys.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with cli._alone(out):
+        assert (out / cli.MARK).read_text().count("made by") == 1
+
+
+def test_output_that_is_a_file(capsys, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    assert str(tmp_path / "out") in failing(capsys, "--output", str(tmp_path / "out"))
+
+
+def test_a_failing_step_ends_the_run_with_its_message(capfd, scans, tmp_path):
+    for file in scans.glob("M_*"):
+        file.unlink()
+    assert cli.main(["run", "--scans", str(scans), "--output", str(tmp_path / "out")]) == 2
+    captured = capfd.readouterr()
+    assert "error: ingest: " in captured.out
+    assert "no usable scan of class M" in captured.out
+    assert captured.err.rstrip().endswith("error: the run stopped; the step's own message stands above")
+    assert "Traceback" not in captured.out + captured.err
+    assert not (tmp_path / "out" / "registry").exists()
+
+
+@pytest.mark.slow
+def test_weights_of_the_wrong_shape_end_the_run_with_the_file(capfd, scans, tmp_path):
+    (tmp_path / "vgg16.weights.h5").write_bytes(b"no")
+    rois = write_rois(tmp_path / "rois.csv", [(file.name, 10, 10, 40, 30) for file in sorted(scans.iterdir())])
+    arguments = ["--scans", str(scans), "--rois", str(rois), "--output", str(tmp_path / "out")]
+    code = cli.main(["run", *arguments, "--weights", str(tmp_path / "vgg16.weights.h5"), "--backbones", "VGG16"])
+    assert code == 2
+    assert f"{tmp_path / 'vgg16.weights.h5'}: not weights of VGG16" in capfd.readouterr().out
+
+
+def test_an_output_that_no_run_made_is_left_alone(capsys, scans, tmp_path):
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    (tmp_path / "mine" / "data" / "precious").write_text("x")
+    assert "not the output of an earlier run" in failing(capsys, "--output", str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "data" / "precious").read_text() == "x"
+
+
+@pytest.mark.parametrize("place", ["scans", "scans/out", "."])
+def test_scans_and_output_may_not_hold_one_another(capsys, scans, place):
+    output = scans.parent / place
+    before = sorted(scans.rglob("*"))
+    assert "lie in one another" in failing(capsys, "--scans", str(scans), "--output", str(output))
+    assert sorted(scans.rglob("*")) == before
+
+
+def test_a_seed_below_zero(capsys, tmp_path):
+    assert "--seed -1" in failing(capsys, "--output", str(tmp_path / "out"), "--seed", "-1")

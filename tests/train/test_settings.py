@@ -1,0 +1,124 @@
+"""Settings files, and the head that they are for."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from thyroid.errors import InputError
+from thyroid.train import head, settings
+from thyroid.train.settings import Settings
+
+
+def test_a_file_gives_back_what_was_written(tmp_path, place):
+    mine = Settings(head_rate=0.01, tap="block4_pool", margin=0.3, unfrozen=0, backbone="VGG16")
+    mine.write(tmp_path / "settings.json", auroc=0.7)
+    assert json.loads((tmp_path / "settings.json").read_text())["found"] == {"auroc": 0.7}
+    assert settings.read(tmp_path / "settings.json") == mine
+    assert settings.resolve(str(tmp_path / "settings.json")) == ("frozen", mine)
+    assert settings.resolve("warm") == ("warm", Settings())
+    from thyroid import storage
+
+    storage.at(place).write("settings.json", (tmp_path / "settings.json").read_bytes())
+    assert settings.read(storage.below(place, "settings.json")) == mine
+
+
+def test_what_a_file_leaves_out_keeps_its_value(tmp_path):
+    (tmp_path / "some.json").write_text('{"margin": 0}')
+    assert settings.read(tmp_path / "some.json") == replace(Settings(), margin=0.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[]", "expected an object"),
+        ("{", "not JSON"),
+        ('{"margins": 0.1}', "'margins' is unknown"),
+        ('{"margin": "wide"}', "margin: 'wide' is not a number"),
+        ('{"margin": true}', "margin: True"),
+        ('{"margin": -0.1}', "margin: -0.1 is not between 0 and 2"),
+        ('{"head_rate": NaN}', "head_rate"),
+        ('{"image_size": 64.5}', "image_size: 64.5 is not a whole number"),
+        ('{"unfrozen": null}', "unfrozen: None"),
+        ('{"class_weight": "heavy"}', "class_weight: 'heavy' is unknown"),
+    ],
+)
+def test_a_bad_file_is_told_by_file_and_field(tmp_path, content, told):
+    file = tmp_path / "settings.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=told) as raised:
+        settings.read(file)
+    assert str(file) in str(raised.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        settings.read(tmp_path / "settings.json")
+
+
+def test_a_tap_belongs_to_its_backbone(capsys):
+    mine = Settings(tap="block4_pool", backbone="VGG16")
+    assert mine.of("VGG16") is mine
+    assert mine.of("ResNet50") == replace(mine, tap="")
+    assert "block4_pool" in capsys.readouterr().out
+    assert replace(mine, backbone="").of("ResNet50").tap == "block4_pool"
+
+
+def examples(count: int, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, classes, count)
+    x = rng.normal(size=(count, 6)).astype(np.float32) * 3 + 1
+    x[:, 0] += truth * 2
+    return x, np.eye(classes, dtype=np.float32)[truth]
+
+
+def test_the_head_is_what_keras_fits(monkeypatch):
+    """One batch an epoch, so that the order does not matter, and no early end; from the same first weights."""
+    from thyroid.model.backend import keras
+
+    x, y = examples(90, classes=3)
+    mine = Settings(head_rate=0.02, head_penalty=0.05, label_smoothing=0.1)
+    train, validation = np.arange(60), np.arange(60, 90)
+    monkeypatch.setattr(head, "EPOCHS", 25)
+    monkeypatch.setattr(head, "PATIENCE", 99)
+    seen = []
+    head.fit([x], y, train, validation, mine, 3, lambda epoch, now: seen.append(now))
+    mean, deviation = x[train].mean(axis=0), x[train].std(axis=0)
+    scale = deviation + 1e-3 * deviation.mean() + 1e-12
+    dense = keras.layers.Dense(3, activation="softmax", kernel_regularizer=keras.regularizers.L2(mine.head_penalty))
+    model = keras.Sequential([keras.Input((6,)), dense])
+    limit = np.sqrt(6 / 9)
+    dense.set_weights([np.random.default_rng(3).uniform(-limit, limit, (6, 3)), np.zeros(3)])
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=mine.label_smoothing)
+    model.compile(keras.optimizers.Adam(mine.head_rate), loss)
+    weights = dict(enumerate(head.class_weights(y[train], "balanced")))
+    model.fit((x[train] - mean) / scale, y[train], batch_size=60, epochs=25, class_weight=weights, verbose=0)
+    expected = model.predict((x - mean) / scale, verbose=0)
+    assert seen[-1](x) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_best_epoch_is_kept_and_the_seed_decides():
+    x, y = examples(200)
+    seen = []
+    parts = (np.arange(120), np.arange(120, 160))
+    mine = Settings(head_rate=0.2, head_penalty=0)
+    fitted = head.fit([x, x + 0.1], y, *parts, mine, 0, lambda epoch, now: seen.append(now))
+    losses = [head.cross_entropy(one(x[parts[1]]), y[parts[1]]) for one in seen]
+    assert fitted.epoch == int(np.argmin(losses)) + 1
+    assert len(seen) == min(head.EPOCHS, fitted.epoch + head.PATIENCE)
+    assert fitted(x).sum(axis=1) == pytest.approx(1, abs=1e-5)
+    again = head.fit([x, x + 0.1], y, *parts, mine, 0)
+    assert (again.kernel == fitted.kernel).all()
+    assert (head.fit([x, x + 0.1], y, *parts, mine, 1).kernel != fitted.kernel).any()
+
+
+def test_class_weights():
+    labels = np.eye(2, dtype=np.float32)[[0, 1, 1, 1]]
+    assert head.class_weights(labels, "balanced") == pytest.approx([2, 2 / 3])
+    assert head.class_weights(labels, "sqrt") == pytest.approx([2**0.5, (2 / 3) ** 0.5])
+    assert head.class_weights(labels, "none") == pytest.approx([1, 1])
+
+
+def test_every_setting_has_limits_or_words():
+    assert set(asdict(Settings())) == set(settings._LIMITS) | {"class_weight", "tap", "backbone"}

@@ -1,0 +1,277 @@
+"""Images and clinical columns together: a head over both, and whether it is worth more than either alone.
+
+Research use only.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax, softmax
+
+from thyroid.clinical.clinical_csv import Encoder
+from thyroid.errors import InputError
+
+STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.001)
+"""L2 penalties to choose from, of the mean log loss; the first is all but the images alone."""
+INNER = 5
+"""Folds by patient in which the penalty is chosen."""
+FLOOR = 1e-6
+"""Probabilities of images below this count as this."""
+_RIDGE = 1e-4  # of the offsets, so that a class without a training row has a finite one
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """softmax(scale x log p + x W + b) of the images' probabilities p and the encoded columns x.
+
+    The network ends in a dense layer with softmax on its pooled features, so log p is, up to a constant, what that layer
+    says. This head is therefore a dense layer on [features, columns] whose image part is held at the network's own
+    direction: the columns add to it and cannot turn it.
+
+    Attributes:
+        encoder: of the columns.
+        scale: of log p, 0 or more; 1 is the network's own.
+        weights: W [d][n_classes].
+        offsets: b [n_classes].
+        strength: the L2 penalty that was chosen.
+    """
+
+    encoder: Encoder
+    scale: float
+    weights: tuple[tuple[float, ...], ...]
+    offsets: tuple[float, ...]
+    strength: float
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Fusion":
+        """The head of `facts`."""
+        weights = tuple(tuple(row) for row in facts["weights"])
+        return cls(Encoder.of(facts["encoder"]), facts["scale"], weights, tuple(facts["offsets"]), facts["strength"])
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    def predict(self, p: ArrayLike, rows: Any) -> tuple[Array, list[str]]:
+        """Fused probabilities float64 [n, n_classes], and the encoder's notes.
+
+        Args:
+            p: the images' probabilities [n, n_classes].
+            rows: n rows as `clinical.Encoder.encode` takes them.
+        """
+        x, notes = self.encoder.encode(rows)
+        return self.answer(p, x), notes
+
+    def answer(self, p: ArrayLike, x: NDArray[np.float32]) -> Array:
+        """As `predict`, of rows that are encoded already [n, d]."""
+        weights = np.array(self.weights).reshape(x.shape[1], len(self.offsets))
+        return softmax(self.scale * _log(p) + x @ weights + np.array(self.offsets), axis=1)
+
+
+def fit(p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, seed: int = 0) -> Fusion:
+    """Fit the head: multinomial logistic regression with an L2 penalty that shrinks it to the images' own probabilities.
+
+    No class weights: the probabilities of images are calibrated to the classes as often as they come, and so is this. The
+    penalty is the one with the least log loss in a cross-validation by patient, the stronger one where two are alike.
+
+    Args:
+        p: probabilities [n, n_classes] of images of patients that the network did not learn from (validation or out of
+            fold): on its own training images it is too sure, and columns would look useless.
+        rows: of `clinical.join` [n].
+        y: class of every row, int in range(n_classes) [n].
+        patient: patient number [n].
+        seed: of the folds.
+
+    Returns:
+        The head.
+
+    Raises:
+        InputError: lengths differ, probabilities that are none, a class out of range, or too few patients for folds.
+    """
+    probabilities, classes, patients = _checked(p, rows, y, patient)
+    # comes with scikit-learn; matrices as small as these are slower with threads
+    from threadpoolctl import threadpool_limits
+
+    fold = deal(classes, patients, INNER, seed)
+    losses = np.zeros(len(STRENGTHS))
+    with threadpool_limits(1):
+        for one in np.unique(fold):
+            held = fold == one
+            path = _path(probabilities[~held], rows[~held], classes[~held], patients[~held])
+            x = path[0].encoder.encode(rows[held])[0]
+            for place, head in enumerate(path):
+                right = head.answer(probabilities[held], x)[np.arange(len(x)), classes[held]]
+                losses[place] -= np.log(np.maximum(right, FLOOR)).sum()
+        best = int(np.flatnonzero(losses <= losses.min() + 1e-9 * len(classes))[0])
+        return _path(probabilities, rows, classes, patients)[best]
+
+
+def _path(p: Array, rows: pd.DataFrame, y: NDArray[np.int64], patient: NDArray) -> list[Fusion]:
+    """Heads of all `STRENGTHS`; each starts from the stronger one's solution."""
+    from scipy.optimize import minimize  # a server does without, and starts the sooner
+
+    encoder = Encoder.fit(rows, patient)
+    x = encoder.encode(rows)[0].astype(float)
+    log_p, (n, k), d = _log(p), p.shape, x.shape[1]
+    target = np.eye(k)[y]
+
+    def loss(theta: Array, strength: float) -> tuple[float, Array]:
+        scale, weights, offsets = theta[0], theta[1 : 1 + d * k].reshape(d, k), theta[1 + d * k :]
+        z = log_softmax(scale * log_p + x @ weights + offsets, axis=1)
+        off = (np.exp(z) - target) / n
+        value = -(z * target).sum() / n + strength / 2 * ((weights**2).sum() + (scale - 1) ** 2)
+        slopes = [
+            [(off * log_p).sum() + strength * (scale - 1)],
+            (x.T @ off + strength * weights).ravel(),
+            off.sum(axis=0) + _RIDGE * offsets,
+        ]
+        return value + _RIDGE / 2 * (offsets**2).sum(), np.concatenate(slopes)
+
+    theta = np.append(1.0, np.zeros((d + 1) * k))
+    bounds = [(0, None)] + [(None, None)] * ((d + 1) * k)
+    heads = []
+    for strength in STRENGTHS:
+        theta = minimize(loss, theta, (strength,), "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": 1000}).x
+        weights = tuple(tuple(row) for row in theta[1 : 1 + d * k].reshape(d, k).tolist())
+        heads.append(Fusion(encoder, float(theta[0]), weights, tuple(theta[1 + d * k :].tolist()), strength))
+    return heads
+
+
+def _log(p: ArrayLike) -> Array:
+    """log p without its mean, which softmax does not see."""
+    log_p = np.log(np.maximum(np.asarray(p, float), FLOOR))
+    return log_p - log_p.mean(axis=1, keepdims=True)
+
+
+def _checked(
+    p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike
+) -> tuple[Array, NDArray[np.int64], NDArray]:
+    probabilities, classes, patients = np.asarray(p, float), np.asarray(y), np.asarray(patient)
+    if probabilities.ndim != 2 or not len(probabilities) == len(rows) == len(classes) == len(patients):
+        raise InputError("fusion: probabilities, clinical rows, classes and patients are not as many")
+    if not np.isfinite(probabilities).all() or (probabilities < 0).any() or abs(probabilities.sum(1) - 1).max() > 1e-3:
+        raise InputError("fusion: the images' probabilities are not finite, not positive or do not sum to 1")
+    if not np.issubdtype(classes.dtype, np.integer) or not 0 <= classes.min() <= classes.max() < probabilities.shape[1]:
+        raise InputError(f"fusion: classes have to be whole numbers from 0 to {probabilities.shape[1] - 1}")
+    return probabilities, classes, patients
+
+
+def deal(y: ArrayLike, patient: ArrayLike, count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Fold (0 to `count` - 1) of every row [n]: whole patients, classes alike as far as they go.
+
+    Fewer folds where there are fewer patients; a class with fewer patients than folds is not in every fold.
+
+    Args:
+        y: class [n].
+        patient: patient number [n].
+        count: number of folds.
+        seed: of the deal.
+
+    Raises:
+        InputError: fewer than two patients, or no class with two rows.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # the endpoint does without scikit-learn
+
+    classes, patients = np.asarray(y), np.asarray(patient)
+    count = min(count, len(np.unique(patients)), int(np.unique(classes, return_counts=True)[1].max()))
+    if count < 2:
+        raise InputError("clinical: too few patients for a cross-validation; add patients")
+    fold = np.empty(len(classes), int)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+        for number, (_, held) in enumerate(dealer.split(classes, classes, patients)):
+            fold[held] = number
+    return fold
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """Answers about patients that the heads were fitted without: float64 [n, n_classes] each, and the fold [n]."""
+
+    fused: Array
+    clinical: Array
+    fold: NDArray[np.int64]
+
+
+def cross_fitted(
+    p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, folds: int = 5, seed: int = 0
+) -> CrossFitted:
+    """Fused and clinical-alone probabilities out of fold; encoder, penalty and head are fitted anew in every fold.
+
+    Clinical alone is the same regression with images that say nothing. Arguments and errors as `fit` and `deal`.
+    """
+    probabilities, classes, patients = _checked(p, rows, y, patient)
+    fold = deal(classes, patients, folds, seed)
+    nothing = np.full_like(probabilities, 1 / probabilities.shape[1])
+    fused, clinical = np.empty_like(probabilities), np.empty_like(probabilities)
+    for one in np.unique(fold):
+        held = fold == one
+        for image, answer in ((probabilities, fused), (nothing, clinical)):
+            head = fit(image[~held], rows[~held], classes[~held], patients[~held], seed)
+            answer[held] = head.predict(image[held], rows[held])[0]
+    return CrossFitted(fused, clinical, fold)
+
+
+def compare(
+    images: ArrayLike,
+    clinical: ArrayLike,
+    fused: ArrayLike,
+    y: ArrayLike,
+    patient: ArrayLike,
+    fold: ArrayLike | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Are images and columns together worth more than images alone? All on the same patients and the same draws of them.
+
+    Args:
+        images, clinical, fused: probabilities [n, n_classes] out of fold.
+        y: class [n].
+        patient: patient number [n].
+        fold: of the cross-fitting [n]; pairs within a fold count.
+        draws: of the bootstrap over patients.
+        seed: of the draws.
+
+    Returns:
+        auroc (images, clinical, fused: macro one-vs-rest), difference (fused_less_images, fused_less_clinical), each with
+        value, low and high; patients; verdict ("helped", "not shown to help", "harmed"); sentence.
+
+    Raises:
+        InputError: one class only.
+    """
+    from thyroid import metrics  # scikit-learn comes with it
+
+    classes, patients = np.asarray(y), np.asarray(patient)
+    if len(np.unique(classes)) < 2:
+        raise InputError("clinical: all rows are of one class; AUROC needs two")
+    resampled = metrics.Draws(patient, draws, seed)
+    answers = {"images": images, "clinical": clinical, "fused": fused}
+    drawn = {name: metrics.macro_auroc_draws(resampled, y, p, patient, fold) for name, p in answers.items()}
+    gain = {f"fused_less_{name}": metrics.interval(drawn["fused"] - drawn[name]) for name in ("images", "clinical")}
+    difference = gain["fused_less_images"]
+    low, high = difference.low, difference.high
+    verdict = "helped" if low and low > 0 else "harmed" if high and high < 0 else "not shown to help"
+    fewest = min(len(np.unique(patients[classes == c])) for c in np.unique(classes))
+    said = {
+        "helped": "Clinical columns helped",
+        "harmed": "Clinical columns harmed",
+        "not shown to help": "Clinical columns were not shown to help",
+    }[verdict]
+    doubt = f"; a class has {fewest} patients only, so the interval is too narrow" if fewest < metrics.FEW else ""
+    areas = {name: metrics.macro_auroc(resampled, y, p, patient, fold) for name, p in answers.items()}
+    return {
+        "auroc": {name: asdict(one) for name, one in areas.items()},
+        "difference": {name: asdict(one) for name, one in gain.items()},
+        "patients": len(resampled.patients),
+        "verdict": verdict,
+        "sentence": f"{said}: macro AUROC {areas['fused']} with them, {areas['images']} of images alone, difference "
+        f"{difference}{doubt}.",
+    }

@@ -1,0 +1,122 @@
+"""What the classes are: their order, which of them count as malignant, and whether they are grades.
+
+Every scan has a class, and with it a side: benign ("B") or malignant ("M"), by which it is called, audited and released.
+Two classes, B and M, are the case where both are the same.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from thyroid.data.filenames import CLASSES, POSITIVE
+from thyroid.errors import InputError
+
+DEFAULT = "B|M"
+EXPECTED = (
+    "expected the benign classes, a |, and the malignant ones, such as B|M, 2<3|4a<4b<4c<5 for grades in their order, or "
+    "cyst,adenoma|papillary,follicular for kinds without one"
+)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data version and of what is trained on it.
+
+    Attributes:
+        names: in the order of every probability vector.
+        positive: which of them count as malignant (or suspicious enough to act).
+        ordered: whether they are grades, each more suspicious than the one before.
+    """
+
+    names: tuple[str, ...]
+    positive: tuple[bool, ...]
+    ordered: bool = True
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of a table of predictions, in the order of `names`."""
+        return [f"probability_{name}" for name in self.names]
+
+    def side(self, name: str) -> str:
+        """ "B" or "M"."""
+        return CLASSES[int(self.positive[self.names.index(name)])]
+
+    def index(self, name: ArrayLike | pd.Series) -> NDArray[np.intp]:
+        """Places of class names [n] in `names`."""
+        place = {one: number for number, one in enumerate(self.names)}
+        return np.array([place[one] for one in np.asarray(name, object)], np.intp)
+
+    def one_hot(self, name: ArrayLike | pd.Series) -> NDArray[np.float32]:
+        """float32 [n, classes] of class names [n]."""
+        return np.eye(len(self), dtype=np.float32)[self.index(name)]
+
+    def malignant(self, probability: ArrayLike) -> NDArray[np.float64]:
+        """Probability of malignant [n]: the sum over the positive classes of probabilities [n, classes]."""
+        total = np.asarray(probability, float)[:, list(self.positive)].sum(axis=1)
+        return np.minimum(total, 1)  # rounding may sum up to more
+
+    def read(self, text: str) -> str | None:
+        """The class that a cell of a table means; None for none of them. Spreadsheets make 2.0 of 2."""
+        return next((name for name in self.names if _plain(name) == _plain(text)), None)
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"classes": list(self.names), "positive": list(self.positive), "ordered": self.ordered}
+
+    def __str__(self) -> str:
+        mark = "<" if self.ordered else ","
+        sides = (
+            mark.join(n for n, p in zip(self.names, self.positive, strict=True) if p is side) for side in (False, True)
+        )
+        return "|".join(sides)
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).strip().casefold().removesuffix(".0")
+
+
+BINARY = Classes(CLASSES, (False, True))
+"""Of file names."""
+
+
+def of(facts: dict[str, Any]) -> Classes:
+    """The classes of a data.json, train.json or model.json."""
+    return Classes(tuple(facts["classes"]), tuple(facts["positive"]), facts["ordered"])
+
+
+def parse(text: str) -> Classes:
+    """The classes that a user names, such as "2<3|4a<4b<4c<5".
+
+    Raises:
+        InputError: not that form, a class twice, B or M beside others or the wrong way round, or a name that cannot be one.
+    """
+    sides = text.split("|")
+    parts = [[_tidy(name) for name in re.split("[<,]", side)] for side in sides]
+    names = [name for part in parts for name in part]
+    if len(sides) != 2 or not all(names) or ("<" in text and "," in text):
+        raise InputError(f"classes {text!r}: {EXPECTED}")
+    plain = [_plain(name) for name in names]
+    if plain == [_plain(name) for name in CLASSES]:
+        return BINARY
+    if len(set(plain)) < len(names):
+        raise InputError(f"classes {text!r}: one of them stands there twice")
+    if {"b", "m"} & set(plain):
+        raise InputError(f"classes {text!r}: B and M are the two sides of the |; call the classes something else")
+    if "patients" in plain:
+        raise InputError(f"classes {text!r}: patients are counted beside the classes; call this one something else")
+    if bad := [name for name in names if len(name) > 40 or not name.isprintable()]:
+        raise InputError(f"classes {text!r}: {bad[0]!r} is no name of at most 40 printable characters")
+    positive = tuple(place == POSITIVE for place, part in enumerate(parts) for _ in part)
+    return Classes(tuple(names), positive, "," not in text)
+
+
+def _tidy(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()

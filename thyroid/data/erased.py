@@ -1,0 +1,94 @@
+"""Patients that were erased from a store, whose files ingest sets aside as long as they lie where the scans are.
+
+`erased.json` in the store has neither numbers nor hashes of theirs, but keyed hashes (`pseudonyms`): of the patient's number in
+its cohort, and of the SHA-256 of every scan, so that a scan is known under another number, too.
+"""
+
+import hmac
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thyroid.data import pseudonyms, tables
+from thyroid.errors import InputError
+
+FILE = "erased.json"
+
+
+@dataclass(frozen=True)
+class Erased:
+    """Who was erased.
+
+    Attributes:
+        secret: the key of the hashes; b"" where nobody was erased.
+        patients: name of the cohort, the name that it had when the hash was made, and the patient's hash, to the hashes of the
+            patient's scans.
+    """
+
+    secret: bytes = field(default=b"", repr=False)
+    patients: dict[tuple[str, str, str], frozenset[str]] = field(default_factory=dict)
+
+    def __contains__(self, who: tuple[str, int]) -> bool:
+        """Whether a cohort's patient was erased."""
+        return bool(self.of(*who))
+
+    def of(self, cohort: str, patient: int) -> list[tuple[str, str, str]]:
+        """Keys of `patients` that are this patient."""
+        return [
+            one
+            for one in self.patients
+            if one[0] == cohort and one[2] == pseudonyms.of_patient(self.secret, one[1], patient)
+        ]
+
+    def scans(self) -> frozenset[str]:
+        """Hashes of all scans that were erased."""
+        return frozenset[str]().union(*self.patients.values())
+
+    def keyed(self, content: str) -> str:
+        """What stands for a SHA-256 or an address: 32 hexadecimal digits."""
+        return hmac.digest(self.secret, b"scan\0" + content.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
+
+
+def load(store: Path) -> Erased:
+    """Who was erased from a store.
+
+    Raises:
+        InputError: the list is damaged, or was made with another key.
+    """
+    file = store / FILE
+    if not file.exists():
+        return Erased()
+    found = tables.read_sealed(file)
+    if found is None:
+        raise InputError(f"{file}: damaged; put back a copy of it, or erased patients would come back")
+    lost = pseudonyms.environment_key() is None and not (store / pseudonyms.KEY_FILE).exists()
+    secret = b"" if lost else pseudonyms.key(store)  # which would make one
+    if found["key"] != pseudonyms.key_name(secret):
+        raise InputError(
+            f"{file}: was made with another key than this one; give the key that {pseudonyms.KEY_VARIABLE} or "
+            f"{store / pseudonyms.KEY_FILE} had, or erased patients would come back"
+        )
+    return Erased(
+        secret,
+        {(one["cohort"], one["hashed_in"], one["patient"]): frozenset(one["scans"]) for one in found["patients"]},
+    )
+
+
+def save(store: Path, who: Erased) -> None:
+    """Write the list; the caller holds the store's lock."""
+    rows: list[dict[str, Any]] = [
+        {"cohort": cohort, "hashed_in": hashed_in, "patient": patient, "scans": sorted(scans)}
+        for (cohort, hashed_in, patient), scans in sorted(who.patients.items())
+    ]
+    tables.write_sealed(store / FILE, {"key": pseudonyms.key_name(who.secret), "patients": rows})
+
+
+def rename(store: Path, before: str, cohort: str) -> Erased:
+    """Those of a cohort that is given another name are erased in that one, too; the caller holds the store's lock."""
+    who = load(store)
+    more = {(cohort, *one[1:]): scans for one, scans in who.patients.items() if one[0] == before}
+    if not more:
+        return who
+    both = Erased(who.secret, who.patients | more)
+    save(store, both)
+    return both

@@ -1,0 +1,109 @@
+"""What a data version holds, in pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from PIL import Image
+
+from thyroid.data import tables
+from thyroid.data.classes import BINARY, Classes
+from thyroid.data.filenames import CLASSES
+from thyroid.plot_style import CLASS_NAMES, COLOURS, save
+
+_THUMBNAILS = 8
+
+
+def class_colours(classes: Classes) -> dict[str, Any]:
+    """Blue for benign classes and red for malignant ones, the darker the later in their order."""
+    sides = {
+        side: [n for n, p in zip(classes.names, classes.positive, strict=True) if p is side] for side in (False, True)
+    }
+    colours: dict[str, Any] = {}
+    for side, map_name in ((False, "Blues"), (True, "Reds")):
+        shades = plt.get_cmap(map_name)(np.linspace(0.45, 0.9, len(sides[side])))
+        colours |= dict(zip(sides[side], shades, strict=True))
+    return COLOURS if classes == BINARY else colours
+
+
+def class_names(classes: Classes) -> dict[str, str]:
+    """What people call the classes."""
+    return CLASS_NAMES if classes == BINARY else {name: name for name in classes.names}
+
+
+def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path, classes: Classes = BINARY) -> None:
+    """What the data version holds: images and patients per split and class, images a patient, frame and region sizes."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7))
+    figure.suptitle(f"{len(scans)} scans in use, {scans['patient'].nunique()} patients", fontsize=13)
+    for axis, what in zip(axes[0], ("images", "patients"), strict=True):
+        _split_bars(axis, scans, what, classes)
+    axis = axes[1, 0]
+    counts = scans.groupby("patient").size()
+    values, numbers = np.unique(counts, return_counts=True)
+    axis.bar(values, numbers, color="#667788")
+    axis.set(xlabel="images a patient", ylabel="patients", title="Images a patient")
+    axis.set_xticks(values)
+    axis.set_xlim(0, values.max() + 1)
+    axis = axes[1, 1]
+    frames = scans[scans["domain"] == "normal"]
+    axis.scatter(frames["width"].astype(float), frames["height"].astype(float), s=14, color="#667788", label="frame")
+    sized = regions.merge(scans[["path", "class"]], on="path")
+    for name in classes.names:
+        these = sized[sized["class"] == name]
+        axis.scatter(
+            these["width"].astype(float),
+            these["height"].astype(float),
+            s=8,
+            alpha=0.5,
+            color=class_colours(classes)[name],
+            label=f"region, {class_names(classes)[name]}",
+        )
+    axis.set(
+        xlabel="width (pixels)",
+        ylabel="height (pixels)",
+        title="Sizes of frames and regions",
+        xlim=(0, None),
+        ylim=(0, None),
+    )
+    axis.legend(fontsize=8, loc="upper left")  # frames are wider than high
+    save(figure, path)
+
+
+def _split_bars(axis: Axes, scans: pd.DataFrame, what: str, classes: Classes) -> None:
+    bottom = np.zeros(len(tables.SPLITS))
+    for name in classes.names:
+        these = scans[scans["class"] == name]
+        counted = these.groupby("split").size() if what == "images" else these.groupby("split")["patient"].nunique()
+        heights = np.array([int(counted.get(split, 0)) for split in tables.SPLITS], float)
+        colour, told = class_colours(classes)[name], class_names(classes)[name]
+        bars = axis.bar(tables.SPLITS, heights, bottom=bottom, color=colour, label=told)
+        axis.bar_label(bars, [str(int(h)) for h in heights], label_type="center", color="white", fontsize=9)
+        bottom += heights
+    share = scans["class"].value_counts(normalize=True).max()
+    axis.set(ylabel=what, title=f"{what.capitalize()} by split (majority class {share:.1%} of images)")
+    axis.legend(fontsize=8, loc="upper right")
+
+
+def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path, path: Path) -> None:
+    """The first scans of each class in both domains, to see at a glance whether cropping went well."""
+    good = tables.used(scans)
+    normal = good[good["domain"] == "normal"].merge(
+        regions.groupby("path", as_index=False)["crop_path"].first(), on="path", how="left"
+    )
+    rows = normal if len(normal) else good.merge(regions[["path", "crop_path"]], on="path")
+    picked = pd.concat(
+        [rows[rows["label"] == label].drop_duplicates("patient").head(_THUMBNAILS // 2) for label in CLASSES]
+    )
+    figure, axes = plt.subplots(2, max(2, len(picked)), figsize=(13, 4), squeeze=False)
+    for axis in axes.ravel():
+        axis.axis("off")
+    for column, row in enumerate(picked.itertuples()):
+        for axis, file in zip(axes[:, column], (row.normal_path, row.crop_path), strict=True):
+            if isinstance(file, str):
+                axis.imshow(np.asarray(Image.open(folder / file).convert("L")), cmap="gray", vmin=0, vmax=255)
+        axes[0, column].set_title(CLASS_NAMES[row.label], fontsize=9, color=COLOURS[row.label])
+    figure.suptitle("Scan area (above) and first region with its margin (below)", fontsize=11)
+    save(figure, path)

@@ -1,0 +1,115 @@
+"""Train, validation and test by group: a patient's images, and copies of them, are always on one side."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from thyroid.data.tables import SPLITS
+from thyroid.errors import InputError
+
+FRACTIONS: Mapping[str, float] = {"train": 0.7, "validation": 0.1, "test": 0.2}
+
+
+def deal(scans: pd.DataFrame, fractions: Mapping[str, float] = FRACTIONS, seed: int = 0) -> pd.Series:
+    """Give every group without a split one, so that the fractions of images hold within each class.
+
+    Groups that have a split keep it (persisted or given), and count towards the fractions. The others are dealt in a
+    seeded order that depends on their content alone, each to the split that lacks most images of its class; groups too
+    large for the smallest split come first, and the last ones go to splits that would have none of the class. Groups
+    with several classes are dealt first and count for all of theirs.
+
+    Args:
+        scans: rows with class, group, sha256 and split (null where it is to be dealt).
+        fractions: of the images, for the splits that may receive new groups.
+
+    Returns:
+        Split per row of `scans`.
+
+    Raises:
+        InputError: a class has too few patients to be in every split.
+    """
+    rows = scans.sort_values("sha256")
+    groups = pd.crosstab(rows["group"], rows["class"]).reindex(rows["group"].unique())
+    classes = list(groups.columns)
+    mixed = (groups[classes] > 0).sum(axis=1) > 1
+    groups["split"] = rows.groupby("group", sort=False)["split"].first()
+    groups = groups.iloc[np.random.default_rng(seed).permutation(len(groups))]
+    mixed = mixed.loc[groups.index]
+    _deal_kind(groups, mixed, groups[classes].sum(axis=1) * mixed, fractions)
+    for name in classes:
+        lacking = _deal_kind(groups, ~mixed & (groups[name] > 0), groups[name], fractions)
+        if lacking:
+            raise InputError(
+                f"class {name} has too few patients to be in every split: add scans of at least {lacking} more, or deal "
+                "all splits anew with --given-splits ignore"
+            )
+    return scans["split"].fillna(scans["group"].map(groups["split"]))
+
+
+def _deal_kind(groups: pd.DataFrame, kind: pd.Series, sizes: pd.Series, fractions: Mapping[str, float]) -> int:
+    """Deal the groups of one kind so that `sizes` hold the fractions; returns how many groups are missing for that."""
+    have = {split: int(sizes[groups["split"] == split].sum()) for split in fractions}
+    new = sizes[kind & groups["split"].isna()]
+    want = {split: share * (sum(have.values()) + int(new.sum())) for split, share in fractions.items()}
+    empty = [split for split in fractions if have[split] == 0]
+    giant = new > min(want.values())
+    ordered = pd.concat([new[giant], new[~giant]])
+    for left, (group, size) in zip(range(len(ordered), 0, -1), ordered.items(), strict=True):
+        candidates = empty if empty and left <= len(empty) else list(fractions)
+        split = max(candidates, key=lambda s: want[s] - have[s])
+        if split in empty:
+            empty.remove(split)
+        groups.loc[group, "split"] = split
+        have[split] += int(size)
+    return len(empty)
+
+
+def check(scans: pd.DataFrame) -> None:
+    """Fail before anything is trained when a split lacks a class.
+
+    Raises:
+        InputError: naming the split and the class.
+    """
+    for split in SPLITS:
+        for name in sorted(scans["class"].unique()):
+            if not ((scans["split"] == split) & (scans["class"] == name)).any():
+                raise InputError(
+                    f"the {split} split has no scan of class {name}: add scans, or deal the splits anew "
+                    "with --given-splits ignore"
+                )
+
+
+def folds(scans: pd.DataFrame, count: int, seed: int = 0) -> pd.Series:
+    """Deal the groups of `scans` into folds of about equal size and share of classes (StratifiedGroupKFold).
+
+    Args:
+        scans: rows with class, label (the side), group and sha256.
+        count: number of folds, at least 2.
+        seed: of the deal.
+
+    Returns:
+        Fold (1 to `count`) by group.
+
+    Raises:
+        InputError: a class has fewer patients than there are folds, or a fold has no scan of a side.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # the data image does without scikit-learn
+
+    rows = scans.sort_values("sha256")
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    patients = rows.groupby("class")["group"].nunique()
+    if (fewest := int(patients.min())) < count:
+        raise InputError(
+            f"{count} folds need {count} patients of each class, and class {patients.idxmin()} has {fewest}: use fewer folds"
+        )
+    dealt: dict[int, int] = {}
+    dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    for number, (_, held_out) in enumerate(dealer.split(rows, rows["class"], groups), 1):
+        for label in sorted(set(labels)):
+            if label not in labels[held_out]:
+                raise InputError(
+                    f"fold {number} of {count} has no scan of class {label}: use fewer folds or another seed"
+                )
+        dealt |= dict.fromkeys(groups[held_out].tolist(), number)
+    return pd.Series(dealt, name="fold")

@@ -1,0 +1,1 @@
+"""The deployment step: the champion behind KServe."""

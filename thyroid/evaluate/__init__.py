@@ -1,0 +1,1 @@
+"""The evaluation step: operating points, winner, test set, audits, gate, report."""

@@ -1,0 +1,196 @@
+"""card.md: the model card that every registered version carries, with the TRIPOD+AI checklist as its appendix.
+
+Model cards: Mitchell et al. 2019 (10.1145/3287560.3287596). TRIPOD+AI: Collins et al. 2024 (10.1136/bmj-2023-078378); its 52
+items are named here in our own short words. What a run cannot know (who was asked, who paid, who agreed) stays "not
+reported", for the people who can say it.
+"""
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from thyroid import RESEARCH_USE_ONLY, metrics
+from thyroid.data import classes as kinds
+from thyroid.data import tables
+from thyroid.data.classes import Classes
+from thyroid.evaluate import audits, gate
+from thyroid.evaluate.performance import AGGREGATION
+from thyroid.model import backbones
+
+NOT_REPORTED = "not reported"
+
+TRIPOD_AI = {
+    "1": "Title: development or evaluation, population, outcome",
+    "2": "Abstract",
+    "3a": "Healthcare context and rationale, existing models",
+    "3b": "Target population, purpose and intended users",
+    "3c": "Known health inequalities",
+    "4": "Objectives",
+    "5a": "Sources of data, and why they represent the population",
+    "5b": "Dates of the data",
+    "6a": "Setting: level of care, number and place of centres",
+    "6b": "Eligibility criteria",
+    "6c": "Treatments received",
+    "7": "Preparation and quality checking of the data",
+    "8a": "Outcome: definition, how and when assessed",
+    "8b": "Who assessed the outcome",
+    "8c": "Blinding of the assessment of the outcome",
+    "9a": "Choice of predictors",
+    "9b": "Definition of predictors, how and when measured",
+    "9c": "Who assessed predictors",
+    "10": "Sample size",
+    "11": "Missing data",
+    "12a": "How the data were used, and parted",
+    "12b": "Handling of predictors",
+    "12c": "Type of model, building steps, tuning, internal validation",
+    "12d": "Heterogeneity across clusters",
+    "12e": "Measures and plots of performance",
+    "12f": "Updating of the model",
+    "12g": "How predictions were calculated",
+    "13": "Class imbalance",
+    "14": "Fairness",
+    "15": "Output of the model, and how thresholds were found",
+    "16": "Differences of development and evaluation data",
+    "17": "Ethical approval and consent",
+    "18a": "Funding",
+    "18b": "Conflicts of interest",
+    "18c": "Protocol",
+    "18d": "Registration of the study",
+    "18e": "Availability of the data",
+    "18f": "Availability of the code",
+    "19": "Involvement of patients and public",
+    "20a": "Flow of participants",
+    "20b": "Characteristics of participants",
+    "20c": "Development and evaluation data compared",
+    "21": "Participants and events in each analysis",
+    "22": "The full model, and restrictions of its use",
+    "23a": "Performance with intervals, also of subgroups",
+    "23b": "Heterogeneity of performance across clusters",
+    "24": "Results of updating",
+    "25": "Interpretation, fairness included",
+    "26": "Limitations",
+    "27a": "Handling of poor or missing input",
+    "27b": "Interaction with users, and their expertise",
+    "27c": "Next steps of research",
+}
+"""Number to what the item asks for."""
+
+
+def write(output: Path, training: dict[str, Any], facts: dict[str, Any], result: dict[str, Any]) -> None:
+    """Render card.md into the folder `output`.
+
+    Args:
+        output: the artefact.
+        training: facts of the winner's training (train.json).
+        facts: of the data version.
+        result: of the evaluation.
+    """
+    environment = rendering.environment("thyroid.evaluate", escape=False)
+    best, domain = result["models"][0], result["serving_domain"]
+    answers = tripod(training, facts, result)
+    text = environment.get_template("card.md").render(
+        notice=RESEARCH_USE_ONLY,
+        date=datetime.date.today().isoformat(),
+        best=best,
+        test=best["test"][domain],
+        domain_names=tables.DOMAIN_NAMES,
+        sides=_sides(kinds.of(result)),
+        domain=domain,
+        facts=facts,
+        result=result,
+        aggregation=AGGREGATION,
+        describe=audits.describe,
+        checklist=[(number, asked, answers.get(number, NOT_REPORTED)) for number, asked in TRIPOD_AI.items()],
+        reported=len(answers),
+    )
+    (output / "card.md").write_text(text, encoding="utf-8")
+
+
+def _columns(result: dict[str, Any]) -> list[str]:
+    """Clinical columns that the model uses."""
+    return result["clinical"]["used"] if result["clinical"] else []
+
+
+def _sides(classes: Classes) -> str:
+    sides = (
+        ", ".join(n for n, p in zip(classes.names, classes.positive, strict=True) if p is side)
+        for side in (False, True)
+    )
+    return "benign: {}; malignant: {}".format(*sides)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
+
+
+def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+    """What the run itself knows of the checklist: item number to answer."""
+    best, domain = result["models"][0], result["serving_domain"]
+    test, settings, classes = best["test"][domain], result["settings"], kinds.of(result)
+    counts = {
+        split: f"{count['patients']} patients; images: " + ", ".join(f"{count[name]} {name}" for name in classes.names)
+        for split, count in facts["splits"].items()
+    }
+    flow = "; ".join(f"{split}: {count}" for split, count in counts.items())
+    shown = {name: metrics.format_interval(test[name]) for name in ("auroc", "brier", "ece") if name in test}
+    answers = {
+        "1": f"Development and internal evaluation of a model that tells malignant from benign thyroid nodules on "
+        f"ultrasound images ({tables.DOMAIN_NAMES[domain]})",
+        "3b": RESEARCH_USE_ONLY,
+        "4": "Development, and evaluation on patients held out of it",
+        "5a": f"{facts['scans']} scans of {facts['patients']} patients given by the user (data {facts['digest'][:12]})"
+        + (f"; {facts['synthetic']} of them are synthetic phantoms" if facts["synthetic"] else "")
+        + "; what they represent is not reported",
+        "6b": "JPEG frames named by label, patient, image and version; files that cannot be used are set aside with a reason",
+        "7": f"Every file decoded and hashed; {facts['quarantined']} files or regions set aside (quarantine.csv); "
+        f"{facts['duplicate_groups']} groups of near-duplicates kept together; scanner frame and burned-in text blanked; "
+        "letterboxed, never stretched",
+        "8a": f"Class ({_sides(classes)}) in file name or table; how it was found is not reported",
+        "9a": "The image" + (f", and {', '.join(_columns(result))}" if _columns(result) else " alone"),
+        "9b": f"{tables.DOMAIN_NAMES[domain]} of {best['image_size']} pixels a side, grey or colour, 8 bits",
+        "10": f"All scans given; {gate.told_needed(settings['sensitivity'])}, and the test set has "
+        f"{sum(test['patient_level']['confusion'][1])} malignant patients",
+        "11": f"Images are complete; {facts['without_region']} frames without a region are left out of the cropped domain",
+        "12a": "Parted by patient and near-duplicate into training, validation and test; the next run on the same scans keeps "
+        "the parts",
+        "12b": f"Input scaled as {best['backbone']}'s pre-trained weights expect "
+        f"(keras.applications.{backbones.get(best['backbone']).module})",
+        "12c": f"{best['backbone']}, global average pooling, softmax; recipe {training['recipe']}, start {best['weights']}, "
+        f"seed {training['seed']}; chosen among {len(result['models'])} models by {result['ranked_by'].replace('_', '-')} AUROC",
+        "12d": "Intervals resample whole patients",
+        "12e": "AUROC, AUPRC, sensitivity, specificity, PPV, NPV, Brier score and calibration error with 95 % intervals "
+        f"({metrics.DRAWS} bootstrap draws of patients); plots of ROC, precision-recall, reliability and net benefit; by image and "
+        f"by patient ({AGGREGATION})",
+        "12f": f"Temperature {best['operating_point']['temperature']:.3f} and biases {_numbers(best['operating_point']['bias'][1:])}, fitted "
+        "on validation patients",
+        "12g": "model.keras, temperature, bias and threshold of model.json, served over HTTP",
+        "13": "Class weights in training"
+        if training["recipe"] != "deck"
+        else "None (the slide deck's recipe weighs no class)",
+        "15": f"Probability of {', '.join(classes.names)}; malignant from {best['operating_point']['threshold']:.4f} on, the "
+        f"highest threshold that caught {settings['sensitivity']:.0%} of malignant validation images",
+        "18f": "The code version stands in model.json",
+        "20a": flow,
+        "21": flow,
+        "22": "model.keras, model.json",
+        "23a": ", ".join(f"{name.upper()} {figure}" for name, figure in shown.items())
+        + (f"; {len(result['subgroups'])} subgroups in the report" if result["subgroups"] else "; no subgroups"),
+        "26": "; ".join(
+            [
+                f"prevalence of the test set {sum(test['confusion'][1]) / test['n']:.0%}, assumed in use {settings['prevalence']:.0%}",
+                "no external test set",
+                *result["audits"]["findings"].values(),
+            ]
+        ),
+        "27a": "An image that does not decode, or a region outside it, is refused with the reason",
+        "27b": "The user marks the nodule where the model wants a region"
+        if domain == "cropped"
+        else "None: the scan area is found by itself",
+    }
+    if settings["abstain"]:
+        answers["27a"] += f"; doubtful answers are left undecided (band {best['operating_point'].get('band')})"
+    if result["subgroups"]:
+        answers["14"] = "Figures by subgroup; the gate asks each large one to hold its floor"
+        answers["23b"] = "By every column of clinical.csv, see the report"
+    return answers

@@ -1,0 +1,122 @@
+"""Where the tissue is on a frame, and the square image of a region: the same for training, evaluation and the endpoint."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from thyroid.imaging import images
+
+Box = tuple[int, int, int, int]
+"""x, y, width, height in pixels."""
+
+MARGIN = 0.15
+"""A region is widened by this share of its own width (height) on each side, and clipped to the frame: as in DDTI's own crops."""
+
+
+@dataclass(frozen=True)
+class ScanArea:
+    """The part of a frame that shows tissue.
+
+    `mask` is uint8 [height, width], 0 or 1; `box` its bounding box in frame pixels; `found` is False when no area stands out
+    and the whole frame is taken.
+    """
+
+    mask: NDArray[np.uint8]
+    box: Box
+    found: bool
+
+
+def scan_area(frame: images.Pixels) -> ScanArea:
+    """Find the ultrasound image within the scanner's frame.
+
+    Speckle fills an area; text, ruler ticks and logos are thin. So pixels brighter than the background are closed over
+    a few pixels, everything thinner than a twelfth of the frame is opened away, and what remains, as far as it is at
+    least a quarter of the largest piece (split screens), is taken with its convex hull. Deterministic.
+
+    Args:
+        frame: uint8 [height, width, 3].
+    """
+    red, green, blue = cv2.split(frame)
+    grey = cv2.max(cv2.max(red, green), blue)
+    height, width = grey.shape
+    background = int(cv2.calcHist([grey], [0], None, [256], [0, 256])[:64].argmax())
+    _, tissue = cv2.threshold(grey, background + 4, 1, cv2.THRESH_BINARY)
+    unit = max(3, min(height, width) // 60) | 1
+    tissue = cv2.morphologyEx(tissue, cv2.MORPH_CLOSE, np.ones((unit, unit), np.uint8))
+    thick = max(5, min(height, width) // 12) | 1
+    tissue = cv2.morphologyEx(tissue, cv2.MORPH_OPEN, np.ones((thick, thick), np.uint8))
+    pieces = _pieces(tissue)
+    if sum(area for area, _ in pieces) < 0.1 * height * width:
+        return ScanArea(np.ones((height, width), np.uint8), (0, 0, width, height), False)
+    points = np.concatenate([outline for _, outline in pieces])
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillConvexPoly(mask, cv2.convexHull(points), 1)
+    x, y, w, h = cv2.boundingRect(points)
+    return ScanArea(mask, (x, y, w, h), True)
+
+
+def _pieces(tissue: NDArray[np.uint8]) -> list[tuple[int, NDArray[np.int32]]]:
+    """Area in pixels and outline [points, 1, 2] of the pieces that are at least a quarter of the largest one."""
+    contours, hierarchy = cv2.findContours(tissue, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    outlines = (
+        [one for one, (_, _, _, parent) in zip(contours, hierarchy[0], strict=True) if parent < 0] if contours else []
+    )
+    if len(outlines) == 1:  # as a rule, and labelling every pixel takes longer than all the rest
+        return [(cv2.countNonZero(tissue), outlines[0])]
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(tissue)
+    areas = [int(statistics[parts[y, x], cv2.CC_STAT_AREA]) for x, y in (one[0, 0] for one in outlines)]
+    return [(area, one) for area, one in zip(areas, outlines, strict=True) if area >= max(areas) / 4]
+
+
+def normal(frame: images.Pixels, area: ScanArea | None = None) -> images.Pixels:
+    """The frame's scan area: everything outside it blanked, then cut to its bounding box.
+
+    Burned-in text may name the patient and a scanner's layout tells the hospital: both go before anything else looks.
+
+    Args:
+        frame: uint8 [height, width, 3].
+        area: of this frame, if it is known.
+
+    Returns:
+        uint8 [area height, area width, 3].
+    """
+    area = area or scan_area(frame)
+    x, y, width, height = area.box
+    return cv2.copyTo(frame, area.mask)[y : y + height, x : x + width]
+
+
+def region(frame: images.Pixels, box: Box, area: ScanArea | None = None, margin: float = MARGIN) -> images.Pixels:
+    """One region with its margin as a square: blanked outside the scan area, padded with black, never stretched.
+
+    Args:
+        frame: uint8 [height, width, 3].
+        box: x, y, width, height in pixels of the frame, inside it.
+        area: of this frame, if it is known. Pixels of `box` itself count as tissue.
+        margin: see `widened`.
+
+    Returns:
+        uint8 [side, side, 3] with side the longer side of the widened box.
+
+    Raises:
+        ValueError: the box has no size or is outside the frame.
+    """
+    x, y, width, height = box
+    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > frame.shape[1] or y + height > frame.shape[0]:
+        raise ValueError(f"region {box} is outside the {frame.shape[1]}x{frame.shape[0]} image")
+    area = area or scan_area(frame)
+    mask = area.mask.copy()
+    mask[y : y + height, x : x + width] = 1
+    left, top, wide, high = widened(box, frame.shape[1], frame.shape[0], margin)
+    rows, columns = slice(top, top + high), slice(left, left + wide)
+    cut = cv2.copyTo(frame[rows, columns], mask[rows, columns])
+    return images.letterbox(cut, max(cut.shape[:2]))
+
+
+def widened(box: Box, frame_width: int, frame_height: int, margin: float = MARGIN) -> Box:
+    """`box` with its margin, a share of its own width (height) on each side, clipped to the frame."""
+    x, y, width, height = box
+    dx, dy = round(margin * width), round(margin * height)
+    left, top = max(0, x - dx), max(0, y - dy)
+    return left, top, min(frame_width, x + width + dx) - left, min(frame_height, y + height + dy) - top

@@ -1,0 +1,1 @@
+"""The first step: scans in, one data version out."""

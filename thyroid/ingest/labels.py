@@ -1,0 +1,88 @@
+"""labels.csv: the class of every scan, and the patient of those whose file names do not tell, where names are not enough."""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from thyroid import storage
+from thyroid.data import tables
+from thyroid.data.classes import Classes
+from thyroid.errors import InputError
+
+_FILE = ("filename", "file")
+_PATIENT = re.compile(r"([0-9]{1,18})(\.0*)?")
+
+
+@dataclass(frozen=True)
+class Label:
+    """What labels.csv says of a scan.
+
+    Attributes:
+        name: its class; None where the row cannot be used.
+        patient: number; None for the file name's.
+        reason: why the row cannot be used.
+    """
+
+    name: str | None
+    patient: int | None = None
+    reason: str | None = None
+
+
+def read(location: storage.Location, classes: Classes) -> dict[str, Label]:
+    """The label of every file of a table, by its name there.
+
+    Args:
+        location: of a CSV with filename (or file) and label, and if need be patient; other columns are ignored. With #column
+            behind it the class is in another column than label.
+        classes: of which each label must be one, whatever the case.
+
+    Raises:
+        InputError: there is no such file, a column is missing, or no label is one of the classes.
+    """
+    place, column = storage.parted(location)
+    column = column or "label"
+    told = place.rsplit("/", 1)[-1]
+    table = tables.read_csv(storage.file(place), place, "labels")
+    file = next((name for name in _FILE if name in table), None)
+    if file is None or column not in table:
+        missing = "filename" if file is None else column
+        raise InputError(
+            f"{place}: column {missing} is missing; it has {', '.join(table.columns)}"
+            + ("" if file is None else f"; name the one with the class as {told}#column")
+        )
+    result: dict[str, Label] = {}
+    lines: dict[str, int] = {}
+    patients = table["patient"] if "patient" in table else [""] * len(table)
+    for line, (name, text, patient) in enumerate(zip(table[file], table[column], patients, strict=True), 2):
+        key, label = _key(name), _label(text, patient, classes, told)
+        if key in result and (result[key].name, result[key].patient) != (label.name, label.patient):
+            label = Label(None, reason=f"lines {lines[key]} and {line} of {told} say different things of it")
+        result[key], lines[key] = label, line
+    if not any(label.name for label in result.values()):
+        found = ", ".join(sorted({text.strip() for text in table[column]} - {""})[:10]) or "nothing"
+        raise InputError(f"{place}: no {column} is one of the classes {', '.join(classes.names)}; it holds {found}")
+    return result
+
+
+def _key(name: str) -> str:
+    """Spreadsheets and file systems do not agree on the form of letters such as ü or 갑."""
+    return unicodedata.normalize("NFC", name.strip().removeprefix("./"))
+
+
+def _label(text: str, patient: str, classes: Classes, told: str) -> Label:
+    name = classes.read(text)
+    if name is None:
+        what = f"{text.strip()!r} is none of the classes {', '.join(classes.names)}" if text.strip() else "is empty"
+        return Label(None, reason=f"its label in {told} {what}")
+    if not patient.strip():
+        return Label(name)
+    if (number := _PATIENT.fullmatch(patient.strip())) is None:
+        return Label(None, reason=f"its patient in {told} is not a whole number")
+    return Label(name, int(number[1]))
+
+
+def of(labels: Mapping[str, Label], relative: str) -> Label | None:
+    """The label of a file within the folder of scans: by its path there, or by its name alone."""
+    key = _key(relative)
+    return labels.get(key) or labels.get(key.rsplit("/", 1)[-1])

@@ -1,0 +1,179 @@
+"""A trained model as one graph that is traced once, by the training, whatever asks it.
+
+Loading a deep backbone and tracing it takes longer than a few hundred small images take to run. So probabilities, evidence by
+place and frozen features are three outputs of one graph, which the training writes beside its checkpoint: the evaluation
+runs that file, and OpenVINO's form is made from it. An image that was asked about before is not run again.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thyroid import progress
+from thyroid.data.classes import BINARY, Classes
+from thyroid.errors import InputError
+from thyroid.imaging import images
+from thyroid.model import artefacts, explain, inputs
+from thyroid.model.backend import XLA, keras, tf
+
+GRAPH = "network.pb"
+"""File of a training: a serialised TensorFlow GraphDef, from uint8 "batch" [n, size, size, 3] to `OUTPUTS`."""
+
+_LARGE = 512  # bytes of a constant that is a weight, and no shape or axis
+
+OUTPUTS = ("probability", "evidence", "features")
+"""The last only where training left blocks alone."""
+
+
+class Network:
+    """The graph of a model of `backbones.build`, to be asked.
+
+    Args:
+        name: of the model, for people.
+        graph: from "batch" to some of `OUTPUTS`, without variables; of a network that was loaded, without its weights, too.
+        call: runs it.
+    """
+
+    batch_size = 32
+
+    def __init__(self, name: str, graph: "tf.compat.v1.GraphDef", call: Callable[[tf.Tensor], list[tf.Tensor]]) -> None:
+        self.name, self.graph = name, graph
+        self._call = call
+        self._known: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+
+    @classmethod
+    def trace(cls, model: keras.Model, classes: Classes = BINARY, unfrozen: int | None = None) -> "Network":
+        """The network of a Keras model, as it is now.
+
+        Args:
+            model: of `backbones.build`.
+            classes: that it tells apart.
+            unfrozen: blocks that training did not leave alone, in front of which `features` are taken; None where training
+                left nothing alone.
+        """
+        whole = explain.with_map(model, classes, unfrozen)
+
+        def run(batch: tf.Tensor) -> list[tf.Tensor]:
+            outputs = whole(batch, training=False)
+            return [tf.identity(one, name) for one, name in zip(outputs, OUTPUTS, strict=False)]
+
+        image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, "batch")
+        call = tf.function(run, [image], jit_compile=XLA)
+        return cls(model.name, _frozen(call.get_concrete_function()), call)
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, Any]) -> "Network":
+        """The network of a finished training.
+
+        Args:
+            folder: of the training.
+            facts: its facts (train.json).
+
+        Raises:
+            InputError: its checkpoint or its graph is missing, or not the one that the training wrote.
+        """
+        for name, sha256 in facts.get("files", {GRAPH: ""}).items():  # a training of before named none
+            if not (folder / name).is_file() or artefacts.sha256(folder / name) != sha256:
+                raise InputError(f"{folder / name}: missing or not what the training wrote; train again")
+        graph = tf.compat.v1.GraphDef.FromString((folder / GRAPH).read_bytes())
+        bare, weights = _without_weights(graph)
+        names = {node.name for node in graph.node}
+        wanted = [f"{name}:0" for name in OUTPUTS if name in names]
+
+        def run(batch: tf.Tensor) -> list[tf.Tensor]:
+            given = {"batch": batch} | {name: tf.identity(weight) for name, weight in weights.items()}
+            return tf.graph_util.import_graph_def(bare, given, wanted, name="")
+
+        size = facts["image_size"]
+        image = tf.TensorSpec((None, size, size, 3), tf.uint8)
+        return cls(facts["backbone"], bare, tf.function(run, [image], autograph=False, jit_compile=XLA))
+
+    def probabilities(self, pixels: NDArray[np.uint8], doing: str = "images") -> NDArray[np.float64]:
+        """Probabilities [n, classes] of uint8 [n, size, size, 1 or 3], not scaled.
+
+        Args:
+            pixels: the images.
+            doing: what for, in words, on the progress bar.
+
+        Raises:
+            InputError: they are not finite.
+        """
+        answers = [answer[0] for answer in self._answers(pixels, doing)]
+        return inputs.finite(self.name, np.stack(answers).astype(np.float64))
+
+    def evidence(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Evidence of malignancy by place [n, h, w], as of `explain.with_map`."""
+        return np.stack([answer[1] for answer in self._answers(pixels, "heat maps")])
+
+    def heat_maps(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """`explain.heat` of every image of uint8 [n, size, size, 1 or 3]: float32 [n, size, size]."""
+        return np.stack([explain.heat(one, pixels.shape[1]) for one in self.evidence(pixels)])
+
+    def features(self, pixels: NDArray[np.uint8], doing: str = "images") -> NDArray[np.float64]:
+        """What enters the blocks that training unfroze, pooled [n, channels]."""
+        batches = [features for _, _, features in self._run(pixels, doing)]
+        return np.concatenate(batches).astype(np.float64)
+
+    def _answers(self, pixels: NDArray[np.uint8], doing: str) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Probabilities and evidence of every image, of which only new ones are run."""
+        keys = [hashlib.sha256(image.tobytes()).digest() for image in images.rgb(pixels)]
+        new = {key: place for place, key in enumerate(keys) if key not in self._known}
+        if new:
+            batches = [answers[:2] for answers in self._run(pixels[list(new.values())], doing)]
+            probability, evidence = (np.concatenate(part) for part in zip(*batches, strict=True))
+            self._known |= dict(zip(new, zip(probability, evidence, strict=True), strict=True))
+        return [self._known[key] for key in keys]
+
+    def _run(self, pixels: NDArray[np.uint8], doing: str) -> Iterator[list[NDArray[np.float32]]]:
+        """The graph's outputs, a batch at a time."""
+        with progress.bar(None, len(pixels), f"{self.name}, {doing}", "image") as bar:
+            for start in range(0, len(pixels), self.batch_size):
+                some = images.rgb(pixels[start : start + self.batch_size])
+                # XLA compiles the graph for every new number of images: there the last batch is filled up
+                given = np.resize(some, (self.batch_size, *some.shape[1:])) if XLA else some
+                yield [output.numpy()[: len(some)] for output in self._call(tf.constant(given))]
+                bar.update(len(some))
+
+
+def _frozen(function: Any) -> "tf.compat.v1.GraphDef":
+    """The graph of a traced function whose variables have become constants.
+
+    TensorFlow's own `convert_variables_to_constants_v2` does the same in thirty times the time, since it optimises the graph
+    and builds a function of it.
+    """
+    values = {inner.op.name: outer for outer, inner in function.graph.captures}
+    graph = function.graph.as_graph_def()
+    for node in graph.node:
+        if node.op == "ReadVariableOp":
+            kind = tf.as_dtype(node.attr["dtype"].type)
+            _become_constant(node, tf.raw_ops.ReadVariableOp(resource=values[node.input[0]], dtype=kind))
+        elif node.name in values and values[node.name].dtype != tf.resource:
+            _become_constant(node, values[node.name])
+    wanted = [name for name in OUTPUTS if any(node.name == name for node in graph.node)]
+    return tf.compat.v1.graph_util.extract_sub_graph(graph, wanted)
+
+
+def _without_weights(graph: "tf.compat.v1.GraphDef") -> tuple["tf.compat.v1.GraphDef", dict[str, tf.Tensor]]:
+    """The graph with placeholders for its large constants, and these: TensorFlow copies constants ten times on their way."""
+    bare, weights = tf.compat.v1.GraphDef(versions=graph.versions), {}
+    for node in graph.node:
+        if node.op == "Const" and node.ByteSize() > _LARGE:
+            weights[node.name] = tf.constant(tf.make_ndarray(node.attr["value"].tensor))
+            bare.node.add(name=node.name, op="Placeholder").attr["dtype"].CopyFrom(node.attr["dtype"])
+        else:
+            bare.node.append(node)
+    return bare, weights
+
+
+def _become_constant(node: Any, value: tf.Tensor) -> None:
+    """Turn a node of a GraphDef, in place, into a constant of the same name."""
+    kind, tensor = value.dtype.as_datatype_enum, tf.make_tensor_proto(value.numpy())
+    name = node.name
+    node.Clear()
+    node.name, node.op = name, "Const"
+    node.attr["dtype"].type = kind
+    node.attr["value"].tensor.CopyFrom(tensor)

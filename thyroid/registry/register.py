@@ -1,0 +1,88 @@
+"""Publish the evaluation's winner as a registry version and write the run's summary.
+
+python -m thyroid.register --evaluation DIR --registry DIR --summary summary.json
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from thyroid import atomic, errors
+from thyroid.data import pseudonyms
+from thyroid.errors import InputError
+from thyroid.model import artefacts
+from thyroid.registry import changes, registry
+from thyroid.storage import Location
+
+PATIENTS = "patients.csv"
+"""Of an evaluation: patient and cohort of every row of its artefact's scans.csv. Numbers do not leave it; the registry has pseudonyms."""
+
+
+def register(evaluation: Path, registry_root: Location, summary: Path) -> registry.Registered:
+    """Publish `evaluation`'s artefact, with its report, to the registry, and write summary.json.
+
+    Called again with the same evaluation it registers nothing twice.
+
+    Args:
+        evaluation: folder of `evaluate`.
+        registry_root: root of the registry.
+        summary: file to write: the evaluation's figures, the registered model and the seconds of every step.
+
+    Raises:
+        InputError: the evaluation is not whole.
+    """
+    started = time.monotonic()
+    try:
+        facts = json.loads((evaluation / "evaluation.json").read_text())
+    except FileNotFoundError:
+        raise InputError(f"{evaluation}: not a finished evaluation (evaluation.json is missing)") from None
+    with tempfile.TemporaryDirectory() as temporary:
+        artefact = Path(temporary) / "artefact"
+        shutil.copytree(evaluation / "artefact", artefact)
+        described = artefacts.verify(artefact)
+        if artefacts.sha256(artefact / "model.json") != facts["artefact"]:
+            raise InputError(f"{evaluation}: its artefact is not the one that evaluation.json judged; evaluate again")
+        shutil.copy(evaluation / "report.html", artefact / "report.html")
+        _name_patients(artefact, _patients(evaluation, facts.pop("patients", "")), registry_root)
+        artefacts.describe(artefact, {k: v for k, v in described.items() if k not in ("files", "code_version")})
+        registered = registry.publish(artefact, registry_root, facts["gate"])
+    facts["model"] = {key: value for key, value in asdict(registered).items() if key != "gate"}
+    facts["gate"] = registered.gate
+    facts["seconds"]["register"] = round(time.monotonic() - started, 1)
+    atomic.write_json(summary, facts)
+    print(
+        f"registered {registered.name} version {registered.version} ({registered.gate['decision']}): {registered.uri}"
+    )
+    return registered
+
+
+def _patients(evaluation: Path, expected: str) -> pd.DataFrame:
+    """The table of patients, if it is the one that evaluation.json has the SHA-256 of."""
+    file = evaluation / PATIENTS
+    if not file.is_file() or artefacts.sha256(file) != expected:
+        raise InputError(f"{file}: missing or not the one of evaluation.json; evaluate again")
+    return pd.read_csv(file, dtype={"patient": "int64", "cohort": "string"}, keep_default_na=False)
+
+
+def _name_patients(artefact: Path, patients: pd.DataFrame, root: Location) -> None:
+    """Write pseudonyms of the patients into scans.csv, by which later models and test sets are compared with this one."""
+    secret, scans = pseudonyms.key(root), changes.scans_of(artefact)
+    pairs = zip(patients["cohort"].tolist(), patients["patient"].tolist(), strict=True)
+    scans["patient"] = [pseudonyms.of_patient(secret, cohort, patient) for cohort, patient in pairs]
+    scans.to_csv(artefact / artefacts.SCANS, index=False)
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m thyroid.register", description=__doc__.split("\n")[0])
+    parser.add_argument("--evaluation", type=Path, required=True, help="folder of thyroid.evaluate")
+    parser.add_argument("--registry", dest="registry_root", required=True, help="root of the registry, or gs://")
+    parser.add_argument("--summary", type=Path, required=True, help="file to write")
+    register(**vars(parser.parse_args(argv)))

@@ -1,0 +1,428 @@
+"""What a store and a registry hold, why each of it stays or goes, and the removal of what goes.
+
+- Model versions stay that have an alias (candidate, champion, previous) or are among the newest `keep`; the others go as
+  with `python -m thyroid.registry gc`.
+- Data versions stay that are among the newest `keep` of their source, and those that a model version that stays was made
+  of: any with the model's data digest, and, as `crop` may have left scans out since, the newest that has all the model's
+  scans in use. While it cannot be told what such a model was made of, every data version stays.
+- A damaged data version stays and does not count as one of the newest: somebody has to look.
+- Crops stay that this code makes of the scans and regions of a data version that stays, with any margin that the store has
+  crops of; so those of older code go.
+- Copies of a bucket's objects, and pictures of DICOM files, stay that a data version that stays has examined.
+- Trainings in `work` go, stopped or finished, that nothing has touched for `days` days.
+- What killed runs have left half-written goes after a day.
+
+Nothing goes without `delete`. Runs that write to the store wait meanwhile; one that still trains on a data version that
+goes loses its images.
+
+python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix
+python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --forget PATIENT
+"""
+
+import argparse
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from thyroid import errors, storage
+from thyroid.data import crops, pseudonyms, tables
+from thyroid.data.store import (
+    CROPPED,
+    CROPS,
+    EXAMINED,
+    GOING,
+    LINKS,
+    MEMORY,
+    SCANS,
+    VERSIONS,
+    Store,
+    Version,
+    remove,
+    write,
+)
+from thyroid.errors import InputError
+from thyroid.model import artefacts
+from thyroid.registry import changes, erasure, registry
+
+_WORK = "work"
+_DAY = 86400
+_LEFT = (
+    f".{CROPPED}.*",
+    f"{VERSIONS}/.incoming-*",
+    f"{CROPS}/*/.*.jpg.*",
+    f"{SCANS}/*/.*.jpg.*",
+    f"{SCANS}/*/.*.png.*",
+)
+# In a folder that was taken for a store, files with other names are somebody's.
+_IMAGE = re.compile(r"(normal|cropped)/[^.].*-[0-9a-f]{16}\.jpg")
+_COPY = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}\.(jpg|png)")
+_TRAINING = re.compile(r".+-[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something that is kept or goes: kind is "model", "data", "crops", "copies", "work" or "leftovers"."""
+
+    kind: str
+    name: str
+    bytes: int
+    stays: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a model version was made of: data digest and SHA-256 of its scans; None where it does not tell."""
+
+    version: int
+    digest: str | None
+    scans: frozenset[str] | None
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """SHA-256 of a data version's scans in use, and its files below the store's crops and scans."""
+
+    scans: frozenset[str]
+    images: set[str]
+    copies: set[str]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Files of the data versions that stay, below the store's crops and scans; `unread` are those that do not tell theirs."""
+
+    images: set[str] = field(default_factory=set)
+    copies: set[str] = field(default_factory=set)
+    unread: list[str] = field(default_factory=list)
+
+
+def retain(
+    store: storage.Location, registry_root: storage.Location, keep: int = 5, days: int = 7, delete: bool = False
+) -> list[Row]:
+    """List what a store and a registry hold, by the policy above, and remove what goes with `delete`.
+
+    Killed at any moment, it is finished by the next one.
+
+    Args:
+        store: folder that `ingest` has written data versions to.
+        registry_root: root of the registry; one without models needs no data version.
+        keep: newest model versions, and newest data versions of every source, that stay in any case.
+        days: after which an untouched training goes.
+        delete: remove it.
+
+    Raises:
+        InputError: there is no such store or registry, or `keep` or `days` is below 1.
+    """
+    if days < 1:
+        raise InputError(f"--days {days}: give at least 1, or trainings at work would go")
+    place = Store(store)
+    _check(place, registry_root)
+    with place.lock():
+        models, needs = _models(registry_root, keep, delete)
+        try:
+            cropped, unsure = place.all_cropped(), f"{CROPPED} is missing"
+        except InputError as error:
+            cropped, unsure = pd.DataFrame(), f"{CROPPED}: {errors.one_line(error).rsplit(': ', 1)[-1]}"
+        margins: set[float] = set()
+        if "margin" in cropped:
+            margins, unsure = set(cropped["margin"]), ""
+        else:
+            unsure += ", and so it cannot be told what they are; the next crop makes them anew"
+        data, kept = _data(place, keep, needs, margins)
+        unread = f"data version {', '.join(kept.unread)} cannot be read, and may need them" if kept.unread else ""
+        cropped, images = _files("crops", "images", place.crops, _IMAGE, kept.images, unread or unsure)
+        copies, objects = _files("copies", "files", place.folder / SCANS, _COPY, kept.copies, unread)
+        work, left = _work(place, days), _leftovers(place)
+        if delete:
+            # data versions first: none is there whose copies are not
+            for row in data:
+                if not row.stays:
+                    remove(place.folder / VERSIONS / row.name)
+            if images:
+                _forget(place, images)
+            for path in (*images, *objects):
+                path.unlink(missing_ok=True)
+            for row in work:
+                if not row.stays:
+                    remove(place.folder / _WORK / row.name)
+            for row in left:
+                if not row.stays:
+                    remove(place.folder / row.name)
+    return [*models, *data, *cropped, *copies, *work, *left]
+
+
+def forget(
+    store: storage.Location, registry_root: storage.Location, patient: int, site: str = "", delete: bool = False
+) -> list[erasure.Held]:
+    """As `erasure.forget`, holding the store's lock.
+
+    Raises:
+        InputError: as that, or there is no such store or registry.
+    """
+    place = Store(store)
+    _check(place, registry_root)
+    with place.lock():
+        held = erasure.forget(place, registry_root, patient, site)
+    if not delete:
+        return held
+    pseudonyms.key(place.folder)  # it takes the lock itself where it makes one
+    with place.lock():
+        return erasure.forget(place, registry_root, patient, site, delete)
+
+
+def _check(place: Store, registry_root: storage.Location) -> None:
+    """Raises InputError where there is no such store or registry."""
+    if not place.numbered():
+        raise InputError(
+            f"--store {place.folder}: no data version here; give the folder that thyroid.ingest --store has written"
+        )
+    _check_registry(registry_root)
+
+
+def _check_registry(root: storage.Location) -> None:
+    """Raises InputError where it cannot be believed that there are no models."""
+    if registry.versions(root):
+        return
+    if not storage.is_bucket(root) and not Path(root).is_dir():
+        raise InputError(f"--registry {root}: no such folder; give the root of the registry")
+    home = storage.at(storage.below(root, registry.NAME))
+    inside = home.children()
+    if any(name.isdigit() and home.read(f"{name}/{artefacts.CARD[0]}")[0] for name in inside):
+        raise InputError(f"{home.address}: holds models, but its aliases.json does not; put back a copy of that file")
+    if not inside and storage.at(root).children():
+        raise InputError(f"--registry {root}: holds other things than a registry; give the root of the registry")
+
+
+def _models(root: storage.Location, keep: int, delete: bool) -> tuple[list[Row], list[_Need]]:
+    """Rows of model versions, those that go removed with `delete`, and what the others were made of."""
+    sizes = {version: _size(storage.at(registry.address(root, version))) for version in registry.versions(root)}
+    going = registry.collect_garbage(root, keep, delete)
+    aliases: dict[int, list[str]] = {}
+    for alias, version in registry.read_aliases(root).items():
+        aliases.setdefault(version, []).append(alias)
+    rows = []
+    for version, size in sizes.items():
+        reason = f"no alias, and not among the newest {keep}"
+        if version not in going:
+            reason = ", ".join(aliases.get(version, [f"among the newest {keep}"]))
+        rows.append(Row("model", str(version), size, version not in going, reason))
+    return rows, [_need(root, version) for version in registry.versions(root) if version not in going]
+
+
+def _need(root: storage.Location, version: int) -> _Need:
+    digest, scans = None, None
+    try:
+        digest = artefacts.facts(registry.find(root, str(version), artefacts.CARD), ("data_digest",))["data_digest"]
+        scans = frozenset(
+            changes.scans_of(registry.find(root, str(version), (*artefacts.CARD, artefacts.SCANS)))["sha256"]
+        )
+    except InputError:
+        pass
+    return _Need(version, digest, scans)
+
+
+def _data(place: Store, keep: int, needs: Sequence[_Need], margins: Collection[float]) -> tuple[list[Row], _Kept]:
+    """Rows of data versions, and the files of those that stay."""
+    folders = place.numbered()
+    described = {folder: _described(folder) for folder in folders}
+    digests = {digest for _, digest, damage in described.values() if not damage}
+    mute = [str(one.version) for one in needs if one.scans is None and one.digest not in digests]
+    rows, kept, newest, unmet = [], _Kept(), Counter[str](), list(needs)
+    for folder in folders:
+        source, digest, damage = described[folder]
+        try:
+            contents = _contents(folder, margins)
+        except (InputError, OSError) as error:
+            contents, damage = None, damage or errors.one_line(error)
+        reasons = []
+        if damage or contents is None:
+            reasons.append(f"damaged ({damage[:200]}): look at it; only by hand it goes")
+        else:
+            newest[source] += 1
+            if newest[source] <= keep:
+                reasons.append(f"among the newest {keep} of {source}")
+            holds = [one for one in unmet if one.scans is not None and one.scans <= contents.scans]
+            unmet = [one for one in unmet if one not in holds]
+            if models := {one.version for one in (*holds, *(one for one in needs if one.digest == digest))}:
+                reasons.append(f"has the data of model version {', '.join(map(str, sorted(models)))}")
+        if mute:
+            reasons.append(f"what model version {', '.join(mute)} was made of cannot be read")
+        reason = "; ".join(reasons) or f"not among the newest {keep} of {source}, and no model version needs it"
+        rows.append(Row("data", folder.name, _age_and_size(folder)[1], bool(reasons), reason))
+        if not reasons:
+            continue
+        if contents is None:
+            kept.unread.append(folder.name)
+        else:
+            kept.images.update(contents.images)
+            kept.copies.update(contents.copies)
+    return rows[::-1], kept
+
+
+def _described(folder: Path) -> tuple[str, str, str]:
+    """Source and digest of a data version, and what is wrong with its data.json."""
+    try:
+        facts = tables.read_facts(folder)
+        return facts["source"], facts["digest"], ""
+    except (InputError, OSError) as error:
+        return "", "", f"{tables.FACTS}: {errors.one_line(error)}"
+
+
+def _contents(folder: Path, margins: Collection[float]) -> _Contents:
+    """What a data version holds, and the crops of it with these margins.
+
+    Raises:
+        InputError, OSError: one of its tables is damaged.
+    """
+    scans, regions, _ = tables.read(folder)
+    # those that nothing is taken from are read because the next ingest will need them
+    examined, _, _ = (Version(folder).table(name) for name in (EXAMINED, LINKS, MEMORY))
+    # by the last parts alone: the volume may have been elsewhere
+    copies = {"/".join(Path(copy).parts[-2:]) for copy in examined["local_path"].dropna().tolist()}
+    return _Contents(frozenset(tables.used(scans)["sha256"].tolist()), crops.files(scans, regions, margins), copies)
+
+
+def _files(
+    kind: str, word: str, home: Path, pattern: re.Pattern[str], wanted: Collection[str], unsure: str
+) -> tuple[list[Row], list[Path]]:
+    """One row of the files two levels below `home` that stay and one of those that go, and the latter.
+
+    Args:
+        kind: of the rows.
+        word: for the files.
+        home: folder of folders.
+        pattern: of the names, with their folder's; others are left alone.
+        wanted: names that stay.
+        unsure: why it cannot be told which are needed, so that all stay; "" where it can.
+    """
+    count, size, going = Counter[bool](), Counter[bool](), []
+    for folder in sorted(home.iterdir()) if home.is_dir() else ():
+        if not folder.is_dir() or folder.is_symlink():
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = f"{folder.name}/{entry.name}"
+                if not pattern.fullmatch(name):
+                    continue
+                stays = bool(unsure) or name in wanted
+                count[stays] += 1
+                size[stays] += entry.stat(follow_symlinks=False).st_size
+                if not stays:
+                    going.append(home / name)
+    told = {
+        True: unsure or "of data versions that stay",
+        False: "of no data version that stays" + (", or made by other code" if kind == "crops" else ""),
+    }
+    return [Row(kind, f"{count[s]} {word}", size[s], s, told[s]) for s in (True, False) if count[s]], going
+
+
+def _work(place: Store, days: int) -> list[Row]:
+    rows = []
+    for folder in sorted((place.folder / _WORK).glob("*")):
+        if _TRAINING.fullmatch(folder.name) and not folder.name.startswith(".") and folder.is_dir():
+            age, size = _age_and_size(folder)
+            reason = f"touched {age / _DAY:.1f} days ago"
+            rows.append(Row("work", folder.name, size, age < days * _DAY, reason))
+    return rows
+
+
+def _leftovers(place: Store) -> list[Row]:
+    rows = []
+    for pattern in _LEFT:
+        for path in sorted(place.folder.glob(pattern)):
+            age, size = _age_and_size(path)
+            reason = "half-written a day ago or earlier" if age >= _DAY else "may be being written"
+            rows.append(Row("leftovers", path.relative_to(place.folder).as_posix(), size, age < _DAY, reason))
+    for home in (VERSIONS, _WORK):
+        for path in sorted((place.folder / home).glob(f"{GOING}*")):
+            name = path.relative_to(place.folder).as_posix()
+            rows.append(Row("leftovers", name, _age_and_size(path)[1], False, "half-removed"))
+    return rows
+
+
+def _forget(place: Store, images: Sequence[Path]) -> None:
+    """Take images out of the store's table before they are removed; the caller holds the lock."""
+    try:
+        table = place.all_cropped()
+    except InputError:  # the next crop makes it anew
+        return
+    if len(table):
+        gone = {path.relative_to(place.crops).as_posix() for path in images}
+        write(place.folder / CROPPED, table[~table["file"].isin(gone)])
+
+
+def _size(place: storage.Folder | storage.Bucket) -> int:
+    if isinstance(place, storage.Bucket):
+        return sum(entry.size for entry in place.entries())
+    return _age_and_size(place.path)[1]
+
+
+def _age_and_size(path: Path) -> tuple[float, int]:
+    """Seconds since anything in a file or folder was written, and bytes; what vanishes meanwhile does not count."""
+    latest, size = 0.0, 0
+    for one in (path, *path.rglob("*")):
+        try:
+            found = one.lstat()
+        except FileNotFoundError:
+            continue
+        latest = max(latest, found.st_mtime)
+        size += 0 if one.is_dir() else found.st_size
+    return time.time() - latest, size
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m thyroid.retention", description=__doc__.split("\n")[0])
+    parser.add_argument("--store", required=True, help="folder that thyroid.ingest --store has written")
+    parser.add_argument("--registry", required=True, help="root of the registry: a folder, or gs://bucket/prefix")
+    parser.add_argument("--keep", type=int, default=5, help="newest models, and data versions of a source, that stay")
+    parser.add_argument("--days", type=int, default=7, help="after which an untouched training goes")
+    parser.add_argument("--delete", action="store_true", help="remove what goes")
+    parser.add_argument(
+        "--forget", type=int, metavar="PATIENT", help="list what holds a patient, and remove that instead"
+    )
+    parser.add_argument("--site", default="", help="cohort of the patient, where the store knows several")
+    chosen = parser.parse_args(argv)
+    if chosen.forget is not None:
+        _report(forget(chosen.store, chosen.registry, chosen.forget, chosen.site, chosen.delete), chosen.delete)
+        return
+    rows = retain(chosen.store, chosen.registry, chosen.keep, chosen.days, chosen.delete)
+    width = max(len(row.name) for row in rows)
+    word = "gone" if chosen.delete else "goes"
+    for row in rows:
+        print(
+            f"{row.kind:<11}{row.name:<{width}}{_told(row.bytes):>14}  {'stays' if row.stays else word:<6} {row.reason}"
+        )
+    stays, goes = (sum(row.bytes for row in rows if row.stays is side) for side in (True, False))
+    if not any(row.kind == "model" for row in rows):
+        print(f"{chosen.registry}: no model version here that needs a data version")
+    print(f"{_told(stays)} stay, {_told(goes)} {'removed' if chosen.delete else 'would be removed (with --delete)'}")
+
+
+def _report(held: Sequence[erasure.Held], delete: bool) -> None:
+    width = max((len(one.name) for one in held), default=0)
+    for one in held:
+        word = "stays" if one.kind in ("patients", "model") else "gone" if delete else "goes"
+        print(f"{one.kind:<11}{one.name:<{width}}  {word:<6} {one.reason}")
+    if any(one.kind == "model" for one in held):
+        print(
+            "A model's weights cannot be purged of a patient, and its report and pictures may show the patient: retrain without, "
+            "then remove these versions with `python -m thyroid.registry gc`; say --forget again to see which are left."
+        )
+    print(
+        "The store has nothing of the patient any more. Outputs of runs, Kubeflow's artifacts, caches and backups are not "
+        "looked at."
+        if delete
+        else "Nothing was removed; --delete removes what goes."
+    )
+
+
+def _told(size: int) -> str:
+    return f"{size / 1e6:,.2f} MB"

@@ -1,0 +1,151 @@
+"""From a frame or crop to the pixels that the evaluation would have seen, and in words what was done."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thyroid.imaging import dicom_guard, dicom_picture, geometry, images
+from thyroid.imaging.geometry import Box
+from thyroid.serve import limits
+from thyroid.serve.limits import RequestError
+from thyroid.serve.payload import Instance
+
+_QUICK_BYTES, _QUICK_PIXELS = 65_536, 65_536
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network's input.
+
+    Attributes:
+        pixels: uint8 [size, size, 3].
+        done: what was done, for the answer.
+        roi: the nodule in pixels of `pixels`, if it is known.
+    """
+
+    pixels: NDArray[np.uint8]
+    done: dict[str, Any]
+    roi: Box | None
+
+
+def prepare(
+    instance: Instance, domain: str, size: int, margin: float = geometry.MARGIN, end: float | None = None
+) -> Prepared:
+    """Exactly what `crop` and the evaluation did to such an image: the same functions, and the same JPEG round trip.
+
+    Args:
+        instance: of `payload.parse`.
+        domain: the serving domain.
+        size: side of the network's input in pixels.
+        margin: that a region is cropped with.
+        end: until when a DICOM file may be read, by `time.monotonic`; None for as long as any request.
+
+    Raises:
+        RequestError: the image cannot be decoded, or the region lies outside it.
+    """
+    return _prepared(instance, *_frame(instance, end), domain, size, margin)
+
+
+def at_once(instance: Instance, domain: str, size: int, margin: float = geometry.MARGIN) -> Prepared | None:
+    """As `prepare`, for what takes about a millisecond: a small JPEG of one scan (each goes over all pixels); None for others.
+
+    Raises:
+        RequestError: the region lies outside the image.
+    """
+    data = instance.image
+    if not isinstance(data, bytes) or len(data) > _QUICK_BYTES or instance.frame is not None:
+        return None
+    try:
+        frame = images.decode(data, max_pixels=_QUICK_PIXELS, max_scans=1)
+    except ValueError:  # which `prepare` says
+        return None
+    return _prepared(instance, frame, {}, domain, size, margin)
+
+
+def _prepared(
+    instance: Instance, frame: NDArray[np.uint8], counted: dict[str, Any], domain: str, size: int, margin: float
+) -> Prepared:
+    height, width = frame.shape[:2]
+    box = instance.roi
+    if box is not None and (box[0] + box[2] > width or box[1] + box[3] > height):
+        raise RequestError(
+            f"{_beside(instance, 'roi')}: {list(box)} reaches outside the image of {width}x{height} pixels"
+        )
+    if domain == "normal":
+        area = geometry.scan_area(frame)
+        image = geometry.normal(frame, area)
+        done: dict[str, Any] = {"domain": domain, "box": list(area.box), "scan_area_found": area.found}
+        seen = area.box
+        inner = None if box is None else (box[0] - area.box[0], box[1] - area.box[1], box[2], box[3])
+    elif box is not None:
+        image = geometry.region(frame, box, margin=margin)
+        done = {"domain": domain, "box": list(box), "margin": margin}
+        seen = geometry.widened(box, width, height, margin)
+        inner = _inside_crop(box, width, height, margin)
+    else:
+        image = images.letterbox(frame, max(height, width))
+        done = {"domain": domain, "note": "no roi given: the image is taken as a crop of the nodule"}
+        seen = (0, 0, width, height)
+        inner = None
+    pixels = images.rgb(images.stored(image, size))
+    done |= counted | {"square": _square(seen)}
+    return Prepared(pixels, done, None if inner is None else _scaled(inner, image.shape[1], image.shape[0], size))
+
+
+def _frame(instance: Instance, end: float | None) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """The picture, uint8 [height, width, 3], and of a DICOM file which of its frames it is."""
+    if not isinstance(instance.image, bytes) or images.kind(instance.image) != "DICOM":
+        if instance.frame is not None:
+            raise RequestError(f"{_beside(instance, 'frame')}: only a DICOM file has frames")
+        if not isinstance(instance.image, bytes):
+            return instance.image, {}
+        try:
+            return images.decode(instance.image, formats=images.SERVED), {}
+        except ValueError as error:
+            what = "not a JPEG, PNG or DICOM file" if images.kind(instance.image) is None else error
+            raise RequestError(f"{instance.field}: {what}") from None
+    try:
+        end = time.monotonic() + limits.DEADLINE if end is None else end
+        picture = dicom_guard.read(instance.image, instance.frame, end)
+    except TimeoutError:
+        raise limits.too_late() from None
+    except dicom_picture.DicomError as error:
+        field = _beside(instance, "frame") if error.code == "frame" else instance.field
+        raise RequestError(f"{field}: {error}") from None
+    return picture.pixels, {"frame": picture.frame, "frames": picture.frames}
+
+
+def _beside(instance: Instance, name: str) -> str:
+    """Another field of the same instance, for errors."""
+    field = instance.field.removesuffix(".image.b64").replace("inputs.image", f"inputs.{name}")
+    return field if field.startswith("inputs") else f"{field}.{name}"
+
+
+def _square(box: Sequence[int]) -> list[int]:
+    """x, y and side of the square around a box, in pixels of the image; it may reach outside: there the network saw black."""
+    x, y, width, height = box
+    side = max(width, height)
+    return [x - (side - width) // 2, y - (side - height) // 2, side]
+
+
+def _inside_crop(box: Box, width: int, height: int, margin: float) -> Box:
+    """Where the nodule lies in the square that `crop.region` makes of it."""
+    left, top, wide, high = geometry.widened(box, width, height, margin)
+    side = max(wide, high)
+    return box[0] - left + (side - wide) // 2, box[1] - top + (side - high) // 2, box[2], box[3]
+
+
+def _scaled(box: Box, width: int, height: int, size: int) -> Box:
+    """The box after letterboxing an image of width x height into a square of `size`."""
+    scale = size / max(width, height)
+    left, top = (size - round(width * scale)) // 2, (size - round(height * scale)) // 2
+    return (
+        left + round(box[0] * scale),
+        top + round(box[1] * scale),
+        max(1, round(box[2] * scale)),
+        max(1, round(box[3] * scale)),
+    )

@@ -1,0 +1,231 @@
+"""What a search found: settings.json for the training, study.json for machines, report.html for people.
+
+The best of many trials looks better than it is: it was chosen by the very figure that is then shown. So beside it stands what
+is left after the choice itself is repeated on bootstrap samples of patients and judged on the patients that these left out
+(BBC-CV: Tsamardinos, Greasidou & Borboudakis 2018, 10.1007/s10994-018-5714-4). That errs on the side of caution.
+"""
+
+import datetime
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import matplotlib as pictures
+
+from thyroid import RESEARCH_USE_ONLY, atomic, metrics, plot_style
+from thyroid.data import tables
+from thyroid.errors import InputError
+from thyroid.sweep import plans, studies
+from thyroid.sweep.plans import HEADS, IMAGES, Plan
+from thyroid.train.settings import Settings
+
+SHOWN = 10
+"""Best trials in the report's table."""
+CHOICE_DRAWS = 500
+
+_PICTURES: Mapping[str, tuple[str, Callable[..., Any]]] = {
+    "history": ("Every trial and the best so far", pictures.plot_optimization_history),
+    "importance": ("How much each setting mattered (PED-ANOVA)", pictures.plot_param_importances),
+    "slice": ("AUROC by setting", pictures.plot_slice),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The folder of the results, and study.json's content."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+
+def conclude(folder: Path, output: Path) -> Found:
+    """Write the results of a study, of as many trials as are finished.
+
+    Args:
+        folder: of the study.
+        output: folder for settings.json, study.json and report.html.
+
+    Raises:
+        InputError: no trial is finished.
+    """
+    plan = plans.read(folder)
+    stages = {stage: plan.shared(stage) for stage in (HEADS, IMAGES)}
+    judged = {
+        stage: _stage(plan, stage, shared) for stage, shared in stages.items() if shared.trials(TrialState.COMPLETE)
+    }
+    if not judged:
+        raise InputError(f"{folder}: no trial is finished")
+    last = list(judged)[-1]
+    chosen = judged[last]
+    facts = {
+        "plan": plan.facts,
+        "stages": judged,
+        "chosen": {"stage": last} | chosen["best"],
+        "default": chosen["default"],
+        "difference": chosen["difference"],
+        "corrected": chosen["corrected"],
+        "helped": _helped(chosen, list(judged.values())),
+        "trials": [_row(plan, stage, one) for stage, shared in stages.items() for one in shared.trials()],
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    Settings(**chosen["best"]["settings"]).write(
+        output / "settings.json",
+        study=folder.name,
+        data_digest=plan.facts["data_digest"],
+        domain=plan.facts["domain"],
+        weights=plan.facts["weights"],
+        trial=f"{last} {chosen['best']['number']}",
+        auroc=chosen["best"]["auroc"],
+        default_auroc=chosen["default"]["auroc"],
+        difference=chosen["difference"],
+        corrected=chosen["corrected"],
+    )
+    atomic.write_json(output / "study.json", facts)
+    _write_report(output / "report.html", facts, {s: _drawn(stages[s]) for s in judged})
+    print(
+        f"{plan.facts['backbone']} on {plan.facts['domain']}: AUROC out of fold {metrics.format_interval(chosen['best']['auroc'])} with the "
+        f"settings found, {metrics.format_interval(chosen['default']['auroc'])} with the default ones. {facts['helped']}"
+    )
+    return Found(output, facts)
+
+
+def _stage(plan: Plan, stage: str, shared: studies.Shared) -> dict[str, Any]:
+    """The default against the best of a stage, on the same images and draws."""
+    trials = {one.number: one for one in shared.trials(TrialState.COMPLETE)}
+    scores = {number: np.load(plan.scores(stage, number)) for number in trials}
+    draws = metrics.Draws(plan.table["patient"], seed=plan.facts["seed"])
+    usual = next((n for n, one in trials.items() if studies.FIRST in one.user_attrs), min(trials))
+    best = max(trials, key=lambda number: (trials[number].value, -number))
+    drawn = {number: plan.auroc(scores[number], draws) for number in {usual, best}}
+    counted = [one.state for one in shared.trials()]
+
+    def told(number: int) -> dict[str, Any]:
+        settings = asdict(plan.settings(stage, trials[number].params))
+        return {"number": number, "settings": settings, "auroc": asdict(metrics.interval(drawn[number]))}
+
+    return {
+        "finished": counted.count(TrialState.COMPLETE),
+        "pruned": counted.count(TrialState.PRUNED),
+        "failed": counted.count(TrialState.FAIL),
+        "default": told(usual),
+        "best": told(best),
+        "difference": asdict(metrics.interval(drawn[best] - drawn[usual])),
+        "corrected": corrected(plan, list(scores.values()), list(scores).index(usual)),
+    }
+
+
+def corrected(plan: Plan, scores: Sequence[NDArray[np.float64]], usual: int) -> dict[str, Any] | None:
+    """What is left of the best trial's lead when the choice is repeated on other patients than those that judge it.
+
+    Args:
+        plan: of the study.
+        scores: out-of-fold probabilities of every completed trial.
+        usual: place of the default settings among them.
+
+    Returns:
+        auroc of the choice and difference to the default settings, on patients that did not take part in the choice; None
+        for a single trial.
+    """
+    if len(scores) < 2:
+        return None
+    choosing = metrics.Draws(plan.table["patient"], CHOICE_DRAWS, plan.facts["seed"] + 1)
+    judging = metrics.Draws(plan.table["patient"], 0)
+    judging.counts = (choosing.counts == 0).astype(float)
+    with np.errstate(invalid="ignore"):
+        seen, unseen = (np.array([plan.auroc(one, draws)[1:] for one in scores]) for draws in (choosing, judging))
+    whole = np.isfinite(seen).all(axis=0) & np.isfinite(unseen).all(axis=0)
+    if not whole.any():
+        return None
+    seen, unseen = seen[:, whole], unseen[:, whole]
+    choice = np.take_along_axis(unseen, seen.argmax(axis=0)[None], axis=0)[0]
+
+    def spread(values: NDArray[np.float64]) -> dict[str, Any]:
+        return asdict(metrics.interval(np.append(values.mean(), values)))
+
+    return {"auroc": spread(choice), "difference": spread(choice - unseen[usual])}
+
+
+def _helped(chosen: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the search helped, in a sentence.
+
+    The second stage starts from heads that the first has chosen on the same patients, which its own correction does not see:
+    the stage that leaves least decides.
+    """
+    if chosen["best"]["number"] == chosen["default"]["number"]:
+        return "No trial was better than the default settings."
+    lefts = [stage["corrected"]["difference"] for stage in stages if stage["corrected"]]
+    left = min(lefts, key=lambda one: -1 if one["low"] is None else one["low"], default=chosen["difference"])
+    tried = f"Of {chosen['finished']} trials that were completed the best is {metrics.format_interval(chosen['difference'])} above the default"
+    tried += f"; {metrics.format_interval(left)} is left where other patients choose than judge" if lefts else ""
+    tried += ", in the stage that leaves least" if len(lefts) > 1 else ""
+    if left["low"] is not None and left["low"] > 0:
+        return f"{tried}. The search helped."
+    return f"{tried}. That interval holds 0: the search is not shown to help."
+
+
+def _row(plan: Plan, stage: str, trial: FrozenTrial) -> dict[str, Any]:
+    seconds = trial.duration.total_seconds() if trial.duration else None
+    return {
+        "stage": stage,
+        "number": trial.number,
+        "state": trial.state.name.lower(),
+        "parameters": trial.params,
+        "auroc": trial.value if trial.state == TrialState.COMPLETE else None,
+        "default": studies.FIRST in trial.user_attrs,
+        "again": trial.user_attrs.get(studies.AGAIN),
+        "seconds": seconds,
+    }
+
+
+def _drawn(shared: studies.Shared) -> dict[str, str]:
+    """Optuna's pictures of a stage as data addresses; without those that it cannot draw of so few trials."""
+    drawn = {}
+    with plt.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimental, and few trials
+        for name, (title, draw) in _PICTURES.items():
+            try:
+                axes = np.ravel(draw(shared.study, target_name="AUROC out of fold"))
+            except (ValueError, RuntimeError, ZeroDivisionError) as error:
+                print(f"{shared.name}: no picture of {name}: {error}")
+                plt.close("all")
+                continue
+            figure = axes[0].figure
+            figure.suptitle(title, fontsize=11)
+            for axis in axes:
+                for side in ("left", "center"):
+                    axis.set_title("", loc=side)
+            content = BytesIO()
+            plot_style.save(figure, content)  # type: ignore[arg-type]
+            drawn[name] = images.data_uri(content.getvalue())
+    return drawn
+
+
+def _write_report(path: Path, facts: Mapping[str, Any], drawn: Mapping[str, Mapping[str, str]]) -> None:
+    environment = rendering.environment("thyroid.sweep")
+    rows = {
+        stage: sorted(
+            (one for one in facts["trials"] if one["stage"] == stage and one["auroc"] is not None),
+            key=lambda one: -one["auroc"],
+        )[:SHOWN]
+        for stage in facts["stages"]
+    }
+    html = environment.get_template("sweep.html").render(
+        notice=RESEARCH_USE_ONLY,
+        date=datetime.date.today().isoformat(),
+        facts=facts,
+        plan=facts["plan"],
+        domain=tables.DOMAIN_NAMES[facts["plan"]["domain"]],
+        best=facts["chosen"],
+        rows=rows,
+        pictures=drawn,
+        titles={name: title for name, (title, _) in _PICTURES.items()},
+        usual=asdict(Settings()),
+    )
+    path.write_text(html, encoding="utf-8")

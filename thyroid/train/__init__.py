@@ -1,0 +1,1 @@
+"""The training step: one backbone on one domain."""

@@ -1,0 +1,251 @@
+"""What lets a stopped training go on: arrays saved whole or not at all, and the callback that saves a fit's whole state.
+
+Keras' BackupAndRestore keeps weights, optimizer and epoch. A run that is to end as if it had never been stopped also needs
+what early stopping has seen, the figures so far, and its place within the epoch.
+"""
+
+import json
+import resource
+import signal
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from thyroid.errors import InputError
+from thyroid.model import inputs
+from thyroid.model.backend import keras, tf
+
+SAVE_SECONDS = 30.0
+"""The state is saved this often, and on SIGTERM: all that a kill -9 can cost."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class TrainingDivergedError(InputError):
+    """The loss is no longer a finite number."""
+
+
+def save(path: Path, **arrays: Any) -> None:
+    """Write arrays (.npz) so that a reader finds the old file or the new one, never half of one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    temporary.replace(path)
+
+
+def load(path: Path) -> Arrays | None:
+    """The arrays of `path`; None, with a word about it, if it is damaged (zip's checksums), and silently if there is none."""
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        print(f"{path}: damaged ({error}); it is left aside and made again", flush=True)
+        return None
+
+
+class Resume(keras.callbacks.Callback):
+    """Save the state of a fit and start from it.
+
+    Put it after `stopper`. Fit with `initial_epoch=resume.epoch`, unless `resume.finished`.
+
+    Args:
+        folder: where the state goes; the one before is kept, for the case that the newest is damaged.
+        epochs: the batches, whose place is set.
+        stopper: Keras' EarlyStopping with restore_best_weights.
+        label: of the progress messages.
+    """
+
+    def __init__(self, folder: Path, epochs: inputs.Epochs, stopper: Any, label: str) -> None:
+        super().__init__()
+        self.file, self.older = folder / "state.npz", folder / "state-before.npz"
+        self.epochs, self.stopper, self.label = epochs, stopper, label
+        state = load(self.file)
+        if state is None:
+            self.file.unlink(missing_ok=True)  # a damaged one must not take the place of the one before
+            state = load(self.older)
+        self.state: Arrays | None = state
+        self.facts: dict[str, Any] = json.loads(str(state["facts"])) if state else {}
+        self.epoch: int = self.facts.get("epoch", 0)
+        self.seen: int = self.facts.get("seen", 0)
+        self.rows: list[dict[str, float]] = self.facts.get("rows", [])
+        self.finished: bool = self.facts.get("finished", False)
+        self.stop_asked = False
+        if state:
+            print(f"{label}: goes on in epoch {self.epoch + 1} after {self.seen} images", flush=True)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch, those before the interruption included."""
+        return pd.DataFrame(self.rows)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.saved = time.monotonic()
+        self.previous_handler: Any = None
+        if self._in_main_thread():
+            self.previous_handler = signal.signal(signal.SIGTERM, self._terminate)
+        if self.state:
+            for name, value in self.facts["stopper"].items():
+                setattr(self.stopper, name, value)
+            if "best0" in self.state:  # what is frozen is as it was
+                self.stopper.best_weights = [
+                    variable.numpy() if place is None else self.state[f"best{place}"]
+                    for variable, place in self._places()
+                ]
+        else:
+            self._save()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epoch = epoch
+        self.epochs.epoch, self.epochs.seen = epoch, self.seen
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self.state and batch * self.epochs.batch_size >= self.seen:
+            self._restore(self.state)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.state:
+            if batch + 1 == self.epochs.steps:  # it was saved after an epoch's last batch
+                self._restore(self.state)
+            return
+        if logs and not np.isfinite(logs["loss"]):
+            raise self._diverged("loss")
+        self.seen = min(self.seen + self.epochs.batch_size, len(self.epochs.rows))
+        self._save_if_due()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.rows.append({"epoch": epoch + 1} | {name: float(value) for name, value in (logs or {}).items()})
+        self.epoch, self.seen = epoch + 1, 0
+        self.finished = bool(self.model.stop_training)
+        self._save_if_due()
+
+    def close(self) -> None:
+        """Give the signal back. In a `finally`, since Keras ends a failed fit without a callback."""
+        if self._in_main_thread() and getattr(self, "previous_handler", None) is not None:
+            signal.signal(signal.SIGTERM, self.previous_handler)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self.stop_asked = True
+
+    def _save_if_due(self) -> None:
+        if self.stop_asked or self.finished or time.monotonic() - self.saved > SAVE_SECONDS:
+            self._save()
+        if self.stop_asked:
+            print(
+                f"{self.label}: told to stop (SIGTERM); saved in epoch {_place(self.epoch, self.seen)}. "
+                "The same command goes on from there",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _save(self) -> None:
+        stopper = {
+            name: None if (value := getattr(self.stopper, name)) is None else float(value)
+            for name in ("best", "wait", "best_epoch")
+        }
+        facts = {
+            "epoch": self.epoch,
+            "seen": self.seen,
+            "rows": self.rows,
+            "finished": self.finished,
+            "batch_size": self.epochs.batch_size,
+            "stopper": stopper,
+        }
+        arrays = _arrays(self.model.trainable_variables, "weight")
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise self._diverged("weights")
+        arrays |= _arrays(self.model.optimizer.variables, "optimizer")
+        if self.seen:
+            arrays |= _arrays(self.model.metrics_variables, "metric")
+        if self.stopper.best_weights is not None:
+            for (_, place), value in zip(self._places(), self.stopper.best_weights, strict=True):
+                if place is not None:
+                    arrays[f"best{place}"] = value
+        if self.file.exists():
+            self.file.replace(self.older)
+        save(self.file, facts=np.array(json.dumps(facts)), **arrays)
+        self.saved = time.monotonic()
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{self.label}: not a finite number ({what}) in epoch {_place(self.epoch, self.seen)}; check the "
+            f"weights and the data. The last good state is {self.file}"
+        )
+
+    def _restore(self, state: Arrays) -> None:
+        _assign(self.model.trainable_variables, state, "weight")
+        _assign(self.model.optimizer.variables, state, "optimizer")
+        if self.seen:
+            _assign(self.model.metrics_variables, state, "metric")
+        # The schedule counts steps, and a batch that was halved since the state was saved makes more of them.
+        factor = self.facts["batch_size"] / self.epochs.batch_size
+        steps = self.model.optimizer.iterations
+        steps.assign(round(int(steps.numpy()) * factor))
+        self.state = None
+
+    def _places(self) -> list[tuple[Any, int | None]]:
+        """Every weight of the model with its place among the trainable ones."""
+        trainable = {id(variable): i for i, variable in enumerate(self.model.trainable_variables)}
+        return [(variable, trainable.get(id(variable))) for variable in self.model.weights]
+
+    @staticmethod
+    def _in_main_thread() -> bool:
+        return threading.current_thread() is threading.main_thread()
+
+
+class Watch(keras.callbacks.Callback):
+    """Adds to every epoch's figures: seconds, those since the training began, images a second, peak memory so far."""
+
+    def __init__(self, images: int, began: float) -> None:
+        super().__init__()
+        self.images, self.began = images, began
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.started = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        seconds = time.monotonic() - self.started
+        if logs is not None:
+            logs |= {
+                "seconds": round(seconds, 3),
+                "elapsed": round(time.monotonic() - self.began, 3),
+                "images_per_second": round(self.images / seconds, 1),
+            } | memory()
+
+
+def memory() -> dict[str, float]:
+    """Peak memory of this process, and of the first GPU where there is one, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would include what the parent process had when it started this one
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        used = int(lines["VmHWM"].split()[0]) * 1024
+    else:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    peak = {"memory_mb": round(used / 1e6, 1)}
+    if tf.config.list_physical_devices("GPU"):
+        peak["gpu_memory_mb"] = round(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6, 1)
+    return peak
+
+
+def _place(epoch: int, seen: int) -> str:
+    return f"{epoch + 1} after {seen} images"
+
+
+def _arrays(variables: Sequence[Any], name: str) -> Arrays:
+    return {f"{name}{i}": np.asarray(keras.ops.convert_to_numpy(v)) for i, v in enumerate(variables)}
+
+
+def _assign(variables: Sequence[Any], arrays: Arrays, name: str) -> None:
+    for i, variable in enumerate(variables):
+        variable.assign(arrays[f"{name}{i}"])

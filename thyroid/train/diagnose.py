@@ -1,0 +1,357 @@
+"""Why did this model collapse? Figures and named findings for trained models.
+
+    python -m thyroid.diagnose --data DIR --models DIR [DIR ...]
+
+Each check answers one of the ways in which the slide deck's trainings went wrong. A sound training has no finding. The test
+set's images are not looked at, only which patients they are of.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.metrics import balanced_accuracy_score
+
+from thyroid import RESEARCH_USE_ONLY, atomic, errors, metrics
+from thyroid.data import classes as kinds
+from thyroid.data import tables
+from thyroid.data.classes import Classes
+from thyroid.data.filenames import CLASSES, POSITIVE
+from thyroid.errors import InputError
+from thyroid.imaging import images
+from thyroid.model import artefacts, backbones, inputs
+from thyroid.model.backend import keras, tf
+from thyroid.model.network import Network
+from thyroid.train import plots, record
+
+SAMPLE = 48
+"""Images a check looks at, where it does not need all."""
+
+SCALE_TOLERANCE = 5.0
+"""The spread at the stem may differ from what the weights expect by this factor."""
+CONSTANT_SPREAD = 0.1
+"""A predictor that always names one class is called constant if 90 % of its probabilities lie this close together."""
+BATCH_NORM_SHIFT = 0.1
+"""Mean difference in probability between BatchNorm's moving statistics and those of the batch itself."""
+SERVING_TOLERANCE = 0.01
+"""Largest difference in probability between an image as trained on and as served."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong, by its name in the field, and in words with its figures."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Of one trained model: `figures` by check, and findings (none for a sound training)."""
+
+    backbone: str
+    train_domain: str
+    recipe: str
+    figures: dict[str, Any]
+    findings: tuple[Finding, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "backbone": self.backbone,
+            "train_domain": self.train_domain,
+            "recipe": self.recipe,
+            "figures": self.figures,
+            "findings": {finding.name: finding.text for finding in self.findings},
+        }
+
+
+def diagnose(data: Path, folder: Path) -> Diagnosis:
+    """Look into a finished training.
+
+    Args:
+        data: data version of `crop` that it was trained on.
+        folder: of `train`.
+
+    Raises:
+        InputError: not a finished training, or of another data version.
+    """
+    model = record.read(folder)
+    if model["data_digest"] != tables.read(data)[2]["digest"]:
+        raise InputError(f"{folder}: trained on another data version than {data}")
+    parts, network = record.parts(folder), Network.load(folder, model)
+    return examine(data, model, parts, artefacts.load_keras(folder / model["checkpoint"]), network)
+
+
+def examine(
+    data: Path,
+    model: dict[str, Any],
+    parts: pd.Series,
+    trained: keras.Model,
+    network: Network,
+    decode: inputs.Decode = inputs.decode,
+) -> Diagnosis:
+    """Look into a trained model.
+
+    Args:
+        data: data version of `crop` that it was trained on.
+        model: its facts (train.json).
+        parts: what it used each image for ("train" or "validation"), by file.
+        trained: the model.
+        network: the graph of it.
+        decode: who reads the images.
+    """
+    given = kinds.of(tables.read(data)[2])
+    table = tables.examples(data, model["train_domain"])
+    table["part"] = [parts.get(name, "test") for name in table["name"]]
+    validation = table[table["split"] == "validation"].reset_index(drop=True)
+    pixels = decode(validation, model["image_size"])
+    classes = kinds.of(model)
+    probability = network.probabilities(pixels, "validation images")
+    few = np.linspace(0, len(pixels) - 1, min(SAMPLE, len(pixels))).astype(int)
+    figures: dict[str, Any] = {}
+    findings: list[Finding] = []
+    for check in (
+        lambda: _scale(model, trained, pixels[few]),
+        lambda: _predictor(validation, probability, classes),
+        lambda: _label_order(model, network, table, classes, given, decode),
+        lambda: _leakage(table),
+        lambda: _classes(table, classes),
+        lambda: _batch_norm(model, trained, pixels[few]),
+        lambda: _serving(model, network, validation.iloc[few].reset_index(drop=True), pixels[few]),
+    ):
+        figure, found = check()
+        figures |= figure
+        findings += found
+    return Diagnosis(model["backbone"], model["train_domain"], model["recipe"], figures, tuple(findings))
+
+
+Checked = tuple[dict[str, Any], list[Finding]]
+
+
+def scale(backbone: str, network: Any, pixels: NDArray[np.uint8]) -> dict[str, float]:
+    """Range of what enters the body; its spread at the first convolution, and the one that the weights expect there."""
+    body = network.get_layer(backbones.BODY)
+    stem = keras.Model(body.input, _before_convolution(body)[-1].output)
+    image = inputs.rgb(tf.constant(pixels))
+    given = keras.Model(network.input, network.get_layer(backbones.PREPROCESSED).output)(image)
+    return {
+        "input_low": float(np.min(given)),
+        "input_high": float(np.max(given)),
+        "stem_spread": float(np.std(stem(given))),
+        "expected_stem_spread": float(np.std(stem(backbones.preprocess(backbones.get(backbone), image)))),
+    }
+
+
+def _before_convolution(body: Any) -> list[Any]:
+    """Layers in front of the first convolution; EfficientNet rescales and normalises there. Padding dilutes the spread."""
+    first = next(i for i, layer in enumerate(body.layers) if isinstance(layer, keras.layers.Conv2D))
+    return [layer for layer in body.layers[:first] if "pad" not in layer.name]
+
+
+def _scale(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Checked:
+    """Double rescaling, or another scale than the weights were trained on."""
+    row = backbones.get(model["backbone"])
+    figures = scale(row.name, network, pixels)
+    spread, expected = figures["stem_spread"], figures["expected_stem_spread"]
+    ratio = spread / max(expected, 1e-12)
+    if 1 / SCALE_TOLERANCE <= ratio <= SCALE_TOLERANCE:
+        return {"scale": figures}, []
+    inner = _before_convolution(network.get_layer(backbones.BODY))
+    rescales = any(isinstance(layer, keras.layers.Rescaling) for layer in inner)
+    text = (
+        f"images enter the body between {figures['input_low']:.3g} and {figures['input_high']:.3g}; at its first "
+        f"convolution their standard deviation is {spread:.3g}, where the pre-trained weights expect {expected:.3g}. "
+    )
+    if rescales and ratio < 1:
+        name = "double rescaling"
+        text += f"{row.name} rescales inside, so scaling by 1/255 outside starves it: give it 0 to 255"
+    else:
+        name = "input scale"
+        text += f"Use keras.applications.{row.module}.preprocess_input instead of the scaling outside"
+    return {"scale": figures}, [Finding(name, text)]
+
+
+def _predictor(validation: pd.DataFrame, probability: NDArray[np.float64], classes: Classes) -> Checked:
+    """A model that always names one class has the majority's accuracy and, of two classes, a balanced accuracy of one half."""
+    truth, called = classes.index(validation["class"]), probability.argmax(axis=1)
+    low, high = np.quantile(classes.malignant(probability), [0.05, 0.95])
+    figures = {
+        "probability_low": float(low),
+        "probability_high": float(high),
+        "accuracy": metrics.accuracy(truth, probability),
+        "balanced_accuracy": float(balanced_accuracy_score(truth, called)),
+        "majority": metrics.majority(truth),
+    }
+    one_class = len(set(called.tolist())) == 1
+    if not (one_class and high - low < CONSTANT_SPREAD):
+        return {"predictor": figures}, []
+    return {"predictor": figures}, [
+        Finding(
+            "constant predictor",
+            f"every validation image is called {classes.names[called[0]]}, 90 % of the probabilities of malignant lie between "
+            f"{low:.3f} and {high:.3f}: balanced accuracy {figures['balanced_accuracy']:.3f}, so its accuracy of "
+            f"{figures['accuracy']:.3f} is the share of a class, not skill",
+        )
+    ]
+
+
+def _label_order(
+    model: dict[str, Any],
+    network: Network,
+    table: pd.DataFrame,
+    classes: Classes,
+    given: Classes,
+    decode: inputs.Decode = inputs.decode,
+) -> Checked:
+    """On images that it was trained on, the malignant column must be higher for malignant images."""
+    figures = {"classes": model["classes"]}
+    if classes != given:
+        text = f"the model's classes are in the order {model['classes']}, everything else uses {list(given.names)}"
+        return {"label_order": figures}, [Finding("label order", text)]
+    trained = table[table["part"] == "train"]
+    mine = pd.concat([trained[trained["label"] == label].head(SAMPLE) for label in CLASSES]).reset_index(drop=True)
+    score = classes.malignant(network.probabilities(decode(mine, model["image_size"]), "training images"))
+    auroc = metrics.auroc(mine["label"] == CLASSES[POSITIVE], score, mine["patient"].astype(int))
+    figures["training_auroc"] = {"value": auroc.value, "low": auroc.low, "high": auroc.high}
+    if auroc.high is None or auroc.high >= 0.5:
+        return {"label_order": figures}, []
+    return {"label_order": figures}, [
+        Finding("label order", f"AUROC on training images is {auroc}: below one half, as if the labels were swapped")
+    ]
+
+
+def _leakage(table: pd.DataFrame) -> Checked:
+    """Patients, and groups of near-duplicates, that are in more than one of train, validation and test."""
+    figures, findings = {}, []
+    for what, column in (("patient", "patient"), ("duplicate", "group")):
+        sides = table.groupby(column)["part"].agg(lambda part: tuple(sorted(set(part))))
+        crossing = sides[sides.map(len) > 1]
+        if what == "duplicate":  # a patient on two sides takes its group with it and was counted already
+            whole = table.groupby("group")["patient"].nunique()
+            crossing = crossing[whole[crossing.index] > 1]
+        figures[f"{what}s_across_parts"] = len(crossing)
+        if len(crossing):
+            between = ", ".join(sorted({" and ".join(side) for side in crossing}))
+            thing = "patients have images" if what == "patient" else "groups of near-duplicates have images"
+            findings.append(
+                Finding(
+                    f"{what} leakage",
+                    f"{len(crossing)} {thing} in {between}: validation figures are too good, since the model "
+                    "has seen these patients",
+                )
+            )
+    return {"leakage": figures}, findings
+
+
+def _classes(table: pd.DataFrame, classes: Classes) -> Checked:
+    """Images of each class in each part."""
+    figures = {
+        part: {name: int(((table["part"] == part) & (table["class"] == name)).sum()) for name in classes.names}
+        for part in tables.SPLITS
+    }
+    empty = [(part, name) for part, count in figures.items() for name in classes.names if not count[name]]
+    return {"classes": figures}, [
+        Finding(
+            "part without a class", f"the {part} part has no image of class {label}: no figure on it means anything"
+        )
+        for part, label in empty
+    ]
+
+
+def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Checked:
+    """Trained BatchNorm keeps moving statistics; if they do not describe the images, inference differs from training."""
+    body = network.get_layer(backbones.BODY)
+    layers = [layer for layer in body.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    trained = [layer for layer in layers if layer.trainable]
+    figures: dict[str, Any] = {"layers": len(layers), "trained": len(trained), "batch_size": model["batch_size"]}
+    if not trained:
+        return {"batch_norm": figures}, []
+    given = keras.Model(network.input, network.get_layer(backbones.PREPROCESSED).output)
+    head = (network.get_layer(backbones.FEATURES), network.get_layer(backbones.PROBABILITY))
+    kept = network.get_weights()
+
+    @tf.function
+    def answer(image: tf.Tensor, training: bool) -> tf.Tensor:
+        return head[1](head[0](body(given(image), training=training)))
+
+    batch = inputs.rgb(tf.constant(pixels[: model["batch_size"]]))
+    shift = float(np.mean(np.abs(answer(batch, False) - answer(batch, True))))
+    network.set_weights(kept)  # the call in training mode has moved the statistics
+    figures["shift"] = shift
+    if shift <= BATCH_NORM_SHIFT:
+        return {"batch_norm": figures}, []
+    return {"batch_norm": figures}, [
+        Finding(
+            "BatchNorm statistics",
+            f"probabilities move by {shift:.2f} on average between moving statistics (inference) and those of a batch of "
+            f"{len(batch)} (training): the {len(trained)} BatchNorm layers were trained with batches of "
+            f"{model['batch_size']} for too few steps; keep them in inference mode",
+        )
+    ]
+
+
+def _serving(model: dict[str, Any], network: Network, table: pd.DataFrame, pixels: NDArray[np.uint8]) -> Checked:
+    """The answer to an image as the training read it, against the answer to the same image as the endpoint reads it."""
+    files = [Path(file).read_bytes() for file in table["file"]]
+    served = np.stack([images.rgb(images.square(data, pixels.shape[1])) for data in files])
+    if model["recipe"] == "deck":
+        size = (pixels.shape[1], pixels.shape[1])
+        read = keras.utils.load_img
+        trained = np.stack([np.asarray(read(file, target_size=size), np.uint8) for file in table["file"]])
+    else:
+        trained = pixels
+    difference = float(np.abs(network.probabilities(trained) - network.probabilities(served)).max())
+    figures = {
+        "pixel_difference": float(np.abs(trained.astype(np.int16) - served).mean()),
+        "probability_difference": difference,
+    }
+    if difference <= SERVING_TOLERANCE:
+        return {"serving": figures}, []
+    return {"serving": figures}, [
+        Finding(
+            "training and serving differ",
+            f"the same image, read as in training and as the endpoint reads it, moves the probability by up to "
+            f"{difference:.3f} (pixels by {figures['pixel_difference']:.1f} grey levels on average): use one way of reading",
+        )
+    ]
+
+
+def tell(diagnosis: Diagnosis) -> str:
+    """In words, for a terminal."""
+    lines = [f"{diagnosis.backbone} trained on {diagnosis.train_domain}, recipe {diagnosis.recipe}"]
+    for check, figures in diagnosis.figures.items():
+        lines.append(f"  {check + ':':<13}" + ", ".join(f"{name} {_short(value)}" for name, value in figures.items()))
+    lines += [f"  FOUND {finding.name}: {finding.text}" for finding in diagnosis.findings] or ["  nothing found"]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, dict):
+        return "/".join(_short(one) for one in value.values())
+    return "".join(value) if isinstance(value, list) else str(value)
+
+
+@errors.command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m thyroid.diagnose", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.crop")
+    parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders of thyroid.train")
+    parser.add_argument("--output", type=Path, help="folder for diagnosis.json and diagnosis.png")
+    arguments = parser.parse_args(argv)
+    done = [diagnose(arguments.data, folder) for folder in arguments.models]
+    for diagnosis in done:
+        print(tell(diagnosis))
+    if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        rows = [diagnosis.facts() for diagnosis in done]
+        atomic.write_json(arguments.output / "diagnosis.json", {"models": rows})
+        plots.diagnosis(rows, arguments.output / "diagnosis.png")
+    print(RESEARCH_USE_ONLY)

@@ -1,0 +1,26 @@
+"""One progress bar over the epochs of a training."""
+
+from typing import Any
+
+from thyroid import progress
+
+
+def epochs(description: str) -> Any:
+    """A Keras callback with one bar over all epochs."""
+    from thyroid.model.backend import keras
+
+    class Epochs(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.bar = progress.bar(None, self.params["epochs"], description, "epoch")
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if not self.bar.n:  # epochs of the run that was stopped
+                self.bar.initial = self.bar.n = epoch
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.bar.update()
+
+        def on_train_end(self, logs: Any = None) -> None:
+            self.bar.close()
+
+    return Epochs()

@@ -1,0 +1,154 @@
+"""What a training may be told beside its recipe, with the values that it has when it is told nothing.
+
+`python -m thyroid.sweep` finds such settings and writes them as settings.json, which a training takes in place of a recipe's
+name. The file is plain JSON, so that it can be written by hand, too: what it leaves out keeps its value.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from thyroid import atomic, storage
+from thyroid.errors import InputError
+from thyroid.imaging import geometry
+
+FROZEN, TWO_PHASE = "frozen", "two-phase"
+CLASS_WEIGHTS = ("balanced", "sqrt", "none")
+FOUND = "found"
+"""Field of the file that says where the settings come from; it changes nothing."""
+
+
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "head_rate": (1e-6, 1.0),
+    "head_penalty": (0.0, 100.0),
+    "label_smoothing": (0.0, 0.9),
+    "margin": (0.0, 2.0),
+    "image_size": (0, 4096),
+    "augmentation": (0.0, 1.5),
+    "unfrozen": (0, 20),
+    "rate": (1e-9, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one training.
+
+    Attributes:
+        head_rate: Adam's rate for the dense head.
+        head_penalty: L2 penalty of the head's kernel.
+        class_weight: of a class in the loss: balanced (its share's inverse), sqrt (the root of that) or none (1).
+        label_smoothing: in both phases.
+        tap: layer of the body to end at; empty for its last.
+        margin: share of its own width (height) by which a region is widened on each side.
+        image_size: side of the model's input in pixels; 0 for what the training is told otherwise.
+        augmentation: strength, as a multiple of the slide deck's ranges; flips stay, but at 0.
+        unfrozen: last blocks of the body that learn in the second phase; 0 leaves that phase out.
+        rate: of the second phase.
+        backbone: that `tap` is a layer of; empty for any.
+
+    Raises:
+        InputError: a value cannot be used; the message names the field.
+    """
+
+    head_rate: float = 5e-3
+    head_penalty: float = 1e-2
+    class_weight: str = "balanced"
+    label_smoothing: float = 0.05
+    tap: str = ""
+    margin: float = geometry.MARGIN
+    image_size: int = 0
+    augmentation: float = 1.0
+    unfrozen: int = 1
+    rate: float = 2e-5
+    backbone: str = ""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), field.type
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, field.name, value := float(value))
+            if not isinstance(value, kind) or isinstance(value, bool):  # type: ignore[arg-type]
+                raise InputError(f"setting {field.name}: {value!r} is not {_KINDS[kind]}")
+            least, most = _LIMITS.get(field.name, (-math.inf, math.inf))
+            if not isinstance(value, str) and not least <= value <= most:
+                raise InputError(f"setting {field.name}: {value} is not between {least:g} and {most:g}")
+        if self.class_weight not in CLASS_WEIGHTS:
+            raise InputError(
+                f"setting class_weight: {self.class_weight!r} is unknown; choose from {', '.join(CLASS_WEIGHTS)}"
+            )
+
+    @property
+    def recipe(self) -> str:
+        """The recipe that they belong to."""
+        return TWO_PHASE if self.unfrozen else FROZEN
+
+    def of(self, backbone: str) -> "Settings":
+        """As `backbone` can use them: without a tap that is a layer of another one."""
+        if self.tap and self.backbone and self.backbone != backbone:
+            print(
+                f"{backbone}: the settings' tap {self.tap} is a layer of {self.backbone}; it ends at its own last layer"
+            )
+            return replace(self, tap="")
+        return self
+
+    def told(self) -> str:
+        """What differs from the defaults, in words."""
+        usual = Settings(image_size=self.image_size, backbone=self.backbone)
+        return ", ".join(
+            f"{field.name.replace('_', ' ')} {getattr(self, field.name)}"
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(usual, field.name)
+        )
+
+    def write(self, path: Path, **found: Any) -> None:
+        """Write settings.json; `found` says where the settings come from."""
+        atomic.write_json(path, asdict(self) | ({FOUND: found} if found else {}))
+
+
+_KINDS: Mapping[Any, str] = {float: "a number", int: "a whole number", str: "text"}
+
+
+def is_file(recipe: str) -> bool:
+    """Whether what is given as a recipe is the path of a settings file."""
+    return recipe.lower().endswith(".json")
+
+
+def read(location: storage.Location) -> Settings:
+    """The settings in a file, also on gs://.
+
+    Raises:
+        InputError: there is no such file, it is no JSON object, or a field is unknown or cannot be used.
+    """
+    path = storage.file(location)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise InputError(f"settings {location}: no such file") from None
+    except ValueError as error:
+        raise InputError(f"settings {location}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"settings {location}: expected an object of settings, found {type(content).__name__}")
+    content.pop(FOUND, None)
+    known = [field.name for field in fields(Settings)]
+    if unknown := [name for name in content if name not in known]:
+        raise InputError(f"settings {location}: field {unknown[0]!r} is unknown; there are {', '.join(known)}")
+    try:
+        return Settings(**content)
+    except InputError as error:
+        raise InputError(f"settings {location}: {error}") from None
+
+
+def resolve(recipe: str) -> tuple[str, Settings]:
+    """The recipe's name, and its settings: those of the file if `recipe` is one, else the defaults.
+
+    Raises:
+        InputError: as `read`.
+    """
+    if not is_file(recipe):
+        return recipe, Settings()
+    settings = read(recipe)
+    return settings.recipe, settings
