@@ -11,7 +11,6 @@ import argparse
 import base64
 import contextlib
 import datetime
-import fcntl
 import json
 import re
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import forked
-from thyroid import RESEARCH_USE_ONLY, crop, errors, storage
+from thyroid import RESEARCH_USE_ONLY, crop, errors, locks, storage
 from thyroid.clinical import clinical_csv
 from thyroid.cores import available
 from thyroid.data import classes as kinds
@@ -559,17 +558,15 @@ def _alone(output: Path) -> Iterator[None]:
     Raises:
         InputError: another run holds it.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / MARK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{output}: another run is at work here; wait until it has ended, or choose another folder with --output"
-            ) from None
-        if not file.tell():
-            file.write("made by `python -m pipelines run`; its contents are replaced by the next run\n")
-            file.flush()
+
+    def refuse() -> None:
+        raise InputError(
+            f"{output}: another run is at work here; wait until it has ended, or choose another folder with --output"
+        )
+
+    with locks.held(output / MARK, refuse):
+        if not (output / MARK).stat().st_size:
+            (output / MARK).write_text("made by `python -m pipelines run`; its contents are replaced by the next run\n")
         yield
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import functools
 import gc
 import hashlib
@@ -27,7 +26,7 @@ from PIL import Image
 
 from tests.support import ROOT, SHARED
 from tests.support import gcs as emulated
-from thyroid import storage
+from thyroid import locks, storage
 from thyroid.data import plots
 from thyroid.imaging import images, phantom
 
@@ -225,8 +224,7 @@ class Shared:
     def make(self, name: str, write: Callable[[Path], object]) -> Path:
         """The folder `name`, written by the first who asks for it; others wait until it is whole."""
         folder, done = self.folder / name, self.folder / f"{name}.done"
-        with (self.folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locks.held(self.folder / f"{name}.lock"):
             if not done.exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()

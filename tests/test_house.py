@@ -43,6 +43,76 @@ def test_dependencies_go_one_way(path):
         assert not {"tensorflow", "keras", "pandas"} & imports(path, top_level=True)
 
 
+FLOORS = (
+    {""},  # modules of thyroid itself
+    {"imaging"},
+    {"data"},
+    {"clinical", "model"},
+    {"registry"},
+    {"ingest"},
+    {"crop"},
+    {"train"},
+    {"sweep", "evaluate"},
+    {"deploy"},
+    {"serve"},
+    {"web"},
+)
+"""Packages of thyroid, and `crop`, a step of one module: each imports itself and what stands above it here."""
+DOORS = {"conclude", "diagnose", "dicom", "phantom", "register", "retention"}
+"""Commands `python -m thyroid.NAME` whose code lies in a package."""
+MOST_MODULES = 13
+LIBRARY = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in MODULES
+    if path.is_relative_to(ROOT / "thyroid")
+}
+
+
+def package(module: str) -> str:
+    """The package of thyroid that a module is in; "" for those of thyroid itself."""
+    _, _, inside = module.partition(".")
+    first, _, rest = inside.partition(".")
+    return first if rest or first == "crop" or (ROOT / "thyroid" / first).is_dir() else ""
+
+
+def imported(module: str) -> set[str]:
+    """Modules of thyroid that a module imports anywhere in it, also for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(LIBRARY[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in LIBRARY else node.module for name in inner}
+    return found & set(LIBRARY) - {module, "thyroid"}
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_packages_import_downward(module):
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    own = package(module)
+    if module.removeprefix("thyroid.") in DOORS:
+        code = [line for line in LIBRARY[module].read_text().splitlines() if line]
+        assert len(code) <= 5
+        return
+    for other in imported(module):
+        assert package(other) == own or floor[package(other)] < floor[own], f"{module} imports {other}"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    below: dict[str, set[str]] = {module: imported(module) for module in LIBRARY}
+    while leaves := {module for module, others in below.items() if not others}:
+        below = {module: others - leaves for module, others in below.items() if module not in leaves}
+    assert not below
+
+
+def test_packages_stay_small():
+    for names in FLOORS:
+        for name in names - {"", "crop"}:
+            modules = [path for path in (ROOT / "thyroid" / name).glob("*.py") if path.name != "__init__.py"]
+            assert len(modules) <= MOST_MODULES, name
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_module_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
@@ -200,10 +270,10 @@ def test_images_and_set_up_hold_the_versions_that_are_tested():
 def test_research_use_only_stands_on_what_people_see():
     for file in (
         "README.md",
-        "thyroid/plots.py",
-        "thyroid/templates/report.html",
-        "thyroid/templates/card.md",
-        "thyroid/templates/sweep.html",
+        "thyroid/plot_style.py",
+        "thyroid/evaluate/templates/report.html",
+        "thyroid/evaluate/templates/card.md",
+        "thyroid/sweep/templates/sweep.html",
         "thyroid/serve/model.py",
         "thyroid/serve/__main__.py",
         "thyroid/serve/openapi.py",
@@ -214,7 +284,7 @@ def test_research_use_only_stands_on_what_people_see():
         "components/pages.py",
         "docs/kubeflow.md",
         "images/Dockerfile",
-        "thyroid/deploy.py",
+        "thyroid/deploy/deploy.py",
     ):
         text = (ROOT / file).read_text()
         assert "esearch use only" in text or "RESEARCH_USE_ONLY" in text or "{{ notice }}" in text, file

@@ -7,7 +7,6 @@ python -m thyroid.crop --data DIR --output DIR
 
 import argparse
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from thyroid import cores, errors, progress, storage, workers
+from thyroid.atomic import replacing
 from thyroid.data import crops, tables
 from thyroid.data.crops import Planned
 from thyroid.data.store import Store
@@ -55,7 +55,7 @@ def crop(
         domains: the domains that will be trained; empty for cropped where there are regions, else normal.
         store: folder that outlives the run (`thyroid.store`), which keeps the images; None to write them to `normal/` and
             `cropped/` in `output`.
-        margin: see `widened`.
+        margin: see `geometry.widened`.
         splits: whose scans are wanted; the files of the others are not even opened.
 
     Raises:
@@ -244,9 +244,8 @@ def _write(output: str, file: str, image: images.Pixels, area: ScanArea) -> _Ima
     """Write an image whole or not at all."""
     data = images.encode(image)
     target = Path(output, file)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(target)
+    with replacing(target, durable=False) as temporary:
+        temporary.write_bytes(data)
     return _Image(file, hashlib.sha256(data).hexdigest(), *area.box, area.found)
 
 

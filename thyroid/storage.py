@@ -5,7 +5,6 @@ the same code for either. Credentials are Google's application default ones; STO
 """
 
 import base64
-import fcntl
 import functools
 import hashlib
 import os
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thyroid import errors, progress
+from thyroid import errors, locks, progress
+from thyroid.atomic import flush, replacing
 from thyroid.errors import InputError
 
 SCHEME = "gs://"
@@ -140,13 +140,8 @@ class Folder:
             target.parent.mkdir(parents=True, exist_ok=True)
             if generation is not None and self.read(name)[1] != generation:
                 raise ChangedError(name)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-            try:
+            with replacing(target) as temporary:
                 temporary.write_bytes(data)
-                flush(temporary)
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
             flush(target.parent)
 
     def put(self, source: Path, name: str, only: Sequence[str] = ()) -> None:
@@ -418,14 +413,7 @@ class Bucket:
 @contextmanager
 def lock(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold a folder's lock, which a killed process lets go of; `wait` is called once if another one holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if wait is not None:
-                wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locks.held(folder / ".lock", wait):
         yield
 
 
@@ -517,12 +505,3 @@ def _within(folder: Path, name: str) -> Path:
 def _files(folder: Path) -> list[str]:
     """Names of all files below a folder."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or a folder's names are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

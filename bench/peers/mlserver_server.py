@@ -1,6 +1,7 @@
 """MLServer with OpenVINO. A peer of bench/serving.py: a route of its own, in one process."""
 
 import asyncio
+import socket
 from typing import Any
 
 import fastapi
@@ -9,6 +10,14 @@ from mlserver import MLModel, MLServer, ModelSettings, Settings
 from mlserver.handlers import custom_handler
 
 options = work.options()
+
+
+def free_port() -> int:
+    """A port that nobody has: the number after the HTTP port may be another peer's."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Peer(MLModel):
@@ -31,7 +40,7 @@ async def main() -> None:
     settings = Settings(
         host="127.0.0.1",
         http_port=options.port,
-        grpc_port=options.port + 1,
+        grpc_port=free_port(),
         metrics_endpoint=None,
         parallel_workers=0,
         debug=False,

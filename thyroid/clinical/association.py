@@ -62,7 +62,7 @@ def explore(
     table: a column that is called associated here is to be one, whichever others are, and Holm needs no independence.
 
     Args:
-        rows: of `clinical.join` [n].
+        rows: of `clinical_csv.join` [n].
         y: class, int in range(len(classes)) [n].
         patient: patient number [n].
         classes: names of the classes.
@@ -220,7 +220,7 @@ def leaks(
     not found alone. Where several classes are on one side, benign or malignant, the side is a class to find, too.
 
     Args:
-        rows: of `clinical.join` [n].
+        rows: of `clinical_csv.join` [n].
         y: class, int in range(len(classes)) [n].
         patient: patient number [n].
         classes: names of the classes.

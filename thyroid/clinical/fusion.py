@@ -3,7 +3,6 @@
 Research use only.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
 
 from thyroid.clinical.clinical_csv import Encoder
+from thyroid.data import splits
 from thyroid.errors import InputError
 
 STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.001)
@@ -64,7 +64,7 @@ class Fusion:
 
         Args:
             p: the images' probabilities [n, n_classes].
-            rows: n rows as `clinical.Encoder.encode` takes them.
+            rows: n rows as `clinical_csv.Encoder.encode` takes them.
         """
         x, notes = self.encoder.encode(rows)
         return self.answer(p, x), notes
@@ -84,7 +84,7 @@ def fit(p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, seed
     Args:
         p: probabilities [n, n_classes] of images of patients that the network did not learn from (validation or out of
             fold): on its own training images it is too sure, and columns would look useless.
-        rows: of `clinical.join` [n].
+        rows: of `clinical_csv.join` [n].
         y: class of every row, int in range(n_classes) [n].
         patient: patient number [n].
         seed: of the folds.
@@ -177,19 +177,11 @@ def deal(y: ArrayLike, patient: ArrayLike, count: int, seed: int = 0) -> NDArray
     Raises:
         InputError: fewer than two patients, or no class with two rows.
     """
-    from sklearn.model_selection import StratifiedGroupKFold  # the endpoint does without scikit-learn
-
     classes, patients = np.asarray(y), np.asarray(patient)
     count = min(count, len(np.unique(patients)), int(np.unique(classes, return_counts=True)[1].max()))
     if count < 2:
         raise InputError("clinical: too few patients for a cross-validation; add patients")
-    fold = np.empty(len(classes), int)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-        for number, (_, held) in enumerate(dealer.split(classes, classes, patients)):
-            fold[held] = number
-    return fold
+    return splits.fold_of_rows(classes, patients, count, seed)
 
 
 @dataclass(frozen=True)

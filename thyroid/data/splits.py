@@ -1,9 +1,11 @@
 """Train, validation and test by group: a patient's images, and copies of them, are always on one side."""
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from thyroid.data.tables import SPLITS
 from thyroid.errors import InputError
@@ -94,8 +96,6 @@ def folds(scans: pd.DataFrame, count: int, seed: int = 0) -> pd.Series:
     Raises:
         InputError: a class has fewer patients than there are folds, or a fold has no scan of a side.
     """
-    from sklearn.model_selection import StratifiedGroupKFold  # the data image does without scikit-learn
-
     rows = scans.sort_values("sha256")
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     patients = rows.groupby("class")["group"].nunique()
@@ -103,13 +103,37 @@ def folds(scans: pd.DataFrame, count: int, seed: int = 0) -> pd.Series:
         raise InputError(
             f"{count} folds need {count} patients of each class, and class {patients.idxmin()} has {fewest}: use fewer folds"
         )
-    dealt: dict[int, int] = {}
-    dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    for number, (_, held_out) in enumerate(dealer.split(rows, rows["class"], groups), 1):
+    fold = fold_of_rows(rows["class"], groups, count, seed) + 1
+    for number in range(1, count + 1):
         for label in sorted(set(labels)):
-            if label not in labels[held_out]:
+            if label not in labels[fold == number]:
                 raise InputError(
                     f"fold {number} of {count} has no scan of class {label}: use fewer folds or another seed"
                 )
-        dealt |= dict.fromkeys(groups[held_out].tolist(), number)
-    return pd.Series(dealt, name="fold")
+    return pd.Series(dict(zip(groups.tolist(), fold.tolist(), strict=True)), name="fold")
+
+
+def fold_of_rows(classes: ArrayLike, groups: ArrayLike, count: int, seed: int) -> NDArray[np.int64]:
+    """Deal rows into folds of about equal size and share of classes, all rows of a group into one (StratifiedGroupKFold).
+
+    Args:
+        classes: class [n].
+        groups: group [n], a patient for instance.
+        count: number of folds, at least 2.
+        seed: of the deal.
+
+    Returns:
+        Fold [n], 0 to `count` - 1.
+
+    Raises:
+        ValueError: every class has fewer rows than there are folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # the data image does without scikit-learn
+
+    labels, fold = np.asarray(classes), np.empty(len(np.asarray(groups)), np.int64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+        for number, (_, held) in enumerate(dealer.split(labels, labels, np.asarray(groups))):
+            fold[held] = number
+    return fold

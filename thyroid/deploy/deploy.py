@@ -60,7 +60,6 @@ _ESSENTIAL = (
 )
 """What decides which model answers: never left to an edit by hand, an addition included."""
 
-_OLD_NAMES = {"RawDeployment": STANDARD, "Serverless": KNATIVE}  # of the modes, before KServe 0.16
 _REFERENCE_TOLERANCE = 1e-3  # beyond what the forms differ by: rounding of JSON and of another processor
 _POLL_SECONDS = 2.0
 _FAILED_SECONDS = 60.0  # a failure that lasts so long is the new pods', not an old one's
@@ -576,7 +575,7 @@ def _into(cluster: Cluster, root: Location, version: int, folder: Path, options:
     if before is not None:
         annotations = before["metadata"].get("annotations") or {}
         mode = before.get("status", {}).get("deploymentMode") or annotations.get(MODE, options.mode)
-        if _OLD_NAMES.get(mode, mode) != options.mode:
+        if mode != options.mode:
             raise InputError(
                 f"InferenceService {name} runs in {mode} mode, and KServe does not change the mode of one that exists: "
                 f"min_replicas {options.min_replicas} asks for {options.mode}; delete it first, or set min_replicas "

@@ -114,7 +114,7 @@ def audit(
         domain: "normal" or "cropped".
         model: facts of the training (train.json).
         network: of the training.
-        parts: what the training used each image for ("train" or "validation"), by name of `crop.examples`.
+        parts: what the training used each image for ("train" or "validation"), by name of `tables.examples`.
         test: the model's test predictions in the domain: file, label, patient and the probability of malignant.
         seed: of draws, folds and bootstrap.
         decode: who reads the images.
@@ -132,7 +132,7 @@ def context(data: Path, domain: str) -> pd.DataFrame:
     """What can be known of the images of a domain without looking at them, one row an image.
 
     Returns:
-        As `crop.examples`, and frame (file of the scan area, null where none is known),
+        As `tables.examples`, and frame (file of the scan area, null where none is known),
         boxes (nodules of this image as x, y, width, height in pixels of `frame`), box_width and box_height (of the largest),
         image, version, views (images of the patient), frame_width and frame_height, area_x, area_y, area_width,
         area_height. Images that came in cropped have no frame and no boxes: nothing of theirs is outside the nodule.
@@ -381,7 +381,7 @@ def leaks(done: Audits, data: Path, train_domain: str, parts: pd.Series) -> None
         done: to add to.
         data: data version.
         train_domain: domain that the model was trained on, of whose images `parts` are.
-        parts: what the training used each image for, by name of `crop.examples`.
+        parts: what the training used each image for, by name of `tables.examples`.
     """
     scans = tables.used(tables.read(data)[0])
     patients = scans.groupby("patient")["split"].nunique()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thyroid import RESEARCH_USE_ONLY, metrics
+from thyroid import RESEARCH_USE_ONLY, metrics, rendering
 from thyroid.data import classes as kinds
 from thyroid.data import tables
 from thyroid.data.classes import Classes

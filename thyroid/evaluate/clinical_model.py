@@ -77,7 +77,7 @@ def read(place: storage.Location, scans: pd.DataFrame) -> Beside:
         scans: rows with path, patient and image, in use.
 
     Raises:
-        InputError: see `clinical.read` and `clinical.join`; or a column that is asked for cannot be used.
+        InputError: see `clinical_csv.read` and `clinical_csv.join`; or a column that is asked for cannot be used.
     """
     file, wanted = parts(place)
     table = clinical_csv.read(Path(storage.file(file)))

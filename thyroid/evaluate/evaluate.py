@@ -73,7 +73,7 @@ def evaluate(
         abstain: share of validation images to leave undecided, 0 to below 1.
         prevalence: share of malignant nodules where the model would be used, between 0 and 1.
         clinical: clinical.csv with columns to explore and to look at subgroups by, and which of them the model may use; see
-            `benefit.read`.
+            `clinical_model.read`.
         registry_root: root of the registry whose champion the winner is held against; None for none.
         waive: audits whose failure the gate lets pass, see `gate.WAIVABLE`.
         seed: of the bootstrap.

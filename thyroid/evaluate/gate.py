@@ -118,7 +118,7 @@ def rivals(
 
     Args:
         root: of the registry; None for no registry.
-        test: the test images as `crop.examples` gives them.
+        test: the test images as `tables.examples` gives them.
         classes: of the candidate.
         domain: the serving domain.
         judging: every scan of the test set as in `overlap.find`, none of which the champion may have been developed on.
@@ -212,7 +212,7 @@ def decide(
         sensitivity: that the threshold was locked for.
         waive: names of audits whose failure does not count.
         seed: of the bootstrap.
-        clinical: facts of `benefit.Benefit`; None where there is no clinical.csv.
+        clinical: facts of `clinical_model.Benefit`; None where there is no clinical.csv.
         anchor: the anchor on the same images; None where it is the champion, or there is none.
 
     Returns:

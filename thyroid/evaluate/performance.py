@@ -45,7 +45,7 @@ def of(
     """Every figure of one model's predictions in one domain and split.
 
     Args:
-        table: rows with class, label, patient, the probabilities of `classes` and `names.SCORE` at the operating point's
+        table: rows with class, label, patient, the probabilities of `classes` and `filenames.SCORE` at the operating point's
             temperature, and `RAW`.
         classes: that there are.
         point: locked on other patients.
@@ -54,7 +54,7 @@ def of(
 
     Returns:
         As it stands in summary.json: n, patients, accuracy (at the most probable class) with majority, confusion (counts
-        [true, called] of the sides at the operating point, in the order of `names.CLASSES`), class_confusion (likewise of the
+        [true, called] of the sides at the operating point, in the order of `filenames.CLASSES`), class_confusion (likewise of the
         classes, as `OperatingPoint.call` calls them), kappa of these and macro_auroc, ece_if_calibrated, and value, low and high of auroc, auprc,
         brier, ece, ece_unscaled (before temperature scaling), sensitivity, specificity, ppv, npv, ppv_at_prevalence and
         npv_at_prevalence; patient_level holds the same by patient, and classes, by name, AUROC and operating point of every
@@ -145,7 +145,7 @@ def _abstention(
 
 
 def confusion(table: pd.DataFrame, point: operating_point.OperatingPoint) -> NDArray[np.int64]:
-    """Counts [true, called] at the operating point, in the order of `names.CLASSES`."""
+    """Counts [true, called] at the operating point, in the order of `filenames.CLASSES`."""
     called = np.where(table[SCORE] >= point.threshold, CLASSES[POSITIVE], CLASSES[1 - POSITIVE])
     return confusion_matrix(table["label"], called, labels=list(CLASSES))
 

@@ -54,7 +54,7 @@ def draw(
     Args:
         table: test predictions of one model in one domain.
         classes: that there are.
-        figures: of `figures.of`.
+        figures: of `performance.of`.
         point: the operating point.
         prevalence: share of malignant where the model would be used, for the decision curve.
         title: model and domain in words.

@@ -65,7 +65,7 @@ def trained_models(data: Path, models: Sequence[Path], facts: dict[str, Any]) ->
 
 
 def examples(data: Path, domain: str, split: str) -> pd.DataFrame:
-    """As `crop.examples`, of a split on which figures mean something.
+    """As `tables.examples`, of a split on which figures mean something.
 
     Raises:
         InputError: it lacks a class.

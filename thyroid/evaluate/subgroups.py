@@ -28,8 +28,8 @@ def join(scans: pd.DataFrame, table: clinical_csv.Clinical) -> tuple[pd.DataFram
     """Groups of every scan, and what could not be used of clinical.csv, in words.
 
     Args:
-        scans: as `clinical.join` takes them.
-        table: of `clinical.read`.
+        scans: as `clinical_csv.join` takes them.
+        table: of `clinical_csv.read`.
 
     Returns:
         One row a scan (index of `scans`), one column of group names (null where unknown) a usable column; and notes.

@@ -5,7 +5,7 @@ everything outside, where scanners write the patient's name, goes black. Text th
 
 Files of strangers are read by `dicom_guard`, which does the same in a process that can be ended.
 
-DICOM files have no names that tell label and patient, but dicom.csv does (`mapping`). `python -m thyroid.dicom DIR` lists
+DICOM files have no names that tell label and patient, but dicom.csv does (`dicom_csv`). `python -m thyroid.dicom DIR` lists
 those of a folder with the pseudonyms under which ingest's tables know them, for whoever keeps the key.
 """
 

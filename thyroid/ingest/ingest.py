@@ -1,6 +1,6 @@
 """Scans in, one data version out: names parsed, files checked, hashed and grouped, splits dealt, nothing lost.
 
-DICOM files are scans, too, where dicom.csv says which (`mapping`): what later steps read of them are pictures without a patient.
+DICOM files are scans, too, where dicom.csv says which (`dicom_csv`): what later steps read of them are pictures without a patient.
 
 With a store only what is new or has changed since the last time is downloaded, decoded and hashed; the data version is the
 one that a look at everything would have made.
@@ -21,7 +21,6 @@ import re
 import stat
 import tempfile
 import time
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thyroid import errors, progress, storage, workers
+from thyroid import atomic, errors, progress, storage, workers
 from thyroid.data import classes as kinds
 from thyroid.data import duplicates, erased, filenames, splits, store, tables
 from thyroid.data.classes import Classes
@@ -668,10 +667,9 @@ def _seen(file: _File, data: bytes, image: images.Pixels) -> dict[str, Any]:
 def _keep(data: bytes, path: Path) -> Path:
     """Write a picture whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_bytes(data)
-    storage.flush(temporary)
-    return temporary.replace(path)
+    with atomic.replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return path
 
 
 def _check_file(path: Path, file: _File) -> None:

@@ -46,7 +46,7 @@ def decode(table: pd.DataFrame, size: int, budget: int = MEMORY_BUDGET) -> NDArr
     """The images of `table` in order.
 
     Args:
-        table: with columns file (full path) and sha256, as `crop.examples` gives.
+        table: with columns file (full path) and sha256, as `tables.examples` gives.
         size: side of the square in pixels.
         budget: bytes that may be held in memory.
 

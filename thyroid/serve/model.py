@@ -28,7 +28,6 @@ from thyroid.serve.admission import Admission
 from thyroid.serve.payload import Instance
 from thyroid.serve.preprocessing import Prepared
 
-DECISIONS = ("benign", "malignant", "abstain")
 TOLERANCE = 1e-3
 """Beyond the form's own largest difference: how far the answer to the reference image may be from the evaluated one."""
 

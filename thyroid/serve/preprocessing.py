@@ -133,7 +133,7 @@ def _square(box: Sequence[int]) -> list[int]:
 
 
 def _inside_crop(box: Box, width: int, height: int, margin: float) -> Box:
-    """Where the nodule lies in the square that `crop.region` makes of it."""
+    """Where the nodule lies in the square that `geometry.region` makes of it."""
     left, top, wide, high = geometry.widened(box, width, height, margin)
     side = max(wide, high)
     return box[0] - left + (side - wide) // 2, box[1] - top + (side - high) // 2, box[2], box[3]

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as pictures
 
-from thyroid import RESEARCH_USE_ONLY, atomic, metrics, plot_style
+from thyroid import RESEARCH_USE_ONLY, atomic, metrics, plot_style, rendering
 from thyroid.data import tables
 from thyroid.errors import InputError
+from thyroid.imaging import images
 from thyroid.sweep import plans, studies
 from thyroid.sweep.plans import HEADS, IMAGES, Plan
 from thyroid.train.settings import Settings

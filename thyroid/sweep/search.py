@@ -31,7 +31,8 @@ from optuna import Trial, TrialPruned
 from optuna.trial import TrialState
 from threadpoolctl import threadpool_limits
 
-from thyroid import atomic, crop, errors, progress, workers
+from thyroid import atomic, crop, errors, locks, progress, workers
+from thyroid.atomic import replacing
 from thyroid.cores import available
 from thyroid.data import classes, tables
 from thyroid.errors import InputError
@@ -117,7 +118,7 @@ def prepare(
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / f"{row.name}-{domain}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
-    with studies.locked(folder / "prepare.lock"):
+    with locks.held(folder / "prepare.lock"):
         if (folder / "plan.json").is_file():
             done = read(folder)
             finished = [f"{done.shared(stage).finished()} trials of {stage}" for stage in (HEADS, IMAGES)]
@@ -306,7 +307,7 @@ def evaluate_images(
     # a trial that is tried again goes on where its worker died; another worker with the same settings waits
     with (
         progress.silent(),
-        studies.locked(work.with_suffix(".lock")),
+        locks.held(work.with_suffix(".lock")),
         job_of(plan.facts, start, settings, table, plan.labels, work) as job,
     ):
         frozen, pristine = twophase.freeze(job), job.model.get_weights()
@@ -337,39 +338,30 @@ def job_of(
     work: Path,
 ) -> Iterator[Any]:
     """A job of `twophase` as a training makes it; its work folder goes unless the process is killed."""
-    from thyroid.model import backbones, inputs
-    from thyroid.model.backend import keras, policy, strategy
+    from thyroid.model import backbones
+    from thyroid.model.backend import keras
     from thyroid.train import twophase
 
-    row = backbones.get(plan["backbone"])
-    budget = inputs.MEMORY_BUDGET // (1 + twophase.VIEWS)
     work.mkdir(parents=True, exist_ok=True)
-    pixels = inputs.decode(table, settings.image_size, budget)
-    keras.config.set_dtype_policy(policy())
     try:
-        with strategy().scope():
-            keras.utils.set_random_seed(plan["seed"])
-            model = backbones.build(row, settings.image_size, start, settings.tap, classes=labels.shape[1])
-            epochs = plan["epochs"] if settings.unfrozen else 0
-            yield twophase.Job(
-                model,
-                row,
-                pixels,
-                labels,
-                work,
-                epochs,
-                plan["batch_size"],
-                plan["seed"],
-                time.monotonic(),
-                budget,
-                settings,
-            )
+        with twophase.prepared(
+            backbones.get(plan["backbone"]),
+            start,
+            table,
+            labels,
+            work,
+            settings,
+            epochs=plan["epochs"] if settings.unfrozen else 0,
+            batch_size=plan["batch_size"],
+            seed=plan["seed"],
+            started=time.monotonic(),
+        ) as job:
+            yield job
         shutil.rmtree(work, ignore_errors=True)
     except TrialPruned:
         shutil.rmtree(work, ignore_errors=True)
         raise
     finally:
-        keras.config.set_dtype_policy("float32")
         keras.backend.clear_session()
 
 
@@ -379,7 +371,7 @@ def _images(plan: Plan, data: Path, ingested: Path | None, margin: float) -> pd.
         if ingested is None:
             raise InputError("other margins need the data version of thyroid.ingest (--ingested)")
         data = plan.folder / "crops" / f"{margin:.2f}"
-        with studies.locked(data.with_suffix(".lock")):
+        with locks.held(data.with_suffix(".lock")):
             if not (data / tables.FACTS).is_file():
                 crop.crop(ingested, data, [plan.facts["domain"]], margin=margin, splits=DEVELOPMENT)
     table = development(data, plan.facts["domain"])
@@ -402,10 +394,8 @@ def development(data: Path, domain: str) -> pd.DataFrame:
 def _save(file: Path, values: NDArray) -> None:
     """Write an array whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("wb") as handle:
+    with replacing(file, durable=False) as temporary, temporary.open("wb") as handle:
         np.save(handle, values)
-    temporary.replace(file)
 
 
 @errors.command

@@ -7,7 +7,6 @@ A trial is taken under a lock together with the name of its worker. So the trial
 in progress: it is marked as failed, and its parameters are tried once more.
 """
 
-import fcntl
 import os
 import socket
 import uuid
@@ -15,13 +14,15 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
+from filelock import Timeout
 from optuna.distributions import BaseDistribution
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
+from thyroid import locks
 from thyroid.errors import InputError
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -34,15 +35,6 @@ AGAIN, FIRST, WORKER = "again", "first", "worker"
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold a lock between processes, on a volume between pods."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 class _Lock(JournalFileOpenLock):
     """Optuna's lock around a write. It ends with the process, and half a line that one left behind is cut off first.
 
@@ -51,11 +43,10 @@ class _Lock(JournalFileOpenLock):
 
     def __init__(self, journal: Path) -> None:
         self.journal = journal
-        self.handle: IO[str] | None = None
+        self.lock = locks.of(journal.with_suffix(".lock"))
 
     def acquire(self) -> bool:
-        self.handle = self.journal.with_suffix(".lock").open("a")
-        fcntl.flock(self.handle, fcntl.LOCK_EX)
+        self.lock.acquire()
         with self.journal.open("rb+") as file:
             content = file.seek(0, os.SEEK_END)
             if content and (file.seek(content - 1), file.read(1))[1] != b"\n":
@@ -64,8 +55,7 @@ class _Lock(JournalFileOpenLock):
         return True
 
     def release(self) -> None:
-        if self.handle is not None:
-            self.handle.close()
+        self.lock.release()
 
 
 class Shared:
@@ -116,14 +106,14 @@ class Shared:
 
     def enqueue(self, parameters: list[dict[str, Any]]) -> None:
         """Try these before any others; the first is what the others are held against. Once is enough, more do no harm."""
-        with locked(self.folder / "ask.lock"):
+        with locks.held(self.folder / "ask.lock"):
             done = len(self.trials())  # nothing else is asked for before
             for number, values in enumerate(parameters[done:], done):
                 self.study.enqueue_trial(values, user_attrs={} if number else {FIRST: True})
 
     def ask(self, wanted: int, worker: str) -> optuna.Trial | None:
         """The next trial; None where `wanted` are finished or in progress."""
-        with locked(self.folder / "ask.lock"):
+        with locks.held(self.folder / "ask.lock"):
             self._bury(worker)
             begun = self.trials(*FINISHED, TrialState.RUNNING)
             if len(begun) >= wanted:
@@ -152,9 +142,9 @@ class Shared:
 
     def _alive(self, worker: str) -> bool:
         try:
-            with (self.folder / "workers" / worker).open("a") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            with locks.of(self.folder / "workers" / worker).acquire(blocking=False):
+                pass
+        except Timeout:
             return True
         (self.folder / "workers" / worker).unlink(missing_ok=True)
         return False
@@ -165,8 +155,6 @@ def worker(folder: Path) -> Iterator[str]:
     """A name for this process, which counts as alive until the end of the block or of the process."""
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     file = folder / "workers" / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locks.held(file):
         yield name
     file.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from thyroid.atomic import replacing
 from thyroid.errors import InputError
 from thyroid.model import inputs
 from thyroid.model.backend import keras, tf
@@ -36,10 +37,8 @@ class TrainingDivergedError(InputError):
 
 def save(path: Path, **arrays: Any) -> None:
     """Write arrays (.npz) so that a reader finds the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path, durable=False, shared=False) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    temporary.replace(path)
 
 
 def load(path: Path) -> Arrays | None:

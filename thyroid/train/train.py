@@ -30,7 +30,7 @@ from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, SCORE
 from thyroid.errors import InputError
 from thyroid.model import artefacts, backbones, inputs
-from thyroid.model.backend import keras, policy, strategy, tf, where
+from thyroid.model.backend import keras, policy, tf, where
 from thyroid.model.network import GRAPH, Network
 from thyroid.registry import changes, registry
 from thyroid.train import checkpoints, deck, diagnose, plots, record, twophase
@@ -165,28 +165,30 @@ def train(
 
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    memory_budget //= 1 + twophase.VIEWS  # the images, and the maps of every view
-    pixels = inputs.decode(table, image_size, memory_budget)
-    keras.config.set_dtype_policy(settings["precision"])
-    try:
-        with strategy().scope():
-            keras.utils.set_random_seed(seed)
-            model = backbones.build(row, image_size, start, tap, deck=recipe == "deck", classes=len(classes))
-            labels = classes.one_hot(table["class"])
-            job = twophase.Job(
-                model, row, pixels, labels, work, epochs, batch_size, seed, started, memory_budget, tuned
-            )
-            pristine = model.get_weights()
-            held_out = None
-            if folds:
-                held_out = _cross_validate(job, data, table, classes, plans, recipe, pristine, only_fold)
-                model.set_weights(pristine)
-            starts = None
-            if warm is not None:
-                job, starts = _better_start(job, table, warm)
-            fitted, part = _fit(job, table, classes, plans["main"], "main", recipe)
-    finally:
-        keras.config.set_dtype_policy("float32")
+    with twophase.prepared(
+        row,
+        start,
+        table,
+        classes.one_hot(table["class"]),
+        work,
+        tuned,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        started=started,
+        memory_budget=memory_budget,
+        deck=recipe == "deck",
+    ) as job:
+        model = job.model
+        pristine = model.get_weights()
+        held_out = None
+        if folds:
+            held_out = _cross_validate(job, data, table, classes, plans, recipe, pristine, only_fold)
+            model.set_weights(pristine)
+        starts = None
+        if warm is not None:
+            job, starts = _better_start(job, table, warm)
+        fitted, part = _fit(job, table, classes, plans["main"], "main", recipe)
 
     kept = _float32(job, len(classes), start, tap, recipe)
     network = Network.trace(kept, classes, None if recipe == "deck" else max(1, tuned.unfrozen))
@@ -438,8 +440,8 @@ def _cross_validate(
                     rows.append(mine.assign(domain=domain, fold=int(name.split("-")[1])))
             ready = pd.concat(rows, ignore_index=True).drop(columns=["path", "split", "sha256"])
             ready["file"] = ready.pop("name")
-            ready.to_parquet(file.with_suffix(".tmp"), index=False)
-            file.with_suffix(".tmp").replace(file)
+            with atomic.replacing(file, durable=False, shared=False) as temporary:
+                ready.to_parquet(temporary, index=False)
         parts.append(ready)
     return pd.concat(parts, ignore_index=True)
 

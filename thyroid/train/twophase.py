@@ -7,7 +7,8 @@ the whole body's cost. The state with the highest validation AUROC is kept, the 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from thyroid import progress
 from thyroid.errors import InputError
 from thyroid.model import backbones, inputs
-from thyroid.model.backend import XLA, keras, tf
+from thyroid.model.backend import XLA, keras, policy, strategy, tf
 from thyroid.train import checkpoints, epoch_bar
 from thyroid.train import head as dense
 from thyroid.train.settings import Settings
@@ -38,7 +39,7 @@ LOSS = "categorical_crossentropy"
 """The loss without smoothing and penalty, by which one model can be compared with another."""
 
 CONSTANTS = (dense.EPOCHS, dense.BATCH, dense.PATIENCE, VIEWS, WARMUP, PATIENCE)
-"""What an interrupted training was begun with must be what it is gone on with."""
+"""A resumed training must use the same constants."""
 
 T = TypeVar("T")
 
@@ -92,6 +93,47 @@ class Job:
         pooled = keras.Model(maps, features)
         extractor.jit_compile = pooled.jit_compile = XLA
         return extractor, pooled, keras.Model(maps, probability, name=self.backbone.name)
+
+
+@contextmanager
+def prepared(
+    backbone: backbones.Backbone,
+    start: str | Path | None,
+    table: pd.DataFrame,
+    labels: NDArray[np.float32],
+    work: Path,
+    settings: Settings,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    started: float,
+    memory_budget: int = inputs.MEMORY_BUDGET,
+    deck: bool = False,
+) -> Iterator[Job]:
+    """Yield a training that is ready to be fitted within the block: images decoded, network built, precision and devices set.
+
+    Args:
+        backbone: row of the table.
+        start: of `backbones.find_weights`.
+        table: rows of `tables.examples`.
+        labels: float32 one-hot [n, classes].
+        work: as of `Job`, like epochs, batch_size, seed and started.
+        settings: with the side of the input in pixels.
+        memory_budget: bytes for the images and the maps of every view together.
+        deck: whether the slide deck's recipe is wanted, in single precision.
+    """
+    budget = memory_budget // (1 + VIEWS)
+    pixels = inputs.decode(table, settings.image_size, budget)
+    keras.config.set_dtype_policy("float32" if deck else policy())
+    try:
+        with strategy().scope():
+            keras.utils.set_random_seed(seed)
+            size, classes = settings.image_size, labels.shape[1]
+            model = backbones.build(backbone, size, start, settings.tap, deck=deck, classes=classes)
+            yield Job(model, backbone, pixels, labels, work, epochs, batch_size, seed, started, budget, settings)
+    finally:
+        keras.config.set_dtype_policy("float32")
 
 
 @dataclass(frozen=True)
