@@ -1,15 +1,15 @@
-"""Good requests beside attacks on the endpoint and on the page: all are answered, none much later, and memory comes back.
+"""Good requests during attacks on the endpoint and the page: all are answered, none much later, and memory is freed.
 
     python bench/attacks.py --registry output/registry --scan scan.jpg [--seconds 10]
 
-Both servers run with the limits that they are shipped with, and with a token. A good client asks at a steady rate, a fifth of
-what is possible, on a new connection each time: the endpoint for predictions, the page for readings of one scan; and once a
-second it sends a probe, which fails when it takes longer than the second that Kubernetes waits by itself. The peer is the same
-client without the attack, in a turn before it and one after it. An attack is repeated until `--seconds` have passed; 30
-seconds after its end, memory is compared with that before.
+Both servers run with their default limits and with a token. A good client sends requests at a steady rate, a fifth of
+what is possible, each on a new connection. It asks the endpoint for predictions and the page for readings of one scan.
+Once a second it also sends a probe, which fails if it takes longer than the second that Kubernetes waits by default.
+The baseline is the same client without the attack, in one turn before it and one after it. An attack is repeated until
+`--seconds` have passed. 30 seconds after its end, memory is compared with the memory before.
 
-The attacker is one process of prepared bytes and sockets with little right to the processor (nice 10), but it shares the cores
-with the servers: on two of them, what it takes is in the ratios, too.
+The attacker is a single process that sends prepared bytes over sockets. It runs with low priority (nice 10), but it
+shares the cores with the servers. On two cores, its processor time therefore affects the ratios, too.
 """
 
 import argparse
@@ -49,11 +49,11 @@ TOKEN = "the-token"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 Attack = Callable[[], list[str]]
-"""One round of it; returns what each of its requests was answered with."""
+"""A function that runs one round of an attack and returns the answer to each of its requests."""
 
 
 def address() -> str:
-    """Another visitor's for every request, since the page limits the requests of each."""
+    """Return a random IP address. Each request gets its own, since the page limits the requests of each visitor."""
     return ".".join(["10", *(str(random.randrange(2, 250)) for _ in range(3))])
 
 
@@ -62,11 +62,13 @@ class Target:
     """A server, and the good request to it.
 
     Attributes:
-        name: endpoint or page.
-        running: its process.
-        path, body, headers: of the good request.
-        probe: path of the probe.
-        limit: of its memory, in MB.
+        name: Name of the server: endpoint or page.
+        running: The server's process.
+        path: Path of the good request.
+        body: Body of the good request.
+        headers: Headers of the good request.
+        probe: Path of the probe.
+        limit: Limit of the server's memory in MB.
     """
 
     name: str
@@ -78,11 +80,11 @@ class Target:
     limit: float
 
     def ask(self) -> int:
-        """Status of a good request; 0 where there was no answer."""
+        """Send a good request and return its status; 0 if there was no answer."""
         return self._status("POST", self.path, self.body, self.headers | {"x-forwarded-for": address()})
 
     def lives(self) -> int:
-        """Status of a probe; 0 where there was no answer in time."""
+        """Send a probe and return its status; 0 if there was no answer in time."""
         started = time.perf_counter()
         status = self._status("GET", self.probe, None, {})
         return status if time.perf_counter() - started <= PROBE_SECONDS else 0
@@ -102,7 +104,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Turn:
-    """What a good client met: seconds of each answer, statuses of what failed, and the most memory meanwhile, in MB."""
+    """What a good client observed in one turn.
+
+    Attributes:
+        seconds: Seconds until each good answer.
+        failed: Status of each request that failed.
+        peak: Peak of the server's memory in MB.
+    """
 
     seconds: list[float]
     failed: list[int]
@@ -111,7 +119,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Row:
-    """An attack's result; latencies are p50 and p99 in seconds, memory is in MB."""
+    """The result of an attack. Latencies are p50 and p99 in seconds; memory is in MB."""
 
     target: Target
     attack: str
@@ -125,12 +133,12 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Of the p99 beside the attack to that without it."""
+        """Ratio of the p99 during the attack to the p99 without it."""
         return self.beside[1] / self.alone[1]
 
 
 def capacity(target: Target, seconds: float = 3.0) -> float:
-    """Good answers a second of `CLIENTS` that ask again at once."""
+    """Return the good answers per second to `CLIENTS` clients that send the next request at once."""
     end = time.monotonic() + seconds
 
     def client(_: int) -> int:
@@ -144,7 +152,10 @@ def capacity(target: Target, seconds: float = 3.0) -> float:
 
 
 def turn(target: Target, rate: float, going: Callable[[], bool]) -> Turn:
-    """Ask at a steady rate, whether the requests before are answered or not; latencies count from when each was due."""
+    """Send requests at a steady rate, whether or not earlier ones were answered.
+
+    The latency of a request counts from the time at which it was due.
+    """
     seconds: list[float] = []
     failed: list[int] = []
     peak = 0.0
@@ -168,7 +179,7 @@ def turn(target: Target, rate: float, going: Callable[[], bool]) -> Turn:
             pool.submit(good, due)
             if number % math.ceil(rate) == 0:
                 pool.submit(probe)
-            time.sleep(0.5 / rate)  # a look at memory takes milliseconds, which no request should wait for
+            time.sleep(0.5 / rate)  # reading the memory takes milliseconds, which must not delay a request
             peak = max(peak, memory(target.running))
             due += 1 / rate
             time.sleep(max(0.0, due - time.perf_counter()))
@@ -176,7 +187,7 @@ def turn(target: Target, rate: float, going: Callable[[], bool]) -> Turn:
 
 
 def repeat(attack: Attack, seconds: float, told: Connection) -> None:
-    """The attacker's process."""
+    """Run the attacker's process and send the counts of its answers when it ends."""
     os.nice(10)
     answers: Counter[str] = Counter()
     end = time.monotonic() + seconds
@@ -186,10 +197,10 @@ def repeat(attack: Attack, seconds: float, told: Connection) -> None:
 
 
 def beside(target: Target, name: str, attack: Attack, rate: float, seconds: float, before: Turn) -> tuple[Row, Turn]:
-    """A turn beside the attack, and one after it, which is the one before the next."""
+    """Measure a turn during the attack and one after it, which is also the turn before the next attack."""
     held = memory(target.running)
     mine, theirs = multiprocessing.Pipe(duplex=False)
-    # a fork has everything at hand: to import it anew would take seconds from the servers
+    # a fork has everything imported: importing it again would take seconds of the servers' processor time
     attacker = multiprocessing.get_context("fork").Process(target=repeat, args=(attack, seconds, theirs))
     attacker.start()
     during = turn(target, rate, attacker.is_alive)
@@ -216,7 +227,7 @@ def beside(target: Target, name: str, attack: Attack, rate: float, seconds: floa
 
 
 def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
-    """p50 and p99."""
+    """Return p50 and p99 in seconds; infinity if there are fewer than two values."""
     if len(seconds) < 2:
         return math.inf, math.inf
     cuts = statistics.quantiles(seconds, n=100, method="inclusive")
@@ -224,7 +235,7 @@ def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
 
 
 def measure(target: Target, attacks: dict[str, Attack], seconds: float) -> list[Row]:
-    """All attacks on a server, one after the other."""
+    """Run all attacks on a server, one after the other."""
     rate = SHARE * capacity(target)
     print(f"{target.name}: {rate:.1f} good requests a second", flush=True)
     end = time.monotonic() + seconds
@@ -236,14 +247,14 @@ def measure(target: Target, attacks: dict[str, Attack], seconds: float) -> list[
 
 
 def head(path: str, length: int, kind: str = "application/json", token: str | None = None) -> bytes:
-    """Of a request with a body of so many bytes, from an address of its own."""
+    """Return the head of a request with a body of `length` bytes, from a random address."""
     lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {kind}", f"Content-Length: {length}"]
     lines += [f"X-Forwarded-For: {address()}", *([f"Authorization: Bearer {token}"] if token else [])]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
 def half_sent_heads(running: Server | Page) -> list[str]:
-    """1,200 connections: a third sends nothing, a third a part of a line, a third all but the end."""
+    """Open 1,200 connections: a third send nothing, a third part of a line, and a third all but the end of the head."""
     with ExitStack() as stack:
         opened = [
             stack.enter_context(connections(running, 400, sent))
@@ -253,7 +264,7 @@ def half_sent_heads(running: Server | Page) -> list[str]:
 
 
 def flood(running: Server | Page, heads: Sequence[bytes], bodies: Sequence[bytes], aborted: bool = False) -> list[str]:
-    """Requests at once; aborted ones go without an answer as soon as their bytes are sent."""
+    """Send requests at the same time. Aborted ones close the connection as soon as their bytes are sent."""
 
     def send(number: int) -> str:
         with suppress(OSError), socket.create_connection(("127.0.0.1", running.port), timeout=60) as client:
@@ -268,7 +279,7 @@ def flood(running: Server | Page, heads: Sequence[bytes], bodies: Sequence[bytes
 
 
 def slow_bodies(running: Server) -> list[str]:
-    """Bodies of which a byte arrives: 100 small ones, and 50 that reserve memory before they are read."""
+    """Send one byte of each body: 100 small bodies, and 50 that reserve memory before they are read."""
     with (
         connections(running, 100, head(PREDICT, 900_000, token=TOKEN) + b"{") as small,
         connections(running, 50, head(PREDICT, 30_000_000, token=TOKEN) + b"{") as large,
@@ -277,8 +288,8 @@ def slow_bodies(running: Server) -> list[str]:
 
 
 def calls(running: Server, messages: Sequence[bytes], token: str | None = None) -> list[str]:
-    """gRPC calls at once."""
-    import grpc  # by the attacker alone, since its threads do not outlive a fork
+    """Make gRPC calls at the same time and return the status of each."""
+    import grpc  # only in the attacker's process, since grpc's threads do not survive a fork
 
     metadata = [("authorization", f"Bearer {token}")] if token else []
     options = [("grpc.max_send_message_length", 60_000_000)]
@@ -289,7 +300,7 @@ def calls(running: Server, messages: Sequence[bytes], token: str | None = None) 
 
 
 def message(size: int) -> bytes:
-    """A ModelInferRequest with a raw tensor of so many bytes."""
+    """Return a ModelInferRequest with a raw tensor of `size` bytes."""
     length, rest = bytearray(), size
     while rest > 127:
         length.append(rest & 127 | 128)
@@ -298,7 +309,7 @@ def message(size: int) -> bytes:
 
 
 def mutated(count: int) -> list[bytes]:
-    """Messages with bytes that were changed by chance."""
+    """Return messages with some bytes changed at random."""
     chance, found = random.Random(0), list[bytes]()
     for _ in range(count):
         data = bytearray(message(300))
@@ -309,7 +320,7 @@ def mutated(count: int) -> list[bytes]:
 
 
 def on_endpoint(running: Server) -> dict[str, Attack]:
-    """By who has no token, and, where its name says so, by who has one."""
+    """Return the attacks on the endpoint. An attacker has a token only where the attack's name says so."""
     picture = b'{"instances": [{"image": {"b64": "' + b"A" * 45_000_000 + b'"}}]}'
     empty = b'{"instances": [' + b"{}," * 10_000_000 + b"0]}"
     bombs = [dicoms.regions_bomb(1_000_000), dicoms.deflated_bomb(180)]
@@ -344,7 +355,7 @@ def on_endpoint(running: Server) -> dict[str, Attack]:
 
 
 def on_page(page: Page) -> dict[str, Attack]:
-    """By anyone who may open it."""
+    """Return the attacks on the page by a visitor."""
     kind = "multipart/form-data; boundary=x"
     part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
     form = part + b"A" * 35_000_000 + b"\r\n--x--\r\n"
@@ -371,7 +382,7 @@ def on_page(page: Page) -> dict[str, Attack]:
 
 
 def reading(page: Page, scan: bytes) -> Target:
-    """The page, and the form of one scan that its script sends to it."""
+    """Return the page as a target, with the form that its script sends for one scan."""
     visitor = page.visitor()
     data = {"csrf_token": visitor.token, "roi": [""]}
     files = [("files", ("scan.jpg", scan, "image/jpeg"))]
@@ -380,7 +391,7 @@ def reading(page: Page, scan: bytes) -> Target:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Aligned."""
+    """Return the results as an aligned table."""
     lines = [
         ("attack", "good answers", "failed", "p50, p99 without", "p50, p99 beside", "ratio", "MB before, peak, after")
     ]

@@ -13,20 +13,20 @@ from pathlib import Path
 
 
 def free_port() -> int:
-    """One that nothing listens on."""
+    """Return a port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 class Endpoint:
-    """`python -m thyroid.serve`, or another server, on a free port, from ready to stopped.
+    """A context in which `python -m thyroid.serve`, or another server, is ready on a free port.
 
     Args:
-        arguments: of its command line, but for the port.
-        script: the other server; None for ours.
-        python: what runs it; None for this environment's own.
-        ready: path that answers 200 once it is.
+        arguments: Arguments of the server's command line, without the port.
+        script: Script of another server; None for `thyroid.serve`.
+        python: Interpreter that runs the server; None for this environment's.
+        ready: Path that answers 200 once the server is ready.
     """
 
     def __init__(
@@ -58,4 +58,4 @@ class Endpoint:
             os.killpg(self.process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=60)
-            os.killpg(self.process.pid, signal.SIGKILL)  # some leave their workers behind
+            os.killpg(self.process.pid, signal.SIGKILL)  # some servers leave their workers behind

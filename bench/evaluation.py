@@ -1,9 +1,10 @@
-"""Patient-clustered bootstrap of the AUROC against a plain loop over scikit-learn's roc_auc_score, and whole evaluations.
+"""Patient-clustered bootstrap of the AUROC against a loop over scikit-learn's roc_auc_score, and whole evaluations.
 
     python bench/evaluation.py [--run FOLDER]
 
-The evaluation of the default run's own five models is held against loading them and Keras' `predict` on every image that the
-evaluation asks about, each in a process of its own, by turns. FOLDER is the output of a `make run`; without it one is made.
+The evaluation of the default run's five models is compared with loading them and calling Keras' `predict` on every
+image that the evaluation needs. Both run in a process of their own, in turns. FOLDER is the output of a `make run`;
+without it a run is made first.
 """
 
 import argparse
@@ -32,16 +33,16 @@ from thyroid.model.network import Network
 from thyroid.registry import registry
 from thyroid.train import record, train
 
-IMAGES, MALIGNANT, PATIENTS = 2237, 406, 900  # the deck's cropped test set; its number of patients is not known
+IMAGES, MALIGNANT, PATIENTS = 2237, 406, 900  # the deck's cropped test set; its number of patients is unknown
 DEVELOPMENT = 700
 LOOP_DRAWS = 200
 ROUNDS = 5
 PROCESSES = 3
-"""Rounds of whole processes."""
+"""Number of rounds in which whole processes are measured."""
 
 
 def loop(truth: np.ndarray, score: np.ndarray, patient: np.ndarray, draws: int) -> None:
-    """As most evaluations write it: draw patients, gather their images, score them."""
+    """Bootstrap as most evaluations do: draw patients, gather their images and score them."""
     rng = np.random.default_rng(0)
     images = [np.flatnonzero(patient == one) for one in range(PATIENTS)]
     for _ in range(draws):
@@ -56,7 +57,7 @@ def seconds(work: Callable, *arguments: Any) -> float:
 
 
 def whole_evaluation(folder: Path) -> tuple[float, float]:
-    """Seconds of an evaluation of five models on `IMAGES` test images, and those within them spent in the networks."""
+    """Return the seconds of an evaluation of five models on `IMAGES` test images, and those spent in the networks."""
     patients = (IMAGES + DEVELOPMENT + 1) // 2
     phantom.generate(folder, patients=patients, images_per_patient=2)
     files = sorted((folder / "scans").iterdir(), key=lambda file: file.name.split("_")[1])
@@ -91,7 +92,7 @@ def whole_evaluation(folder: Path) -> tuple[float, float]:
 
 
 def default_run(folder: Path) -> tuple[Path, list[Path]]:
-    """Data version and trainings of a `make run` in `folder`, which is made if it is not there."""
+    """Return the data version and the trainings of a `make run` in `folder`; start the run if there is none."""
     if not any(folder.glob("pipeline/*")):
         subprocess.run([sys.executable, "-m", "pipelines", "run", "--output", folder], check=True)
     newest = max(folder.glob("pipeline/*"))
@@ -100,7 +101,10 @@ def default_run(folder: Path) -> tuple[Path, list[Path]]:
 
 
 def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Path) -> int:
-    """asked.json and arrays for predict_only.py: what `evaluated` asked every model about, each image once; how many answers."""
+    """Write asked.json and the arrays for predict_only.py, and return how many predictions they ask for.
+
+    They hold what the evaluation asked every model about, each image once.
+    """
     facts = json.loads((evaluated / "evaluation.json").read_text())
     domain, size = facts["serving_domain"], facts["models"][0]["image_size"]
     table = audits.context(data, domain)
@@ -126,7 +130,7 @@ def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Pat
 
 
 def process(command: Sequence[Any]) -> tuple[float, float]:
-    """Seconds that a process takes, and those of processors."""
+    """Run a process, and return its seconds of wall-clock time and of processor time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     took = seconds(lambda: subprocess.run([sys.executable, *command], check=True, capture_output=True))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -134,7 +138,10 @@ def process(command: Sequence[Any]) -> tuple[float, float]:
 
 
 def evaluate_vs_predict_only(run: Path, folder: Path) -> float:
-    """Seconds of the evaluation of a run's models over those of loading them and predicting its images: medians by turns."""
+    """Return the ratio of the seconds of an evaluation to those of loading its models and predicting its images.
+
+    Both are medians of processes that run in turns.
+    """
     data, models = default_run(run)
     evaluation = ["-m", "thyroid.evaluate", "--data", data, "--models", *models, "--output", folder / "evaluated"]
     process(evaluation)
@@ -173,7 +180,8 @@ def main() -> None:
     print(f"scikit-learn loop  {statistics.median(theirs):>10,.0f} draws a second")
     print(f"thyroid.metrics    {statistics.median(ours):>10,.0f} draws a second")
     print(
-        f"evaluation of five models on {IMAGES} images: {whole:.0f} s, {whole - forward:.0f} s of them not in the networks"
+        f"evaluation of five models on {IMAGES} images: {whole:.0f} s, {whole - forward:.0f} s of them not in the "
+        "networks"
     )
     found = {
         "bootstrap_vs_sklearn_loop": round(statistics.median(ratios), 1),

@@ -1,7 +1,8 @@
-"""What a night without new scans costs, and one with 100 of them, against the first look at all; downloads side by side.
+"""Cost of a run without new scans, and of one with 100, against the first run over all scans; parallel downloads.
 
-Peers, in the same run: the first ingest and crop of all scans (in a store of its own), and google-cloud-storage's own
-download of one object after the other. The emulator answers after a delay, since a bucket is a network away.
+The baselines, in the same run, are the first ingest and crop of all scans (in a store of its own), and a download of
+one object after the other with google-cloud-storage. The emulator answers after a delay, as a bucket does over a
+network.
 
     python bench/incremental.py [--scans 50000] [--objects 600] [--delay 0.02]
 """
@@ -33,7 +34,10 @@ NEW = 100
 
 
 def write(task: tuple[Path, int]) -> tuple[str, int, int, int, int]:
-    """One small scan, and its row of rois.csv: smooth speckle with a darker nodule, different for every number."""
+    """Write one small scan and return its row of rois.csv.
+
+    The scan is smooth speckle with a darker nodule, and it differs for every number.
+    """
     folder, number = task
     dice = np.random.default_rng(number)
     frame = cv2.resize(dice.integers(60, 230, (30, 40), dtype=np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
@@ -55,7 +59,7 @@ def generate(root: Path, numbers: range) -> None:
 
 
 def a_run(root: Path) -> float:
-    """Seconds of ingest and, unless it finds nothing new and the run ends there, of crop; start-up included."""
+    """Return the seconds of ingest and crop, start-up included; the run ends after ingest if nothing has changed."""
     started = time.monotonic()
     for step in (
         ("ingest", "--scans", root / "scans", "--rois", root / "rois.csv", "--output", root / "data"),

@@ -1,7 +1,7 @@
-"""Input pipeline: images a second, with the deck's augmentation and without.
+"""Images per second of the input pipeline, with and without the deck's augmentation.
 
-Peers, in the same run, side by side: the deck's Keras ImageDataGenerator, and the limit (decode and resize alone, on as
-many threads as there are cores).
+The baselines, in the same run and in turns, are the deck's Keras ImageDataGenerator, and the limit: decoding and
+resizing alone, on as many threads as there are cores.
 
     python bench/input.py [--images 1600] [--size 224]
 """
@@ -30,7 +30,7 @@ FRAME = (560, 360)
 
 
 def write(folder: Path, count: int) -> pd.DataFrame:
-    """Phantom scan areas of 560x360 pixels, a folder for each class as the deck had them."""
+    """Write phantom scan areas of 560x360 pixels, in one folder per class as in the deck."""
     rows = []
     for number in range(count):
         label = "BM"[number % 2]

@@ -1,4 +1,4 @@
-"""A client for load that takes little of the processor from the server it measures: one thread, bare sockets, epoll."""
+"""A load generator that takes little processor time from the server it measures: one thread, sockets and epoll."""
 
 import random
 import selectors
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-_PATIENCE = 60.0  # seconds after a round's end
+_PATIENCE = 60.0  # seconds to wait for answers after a round's end
 
 
 @dataclass(frozen=True)
 class Answer:
-    """When it was asked for and was there (seconds of the round), and its HTTP status."""
+    """An answer: the times of the request and of the answer, in seconds of the round, and the HTTP status."""
 
     asked: float
     there: float
@@ -22,7 +22,7 @@ class Answer:
 
 
 class _Connection:
-    """One request at a time over one connection that stays open."""
+    """A connection that stays open and carries one request at a time."""
 
     def __init__(self, host: str, port: int) -> None:
         self.socket = socket.create_connection((host, port), timeout=30)
@@ -35,7 +35,7 @@ class _Connection:
         self.write()
 
     def write(self) -> bool:
-        """Send what goes; whether all has gone."""
+        """Send as many bytes as the socket takes, and return whether all have been sent."""
         if self.left:
             try:
                 self.left = self.left[self.socket.send(self.left) :]
@@ -44,7 +44,7 @@ class _Connection:
         return not self.left
 
     def read(self) -> int | None:
-        """The answer's status; None until it is whole."""
+        """Read from the socket and return the answer's status; None until the answer is complete."""
         part = self.socket.recv(262_144)
         if not part:
             raise ConnectionError(f"closed after {self.got[:200]!r}")
@@ -57,12 +57,12 @@ class _Connection:
 
 
 class Load:
-    """Sends one request again and again.
+    """Sends the same request repeatedly.
 
     Args:
-        url: of the route.
-        body: of each request.
-        kind: its content type.
+        url: URL of the route.
+        body: Body of each request.
+        kind: Content type of the body.
     """
 
     def __init__(self, url: str, body: bytes, kind: str) -> None:
@@ -76,11 +76,11 @@ class Load:
         self._request = f"{head}\r\n\r\n".encode() + body
 
     def closed(self, clients: int, seconds: float) -> list[Answer]:
-        """So many clients, each of which asks again as soon as it has an answer, whatever the answer is."""
+        """Run a closed loop: each client sends its next request as soon as it has any answer."""
         return self._run([0.0] * clients, seconds, again=True)
 
     def open(self, rate: float, seconds: float, seed: int) -> list[Answer]:
-        """So many requests a second by chance (Poisson), whether the ones before are answered or not."""
+        """Run an open loop: requests follow a Poisson process with `rate` per second, whatever has been answered."""
         chance, due = random.Random(seed), [0.0]
         while due[-1] < seconds:
             due.append(due[-1] + chance.expovariate(rate))
@@ -125,7 +125,7 @@ class Load:
     ) -> Iterator[tuple[_Connection, int]]:
         for key, events in selector.select(patience):
             one: _Connection = key.data
-            if one in free:  # the server closes what was idle for some seconds
+            if one in free:  # the server closes connections that were idle for some seconds
                 free.remove(one)
                 selector.unregister(one.socket)
                 one.socket.close()

@@ -1,4 +1,4 @@
-"""What one writes first: KServe with Keras' predict in the handler. The peer of bench/serving.py."""
+"""The simplest server: KServe with Keras' predict in the handler. A peer of bench/serving.py."""
 
 import argparse
 import base64
@@ -10,7 +10,7 @@ arguments = argparse.ArgumentParser()
 arguments.add_argument("--model", type=Path, required=True)
 arguments.add_argument("--port", type=int, required=True)
 options = arguments.parse_args()
-sys.argv = sys.argv[:1]  # kserve parses the command line, too
+sys.argv = sys.argv[:1]  # kserve also parses the command line
 
 import cv2  # noqa: E402
 import keras  # noqa: E402

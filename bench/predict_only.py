@@ -1,9 +1,9 @@
-"""The least that an evaluation can do: load the models and let Keras predict every image, with nothing around it.
+"""The least that an evaluation can do: load the models and predict every image with Keras.
 
     python bench/predict_only.py ASKED
 
-ASKED is a folder with asked.json, as `bench/evaluation.py` writes it: the models, and for each the files, and arrays of
-images, that an evaluation asks it about.
+ASKED is a folder with asked.json, as `bench/evaluation.py` writes it. The file names the models, and for each model the
+files and the arrays of images that an evaluation asks it about.
 """
 
 import json

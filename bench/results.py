@@ -1,11 +1,11 @@
-"""Recipes side by side, and what every backbone needs: writes results.md, results.json and results.png.
+"""Compares recipes, and what every backbone needs: writes results.md, results.json and results.png.
 
     python bench/results.py --data DIR --weights DIR --output docs
     python bench/results.py --runs SWEEP GRADED BESIDE --output docs
 
-Cross-validated by patient on the development part of a data version; the test set stays unread. What was stopped goes on
-from --work when it is started again. With --runs what searches (`make sweep`), runs with more than two classes and runs with
-clinical columns (`make run`) have found stands below that, in the order given.
+The recipes are cross-validated by patient on the development part of a data version. The test set is not read. If the
+command is stopped, the same command resumes from --work. With --runs, results.md also holds the results of searches
+(`make sweep`), of runs with more than two classes and of runs with clinical columns (`make run`), in the given order.
 """
 
 import argparse
@@ -43,7 +43,12 @@ RUNS = "<!-- below: python bench/results.py --runs -->"
 
 
 def figures(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> dict[str, Any]:
-    """AUROC, accuracy, majority of predictions; and the paired AUROC difference to those of `reference`."""
+    """Return the AUROC, the accuracy and the majority of predictions, and the paired AUROC difference to `reference`.
+
+    Args:
+        table: Predictions, one row per image.
+        reference: Predictions on the same images to compare with; None leaves the difference out.
+    """
     positive = table["label"] == CLASSES[POSITIVE]
     score = table[SCORE]
     row: dict[str, Any] = {
@@ -59,7 +64,7 @@ def figures(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> dict[
 
 
 def recipes(data: Path, domain: str, weights: str, size: int, epochs: int, deck_epochs: int, work: Path) -> list[dict]:
-    """VGG16 by every recipe: frozen, two-phase and a shallower tap on all folds, the deck's on the first."""
+    """Train VGG16 with every recipe: frozen, two-phase and a shallower tap on all folds, the deck's on the first."""
     common: dict[str, Any] = {"weights": weights, "image_size": size, "folds": FOLDS, "work": work / "trainings"}
     rows = []
     folders = {}
@@ -95,7 +100,7 @@ def recipes(data: Path, domain: str, weights: str, size: int, epochs: int, deck_
 
 
 def sizes(data: Path, domain: str, weights: str, size: int, work: Path) -> list[dict]:
-    """Every backbone: its size, its frozen cross-validated AUROC, what reaches its first convolution, its memory."""
+    """Measure every backbone's size, frozen cross-validated AUROC, input of the first convolution, and memory."""
     rows = []
     pixels = inputs.decode(tables.examples(data, domain, "validation").head(diagnose.SAMPLE), size)
     for name, row in backbones.BACKBONES.items():
@@ -124,7 +129,10 @@ def sizes(data: Path, domain: str, weights: str, size: int, work: Path) -> list[
 
 
 def memory(backbone: str) -> dict[str, dict[int, float]]:
-    """Peak memory in GB by recipe and batch size, measured in a process of its own, the last one extrapolated."""
+    """Return the peak memory in GB by recipe and batch size.
+
+    Each is measured in a process of its own, except that of `MEMORY_TARGET`, which is extrapolated.
+    """
     result: dict[str, dict[int, float]] = {}
     for recipe in ("two-phase", "deck"):
         measured = {}
@@ -140,7 +148,7 @@ def memory(backbone: str) -> dict[str, dict[int, float]]:
 
 
 def _peak(backbone: str, recipe: str, batch: int) -> float:
-    """Really train a few steps on noise of `MEMORY_SIZE` pixels."""
+    """Train a few steps on noise images of `MEMORY_SIZE` pixels and return the process's peak memory in GB."""
     row = backbones.get(backbone)
     shape = (batch * MEMORY_STEPS, MEMORY_SIZE, MEMORY_SIZE)
     pixels = np.random.default_rng(0).integers(0, 255, (*shape, 1), dtype=np.uint8)
@@ -162,7 +170,7 @@ def _peak(backbone: str, recipe: str, batch: int) -> float:
 def write(
     output: Path, facts: dict[str, Any], settings: dict[str, Any], compared: list[dict], sized: list[dict]
 ) -> None:
-    """results.md for people, results.json for machines, results.png."""
+    """Write results.md for people, results.json for machines, and results.png."""
     output.mkdir(parents=True, exist_ok=True)
     deck = next(row for row in compared if row["recipe"] == "deck")
     two_phase = next(row for row in compared if row["recipe"] == "two-phase")
@@ -177,8 +185,9 @@ def write(
         f"Written by `make results` (`python bench/results.py`). Data version `{facts['digest'][:12]}`: "
         f"{development['B']} benign and {development['M']} malignant scans of the development part "
         f"({splits['train']['patients'] + splits['validation']['patients']} patients), domain {settings['domain']}, "
-        f"{settings['size']} px, start {settings['weights']}. Patient-grouped {FOLDS}-fold cross-validation; every image is "
-        "scored by a model that saw none of its patient's. Brackets: 95 % intervals over patients. The test set was not read.",
+        f"{settings['size']} px, start {settings['weights']}. Patient-grouped {FOLDS}-fold cross-validation; every "
+        "image is scored by a model that saw none of its patient's. Brackets: 95 % intervals over patients. The test "
+        "set was not read.",
         "",
         "## Recipes (VGG16)",
         "",
@@ -214,12 +223,14 @@ def write(
         "",
         "## Size against result",
         "",
-        "Frozen phase and head only. A backbone that starts from none has random weights: its result says nothing about it.",
+        "Frozen phase and head only. A backbone that starts from none has random weights: its result says nothing "
+        "about it.",
         "",
         "| backbone | start | parameters | MB | AUROC | accuracy | majority | seconds |",
         "|---|---|---|---|---|---|---|---|",
         *(
-            f"| {row['backbone']} | {row['weights']} | {row['parameters']:,} | {row['megabytes']:.0f} | {row['auroc']} | "
+            f"| {row['backbone']} | {row['weights']} | {row['parameters']:,} | {row['megabytes']:.0f} | "
+            f"{row['auroc']} | "
             f"{row['accuracy']:.3f} | {row['majority']:.3f} | {row['seconds']:.0f} |"
             for row in sorted(sized, key=lambda row: row["parameters"])
         ),
@@ -227,9 +238,9 @@ def write(
         "## Memory",
         "",
         f"Peak of the process in GB at {MEMORY_SIZE} px over {MEMORY_STEPS} steps on a CPU: batches of "
-        f"{' and '.join(map(str, MEMORY_BATCHES))} measured, {MEMORY_TARGET} extrapolated on a line. Two-phase keeps no "
-        "activations of the frozen part. On Kubeflow the training step requests the two-phase figure and the memory budget "
-        "for images and maps (4 GB), and its limit is the deck's figure.",
+        f"{' and '.join(map(str, MEMORY_BATCHES))} measured, {MEMORY_TARGET} extrapolated on a line. Two-phase keeps "
+        "no activations of the frozen part. On Kubeflow the training step requests the two-phase figure and the memory "
+        "budget for images and maps (4 GB), and its limit is the deck's figure.",
         "",
         "| backbone | "
         + " | ".join(
@@ -252,21 +263,21 @@ def write(
 
 
 def _kept(output: Path) -> str:
-    """What an earlier call with --runs has written."""
+    """Return the part of results.md that an earlier call with --runs wrote."""
     file = output / "results.md"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     return RUNS + text.partition(RUNS)[2] if RUNS in text else ""
 
 
 def write_runs(output: Path, runs: Sequence[Path]) -> None:
-    """Put what runs have found into results.md, in place of what earlier ones had.
+    """Write the results of runs to results.md, in place of those of earlier runs.
 
     Args:
-        output: folder of results.md.
-        runs: outputs of `make sweep` or `make run`.
+        output: Folder of results.md.
+        runs: Outputs of `make sweep` or `make run`.
 
     Raises:
-        InputError: a folder is neither.
+        InputError: A folder is not such an output.
     """
     output.mkdir(parents=True, exist_ok=True)
     file = output / "results.md"
@@ -300,14 +311,19 @@ def _search(study: dict[str, Any]) -> list[str]:
     return [
         "## Search",
         "",
-        f"`make sweep`: {plan['backbone']} on {tables.DOMAIN_NAMES[plan['domain']]}, data version `{plan['data_digest'][:12]}`, "
+        f"`make sweep`: {plan['backbone']} on {tables.DOMAIN_NAMES[plan['domain']]}, data version "
+        f"`{plan['data_digest'][:12]}`, "
         f"start {plan['weights']}. Macro AUROC out of fold, patient-grouped; the test set was not read.",
         "",
-        "| stage | trials (pruned, failed) | default settings | best | paired difference | left when other patients choose than judge |",
+        "| stage | trials (pruned, failed) | default settings | best | paired difference | "
+        "left when other patients choose than judge |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {name} | {stage['finished'] + stage['pruned'] + stage['failed']} ({stage['pruned']}, {stage['failed']}) | "
-            f"{metrics.format_interval(stage['default']['auroc'])} | {metrics.format_interval(stage['best']['auroc'])} | {metrics.format_interval(stage['difference'])} | "
+            f"| {name} | {stage['finished'] + stage['pruned'] + stage['failed']} "
+            f"({stage['pruned']}, {stage['failed']}) | "
+            f"{metrics.format_interval(stage['default']['auroc'])} | "
+            f"{metrics.format_interval(stage['best']['auroc'])} | "
+            f"{metrics.format_interval(stage['difference'])} | "
             f"{metrics.format_interval((stage['corrected'] or {}).get('difference'))} |"
             for name, stage in study["stages"].items()
         ),
@@ -336,20 +352,25 @@ def _graded(summary: dict[str, Any]) -> list[str]:
     return [
         f"## {len(summary['classes'])} classes",
         "",
-        f"`make run LABELS=... CLASSES=...`: {_about(summary)}. {test['n']} test images of {test['patients']} patients.",
+        f"`make run LABELS=... CLASSES=...`: {_about(summary)}. {test['n']} test images of {test['patients']} "
+        "patients.",
         "",
         "| class against all others | test images | patients | AUROC | sensitivity at its own point | specificity |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {name} | {row['n']} | {row['patients']} | {metrics.format_interval(row.get('auroc'))} | {metrics.format_interval(row.get('sensitivity'))} | "
+            f"| {name} | {row['n']} | {row['patients']} | {metrics.format_interval(row.get('auroc'))} | "
+            f"{metrics.format_interval(row.get('sensitivity'))} | "
             f"{metrics.format_interval(row.get('specificity'))} |"
             for name, row in test["classes"].items()
         ),
         f"| macro (mean) | {test['n']} | {test['patients']} | {metrics.format_interval(test['macro_auroc'])} | | |",
         "",
-        f"Malignant side against benign side: AUROC {metrics.format_interval(test['auroc'])}, {summary['ranked_by'].replace('_', '-')} "
-        f"{metrics.format_interval(best[summary['ranked_by']])}. {'Quadratic-weighted kappa' if summary['ordered'] else 'Kappa'} "
-        f"{metrics.format_interval(test.get('kappa'))}. Accuracy {test['accuracy']:.3f}, majority class alone {test['majority']:.3f}. "
+        f"Malignant side against benign side: AUROC {metrics.format_interval(test['auroc'])}, "
+        f"{summary['ranked_by'].replace('_', '-')} "
+        f"{metrics.format_interval(best[summary['ranked_by']])}. "
+        f"{'Quadratic-weighted kappa' if summary['ordered'] else 'Kappa'} "
+        f"{metrics.format_interval(test.get('kappa'))}. Accuracy {test['accuracy']:.3f}, majority class alone "
+        f"{test['majority']:.3f}. "
         f"Gate: {summary['gate']['decision']}.",
         "",
     ]
@@ -368,11 +389,13 @@ def _columns(summary: dict[str, Any]) -> list[str]:
         "| macro AUROC | development, cross-fitted | test set |",
         "|---|---|---|",
         *(
-            f"| {name} | {metrics.format_interval(beside['development']['auroc'][key])} | {metrics.format_interval(beside['test']['auroc'][key])} |"
+            f"| {name} | {metrics.format_interval(beside['development']['auroc'][key])} | "
+            f"{metrics.format_interval(beside['test']['auroc'][key])} |"
             for key, name in rows
         ),
         *(
-            f"| {name} | {metrics.format_interval(beside['development']['difference'][key])} | {metrics.format_interval(beside['test']['difference'][key])} |"
+            f"| {name} | {metrics.format_interval(beside['development']['difference'][key])} | "
+            f"{metrics.format_interval(beside['test']['difference'][key])} |"
             for key, name in gains
         ),
         "",

@@ -1,6 +1,6 @@
 """Ingest and crop of many scans: does memory stay flat, are the cores busy, how long does it take?
 
-Peers, in the same run: a tenth of the scans (memory) and the same work held to one core (speed).
+The baselines, in the same run, are a tenth of the scans (memory) and the same work on one core (speed).
 
     python bench/scale.py [--scans 20000]
 """
@@ -24,7 +24,7 @@ IMAGES_PER_PATIENT = 4
 
 @dataclass(frozen=True)
 class Measured:
-    """Wall seconds, busy cores on average, and peak memory of the step with its workers in MB."""
+    """Wall-clock seconds of a step, its mean number of busy cores, and its peak memory with its workers in MB."""
 
     seconds: float
     cores: float
@@ -32,7 +32,7 @@ class Measured:
 
 
 def measure(*command: str, one_core: bool = False) -> Measured:
-    """Run `python -m command` and watch it and its workers."""
+    """Run `python -m command`, and measure it together with its workers."""
     pin = (lambda: os.sched_setaffinity(0, {0})) if one_core else None
     started = time.monotonic()
     before = os.times()

@@ -1,12 +1,13 @@
-"""The endpoint, HTTP and JPEG decoding included, beside what one would pick instead. Every side with its best setting, in turns.
+"""The endpoint, with HTTP and JPEG decoding, against other servers, each with its best settings and in turns.
 
     python bench/serving.py [--backbones ResNet50,VGG16,EfficientNetB7] [--rounds 3]
 
-ResNet50 at 224 pixels against FastAPI, LitServe and MLServer, each with OpenVINO (bench/peers, in environments of their own
-under ~/.cache/thyroid-bench) in latency and in throughput mode, of which the better one counts: for f32 and, where that is
-another, for the form that is served unasked; a nodule's crop as a JPEG, and a frame of 1024 x 768 with its region as JSON. A
-ratio is the worst over the forms. The engine's limit is OpenVINO's own throughput mode on the same model without HTTP. Every
-backbone against Keras' `predict` and a `tf.function` in this process, and against a plain KServe server with `predict`.
+ResNet50 at 224 pixels is compared with FastAPI, LitServe and MLServer, each with OpenVINO (bench/peers, in
+environments of their own under ~/.cache/thyroid-bench). They run in latency and in throughput mode, and the better
+mode counts. The forms are f32 and the form that is served by default, if it is another. The requests are a nodule's
+crop as a JPEG, and a frame of 1024 x 768 pixels with its region as JSON. A ratio is the worst over the forms. The
+engine's limit is OpenVINO's own throughput mode on the same model without HTTP. Every backbone is also compared with
+Keras' `predict` and a `tf.function` in this process, and with a plain KServe server that calls `predict`.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from thyroid.serve import preprocessing
 from thyroid.serve.payload import Instance
 
 SIZE = 224
-SECONDS, WARM = 2.0, 1.0  # of a round, and before it counts
+SECONDS, WARM = 2.0, 1.0  # seconds of a round, and seconds of warm-up before it
 CLIENTS, CROWD = 8, 256
 LOAD = 0.8
 PEERS = ("fastapi", "litserve", "mlserver")
@@ -51,11 +52,11 @@ OURS = "/v1/models/thyroid:predict"
 HERE = Path(__file__).parent
 
 Request = tuple[bytes, str]  # body and content type
-Side = Callable[[int], float]  # of the round's number
+Side = Callable[[int], float]  # takes the round's number, returns the measurement
 
 
 def artefact(name: str, folder: Path) -> Path:
-    """A model of a backbone with random weights, as the registry would hold it."""
+    """Write a model of a backbone with random weights to a folder, as the registry would hold it."""
     folder.mkdir(parents=True)
     keras.utils.set_random_seed(0)
     network = backbones.build(backbones.get(name), SIZE, None)
@@ -92,7 +93,7 @@ def artefact(name: str, folder: Path) -> Path:
 
 
 def environment(peer: str) -> Path:
-    """Python of an environment that holds a peer's pinned packages and nothing else; made once."""
+    """Return the interpreter of an environment with only a peer's pinned packages; create it once."""
     listed = HERE / "peers" / f"{peer}.txt"
     digest = hashlib.sha256(listed.read_bytes() + sys.version.encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -107,7 +108,7 @@ def environment(peer: str) -> Path:
 
 
 def requests() -> tuple[Request, Request, Request]:
-    """A nodule's crop as an image and as JSON, and a frame of 1024 x 768 pixels with its region."""
+    """Return a nodule's crop as an image and as JSON, and a frame of 1024 x 768 pixels with its region as JSON."""
     drawn = phantom.draw("M", patient=3, image=1)
     cut = images.encode(geometry.region(drawn.image, drawn.roi))
     large = cv2.resize(drawn.image, (1024, 768), interpolation=cv2.INTER_CUBIC)
@@ -123,7 +124,10 @@ def _b64(data: bytes) -> dict[str, str]:
 
 
 def in_turns(rounds: int, sides: dict[str, Side]) -> dict[str, float]:
-    """Median of every side over the rounds; each gets its turn in each round, so that a busy machine meets all alike."""
+    """Return the median of every side over the rounds.
+
+    Every side takes a turn in each round, so that other load on the machine affects all of them alike.
+    """
     found: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(rounds):
@@ -134,7 +138,7 @@ def in_turns(rounds: int, sides: dict[str, Side]) -> dict[str, float]:
 
 
 def rate(load: Load, clients: int = CLIENTS, seconds: float = SECONDS, warm: float = WARM) -> Side:
-    """Good answers a second of a closed loop."""
+    """Return a measurement of the good answers per second in a closed loop."""
 
     def run(_: int) -> float:
         answers = load.closed(clients, warm + seconds)
@@ -144,10 +148,15 @@ def rate(load: Load, clients: int = CLIENTS, seconds: float = SECONDS, warm: flo
 
 
 def median(load: Load, asked: float | None = None) -> Side:
-    """Median seconds of a request: at so many a second by chance, or of one client."""
+    """Return a measurement of a request's median seconds.
+
+    Args:
+        load: Source of the requests.
+        asked: Requests per second as a Poisson process; None for one client that waits for each answer.
+    """
 
     def run(number: int) -> float:
-        # a queue grows and falls for seconds, so that the median of few of them is chance
+        # a queue grows and shrinks over seconds, so a median over few seconds would be random
         answers = load.closed(1, WARM + SECONDS) if asked is None else load.open(asked, WARM + 5 * SECONDS, seed=number)
         if wrong := {one.status for one in answers} - {200}:
             raise RuntimeError(f"answered {wrong}")
@@ -157,7 +166,7 @@ def median(load: Load, asked: float | None = None) -> Side:
 
 
 def timed(call: Callable[[], Any]) -> Side:
-    """Median seconds of a call."""
+    """Return a measurement of a call's median seconds."""
 
     def run(_: int) -> float:
         taken, end = [], time.perf_counter() + SECONDS
@@ -171,7 +180,7 @@ def timed(call: Callable[[], Any]) -> Side:
 
 
 def bare_engine(folder: Path, form: str) -> Side:
-    """Images a second of OpenVINO's throughput mode, fed without a pause."""
+    """Return a measurement of the images per second in OpenVINO's throughput mode, fed without a pause."""
     import openvino
 
     core = openvino.Core()
@@ -194,7 +203,7 @@ def bare_engine(folder: Path, form: str) -> Side:
 
 
 def beside_peers(folder: Path, form: str, asked: bool, rounds: int) -> dict[str, float]:
-    """One form: prints its rows, returns its ratios."""
+    """Compare one form with the peers, print its rows and return its ratios."""
     cut, cut_json, frame = requests()
     precision = "bf16" if form == engine.BF16 else "f32"
     with contextlib.ExitStack() as stack:
@@ -230,12 +239,14 @@ def beside_peers(folder: Path, form: str, asked: bool, rounds: int) -> dict[str,
         client = (time.process_time() - spent) / (time.perf_counter() - began)
         memory = psutil.Process(served.process.pid).memory_info().rss / 1e6
     print(
-        f"\nResNet50, {form}, {cores.available()} cores; ours {memory:.0f} MB, ready after {served.cold_start:.1f} s; client {client:.0%} of a core"
+        f"\nResNet50, {form}, {cores.available()} cores; ours {memory:.0f} MB, ready after "
+        f"{served.cold_start:.1f} s; client {client:.0%} of a core"
     )
     print(f"  {'':22}crop/s  frame/s  p50 of one client  p50 at {wanted:.0f}/s")
     for name in crops:
         print(
-            f"  {name:22}{many[name]:6.1f}  {wide[name]:7.1f}  {alone[name] * 1000:14.0f} ms  {busy[name] * 1000:9.0f} ms"
+            f"  {name:22}{many[name]:6.1f}  {wide[name]:7.1f}  {alone[name] * 1000:14.0f} ms  "
+            f"{busy[name] * 1000:9.0f} ms"
         )
     print(f"  engine's limit        {many['engine']:6.1f}")
     print(
@@ -253,7 +264,7 @@ def beside_peers(folder: Path, form: str, asked: bool, rounds: int) -> dict[str,
 
 
 def floors(name: str, folder: Path, rounds: int) -> dict[str, float]:
-    """One backbone as it is served unasked against Keras: prints its row, returns its ratios."""
+    """Compare one backbone, in the form that is served by default, with Keras; print its row and return its ratios."""
     (jpeg, kind), as_json, _ = requests()
     network = keras.saving.load_model(folder / artefacts.MODEL, compile=False)
     network.jit_compile = False
@@ -284,7 +295,8 @@ def floors(name: str, folder: Path, rounds: int) -> dict[str, float]:
     keras.backend.clear_session()
     print(
         f"{name}, {form}: {found['ours'] * 1000:.1f} ms, predict {found['predict'] * 1000:.1f} ms, tf.function "
-        f"{found['function'] * 1000:.1f} ms; {found['ours of many']:.1f}/s, plain server {found['plain of many']:.1f}/s",
+        f"{found['function'] * 1000:.1f} ms; {found['ours of many']:.1f}/s, plain server "
+        f"{found['plain of many']:.1f}/s",
         flush=True,
     )
     key = name.lower()
@@ -296,7 +308,7 @@ def floors(name: str, folder: Path, rounds: int) -> dict[str, float]:
 
 
 def facts(served: Endpoint) -> dict[str, Any]:
-    """What the endpoint says of the model that it serves."""
+    """Return the facts that the endpoint reports about the model that it serves."""
     with urllib.request.urlopen(f"{served.url}/v1/models/thyroid/facts") as answer:
         return json.load(answer)
 

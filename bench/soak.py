@@ -1,4 +1,4 @@
-"""The endpoint at about 80 % load for a while: no error, flat memory.
+"""The endpoint under about 80 % load for some minutes: no error, and flat memory.
 
 python bench/soak.py --registry output/registry --scan scan.jpg --minutes 10
 """
@@ -20,7 +20,7 @@ GROWTH_MB = 60.0
 
 
 async def rate(url: str, body: bytes, seconds: float, pause: float = 0.0) -> tuple[list[float], list[str]]:
-    """Latencies and errors of `CLIENTS` that ask one after the other, each with a pause between its requests."""
+    """Return the latencies in seconds and the errors of `CLIENTS` clients, each with a pause between its requests."""
     latencies: list[float] = []
     errors: list[str] = []
     end = time.monotonic() + seconds
@@ -52,7 +52,7 @@ def main() -> int:
     with Endpoint("--registry", str(arguments.registry)) as endpoint:
         url = f"{endpoint.url}/v1/models/thyroid:predict"
         full, errors = asyncio.run(rate(url, body, 10))
-        # each client then waits so long between its requests that together they ask for LOAD of what was possible
+        # with this pause between requests, the clients together ask for LOAD of what was possible
         pause = CLIENTS / (LOAD * len(full) / 10) - CLIENTS / (len(full) / 10)
         memory, latencies = [], []
         minutes = max(1, round(arguments.minutes))

@@ -1,7 +1,7 @@
-"""Search: trials an hour on cached features, against training each of them from its images.
+"""Trials per hour of a search on cached features, against training each of them from its images.
 
-The peer, in the same run, does the same trial (same folds, same head settings, same result) as a training with folds would:
-it decodes the images and computes the frozen part once, and then fits the heads. Neither is pruned.
+The baseline, in the same run, does the same trial (same folds, same head settings, same result) as a training with
+folds would. It decodes the images, computes the frozen part once, and then fits the heads. Neither is pruned.
 
     python bench/sweep.py --scans DIR --rois rois.csv --weights DIR
 """
@@ -24,17 +24,17 @@ from thyroid.train.settings import Settings
 
 FOLDS = 5
 SIZE = 64
-"""As of the quick preset: larger images cost a training more and a search nothing."""
+"""Side of the images in pixels, as in the quick preset. Larger images cost a training more and a search nothing."""
 TRIALS = 40
 RETRAINED = 2
 
 
 def nothing(step: int, value: float) -> None:
-    """No trial is pruned."""
+    """Prune no trial."""
 
 
 def retrain(plan: plans.Plan, data: Path, weights: str, settings: Settings, work: Path) -> np.ndarray:
-    """Out-of-fold probabilities of the settings, from the images on."""
+    """Train with the settings, starting from the images, and return the out-of-fold probabilities."""
     start = backbones.find_weights(backbones.get(plan.facts["backbone"]), weights)
     table = search.development(data, plan.facts["domain"])
     probability = np.full(plan.labels.shape, np.nan)
@@ -69,7 +69,7 @@ def main() -> None:
 
         evaluate_plain = functools.partial(search.evaluate_heads, plan, {})
         began = time.perf_counter()
-        search.work_on(plan, plans.HEADS, TRIALS, evaluate)  # Optuna's part of a trial included
+        search.work_on(plan, plans.HEADS, TRIALS, evaluate)  # includes Optuna's part of a trial
         cached = (time.perf_counter() - began) / TRIALS
         seconds = []
         for number in range(RETRAINED):

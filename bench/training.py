@@ -1,7 +1,7 @@
-"""Training: how soon our default recipe is as good as it gets, against the deck's 15 epochs; what our `fit` costs.
+"""Time until the default recipe reaches its final AUROC, against the deck's 15 epochs; overhead of its `fit`.
 
-Peers, in the same run: the deck's recipe (a few epochs measured, the rest extrapolated) and a bare `model.fit` on the same
-tensors in memory. Also prints the time of the frozen phase of all five backbones.
+The baselines, in the same run, are the deck's recipe (a few epochs measured, the rest extrapolated) and a bare
+`model.fit` on the same tensors in memory. It also prints the time of the frozen phase of all five backbones.
 
     python bench/training.py --scans DIR --rois rois.csv --weights DIR
 """
@@ -46,7 +46,10 @@ def data_version(scans: Path | None, rois: Path | None, folder: Path) -> Path:
 
 
 def time_to_auroc(data: Path, weights: str, folder: Path, deck_epochs: int) -> float:
-    """Seconds of the deck's 15 epochs over ours until within `NEAR` of our final validation AUROC."""
+    """Return the ratio of the seconds of the deck's 15 epochs to those of the default recipe.
+
+    The default recipe's time ends when its validation AUROC is within `NEAR` of its final one.
+    """
     ours = train.train(data, folder / "ours", "VGG16", "cropped", weights=weights, image_size=SIZE)
     history = pd.read_csv(ours.folder / "history.csv")
     final = ours.facts["validation"]["auroc"]
@@ -62,14 +65,17 @@ def time_to_auroc(data: Path, weights: str, folder: Path, deck_epochs: int) -> f
     print(
         f"ours: final validation AUROC {final:.3f}, within {NEAR} of it after {reached['elapsed']:.1f} s "
         f"({reached['phase']}, epoch {reached['epoch']:.0f}); all of it took {history['elapsed'].iloc[-1]:.0f} s\n"
-        f"deck: {epoch:.1f} s an epoch ({len(epochs)} measured), so {epoch * DECK_EPOCHS:.0f} s for {DECK_EPOCHS} epochs "
-        f"(extrapolated); validation AUROC after {len(epochs)} epochs {performance.auroc(table)}"
+        f"deck: {epoch:.1f} s an epoch ({len(epochs)} measured), so {epoch * DECK_EPOCHS:.0f} s for {DECK_EPOCHS} "
+        f"epochs (extrapolated); validation AUROC after {len(epochs)} epochs {performance.auroc(table)}"
     )
     return epoch * DECK_EPOCHS / reached["elapsed"]
 
 
 def fit_overhead(data: Path, weights: str, folder: Path) -> float:
-    """Seconds of our fine-tuning (batches, resumable state, logs) over those of `fit` on arrays, tracing included."""
+    """Return the ratio of the seconds of the project's fine-tuning to those of `fit` on arrays, tracing included.
+
+    The project's fine-tuning adds batches, resumable state and logs.
+    """
     twophase.PATIENCE = OVERHEAD_EPOCHS  # both run all epochs
     row = backbones.get("VGG16")
     table = tables.examples(data, "cropped", "train")
@@ -109,7 +115,7 @@ def fit_overhead(data: Path, weights: str, folder: Path) -> float:
 
 
 def frozen_phase(data: Path, weights: str, folder: Path) -> float:
-    """Seconds of the frozen phase, one view, of all five backbones, building them included."""
+    """Return the seconds of the frozen phase with one view for all five backbones, including building them."""
     total = 0.0
     twophase.VIEWS = 1
     for name in backbones.BACKBONES:

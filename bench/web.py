@@ -1,7 +1,7 @@
-"""What the page costs: over the endpoint's own answer, on a slow line, and in bytes.
+"""Cost of the page: the time that it adds to the endpoint's answer, its time on a slow network, and its bytes.
 
-The peer is the endpoint itself, asked for the same explanation in turns with the page. The slow line is DevTools' "Fast 3G"
-(1.44 Mbit/s, 562.5 ms a request) with an empty cache, in Chromium.
+The baseline is the endpoint itself, which is asked for the same explanation in turns with the page. The slow network is
+DevTools' "Fast 3G" (1.44 Mbit/s, 562.5 ms a request) with an empty cache, in Chromium.
 
     python bench/web.py [--views 1,4] [--rounds 40]
 """
@@ -39,7 +39,10 @@ LOADS = 7
 
 @contextmanager
 def page(endpoint: str) -> Iterator[str]:
-    """Address of a page before the endpoint; it believes a proxy, so that its limit of requests counts each client anew."""
+    """Yield the address of a page that uses the endpoint.
+
+    The page trusts a proxy's headers, so that its limit of requests counts every client separately.
+    """
     port = free_port()
     command = [sys.executable, "-m", "thyroid.web", "--endpoint", endpoint, "--port", str(port), "--proxies", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -57,7 +60,7 @@ def page(endpoint: str) -> Iterator[str]:
 
 
 class Visitor:
-    """Sends the form as the page's own script does."""
+    """A visitor that sends the form as the page's own script does."""
 
     def __init__(self, address: str) -> None:
         self.connection = http.client.HTTPConnection(address, timeout=120)
@@ -69,7 +72,7 @@ class Visitor:
         self.clients = itertools.count()
 
     def body(self, picture: bytes, roi: str, views: int) -> tuple[bytes, str]:
-        """The form, and its content type."""
+        """Return the form and its content type."""
         edge = uuid.uuid4().hex
         parts = [f'--{edge}\r\nContent-Disposition: form-data; name="csrf_token"\r\n\r\n{self.token}\r\n'.encode()]
         for _ in range(views):
@@ -94,7 +97,10 @@ def send(connection: http.client.HTTPConnection, path: str, body: bytes, headers
 
 
 def latencies(endpoint: str, address: str, views: int, rounds: int) -> tuple[float, float, float]:
-    """Median seconds of the endpoint, of the page for the same pictures asked in turns, and of what each turn differed by."""
+    """Return median seconds of the endpoint, of the page, and of the difference within each turn.
+
+    Both are asked for the same pictures, in turns.
+    """
     drawn = phantom.draw("M", patient=3, image=1)
     picture, roi = images.encode(drawn.image), list(drawn.roi)
     instance = {"image": {"b64": base64.b64encode(picture).decode()}, "roi": roi, "patient": "1"}
@@ -110,14 +116,14 @@ def latencies(endpoint: str, address: str, views: int, rounds: int) -> tuple[flo
                 visitor.read(body, kind)
             else:
                 send(line, "/v1/models/thyroid:explain", asked, {"Content-Type": "application/json"})
-            if number >= 5:  # warm by then
+            if number >= 5:  # the first five are warm-up
                 taken[side].append(time.perf_counter() - started)
     added = statistics.median(through - direct for direct, through in zip(*taken, strict=True))
     return statistics.median(taken[0]), statistics.median(taken[1]), added
 
 
 def slow_line(address: str) -> tuple[float, int]:
-    """Median seconds until the page is interactive on "Fast 3G", and the bytes that it takes to get there."""
+    """Return the median seconds until the page is interactive on "Fast 3G", and the bytes that are loaded."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -156,14 +162,15 @@ def main() -> None:
                 direct, through, added = latencies(endpoint.url, address, views, given.rounds)
                 added *= 1000
                 print(
-                    f"{views} pictures: endpoint {direct * 1000:.1f} ms, page {through * 1000:.1f} ms: {added:.1f} ms added "
-                    f"(at most {MOST_MILLISECONDS})"
+                    f"{views} pictures: endpoint {direct * 1000:.1f} ms, page {through * 1000:.1f} ms: "
+                    f"{added:.1f} ms added (at most {MOST_MILLISECONDS})"
                 )
                 ratios[f"endpoint_vs_page_{views}_views"] = direct / through
                 ratios[f"limit_vs_added_{views}_views"] = MOST_MILLISECONDS / max(added, 0.1)
             seconds, size = slow_line(address)
             print(
-                f"Fast 3G: interactive after {seconds:.2f} s (at most {MOST_SECONDS:g}), {size:,} bytes (at most {MOST_BYTES:,})"
+                f"Fast 3G: interactive after {seconds:.2f} s (at most {MOST_SECONDS:g}), {size:,} bytes "
+                f"(at most {MOST_BYTES:,})"
             )
             ratios |= {"limit_vs_interactive": MOST_SECONDS / seconds, "limit_vs_bytes": MOST_BYTES / size}
     print(json.dumps({"bench": "web", "ratios": {key: round(value, 2) for key, value in ratios.items()}}))

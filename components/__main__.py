@@ -2,7 +2,8 @@
 
 import os
 
-os.environ["_KFP_RUNTIME"] = "true"  # before kfp is imported: 0.1 s instead of 0.8 s, and steps stay plain functions
+# This must precede the import of kfp: the import then takes 0.1 s instead of 0.8 s, and steps stay plain functions.
+os.environ["_KFP_RUNTIME"] = "true"
 
 import argparse
 import importlib
@@ -13,10 +14,18 @@ from pathlib import Path
 
 from kfp.dsl import executor
 
-from thyroid import errors
+from thyroid import errors, logs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run one step.
+
+    Args:
+        argv: Arguments of the command; None for those of the process.
+
+    Returns:
+        Exit code: 0, or 2 after an `InputError` or `OSError`, which is printed as one line on stderr.
+    """
     parser = argparse.ArgumentParser(prog="python -m components", description=__doc__)
     parser.add_argument("step")
     parser.add_argument("--executor-input", required=True)
@@ -24,13 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     function = getattr(importlib.import_module(f"components.{arguments.step}"), arguments.step)
     run = executor.Executor(executor_input=json.loads(arguments.executor_input), function_to_execute=function)
+    logs.to_stdout()
     try:
         run.execute()
     except (errors.InputError, OSError) as error:
         print(f"error: {arguments.step}: {errors.one_line(error)}", file=sys.stderr, flush=True)
         return 2
     for artifact in run.output_artifacts.values():
-        # Metrics live in metadata alone; without a file at their path a step is never found in the cache.
+        # Metrics live only in the metadata. Without a file at their path the step is never found in the cache.
         if not Path(artifact.path).exists():
             Path(artifact.path).write_text(json.dumps(artifact.metadata))
     return 0

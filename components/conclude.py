@@ -1,4 +1,4 @@
-"""The exit handler as a pipeline step: it runs whether the others succeeded or not."""
+"""The exit handler as a pipeline step. It runs whether or not the other steps succeeded."""
 
 from kfp.dsl import HTML, Output, PipelineTaskFinalStatus
 
@@ -7,7 +7,7 @@ from components.step import step
 
 @step(image="ops")
 def conclude(registry: str, status: PipelineTaskFinalStatus, page: Output[HTML]):
-    """Say how the run ended and which models there are now."""
+    """Report how the run ended and which models there are now."""
     from components.pages import text_page
     from thyroid.registry.conclude import conclude as run
 

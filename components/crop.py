@@ -16,7 +16,7 @@ def crop(
     version: OutputPath(str),  # type: ignore[valid-type]
     sheet: Output[HTML],
 ):
-    """Blank the scanner frame and cut the regions: the normal and the cropped domain."""
+    """Blank the scanner frame (domain `normal`) and cut out the regions (domain `cropped`)."""
     from pathlib import Path
 
     from components.pages import picture_page

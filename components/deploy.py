@@ -1,4 +1,4 @@
-"""Deployment of the champion as a pipeline step."""
+"""The deployment of the champion as a pipeline step."""
 
 from kfp.dsl import HTML, Artifact, Input, Output
 
@@ -16,7 +16,7 @@ def deploy(
     manifest: Output[Artifact],
     status: Output[HTML],
 ):
-    """Serve the winner if the gate released it; a refused one keeps the champion, and the run stays green."""
+    """Serve the winner if the gate released it. If the gate refused it, the champion stays and the run succeeds."""
     import json
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Evaluation as a pipeline step: the fan-in of the five named trainings."""
+"""The evaluation as a pipeline step. It is the fan-in of the five named trainings."""
 
 import inspect
 
@@ -24,7 +24,7 @@ def evaluate(
     classification: Output[ClassificationMetrics],
     **models: Input[Model],
 ):
-    """Lock operating points, choose the winner on validation, score the test set, audit, decide the gate, report."""
+    """Lock operating points, choose the winner on validation, score the test set, audit, decide the gate and report."""
     import shutil
     from pathlib import Path
 
@@ -59,14 +59,14 @@ def evaluate(
         for name, value in test.get(figure, {}).items():
             if value is not None:
                 metrics.log_metric(f"test_{figure}_{name}", value)
-    # numbers only: what reads metrics (MLflow's plugin) takes any text for 0
+    # Metrics must be numbers: a reader of metrics (MLflow's plugin) takes any text for 0.
     metrics.log_metric("promoted", int(done.facts["gate"]["decision"] == "promoted"))
     table = predictions.of_model(pd.read_parquet(done.folder / "predictions.parquet"), best, domain, "test")
     classification.log_roc_curve(*predictions.roc_points(table))
     classification.log_confusion_matrix(["benign", "malignant"], test["confusion"])
 
 
-# kfp wants a fixed interface: one optional model per row of the backbone table.
+# kfp needs a fixed interface, so there is one optional model for each row of the backbone table.
 _signature = inspect.signature(evaluate)
 _fixed = [p for p in _signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
 _models = [

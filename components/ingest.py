@@ -26,7 +26,7 @@ def ingest(
     champion: OutputPath(int),  # type: ignore[valid-type]
     statistics: Output[HTML],
 ):
-    """Parse, check, hash, group and split the scans, and say whether there is enough that is new to train."""
+    """Parse, check, hash, group and split the scans, and decide whether enough is new for a training."""
     from pathlib import Path
 
     from components.pages import picture_page
@@ -53,7 +53,7 @@ def ingest(
     print(f"{changed.told()}: {decided}", flush=True)
     Path(version).write_text(tables.fingerprint(done.folder))
     Path(verdict).write_text(decided)
-    # a parameter of the trainings, since the cache would not notice another champion in the same registry
+    # The trainings take this as a parameter: the cache would not notice another champion in the same registry.
     Path(champion).write_text(str(models.read_aliases(registry).get("champion", 0) if recipe == "warm" else 0))
     for name in ("scans", "quarantined", "patients", "duplicate_groups", "regions"):
         metrics.log_metric(name, done.facts[name])

@@ -8,7 +8,13 @@ from thyroid import RESEARCH_USE_ONLY
 
 
 def picture_page(path: str, title: str, *pictures: Path) -> None:
-    """Write a page that shows PNG files, which it carries inside."""
+    """Write a page with embedded PNG files.
+
+    Args:
+        path: File to write.
+        title: Title and heading, and the alternative text of every picture. It is not escaped.
+        *pictures: PNG files.
+    """
     from thyroid.imaging import images
 
     shown = "".join(
@@ -19,7 +25,7 @@ def picture_page(path: str, title: str, *pictures: Path) -> None:
 
 
 def text_page(path: str, title: str, lines: Sequence[str]) -> None:
-    """Write a page of plain lines."""
+    """Write a page with one paragraph per line. The lines are escaped."""
     _page(path, title, "".join(f"<p>{html.escape(line)}</p>" for line in lines))
 
 

@@ -1,4 +1,4 @@
-"""Registration of the winner as a pipeline step."""
+"""The registration of the winner as a pipeline step."""
 
 from kfp.dsl import Artifact, Input, Model, Output
 

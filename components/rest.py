@@ -7,7 +7,7 @@ from components.step import step
 
 @step(image="ops")
 def rest(verdict: str, page: Output[HTML]):
-    """Say why nothing is trained: the UI shows this step in place of the trainings."""
+    """Say why nothing is trained. The UI shows this step in place of the trainings."""
     from components.pages import text_page
 
     print(verdict)

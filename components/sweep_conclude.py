@@ -1,4 +1,4 @@
-"""End of a search as a pipeline step."""
+"""The end of a search as a pipeline step."""
 
 from kfp.dsl import HTML, Artifact, Input, Metrics, Output
 
@@ -14,7 +14,7 @@ def sweep_conclude(
     report: Output[HTML],
     metrics: Output[Metrics],
 ):
-    """Write the best settings for the training, every trial, and the report."""
+    """Write the best settings for a training, all trials and the report."""
     import shutil
     from pathlib import Path
 
@@ -24,7 +24,7 @@ def sweep_conclude(
     done = conclude(study, Path(results.path))
     shutil.copy(done.folder / "settings.json", settings.path)
     shutil.copy(done.folder / "report.html", report.path)
-    # also beside the study, where a training on the same volume can take it from
+    # A training on the same volume can take the settings from the study's folder.
     shutil.copy(done.folder / "settings.json", study / "settings.json")
     settings.metadata |= {"recipe": str(study / "settings.json")}
     for name in ("chosen", "default"):

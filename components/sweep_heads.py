@@ -1,4 +1,4 @@
-"""One worker of a search's first stage as a pipeline step."""
+"""One worker of the first stage of a search as a pipeline step."""
 
 from kfp.dsl import Artifact, Input, OutputPath
 
@@ -13,7 +13,7 @@ def sweep_heads(
     cores: int,
     finished: OutputPath(int),  # type: ignore[valid-type]
 ):
-    """Try head settings on cached features until the study has its trials, beside the other workers."""
+    """Try head settings on cached features, in parallel with other workers, until the study has its trials."""
     from pathlib import Path
 
     from thyroid.sweep.search import search_heads

@@ -1,4 +1,4 @@
-"""One worker of a search's second stage as a pipeline step."""
+"""One worker of the second stage of a search as a pipeline step."""
 
 from kfp.dsl import Artifact, Dataset, Input, OutputPath
 
@@ -16,7 +16,7 @@ def sweep_images(
     cores: int,
     finished: OutputPath(int),  # type: ignore[valid-type]
 ):
-    """Try crop margin, image size, augmentation and unfrozen depth until the study has its trials, beside the others."""
+    """Try crop margin, image size, augmentation and unfrozen depth, in parallel, until the study has its trials."""
     from pathlib import Path
 
     from thyroid.sweep.search import search_images

@@ -1,4 +1,4 @@
-"""Beginning of a search as a pipeline step."""
+"""The start of a search as a pipeline step."""
 
 from kfp.dsl import Artifact, Dataset, Input, Output
 
@@ -19,7 +19,7 @@ def sweep_prepare(
     seed: int,
     study: Output[Artifact],
 ):
-    """Make the study's folder on the volume, or find it there, and compute the features of every tap."""
+    """Create or find the study's folder on the volume, and compute the features of every tap."""
     from pathlib import Path
 
     from thyroid.data import tables

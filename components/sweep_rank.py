@@ -1,4 +1,4 @@
-"""Between the stages of a search as a pipeline step."""
+"""The ranking between the two stages of a search as a pipeline step."""
 
 from kfp.dsl import Artifact, Input, Output
 

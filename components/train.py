@@ -1,4 +1,4 @@
-"""Training of one backbone as a pipeline step."""
+"""The training of one backbone as a pipeline step."""
 
 from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Prepares what `make images` builds with: a container engine, and the base image where no container registry is reached.
-# Does nothing on a machine that has both. As root on Debian it installs Podman, and makes the base of Debian's packages.
-# Prints the engine's name on standard output; what it does goes to standard error.
+# Prepares what `make images` needs: a container engine, and the base image if no container registry can be reached.
+# Does nothing on a machine that has both. As root on Debian it installs Podman and builds the base image from Debian's
+# packages. Prints the engine's name on standard output and its progress on standard error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${BASE_IMAGE:=python:3.11-slim}"
@@ -40,7 +40,7 @@ if ! have "$BASE_IMAGE" && ! timeout 300 podman pull -q "$BASE_IMAGE" >/dev/null
     tar -C "$root" -c . | podman import -q -c 'CMD ["python3"]' - localhost/python:3.11-slim >&2
 fi
 if ! podman run --rm --pull=never "$BASE_IMAGE" true >/dev/null 2>&1; then
-    # hybrid cgroups without CAP_SYS_RESOURCE: crun fails, and limits cannot be raised
+    # With hybrid cgroups and without CAP_SYS_RESOURCE, crun fails and limits cannot be raised.
     say "podman's defaults do not run here: using runc and this shell's limits ($state/containers.conf)"
     command -v runc >/dev/null || install runc
     mkdir -p $state

@@ -1,9 +1,9 @@
-"""Installs the packages of a lock, each checked against its hash, in a fraction of pip's time.
+"""Install the packages of a lock, each checked against its hash, in a fraction of the time that pip takes.
 
     python images/install.py LOCK [--into PYTHON] [--compile]
 
-pip, which is there, installs uv (images/build.lock), and uv the rest. uv reads none of pip's settings, so a private index,
-certificates or a proxy are handed over; where uv fails nevertheless, pip installs the rest, too.
+pip is there already and installs uv (images/build.lock); uv installs the rest. uv reads none of pip's settings, so a
+private index, certificates and a proxy are passed on to it. If uv fails nevertheless, pip installs the rest, too.
 """
 
 import argparse
@@ -24,25 +24,30 @@ HANDED_OVER = {
     "client-cert": "SSL_CLIENT_CERT",
     "proxy": "ALL_PROXY",
 }
-"""pip's option to the variable of uv that means the same."""
+"""Maps an option of pip to the environment variable of uv that means the same."""
 
 
 def pip_settings() -> dict[str, str]:
-    """What pip would do, from its files and its environment, as variables of uv; those that are set already win."""
+    """Return the environment for uv that makes it do what pip would do.
+
+    pip's settings come from its files and its environment. Variables that are already set win.
+    """
     listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout
     found = {}
-    for section in ("global", "install", ":env:"):  # the later one wins, as in pip
+    for section in ("global", "install", ":env:"):  # later sections win, as in pip
         for line in listed.splitlines():
             name, _, value = line.partition("=")
             option = name.removeprefix(f"{section}.")
             if option != name and option in HANDED_OVER:
                 separator = "," if option == "find-links" else " "
                 found[HANDED_OVER[option]] = separator.join(ast.literal_eval(value).split())
-    # pip takes a version from whichever index has it (the hashes say that it is the right one), and trusts whom this machine trusts
+    # pip takes a version from any index that has it (the hashes prove that it is the right one), and trusts the
+    # certificates that this machine trusts.
     return {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_SYSTEM_CERTS": "true"} | found | os.environ
 
 
 def main() -> int:
+    """Install the lock that the command line names, and return an exit code."""
     parser = argparse.ArgumentParser(description="Install the packages of a lock.")
     parser.add_argument("lock", type=Path)
     parser.add_argument("--into", default=sys.executable, metavar="PYTHON", help="of the environment to fill")
@@ -61,8 +66,11 @@ def main() -> int:
         if code := subprocess.call([*pip, "--no-deps", "--require-hashes", "-r", str(options.lock)]):
             return code
     if options.compile:
-        # by all cores, and once: or else every process would, where PYTHONDONTWRITEBYTECODE is set
-        every = "import compileall, re, sysconfig; compileall.compile_dir(sysconfig.get_path('purelib'), quiet=2, workers=0, rx=re.compile('/tests?/'))"
+        # Compile once, on all cores. Otherwise every process would compile where PYTHONDONTWRITEBYTECODE is set.
+        every = (
+            "import compileall, re, sysconfig; "
+            "compileall.compile_dir(sysconfig.get_path('purelib'), quiet=2, workers=0, rx=re.compile('/tests?/'))"
+        )
         subprocess.call([options.into, "-W", "ignore", "-c", every])
     return 0
 

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Writes requirements-dev.lock (UPGRADE=1: resolved anew) and, with the same versions, requirements.lock, which is what
-# `make run` and `make serve` need of it, and the lock of every image.
+# Writes requirements-dev.lock; UPGRADE=1 resolves its versions again. Writes, with the same versions, requirements.lock
+# (the part that `make run` and `make serve` need) and the lock of every image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 compile() {
     "${UV:-uv}" pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
-        --no-emit-find-links --no-emit-package openvino-telemetry -q "$@"  # OpenVINO runs without, and must tell nobody
+        --no-emit-find-links --no-emit-package openvino-telemetry -q "$@"  # OpenVINO runs without it, and must not report usage
 }
 run=(pyproject.toml --extra data --extra train --extra serve --extra ops --extra web --extra pipelines)
 compile "${run[@]}" --extra dev ${UPGRADE:+--upgrade} -o requirements-dev.lock
 compile "${run[@]}" -c requirements-dev.lock -o requirements.lock
-# kfp alone: in an image its executor runs without any of its dependencies (components/__main__.py)
+# kfp is locked alone: in an image its executor runs without any of its dependencies (components/__main__.py).
 kfp=$(grep -o '^kfp==[^ ]*' requirements.lock | compile --no-annotate --no-deps -)
 for extra in data train train-gpu ops serve serve-gpu web; do
     compile --no-annotate --extra $extra -c requirements-dev.lock pyproject.toml -o images/$extra.lock
     case $extra in serve* | web) ;; *) echo "$kfp" >>images/$extra.lock ;; esac
 done
-# what the others are installed with: images/install.py
+# The tools that install the other locks; see images/install.py.
 printf 'setuptools\nuv\n' | compile --no-annotate --no-deps -c requirements-dev.lock - -o images/build.lock
-# checkov pins what the others cannot live with: it gets an environment of its own
+# checkov pins versions that conflict with the other packages, so it gets an environment of its own.
 echo 'checkov>=3.2' | compile --no-annotate ${UPGRADE:+--upgrade} - -o manifests/checkov.lock

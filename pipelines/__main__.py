@@ -1,10 +1,11 @@
-"""The pipeline's command line: run it on this machine, or compile it for Kubeflow and start it there.
+r"""The pipeline's command line: run it on this machine, or compile it for Kubeflow and start it there.
 
 python -m pipelines run --scans DIR --rois rois.csv --output DIR
 python -m pipelines sweep --scans DIR --rois rois.csv --backbones VGG16 --output DIR
 python -m pipelines compile --output thyroid.yaml
 python -m pipelines submit --host http://localhost:8080 --set scans=/data/scans --set registry=/data/registry
-python -m pipelines schedule --host http://localhost:8080 --cron "0 30 2 * * *" --set scans=/data/scans --set registry=/data/registry
+python -m pipelines schedule --host http://localhost:8080 --cron "0 30 2 * * *" \
+    --set scans=/data/scans --set registry=/data/registry
 """
 
 import argparse
@@ -38,27 +39,28 @@ from thyroid.train import settings as tuning
 
 MARK = ".thyroid-output"
 PACES = "paces.json"
-"""In the output: how fast the steps of its last run were, from which the next one's time is reckoned."""
+"""File in the output with the pace of each step of the last run. The next run's time is estimated from it."""
 SCHEDULE = (
-    "Start runs on Kubeflow by the clock. A schedule cannot be edited: giving its name again makes the new one first and then "
-    "deletes the older. Dates are UTC unless the installation sets CRON_SCHEDULE_TIMEZONE. --manifest writes the object that "
-    "Kubeflow's API server makes for a schedule, for the record: it starts no runs when kubectl applies it, since the API "
-    "server refuses the dates of schedules that it has not made (so its sources of 2025 and 2026)."
+    "Start runs on Kubeflow by the clock. A schedule cannot be edited: giving its name again makes the new one first "
+    "and then deletes the older. Dates are UTC unless the installation sets CRON_SCHEDULE_TIMEZONE. --manifest writes "
+    "the object that Kubeflow's API server makes for a schedule, for the record: it starts no runs when kubectl "
+    "applies it, since the API server refuses the dates of schedules that it has not made (so its sources of 2025 and "
+    "2026)."
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # minutes on two CPU cores, downloads nothing
+    # takes minutes on two CPU cores and downloads nothing
     "quick": {"image_size": 64, "epochs": 3, "batch_size": 32, "weights": "none", "domains": ""},
     # the deck's setting: 224 pixels, 15 epochs, batches of 32, ImageNet weights
     "standard": {"image_size": 224, "epochs": 15, "batch_size": 32, "weights": "imagenet", "domains": ""},
-    # both domains, so that the domain matrix is whole; larger images, trained until validation stops improving
+    # both domains, so that the domain matrix is complete; larger images; trains until validation stops improving
     "full": {"image_size": 320, "epochs": 50, "batch_size": 32, "weights": "imagenet", "domains": "normal,cropped"},
 }
 
 SWEPT = "VGG16"
-"""The backbone whose settings are searched unless one is named."""
+"""The backbone whose settings are searched by default."""
 TRIALS = {"quick": (60, 8, 3), "standard": (200, 24, 5), "full": (400, 48, 5)}
-"""Preset to a search's trials on cached features and from the images, and its folds."""
+"""For each preset: a search's trials on cached features, its trials from the images, and its folds."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     reading.add_argument(
         "--site",
         default="",
-        help="where patient numbers mean the same patients, such as the hospital; default: that of the same scans before",
+        help="where patient numbers mean the same patients, such as the hospital; default: that of the same scans "
+        "before",
     )
     reading.add_argument("--seed", type=int, default=0)
     reading.add_argument("--engine", choices=("podman", "docker"), help="run every step in its image (make images)")
@@ -152,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--recipe",
         default="two-phase",
-        help=f"{', '.join(backbones.RECIPES)}, or a settings.json of a sweep; deck: the slide deck's, mistakes included",
+        help=f"{', '.join(backbones.RECIPES)}, or a settings.json of a sweep; deck: the slide deck's, mistakes "
+        "included",
     )
     running.add_argument("--folds", type=int, default=0, help="compare models by so many folds of a cross-validation")
     running.add_argument("--serving-domain", choices=tables.DOMAINS, help="default: the first trained domain")
@@ -161,7 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--prevalence", type=float, default=0.1, help="of malignant nodules where the model is used")
     running.add_argument(
         "--clinical",
-        help="CSV: filename or patient, and columns to explore; clinical.csv#age,sex: columns that the model may use, #* all",
+        help="CSV: filename or patient, and columns to explore; clinical.csv#age,sex: columns that the model may use, "
+        "#* all",
     )
     running.add_argument("--waive", default="", help=f"audits that the gate lets pass: {', '.join(gate.WAIVABLE)}")
     searching = commands.add_parser(
@@ -186,6 +191,14 @@ def _parser() -> argparse.ArgumentParser:
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments name; `errors.command` turns an error of the user into exit code 2.
+
+    Args:
+        argv: Arguments without the program's name; None reads those of the process.
+
+    Raises:
+        InputError: An argument, or a file that it names, cannot be used.
+    """
     arguments = _parser().parse_args(argv)
     chosen = [backbones.get(name).name for name in arguments.backbones.split(",")]
     if arguments.command == "compile":
@@ -210,7 +223,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compile_pipeline(arguments: argparse.Namespace, chosen: Sequence[str], output: Path) -> None:
-    """Write the KFP intermediate representation to `output`, and the same as Pipeline and PipelineVersion beside it."""
+    """Compile the training pipeline to KFP's intermediate representation.
+
+    The same pipeline is written next to it a second time, as Kubernetes objects Pipeline and PipelineVersion.
+
+    Args:
+        arguments: Parsed command line with the cluster's options.
+        chosen: Backbones to train.
+        output: YAML file to write; missing folders are created.
+    """
     from kfp import compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
@@ -237,7 +258,13 @@ def compile_pipeline(arguments: argparse.Namespace, chosen: Sequence[str], outpu
 
 
 def compile_sweep(arguments: argparse.Namespace, chosen: Sequence[str], output: Path) -> None:
-    """Write the search for the settings of the backbone that was chosen, or else of the default one."""
+    """Compile the search for a backbone's settings.
+
+    Args:
+        arguments: Parsed command line with the cluster's options.
+        chosen: Backbones of the command line. The search takes `SWEPT` unless there is exactly one.
+        output: YAML file to write.
+    """
     from kfp import compiler
 
     from pipelines.sweep import sweep_pipeline
@@ -270,7 +297,15 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
 
 
 def submit_pipeline(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
-    """Compile, check the parameters against what was compiled, and start a run."""
+    """Compile the pipeline, check the given parameters against it, and start a run on Kubeflow.
+
+    Args:
+        arguments: Parsed command line of `submit`.
+        chosen: Backbones to train, or the one whose settings are searched.
+
+    Raises:
+        InputError: A parameter is wrong, the host refuses or cannot be reached, or the run failed.
+    """
     import yaml
 
     from pipelines import submit
@@ -296,7 +331,17 @@ def submit_pipeline(arguments: argparse.Namespace, chosen: Sequence[str]) -> Non
 
 
 def schedule_pipeline(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
-    """List or delete schedules; or compile, check cron and parameters, and make one or write it down."""
+    """List or delete schedules on Kubeflow, create one, or write one as a manifest.
+
+    The cron expression and the parameters are checked before anything is sent.
+
+    Args:
+        arguments: Parsed command line of `schedule`.
+        chosen: Backbones to train.
+
+    Raises:
+        InputError: An option is missing or wrong, or the host refuses or cannot be reached.
+    """
     import yaml
 
     from pipelines import schedule, submit
@@ -337,7 +382,15 @@ def schedule_pipeline(arguments: argparse.Namespace, chosen: Sequence[str]) -> N
 
 
 def run(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
-    """Run the pipeline with kfp.local, one process a step, and put its results into OUTPUT."""
+    """Run the training pipeline with kfp.local, with one process per step, and collect its results in the output.
+
+    Args:
+        arguments: Parsed command line of `run`.
+        chosen: Backbones to train.
+
+    Raises:
+        InputError: An argument is wrong, the output is in use, or a step failed.
+    """
     if arguments.engine is None:
         forked.prepare()
     preset = PRESETS[arguments.preset]
@@ -355,7 +408,7 @@ def _run(arguments: argparse.Namespace, chosen: Sequence[str], output: Path, wei
     if scans is None:
         print("No SCANS given: drawing synthetic sample scans")
         scans, rois = str(output / "sample" / "scans"), str(output / "sample" / "rois.csv")
-        for folder in (output / "sample", store):  # other scans under the same names
+        for folder in (output / "sample", store):  # they may hold different scans under the same names
             shutil.rmtree(folder, ignore_errors=True)
         phantom.generate(output / "sample", seed=arguments.seed)
 
@@ -407,7 +460,7 @@ def _run(arguments: argparse.Namespace, chosen: Sequence[str], output: Path, wei
             seed=arguments.seed,
         )
     if list((output / "pipeline").glob("*/rest")):
-        return  # the step has said why nothing was trained
+        return  # the step has logged why nothing was trained
     planned.remember(paces)
     _collect(output)
     shutil.rmtree(store / "work", ignore_errors=True)
@@ -415,7 +468,17 @@ def _run(arguments: argparse.Namespace, chosen: Sequence[str], output: Path, wei
 
 
 def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
-    """Search settings with kfp.local, two workers side by side, and put what was found into OUTPUT/sweep."""
+    """Search the settings of one backbone with kfp.local and copy the result to OUTPUT/sweep.
+
+    Two workers run in parallel, or one where there is only one core.
+
+    Args:
+        arguments: Parsed command line of `sweep`.
+        chosen: The backbone to search for.
+
+    Raises:
+        InputError: There is more than one backbone, an argument is wrong, the output is in use, or a step failed.
+    """
     if arguments.engine is None:
         forked.prepare()
     preset = PRESETS[arguments.preset]
@@ -431,7 +494,7 @@ def sweep(arguments: argparse.Namespace, chosen: Sequence[str]) -> None:
 
 
 def _trials(arguments: argparse.Namespace) -> tuple[int, int, int]:
-    """Trials on cached features and from the images, and folds, as asked for or the preset's."""
+    """Trials on cached features, trials from the images, and folds: from the command line, else from the preset."""
     heads, images, folds = TRIALS[arguments.preset]
     heads = heads if arguments.head_trials is None else arguments.head_trials
     images = images if arguments.image_trials is None else arguments.image_trials
@@ -501,12 +564,16 @@ Train     make run RECIPE={arguments.output / "sweep" / "settings.json"} BACKBON
 
 
 def _recipe(arguments: argparse.Namespace) -> str:
-    """The recipe's name, or the whole path of its settings."""
+    """Return the recipe's name, or the absolute path of its settings."""
     return _absolute(arguments.recipe) if tuning.is_file(arguments.recipe) else str(arguments.recipe)
 
 
 def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: str, chosen: Sequence[str]) -> None:
-    """Everything that can be known to be wrong before the first step starts."""
+    """Find every error that can be found before the first step starts.
+
+    Raises:
+        InputError: An argument, or a file that it names, cannot be used.
+    """
     for option, given in (("--scans", arguments.scans), ("--crops", arguments.crops)):
         place = None if given is None else storage.at(given)
         if isinstance(place, storage.Folder) and not place.path.is_dir():
@@ -538,7 +605,7 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
     tables_given = (arguments.rois, arguments.labels, arguments.clinical)
     for path in (output, arguments.scans, arguments.crops, *tables_given, weights, arguments.registry):
         if path is not None and "python3" in _absolute(path):
-            # kfp's SubprocessRunner replaces this text in every argument by the interpreter's path
+            # kfp's SubprocessRunner replaces this text in every argument with the interpreter's path
             raise InputError(f"{path}: a path that holds the text 'python3' cannot be used here; rename or move it")
     for option, given in (("--scans", arguments.scans), ("--crops", arguments.crops)):
         path = Path(_absolute(given) or "/none")
@@ -546,17 +613,17 @@ def _check(arguments: argparse.Namespace, output: Path, weights: str, domains: s
             raise InputError(f"{option} {given} and the output {output} lie in one another; choose another --output")
     if not 0 <= arguments.seed < 2**32:
         raise InputError(f"--seed {arguments.seed}: must be between 0 and 4294967295")
-    # Every run replaces folders of the output, so it must be one that a run has made.
+    # Every run replaces folders in the output, so the output must come from an earlier run.
     if output.is_dir() and any(output.iterdir()) and not (output / MARK).exists():
         raise InputError(f"{output}: not empty and not the output of an earlier run; choose a new folder with --output")
 
 
 @contextlib.contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Hold the output, which a killed process lets go of.
+    """Lock the output. The lock ends with the process, even if the process is killed.
 
     Raises:
-        InputError: another run holds it.
+        InputError: Another run holds the lock.
     """
 
     def refuse() -> None:
@@ -575,7 +642,7 @@ def _absolute(location: storage.Location | None) -> str:
 
 
 def _runner(arguments: argparse.Namespace, output: Path, scans: str, rois: str | None, weights: str) -> Any:
-    """What runs a step: a process of this environment, or a container of its image."""
+    """Return kfp.local's runner: processes of this environment, or containers if an engine was named."""
     from kfp import local
 
     if arguments.engine is None:
@@ -602,7 +669,7 @@ def _runner(arguments: argparse.Namespace, output: Path, scans: str, rois: str |
 
 
 def _collect(output: Path) -> None:
-    """Put what people look for where they look for it; the artefacts lie below the run's own folder."""
+    """Copy the results that people look for from the run's own folder to the top of the output."""
     outputs = {
         name: next((output / "pipeline").glob(f"*/{step}/{name}"))
         for step, name in (("crop", "images"), ("evaluate", "report"), ("register", "summary"), ("deploy", "manifest"))
@@ -642,7 +709,7 @@ Query it  curl -s -H 'Content-Type: application/json' -d @{given / "request.json
 
 
 def _example(data: Path) -> dict[str, Any]:
-    """A request with a test scan, one with a region if there is any."""
+    """Return a request instance with a test scan; a scan with a region is preferred."""
     scans, regions, _ = tables.read(data)
     tested = tables.used(scans).query("split == 'test'").sort_values("path")
     marked = tested[tested["path"].isin(regions["path"])]

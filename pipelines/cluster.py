@@ -1,4 +1,4 @@
-"""Where the steps run on a Kubernetes cluster, and with what: resources, GPUs, volumes, retries, time-outs."""
+"""What the steps get on a Kubernetes cluster: resources, GPUs, volumes, retries and time-outs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,18 +11,25 @@ from thyroid.errors import InputError
 from thyroid.model.backbones import BACKBONES
 
 USER = 10001
-"""Of the images: see images/Dockerfile."""
+"""User and group id of the processes in the images; see images/Dockerfile."""
 
 RETRIES = 2
 SHARED_MEMORY = "2Gi"
 KEYED = ("ingest", "train", "evaluate", "register")
-"""Steps that name patients by keyed hashes: of DICOM scans, and of what a registered model has learnt from."""
+"""Steps that name patients by keyed hashes: those of DICOM scans, and those that a registered model was trained on."""
 KEY_FOLDER = "/secret/gcs"
 
 
 @dataclass(frozen=True)
 class Needs:
-    """CPU request, memory request and limit, and hours until a step is given up."""
+    """What a step's pod requests, and how long it may run.
+
+    Attributes:
+        cpu: CPU request in cores.
+        memory_request: Memory request as a Kubernetes quantity; empty for that of the backbone.
+        memory_limit: Memory limit as a Kubernetes quantity; empty for that of the backbone.
+        hours: Time-out of the step in hours.
+    """
 
     cpu: str
     memory_request: str
@@ -31,20 +38,20 @@ class Needs:
 
 
 NEEDS = {
-    # measured on 20,000 scans with bench/scale.py: 0.4 GB each; the rest is headroom for larger frames
+    # Both use 0.4 GB, measured on 20,000 scans with bench/scale.py; the rest is headroom for larger frames.
     "ingest": Needs("2", "1G", "2G", 6),
     "crop": Needs("2", "1G", "2G", 6),
-    # memory is the backbone's own: docs/results.md
+    # The memory is the backbone's own; see docs/results.md.
     "train": Needs("4", "", "", 24),
-    # they hold images and maps as a training does
+    # They hold images and maps as a training does.
     "sweep_prepare": Needs("4", "", "", 6),
     "sweep_images": Needs("4", "", "", 24),
-    # features of 50,000 images in three taps, and no TensorFlow
+    # It holds features of 50,000 images from three taps, and no TensorFlow.
     "sweep_heads": Needs("2", "2G", "6G", 12),
     "sweep_rank": Needs("1", "512M", "2G", 1),
     "sweep_conclude": Needs("1", "1G", "4G", 1),
-    # 4 GB of images and maps at most (inputs.MEMORY_BUDGET), five networks with .7 GB of weights, and the largest backbone's
-    # activations for a batch of 32
+    # It holds at most 4 GB of images and maps (inputs.MEMORY_BUDGET), five networks with .7 GB of weights, and the
+    # largest backbone's activations for a batch of 32.
     "evaluate": Needs("4", "4G", "12G", 4),
     "register": Needs("1", "512M", "1G", 1),
     "deploy": Needs("1", "512M", "1G", 1),
@@ -54,21 +61,24 @@ NEEDS = {
 
 
 ON_GPU = ("train", "sweep_prepare", "sweep_images")
-"""Steps that TensorFlow does the work of."""
+"""Steps whose work is done by TensorFlow."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What differs from cluster to cluster.
+    """Options that differ from cluster to cluster.
 
     Attributes:
-        gpus: of a training pod; 0 trains on CPUs.
-        accelerator: resource name of a GPU.
-        node_selector: labels of the nodes for training, for instance {"cloud.google.com/gke-accelerator": "nvidia-l4"}.
-        claim: PersistentVolumeClaim mounted at /data in every step; empty for none.
-        gcs_secret: secret with key.json of a Google service account; empty for workload identity.
-        token_secret: secret whose field `token` the endpoint asks for; read if it is there.
-        key_secret: secret whose field `key` makes the pseudonyms of patients; read if it is there.
+        gpus: GPUs of a training pod, 0 to 16; 0 trains on CPUs.
+        accelerator: Resource name of a GPU.
+        node_selector: Labels of the nodes for training, for instance {"cloud.google.com/gke-accelerator": "nvidia-l4"}.
+        claim: PersistentVolumeClaim that every step mounts at /data; empty for none.
+        gcs_secret: Secret with the key.json of a Google service account; empty for workload identity.
+        token_secret: Secret whose field `token` the endpoint demands from clients. It is optional.
+        key_secret: Secret whose field `key` is the key of the patients' pseudonyms. It is optional.
+
+    Raises:
+        InputError: The number of GPUs is out of its range.
     """
 
     gpus: int = 1
@@ -80,12 +90,25 @@ class Cluster:
     key_secret: str = "thyroid-patient-key"
 
     def __post_init__(self) -> None:
+        """Check the number of GPUs."""
         if not 0 <= self.gpus <= 16:
             raise InputError(f"--gpus {self.gpus}: give 0 to 16 GPUs a training")
 
 
 def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> Any:
-    """Give a task of kfp what it needs on a cluster; without one it is returned as it is, since local runs retry nothing."""
+    """Set a task's resources, retries, time-out, volumes and secrets for a cluster.
+
+    Without a cluster the task is returned unchanged, since local runs retry nothing.
+
+    Args:
+        task: The step's task in the kfp pipeline.
+        step: Name of the step in `NEEDS`.
+        cluster: The cluster to run on; None for this machine.
+        backbone: Backbone that sets the task's memory; empty for the memory in `NEEDS`.
+
+    Returns:
+        The same task.
+    """
     if cluster is None:
         return task
     needs = NEEDS[step]
@@ -94,7 +117,7 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
         memory = (BACKBONES[backbone].memory_request, BACKBONES[backbone].memory_limit)
     task.set_cpu_request(needs.cpu)
     task.set_memory_request(memory[0]).set_memory_limit(memory[1])
-    if step != "conclude":  # kfp allows no retry of an exit handler
+    if step != "conclude":  # kfp does not allow an exit handler to be retried
         task.set_retry(RETRIES, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
     kubernetes.set_timeout(task, round(needs.hours * 3600))
     kubernetes.set_image_pull_policy(task, "IfNotPresent")  # tags are commits and never change
@@ -111,7 +134,7 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
         task.set_env_variable("THYROID_CLAIM", cluster.claim)
         kubernetes.use_secret_as_env(task, cluster.token_secret, {"token": "THYROID_TOKEN"}, optional=True)
     if step in ON_GPU:
-        # TensorFlow hands batches between processes and GPUs through shared memory; a pod has 64 MB of it
+        # TensorFlow passes batches between processes and GPUs through shared memory. A pod has 64 MB by default.
         kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=SHARED_MEMORY)
         if cluster.gpus:
             task.set_accelerator_type(cluster.accelerator).set_accelerator_limit(cluster.gpus)

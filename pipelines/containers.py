@@ -1,7 +1,7 @@
-"""Run the pipeline's steps in their real images on this machine, with Podman or Docker in place of a cluster.
+"""Run the pipeline's steps in their real images on this machine, with Podman or Docker instead of a cluster.
 
-kfp.local's own DockerRunner talks to the engine's API service, and over Podman's it took 50 of 53 containers that exited with
-3 for successes. The command line has no such race: its exit code is the container's.
+kfp.local's own DockerRunner talks to the engine's API service. With Podman's service it reported success for 50 of 53
+containers that had exited with code 3. The command line has no such race: its exit code is the container's.
 """
 
 import os
@@ -21,16 +21,22 @@ from thyroid.errors import InputError
 
 LABEL = "thyroid.pipeline=local"
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
-"""Names the key file for gs:// addresses; the containers get it from this environment."""
+"""Variable with the path of the key file for gs:// addresses. Containers inherit it from this environment."""
 PATIENT_KEY = "THYROID_PATIENT_KEY"
-"""The key of pseudonyms; containers of `cluster.KEYED` take it from this environment, and no command line holds it."""
+"""Variable with the key of the pseudonyms.
+
+Containers of the steps in `cluster.KEYED` inherit it from this environment. The key never appears on a command line.
+"""
 
 
 def find_engine(wanted: str) -> str:
-    """Path of the engine's command.
+    """Return the path of the engine's command.
+
+    Args:
+        wanted: Name of the command: podman or docker.
 
     Raises:
-        InputError: it is not installed.
+        InputError: The engine is not installed.
     """
     found = shutil.which(wanted)
     if found is None:
@@ -41,16 +47,16 @@ def find_engine(wanted: str) -> str:
 
 
 def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iterable[Path]) -> Any:
-    """A kfp.local.DockerRunner whose containers see these folders under their own paths.
+    """Return a kfp.local.DockerRunner whose containers see the given folders under the same paths as the host.
 
     Args:
-        engine: podman or docker.
-        images: that the steps need.
-        read: files and folders to mount read-only.
-        write: folders to mount for writing, made if need be.
+        engine: Container engine: podman or docker.
+        images: Images that the steps need.
+        read: Files and folders to mount read-only.
+        write: Folders to mount for writing. Missing ones are created.
 
     Raises:
-        InputError: the engine or an image is not here.
+        InputError: The engine is not installed, or an image has not been built.
     """
     command = find_engine(engine)
     for image in images:
@@ -64,7 +70,7 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
         mounts.append(f"{path}:{path}:rw")
 
     def run(self: Any) -> status.Status:
-        """What the pod would do: the command in place of any ENTRYPOINT, as this user."""
+        """Run the step as a pod would: as this user, with the command overriding any ENTRYPOINT."""
         container = f"thyroid-{uuid.uuid4().hex}"
         line = [command, "run", "--rm", "--pull=never", "--label", LABEL, "--name", container]
         line += ["--user", f"{os.getuid()}:{os.getgid()}"]

@@ -1,4 +1,4 @@
-"""A picture of a compiled pipeline: what runs after what, in which image, with which resources."""
+"""Draws a compiled pipeline: the order of its steps, and the image and the resources of each."""
 
 import json
 from collections.abc import Mapping
@@ -10,11 +10,18 @@ from PIL import Image
 
 _COLOURS = {"data": "#dbeafe", "train": "#fde68a", "ops": "#dcfce7"}
 EDGES = "edges"
-"""Name of the PNG's text field that holds the edges."""
+"""Name of the PNG's text field that holds the edges as JSON."""
 
 
 class Step(NamedTuple):
-    """A node: its name, what it waits for, its image's dependency set, and its resources in words."""
+    """A node of the picture.
+
+    Attributes:
+        name: The step's name in the UI.
+        after: Names of the steps that it waits for.
+        image: Dependency set of its image: data, train or ops.
+        resources: Its memory and GPUs in words.
+    """
 
     name: str
     after: list[str]
@@ -23,13 +30,19 @@ class Step(NamedTuple):
 
 
 def steps(package: Path) -> list[Step]:
-    """The steps of a compiled pipeline in the order in which they may run, as if its levels (a condition's) were one."""
+    """Return the steps of a compiled pipeline in an order in which they can run.
+
+    Nested levels, such as that of a condition, are flattened into one.
+
+    Args:
+        package: YAML file that `compile` wrote.
+    """
     specification, *_ = yaml.safe_load_all(package.read_text())
     components, executors = specification["components"], specification["deploymentSpec"]["executors"]
     found: list[Step] = []
 
     def walk(tasks: Mapping[str, Any], before: list[str]) -> list[str]:
-        """Add a level's steps, the first of which wait for `before`; returns those that nothing in it waits for."""
+        """Add the steps of a level whose first steps wait for `before`; return those that no other step waits for."""
         last: dict[str, list[str]] = {}
         while len(last) < len(tasks):
             for key, task in tasks.items():
@@ -60,12 +73,17 @@ def _resources(container: Mapping[str, Any]) -> str:
 
 
 def edges(found: list[Step]) -> list[tuple[str, str]]:
-    """(from, to) of every step."""
+    """Return every edge as (from, to), sorted."""
     return sorted((before, step.name) for step in found for before in step.after)
 
 
 def draw(package: Path, output: Path) -> None:
-    """Draw a compiled pipeline to a PNG, whose text field `EDGES` holds the edges, too."""
+    """Draw a compiled pipeline to a PNG, which also holds the edges in its text field `EDGES`.
+
+    Args:
+        package: YAML file that `compile` wrote.
+        output: PNG file to write.
+    """
     from matplotlib.figure import Figure
 
     found = steps(package)
@@ -83,7 +101,7 @@ def draw(package: Path, output: Path) -> None:
         for before in step.after:
             x0, y0 = place[before]
             if x - x0 > 1:
-                continue  # there is a longer way, which is drawn; the title tells of conclude
+                continue  # a longer path is drawn instead; the title mentions conclude
             axes.annotate("", (x - 0.33, y), (x0 + 0.33, y0), arrowprops={"arrowstyle": "->", "color": "#64748b"})
         box = {"boxstyle": "round,pad=0.5", "facecolor": _COLOURS.get(step.image, "white"), "edgecolor": "#475569"}
         text = f"{step.name}\n{step.image} image\n{step.resources}"
@@ -101,6 +119,6 @@ def draw(package: Path, output: Path) -> None:
 
 
 def drawn_edges(picture: Path) -> list[tuple[str, str]]:
-    """The edges that a picture was drawn of."""
+    """Return the edges as (from, to) that are stored in a picture."""
     with Image.open(picture) as image:
         return [(before, after) for before, after in json.loads(image.text[EDGES])]  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""Pipelines on this machine: kfp.local with its steps side by side, and a log that says which step speaks.
+"""Runs pipelines on this machine with kfp.local: steps run in parallel, and the log names the step of each line.
 
-kfp.local (2.17, pinned) runs the tasks of a DAG one after the other, and gives every step a log handler and a `print` of its
-own, with colour codes. While a pipeline runs here, its walk through a DAG is replaced by `_run_dag`, where a task starts as
-soon as those before it have ended, and the start of a step's process by `Steps.run`; its decorations are left out.
-Conditions, loops, inputs and outputs stay kfp's.
+kfp.local (2.17, pinned) runs the tasks of a DAG one after the other. It gives every step its own log handler and its
+own `print`, with colour codes. While a pipeline runs here, two parts of kfp.local are replaced. `_run_dag` replaces
+its walk through a DAG and starts a task as soon as the tasks that it depends on have ended. `Steps.run` replaces the
+start of a step's process. The decorations are left out. Conditions, loops, inputs and outputs remain kfp's.
 """
 
 import contextlib
@@ -37,12 +37,18 @@ from thyroid import cores
 from thyroid.errors import InputError
 
 GRACE = 30.0
-"""Seconds from SIGTERM, on which a training saves its state, to SIGKILL."""
+"""Seconds between SIGTERM, on which a training saves its state, and SIGKILL."""
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """The task that a thread works on: its name in the log, and whether it runs even if another has failed."""
+    """The task that a thread works on.
+
+    Attributes:
+        steps: The object that starts the task's process.
+        name: Name of the task in the log.
+        last: Whether the task runs even if another one has failed, as an exit handler does.
+    """
 
     steps: "Steps"
     name: str
@@ -53,21 +59,33 @@ current: ContextVar[Task] = ContextVar("task")
 
 
 def run(command: Sequence[str], environment: dict[str, str], container: Sequence[str] = ()) -> Status:
-    """Run the process of the step that this thread works on; see `Steps.run`."""
+    """Run the process of the step that this thread works on.
+
+    Args:
+        command: The command and its arguments.
+        environment: Environment variables added to those of this process.
+        container: Engine and name of the container that `command` runs; empty for none.
+
+    Returns:
+        Whether the step succeeded; see `Steps.run`.
+    """
     task = current.get()
     return task.steps.run(task, command, environment, container)
 
 
 class Steps:
-    """Starts the processes of steps, never more at a time than cores and memory allow, and passes their lines on.
+    """Starts the processes of steps and prints their output.
+
+    It never runs more steps at the same time than cores and memory allow.
 
     Args:
-        plan: what is known of the steps beforehand; told when one ends.
-        cores: so many steps at a time.
-        memory: bytes that the steps which run together may declare; one that declares more runs alone.
+        plan: The plan of the steps, which is updated when a step starts or ends.
+        cores: Largest number of steps that run at the same time.
+        memory: Bytes that the running steps may declare together. A step that declares more runs alone.
     """
 
     def __init__(self, plan: Plan, cores: int, memory: float) -> None:
+        """Start with no step waiting or running."""
         self.plan, self.cores, self.memory = plan, cores, memory
         self._changed = threading.Condition()
         self._waiting: list[Task] = []
@@ -76,7 +94,12 @@ class Steps:
         self._printing = threading.Lock()
 
     def say(self, text: str, name: str = "") -> None:
-        """Print a line, or what step `name` says."""
+        """Print a line.
+
+        Args:
+            text: The line without its end.
+            name: Name of the step that the line is from, which is printed before it; empty for none.
+        """
         with self._printing:
             sys.stdout.write(f"{name:<{self.plan.width}} | {text}\n" if name else f"{text}\n")
             sys.stdout.flush()
@@ -84,13 +107,19 @@ class Steps:
     def run(
         self, task: Task, command: Sequence[str], environment: dict[str, str], container: Sequence[str] = ()
     ) -> Status:
-        """Run a step's process when there is room for it.
+        """Wait until cores and memory allow it, then run a step's process and wait for its end.
+
+        A failed step stops the run.
 
         Args:
-            task: the step, which is in the queue.
-            command: and its arguments.
-            environment: variables beside those of this process.
-            container: engine and name of the container that `command` runs, which has to be ended by name.
+            task: The step, which must be in the queue.
+            command: The command and its arguments.
+            environment: Environment variables added to those of this process.
+            container: Engine and name of the container that `command` runs, which must be stopped by name; empty for
+                none.
+
+        Returns:
+            Whether the step succeeded. A step that did not start because the run was stopped has failed.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._is_stopped(task) or (task is self._waiting[0] and self._fits(task)))
@@ -117,12 +146,12 @@ class Steps:
         return Status.FAILURE
 
     def queue(self, tasks: Sequence[Task]) -> None:
-        """These are going to ask for room, and the longest gets it first."""
+        """Add tasks to the queue. The task with the longest expected time runs first."""
         with self._changed:
             self._waiting = sorted([*self._waiting, *tasks], key=lambda one: -self.plan.seconds(one.name))
 
     def unqueue(self, task: Task) -> None:
-        """It is not going to ask for room any more."""
+        """Remove a task from the queue if it is still there."""
         with self._changed:
             if task in self._waiting:
                 self._waiting.remove(task)
@@ -150,7 +179,13 @@ class Steps:
         return own.wait()
 
     def stop(self, why: str) -> None:
-        """Ask what runs to end, and start nothing more but what always runs; what has not ended after `GRACE` is killed."""
+        """Stop the run: send SIGTERM to the running steps, and kill after `GRACE` those that have not ended.
+
+        Only tasks that always run, such as the exit handler, start after that.
+
+        Args:
+            why: Reason for the log. The first reason is kept.
+        """
         with self._changed:
             self._stopped = self._stopped or why
             processes = [one for task, one in self._running.items() if one is not None and not task.last]
@@ -158,19 +193,19 @@ class Steps:
         for one in processes:
             one.end()
         if processes:
-            timer = threading.Timer(GRACE, _kill, [processes])  # these alone: the exit handler may run by then
+            timer = threading.Timer(GRACE, _kill, [processes])  # only these, since the exit handler may run by then
             timer.daemon = True
             timer.start()
 
     def kill(self) -> None:
-        """End at once what still runs."""
+        """Kill the processes that still run."""
         with self._changed:
             processes = [one for one in self._running.values() if one is not None]
         _kill(processes)
 
 
 class _Spawned:
-    """A command, with the attributes of `Forked`: the engine's that runs a step's container."""
+    """The engine's command that runs a step's container, with the attributes of `Forked`."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -189,7 +224,12 @@ class _Spawned:
 
 
 class _Process:
-    """A step's process, or the engine's command that runs its container (engine and name)."""
+    """A step's process, or the engine's command that runs the step's container.
+
+    Args:
+        process: The process.
+        container: Engine and name of the container; empty for none.
+    """
 
     def __init__(self, process: Forked | _Spawned, container: Sequence[str]) -> None:
         self.process, self.container = process, container
@@ -239,7 +279,10 @@ def _meaning(code: int, container: bool) -> str:
 
 
 def free_memory() -> float:
-    """Bytes that processes may still take here: of the machine, or of the control group (a container's limit)."""
+    """Return the bytes of memory that processes can still use on this machine.
+
+    In a container, the limit of the control group applies, too.
+    """
     free = float(psutil.virtual_memory().available)
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -251,7 +294,10 @@ def free_memory() -> float:
 
 
 def at_a_time() -> int:
-    """Steps that this machine's processors can work on: one on GPUs, all of which a training takes whole, else one a core."""
+    """Return how many steps can run on this machine at the same time: one per core, or one if there are GPUs.
+
+    A training takes all GPUs of a machine.
+    """
     if any(Path("/dev").glob("nvidia[0-9]*")):
         return 1
     return cores.available()
@@ -259,19 +305,19 @@ def at_a_time() -> int:
 
 @contextlib.contextmanager
 def running(steps: Steps, runner: Any, root: Path, stopped: str) -> Iterator[None]:
-    """Let pipelines that are called within the block run here, with their artefacts below `root`.
+    """Run pipelines that are called within the block on this machine.
 
-    SIGTERM and Ctrl-C end the steps' processes, too, which may take `GRACE` seconds to save what they have; a second one does
-    not wait.
+    SIGTERM and Ctrl-C also end the steps' processes, which have `GRACE` seconds to save their state. A second signal
+    does not wait.
 
     Args:
-        steps: what starts their processes.
-        runner: of kfp.local.
-        root: folder, which is emptied.
-        stopped: message where a step fails.
+        steps: The object that starts the steps' processes.
+        runner: A runner of kfp.local.
+        root: Folder for the artefacts, which is emptied first.
+        stopped: Error message if a step fails.
 
     Raises:
-        InputError: a step failed.
+        InputError: A step failed.
     """
     shutil.rmtree(root, ignore_errors=True)
     replaced: list[tuple[Any, str, Any]] = [
@@ -283,7 +329,7 @@ def running(steps: Steps, runner: Any, root: Path, stopped: str) -> Iterator[Non
         (logging_utils, "color_text", lambda text, color: text),
     ]
     with contextlib.ExitStack() as undo, warnings.catch_warnings():
-        # Images, display names and the like mean nothing without a cluster, and kfp says so for every step.
+        # Images, display names and the like have no effect without a cluster, and kfp warns about them in every step.
         warnings.filterwarnings("ignore", "You may be attemping to run a task", RuntimeWarning)
         warnings.filterwarnings("ignore", "Task '.*': settings", UserWarning)
         for owner, name, new in replaced:
@@ -298,14 +344,14 @@ def running(steps: Steps, runner: Any, root: Path, stopped: str) -> Iterator[Non
         local.init(runner, pipeline_root=str(root))
         try:
             yield
-        except RuntimeError:  # kfp's own text only names the step again
+        except RuntimeError:  # kfp's message only repeats the name of the step
             raise InputError(stopped) from None
         finally:
             steps.kill()
 
 
 def _untold(record: logging.LogRecord) -> bool:
-    """Not what kfp says about a step that failed, which has been said."""
+    """Filter out kfp's message about a failed step, since the failure has been printed already."""
     return "finished with status" not in record.getMessage()
 
 
@@ -314,7 +360,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _subprocess(handler: Any) -> Status:
-    """In place of SubprocessTaskHandler.run: a process of this environment."""
+    """Replace SubprocessTaskHandler.run: start a process of this environment."""
     command = subprocess_task_handler.replace_python_executable(handler.full_command, sys.executable)
     return run(command, handler.env_vars)
 
@@ -329,9 +375,18 @@ def _run_dag(
     parent_io_store: io.IOStore | None = None,
     **shared: Any,
 ) -> tuple[dict[str, Any], Status]:
-    """In place of kfp's run_enhanced_dag, with its arguments: run a DAG's tasks as soon as those before them have ended.
+    """Replace kfp's run_enhanced_dag: run each task of a DAG as soon as the tasks that it depends on have ended.
 
-    Where one fails, the others are stopped and only the exit handler runs. (`ignore_upstream_failure` is not supported.)
+    If a task fails, the others are stopped and only the exit handler runs. `ignore_upstream_failure` is not supported.
+
+    Args:
+        steps: The object that starts the steps' processes.
+        dag_component_spec: As in kfp's function.
+        components: As in kfp's function.
+        dag_arguments: As in kfp's function.
+        fail_stack: As in kfp's function.
+        parent_io_store: As in kfp's function.
+        **shared: The other arguments of kfp's function, which are passed on to every task.
 
     Returns:
         The DAG's outputs, and whether it succeeded.
@@ -396,7 +451,7 @@ def _run_dag(
                 ready = [name for name in to_do if not failed and busy.isdisjoint(before[name])]
                 to_do = [name for name in to_do if name not in ready]
                 start(ready)
-                if running:  # all that was ready may have been left out
+                if running:  # conditions may have left out every task that was ready
                     ended()
             for name in exits:
                 start([name])
@@ -411,17 +466,17 @@ def _run_dag(
 
 
 def _shown(task: Any, place: str) -> str:
-    """A task's name in the log: that in the UI, with its number within a loop (from 1)."""
+    """Return a task's name in the log: its name in the UI, and in a loop the number of the iteration, from 1."""
     within = re.findall(r"-iteration-(\d+)", place)
     return "-".join([task.task_info.name, *(str(int(number) + 1) for number in within)])
 
 
 def _inner(task: Any, components: dict[str, Any]) -> list[Any]:
-    """The tasks within a task; none in a step."""
+    """Return the tasks within a task; none for a step."""
     return list(components[task.component_ref.name].dag.tasks.values())
 
 
 def _leaves(task: Any, components: dict[str, Any]) -> list[str]:
-    """Names in the log of the steps within a task."""
+    """Return the names of the steps within a task, or the task's own name if it is a step."""
     inner = _inner(task, components)
     return [leaf for one in inner for leaf in _leaves(one, components)] or [task.task_info.name]

@@ -1,8 +1,9 @@
-"""What a run on this machine is going to take: its steps with seconds and memory, said beforehand and kept up to date.
+"""Estimates what a run on this machine will take: the seconds and the memory of its steps.
 
-Seconds are reckoned from the number of images, their size and the epochs, in seconds of one core of the machine where the
-constants were measured. How much slower or faster this machine is (its pace) is what the last run into the same output
-showed for every step, or else a moment of arithmetic. While steps end, what they took corrects the rest.
+Seconds are estimated from the number of images, their size and the epochs. They are seconds of one core of the machine
+where the constants were measured. The pace says how much more time this machine takes. It comes from every step of the
+last run into the same output, or else from a short measurement. When a step ends, its time corrects the estimates of
+the others.
 """
 
 import json
@@ -22,7 +23,7 @@ from thyroid import atomic, storage
 from thyroid.model.backbones import BACKBONES
 
 SIDE = 64
-"""Pixels of a side at which the constants of the networks were measured."""
+"""Side in pixels of the images with which the constants of the networks were measured."""
 
 FIXED: Mapping[str, tuple[float, float]] = {
     "ingest": (1.0, 0.01),
@@ -32,10 +33,10 @@ FIXED: Mapping[str, tuple[float, float]] = {
     "deploy": (0.5, 0.0),
     "conclude": (0.5, 0.0),
 }
-"""Step to its seconds to start, and an image."""
+"""For each step: seconds to start, and seconds per image."""
 
 EVALUATED = (3.5, 0.005)
-"""Seconds of the evaluation a model, and an image of a model."""
+"""Seconds of the evaluation per model, and per image and model."""
 
 NETWORKS: Mapping[str, tuple[float, float, float]] = {
     "EfficientNetB7": (44.0, 0.010, 0.012),
@@ -44,29 +45,36 @@ NETWORKS: Mapping[str, tuple[float, float, float]] = {
     "ResNet50": (17.0, 0.004, 0.006),
     "ResNet101": (23.0, 0.008, 0.009),
 }
-"""Backbone to a training's seconds to start, an image through the whole body, and an image of an epoch of fine-tuning."""
+"""For each backbone, three times of a training in seconds.
+
+They are the time to start, the time of an image through the whole body, and the time of an image in an epoch of
+fine-tuning.
+"""
 
 ARITHMETIC = 0.024
-"""Seconds that `pace` took there."""
+"""Seconds that the arithmetic of `pace` took on the machine where the constants were measured."""
 
 VIEWS = 2
 BUDGET = 4_000_000_000
-"""As in `train.twophase` and `model.inputs`, whose import would bring TensorFlow in; a test compares them."""
+"""Bytes for images and maps, as in `model.inputs`; `VIEWS` is as in `train.twophase`.
+
+Importing those modules would import TensorFlow. A test compares the values.
+"""
 MAPS = 1_000_000
-"""At most so many bytes of pixels and maps an image, at 224 pixels a side."""
+"""Largest number of bytes of the pixels and maps of an image with a side of 224 pixels."""
 
 PICTURES = (".jpg", ".jpeg", ".dcm")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A step.
+    """A step of the plan.
 
     Attributes:
-        name: in the log.
-        work: seconds that it takes where the constants were measured; 0 for unknown.
-        memory: bytes that it declares.
-        beside: whether others of its kind may run at the same time.
+        name: Name of the step in the log.
+        work: Seconds that the step takes on the machine where the constants were measured; 0 if unknown.
+        memory: Bytes of memory that the step declares.
+        beside: Whether other steps of its kind can run at the same time.
     """
 
     name: str
@@ -76,14 +84,14 @@ class Planned:
 
 
 class Plan:
-    """The steps of one run, told when each begins and ends.
+    """The steps of one run, with estimates that are updated when a step starts or ends.
 
     Args:
-        steps: in any order; those that nothing is known of may be missing.
-        lanes: of the steps that may run beside others of their kind, so many do.
-        paces: step to its seconds on this machine by its work; `pace` for the others.
-        pace: 0 if no time is reckoned.
-        basis: where the paces are from, in words.
+        steps: The steps in any order. Steps of which nothing is known may be missing.
+        lanes: Number of steps of the same kind that run at the same time.
+        paces: For each step, its seconds on this machine divided by its work.
+        pace: Pace of the steps that are not in `paces`; 0 if no time is estimated.
+        basis: Where the paces come from, in words.
     """
 
     def __init__(
@@ -94,6 +102,7 @@ class Plan:
         pace: float = 0.0,
         basis: str = "",
     ) -> None:
+        """Plan the steps, none of which has started."""
         self._steps = {step.name: step for step in steps}
         self.lanes, self._paces, self._pace, self._basis = lanes, paces or {}, pace, basis
         self._began: dict[str, float] = {}
@@ -102,31 +111,31 @@ class Plan:
 
     @property
     def width(self) -> int:
-        """Of the longest name."""
+        """Length of the longest name of a step."""
         return max((len(name) for name in self._steps), default=0)
 
     def seconds(self, name: str) -> float:
-        """Reckoned before the run; 0 for a step that is not planned."""
+        """Return the seconds of a step as estimated before the run; 0 for a step that is not in the plan."""
         return self._steps[name].work * self._paces.get(name, self._pace) if name in self._steps else 0.0
 
     def memory(self, name: str) -> float:
-        """Declared, in bytes; 0 for a step that is not planned."""
+        """Return the bytes of memory that a step declares; 0 for a step that is not in the plan."""
         return self._steps[name].memory if name in self._steps else 0.0
 
     def announced(self) -> str:
-        """What is said before the first step starts."""
+        """Return the line that is printed before the first step starts: steps, parallel trainings and time."""
         time_it_takes = f", about {words(self.left())} ({self._basis})" if self._pace else ""
         beside = f", {self.lanes} trainings at a time" if self.lanes > 1 else ""
         return f"{len(self._steps)} steps{beside}{time_it_takes}"
 
     def started(self, name: str) -> None:
-        """Step `name` begins now."""
+        """Record that a step starts now. A step that is not in the plan is added."""
         with self._lock:
             self._began[name] = time.monotonic()
             self._steps.setdefault(name, Planned(name))
 
     def ended(self, name: str) -> str:
-        """Step `name` has succeeded: how far the run has come, in words."""
+        """Record that a step has succeeded, and return the run's progress in words."""
         with self._lock:
             self._took[name] = time.monotonic() - self._began[name]
         done, of = len(self._took), len(self._steps)
@@ -134,17 +143,17 @@ class Plan:
         return f"{done} of {of} steps done{left} ({name} took {words(self._took[name])})"
 
     def left_out(self, names: Iterable[str]) -> None:
-        """These are not going to run, by a condition."""
+        """Remove steps that a condition leaves out."""
         with self._lock:
             for name in names:
                 self._steps.pop(name, None)
 
     def left(self) -> float:
-        """Seconds until the last step ends; what the steps so far took corrects what was reckoned for the others."""
+        """Return the seconds until the last step ends, corrected by the times of the steps that have ended."""
         now = time.monotonic()
         with self._lock:
             reckoned = {name: self.seconds(name) for name in self._steps}
-            prior = 0.2 * sum(reckoned.values())  # so short a step as the first says little
+            prior = 0.2 * sum(reckoned.values())  # the first step is short, so its time says little
             done = sum(reckoned[name] for name in self._took)
             factor = (sum(self._took.values()) + prior) / (done + prior) if prior else 1.0
             ahead = {
@@ -157,13 +166,13 @@ class Plan:
         return alone + max(sum(together) / self.lanes, max(together, default=0.0))
 
     def remember(self, file: Path) -> None:
-        """Write the paces that the steps showed, for the next run."""
+        """Write the measured paces of the steps to a JSON file, for the next run."""
         found = {name: took / work for name, took in self._took.items() if (work := self._steps[name].work)}
         atomic.write_json(file, found)
 
 
 def words(seconds: float) -> str:
-    """In words, as exact as one can be: 8 s, 50 s, 2 min 20 s, 35 min, 2 h 10 min."""
+    """Return a time in words, rounded like an estimate: 8 s, 50 s, 2 min 20 s, 35 min, 2 h 10 min."""
     if seconds < 10:
         return f"{max(1, round(seconds))} s"
     if seconds < 600:
@@ -185,19 +194,19 @@ def training(
     memory: float,
     remembered: Path,
 ) -> Plan:
-    """The plan of the training pipeline.
+    """Return the plan of the training pipeline.
 
     Args:
-        backbones: that are trained.
-        images: number of scans and crops; 0 if it is not known, and no time is reckoned.
-        size: side of the networks' input in pixels.
-        epochs: of fine-tuning.
-        recipe: of the training.
-        domains: number of them.
-        folds: of the cross-validation.
-        cores: steps that may run at a time.
-        memory: bytes that they may take together.
-        remembered: file of `Plan.remember`, if there is one.
+        backbones: Backbones to train.
+        images: Number of scans and crops; 0 if it is unknown, and then no time is estimated.
+        size: Side of the networks' input in pixels.
+        epochs: Epochs of fine-tuning.
+        recipe: Recipe of the training.
+        domains: Number of domains.
+        folds: Folds of the cross-validation; 0 for none.
+        cores: Number of steps that can run at the same time.
+        memory: Bytes of memory that these steps can use together.
+        remembered: File that `Plan.remember` wrote; it may be missing.
     """
     scale, models = (size / SIDE) ** 2, domains * len(backbones)
     steps = []
@@ -207,7 +216,7 @@ def training(
     needed = 0.0
     for backbone in backbones:
         start, whole, last = NETWORKS[backbone]
-        # the deck's recipe goes forth and back through the whole body
+        # the deck's recipe runs forward and backward through the whole body
         one = 3 * epochs * whole if recipe == "deck" else VIEWS * whole + (0 if recipe == "frozen" else epochs * last)
         work = domains * (start + images * scale * one * (1 + folds))
         needed = max(needed, declared := training_memory(backbone, recipe, images, size))
@@ -221,7 +230,7 @@ def training(
 
 
 def _remembered(file: Path) -> dict[str, float]:
-    """The paces that the last run wrote; none where there are none, or the file is damaged: they only serve a guess."""
+    """Return the paces of the last run; none if the file is missing or damaged, since they only serve estimates."""
     try:
         paces = {str(name): float(pace) for name, pace in json.loads(file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
@@ -230,7 +239,12 @@ def _remembered(file: Path) -> dict[str, float]:
 
 
 def sweep(backbone: str, workers: int) -> Plan:
-    """The plan of the search for settings, whose trials differ too much for a time to be reckoned."""
+    """Return the plan of the search for settings, without times, since its trials differ too much.
+
+    Args:
+        backbone: Backbone to search for.
+        workers: Number of workers per stage.
+    """
     steps = [Planned(name) for name in ("ingest", "crop", "sweep-prepare", "sweep-rank", "sweep-conclude")]
     heads, images = _bytes(NEEDS["sweep_heads"].memory_request), _bytes(BACKBONES[backbone].memory_request)
     for number in range(1, workers + 1):
@@ -240,7 +254,17 @@ def sweep(backbone: str, workers: int) -> Plan:
 
 
 def training_memory(backbone: str, recipe: str, images: int, size: int) -> float:
-    """Bytes that a training declares: as on a cluster, less what so few images leave of the budget for them."""
+    """Return the bytes of memory that a training declares.
+
+    They are the request on a cluster, less the part of the budget for images and maps that so few images do not use.
+    The deck's recipe declares its limit on a cluster.
+
+    Args:
+        backbone: Backbone to train.
+        recipe: Recipe of the training.
+        images: Number of images; 0 if it is unknown.
+        size: Side of the input in pixels.
+    """
     row = BACKBONES[backbone]
     if recipe == "deck":
         return _bytes(row.memory_limit)
@@ -249,7 +273,10 @@ def training_memory(backbone: str, recipe: str, images: int, size: int) -> float
 
 
 def count(places: Iterable[storage.Location | None]) -> int:
-    """Number of pictures in folders; 0 where one of the places is a bucket, which would take long to list."""
+    """Return the number of pictures in the given folders.
+
+    If one of the places is a bucket, the number is 0, since listing a bucket would take too long.
+    """
     given = [place for place in places if place is not None]
     if any(storage.is_bucket(place) for place in given):
         return 0
@@ -257,9 +284,10 @@ def count(places: Iterable[storage.Location | None]) -> int:
 
 
 def pace() -> float:
-    """Seconds that a little arithmetic, half of Python's and half of NumPy's, takes here by those where it was measured.
+    """Return how many times longer some arithmetic takes here than on the machine where the constants were measured.
 
-    Of this thread's processor time: what else the machine does just now is no property of it.
+    Half of the arithmetic is Python's and half is NumPy's. It is measured in processor time of this thread, so that
+    other load on the machine does not count.
     """
     values = np.random.default_rng(0).random((256, 256))
     taken = []

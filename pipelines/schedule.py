@@ -1,4 +1,4 @@
-"""Runs on a schedule: recurring runs of a Kubeflow Pipelines host, made, replaced, listed and deleted."""
+"""Creates, replaces, lists and deletes schedules: recurring runs on a Kubeflow Pipelines host."""
 
 import datetime
 import json
@@ -14,10 +14,13 @@ from thyroid.errors import InputError
 from thyroid.model import backbones
 
 DEFAULTS = {"minimum": "1", "recipe": "warm"}
-"""What a schedule gives to a pipeline that has the parameter: unchanged data end the run early, changed ones train on."""
+"""Values that a schedule sets if the pipeline has the parameters.
+
+With them a run ends early if the data are unchanged, and otherwise the training starts from the champion.
+"""
 ZONE = "UTC, unless the installation sets CRON_SCHEDULE_TIMEZONE"
 PAGE = 100
-"""Recurring runs that one answer of the host may hold."""
+"""Number of recurring runs to ask the host for in one request."""
 _NAMED = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -34,24 +37,26 @@ _WHOLE = ("*", "?")
 
 
 def parse(cron: str) -> str:
-    """The expression with every field written out, as Kubeflow's controller (robfig/cron 1.2) reads it.
+    """Parse a cron expression as Kubeflow's controller does (robfig/cron 1.2), and write out every field.
 
-    Only what that reader and every other one agree on is taken: numbers, names, ranges, steps and lists. It would also
-    take five fields, and read them as second to month: they are refused.
+    Only the syntax that all cron parsers agree on is accepted: numbers, names, ranges, steps and lists. The controller
+    would also accept five fields and read them as second to month. Five fields are therefore refused.
 
     Args:
-        cron: second, minute, hour, day of month, month, day of week.
+        cron: Six fields: second, minute, hour, day of month, month, day of week.
 
     Returns:
-        The same six fields, each `*` or numbers with commas.
+        The same six fields, each as `*` or as numbers separated by commas.
 
     Raises:
-        InputError: the expression has not six fields, a field cannot be read or is out of its range, or both days are given.
+        InputError: The expression does not have six fields, a field cannot be parsed or is out of its range, or both
+            the day of month and the day of week are given.
     """
     fields = cron.split()
     if len(fields) == 5:
         raise InputError(
-            f"--cron '{cron}': five fields, and Kubeflow's cron has six, seconds first; put '0 ' in front: '0 {cron.strip()}'"
+            f"--cron '{cron}': five fields, and Kubeflow's cron has six, seconds first; put '0 ' in front: "
+            f"'0 {cron.strip()}'"
         )
     if len(fields) != 6:
         raise InputError(
@@ -62,8 +67,8 @@ def parse(cron: str) -> str:
     ]
     if fields[3] not in _WHOLE and fields[5] not in _WHOLE:
         raise InputError(
-            f"--cron '{cron}': fires on the day of month and on the day of week, whichever comes; leave one of them * and "
-            "make a second schedule for the other"
+            f"--cron '{cron}': fires on the day of month and on the day of week, whichever comes; leave one of them * "
+            "and make a second schedule for the other"
         )
     return " ".join(written)
 
@@ -97,10 +102,10 @@ def _field(cron: str, text: str, name: str, allowed: range, names: Mapping[str, 
 
 
 def words(cron: str) -> str:
-    """The expression in words: At 02:30.
+    """Return a cron expression in English words, such as "At 02:30".
 
     Raises:
-        InputError: as `parse`.
+        InputError: The expression is refused by `parse`.
     """
     from cron_descriptor import Options, get_description
 
@@ -109,10 +114,15 @@ def words(cron: str) -> str:
 
 
 def following(cron: str, after: datetime.datetime, count: int = 3) -> list[datetime.datetime]:
-    """The next `count` dates after a date, in its time zone.
+    """Return the next dates of a cron expression.
+
+    Args:
+        cron: Six fields, as in `parse`.
+        after: Date that they follow; the result has its time zone.
+        count: Number of dates.
 
     Raises:
-        InputError: as `parse`, or no such date ever comes.
+        InputError: The expression is refused by `parse`, or it never fires.
     """
     from croniter import CroniterBadDateError, croniter
 
@@ -124,10 +134,11 @@ def following(cron: str, after: datetime.datetime, count: int = 3) -> list[datet
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot also name an object of Kubernetes.
+    """Refuse a schedule's name that cannot be the name of a Kubernetes object.
 
     Raises:
-        InputError: the name holds something else than lower-case letters, digits and hyphens, or more than 63 of them.
+        InputError: The name is empty or longer than 63 characters, holds a character other than a lower-case letter, a
+            digit or a hyphen, or has a hyphen at either end.
     """
     if not _NAMED.fullmatch(name):
         raise InputError(
@@ -136,7 +147,11 @@ def check_name(name: str) -> None:
 
 
 def defaults(package: Mapping[str, Any]) -> dict[str, str]:
-    """Those of `DEFAULTS` that the compiled pipeline and the library know."""
+    """Return the entries of `DEFAULTS` that both the compiled pipeline and the library support.
+
+    Args:
+        package: The pipeline specification, as `compile` wrote it.
+    """
     known = package["root"]["inputDefinitions"]["parameters"]
     return {
         name: text
@@ -155,23 +170,27 @@ def create(
     service_account: str = "",
     token: str = "",
 ) -> str:
-    """Make a recurring run, then delete the older ones of the same name: Kubeflow cannot edit one.
+    """Create a recurring run, then delete the older ones of the same name, since Kubeflow cannot edit them.
 
-    Runs of the older ones that are in progress go on. `max_concurrency` is per schedule, so that one of them and the
-    first of the new schedule may overlap.
+    Runs of the older ones that are in progress continue. `max_concurrency` applies per schedule, so one of these runs
+    can overlap with the first run of the new schedule.
 
     Args:
-        package: YAML that `compile` wrote.
-        values: of the pipeline's parameters.
-        cron: six fields, as of `parse`.
-        host, namespace, service_account, token: as of `submit.submit`.
-        name: of the recurring run.
+        package: YAML file that `compile` wrote.
+        values: Values of the pipeline's parameters.
+        cron: Six fields, as in `parse`.
+        host: Address of Kubeflow Pipelines, as in `submit.submit`.
+        name: Name of the recurring run.
+        namespace: The profile on a multi-user Kubeflow; empty for a single-user one.
+        service_account: Service account that the pods run as; empty for the installation's default.
+        token: Bearer token; empty if the host asks for none.
 
     Returns:
-        The new recurring run's id.
+        The id of the new recurring run.
 
     Raises:
-        InputError: the host refuses (the older ones then stay), or an older one could not be deleted.
+        InputError: The host refuses or does not answer, and the older ones are kept; or an older one could not be
+            deleted.
     """
     import kfp_server_api
     from urllib3.exceptions import HTTPError
@@ -196,24 +215,30 @@ def create(
             raise InputError(f"--host {host}: {error.status} {submit.message(error)}{stays}") from None
         except HTTPError as error:
             raise InputError(
-                f"--host {host}: no answer to the new schedule ({type(error).__name__}); schedule --list says whether it is "
-                "there, and nothing was deleted"
+                f"--host {host}: no answer to the new schedule ({type(error).__name__}); schedule --list says whether "
+                "it is there, and nothing was deleted"
             ) from None
         print(f"scheduled {name}: {host.rstrip('/')}/#/recurringrun/details/{made.recurring_run_id}", flush=True)
         failed = _delete(client, older, "replaced")
     if failed:
         raise InputError(
-            f"{name} is scheduled anew ({made.recurring_run_id}), but an older one goes on beside it: {'; '.join(failed)}; "
-            "delete it in the UI under Recurring Runs, or run this command again"
+            f"{name} is scheduled anew ({made.recurring_run_id}), but an older one goes on beside it: "
+            f"{'; '.join(failed)}; delete it in the UI under Recurring Runs, or run this command again"
         )
     return str(made.recurring_run_id)
 
 
 def delete(host: str, name: str, namespace: str = "", token: str = "") -> None:
-    """Delete all recurring runs of a name; runs in progress go on.
+    """Delete all recurring runs of a name. Runs in progress continue.
+
+    Args:
+        host: Address of Kubeflow Pipelines, as in `submit.submit`.
+        name: Name of the recurring runs.
+        namespace: The profile on a multi-user Kubeflow; empty for a single-user one.
+        token: Bearer token; empty if the host asks for none.
 
     Raises:
-        InputError: there is none, or the host refuses.
+        InputError: There is no such recurring run, or the host refuses or cannot be reached.
     """
     with submit.connect(host, namespace, token) as client:
         found = _schedules(client, namespace)
@@ -226,10 +251,19 @@ def delete(host: str, name: str, namespace: str = "", token: str = "") -> None:
 
 
 def table(host: str, namespace: str = "", token: str = "", now: datetime.datetime | None = None) -> str:
-    """The schedules of our experiment, a line each with name, cron, words, next date, state, creation and id.
+    """Return the schedules of the experiment as a table.
+
+    Each line has the name, the cron expression, the same in words, the next date, whether it is enabled, the date of
+    creation and the id.
+
+    Args:
+        host: Address of Kubeflow Pipelines, as in `submit.submit`.
+        namespace: The profile on a multi-user Kubeflow; empty for a single-user one.
+        token: Bearer token; empty if the host asks for none.
+        now: Date that the next dates follow; None for the present.
 
     Raises:
-        InputError: the host refuses or is not to be reached.
+        InputError: The host refuses or cannot be reached.
     """
     now = now or datetime.datetime.now(datetime.UTC)
     with submit.connect(host, namespace, token) as client:
@@ -256,17 +290,19 @@ def manifest(
     namespace: str = "",
     service_account: str = "",
 ) -> str:
-    """YAML of the ScheduledWorkflow that the API server makes for a schedule of an uploaded pipeline, for the record in Git.
+    """Return the YAML of a ScheduledWorkflow as the API server creates it, as a record for Git.
 
-    It starts no run of its own. The controller hands each date to the API server with the object's uid, and the API server
-    refuses those of objects that it has not made (so its sources of 2025 and 2026). The other form, a compiled Argo
-    workflow within the object, only the API server can compile.
+    Applying it starts no runs. The controller passes each date to the API server with the object's uid, and the API
+    server refuses uids of objects that it has not created itself (according to its sources of 2025 and 2026). The other
+    form holds a compiled Argo workflow, which only the API server can compile.
 
     Args:
-        cron: six fields, as of `parse`.
-        values: of the pipeline's parameters.
-        pipeline: id of the uploaded pipeline, whose latest version is run.
-        name, namespace, service_account: as of `create`.
+        cron: Six fields, as in `parse`.
+        values: Values of the pipeline's parameters.
+        pipeline: Id of the uploaded pipeline, whose latest version is run.
+        name: Name of the schedule.
+        namespace: The profile on a multi-user Kubeflow; empty leaves it out.
+        service_account: Service account that the pods run as; empty leaves it out.
     """
     head = {"name": name} | ({"namespace": namespace} if namespace else {})
     spec = {
@@ -280,7 +316,7 @@ def manifest(
     if service_account:
         spec["serviceAccount"] = service_account
     body = {"apiVersion": "kubeflow.org/v1beta1", "kind": "ScheduledWorkflow", "metadata": head, "spec": spec}
-    body["status"] = {}  # the API server refuses an object without
+    body["status"] = {}  # the API server refuses an object without a status
     return (
         "# For the record: Kubeflow's API server starts no run for a ScheduledWorkflow that it has not made itself.\n"
         "# `python -m pipelines schedule --host` makes one that runs.\n" + yaml.safe_dump(body, sort_keys=False)
@@ -288,10 +324,10 @@ def manifest(
 
 
 def _schedules(client: Any, namespace: str) -> list[Any]:
-    """All recurring runs of our experiment; none where the experiment is not there yet."""
+    """Return all recurring runs of the experiment; none if the experiment does not exist yet."""
     try:
         experiment = client.get_experiment(experiment_name=submit.EXPERIMENT, namespace=namespace or None)
-    except ValueError as error:  # kfp's way to say so
+    except ValueError as error:  # kfp's error for a missing experiment
         if not str(error).startswith("No experiment"):
             raise
         return []
@@ -310,7 +346,7 @@ def _all(client: Any, experiment: str) -> list[Any]:
 
 
 def _delete(client: Any, chosen: Sequence[Any], done: str) -> list[str]:
-    """Delete recurring runs, all that can be, and say of each; returned is what could not be, with the host's words."""
+    """Delete recurring runs and print each; return those that could not be deleted, with the host's message."""
     import kfp_server_api
     from urllib3.exceptions import HTTPError
 
@@ -318,12 +354,12 @@ def _delete(client: Any, chosen: Sequence[Any], done: str) -> list[str]:
     for one in chosen:
         label = f"{one.display_name} ({one.recurring_run_id})"
         try:
-            # ORPHAN: without it Kubernetes takes the runs in progress away with their schedule (kubeflow/pipelines#12573)
+            # ORPHAN: without it, Kubernetes deletes the runs in progress with their schedule (kubeflow/pipelines#12573)
             client.recurring_runs.recurring_run_service_delete_recurring_run(
                 one.recurring_run_id, propagation_policy="ORPHAN"
             )
         except kfp_server_api.ApiException as error:
-            if error.status != 404:  # somebody else was faster
+            if error.status != 404:  # 404: somebody else has deleted it
                 failed.append(f"{label}: {error.status} {submit.message(error)}")
                 continue
         except HTTPError as error:
@@ -334,7 +370,7 @@ def _delete(client: Any, chosen: Sequence[Any], done: str) -> list[str]:
 
 
 def _told(trigger: Any, now: datetime.datetime) -> tuple[str, str, str]:
-    """Cron, words and next date of a recurring run that anybody may have made, by any means."""
+    """Return the cron expression, its words and the next date of a recurring run, which any tool may have created."""
     if trigger is None or trigger.cron_schedule is None:
         seconds = trigger and trigger.periodic_schedule and trigger.periodic_schedule.interval_second
         return "-", f"every {seconds} s" if seconds else "-", "-"

@@ -1,4 +1,4 @@
-"""Start a run on a Kubeflow Pipelines host, and watch it to its end."""
+"""Starts a run on a Kubeflow Pipelines host and watches it until it ends."""
 
 import contextlib
 import datetime
@@ -21,19 +21,25 @@ from thyroid.progress import bar
 EXPERIMENT = "thyroid"
 POLL_SECONDS = 5.0
 PATIENCE_SECONDS = 300.0
-"""How long the host may be away while a run is watched: a port-forward drops now and then, and the run goes on."""
+"""Seconds that the host may be unreachable while a run is watched.
+
+A port-forward drops now and then, and the run continues meanwhile.
+"""
 _WORDS = {"true": True, "false": False}
 
 
 def arguments(package: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
-    """What was given as text, in the types that the compiled pipeline asks for.
+    """Convert parameters from text to the types of the compiled pipeline.
 
     Args:
-        package: the pipeline specification, as `compile` wrote it.
-        given: parameter to text.
+        package: The pipeline specification, as `compile` wrote it.
+        given: The text of each given parameter.
+
+    Returns:
+        The value of each given parameter.
 
     Raises:
-        InputError: a parameter is unknown, missing, or not of its type.
+        InputError: A parameter is unknown, missing, or not of its type.
     """
     known = package["root"]["inputDefinitions"]["parameters"]
     if unknown := sorted(given.keys() - known.keys()):
@@ -67,22 +73,22 @@ def submit(
     token: str = "",
     wait: bool = True,
 ) -> str:
-    """Start a run of a compiled pipeline, print its page in the UI, and wait for its end.
+    """Start a run of a compiled pipeline, print its page in the UI, and wait until it ends.
 
     Args:
-        package: YAML that `compile` wrote.
-        values: of the pipeline's parameters.
-        host: address of Kubeflow Pipelines, as the browser shows it (…/pipeline), or of a port-forward.
-        namespace: the profile on a multi-user Kubeflow; empty for a single-user one.
-        service_account: that the pods run as; empty for the installation's default.
-        token: bearer token, where the host asks for one.
-        wait: until the run has ended.
+        package: YAML file that `compile` wrote.
+        values: Values of the pipeline's parameters.
+        host: Address of Kubeflow Pipelines as the browser shows it (…/pipeline), or that of a port-forward.
+        namespace: The profile on a multi-user Kubeflow; empty for a single-user one.
+        service_account: Service account that the pods run as; empty for the installation's default.
+        token: Bearer token; empty if the host asks for none.
+        wait: Whether to wait until the run has ended.
 
     Returns:
         The run's id.
 
     Raises:
-        InputError: the host refuses or is not to be reached, or the run failed; the message names the failed steps.
+        InputError: The host refuses or cannot be reached, or the run failed. The message names the failed steps.
     """
     with connect(host, namespace, token) as client:
         name = f"thyroid {datetime.datetime.now():%Y-%m-%d %H:%M}"
@@ -103,12 +109,15 @@ def submit(
 
 @contextlib.contextmanager
 def connect(host: str, namespace: str = "", token: str = "") -> Iterator[Any]:
-    """The `kfp.Client` of a host; what the host refuses inside the block becomes one line.
+    """Yield the `kfp.Client` of a host, and turn the host's errors within the block into one line.
 
-    Args: as of `submit`.
+    Args:
+        host: Address of Kubeflow Pipelines, as in `submit`.
+        namespace: The profile on a multi-user Kubeflow; empty for a single-user one.
+        token: Bearer token; empty if the host asks for none.
 
     Raises:
-        InputError: the host refuses, is not to be reached, or is no Kubeflow Pipelines.
+        InputError: The host refuses, cannot be reached, or is not Kubeflow Pipelines.
     """
     warnings.filterwarnings("ignore", "This client only works", FutureWarning)
     import kfp
@@ -127,10 +136,10 @@ def connect(host: str, namespace: str = "", token: str = "") -> Iterator[Any]:
 
 
 def _greet(host: str, token: str) -> None:
-    """Ask for the host's health: kfp's client would try that for half a minute, and print a traceback each time.
+    """Check the host's health once. kfp's client would try it for half a minute and print a traceback each time.
 
     Raises:
-        InputError: the host refuses, is not to be reached, or is no Kubeflow Pipelines.
+        InputError: The host refuses, cannot be reached, or is not Kubeflow Pipelines.
     """
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
@@ -145,13 +154,17 @@ def _greet(host: str, token: str) -> None:
         raise InputError(f"--host {host}: not to be reached ({errors.one_line(error)})") from None
     except ValueError:
         raise InputError(
-            f"--host {host}: not an address of Kubeflow Pipelines, or a page to log in at; give a token with --token-file, or "
-            "the address of kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
+            f"--host {host}: not an address of Kubeflow Pipelines, or a page to log in at; give a token with "
+            "--token-file, or the address of kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
         ) from None
 
 
 def step_names(package: Path) -> dict[str, str]:
-    """Key of a task, as the host names it (train-2), to the name that people know it by (train-VGG16)."""
+    """Map the key of each task, by which the host names it (train-2), to its name in the UI (train-VGG16).
+
+    Args:
+        package: YAML file that `compile` wrote.
+    """
     specification = next(yaml.safe_load_all(package.read_text()))
     components = specification["components"]
     levels = [specification["root"]["dag"], *(one["dag"] for one in components.values() if "dag" in one)]
@@ -164,7 +177,11 @@ def step_names(package: Path) -> dict[str, str]:
 
 
 def _watch(client: Any, run_id: str, page: str, names: Mapping[str, str]) -> None:
-    """A progress bar over the run's steps until it has ended."""
+    """Show a progress bar over the run's steps until the run has ended.
+
+    Raises:
+        InputError: The run failed, or the host was unreachable for `PATIENCE_SECONDS`.
+    """
     import kfp_server_api
     from urllib3.exceptions import HTTPError
 
@@ -181,7 +198,7 @@ def _watch(client: Any, run_id: str, page: str, names: Mapping[str, str]) -> Non
                 time.sleep(POLL_SECONDS)
                 continue
             details = (run.run_details.task_details if run.run_details else None) or []
-            # a step has a driver and an executor beside it, and levels are tasks, too
+            # the details also list the driver and the executor of each step, and the levels
             steps = {names[one.display_name]: one for one in details if one.display_name in names}
             for name, one in steps.items():
                 if name not in done and one.state in ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"):
@@ -206,7 +223,7 @@ def _watch(client: Any, run_id: str, page: str, names: Mapping[str, str]) -> Non
 
 
 def message(error: Any) -> str:
-    """What an `ApiException` says in its body, or the status in words."""
+    """Return the message in the body of an `ApiException`, or else the reason of its status."""
     try:
         content = json.loads(error.body)
         return content.get("message") or content.get("error") or str(error.reason)

@@ -15,13 +15,20 @@ from components.sweep_rank import sweep_rank
 from pipelines.cluster import NEEDS, Cluster, place
 
 WORKERS = 4
-"""Pods a stage on a cluster."""
+"""Number of pods per stage on a cluster."""
 
 
 def sweep_pipeline(
     backbone: str, workers: int = WORKERS, cluster: Cluster | None = None, cores: int = 0
 ) -> Callable[..., Any]:
-    """The search for one backbone by so many workers a stage; without `cluster` as it runs on this machine."""
+    """Return the pipeline that searches the settings of one backbone.
+
+    Args:
+        backbone: Backbone to search for.
+        workers: Number of workers per stage.
+        cluster: Cluster to run on; None for this machine.
+        cores: Cores of each worker; 0 for those that its pod requests.
+    """
     numbers = list(range(1, workers + 1))
 
     @dsl.pipeline(
@@ -68,8 +75,8 @@ def sweep_pipeline(
             given_splits: As of the training.
             site: As of the training.
             seed: Of splits, folds, training and proposals.
-        """
-        # nothing is registered in the store, so that everything counts as new
+        """  # noqa: E501
+        # nothing is registered in the store, so everything counts as new
         ingested = ingest(
             scans=scans,
             rois=rois,
@@ -105,10 +112,10 @@ def sweep_pipeline(
             store=store,
             seed=seed,
         )
-        # the store knows what is done
+        # the store records what has been done
         place(prepared, "sweep_prepare", cluster, backbone).set_caching_options(False)
         with dsl.ParallelFor(numbers, name="heads") as number:
-            # artifacts alone come from outside: kfp.local replaces parameters of other steps by the number (kfp 2.17)
+            # only artifacts come from other steps: kfp.local replaces their parameters with the number (kfp 2.17)
             head = sweep_heads(
                 study=prepared.outputs["study"],
                 worker=number,

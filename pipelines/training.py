@@ -21,7 +21,12 @@ from thyroid.registry.changes import TRAIN
 def training_pipeline(
     backbones: Sequence[str] = tuple(BACKBONES), cluster: Cluster | None = None
 ) -> Callable[..., Any]:
-    """The pipeline with one named training per backbone; without `cluster` as it runs on this machine."""
+    """Return the pipeline with one named training per backbone.
+
+    Args:
+        backbones: Backbones to train.
+        cluster: Cluster to run on; None for this machine.
+    """
 
     @dsl.pipeline(
         name="thyroid-training",
@@ -89,7 +94,7 @@ def training_pipeline(
             canary: Percent of the requests that the new model answers at first, 0 for all at once.
             min_replicas: Of the endpoint; 0 scales to zero between requests (Knative mode).
             serving_gpu: Serve the model on a GPU.
-        """
+        """  # noqa: E501
         concluded = place(conclude(registry=registry), "conclude", cluster).set_display_name("conclude")
         concluded.set_caching_options(False)
         with dsl.ExitHandler(concluded, name="scans to endpoint"):
@@ -114,7 +119,7 @@ def training_pipeline(
                 cropped = crop(
                     data=ingested.outputs["data"], fingerprint=version, domains=domains, recipe=recipe, store=store
                 )
-                # the store is the cache: it knows which images are still there
+                # the store serves as the cache, since it knows which images still exist
                 place(cropped, "crop", cluster).set_caching_options(False)
                 images, version = cropped.outputs["images"], cropped.outputs["version"]
                 models = {}
@@ -147,7 +152,7 @@ def training_pipeline(
                     seed=seed,
                     **{backbone: task.outputs["model"] for backbone, task in models.items()},
                 )
-                # the cache would not notice another champion in the same registry, nor a service that was changed
+                # the cache would not notice a new champion in the same registry, nor a service that was changed
                 place(evaluated, "evaluate", cluster).set_caching_options(False)
                 registered = register(evaluation=evaluated.outputs["evaluation"], registry=registry)
                 place(registered, "register", cluster).set_caching_options(False)

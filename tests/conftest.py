@@ -1,4 +1,4 @@
-"""Fixtures: small phantoms and what is trained on them, made once for all workers, and real data where the machine has it."""
+"""Fixtures: small phantoms and models trained on them, created once for all workers, and real data where available."""
 
 import contextlib
 import csv
@@ -31,9 +31,9 @@ from thyroid.data import plots
 from thyroid.imaging import images, phantom
 
 for variable in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")  # each of pytest's workers has a core; more threads only wait for one another
+    os.environ.setdefault(variable, "1")  # each of pytest's workers has one core; more threads would only wait
 
-# kfp asks for the stack at every setting of a step; its source lines take seconds to find among TensorFlow's modules.
+# kfp inspects the stack at every setting of a step; finding source lines among TensorFlow's modules takes seconds.
 inspect.stack = functools.partial(inspect.stack, context=0)
 
 LONGEST = (
@@ -102,7 +102,10 @@ def variant(artefact: Path, folder: Path) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A fifth of the examples where the slow tests are left out; each may have to wait for the processor."""
+    """Use a fifth of the examples where the slow tests are left out.
+
+    Examples have no deadline, since each may have to wait for the processor.
+    """
     examples = 20 if "not slow" in config.option.markexpr else 100
     settings.register_profile(
         "busy", deadline=None, max_examples=examples, suppress_health_check=[HealthCheck.too_slow]
@@ -120,7 +123,7 @@ SAVEFIG = Figure.savefig
 
 @pytest.fixture(scope="session", autouse=True)
 def sketched() -> Iterator[None]:
-    """Figures are made and written as a single pixel: rendering is half of what a small evaluation takes; see `drawn`."""
+    """Write figures as a single pixel, since rendering takes half the time of a small evaluation; see `drawn`."""
 
     def write(figure: Figure, file: Any, **given: Any) -> None:
         Image.new("L", (1, 1)).save(file, "PNG")
@@ -132,7 +135,7 @@ def sketched() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def unsynced() -> Iterator[None]:
-    """Files are not waited for until a disk has them, which no test could see and some disks take a second for."""
+    """Skip fsync, whose effect no test can observe and which takes a second on some disks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -140,7 +143,7 @@ def unsynced() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def once_compiled(tmp_path_factory) -> Iterator[None]:
-    """A pipeline of the same settings is compiled once, for tests of what is done with it."""
+    """Compile a pipeline with the same settings only once, for tests that use the result."""
     from pipelines import __main__ as cli
 
     plain, folder, made = cli.compile_pipeline, tmp_path_factory.mktemp("compiled"), {}
@@ -185,13 +188,13 @@ def scans(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
-    """Pictures are most of the time that a small ingest and crop take."""
+    """Leave out pictures, which take most of the time of a small ingest and crop."""
     monkeypatch.setattr(plots, "data_statistics", lambda good, regions, path, classes: path.touch())
     monkeypatch.setattr(plots, "crop_sheet", lambda scans, regions, folder, path: path.touch())
 
 
 def source_digest() -> str:
-    """Of whatever the shared fixtures are made by: the packages, this file and the locked dependencies."""
+    """Return a digest of everything that creates the shared fixtures: packages, this file and locked dependencies."""
     digest = hashlib.sha256()
     for path in [*sorted((ROOT / "thyroid").rglob("*.py")), Path(__file__), ROOT / "requirements-dev.lock"]:
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
@@ -208,9 +211,10 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 class Shared:
-    """Folders that are made once for all workers of a run, and for later runs with the same source. Tests only read them.
+    """Folders that are created once for all workers of a run, and for later runs with the same source.
 
-    They lie in pytest's cache (`--cache-clear` removes them); those of an older source are removed after an hour.
+    Tests only read them. They are in pytest's cache (`--cache-clear` removes them). Those of an older source are
+    removed after an hour.
     """
 
     def __init__(self, root: Path) -> None:
@@ -222,7 +226,7 @@ class Shared:
                 shutil.rmtree(old, ignore_errors=True)
 
     def make(self, name: str, write: Callable[[Path], object]) -> Path:
-        """The folder `name`, written by the first who asks for it; others wait until it is whole."""
+        """Return the folder `name`. The first caller writes it; others wait until it is complete."""
         folder, done = self.folder / name, self.folder / f"{name}.done"
         with locks.held(self.folder / f"{name}.lock"):
             if not done.exists():
@@ -234,7 +238,7 @@ class Shared:
         return folder
 
     def check(self) -> None:
-        """No test changed a folder; one that was changed is made anew by the next run."""
+        """Check that no test changed a folder. A changed folder is created again by the next run."""
         changed = [folder for folder, state in self.states.items() if state_of(folder) != state]
         for folder in changed:
             folder.with_suffix(".done").unlink(missing_ok=True)
@@ -333,9 +337,9 @@ class Cloud:
     """A fresh bucket of the emulator.
 
     Attributes:
-        bucket: its name.
-        proxy: in front of the emulator; what is under test goes through it.
-        client: Google's, straight to the emulator, to set up and to look.
+        bucket: Name of the bucket.
+        proxy: Proxy in front of the emulator, which the code under test uses.
+        client: Google's client, connected directly to the emulator, for set-up and checks.
     """
 
     bucket: str

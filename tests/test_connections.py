@@ -1,4 +1,4 @@
-"""No process of ours opens a connection that it was not asked for, and none is hurt where packets to the internet are dropped."""
+"""No process opens a connection without being asked to, and all work where packets to the internet are dropped."""
 
 import ast
 import concurrent.futures
@@ -59,14 +59,14 @@ def watched(environment: dict[str, str]) -> list[str]:
 
 
 def abroad(process: psutil.Process) -> list[str]:
-    """Addresses beyond this machine that it or its children are connected to, in whatever language that was asked for."""
+    """Return the addresses outside this machine that a process or its children are connected to, in any language."""
     family = [process, *process.children(recursive=True)]
     ends = [one.raddr.ip for member in family for one in member.connections() if one.raddr]
     return [one for one in ends if not one.startswith(("127.", "::1", "::ffff:127."))]
 
 
 def quiet(model: Path, scan: Path, tmp_path: Path, environment: dict[str, str]) -> None:
-    """The endpoint and the page answer in this environment, are connected to nobody else, and end when they are told to."""
+    """Check that the endpoint and the page answer in this environment, connect to nothing else, and end when asked."""
     server = Server(tmp_path / "log", "--registry", str(model), environment=environment).wait()
     page = Page(tmp_path / "page", f"http://127.0.0.1:{server.port}", environment=environment).wait()
     try:
@@ -143,7 +143,8 @@ def test_they_live_where_packets_to_the_internet_are_dropped(model, phantoms, tm
 def test_a_conversion_talks_to_nobody(dropped):
     """What the evaluation runs: importing OpenVINO's converter and telling of a conversion."""
     code = (
-        "from thyroid.model import engine; import openvino; from openvino.tools.ovc import convert_impl, telemetry_utils as t\n"
+        "from thyroid.model import engine; import openvino; "
+        "from openvino.tools.ovc import convert_impl, telemetry_utils as t\n"
         "t.send_conversion_result('success'); print(convert_impl.tm.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=dropped, capture_output=True, text=True, timeout=60)
@@ -169,7 +170,7 @@ def test_telemetry_is_in_no_lock():
 
 
 def test_a_fork_has_no_way_to_the_servers_loop():
-    """Or else a signal that ends the fork would tell the server to stop."""
+    """Otherwise a signal that ends the fork would also stop the server."""
     code = """
 import asyncio, os, signal
 from thyroid.serve import server

@@ -23,7 +23,8 @@ S100B = """.13 .14 .1 .04 .13 .1 .47 .16 .18 .1 .12 .1 .44 .71 .04 .08 .49 .04 .
 .07 .1 .32 .22 .07 .05 .24 .38 .1 .15 .08 .14 .1 .07 .04 .19 .56 .14 .58 .32 .82 .74 .15 .47 .17 .44 .15 .5 .48"""
 WFNS = """1111325412525512522521111212113421454142551124112552125122215112521452441412142123242145115422111312
 5225552445111"""
-NDKA = """3.01 8.54 8.09 10.42 17.4 12.75 6.0 13.2 15.54 6.01 15.96 17.86 5.18 8.9 13.41 20.75 11.6 16.11 32.37 54.82 32.41
+NDKA = """\
+3.01 8.54 8.09 10.42 17.4 12.75 6.0 13.2 15.54 6.01 15.96 17.86 5.18 8.9 13.41 20.75 11.6 16.11 32.37 54.82 32.41
 49.94 40.34 9.47 6.29 12.53 6.54 6.3 80.3 12.8 9.8 9.81 9.85 18.21 5.03 14.04 21.93 8.02 7.42 8.38 6.59 9.63 13.12
 7.96 14.34 41.43 7.63 7.06 12.59 13.56 3.87 9.44 7.66 12.98 419.19 27.19 22.27 9.95 21.22 11.73 10.4 58.83 6.39 11.09
 12.22 13.67 17.21 22.63 12.9 9.7 21.57 8.23 72.57 15.54 10.51 10.6 14.57 5.19 9.63 4.61 21.48 17.3 12.71 9.44 11.07
@@ -70,7 +71,7 @@ def test_bootstrap_of_the_same_data_is_near_delong(asah):
 
 
 def test_delong_standard_error_of_the_ct_example():
-    """Hanley & McNeil 1982's 109 CT images: area .8932 with DeLong's standard error .0307 in Stata's manual (roctab)."""
+    """Hanley & McNeil 1982's 109 CT images: area .8932, DeLong's standard error .0307 in Stata's manual (roctab)."""
     truth = np.repeat([0] * 5 + [1] * 5, [33, 6, 6, 11, 2, 3, 2, 2, 11, 33])
     rating = np.repeat([1, 2, 3, 4, 5] * 2, [33, 6, 6, 11, 2, 3, 2, 2, 11, 33])
     areas, covariance = metrics.auroc_covariance(truth, [rating], np.arange(109))
@@ -240,8 +241,10 @@ def test_figures_at_a_threshold_are_those_of_the_confusion_matrix():
 
 
 def test_predictive_values_at_another_prevalence():
-    """Altman & Bland 1994 (10.1136/bmj.309.6947.102): liver scans, sensitivity .90 and specificity .63; at a prevalence of
-    .25 the predictive values are .45 and .95."""
+    """Altman & Bland 1994 (10.1136/bmj.309.6947.102): liver scans, sensitivity .90 and specificity .63.
+
+    At a prevalence of .25 the predictive values are .45 and .95.
+    """
     truth = np.repeat([1, 1, 0, 0], [231, 27, 54, 32])
     called = np.repeat([1, 0, 0, 1], [231, 27, 54, 32])
     at = metrics.at_threshold(metrics.Draws(np.arange(344), 50), truth, called, np.arange(344), 0.25)

@@ -1,4 +1,4 @@
-"""`python -m thyroid.conclude`: see `registry.conclude`."""
+"""Command `python -m thyroid.conclude`; its code is in `thyroid.registry.conclude`."""
 
 from thyroid.registry.conclude import main
 

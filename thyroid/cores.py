@@ -1,4 +1,4 @@
-"""How many processor cores this process may use: a pod's limit, not the cores of the node that it runs on."""
+"""The number of processor cores that this process may use: the limit of its pod, not the cores of the node."""
 
 import math
 import os
@@ -8,11 +8,13 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available(cgroup: Path = CGROUP) -> int:
-    """Cores that the affinity mask and the CPU limit allow, at least one; part of a core counts as a whole one.
+    """Return the number of cores that the affinity mask and the CPU limit allow, at least one.
+
+    A fraction of a core counts as a whole core.
 
     Args:
-        cgroup: where control groups are mounted; inside a container its root is the container's own group. Version 2 has
-            `cpu.max` there, version 1 `cpu/cpu.cfs_quota_us` and `cpu/cpu.cfs_period_us`.
+        cgroup: Folder where control groups are mounted. Inside a container its root is the container's own group.
+            Version 2 has `cpu.max` there; version 1 has `cpu/cpu.cfs_quota_us` and `cpu/cpu.cfs_period_us`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = _limit(cgroup)
@@ -20,13 +22,13 @@ def available(cgroup: Path = CGROUP) -> int:
 
 
 def _limit(cgroup: Path) -> float | None:
-    """The CPU limit in cores; None where there is none."""
+    """Return the CPU limit in cores, or None if there is no limit."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
     except FileNotFoundError:
         try:
             quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        except FileNotFoundError:  # no Linux, or no CPU controller
+        except FileNotFoundError:  # not Linux, or no CPU controller
             return None
-    # version 2 says "max" where there is no limit, version 1 says -1
+    # without a limit, version 2 says "max" and version 1 says -1
     return None if quota == "max" or int(quota) < 0 else int(quota) / int(period)

@@ -1,12 +1,13 @@
-"""The two domains: `normal` (scan area, scanner frame blanked) and `cropped` (one square image a region).
+"""Make the images of both domains: `normal` (scan area, scanner frame blanked) and `cropped` (one square per region).
 
-With a store the images are kept there from run to run, and only those that are not there yet are made.
+With a store, images are kept there from run to run, and only missing ones are made.
 
 python -m thyroid.crop --data DIR --output DIR
 """
 
 import argparse
 import hashlib
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +28,15 @@ from thyroid.errors import InputError
 from thyroid.imaging import images
 from thyroid.imaging.geometry import MARGIN, ScanArea, normal, region, scan_area
 
+log = logging.getLogger("thyroid.crop")
+
 _AREA = ("area_x", "area_y", "area_width", "area_height")
 _CHUNK = 32
 
 
 @dataclass(frozen=True)
 class Cropped:
-    """Where the data version with its images is and what it holds (the content of data.json)."""
+    """A data version with its images: its folder and its facts (the content of data.json)."""
 
     folder: Path
     facts: dict[str, Any]
@@ -50,16 +53,20 @@ def crop(
     """Make every image of both domains, re-encoded without metadata, and the tables that name them.
 
     Args:
-        data: data version of `ingest`.
-        output: folder of the new data version.
-        domains: the domains that will be trained; empty for cropped where there are regions, else normal.
-        store: folder that outlives the run (`thyroid.store`), which keeps the images; None to write them to `normal/` and
-            `cropped/` in `output`.
-        margin: see `geometry.widened`.
-        splits: whose scans are wanted; the files of the others are not even opened.
+        data: Folder of a data version written by `ingest`.
+        output: Folder of the new data version.
+        domains: Domains that will be trained. If empty, cropped is used where there are regions, else normal.
+        store: Folder that outlives the run and keeps the images (see `thyroid.data.store`). If None, the images are
+            written to `normal/` and `cropped/` in `output`.
+        margin: Share of a region's sides to widen it by, see `geometry.widened`.
+        splits: Splits whose scans are wanted. The files of other splits are not even opened.
+
+    Returns:
+        Folder and facts of the new data version.
 
     Raises:
-        InputError: the cropped domain is asked for and there is no region, or nothing is left to train on.
+        InputError: The data version is damaged, a domain is unknown, the cropped domain is requested without any
+            region, or a split has no image of a class left.
     """
     started = time.monotonic()
     scans, regions, facts = tables.read(data)
@@ -112,26 +119,26 @@ def crop(
     for domain in domains:
         _require_examples(scans, regions, domain, splits)
     shutil.copy(data / "statistics.png", output)
-    from thyroid.data import plots  # serving crops, too, and draws nothing
+    from thyroid.data import plots  # only this line needs Matplotlib
 
     plots.crop_sheet(scans, regions, images_folder, output / "crops.png")
     tables.write(output, scans, regions, facts)
-    print(
+    log.info(
         f"normal: {len(frames)} frames; cropped: {len(regions)} regions; {facts['without_region']} frames without a "
         f"region stay in normal only; scan area not found in {facts['scan_area_not_found']}"
     )
     if len(todo) < len(planned):
-        print(f"{len(todo)} of {len(planned)} scans were cropped now, the images of the others were there")
+        log.info(f"{len(todo)} of {len(planned)} scans were cropped now, the images of the others were there")
     if lost:
-        print(f"quarantined since ingest: {len(lost)}, see {output / 'quarantine.csv'}")
+        log.info(f"quarantined since ingest: {len(lost)}, see {output / 'quarantine.csv'}")
     return Cropped(output, facts)
 
 
 def resolve_domains(domains: Sequence[str], has_regions: bool) -> tuple[str, ...]:
-    """The domains to train: as asked, else cropped where there are regions, else normal.
+    """Return the domains to train: those requested, else cropped if there are regions, else normal.
 
     Raises:
-        InputError: an unknown domain, or cropped without any region.
+        InputError: A domain is unknown, or cropped is requested without any region.
     """
     unknown = [d for d in domains if d not in tables.DOMAINS]
     if unknown:
@@ -145,6 +152,7 @@ def resolve_domains(domains: Sequence[str], has_regions: bool) -> tuple[str, ...
 
 
 def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str, splits: Sequence[str]) -> None:
+    """Raise InputError if a split has no image of a class in this domain."""
     have = tables.examples_of(scans, regions, domain).groupby(["split", "class"]).size()
     for split in splits:
         for name in sorted(tables.used(scans)["class"].unique()):
@@ -162,7 +170,7 @@ class _Task:
 
 
 class _Image(NamedTuple):
-    """An image that was made, and the scan area that was found on the way."""
+    """An image that was made, with the scan area that was found on the way."""
 
     file: str
     sha256: str
@@ -174,7 +182,7 @@ class _Image(NamedTuple):
 
 
 def _images(table: pd.DataFrame) -> dict[str, _Image]:
-    """The store's table of images by key."""
+    """Return the rows of the store's table of images by key."""
     if table.empty:
         return {}
     columns = (table[column].tolist() for column in _Image._fields)
@@ -182,7 +190,10 @@ def _images(table: pd.DataFrame) -> dict[str, _Image]:
 
 
 def _whole(folder: Path, have: Mapping[str, _Image], planned: Sequence[Planned]) -> dict[str, _Image]:
-    """The images of `planned` that are there as they were written; damaged ones are forgotten, and so made again."""
+    """Return the images of `planned` that are on disk exactly as they were written.
+
+    Damaged images are left out, so that they are made again.
+    """
 
     def is_whole(image: _Image) -> bool:
         try:
@@ -194,7 +205,7 @@ def _whole(folder: Path, have: Mapping[str, _Image], planned: Sequence[Planned])
     with ThreadPoolExecutor(cores.available()) as pool:
         whole = dict(zip(mine, pool.map(is_whole, mine.values()), strict=True))
     if damaged := [mine[key].file for key in mine if not whole[key]]:
-        print(f"{len(damaged)} images in {folder} are damaged and made again, the first is {damaged[0]}", flush=True)
+        log.info(f"{len(damaged)} images in {folder} are damaged and made again, the first is {damaged[0]}")
     return {key: image for key, image in mine.items() if whole[key]}
 
 
@@ -207,26 +218,26 @@ def _each(tasks: Sequence[_Task]) -> Iterator[dict[str, _Image] | str]:
 
 
 def _crop_file(task: _Task) -> dict[str, _Image] | str:
-    """The images that were made of a scan, by key; the reason if it cannot be used any more."""
+    """Make the images of one scan and return them by key, or the reason why the scan can no longer be used."""
     plan = task.plan
     try:
         data = images.read(task.file)
         if hashlib.sha256(data).hexdigest() != plan.sha256:
             if plan.path == plan.local_path:
                 raise ValueError("file changed since ingest")
-            Path(task.file).unlink()  # a copy of ours
+            Path(task.file).unlink()  # our own copy
             raise ValueError("its copy was damaged; the next run takes another one from where the scans are")
         frame = images.decode(data, formats=images.SERVED)
         pictures = _pictures(plan, frame)
     except FileNotFoundError:
         return "file vanished since ingest"
-    except Exception as error:  # one file never ends a run
+    except Exception as error:  # one bad file must not end a run
         return errors.one_line(error)
     return {key: _write(task.output, *picture) for key, picture in pictures.items()}
 
 
 def _pictures(plan: Planned, frame: images.Pixels) -> dict[str, tuple[str, images.Pixels, ScanArea]]:
-    """Name, pixels and scan area of the images that are made of a frame, by key."""
+    """Return file name, pixels and scan area of each image to be made of a frame, by key."""
     if plan.domain == "cropped":
         whole = ScanArea(np.ones(frame.shape[:2], np.uint8), (0, 0, 0, 0), True)
         letterboxed = images.letterbox(frame, max(frame.shape[:2]))
@@ -241,7 +252,7 @@ def _pictures(plan: Planned, frame: images.Pixels) -> dict[str, tuple[str, image
 
 
 def _write(output: str, file: str, image: images.Pixels, area: ScanArea) -> _Image:
-    """Write an image whole or not at all."""
+    """Write an image atomically and return its description."""
     data = images.encode(image)
     target = Path(output, file)
     with replacing(target, durable=False) as temporary:
@@ -256,7 +267,10 @@ def _filled(
     have: dict[str, _Image],
     lost: dict[str, str],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables with the images in them; lost scans are quarantined and their regions left out."""
+    """Return both tables with their images filled in.
+
+    Lost scans are quarantined, and their regions are left out.
+    """
     there = [one for one in planned if one.path not in lost]
     paths = [one.path for one in there]
     mains = pd.DataFrame([have[one.main] for one in there], paths, columns=_Image._fields)
@@ -281,6 +295,7 @@ def _filled(
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command `python -m thyroid.crop` with the arguments `argv`, by default those of the process."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.crop", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.ingest")
     parser.add_argument("--output", type=Path, required=True, help="folder of the new data version")

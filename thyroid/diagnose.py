@@ -1,4 +1,4 @@
-"""`python -m thyroid.diagnose`: see `train.diagnose`."""
+"""Command `python -m thyroid.diagnose`; its code is in `thyroid.train.diagnose`."""
 
 from thyroid.train.diagnose import main
 

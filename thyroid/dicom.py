@@ -1,4 +1,4 @@
-"""`python -m thyroid.dicom`: see `ingest.dicom_names`."""
+"""Command `python -m thyroid.dicom`; its code is in `thyroid.ingest.dicom_names`."""
 
 from thyroid.ingest.dicom_names import main
 

@@ -1,4 +1,4 @@
-"""Logs of the servers: one JSON object a line on standard output, without anything that a request holds."""
+"""Logs of the servers: one JSON object per line on standard output, without any content of a request."""
 
 import json
 import logging
@@ -12,16 +12,38 @@ class _Lines(logging.Formatter):
         return json.dumps(told | {"message": record.getMessage()} | getattr(record, "fields", {}), ensure_ascii=False)
 
 
+class _Plain(logging.Handler):
+    """Writes messages as they are to what standard output is at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stdout.write(f"{record.getMessage()}\n")
+        sys.stdout.flush()
+
+
+def to_stdout() -> None:
+    """Show what the library logs as plain lines on standard output, as commands and pipeline steps do."""
+    log = logging.getLogger("thyroid")
+    if not any(isinstance(handler, _Plain) for handler in log.handlers):
+        log.addHandler(_Plain())
+    log.setLevel(logging.INFO)
+
+
 def configure() -> None:
-    """Our lines, and of everybody else warnings and worse."""
+    """Write logs to standard output as JSON lines: `thyroid` from INFO on, all other loggers from WARNING on."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Lines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger("thyroid").setLevel(logging.INFO)
+    log = logging.getLogger("thyroid")
+    log.setLevel(logging.INFO)
+    for plain in [handler for handler in log.handlers if isinstance(handler, _Plain)]:
+        log.removeHandler(plain)
 
 
 def place(error: BaseException) -> str:
-    """File and line where an error was raised; its message may come from the request, so it is left out."""
+    """Return the file and line where an error was raised, as `file:line`; "" if it has no traceback.
+
+    The error's message is left out because it may quote the request.
+    """
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next

@@ -1,25 +1,29 @@
-"""Free memory goes back to the system."""
+"""Return free memory to the operating system."""
 
 import contextlib
 import ctypes
 import gc
 
 WORTH_IT = 20_000_000
-"""Bytes that were let go of from which on it is worth the milliseconds."""
+"""Number of released bytes from which on `give_back` is worth the milliseconds that it takes."""
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 def return_large(size: int) -> None:
-    """Blocks of so many bytes and more go back to the system as soon as they are free.
+    """Make blocks of at least `size` bytes go back to the system as soon as they are freed.
 
-    By itself the GNU C library raises this size to 32 MB, and keeps up to 64 MB of every thread, which `give_back` cannot free.
+    By default the GNU C library raises this threshold to 32 MB and keeps up to 64 MB for every thread, which
+    `give_back` cannot free. With other C libraries nothing happens.
     """
     with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, size)
 
 
 def give_back() -> None:
-    """Collect garbage, which by itself is sought late where there are few and large objects, and free what the C library keeps."""
+    """Collect garbage, and return the memory that the C library keeps to the system.
+
+    Python by itself collects garbage late where there are few, large objects.
+    """
     gc.collect()
     with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,7 +1,8 @@
-"""Figures with their uncertainty. Patients, not images, are the independent units: intervals resample patients.
+"""Metrics with confidence intervals that resample patients: patients, not images, are the independent units.
 
-`Draws` holds the bootstrap draws of one set of patients; every figure function takes it and answers with the figure on the
-sample itself and on every draw, so that figures on the same draws can be subtracted. `interval` turns that into an Interval.
+`Draws` holds the bootstrap draws of one set of patients. Every metric function takes it and returns the metric on the
+sample itself and on every draw, so that metrics on the same draws can be subtracted. `interval` turns such an array
+into an `Interval`.
 """
 
 import math
@@ -18,17 +19,20 @@ from sklearn.metrics import accuracy_score
 DRAWS = 2000
 LEVEL = 0.95
 FEW = 10
-"""Patients of a class below which the bootstrap is too narrow: it can draw them again but not imagine others."""
+"""Patients of a class below which the bootstrap is too narrow: it can redraw patients but not imagine others."""
 BINS = 10
-"""Of the reliability diagram and the expected calibration error: equal widths of probability."""
-_BLOCK_CELLS = 200_000  # draws x images held at once: what stays in a core's cache
+"""Number of equally wide bins of probability in the reliability diagram and the expected calibration error."""
+_BLOCK_CELLS = 200_000  # draws x images processed at once, so that they stay in a core's cache
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its interval at `LEVEL`; low and high are None where the data cannot give one (a single patient)."""
+    """A metric with its confidence interval at `LEVEL`.
+
+    `low` and `high` are None where the data cannot give an interval, as with a single patient.
+    """
 
     value: float
     low: float | None
@@ -36,34 +40,40 @@ class Interval:
 
     @classmethod
     def of(cls, figure: Mapping[str, Any]) -> "Interval":
-        """The interval of a figure as summary.json holds it: value (validation: auroc), low and high."""
+        """Return the interval of a metric as summary.json holds it: value (auroc for validation), low and high."""
         value = figure["value"] if "value" in figure else figure["auroc"]
         return cls(value, figure["low"], figure["high"])
 
     def __str__(self) -> str:
+        """Return the value with its bounds to three decimals, such as "0.912 [0.874, 0.945]"."""
         if self.low is None or self.high is None:
             return f"{self.value:.3f} [n/a]"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def format_interval(figure: Mapping[str, Any] | None) -> str:
-    """Return a figure of summary.json with its interval as text; "n/a" where there is none."""
+    """Return a metric of summary.json with its interval as text, or "n/a" if there is none."""
     return str(Interval.of(figure)) if figure else "n/a"
 
 
 class Draws:
     """Bootstrap draws of whole patients with replacement (Field & Welsh 2007, "Bootstrapping clustered data").
 
-    Several images of one patient are not independent evidence, so they come and go together. A draw is how often each
-    patient is in it; the first row is the sample itself.
+    Several images of one patient are not independent evidence, so they are drawn or left out together. A draw is stored
+    as the number of times that each patient is in it. The first row is the sample itself.
 
     Args:
-        patient: patient number of every image [n], in any order, as often as it comes.
-        draws: number of draws.
-        seed: of the draws.
+        patient: Patient number of every image [n], in any order; a number repeats for each of the patient's images.
+        draws: Number of draws.
+        seed: Seed of the draws.
+
+    Attributes:
+        patients: Distinct patient numbers, sorted [patients].
+        counts: Number of times that each patient is in each draw, float [1 + draws, patients].
     """
 
     def __init__(self, patient: ArrayLike, draws: int = DRAWS, seed: int = 0) -> None:
+        """Draw the patients; the class documents the arguments."""
         self.patients = np.unique(np.asarray(patient))
         count = len(self.patients)
         drawn = (
@@ -73,11 +83,19 @@ class Draws:
         self.counts: Array = counts.reshape(draws + 1, count).astype(float)
 
     def places(self, patient: ArrayLike) -> NDArray[np.intp]:
-        """Column of each image's patient in `counts`."""
+        """Return the column in `counts` of each image's patient [n]."""
         return np.searchsorted(self.patients, np.asarray(patient))
 
     def totals(self, values: ArrayLike, patient: ArrayLike) -> Array:
-        """Sum of `values` [n] or [n, k] over the images of every draw: [1 + draws] or [1 + draws, k]."""
+        """Return the sum of `values` over the images of every draw.
+
+        Args:
+            values: Values of the images [n] or [n, k].
+            patient: Patient number [n].
+
+        Returns:
+            Sums [1 + draws] or [1 + draws, k].
+        """
         column = np.asarray(values, float)
         sums = np.zeros((len(self.patients), *column.shape[1:]))
         np.add.at(sums, self.places(patient), column)
@@ -85,11 +103,13 @@ class Draws:
 
 
 def interval(drawn: Array, exact: tuple[float, float] | None = None) -> Interval:
-    """Percentile interval of a figure on the sample (first) and its draws; draws that have no figure (NaN) do not count.
+    """Return the percentile interval of a metric from its value on the sample and on every draw.
+
+    Draws without a value (NaN) do not count.
 
     Args:
-        drawn: [1 + draws].
-        exact: bounds to take where all draws are alike, since a bootstrap cannot see beyond a perfect sample.
+        drawn: Values [1 + draws]; the first is that of the sample.
+        exact: Bounds to use if all draws are equal, since a bootstrap cannot see beyond a perfect sample.
     """
     value, rest = float(drawn[0]), drawn[1:][np.isfinite(drawn[1:])]
     if not len(rest):
@@ -101,15 +121,24 @@ def interval(drawn: Array, exact: tuple[float, float] | None = None) -> Interval
 
 
 def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
-    """Exact binomial interval (Clopper & Pearson 1934): 72 of 72 is the first without a miss whose lower bound is above .95."""
+    """Return the exact binomial interval (Clopper & Pearson 1934).
+
+    72 of 72 is the smallest sample without a miss whose lower bound is above .95.
+    """
     bounds = binomtest(hits, trials).proportion_ci(LEVEL, method="exact")
     return float(bounds.low), float(bounds.high)
 
 
 def newcombe(area: float, positives: int, negatives: int) -> tuple[float, float]:
-    """Interval of an AUROC from its value and the numbers of independent units (Newcombe 2006, 10.1002/sim.2324, method 5).
+    """Return the interval of an AUROC from its value and the numbers of independent units.
 
-    Unlike the bootstrap it has a width where the classes are perfectly apart.
+    This is method 5 of Newcombe 2006 (10.1002/sim.2324). Unlike the bootstrap, it has a width even where the classes
+    are perfectly separated.
+
+    Args:
+        area: AUROC, 0 to 1.
+        positives: Number of independent malignant units.
+        negatives: Number of independent benign units.
     """
     half = (positives + negatives) / 2 - 1
     z = float(norm.ppf((1 + LEVEL) / 2))
@@ -127,20 +156,21 @@ def newcombe(area: float, positives: int, negatives: int) -> tuple[float, float]
 def auroc_draws(
     draws: Draws, positive: ArrayLike, score: ArrayLike, patient: ArrayLike, fold: ArrayLike | None = None
 ) -> Array:
-    """Area under the ROC curve of the sample and every draw [1 + draws]; NaN where a draw has one class only.
+    """Return the area under the ROC curve of the sample and of every draw [1 + draws].
 
-    The area is the share of (malignant, benign) pairs in order, ties counting half (Bamber 1975).
+    The area is the share of (malignant, benign) pairs in the right order, where ties count half (Bamber 1975). It is
+    NaN where a draw has only one class.
 
     Args:
-        draws: over (at least) the patients of these images.
+        draws: Draws that cover at least the patients of these images.
         positive: bool or 0/1 [n], True for malignant.
-        score: probability of malignant [n].
-        patient: patient number [n].
-        fold: of each image in a cross-validation [n]. Scores of different folds' models are not on one scale, so only
+        score: Probability of malignant [n].
+        patient: Patient number [n].
+        fold: Cross-validation fold of each image [n]. Scores of different folds' models are not on one scale, so only
             pairs within a fold count (the pooled form of LeDell et al. 2015, 10.1214/15-EJS1035).
 
     Raises:
-        ValueError: only one class, or a score that is not finite.
+        ValueError: There is only one class, or a score is not finite.
     """
     truth, scores, patients = _checked(positive, score, patient)
     folds = np.zeros(len(truth), int) if fold is None else np.asarray(fold)
@@ -149,7 +179,7 @@ def auroc_draws(
         mine = folds == one
         malignant, benign = mine & truth, mine & ~truth
         hits, alarms = draws.places(patients[malignant]), draws.places(patients[benign])
-        # benign images in order of score, too: what is gathered then lies side by side
+        # benign images are sorted by score, too, so that gathered values are contiguous
         order, falling = np.argsort(scores[malignant]), np.argsort(scores[benign])
         hits, alarms = hits[order], alarms[falling]
         below = [np.searchsorted(scores[malignant][order], scores[benign][falling], side) for side in ("left", "right")]
@@ -169,7 +199,11 @@ def auroc_draws(
 
 
 def auprc_draws(draws: Draws, positive: ArrayLike, score: ArrayLike, patient: ArrayLike) -> Array:
-    """Average precision, the area under the precision-recall curve as scikit-learn defines it; as `auroc_draws`."""
+    """Return the average precision of the sample and of every draw [1 + draws].
+
+    This is the area under the precision-recall curve as scikit-learn defines it. Arguments and errors are those of
+    `auroc_draws`.
+    """
     truth, scores, patients = _checked(positive, score, patient)
     area = np.empty(len(draws.counts))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -182,7 +216,21 @@ def auprc_draws(draws: Draws, positive: ArrayLike, score: ArrayLike, patient: Ar
 def roc_band(
     draws: Draws, positive: ArrayLike, score: ArrayLike, patient: ArrayLike, grid: Array
 ) -> tuple[Array, Array]:
-    """Pointwise interval of the true positive rate at the false positive rates of `grid`: low and high."""
+    """Return the pointwise interval of the true positive rate at the false positive rates of `grid`.
+
+    Args:
+        draws: Draws that cover at least the patients of these images.
+        positive: bool or 0/1 [n], True for malignant.
+        score: Probability of malignant [n].
+        patient: Patient number [n].
+        grid: False positive rates [k].
+
+    Returns:
+        Low and high bounds, each [k].
+
+    Raises:
+        ValueError: There is only one class, or a score is not finite.
+    """
     truth, scores, patients = _checked(positive, score, patient)
     curves = []
     for _, tp, fp in _steps(draws, truth, scores, patients):
@@ -204,7 +252,7 @@ def _checked(positive: ArrayLike, score: ArrayLike, patient: ArrayLike) -> tuple
 
 
 def _blocks(draws: int, images: int) -> Iterator[slice]:
-    """Rows to hold at once."""
+    """Return slices of the draws that are small enough to process at once."""
     size = max(1, _BLOCK_CELLS // max(images, 1))
     return (slice(start, start + size) for start in range(0, draws, size))
 
@@ -212,7 +260,10 @@ def _blocks(draws: int, images: int) -> Iterator[slice]:
 def _steps(
     draws: Draws, truth: NDArray[np.bool_], score: Array, patient: NDArray
 ) -> Iterator[tuple[slice, Array, Array]]:
-    """Counts of malignant and of benign images at or above every distinct score, highest first, for blocks of draws."""
+    """Yield, for blocks of draws, the malignant and benign images at or above every distinct score, highest first.
+
+    The counts are arrays [draws of the block, distinct scores].
+    """
     order = np.argsort(-score, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
     place, malignant = draws.places(patient)[order], truth[order].astype(float)
@@ -235,16 +286,17 @@ def auroc(
     seed: int = 0,
     fold: ArrayLike | None = None,
 ) -> Interval:
-    """Area under the ROC curve with its interval; arguments and errors as `auroc_draws`."""
+    """Return the area under the ROC curve with its interval; arguments and errors are those of `auroc_draws`."""
     return auroc_interval(Draws(patient, draws, seed), positive, score, patient, fold)
 
 
 def auroc_interval(
     draws: Draws, positive: ArrayLike, score: ArrayLike, patient: ArrayLike, fold: ArrayLike | None = None
 ) -> Interval:
-    """`auroc` from draws that other figures share.
+    """Return the `auroc` from draws that are shared with other metrics.
 
-    Where the draws are all alike, or a class has fewer than `FEW` patients, it reaches as far as `newcombe`.
+    Where all draws are equal, the bounds are those of `newcombe`. Where a class has fewer than `FEW` patients, the
+    interval is at least as wide as that.
     """
     truth = np.asarray(positive, bool)
     drawn = auroc_draws(draws, truth, score, patient, fold)
@@ -259,20 +311,21 @@ def auroc_interval(
 def macro_auroc_draws(
     draws: Draws, truth: ArrayLike, probability: ArrayLike, patient: ArrayLike, fold: ArrayLike | None = None
 ) -> Array:
-    """Mean over the classes of the AUROC of each against all others (Hand & Till 2001 weigh pairs; this is the plain mean of
-    Provost & Domingos 2000), on the sample and every draw [1 + draws]. A class that the sample or a draw lacks does not count.
+    """Return the mean over the classes of the AUROC of each class against all others [1 + draws].
 
-    With two classes both areas are the same one, the AUROC.
+    The values are those of the sample and of every draw. This is the plain mean of Provost & Domingos 2000, whereas
+    Hand & Till 2001 weigh pairs. A class that is missing from the sample or from a draw does not count. With two
+    classes, both areas are the same: the AUROC.
 
     Args:
-        draws: over (at least) the patients of these images.
-        truth: place of the true class [n].
-        probability: [n, classes].
-        patient: patient number [n].
-        fold: as of `auroc_draws`.
+        draws: Draws that cover at least the patients of these images.
+        truth: Index of the true class [n].
+        probability: Probabilities [n, classes].
+        patient: Patient number [n].
+        fold: Cross-validation fold of each image [n], as in `auroc_draws`.
 
     Raises:
-        ValueError: only one class, or a probability that is not finite.
+        ValueError: There is only one class, or a probability is not finite.
     """
     return _mean_area(_class_areas(draws, truth, probability, patient, fold))
 
@@ -280,7 +333,11 @@ def macro_auroc_draws(
 def macro_auroc(
     draws: Draws, truth: ArrayLike, probability: ArrayLike, patient: ArrayLike, fold: ArrayLike | None = None
 ) -> Interval:
-    """`macro_auroc_draws` with its interval; where it could not be wide enough, at least as wide as the mean of `newcombe`'s."""
+    """Return the mean AUROC of `macro_auroc_draws` with its interval; arguments and errors are the same.
+
+    Where the bootstrap could not be wide enough, the interval is at least as wide as the mean of the classes'
+    `newcombe`.
+    """
     areas = _class_areas(draws, truth, probability, patient, fold)
     drawn, true = _mean_area(areas), np.asarray(truth)
     if len(np.unique(np.asarray(patient))) < 2:
@@ -298,7 +355,10 @@ def macro_auroc(
 def _class_areas(
     draws: Draws, truth: ArrayLike, probability: ArrayLike, patient: ArrayLike, fold: ArrayLike | None
 ) -> dict[int, Array]:
-    """AUROC of each class that is there against all others, of two classes of the second: place to [1 + draws]."""
+    """Return the AUROC of each present class against all others, by index of the class, each [1 + draws].
+
+    With two classes, only the area of the second one is returned.
+    """
     true, chance = np.asarray(truth), np.asarray(probability)
     present = np.unique(true).tolist()
     if len(present) < 2:
@@ -317,17 +377,18 @@ def _mean_area(areas: dict[int, Array]) -> Array:
 def kappa_draws(
     draws: Draws, truth: ArrayLike, called: ArrayLike, patient: ArrayLike, classes: int, ordered: bool
 ) -> Array:
-    """Cohen's kappa of called and true class (Cohen 1960), of grades with quadratic weights (Cohen 1968): [1 + draws].
+    """Return Cohen's kappa of called and true class (Cohen 1960) on the sample and every draw [1 + draws].
 
-    0 is the agreement of chance, 1 a perfect one. With two classes the weights make no difference.
+    Grades have quadratic weights (Cohen 1968). 0 is the agreement of chance, 1 is perfect agreement. With two classes
+    the weights make no difference.
 
     Args:
-        draws: over (at least) the patients of these images.
-        truth: place of the true class [n].
-        called: place of the called class [n].
-        patient: patient number [n].
-        classes: number of them.
-        ordered: whether they are grades.
+        draws: Draws that cover at least the patients of these images.
+        truth: Index of the true class [n].
+        called: Index of the called class [n].
+        patient: Patient number [n].
+        classes: Number of classes.
+        ordered: Whether the classes are grades.
     """
     true, answer = np.asarray(truth), np.asarray(called)
     cells = np.eye(classes * classes)[true * classes + answer]
@@ -342,7 +403,7 @@ def kappa_draws(
 
 
 def _wider(found: Interval, bounds: tuple[float, float]) -> Interval:
-    """`found`, reaching at least as far as `bounds`."""
+    """Return `found`, widened to reach at least as far as `bounds`."""
     lows = [low for low in (found.low, bounds[0]) if low is not None]
     highs = [high for high in (found.high, bounds[1]) if high is not None]
     return Interval(found.value, min(lows), max(highs))
@@ -357,9 +418,22 @@ def auroc_difference(
     seed: int = 0,
     fold: ArrayLike | None = None,
 ) -> Interval:
-    """AUROC of `score` less that of `other` on the same images, both in the same draws; else as `auroc`.
+    """Return the AUROC of `score` minus that of `other` on the same images and the same draws, with its interval.
 
-    Where all draws are alike although the scores are not (both perfect, say), as far as `newcombe` for `score` alone.
+    Where all draws are equal although the scores differ (if both are perfect, for example), the bounds are those of
+    `newcombe` for `score` alone, minus the area of `other`.
+
+    Args:
+        positive: bool or 0/1 [n], True for malignant.
+        score: Probability of malignant [n].
+        other: Probability of malignant of the other model [n].
+        patient: Patient number [n].
+        draws: Number of bootstrap draws.
+        seed: Seed of the draws.
+        fold: Cross-validation fold of each image [n], as in `auroc_draws`.
+
+    Raises:
+        ValueError: There is only one class, or a score is not finite.
     """
     truth = np.asarray(positive, bool)
     resampled = Draws(patient, draws, seed)
@@ -375,15 +449,17 @@ def auroc_difference(
 def specificity_difference(
     positive: ArrayLike, called: ArrayLike, other: ArrayLike, patient: ArrayLike, draws: int = DRAWS, seed: int = 0
 ) -> Interval:
-    """Specificity of `called` less that of `other` on the same rows, both in the same draws of whole patients.
+    """Return the specificity of `called` minus that of `other` on the same rows, with its interval.
+
+    Both are measured in the same draws of whole patients.
 
     Args:
-        positive: bool or 0/1 [n], True for malignant; at least one row must be benign.
+        positive: bool or 0/1 [n], True for malignant. At least one row must be benign.
         called: bool [n], True where the model calls malignant.
         other: bool [n], the same for the other model.
-        patient: patient number [n].
-        draws: number of bootstrap draws.
-        seed: of the draws.
+        patient: Patient number [n].
+        draws: Number of bootstrap draws.
+        seed: Seed of the draws.
     """
     benign, resampled = ~np.asarray(positive, bool), Draws(patient, draws, seed)
     spared = [benign & ~np.asarray(one, bool) for one in (called, other)]
@@ -393,13 +469,13 @@ def specificity_difference(
 
 
 def _units(chosen: NDArray[np.bool_], patient: ArrayLike) -> int:
-    """Patients among the chosen images."""
+    """Return the number of patients among the chosen images."""
     return len(np.unique(np.asarray(patient)[chosen]))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two AUROCs on the same images: difference with its interval at `LEVEL`, z and two-sided p value."""
+    """Comparison of two AUROCs on the same images: difference with its interval at `LEVEL`, z and two-sided p value."""
 
     difference: Interval
     z: float
@@ -407,14 +483,21 @@ class Comparison:
 
 
 def delong(positive: ArrayLike, score: ArrayLike, other: ArrayLike, patient: ArrayLike) -> Comparison:
-    """AUROC of `score` less that of `other` by DeLong's test, the covariance summed over patients.
+    """Return the AUROC of `score` minus that of `other` by DeLong's test, with the covariance summed over patients.
 
-    DeLong, DeLong & Clarke-Pearson 1988 (10.2307/2531595), by midranks (Sun & Xu 2014, 10.1109/LSP.2014.2337313);
-    with several images a patient as Obuchowski 1997 (10.2307/2533958), which is the same where every patient has one.
+    DeLong, DeLong & Clarke-Pearson 1988 (10.2307/2531595), computed by midranks (Sun & Xu 2014,
+    10.1109/LSP.2014.2337313). Several images per patient are handled as in Obuchowski 1997 (10.2307/2533958), which
+    gives the same result where every patient has one image.
+
+    Args:
+        positive: bool or 0/1 [n], True for malignant.
+        score: Probability of malignant [n].
+        other: Probability of malignant of the other model [n].
+        patient: Patient number [n].
 
     Raises:
-        ValueError: only one class, a score that is not finite, a single patient with a class, or scores that differ but not
-            in how they vary (both perfect, say), which leaves nothing to test.
+        ValueError: There is only one class, a score is not finite, a class has a single patient, or the scores differ
+            but not in how they vary (if both are perfect, for example), which leaves nothing to test.
     """
     areas, covariance = auroc_covariance(positive, [score, other], patient)
     difference = float(areas[0] - areas[1])
@@ -429,7 +512,18 @@ def delong(positive: ArrayLike, score: ArrayLike, other: ArrayLike, patient: Arr
 
 
 def auroc_covariance(positive: ArrayLike, scores: list[ArrayLike], patient: ArrayLike) -> tuple[Array, Array]:
-    """AUROCs [k] of k scores of the same images, and their covariance [k, k]; source and errors as `delong`."""
+    """Return the AUROCs [k] of k scores of the same images and their covariance [k, k].
+
+    The sources are those of `delong`.
+
+    Args:
+        positive: bool or 0/1 [n], True for malignant.
+        scores: k arrays of scores, each [n].
+        patient: Patient number [n].
+
+    Raises:
+        ValueError: There is only one class, a score is not finite, or a class has a single patient.
+    """
     columns = [_checked(positive, score, patient) for score in scores]
     truth, _, patients = columns[0]
     code = np.unique(patients, return_inverse=True)[1]
@@ -453,20 +547,21 @@ def auroc_covariance(positive: ArrayLike, scores: list[ArrayLike], patient: Arra
 def at_threshold(
     draws: Draws, positive: ArrayLike, called: ArrayLike, patient: ArrayLike, prevalence: float
 ) -> dict[str, Interval]:
-    """Sensitivity, specificity, PPV and NPV of calling images malignant, and PPV and NPV at a stated prevalence.
+    """Return sensitivity, specificity, PPV and NPV of calling images malignant, and PPV and NPV at a stated prevalence.
 
-    Where no draw differs the bounds are Clopper and Pearson's with as many trials as patients.
+    Where no draw differs, the bounds are those of Clopper and Pearson with as many trials as patients.
 
     Args:
-        draws: over (at least) the patients of these images.
+        draws: Draws that cover at least the patients of these images.
         positive: bool or 0/1 [n], True for malignant.
         called: bool [n], True where the model calls malignant.
-        patient: patient number [n].
-        prevalence: share of malignant among those whom the model will meet, 0 to 1. A test set is often richer than
-            a clinic; by Bayes' rule PPV = se pi / (se pi + (1 - sp)(1 - pi)).
+        patient: Patient number [n].
+        prevalence: Share of malignant cases in the population that the model will meet, 0 to 1. A test set often has a
+            larger share than a clinic. By Bayes' rule, PPV = se pi / (se pi + (1 - sp)(1 - pi)).
 
     Returns:
-        By name; a figure without a denominator (nobody called malignant: no PPV) is left out.
+        Intervals by name: sensitivity, specificity, ppv, npv, ppv_at_prevalence and npv_at_prevalence. A metric without
+        a denominator is left out (nobody was called malignant: no PPV).
     """
     truth, call = np.asarray(positive, bool), np.asarray(called, bool)
     cells = {"tp": truth & call, "fn": truth & ~call, "tn": ~truth & ~call, "fp": ~truth & call}
@@ -488,7 +583,8 @@ def at_threshold(
         if np.isfinite(drawn[0])
     }
     figures |= {name: interval(drawn) for name, drawn in weighted.items() if np.isfinite(drawn[0])}
-    for name in weighted:  # where no draw misses anything, neither does Bayes' rule: take the exact bounds through it
+    # without variation between draws, Bayes' rule gives no variation either: put the exact bounds through it
+    for name in weighted:
         if name in figures and any(np.ptp(part[np.isfinite(part)]) == 0 for part in (sensitivity, specificity)):
             bounds = (_bayes(name, figures, bound, prevalence) for bound in ("low", "high"))
             figures[name] = _wider(figures[name], (next(bounds), next(bounds)))
@@ -496,7 +592,7 @@ def at_threshold(
 
 
 def _bayes(name: str, figures: Mapping[str, Interval], bound: str, prevalence: float) -> float:
-    """PPV or NPV at a prevalence from one bound of both sensitivity and specificity."""
+    """Return PPV or NPV at a prevalence from the same bound of sensitivity and of specificity."""
     hit, spared = (float(getattr(figures[one], bound)) for one in ("sensitivity", "specificity"))
     right, wrong = hit * prevalence, (1 - spared) * (1 - prevalence)
     if name.startswith("npv"):
@@ -509,16 +605,33 @@ def _exact(share: float, patients: int) -> tuple[float, float]:
 
 
 def brier_draws(draws: Draws, positive: ArrayLike, probability: ArrayLike, patient: ArrayLike) -> Array:
-    """Mean squared difference of probability and truth (Brier 1950): 0 is perfect, prevalence x (1 - prevalence) ignorance."""
+    """Return the Brier score of the sample and of every draw [1 + draws] (Brier 1950).
+
+    It is the mean squared difference of probability and truth. 0 is perfect; prevalence x (1 - prevalence) is
+    ignorance.
+
+    Args:
+        draws: Draws that cover at least the patients of these images.
+        positive: bool or 0/1 [n], True for malignant.
+        probability: Probability of malignant [n].
+        patient: Patient number [n].
+    """
     truth, score = np.asarray(positive, float), np.asarray(probability, float)
     error, count = draws.totals(np.stack([(score - truth) ** 2, np.ones(len(truth))], axis=1), patient).T
     return error / count
 
 
 def ece_draws(draws: Draws, positive: ArrayLike, probability: ArrayLike, patient: ArrayLike) -> Array:
-    """Expected calibration error: how far the probability of malignant is from the share that is, on average over images.
+    """Return the expected calibration error on the sample and on every draw [1 + draws].
 
-    `BINS` bins of equal width (Naeini et al. 2015). Small sets overstate it: even perfect probabilities do not score 0.
+    It is how far the probability of malignant is from the observed share of malignant, averaged over images in `BINS`
+    bins of equal width (Naeini et al. 2015). Small sets overstate it: even perfect probabilities do not score 0.
+
+    Args:
+        draws: Draws that cover at least the patients of these images.
+        positive: bool or 0/1 [n], True for malignant.
+        probability: Probability of malignant [n].
+        patient: Patient number [n].
     """
     truth, score = np.asarray(positive, float), np.asarray(probability, float)
     place = np.minimum((score * BINS).astype(int), BINS - 1)
@@ -528,10 +641,16 @@ def ece_draws(draws: Draws, positive: ArrayLike, probability: ArrayLike, patient
 
 
 def ece_if_calibrated(probability: ArrayLike, patient: ArrayLike, draws: int = 1000, seed: int = 0) -> float:
-    """Expected calibration error that as many images would show on average if their probabilities were perfectly calibrated.
+    """Return the mean expected calibration error of as many images whose probabilities are perfectly calibrated.
 
-    Consistency resampling (Broecker & Smith 2007, 10.1175/WAF993.1): truths are drawn from the probabilities, one draw a
-    patient, since a patient's images are of the same kind.
+    Consistency resampling (Broecker & Smith 2007, 10.1175/WAF993.1): truths are drawn from the probabilities, with one
+    random number per patient, since a patient's images are of the same kind.
+
+    Args:
+        probability: Probability of malignant [n].
+        patient: Patient number [n].
+        draws: Number of resamplings.
+        seed: Seed of the resamplings.
     """
     score = np.asarray(probability, float)
     code = np.unique(np.asarray(patient), return_inverse=True)[1]
@@ -542,15 +661,16 @@ def ece_if_calibrated(probability: ArrayLike, patient: ArrayLike, draws: int = 1
 
 
 def net_benefit(positive: ArrayLike, score: ArrayLike, thresholds: Array, prevalence: float) -> Array:
-    """Of acting where the probability reaches a threshold: TP - FP x t/(1 - t), as shares (Vickers & Elkin 2006).
+    """Return the net benefit of acting where the probability reaches a threshold [k].
 
-    Weighted to a prevalence (Vickers 2006, 10.1177/0272989X06295361): sensitivity x pi - (1 - specificity)(1 - pi) x odds.
+    The net benefit is TP - FP x t/(1 - t), as shares (Vickers & Elkin 2006). It is weighted to a prevalence (Vickers
+    2006, 10.1177/0272989X06295361): sensitivity x pi - (1 - specificity)(1 - pi) x odds.
 
     Args:
-        positive: bool or 0/1 [n].
-        score: probability of malignant [n].
-        thresholds: probabilities at which one would act [k], below 1.
-        prevalence: share of malignant among those whom the model will meet.
+        positive: bool or 0/1 [n], True for malignant.
+        score: Probability of malignant [n].
+        thresholds: Probabilities at which one would act [k], below 1.
+        prevalence: Share of malignant cases in the population that the model will meet, 0 to 1.
     """
     truth = np.asarray(positive, bool)
     called = np.asarray(score, float)[None] >= thresholds[:, None]
@@ -559,15 +679,15 @@ def net_benefit(positive: ArrayLike, score: ArrayLike, thresholds: Array, preval
 
 
 def accuracy(truth: ArrayLike, probability: ArrayLike) -> float:
-    """Share of images whose most probable class is the true one. Never show it without `majority`.
+    """Return the share of images whose most probable class is the true one. Never show it without `majority`.
 
     Args:
-        truth: place of the true class [n].
-        probability: [n, classes].
+        truth: Index of the true class [n].
+        probability: Probabilities [n, classes].
     """
     return float(accuracy_score(np.asarray(truth), np.asarray(probability).argmax(axis=1)))
 
 
 def majority(truth: ArrayLike) -> float:
-    """Accuracy of always answering the most frequent class: what accuracy has to beat to mean anything."""
+    """Return the accuracy of always answering the most frequent class, which any useful accuracy must beat."""
     return float(np.unique(np.asarray(truth), return_counts=True)[1].max() / np.size(truth))

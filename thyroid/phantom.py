@@ -1,4 +1,4 @@
-"""`python -m thyroid.phantom`: see `imaging.phantom`."""
+"""Command `python -m thyroid.phantom`; its code is in `thyroid.imaging.phantom`."""
 
 from thyroid.imaging.phantom import main
 

@@ -1,4 +1,4 @@
-"""What every plot looks like and carries: its colours and "research use only"; Matplotlib without a display."""
+"""The look of every plot: its colours and its "research use only" line, drawn by Matplotlib without a display."""
 
 from pathlib import Path
 
@@ -17,9 +17,10 @@ _DPI = 110
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG with the line that stands under every picture, and close it.
+    """Write a figure as PNG with the line that stands below every plot, and close the figure.
 
-    Legends have a given place: Matplotlib's search for the best one takes long with many points, and warns on a busy machine.
+    Give legends a fixed place: Matplotlib's search for the best one takes long with many points, and warns on a busy
+    machine.
     """
     figure.set_layout_engine("constrained", rect=(0, 0.04, 1, 0.96))  # room for the line below
     figure.text(0.995, 0.004, RESEARCH_USE_ONLY, ha="right", va="bottom", fontsize=6.5, color="#777777")

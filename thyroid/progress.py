@@ -14,7 +14,7 @@ _silent = False
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """No bars within the block: one over the whole of it says more."""
+    """Hide all bars within the block, where one bar over the whole block says more."""
     global _silent
     _silent = True
     try:
@@ -24,7 +24,7 @@ def silent() -> Iterator[None]:
 
 
 class _Lines:
-    """A log that a bar writes to: every state that it counts on a line of its own, without carriage returns and blanks."""
+    """A file for tqdm that logs every new count on its own line, without carriage returns and blanks."""
 
     last = ""
 
@@ -39,7 +39,14 @@ class _Lines:
 
 
 def bar(iterable: Any, total: int | None, description: str, unit: str) -> tqdm:
-    """`iterable` with a progress bar, which is not shown for what takes less than `SHORT_SECONDS`."""
+    """Return `iterable` with a progress bar, which is hidden if the work takes less than `SHORT_SECONDS`.
+
+    Args:
+        iterable: Iterable to show the progress of; None for a bar that is updated by hand.
+        total: Number of items; None if it is unknown.
+        description: Text in front of the bar.
+        unit: Name of one item, in the singular.
+    """
     live = sys.stderr.isatty()
     return tqdm(
         iterable,

@@ -1,4 +1,4 @@
-"""`python -m thyroid.register`: see `registry.register`."""
+"""Command `python -m thyroid.register`; its code is in `thyroid.registry.register`."""
 
 from thyroid.registry.register import main
 

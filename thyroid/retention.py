@@ -1,4 +1,4 @@
-"""`python -m thyroid.retention`: see `registry.retention`."""
+"""Command `python -m thyroid.retention`; its code is in `thyroid.registry.retention`."""
 
 from thyroid.registry.retention import main
 

@@ -1,7 +1,8 @@
 """A folder, or gs://bucket/prefix on Google Cloud Storage, behind the same few calls.
 
-Both have atomic writes that fail if somebody else was faster (`write` with a generation), so that what is built on them is
-the same code for either. Credentials are Google's application default ones; STORAGE_EMULATOR_HOST names an emulator.
+Both have atomic writes that fail if another writer was faster (`write` with a generation), so code that builds on them
+is the same for either. Credentials are Google's application default credentials; STORAGE_EMULATOR_HOST names an
+emulator.
 """
 
 import base64
@@ -23,33 +24,40 @@ from thyroid.errors import InputError
 
 SCHEME = "gs://"
 ABSENT = "0"
-"""Generation of what is not there."""
+"""Generation of a file that does not exist."""
 WORKERS = 16
-"""Transfers at once: most of a small object's time is waiting."""
+"""Number of transfers at once; a small object spends most of its time waiting."""
 PAGE = 1000
-"""Objects a page of a listing, the most that the service gives."""
-TIMEOUTS = (10.0, 60.0)  # seconds to connect and to answer
+"""Objects per page of a listing, the most that the service returns."""
+TIMEOUTS = (10.0, 60.0)  # seconds to connect, seconds to answer
 PATIENCE = 300.0
-"""Seconds of 429, 5xx and broken connections, with pauses that double, until a transfer is given up."""
+"""Seconds of 429, 5xx and broken connections, retried with doubling pauses, before a transfer is given up."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 CACHE_LIMIT = 4_000_000_000
-"""Bytes of the user's cache, some ten models of the largest backbone, above which what was not used for longest goes."""
-_IN_USE = 3600.0  # seconds after its last use, before which nothing is removed from under somebody who reads it
-_BATCH = 512  # objects after which an interruption loses nothing
-_LOOKS = 3  # at an object that is overwritten while it is read
+"""Bytes of the user's cache above which the least recently used entries are removed.
+
+It holds about ten models of the largest backbone.
+"""
+_IN_USE = 3600.0  # seconds since its last use during which an entry stays, since somebody may be reading it
+_BATCH = 512  # objects per batch; an interruption loses no completed batch
+_LOOKS = 3  # retries of an object that is overwritten while it is read
 
 Location = str | Path
 
 
 class ChangedError(Exception):
-    """Somebody else wrote the file meanwhile: read it again and decide anew."""
+    """Somebody else wrote the file in the meantime: read it again and decide again."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An object: its name below the prefix, bytes, the generation, which changes whenever it is written anew, and the checksum.
+    """One object of a bucket.
 
-    `crc32c` is in base64 as the service gives it, "" where it gives none.
+    Attributes:
+        name: Name below the prefix.
+        size: Size in bytes.
+        generation: Number that changes whenever the object is written.
+        crc32c: Checksum in base64 as the service gives it; "" where it gives none.
     """
 
     name: str
@@ -59,20 +67,23 @@ class Entry:
 
 
 def is_bucket(location: Location) -> bool:
-    """Whether a place is on Google Cloud Storage."""
+    """Return whether a location is on Google Cloud Storage."""
     return str(location).startswith(SCHEME)
 
 
 def below(location: Location, *parts: str) -> str:
-    """The text of a place within another; `Path` would make gs:/ of gs://."""
+    """Return the text of a location within another one.
+
+    `Path` cannot be used because it would turn gs:// into gs:/.
+    """
     return "/".join((str(location).rstrip("/"), *parts))
 
 
 def at(location: Location) -> "Folder | Bucket":
-    """The place that a path or a gs:// address names.
+    """Return the place that a path or a gs:// address names.
 
     Raises:
-        InputError: another scheme, or an address without a bucket.
+        InputError: The address has another scheme or no bucket, or Google's client is not installed.
     """
     text = str(location)
     if is_bucket(location):
@@ -83,16 +94,21 @@ def at(location: Location) -> "Folder | Bucket":
 
 
 def parted(location: Location) -> tuple[str, str]:
-    """Place and what is named behind it: labels.csv#column; the second is empty where nothing is."""
+    """Split a location such as labels.csv#column into the place and the text after the #.
+
+    The text is empty if there is no #.
+    """
     place, _, columns = str(location).partition("#")
     return place, columns
 
 
 def file(location: Location) -> Path:
-    """A file of this machine with the content of a file that may be an object of a bucket.
+    """Return a local file with the content of a file that may be an object in a bucket.
+
+    An object is downloaded into the user's cache, once for each generation.
 
     Raises:
-        InputError: there is no such object, or its bucket cannot be read.
+        InputError: There is no such object, or its bucket cannot be read.
     """
     if not is_bucket(location):
         return Path(location)
@@ -110,14 +126,22 @@ def file(location: Location) -> Path:
 
 
 class Folder:
-    """A folder of this machine or of a volume."""
+    """A folder on this machine or on a volume.
+
+    Args:
+        path: Path of the folder, which need not exist yet.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Keep the path and its absolute form, `address`."""
         self.path = path
         self.address = str(path.resolve())
 
     def read(self, name: str) -> tuple[bytes, str]:
-        """Content and generation of a file; b"" and `ABSENT` if it is not there."""
+        """Return content and generation of a file, or b"" and `ABSENT` if there is no such file.
+
+        The generation of a file in a folder is the SHA-256 of its content.
+        """
         try:
             data = (self.path / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -125,15 +149,16 @@ class Folder:
         return data, hashlib.sha256(data).hexdigest()
 
     def write(self, name: str, data: bytes, generation: str | None = None) -> None:
-        """Write a file whole or not at all.
+        """Write a file atomically.
 
         Args:
-            name: of the file, below the folder.
-            data: its content.
-            generation: that it must still have; `ABSENT` if it must not be there; None to write in any case.
+            name: Name of the file below the folder.
+            data: Content of the file.
+            generation: Generation that the file must still have; `ABSENT` if it must not exist; None to write in any
+                case.
 
         Raises:
-            ChangedError: it has another one.
+            ChangedError: The file has another generation.
         """
         target = self.path / name
         with lock(self.path):
@@ -145,7 +170,13 @@ class Folder:
             flush(target.parent)
 
     def put(self, source: Path, name: str, only: Sequence[str] = ()) -> None:
-        """Copy the files of the folder `source`, or `only` these, to the folder `name`; they survive a power cut then."""
+        """Copy the files of the folder `source` to the folder `name`, so that they survive a power cut.
+
+        Args:
+            source: Local folder.
+            name: Name of the target below this folder.
+            only: Names of the files to copy; all if empty.
+        """
         target = self.path / name
         for file in only or _files(source):
             (target / file).parent.mkdir(parents=True, exist_ok=True)
@@ -154,15 +185,23 @@ class Folder:
             flush(path)
 
     def get(self, name: str, only: Sequence[str] = ()) -> Path:
-        """A folder of this machine with the files of the folder `name`, for reading."""
+        """Return a local folder for reading that has the files of the folder `name`.
+
+        Args:
+            name: Name of the folder.
+            only: Names of the files that are needed. They are all there in any case.
+        """
         return self.path / name
 
     def children(self) -> list[str]:
-        """Names of what is directly in the folder, but for what is hidden, sorted."""
+        """Return the sorted names of what is directly in the folder, without hidden names."""
         return sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".")) if self.path.is_dir() else []
 
     def remove(self, name: str) -> None:
-        """Remove a file or a whole folder, names that start with a dot last; nothing if it is not there."""
+        """Remove a file or a whole folder; do nothing if it does not exist.
+
+        Names that start with a dot are removed last.
+        """
         target = self.path / name
         if not target.exists():
             return
@@ -177,17 +216,18 @@ class Folder:
 class Bucket:
     """The objects of a bucket below a prefix.
 
-    Every call raises `InputError` where the bucket is not there, the account has no right, or the service is away for longer
-    than `PATIENCE`.
+    Every call raises `InputError` if the bucket does not exist, the account has no right to it, or the service is not
+    available for longer than `PATIENCE`.
 
     Args:
-        address: gs://bucket/prefix.
+        address: Address of the form gs://bucket/prefix.
 
     Raises:
-        InputError: there is no bucket in the address, or Google's client is not installed.
+        InputError: The address has no bucket, or Google's client is not installed.
     """
 
     def __init__(self, address: str) -> None:
+        """Split the address into bucket and prefix; nothing is sent yet."""
         try:
             import google.cloud.storage  # noqa: F401
         except ImportError:
@@ -201,13 +241,13 @@ class Bucket:
             raise InputError(f"{address}: give gs://bucket/prefix")
 
     def read(self, name: str) -> tuple[bytes, str]:
-        """As `Folder.read`."""
+        """Return content and generation of an object, or b"" and `ABSENT` if there is none, as `Folder.read` does."""
         from google.api_core.exceptions import NotFound
 
         with self._told():
             blob = self._blob(name)
             try:
-                # once more around it: a 404 whose own text is cut off is not retried within
+                # retry around it, too: the client does not retry a 404 whose own text is cut off
                 data = _retry()(lambda: blob.download_as_bytes(**_transfer()))()
             except NotFound:
                 self._need_bucket()
@@ -215,7 +255,7 @@ class Bucket:
             return data, str(blob.generation)
 
     def write(self, name: str, data: bytes, generation: str | None = None) -> None:
-        """As `Folder.write`."""
+        """Write an object atomically, with the arguments and errors of `Folder.write`."""
         from google.api_core.exceptions import PreconditionFailed
 
         expected, mark = None if generation is None else int(generation), {"write": uuid.uuid4().hex}
@@ -225,13 +265,13 @@ class Bucket:
             try:
                 blob.upload_from_string(data, if_generation_match=expected, **_transfer())
             except PreconditionFailed:
-                # an upload whose answer was lost is sent again, and then finds itself
+                # an upload whose answer was lost is retried, and then finds its own object
                 now = _client().bucket(self.bucket).get_blob(blob.name, retry=_retry(), timeout=TIMEOUTS)
                 if now is None or now.metadata != mark:
                     raise ChangedError(name) from None
 
     def put(self, source: Path, name: str, only: Sequence[str] = ()) -> None:
-        """As `Folder.put`; checksums are compared."""
+        """Upload the files of a folder as `Folder.put` does, and compare checksums."""
         from google.cloud.storage import transfer_manager
 
         with self._told():
@@ -244,11 +284,16 @@ class Bucket:
             )
 
     def get(self, name: str, only: Sequence[str] = ()) -> Path:
-        """As `Folder.get`, but for what is hidden: downloaded once into the user's cache, as long as no object changes.
+        """Return a local folder with the files of the folder `name`, without hidden ones.
+
+        The files are downloaded into the user's cache, once for as long as no object changes.
 
         Args:
-            name: of the folder.
-            only: download these files of it only.
+            name: Name of the folder.
+            only: Names of the files to download, hidden ones included; all that are not hidden if empty.
+
+        Raises:
+            InputError: An object vanished during the download.
         """
         start = f"{name}/"
         found = [(one, one.name.removeprefix(start)) for one in self.entries(start)]
@@ -261,12 +306,12 @@ class Bucket:
         return folder
 
     def children(self) -> list[str]:
-        """As `Folder.children`."""
+        """Return the sorted names directly below the prefix, without hidden names, as `Folder.children` does."""
         names = {one.name.split("/")[0] for one in self.entries()}
         return sorted(name for name in names if not name.startswith("."))
 
     def remove(self, name: str) -> None:
-        """As `Folder.remove`."""
+        """Remove an object or all objects of a folder, as `Folder.remove` does."""
         from google.api_core.exceptions import NotFound
 
         with self._told():
@@ -277,7 +322,10 @@ class Bucket:
                     self._need_bucket()
 
     def entries(self, start: str = "") -> list[Entry]:
-        """All objects below the prefix whose names start with `start`, by name; what marks a folder is left out."""
+        """Return all objects below the prefix whose names start with `start`, sorted by name.
+
+        Placeholder objects that mark folders are left out.
+        """
         with self._told():
             listed = _client().list_blobs(
                 self.bucket,
@@ -296,18 +344,18 @@ class Bucket:
     def download(
         self, wanted: Sequence[tuple[Entry, Path]], description: str = ""
     ) -> Iterator[tuple[Entry, Path | None]]:
-        """Download objects side by side, checksums compared, and hand on each with its file when it is whole.
+        """Download objects in parallel, compare checksums, and yield each object when its file is complete.
 
-        A file is written under another name first, and one that is there already is taken if its checksum is the object's:
-        started again, a download goes on where it was. An object that was overwritten since it was listed is taken as it is
-        now.
+        A file is written under another name first. A file that already exists is used if its checksum is that of the
+        object, so a download that is started again resumes where it stopped. An object that was overwritten since it
+        was listed is downloaded in its current state.
 
         Args:
-            wanted: objects, and where to write each.
-            description: of the progress bar.
+            wanted: Objects, each with the path of the file to write.
+            description: Text of the progress bar.
 
         Returns:
-            Object, as it was read, and file; None for what vanished meanwhile.
+            Pairs of the object as it was read and its file; the file is None if the object vanished in the meantime.
         """
         from google.api_core.exceptions import NotFound
         from google.cloud.storage import transfer_manager
@@ -365,7 +413,7 @@ class Bucket:
                         break
 
     def _now(self, name: str) -> Entry | None:
-        """An object as it is at this moment; None if it is gone."""
+        """Return an object in its current state, or None if it no longer exists."""
         with self._told():
             blob = _client().bucket(self.bucket).get_blob(self.prefix + name, retry=_retry(), timeout=TIMEOUTS)
             if blob is None:
@@ -378,12 +426,12 @@ class Bucket:
         return bucket.blob(self.prefix + name, generation=None if generation is None else int(generation))
 
     def _need_bucket(self) -> None:
-        """Raises NotFound where not only an object is gone."""
+        """Raise NotFound if the bucket itself is missing, not only an object."""
         next(iter(_client().list_blobs(self.bucket, max_results=1, retry=_retry(), timeout=TIMEOUTS)), None)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Google's errors as lines that say what to do."""
+        """Turn Google's errors into InputErrors whose messages say what to do."""
         import requests
         from google.api_core import exceptions
         from google.auth.exceptions import GoogleAuthError
@@ -395,13 +443,14 @@ class Bucket:
             raise InputError(f"{self.address}: there is no bucket {self.bucket}; check the address") from None
         except (exceptions.Forbidden, exceptions.Unauthorized) as error:
             raise InputError(
-                f"{self.address}: no right to it ({errors.one_line(error)[:200]}); give the account roles/storage.objectViewer "
-                "to read, roles/storage.objectUser to write, and see that it is the account you think"
+                f"{self.address}: no right to it ({errors.one_line(error)[:200]}); give the account "
+                "roles/storage.objectViewer to read, roles/storage.objectUser to write, and see that it is the "
+                "account you think"
             ) from None
         except GoogleAuthError as error:
             raise InputError(
-                f"{self.address}: no credentials ({errors.one_line(error)[:200]}); run gcloud auth application-default login, "
-                "set GOOGLE_APPLICATION_CREDENTIALS, or give the pod workload identity"
+                f"{self.address}: no credentials ({errors.one_line(error)[:200]}); run gcloud auth "
+                "application-default login, set GOOGLE_APPLICATION_CREDENTIALS, or give the pod workload identity"
             ) from None
         except (exceptions.GoogleAPIError, requests.RequestException, ConnectionError, DataCorruption) as error:
             raise InputError(
@@ -412,7 +461,12 @@ class Bucket:
 
 @contextmanager
 def lock(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a folder's lock, which a killed process lets go of; `wait` is called once if another one holds it."""
+    """Hold a folder's lock during the block; a killed process releases it.
+
+    Args:
+        folder: Folder to lock, which is made if it does not exist.
+        wait: Called once if another process holds the lock.
+    """
     with locks.held(folder / ".lock", wait):
         yield
 
@@ -426,10 +480,10 @@ def _client_of(emulator: str | None) -> Any:
     from google.cloud import storage
     from requests.adapters import HTTPAdapter
 
-    client = storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT", "none"))  # only new buckets need one
-    client._bucket_metadata_cache = None  # asks for the bucket in the background, which takes a right of its own
+    client = storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT", "none"))  # only new buckets need it
+    client._bucket_metadata_cache = None  # it requests the bucket in the background, which needs a further right
     for scheme in ("http://", "https://"):
-        client._http.mount(scheme, HTTPAdapter(pool_connections=WORKERS, pool_maxsize=WORKERS))  # ten by itself
+        client._http.mount(scheme, HTTPAdapter(pool_connections=WORKERS, pool_maxsize=WORKERS))  # the default is ten
     return client
 
 
@@ -446,7 +500,7 @@ def _retry() -> Any:
 
 
 def _is_copy(file: Path, entry: Entry) -> bool:
-    """Whether a file has the content of an object."""
+    """Return whether a file has the content of an object."""
     import google_crc32c
 
     if file.stat().st_size != entry.size:
@@ -468,7 +522,7 @@ def _cache() -> Path:
 
 @contextmanager
 def _cached(key: str) -> Iterator[Path]:
-    """A folder of the user's cache to be filled; when a new one has been, the oldest ones above the limit go."""
+    """Yield a folder of the user's cache to fill; after a new one, remove the oldest folders above the limit."""
     folder = _cache() / key
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -490,10 +544,10 @@ def _trim() -> None:
 
 
 def _within(folder: Path, name: str) -> Path:
-    """`name` below `folder`; the names of objects may hold anything.
+    """Return the path of `name` below `folder`; the name of an object may contain anything.
 
     Raises:
-        InputError: it would be elsewhere.
+        InputError: The path would be outside the folder.
     """
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
@@ -503,5 +557,5 @@ def _within(folder: Path, name: str) -> Path:
 
 
 def _files(folder: Path) -> list[str]:
-    """Names of all files below a folder."""
+    """Return the names of all files below a folder, relative to it."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

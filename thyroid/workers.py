@@ -1,4 +1,4 @@
-"""Processes that work for this one and end with it, however it ends."""
+"""Worker processes that end with the process that started them, however it ends."""
 
 import os
 import threading
@@ -9,15 +9,16 @@ from thyroid import cores
 
 
 def pool() -> ProcessPoolExecutor:
-    """One process a core.
+    """Return a pool with one worker process per core, each of which runs `watch`.
 
-    Without the watch, those of a killed process would wait for work for ever, and hold on to the locks that they inherited.
+    Without `watch`, the workers of a killed process would wait for work for ever and hold the locks that they
+    inherited.
     """
     return ProcessPoolExecutor(cores.available(), initializer=watch)
 
 
 def watch() -> None:
-    """End this process as soon as the one that started it ends."""
+    """End this process as soon as the process that started it ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,6 +1,6 @@
-"""LitServe with OpenVINO. A peer of bench/serving.py: a process a core, or one that has all of them.
+"""LitServe with OpenVINO. A peer of bench/serving.py: one process per core, or one process with all cores.
 
-It takes JSON, but no image as a body.
+It accepts JSON, but no image as a body.
 """
 
 from typing import Any

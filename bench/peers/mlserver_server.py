@@ -1,4 +1,4 @@
-"""MLServer with OpenVINO. A peer of bench/serving.py: a route of its own, in one process."""
+"""MLServer with OpenVINO. A peer of bench/serving.py: a custom route in one process."""
 
 import asyncio
 import socket
@@ -13,7 +13,7 @@ options = work.options()
 
 
 def free_port() -> int:
-    """A port that nobody has: the number after the HTTP port may be another peer's."""
+    """Return a free port, since the number after the HTTP port can be another peer's."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

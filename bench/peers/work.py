@@ -1,7 +1,7 @@
-"""What every peer does with a request, as one writes it with OpenCV and OpenVINO and nothing of this project.
+"""How every peer answers a request, as an engineer would write it with OpenCV and OpenVINO and without this project.
 
-Beside ours it leaves out the limits, the checks, the JPEG that makes a crop on the way the same as a crop on disk, and
-everything of an answer but its probabilities.
+Compared with the project's endpoint, it leaves out the limits, the checks, the JPEG that makes a crop in memory the
+same as a crop on disk, and every part of an answer except its probabilities.
 """
 
 import argparse
@@ -25,7 +25,7 @@ cv2.setNumThreads(1)
 
 
 def options() -> argparse.Namespace:
-    """Of the command line that bench/serving.py gives."""
+    """Parse the command line that bench/serving.py passes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--precision", choices=("f32", "bf16"), required=True)
@@ -35,10 +35,13 @@ def options() -> argparse.Namespace:
 
 
 class Network:
-    """The model, for calls from several threads at once.
+    """The model, which several threads can call at the same time.
 
     Args:
-        threads: of OpenVINO; all cores without it.
+        model: OpenVINO model file.
+        precision: Inference precision: f32 or bf16.
+        mode: OpenVINO's performance hint: latency or throughput.
+        threads: Threads of OpenVINO; all cores by default.
     """
 
     def __init__(self, model: Path, precision: str, mode: str, threads: int = CORES) -> None:
@@ -46,27 +49,27 @@ class Network:
         network = core.read_model(model)
         network.reshape([1, SIZE, SIZE, 3])
         settings = {"PERFORMANCE_HINT": mode.upper(), "INFERENCE_PRECISION_HINT": precision}
-        # several processes that pin their threads pin them to the same core
+        # several processes that pin their threads would pin them to the same core
         threads_of = {"INFERENCE_NUM_THREADS": str(threads), "ENABLE_CPU_PINNING": "NO"} if threads < CORES else {}
         self._compiled = core.compile_model(network, "CPU", settings | threads_of)
-        # pybind11 sets itself up at the first array, and two threads that are first at the same time wait for each other
+        # pybind11 initialises itself at the first array. Two threads that come first at the same time would deadlock.
         self._compiled.create_infer_request().infer({0: np.zeros((1, SIZE, SIZE, 3), np.uint8)})
         self._own = threading.local()
         self.callers = 2 if mode == "latency" else CORES + 2
-        """Threads that keep it busy while one or two of them prepare."""
+        """Number of threads that keep the network busy while one or two of them prepare images."""
 
     def pool(self) -> ThreadPoolExecutor:
-        """So many threads."""
+        """Return a pool of `callers` threads."""
         return ThreadPoolExecutor(self.callers)
 
     def answer(self, body: bytes, kind: str) -> dict[str, Any]:
-        """Of an image, or of the documented request as JSON."""
+        """Answer an image, or the documented request as JSON."""
         if kind.startswith("application/json"):
             return {"predictions": [self.look(one) for one in json.loads(body)["instances"]]}
         return {"predictions": [self._look(body, None)]}
 
     def look(self, instance: dict[str, Any]) -> dict[str, Any]:
-        """One instance of the documented request."""
+        """Answer one instance of the documented request."""
         return self._look(base64.b64decode(instance["image"]["b64"]), instance.get("roi"))
 
     def _look(self, data: bytes, roi: list[int] | None) -> dict[str, Any]:
@@ -80,7 +83,7 @@ class Network:
 
 
 def crop(frame: NDArray[np.uint8], roi: list[int]) -> NDArray[np.uint8]:
-    """The region with its margin, black outside the scan area."""
+    """Return the region with its margin, black outside the scan area."""
     height, width = frame.shape[:2]
     mask = scan_area(frame)
     x, y, w, h = roi
@@ -92,7 +95,10 @@ def crop(frame: NDArray[np.uint8], roi: list[int]) -> NDArray[np.uint8]:
 
 
 def scan_area(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """1 where the tissue is, uint8 [height, width]: what is brighter than the background and thick, with its convex hull."""
+    """Return a mask of the tissue, uint8 [height, width], with 1 inside.
+
+    It is the convex hull of the areas that are brighter than the background and thick.
+    """
     height, width = frame.shape[:2]
     grey = cv2.max(cv2.max(frame[..., 0], frame[..., 1]), frame[..., 2])
     background = int(cv2.calcHist([grey], [0], None, [256], [0, 256])[:64].argmax())
@@ -109,7 +115,7 @@ def scan_area(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def letterbox(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Scaled into a square without stretching, black around."""
+    """Scale an image into a square without stretching it, with a black border."""
     height, width = image.shape[:2]
     scale = size / max(height, width)
     new = max(1, round(width * scale)), max(1, round(height * scale))

@@ -106,9 +106,12 @@ def fits(page: Page) -> None:
 
 
 def to_screen(page: Page, x: float, y: float) -> tuple[float, float]:
-    """Where a pixel of the picture on the stage is."""
-    code = """([x, y]) => { const p = new DOMPoint(x, y).matrixTransform(document.querySelector('#stage svg').getScreenCTM());
-        return [p.x, p.y]; }"""
+    """Return the screen position of a pixel of the picture on the stage."""
+    code = (
+        "([x, y]) => { const p = new DOMPoint(x, y)"
+        ".matrixTransform(document.querySelector('#stage svg').getScreenCTM());\n"
+        "        return [p.x, p.y]; }"
+    )
     return tuple(page.evaluate(code, [x, y]))
 
 
@@ -337,9 +340,10 @@ def test_files_are_dropped(visit, scans):
     page = visit()
     encoded = base64.b64encode(Path(scans[0][0]).read_bytes()).decode()
     transfer = page.evaluate_handle(
-        """(encoded) => { const bytes = Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0));
-            const transfer = new DataTransfer(); transfer.items.add(new File([bytes], 'scan.jpg', { type: 'image/jpeg' }));
-            return transfer; }""",
+        "(encoded) => { const bytes = Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0));\n"
+        "            const transfer = new DataTransfer(); "
+        "transfer.items.add(new File([bytes], 'scan.jpg', { type: 'image/jpeg' }));\n"
+        "            return transfer; }",
         encoded,
     )
     page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})

@@ -53,7 +53,7 @@ def both(yaml_file) -> tuple[dict, dict]:
 
 @pytest.fixture(scope="module")
 def search(both, yaml_file) -> dict:
-    """The search for settings, which `compile` writes beside the training."""
+    """Return the search for settings, which `compile` writes next to the training."""
     return next(yaml.safe_load_all(yaml_file.with_name("thyroid-sweep.yaml").read_text()))
 
 

@@ -1,4 +1,4 @@
-"""What a champion has learnt from is known again under other names, with other bytes, by another picture of the same patient."""
+"""Scans that a champion was trained on are recognised under other names, with other bytes, or by the same patient."""
 
 import json
 import shutil
@@ -136,8 +136,8 @@ def test_the_same_patients_are_known_by_other_pictures(root, evaluated, cropped,
     assert warm(root, table) is None
     count = len(table)
     assert (
-        f"it learnt from {count} scans that are to judge now, or from their patients (0 by file, 0 by picture, {count} by"
-        in (capsys.readouterr().out)
+        f"it learnt from {count} scans that are to judge now, or from their patients (0 by file, 0 by picture, {count} "
+        "by" in (capsys.readouterr().out)
     )
     current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", table)
     assert f"{count} scans of this test set, or their patients" in current.problem

@@ -203,7 +203,8 @@ def test_a_refuted_version_does_not_come_back_when_the_good_one_fails_for_a_mome
     for _ in range(2):
         with pytest.raises(
             InputError,
-            match=r"version 1 is not served.*503.*was as wanted already: nothing was changed; version 1 stays the champion",
+            match=r"version 1 is not served.*503.*was as wanted already: nothing was changed; "
+            r"version 1 stays the champion",
         ):
             shortly(root)
     assert served(cluster) == before
@@ -571,7 +572,11 @@ def pod(**status) -> dict:
     ("status", "said"),
     [
         (
-            {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes: Insufficient nvidia.com/gpu"}]},
+            {
+                "conditions": [
+                    {"type": "PodScheduled", "status": "False", "message": "0/3 nodes: Insufficient nvidia.com/gpu"}
+                ]
+            },
             "Insufficient nvidia.com/gpu",
         ),
         ({"reason": "Evicted", "message": "The node was low on memory"}, "Evicted: The node was low on memory"),
@@ -594,7 +599,8 @@ def pod(**status) -> dict:
                         "name": "kserve-container", "image": "i", "imageID": "", "ready": False, "restartCount": 3,
                         "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}},
                         "lastState": {"terminated": {
-                            "reason": "Error", "exitCode": 2, "message": "starting\n" * 99 + "error: 1/model.keras: missing\n",
+                            "reason": "Error", "exitCode": 2,
+                            "message": "starting\n" * 99 + "error: 1/model.keras: missing\n",
                         }},
                     }
                 ]
@@ -697,7 +703,7 @@ def test_a_server_that_stays_away_decides_nothing(cluster, root, tmp_path, impat
 
 
 def test_after_an_attempt_that_decided_nothing_the_champion_before_comes_back(cluster, root, tmp_path, impatient):
-    """The object names the new version already when the next attempt looks at it first: as after one that was killed."""
+    """The object already names the new version when the next attempt first looks at it, as after a killed attempt."""
     run(root)
     register(root, tmp_path / "artefact")
 

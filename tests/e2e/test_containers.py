@@ -105,7 +105,8 @@ def test_a_step_runs_as_the_images_own_user(engine, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out").chmod(0o777)
     done = inside(
-        engine, "data", "python3", "-m", "thyroid.ingest", "--scans", "/in/scans", "--rois", "/in/rois.csv", "--output", "/out/data",
+        engine, "data",
+        "python3", "-m", "thyroid.ingest", "--scans", "/in/scans", "--rois", "/in/rois.csv", "--output", "/out/data",
         options=("-v", f"{tmp_path / 'in'}:/in:ro", "-v", f"{tmp_path / 'out'}:/out", "--read-only", "--tmpfs", "/tmp"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -114,7 +115,10 @@ def test_a_step_runs_as_the_images_own_user(engine, tmp_path):
 
 @pytest.fixture(scope="module")
 def output(engine, tmp_path_factory) -> Path:
-    """The whole DAG in containers at toy size: on the real scans where they are, else on phantoms. The README's run has all five."""
+    """Run the whole DAG in containers at toy size, on the real scans if they are available, else on phantoms.
+
+    The README's run has all five backbones.
+    """
     folder = tmp_path_factory.mktemp("containers")
     scans, rois = SHARED / "data" / "ddti" / "normal", SHARED / "data" / "ddti" / "rois.csv"
     if not scans.is_dir():

@@ -191,7 +191,7 @@ def test_a_champion_is_deployed_by_hand(tmp_path):
             .split(" -- python3 ")[1]
             .replace("/data/registry", str(root))
         )
-        # where the volume is mounted and the pod's namespace are the workbench's; everything else is as a reader runs it
+        # the volume's mount point and the pod's namespace are the workbench's; everything else is as a reader runs it
         code = f"from thyroid.deploy import deploy; deploy.MOUNT = {str(tmp_path)!r}; raise SystemExit(deploy.main())"
         line = ".venv/bin/python " + line.replace("-m thyroid.deploy", f'-c "{code}" --namespace lab')
         printed = run(line, KUBECONFIG=str(cluster.kubeconfig(tmp_path)))

@@ -1,4 +1,4 @@
-"""A night as it goes: new scans in the bucket, the scheduled run, a new champion behind an endpoint that never fails."""
+"""A whole night: new scans in the bucket, the scheduled run, and a new champion behind an endpoint that never fails."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ PATIENTS, FIRST, SEED = 100, 60, 3
 
 
 class Caller(threading.Thread):
-    """Asks an endpoint without a pause until told to stop; notes the version of every answer and every failure."""
+    """A client that sends requests without a pause until it is stopped, and records every version and failure."""
 
     def __init__(self, port: int, body: bytes) -> None:
         super().__init__(daemon=True)

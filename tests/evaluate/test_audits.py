@@ -47,7 +47,7 @@ def test_context_knows_boxes_and_frames(cropped):
 
 @pytest.mark.parametrize("domain", tables.DOMAINS)
 def test_blanked_images_show_nothing_of_the_nodule(cropped, domain):
-    """Whatever is painted into the nodule, the blanked image is the same, and its square tells no shape."""
+    """Whatever is painted into the nodule, the blanked image is the same, and its square reveals no shape."""
     table = audits.context(cropped, domain).head(4)
     size = 96
     plain = audits.blanked(cropped, table, domain, size)

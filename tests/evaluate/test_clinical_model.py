@@ -22,7 +22,7 @@ PATIENTS = 110
 
 @pytest.fixture(scope="module")
 def study(toy, tmp_path_factory):
-    """Data version, a training that was cross-validated, and clinical.csv with a helpful, a useless and a telltale column."""
+    """Return a data version, a cross-validated training and clinical.csv: a helpful, a useless and a leaky column."""
     folder = tmp_path_factory.mktemp("beside")
     phantom.generate(folder, patients=PATIENTS, images_per_patient=1, seed=5)
     rng = np.random.default_rng(2)

@@ -146,7 +146,7 @@ def test_report_opens_offline_and_is_honest(evaluated):
 
 @pytest.fixture(scope="module")
 def matrix(toy, cropped, tmp_path_factory):
-    """Evaluation of a backbone that was trained and cross-validated on both domains, beside its trainings."""
+    """Return the evaluation of a backbone that was trained and cross-validated on both domains, and its trainings."""
     folder = tmp_path_factory.mktemp("matrix")
     options = {"weights": "none", "image_size": 32, "epochs": 0, "folds": 2}
     models = [train.train(cropped, folder / domain, toy, domain, **options).folder for domain in ("cropped", "normal")]
@@ -253,9 +253,10 @@ def test_summary_has_audits_and_gate(evaluated):
 
 @pytest.fixture(scope="module")
 def held_against(cropped, trained, evaluated, tmp_path_factory):
-    """With clinical.csv, against a champion and an anchor that are the very same model, but of a registry that knew other scans.
+    """Evaluate with clinical.csv, against a champion and an anchor that are the same model.
 
-    It had neither every other test scan nor another class of one training scan, but one that has gone.
+    Their registry knew other scans: it lacks every other test scan, has another class for one training scan, and holds
+    a scan that no longer exists.
     """
     folder = tmp_path_factory.mktemp("held-against")
     patients = sorted(set(pd.read_parquet(cropped / "scans.parquet")["patient"]))

@@ -1,4 +1,4 @@
-"""One frame of an ultrasound file: its pixels in every transfer syntax, nothing of the patient, and no crash on any bytes."""
+"""One frame of an ultrasound file: its pixels in every transfer syntax, no patient data, and no crash on any bytes."""
 
 import io
 import re

@@ -155,7 +155,10 @@ def test_kinds_of_files_are_told_by_their_bytes():
 
 def test_only_the_orientation_that_browsers_see_counts():
     """Not XMP's, and not that of a PNG's EXIF behind its pixels: a box is drawn on what the browser shows."""
-    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description tiff:Orientation="6" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"/></rdf:RDF></x:xmpmeta>'
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description tiff:Orientation="6" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"/></rdf:RDF></x:xmpmeta>'
+    )
     buffer = io.BytesIO()
     Image.new("RGB", (60, 40)).save(buffer, "JPEG", xmp=xmp)
     assert images.decode(buffer.getvalue()).shape == (40, 60, 3)

@@ -1,4 +1,4 @@
-"""What an ingest and a crop with a store make is what a look at everything would have made, whatever happened between."""
+"""An ingest and a crop with a store produce what a run over all scans would have produced, whatever happened before."""
 
 import contextlib
 import hashlib
@@ -67,7 +67,7 @@ def partition(table: pd.DataFrame) -> set[frozenset[str]]:
 
 
 def same_data(one: Path, other: Path, splits: bool = False) -> None:
-    """Two data versions tell the same; their splits only where they are asked for."""
+    """Check that two data versions hold the same; their splits are compared only if asked for."""
     (scans, regions, facts), (expected, expected_regions, expected_facts) = tables.read(one), tables.read(other)
     hidden = ["local_path", "group", *([] if splits else ["split"])]
     pd.testing.assert_frame_equal(scans.drop(columns=hidden), expected.drop(columns=hidden))
@@ -189,9 +189,12 @@ class World:
         return lambda: ingest.ingest(self.scans, self.root / output, rois=rois, **options)
 
     def check_splits(self, output: str) -> None:
-        """Patients and pictures that belong together have a split that one of them had, the smallest where there were several."""
+        """Check that patients and pictures that belong together share a split.
+
+        It is a split that one of them had before, and the smallest if there were several.
+        """
         table = tables.read(self.root / output)[0]
-        # what cannot be used for its label's or its bytes' sake still tells who belongs together
+        # scans that cannot be used because of their label or bytes still show which patients belong together
         table = table[table["sha256"].notna()]
         table = table.assign(seed=[self.content[path.rsplit("/", 1)[-1]][0] for path in table["path"]])
         parts: list[set[tuple[str, int]]] = []
@@ -472,7 +475,10 @@ def flip(data: bytes, place: int) -> bytes:
 
 
 def flips_hold(folder: Path, each: int, seed: int, crops: int = 1000) -> int:
-    """Flip a bit in every file of a store, but for all but so many crops, `each` times; an ingest and a crop name it, mend it or do without it."""
+    """Flip a bit in every file of a store, `each` times, with at most `crops` of the crops.
+
+    An ingest and a crop must report the damage, repair it or do without the file.
+    """
     folder = folder.resolve()
     home, scans, dice = folder / "store", folder / "scans", random.Random(seed)
     for patient in range(1, 13):
@@ -979,7 +985,7 @@ def test_a_damaged_copy_is_fetched_again(bucket, tmp_path, monkeypatch):
     ingest.ingest(bucket.address("scans"), tmp_path / "two", store=home)
     assert crop.crop(tmp_path / "two", tmp_path / "out2", store=home).facts["scans"] == first["scans"]
     assert downloads(bucket) == 2
-    # where everything is looked at anew, copies that are there are compared with the bucket's checksums
+    # if everything is examined again, existing copies are compared with the bucket's checksums
     damaged.write_bytes(copies[damaged][:-2] + b"xx")
     half.write_bytes(copies[half][:500])
     monkeypatch.setattr(ingest, "EXAMINATION", 0)

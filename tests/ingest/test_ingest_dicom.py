@@ -1,4 +1,4 @@
-"""DICOM files among the scans: dicom.csv, pseudonyms, pictures without a patient, and nothing that names one anywhere."""
+"""DICOM files among the scans: dicom.csv, pseudonyms, pictures without patient data, and no patient's name anywhere."""
 
 import hashlib
 import json
@@ -78,7 +78,7 @@ def reason(folder: Path, name: str, frame: str = "") -> str:
 
 
 def check_nobody_is_named(*folders: Path, told: str = "") -> None:
-    """No file below the folders holds `MARK`, in its bytes, in its tables or in its name; neither does what was told."""
+    """Check that no file below the folders holds `MARK` in its bytes, tables or name, and that no output holds it."""
     assert MARK not in told
     for folder in folders:
         for path in (folder, *folder.rglob("*")):
@@ -160,7 +160,7 @@ def test_names_do_not_matter_but_the_key_does(mixed, tmp_path, monkeypatch):
 
 
 def again(folder, tmp_path, number: int) -> int:
-    """Ingest once more; how many files were looked at, -1 if none had to be listed anew."""
+    """Ingest once more and return how many files were examined; -1 if no file had to be listed again."""
     output = tmp_path / f"in{number}"
     facts = ingest.ingest(folder, output, store=tmp_path / "store").facts
     versions = [path.name for path in store.Store(tmp_path / "store").versions()]

@@ -85,8 +85,8 @@ def test_every_object_is_valid(rendered, folder):
 def test_overlays_hold_what_a_namespace_needs(rendered):
     kinds = {one["kind"] for one in rendered["manifests/overlays/cpu"]}
     assert kinds == {
-        "ServiceAccount", "Role", "RoleBinding", "PersistentVolumeClaim", "ServingRuntime", "NetworkPolicy", "ConfigMap",
-        "Deployment", "Service",
+        "ServiceAccount", "Role", "RoleBinding", "PersistentVolumeClaim", "ServingRuntime", "NetworkPolicy",
+        "ConfigMap", "Deployment", "Service",
     }  # fmt: skip
     assert set(of_kind(rendered["manifests/overlays/gpu"], "ServingRuntime")) == {"thyroid", "thyroid-gpu"}
     dashboard = of_kind(rendered["manifests/overlays/cpu"], "ConfigMap")["thyroid-dashboard"]

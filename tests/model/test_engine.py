@@ -197,7 +197,8 @@ def test_serving_needs_no_tensorflow():
 
     code = (
         "import sys, thyroid.serve.server; "
-        "bad = {'tensorflow', 'keras', 'sklearn', 'matplotlib', 'kfp'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+        "bad = {'tensorflow', 'keras', 'sklearn', 'matplotlib', 'kfp'} & set(sys.modules); "
+        "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -10,7 +10,10 @@ from thyroid.model.network import Network
 
 
 def grad_cam(network, pixels, positive=(False, True)):
-    """Grad-CAM as published: channels weighted by the pooled gradient of the logit difference, negative evidence cut off."""
+    """Compute Grad-CAM as published.
+
+    Channels are weighted by the pooled gradient of the logit difference, and negative evidence is cut off.
+    """
     malignant = np.array(positive)
     prepared = network.get_layer(backbones.PREPROCESSED).output
     maps = keras.Model(network.input, network.get_layer(backbones.BODY)(prepared, training=False))(images.rgb(pixels))

@@ -128,7 +128,7 @@ def test_never_more_than_cores_and_memory_allow(tmp_path, cores, memory):
 
 def test_the_log_names_the_steps_and_holds_nothing_of_kfp(tmp_path, capfd):
     go(diamond, tmp_path, side.Steps(Plan([Planned("the first", 1.0), Planned("on the left", 1.0)], pace=1.0), 2, 1e9))
-    # kfp tells what a component of source text does, which ours are not
+    # kfp logs this for components with source text, and these have none
     lines = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("last  ")]
     said = "\n".join(lines)
     assert "the first   | first works" in lines

@@ -71,7 +71,7 @@ def test_pictures_are_counted(tmp_path):
 
 
 def test_what_has_happened_corrects_what_is_left():
-    """Two steps that took no time at all: the machine is faster than reckoned, and what is left shrinks by more than theirs."""
+    """Two steps that took no time show a faster machine, so the time that is left shrinks by more than their own."""
     steps = [Planned(name, 100.0) for name in ("one", "two", "three", "four")]
     known = Plan(steps, pace=1.0)
     assert known.left() == pytest.approx(400)

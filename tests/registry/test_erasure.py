@@ -33,7 +33,10 @@ def without_a_secret(monkeypatch):
 
 @pytest.fixture
 def house(tmp_path) -> House:
-    """Data versions and models without the patient, with, and without again; others have the patient's pictures, too."""
+    """Return data versions and models without the patient, with, and without again.
+
+    Other patients have the same pictures as that patient, too.
+    """
     folder = tmp_path / "scans"
     for patient in range(1, 13):
         write_scan(folder / f"{'MB'[patient % 2]}_{patient:03d}-0001-1.0.jpg", seed=patient)
@@ -73,7 +76,7 @@ def needles(house: House) -> dict[str, bytes]:
 
 
 def finds(house: House, wanted: dict[str, bytes], models: tuple[int, ...] = ()) -> list[str]:
-    """Where any of it is in store and registry, but for these models; tables are read, not only their bytes."""
+    """Return where any needle is found in store and registry, except in these models; tables are parsed, too."""
     places = []
     for root in (house.store, Path(house.registry)):
         for file in (path for path in root.rglob("*") if path.is_file()):

@@ -387,7 +387,7 @@ def test_a_champion_that_changed_meanwhile_is_not_overrun(artefact, tmp_path, pl
 
 
 def test_a_champion_that_changes_while_files_are_copied_is_not_overrun(artefact, tmp_path, place, monkeypatch):
-    """Also between the decision and the commit: it is decided anew, and model.json says so."""
+    """A change between the decision and the commit leads to a new decision, which model.json records."""
     kind = type(home(place))
     write = kind.write
 
@@ -652,7 +652,7 @@ def test_a_damaged_winner_is_not_registered(evaluated, tmp_path):
 
 
 def test_the_anchor_moves_only_to_what_is_ahead_of_it(tmp_path, place):
-    """Whatever the number of champions since, it is there to be compared with."""
+    """The anchor is there for comparison, however many champions there have been since."""
     for _ in range(4):
         add(place, tmp_path)
     assert registry.read_aliases(place) == {"candidate": 4, "champion": 4, "previous": 3, "anchor": 1}

@@ -76,7 +76,7 @@ class House:
         return self.night()
 
     def model(self, data: Path | None, decision: str = "refused") -> int:
-        """Register a model of a data version; None: of one that it does not tell."""
+        """Register a model of a data version; None for a model that does not name its data version."""
         folder = self.root / uuid.uuid4().hex
         folder.mkdir()
         (folder / "model.keras").write_bytes(os.urandom(1000))
@@ -104,7 +104,7 @@ class House:
         return crops.files(*tables.read(self.store / "versions" / version)[:2], [geometry.MARGIN])
 
     def files(self) -> dict[str, bytes]:
-        """All there is but for locks."""
+        """Return all files except locks."""
         there = (path for path in self.root.rglob("*") if path.is_file() and path.name != ".lock")
         return {str(path): path.read_bytes() for path in there}
 

@@ -1,4 +1,4 @@
-"""The endpoint under attacks on its memory, its connections and its doors; good requests are answered beside each."""
+"""The endpoint under attacks on its memory, connections and access control; good requests are answered meanwhile."""
 
 import asyncio
 import base64
@@ -285,7 +285,7 @@ def test_memory_is_reserved_first_come_first_served(monkeypatch):
 
 
 def test_a_request_has_a_limit_of_pixels(server):
-    """Told from the headers, before one is decoded."""
+    """The sizes are read from the headers, before an image is decoded."""
     from tests.serve.test_serve_hard import b64
 
     one = b64(png_header(7000, 7000))
@@ -437,7 +437,8 @@ for number in range(20):
     assert raw(bytes([number, 255, 7]) * 50) == "UNAUTHENTICATED"
     assert raw(bytes([number, 255, 7]) * 50, given) in ("INVALID_ARGUMENT", "NOT_FOUND"), number
 assert asked("ModelMetadata", pb.ModelMetadataRequest(name="thyroid"), given) == "OK"
-assert asked("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="thyroid"), given) == "PERMISSION_DENIED"
+assert asked("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="thyroid"), given) == \
+"PERMISSION_DENIED"
 futures = [stub.ModelInfer.future(big, metadata=given) for _ in range(3)]
 print({one.exception().code().name for one in futures})
 """
@@ -474,10 +475,13 @@ def test_a_broken_champion_ends_no_watch(evaluated, tmp_path, scan):
     fault = tmp_path / "fault"
     before = (
         "import pathlib; from thyroid.registry import registry; from thyroid.serve import server, model; "
-        "server.WATCH_SECONDS = 0.1; server.RETRY_SECONDS = 0.1; read, load = registry.read_aliases, model.ThyroidModel.load; "
+        "server.WATCH_SECONDS = 0.1; server.RETRY_SECONDS = 0.1; "
+        "read, load = registry.read_aliases, model.ThyroidModel.load; "
         f"broken = pathlib.Path({str(fault)!r}); "
-        "registry.read_aliases = lambda root: 1 / 0 if broken.exists() and broken.read_text() == 'read' else read(root); "
-        "model.ThyroidModel.load = lambda one: {}['odd'] if broken.exists() and broken.read_text() == 'load' else load(one)"
+        "registry.read_aliases = lambda root: "
+        "1 / 0 if broken.exists() and broken.read_text() == 'read' else read(root); "
+        "model.ThyroidModel.load = lambda one: "
+        "{}['odd'] if broken.exists() and broken.read_text() == 'load' else load(one)"
     )
     running = Server(tmp_path / "log", "--registry", str(root), before=before).wait()
     assert served() == 1
@@ -508,7 +512,7 @@ def test_a_champion_without_a_threshold_ends_the_start_in_words(model, tmp_path)
 
 @pytest.mark.slow
 def test_sigterm_is_carried_out_under_load(model, tmp_path, scan):
-    """Clients that come again at once do not keep it going: they are told to, on connections that are closed."""
+    """Clients that retry at once do not keep the server alive: they are asked to, on connections that are closed."""
     running = Server(
         tmp_path / "log", "--registry", str(model), before="from thyroid.serve import limits; limits.DRAIN = 0.3"
     )
@@ -549,7 +553,7 @@ def test_sigterm_is_carried_out_under_load(model, tmp_path, scan):
 
 @pytest.mark.slow
 def test_a_model_is_not_retired_while_it_parses(model, scan):
-    """A large body is parsed beside the event loop; its model must be there when that is done."""
+    """A large body is parsed outside the event loop; its model must still be there when that is done."""
     from thyroid.serve.model import ThyroidModel
     from thyroid.serve.server import _retire
 

@@ -263,7 +263,9 @@ for status, some in calls.items():
 
 def test_clients_that_go_away(server, scan):
     body = json.dumps(one(scan)).encode()
-    head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = (
+        f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
     for cut in (10, len(body) // 2, len(body)):
         for _ in range(5):
             with socket.create_connection(("127.0.0.1", server.port)) as client:
@@ -273,7 +275,7 @@ def test_clients_that_go_away(server, scan):
 
 @pytest.mark.slow
 def test_two_hundred_clients_at_once(server, scan):
-    """Each is answered, or told to come again; none hangs, none fails."""
+    """Each is answered or asked to retry; none hangs, and none fails."""
     body = json.dumps(one(scan)).encode()
     url = f"http://127.0.0.1:{server.port}{PREDICT}"
 

@@ -1,7 +1,7 @@
-"""What the tests stand on: servers, emulators, attackers, toy models."""
+"""Helpers of the tests: servers, emulators, attackers and toy models."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
-"""Real data, which not every machine has."""
+"""Folder of real data, which is missing on some machines."""

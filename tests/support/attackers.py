@@ -1,4 +1,4 @@
-"""What attackers of a server process do, and how it is watched meanwhile."""
+"""Attacks on a server process, and how the process is watched meanwhile."""
 
 import contextlib
 import socket
@@ -14,7 +14,7 @@ from tests.support.serving import Server
 
 
 def memory(running: Server | Page) -> float:
-    """Megabytes that a server's process and those that it has started hold."""
+    """Return the resident memory of a server's process and its children in MB."""
     process = psutil.Process(running.process.pid)
     held = process.memory_info().rss
     for one in process.children(recursive=True):
@@ -24,7 +24,7 @@ def memory(running: Server | Page) -> float:
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait for a condition, which must come about."""
+    """Wait for a condition, and fail if it is not met in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -33,7 +33,7 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 @contextlib.contextmanager
 def connections(running: Server | Page, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
-    """So many connections on which no more is sent than this."""
+    """Open `count` connections that send the given bytes and nothing more."""
     with contextlib.ExitStack() as stack:
         opened = []
         for _ in range(count):
@@ -45,7 +45,7 @@ def connections(running: Server | Page, count: int, sent: bytes) -> Iterator[lis
 
 
 def closed(client: socket.socket) -> bool:
-    """Whether the other end closes it, be it after an answer."""
+    """Return whether the other end closes the connection, with or without an answer."""
     try:
         while client.recv(65_536):
             pass
@@ -57,7 +57,7 @@ def closed(client: socket.socket) -> bool:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+    """Return a PNG that declares a size but holds almost no data."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
 
     def chunk(name: bytes, data: bytes) -> bytes:

@@ -1,6 +1,6 @@
-"""A stand-in for a Kubernetes API server with KServe: it keeps objects, checks them against the schemas, and records calls.
+"""A fake Kubernetes API server with KServe: it stores objects, checks them against the schemas, and records calls.
 
-Its controller brings a new generation to readiness after some looks at it, as the test tells it to.
+A new generation of an object becomes ready after it was read a number of times, which the test sets.
 """
 
 import copy
@@ -20,7 +20,10 @@ Object = dict[str, Any]
 
 
 class Cluster(ThreadingHTTPServer):
-    """Objects by (plural, name); `refuse` holds (method, plural) to answers to give instead, first come first served."""
+    """The server. `objects` maps (plural, name) to objects.
+
+    `refuse` maps (method, plural) to answers that are given instead, in their order.
+    """
 
     daemon_threads = True
 
@@ -33,12 +36,12 @@ class Cluster(ThreadingHTTPServer):
         self.known = {"inferenceservices", "servingruntimes", "httproutes"}
         self.schemas = schemas.definitions()
         self.looks_until_ready = 2
-        self.answer: Callable[[int], Object] | None = None  # of the endpoint: version to a prediction
+        self.answer: Callable[[int], Object] | None = None  # the endpoint's prediction for a version
         self.serving: dict[str, int] = {}
         self.questions: list[tuple[Object, str | None]] = []
         self.status: Callable[[Object], Object] | None = None
         self.before_write: Callable[[str], None] | None = None
-        self.looks_until_gone = 3  # at an object that was deleted, until its finalizers are done
+        self.looks_until_gone = 3  # reads of a deleted object until its finalizers are done
         self._looks: dict[tuple[str, int], int] = {}
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -64,7 +67,7 @@ class Cluster(ThreadingHTTPServer):
         self.objects[plural, body["metadata"]["name"]] = body
 
     def delete(self, plural: str, name: str) -> None:
-        """Delete an object: at once, or where it has finalizers as soon as they are done."""
+        """Delete an object at once, or after its finalizers are done if it has any."""
         metadata = self.objects[plural, name]["metadata"]
         if metadata.get("finalizers"):
             metadata["deletionTimestamp"] = "2026-11-28T12:00:00Z"
@@ -73,13 +76,13 @@ class Cluster(ThreadingHTTPServer):
         self.serving.pop(name, None)
 
     def written(self) -> list[tuple[str, str, Object]]:
-        """(method, kind, body) of the calls that changed something."""
+        """Return (method, kind, body) of the calls that changed something."""
         return [(m, p.split("?")[0].split("/")[-1], b) for m, p, b, _ in self.calls if m not in ("GET", "DELETE") and b]
 
     def look(self, name: str, body: Object) -> Object:
-        """What the controller has made of it so far: pods of the generation before serve until the new ones are up.
+        """Return the object's status so far. Pods of the previous generation serve until the new ones are up.
 
-        As KServe does, observedGeneration is the counter of a child object, and tells nothing about this generation.
+        As in KServe, observedGeneration is the counter of a child object and says nothing about this generation.
         """
         generation = body["metadata"]["generation"]
         seen = self._looks[name, generation] = self._looks.get((name, generation), 0) + 1
@@ -105,7 +108,7 @@ class Cluster(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Cluster
-    disable_nagle_algorithm = True  # an answer's body would wait 40 ms for the receipt of its head
+    disable_nagle_algorithm = True  # or an answer's body would wait 40 ms for the acknowledgement of its head
 
     def log_message(self, *_: Any) -> None:
         pass

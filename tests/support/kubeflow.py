@@ -1,4 +1,4 @@
-"""A stand-in for the HTTP API of Kubeflow Pipelines (v2beta1), which keeps runs and schedules, and records calls."""
+"""A fake HTTP API of Kubeflow Pipelines (v2beta1), which stores runs and schedules, and records calls."""
 
 import json
 import re
@@ -12,16 +12,16 @@ import kfp_server_api
 NOW = {"created_at": "2026-11-23T00:00:00Z"}
 RECURRING = "/apis/v2beta1/recurringruns"
 KNOWN = set(kfp_server_api.V2beta1RecurringRun.attribute_map.values())
-"""Fields of a recurring run in the published description of the API, of which the client's models are made."""
+"""Fields of a recurring run in the API's published description, from which the client's models are generated."""
 STATUS = {"ENABLE": "ENABLED", "DISABLE": "DISABLED"}
 
 
 class Kubeflow(ThreadingHTTPServer):
-    """`states` are what looks at a run find, one after the other; the last one stays.
+    """The server. `states` are the states that successive reads of a run return; the last one stays.
 
-    `recurring` holds the schedules, `largest_page` how many of them one answer gives at most. `refuse` is answered to a POST
-    of a run or a schedule, `refuse_delete` to the DELETE of the schedule with that id, `refuse_all` to everything; a status
-    of 0 closes the connection without an answer.
+    `recurring` holds the schedules, and `largest_page` is the largest number of them in one answer. `refuse` is the
+    answer to a POST of a run or a schedule, `refuse_delete` to the DELETE of the schedule with that id, and
+    `refuse_all` to every request. A status of 0 closes the connection without an answer.
     """
 
     daemon_threads = True
@@ -46,13 +46,13 @@ class Kubeflow(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def sent(self, path: str) -> Any:
-        """Body of the last POST to a path."""
+        """Return the body of the last POST to a path."""
         return [body for method, where, body in self.calls if method == "POST" and where == path][-1]
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Kubeflow
-    disable_nagle_algorithm = True  # an answer's body would wait 40 ms for the receipt of its head
+    disable_nagle_algorithm = True  # or an answer's body would wait 40 ms for the acknowledgement of its head
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         taken = {one["recurring_run_id"] for one in host.recurring}
         name = next(f"s{number}" for number in range(1, 1000) if f"s{number}" not in taken)
         made = body | NOW | {"recurring_run_id": name, "updated_at": NOW["created_at"], "status": STATUS[body["mode"]]}
-        made["max_concurrency"] = str(body["max_concurrency"])  # 64-bit integers are text in its answers
+        made["max_concurrency"] = str(body["max_concurrency"])  # the API's answers hold 64-bit integers as text
         host.recurring.append(made)
         return self._send(200, made)
 

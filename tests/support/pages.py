@@ -1,4 +1,4 @@
-"""A real page process, and a browser without a screen that fills in its form over HTTP."""
+"""A real process of the page, and an HTTP client that fills in its form as a browser does."""
 
 import itertools
 import os
@@ -17,13 +17,14 @@ from tests.support.serving import free_port
 
 _visitors = itertools.count()
 _TRUSTED = ssl.create_default_context()
-"""Read once: a client that reads the trusted certificates itself takes 35 ms."""
+"""Trusted certificates, read only once, since every client that reads them itself takes 35 ms."""
 
 
 class Page:
-    """On a free port, asking an endpoint; its output goes to a file, so that no pipe fills up.
+    """A process of the page on a free port, which uses an endpoint.
 
-    `before` holds statements that its process runs first, to shorten limits.
+    Its output goes to a file, so that no pipe fills up. `before` holds statements that the process runs first, for
+    instance to shorten limits.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Page:
         return self.log.read_text()
 
     def visitor(self, **headers: str) -> "Visitor":
-        """Each has an address of its own, if the page believes a proxy."""
+        """Return a new visitor, with an IP address of its own if the page trusts a proxy."""
         number = next(_visitors)
         told = {"x_forwarded_for": f"10.1.{number // 250}.{number % 250}"} | headers
         self._visitors.append(Visitor(self.address, **told))
@@ -67,7 +68,7 @@ class Page:
 
 
 class Visitor:
-    """One session: it keeps the cookie and sends the form's token, as a browser does."""
+    """A session that keeps the cookie and sends the form's token, as a browser does."""
 
     def __init__(self, address: str, **headers: str) -> None:
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -83,14 +84,14 @@ class Visitor:
         script: bool = False,
         token: str | None = None,
     ) -> httpx.Response:
-        """The form with these files (name, content) and boxes, sent as the form itself or as its script does."""
+        """Send the form with files (name, content) and boxes, either as the form itself or as its script does."""
         parts = [("files", (name, data, "application/octet-stream")) for name, data in files]
         data = {"csrf_token": self.token if token is None else token, "roi": list(rois)}
         headers = {"x-requested-with": "fetch"} if script else {}
-        # httpx makes a multipart body only where there is a file
+        # httpx sends a multipart body only if there is a file
         return self.client.post("/read", data=data, files=parts or [("none", b"")], headers=headers)
 
     def picture(self, name: str, data: bytes, frame: str = "") -> httpx.Response:
-        """One file to be opened, as the script does with DICOM."""
+        """Send one file to be converted to a picture, as the script does with DICOM files."""
         form = {"csrf_token": self.token, "frame": frame}
         return self.client.post("/picture", data=form, files=[("file", (name, data))])

@@ -1,4 +1,4 @@
-"""Validation of Kubernetes objects: built-in kinds by kubernetes-validate, custom ones by their CustomResourceDefinitions."""
+"""Validates Kubernetes objects: built-in kinds with kubernetes-validate, custom kinds with their definitions."""
 
 import copy
 import functools
@@ -13,12 +13,12 @@ from tests.support import SHARED
 CRDS = SHARED / "schemas" / "crds"
 KUBERNETES = "1.31"
 CUSTOM = ("gateway.networking.k8s.io",)
-"""Groups that are named as Kubernetes' own ones and are not built in."""
+"""Groups that are named like Kubernetes' own groups but are not built in."""
 
 
 @functools.cache
 def definitions() -> dict[tuple[str, str], dict[str, Any]]:
-    """(apiVersion, kind) to the schema of a custom kind; empty where the definitions are not on this machine."""
+    """Map (apiVersion, kind) to the schema of a custom kind; empty if the definitions are not on this machine."""
     found = {}
     for file in sorted(CRDS.glob("*.yaml")):
         crd = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]
@@ -31,7 +31,7 @@ def definitions() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _strict(schema: Any) -> Any:
-    """The schema as an API server reads it: fields that it does not know are errors, quantities may be numbers."""
+    """Return a schema as an API server applies it: unknown fields are errors, and quantities may be numbers."""
     if isinstance(schema, list):
         return [_strict(one) for one in schema]
     if not isinstance(schema, dict):
@@ -50,9 +50,9 @@ def _strict(schema: Any) -> Any:
 
 
 def problems(body: dict[str, Any], schemas: dict[tuple[str, str], dict[str, Any]]) -> list[str] | None:
-    """What an API server would refuse of an object, or None if there is no schema for its kind.
+    """Return the errors for which an API server would refuse an object, or None if its kind has no schema.
 
-    `metadata` of custom kinds is checked as that of built-in ones.
+    The `metadata` of custom kinds is checked like that of built-in ones.
     """
     key = body["apiVersion"], body["kind"]
     group = key[0].split("/")[0]

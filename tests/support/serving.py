@@ -1,4 +1,4 @@
-"""A real server process for the tests of the endpoint."""
+"""A real process of the endpoint for tests."""
 
 import base64
 import json
@@ -24,14 +24,14 @@ def free_port() -> int:
 
 
 class Server:
-    """On free ports; its output goes to a file, so that no pipe fills up.
+    """A process of the endpoint on free ports. Its output goes to a file, so that no pipe fills up.
 
     Args:
-        log: file of its output.
-        arguments: of `python -m thyroid.serve`.
-        environment: of the process; None for that of this one.
-        port: of HTTP; None for a free one.
-        before: statements that its process runs first, to shorten limits and pauses.
+        log: File of the process's output.
+        arguments: Arguments of `python -m thyroid.serve`.
+        environment: Environment of the process; None for that of this process.
+        port: Port of HTTP; None for a free one.
+        before: Statements that the process runs first, for instance to shorten limits and pauses.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class Server:
         raise AssertionError(self.log.read_text())
 
     def wait_for(self, text: str, seconds: float = 30) -> None:
-        """Wait until its output holds this text."""
+        """Wait until the process's output holds a text."""
         deadline = time.monotonic() + seconds
         while text not in self.log.read_text():
             assert time.monotonic() < deadline, f"{text!r} is not in {self.log.read_text()}"
             time.sleep(0.05)
 
     def kill(self) -> str:
-        """At once; `stop` takes the seconds in which requests are still answered."""
+        """Kill the process at once. `stop` waits until accepted requests are answered."""
         self.process.kill()
         self.process.wait()
         return self.log.read_text()

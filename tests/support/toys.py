@@ -1,6 +1,7 @@
-"""A backbone of five small blocks with BatchNorm, for what does not depend on which backbone it is.
+"""A backbone of five small blocks with BatchNorm, for tests that do not depend on the backbone.
 
-It goes the way of the others through `backbones`, `train` and `evaluate`, and TensorFlow traces it in a tenth of ResNet50's time.
+It goes through `backbones`, `train` and `evaluate` like the others, and TensorFlow traces it in a tenth of ResNet50's
+time.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ TAP = "conv4_out"
 
 
 def body(include_top: bool, weights: str | None, input_shape: tuple[int, int, int]) -> Any:
-    """As the functions of `keras.applications`; there are no weights of it."""
+    """Build the body like the functions of `keras.applications`. There are no pretrained weights."""
     assert not include_top
     assert weights is None
     image = x = keras.Input(input_shape)
@@ -26,7 +27,7 @@ def body(include_top: bool, weights: str | None, input_shape: tuple[int, int, in
 
 
 def install() -> None:
-    """Add it to the table, in this process."""
+    """Add the backbone to the table of this process."""
     backbones.BACKBONES[ROW.name] = ROW
     keras.applications.Toy = body
 

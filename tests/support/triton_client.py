@@ -1,4 +1,4 @@
-"""Asks the endpoint with NVIDIA's client; in every way; run by test_serve.py: PORT GRPC_PORT FILE X Y WIDTH HEIGHT."""
+"""Asks the endpoint in every way with NVIDIA's client; run by test_serve.py: PORT GRPC_PORT FILE X Y WIDTH HEIGHT."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def asked(triton: Any, client: Any, datatype: str, tensor: np.ndarray, box: list[str]) -> list[float]:
-    """Probabilities of malignancy, by chosen outputs or all, of the served version or one by its number."""
+    """Return probabilities of malignancy: with chosen or all outputs, from the served or a numbered version."""
     image = triton.InferInput("image", list(tensor.shape), datatype)
     image.set_data_from_numpy(tensor)
     roi = triton.InferInput("roi", [1, 4], "INT64")

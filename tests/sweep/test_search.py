@@ -1,4 +1,4 @@
-"""The search: what a trial is, that it stays off the test set, survives its death, and ends as a file that a training takes."""
+"""The search: its trials, no reading of the test set, survival of kills, and a result that a training accepts."""
 
 import json
 import os
@@ -210,11 +210,12 @@ def test_other_data_or_settings_are_another_study(study, cropped, tmp_path, caps
 
 @pytest.mark.slow
 def test_killed_workers_and_a_killed_search_go_on(cropped, tmp_path):
-    """kill -9 of a worker, then of all of it in the middle of a trial; the same command ends with the right number."""
+    """Kill -9 a worker, then the whole search in the middle of a trial; the same command ends with the right number."""
     command = [
         sys.executable, "-m", "thyroid.sweep", "--data", str(cropped), "--study", str(tmp_path / "study"),
         "--output", str(tmp_path / "out"), "--backbone", "VGG16", "--domain", "cropped", "--weights", "none",
-        "--image-size", "32", "--epochs", "1", "--folds", "2", "--head-trials", "400", "--image-trials", "0", "--workers", "2",
+        "--image-size", "32", "--epochs", "1", "--folds", "2",
+        "--head-trials", "400", "--image-trials", "0", "--workers", "2",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 300

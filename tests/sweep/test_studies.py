@@ -75,7 +75,7 @@ def test_a_worker_alone_repeats_its_proposals_also_after_a_break(tmp_path):
 
 
 def test_killed_workers_lose_no_trial_and_double_none(tmp_path):
-    """kill -9 in the middle of a trial, three times over, beside a worker that lives on."""
+    """Kill -9 a worker in the middle of a trial, three times, while another worker lives on."""
     first = shared(tmp_path)
     first.enqueue([{"x": 0.25, "kind": "a"}, {"x": 0.75, "kind": "b"}])
     first.enqueue([{"x": 0.25, "kind": "a"}, {"x": 0.75, "kind": "b"}])

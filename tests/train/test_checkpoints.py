@@ -160,7 +160,10 @@ def test_a_damaged_file_is_made_again_with_a_word(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_kill_9_and_damaged_features_and_state(cropped, uninterrupted, tmp_path, capsys):
-    """What is damaged is made anew, or the state before is gone on from; no state is unpickled, so none can run code."""
+    """Damaged files are created again, or the training resumes from the state before.
+
+    No state is unpickled, so none can run code.
+    """
     killed(cropped, tmp_path, "state", 9)
     (work,) = (tmp_path / ".work").iterdir()
     with np.load(work / "main" / "state.npz", allow_pickle=False) as file:
@@ -311,7 +314,7 @@ def start_run(scans: Path, output: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 def test_kill_9_of_a_whole_run(tmp_path):
-    """At any moment, now of all its processes and now of the first one alone; the same command then ends as one run would."""
+    """Kill all processes or only the first one, at any moment; the same command then ends as an uninterrupted run."""
     phantom.generate(tmp_path, patients=48, images_per_patient=1, seed=5)
     assert start_run(tmp_path, tmp_path / "once").wait() == 0
     output, log, chance = tmp_path / "often", tmp_path / "often.log", random.Random(0)

@@ -1,4 +1,4 @@
-"""The page under attacks on its memory, its connections and its threads; it opens, and tells that it lives, beside each."""
+"""The page under attacks on its memory, connections and threads: during each, it opens and answers probes."""
 
 import concurrent.futures
 import contextlib
@@ -92,7 +92,7 @@ def test_bodies_that_no_route_wants_are_not_taken(page):
 
 @pytest.mark.parametrize("form", ["whole", pytest.param("chunked", marks=pytest.mark.slow), "aborted"])
 def test_large_bodies_at_once_stay_within_the_budget(page, form):
-    """Whoever finds no room is told so, and what was aborted is free again."""
+    """A request without room is refused with a message, and the room of aborted requests is freed."""
     good(page)
     before = memory(page)
     peak = 0.0

@@ -1,1 +1,1 @@
-"""Clinical columns beside the images: read, encoded, explored, and fused with a network's answer."""
+"""Reads, encodes and explores clinical columns, and fuses them with a network's answer."""

@@ -1,6 +1,7 @@
-"""What the clinical columns hold, how they go with the class, and which of them give it away. Research use only.
+"""Describes clinical columns, their association with the class, and which of them give the class away.
 
-Patients are the units: rows of one patient are taken together for tables and tests, and folds and draws keep them together.
+Research use only. Patients are the units: tables and tests combine the rows of one patient, and folds and draws keep
+them together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,23 +29,32 @@ from thyroid.errors import InputError
 from thyroid.plot_style import save
 
 GIVES_AWAY = 0.9
-"""A column whose macro AUROC, alone and out of fold, is above this with its whole interval gives the class away."""
+"""A column gives the class away if its macro AUROC, alone and out of fold, is above this with its whole interval."""
 MISSING_GIVES_AWAY = 0.75
-"""The same for whether a value is missing, which is no property of a nodule."""
+"""The same bound for whether a value is missing, which is not a property of a nodule."""
 TOGETHER = 0.85
-"""The same for all other columns together: clinical columns are not expected to know a biopsy's result as well as this, but
-those that a grade was made from know the grade so."""
+"""The same bound for all other columns together.
+
+Clinical columns are not expected to predict a biopsy's result this well, but the columns that a grade was derived from
+predict the grade this well.
+"""
 PURE = 0.9
-"""A column that leaves no more than the rest of the class's entropy open gives it away (Theil's U)."""
+"""A column gives the class away if Theil's U between the two is at least this, in either direction.
+
+Theil's U is the share of the entropy of one side that the other side explains.
+"""
 LEAK_DRAWS = 1000
 EXPECTED = 5.0
-"""Where a cell of a table is expected to hold fewer patients, p values come from permutations (stricter than Cochran 1954)."""
+"""Expected number of patients in a cell of a table below which p values come from permutations.
+
+This rule is stricter than Cochran's (1954).
+"""
 PERMUTATIONS = 4999
 EFFECT_DRAWS = 500
 SHOWN = 24
-"""Columns on a picture: those that go with the class most."""
+"""Largest number of columns on a picture. It shows the ones that are most strongly associated with the class."""
 _TRUTHS = {"auroc": "the class", "side_auroc": "benign or malignant"}
-_COLUMNS = 4  # small multiples side by side
+_COLUMNS = 4  # small multiples in a row
 _SOFT, _ALERT = "#888888", "#c0392b"
 
 Array = NDArray[np.float64]
@@ -53,25 +63,28 @@ Array = NDArray[np.float64]
 def explore(
     rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, classes: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
-    """What every column holds and how it goes with the class.
+    """Describe every column and its association with the class.
 
-    A patient's numbers become their mean, categories the most frequent one, classes the last in the order of `classes`.
-    Numbers: Kruskal and Wallis's test with epsilon squared; categories: chi squared with Cramér's V, bias-corrected (Bergsma
-    2013, 10.1016/j.jkss.2012.10.002); whether a value is missing: as a category. Intervals are basic bootstrap ones over
-    patients (2 x value - percentile), since draws overstate an effect. P values are Holm's (1979) over all tests of the
-    table: a column that is called associated here is to be one, whichever others are, and Holm needs no independence.
+    The rows of a patient become one: a number becomes the mean, a category the most frequent one, and the class the
+    last one in the order of `classes`. Numbers are tested by Kruskal and Wallis with epsilon squared as the effect.
+    Categories are tested by chi squared with bias-corrected Cramér's V (Bergsma 2013, 10.1016/j.jkss.2012.10.002).
+    Whether a value is missing is tested as a category. Intervals are basic bootstrap intervals over patients
+    (2 x value - percentile), because draws overstate an effect. P values are corrected by Holm's procedure (1979) over
+    all tests of the table. It controls the family-wise error whichever other columns are associated, and does not need
+    independent tests.
 
     Args:
-        rows: of `clinical_csv.join` [n].
-        y: class, int in range(len(classes)) [n].
-        patient: patient number [n].
-        classes: names of the classes.
-        seed: of permutations and bootstrap.
+        rows: Rows of `clinical_csv.join` [n].
+        y: Class, int in range(len(classes)) [n].
+        patient: Patient number [n].
+        classes: Names of the classes.
+        seed: Seed of permutations and bootstrap.
 
     Returns:
-        JSON: patients, classes, by_class (patients), correction, and columns, each with column, kind, known (patients),
-        missing (share, by_class, p, p_corrected), distribution (class to quantiles .05, .25, .5, .75, .95, or category to
-        patients), effect (name, value, low, high), test, p and p_corrected. A p is None where there is nothing to test.
+        JSON with patients, classes, by_class (patients), correction and columns. Each column has column, kind, known
+        (patients), missing (share, by_class, p, p_corrected), distribution (by class: the quantiles .05, .25, .5, .75
+        and .95, or patients by category), effect (name, value, low, high), test, p and p_corrected. A p is None if
+        there is nothing to test.
     """
     table, target = _by_patient(rows, np.asarray(y), np.asarray(patient))
     rng = np.random.default_rng(seed)
@@ -108,7 +121,7 @@ def explore(
 
 
 def _by_patient(rows: pd.DataFrame, y: NDArray, patient: NDArray) -> tuple[pd.DataFrame, NDArray[np.int64]]:
-    """One row a patient, and the patients' classes."""
+    """Return a table with one row per patient, and the patients' classes."""
 
     def most(values: pd.Series) -> pd.Series:
         counts = pd.crosstab(patient, values.to_numpy())
@@ -136,7 +149,7 @@ def _distribution(values: pd.Series, number: bool) -> Any:
 def _associated(
     values: NDArray, y: NDArray[np.int64], number: bool, rng: np.random.Generator, draws: int = EFFECT_DRAWS
 ) -> tuple[str | None, float | None, dict[str, Any] | None]:
-    """Test, p and effect of the values [n] of a column, none of them missing."""
+    """Return test, p and effect of the values [n] of a column, none of which is missing."""
     code, target = pd.factorize(values, sort=number)[0], pd.factorize(y)[0]
     value, counts = _effect(code, target, number)
     if min(counts.shape) < 2:
@@ -160,7 +173,10 @@ def _associated(
 
 
 def _permuted(columns: Array, y: NDArray[np.int64], rng: np.random.Generator) -> float:
-    """P of sum |columns' y|^2 with y scaled by its counts: with margins fixed it rises with H and with chi squared."""
+    """Return the permutation p of sum |columns' y|^2, with y scaled by its counts.
+
+    With fixed margins this sum is monotonic in H and in chi squared.
+    """
     target = np.eye(y.max() + 1)[y]
     target /= np.sqrt(target.sum(axis=0))
     seen = float(((columns.T @ target) ** 2).sum())
@@ -169,12 +185,15 @@ def _permuted(columns: Array, y: NDArray[np.int64], rng: np.random.Generator) ->
 
 
 def _effect(code: NDArray[np.int64], y: NDArray[np.int64], number: bool) -> tuple[float, Array]:
-    """Epsilon squared H / (n - 1), or the bias-corrected V, 0 where there is nothing to tell apart; and the counts.
+    """Return the effect of a column and the counts of its values by class.
+
+    The effect is epsilon squared, H / (n - 1), for numbers and the bias-corrected V for categories. It is 0 if there is
+    only one value or one class.
 
     Args:
-        code: of every value [n], for numbers in their order.
-        y: class [n].
-        number: which of both.
+        code: Code of every value [n]; the codes of numbers are in the numbers' order.
+        y: Class [n].
+        number: Whether the values are numbers.
     """
     if not len(code):
         return 0.0, np.zeros((0, 0))
@@ -185,7 +204,7 @@ def _effect(code: NDArray[np.int64], y: NDArray[np.int64], number: bool) -> tupl
     if min(counts.shape) < 2:
         return 0.0, counts
     if number:
-        ranks = np.cumsum(each) - (each - 1) / 2 - (n + 1) / 2  # their middle, less the mean
+        ranks = np.cumsum(each) - (each - 1) / 2 - (n + 1) / 2  # mean rank of each value, minus the overall mean
         return float(((ranks @ counts) ** 2 / sizes).sum() / (each @ ranks**2)), counts
     expected = np.outer(each, sizes) / n
     rows, columns = counts.shape
@@ -195,7 +214,7 @@ def _effect(code: NDArray[np.int64], y: NDArray[np.int64], number: bool) -> tupl
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """P values by Holm's step-down procedure (1979); None stays None and does not count."""
+    """Correct p values by Holm's step-down procedure (1979). None stays None and does not count as a test."""
     known = np.array([one for one in p if one is not None], float)
     order = np.argsort(known)
     stepped = np.minimum(1, np.maximum.accumulate(known[order] * np.arange(len(known), 0, -1)))
@@ -203,7 +222,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return [None if one is None else next(corrected) for one in p]
 
 
-@threadpool_limits.wrap(limits=1)  # matrices as small as these are slower with threads
+@threadpool_limits.wrap(limits=1)  # threads slow down work on such small matrices
 def leaks(
     rows: pd.DataFrame,
     y: ArrayLike,
@@ -212,35 +231,36 @@ def leaks(
     positive: ArrayLike | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Columns that give the class away, each alone and the others together.
+    """Find columns that give the class away, each alone and then the others together.
 
-    Alone: the macro AUROC of a decision tree on the column, and of one on whether it is missing, out of fold by patient;
-    and, where at least `metrics.FEW` patients are not of the most frequent class, how far the column's known values fix the
-    class or the class them (Theil's U, 1970). Together: a random forest and a regression, averaged, on all columns that were
-    not found alone. Where several classes are on one side, benign or malignant, the side is a class to find, too.
+    A column alone is measured by the macro AUROC of a decision tree on its values, and of one on whether they are
+    missing, out of fold by patient. If at least `metrics.FEW` patients are not of the most frequent class or value, it
+    is also measured how far the column's known values determine the class, and the class the values (Theil's U, 1970).
+    All columns that were not found alone are measured together, by the mean of a random forest and a regression. If a
+    side, benign or malignant, has several classes, the side is predicted, too.
 
     Args:
-        rows: of `clinical_csv.join` [n].
-        y: class, int in range(len(classes)) [n].
-        patient: patient number [n].
-        classes: names of the classes.
-        positive: which classes count as malignant, bool [n_classes]; None: sides are not looked at.
-        seed: of folds, trees and bootstrap.
+        rows: Rows of `clinical_csv.join` [n].
+        y: Class, int in range(len(classes)) [n].
+        patient: Patient number [n].
+        classes: Names of the classes.
+        positive: Which classes count as malignant, bool [n_classes]. None to leave sides out.
+        seed: Seed of folds, trees and bootstrap.
 
     Returns:
-        JSON: columns, each with column; auroc, side_auroc and missing_auroc (value, low, high; null where nothing can be
-        told); fixes_class and fixed_by_class (Theil's U; null); finding (words or null); together (columns, auroc,
-        side_auroc, findings); findings (all, in words).
+        JSON with columns, together (columns, auroc, side_auroc, findings) and findings (all of them, in words). Each
+        column has column; auroc, side_auroc and missing_auroc (value, low, high; null if it cannot be measured);
+        fixes_class and fixed_by_class (Theil's U or null); and finding (words or null).
 
     Raises:
-        InputError: one class only, or too few patients for folds.
+        InputError: There is only one class, or there are too few patients for folds.
     """
     target, patients = np.asarray(y), np.asarray(patient)
     if len(np.unique(target)) < 2:
         raise InputError("clinical: all rows are of one class, which nothing can give away")
     side = None if positive is None else np.asarray(positive, bool)[target].astype(int)
     if side is not None and (len(np.unique(side)) < 2 or len(np.unique(target)) == 2):
-        side = None  # nothing, or the same again
+        side = None  # a single side, or the same as the class
     fold = fusion.deal(target, patients, fusion.INNER, seed)
     draws = metrics.Draws(patients, LEAK_DRAWS, seed)
 
@@ -295,7 +315,10 @@ def leaks(
 
 
 def _fixes(values: pd.Series, y: NDArray[np.int64], patient: NDArray) -> dict[str, float | None]:
-    """Theil's U both ways over known values; None where few patients are beyond the most frequent class or value."""
+    """Return Theil's U in both directions over known values.
+
+    It is None if few patients are outside the most frequent class or value.
+    """
     known = values.notna().to_numpy()
     values, y, patient = values[known], y[known], patient[known]
     if _is_number(values) and values.nunique() > FEW_VALUES:
@@ -308,12 +331,12 @@ def _fixes(values: pd.Series, y: NDArray[np.int64], patient: NDArray) -> dict[st
         return len(sizes) > 1 and sizes.sum() - sizes.max() >= metrics.FEW
 
     common = units.groupby(codes).transform("nunique").to_numpy() >= MINIMUM if len(codes) else np.zeros(0, bool)
-    codes = np.where(common, codes, -1)  # a value of one patient fixes everything
+    codes = np.where(common, codes, -1)  # a value that few patients have determines their class
     counts = pd.crosstab(codes, target).to_numpy(float)
     both = entropy(counts.ravel()) if counts.size else 0.0
 
     def left(axis: int) -> float:
-        """Share of the entropy along `axis` that the other side explains."""
+        """Return the share of one side's entropy that the other side explains."""
         mine, other = (float(entropy(counts.sum(axis=one))) for one in (axis, 1 - axis))
         return (mine + other - float(both)) / mine if mine > 0 else 0.0
 
@@ -326,7 +349,7 @@ def _above(found: metrics.Interval | None, bound: float) -> bool:
 
 
 def _finding(row: Mapping[str, Any]) -> str | None:
-    """What is wrong with a column, in words."""
+    """Describe in words how a column gives the class away."""
     name, why = row["column"], []
     for key, what in _TRUTHS.items():
         if _above(row[key], GIVES_AWAY):
@@ -347,13 +370,21 @@ NAMES = {
     "clinical-missing": "Share of patients whose value is missing, by class",
     "clinical-association": "How far the columns go with the class",
 }
-"""Every picture of `draw`, and what it shows."""
+"""Title of every picture of `draw`, by name."""
 
 
 def draw(facts: Mapping[str, Any], folder: Path) -> list[str]:
-    """Draw `NAMES` as `folder`/<picture>.png from the facts of `explore`; answers with the pictures' names.
+    """Draw the pictures of `NAMES` as `folder`/<name>.png.
 
-    Of more than `SHOWN` columns those that go with the class most; a picture with nothing to show is not drawn.
+    A picture shows up to `SHOWN` columns, those most strongly associated with the class. A picture with nothing to show
+    is not drawn.
+
+    Args:
+        facts: Result of `explore`.
+        folder: Folder for the pictures.
+
+    Returns:
+        Names of the pictures that were drawn.
     """
     columns = sorted(facts["columns"], key=lambda row: (_p(row), -(row["effect"] or {"value": 0})["value"]))[:SHOWN]
     gaps = sorted(facts["columns"], key=lambda row: (_p(row["missing"]), -row["missing"]["share"]))[:SHOWN]
@@ -379,7 +410,7 @@ def _p(row: Mapping[str, Any]) -> float:
 
 
 def _plain(text: str) -> str:
-    """Without mathematics, not too long, and with a mark for what no font here has."""
+    """Shorten a text, escape its dollar signs, and replace characters that no font here has by question marks."""
     fonts = [font_manager.get_font(font_manager.findfont(one)) for one in plt.rcParams["font.family"]]
     shown = "".join(c if any(font.get_char_index(ord(c)) for font in fonts) else "?" for c in text)
     return (shown if len(shown) <= 24 else f"{shown[:23]}…").replace("$", r"\$")

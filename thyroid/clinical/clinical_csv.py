@@ -1,7 +1,7 @@
-"""Clinical data beside the images: clinical.csv read and checked, and its columns as numbers that a model can take.
+"""Reads and checks clinical.csv, and encodes its columns as numbers that a model can take.
 
-Research use only. Nothing here prints or logs a value of a patient: messages hold names of columns, rows' numbers, counts
-and categories.
+Research use only. Nothing in this module prints or logs a value of a patient: messages hold names of columns, numbers
+of rows, counts and categories.
 """
 
 import csv
@@ -20,29 +20,35 @@ from numpy.typing import ArrayLike, NDArray
 from thyroid.errors import InputError
 
 KEYS = ("filename", "patient")
-"""Key columns of clinical.csv, the first that is there: one row a scan, or one row a patient."""
+"""Key columns of clinical.csv, of which the first that exists is used: one row per scan, or one row per patient."""
 MOSTLY = 0.9
-"""A column of which this share are numbers (dates) is one of numbers (dates); its other values count as missing."""
+"""A column is numeric if at least this share of its values are numbers. Its other values count as missing.
+
+A column with this share of dates is a column of dates.
+"""
 FEW_VALUES = 12
-"""Numbers and texts mixed (2, 3, 4a, 5) are categories where there are no more different values than this."""
+"""A mixture of numbers and texts (2, 3, 4a, 5) is categorical if it has at most this many different values."""
 MAX_CATEGORIES = 30
-"""A text column with more different values than this reads like names or remarks, and is not used."""
+"""A text column with more different values than this probably holds names or remarks, and is not used."""
 DISTINCT = 0.9
-"""A text column with so many different values a patient is an identifier, and is not used."""
+"""A text column with this many different values per patient is an identifier, and is not used."""
 ENOUGH = 10
-"""Of so many patients it takes to call a number that rises with the patients' numbers an identifier."""
+"""Patients that are needed to call a number that rises with the patients' numbers an identifier."""
 LARGEST = 1e15
-"""A number beyond this in size is no measurement and counts as infinite."""
+"""A number of a larger absolute value is not a measurement and counts as infinite."""
 MINIMUM = 5
-"""Categories of fewer training patients than this are one: `OTHER`."""
+"""Categories of fewer training patients than this are combined into `OTHER`."""
 OTHER = "other"
 CLIP = 5.0
-"""Numbers count as no further than this from the training mean, in standard deviations: a slip of the decimal point or a
-value that the training never saw must not decide alone."""
+"""Numbers are clipped at this many standard deviations from the training mean.
+
+A misplaced decimal point, or a value far from those of the training, must not decide alone.
+"""
 
 _MISSING = {"", "na", "n/a", "nan", "null", "#n/a", "<na>", "-", "?", "."}  # "none" is a finding: no calcification
 _DATE = re.compile(
-    r"(\d{4}[-/.] ?\d{1,2}[-/.] ?\d{1,2}|\d{1,2}[-/.] ?\d{1,2}[-/.] ?(\d{4}|\d{2})|\d{1,2}[-/. ][A-Za-z]{3,9}[-/. ]\d{2,4})\.?([T ].*)?"
+    r"(\d{4}[-/.] ?\d{1,2}[-/.] ?\d{1,2}|\d{1,2}[-/.] ?\d{1,2}[-/.] ?(\d{4}|\d{2})"
+    r"|\d{1,2}[-/. ][A-Za-z]{3,9}[-/. ]\d{2,4})\.?([T ].*)?"
 )
 _DATE_NAME = re.compile(r"date(?!d)|datum|birth|(^|_)dob($|_)|일자|날짜|생년월일", re.IGNORECASE)
 _ID_NAME = re.compile(r"(^|[_ -])(id|uid|uuid|mrn|pid)$", re.IGNORECASE)
@@ -52,17 +58,17 @@ _DUPLICATE, _NO_KEY, _NOT_WHOLE, _TEXT, _INFINITE = (
     "whole",
     "text",
     "infinite",
-)  # pandera's names of its checks, and ours
+)  # the first two are pandera's names for its checks, the others are our own
 
 
 @dataclass(frozen=True)
 class Clinical:
-    """clinical.csv as `read` understood it.
+    """Holds the content of clinical.csv as `read` understood it.
 
     Attributes:
         key: "filename" (text, without folders) or "patient" (int).
-        rows: the key, then the columns: float64 for numbers (missing: NaN), object for categories (str; missing: None).
-        notes: what was left out, in words.
+        rows: The key, then the columns: float64 for numbers (missing: NaN), object for categories (str; missing: None).
+        notes: Descriptions of what was left out.
     """
 
     key: str
@@ -71,7 +77,13 @@ class Clinical:
 
 
 def clean(value: Any) -> str | None:
-    """A category as text: NFC, single blanks, none at the ends, 4.0 as 4; None where it is missing."""
+    """Normalise a category to text.
+
+    The text is in NFC, with single blanks and none at the ends. 4.0 becomes 4.
+
+    Returns:
+        The text, or None if the value is missing.
+    """
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, float) and value.is_integer():
@@ -81,17 +93,19 @@ def clean(value: Any) -> str | None:
 
 
 def read(file: Path) -> Clinical:
-    """clinical.csv: one row a scan (column filename) or a patient (column patient), and any other columns.
+    """Read clinical.csv, which has one row per scan (column filename) or per patient (column patient).
 
-    Dates are left out, and so are numbers' values that are none, texts in a column of numbers say; spellings that differ in
-    case, blanks or Unicode form only are one category. The rules are a pandera schema, all of whose failures are reported.
+    All other columns are clinical ones. Columns of dates are left out, and values that are not numbers, such as texts
+    in a numeric column, count as missing. Spellings that differ only in case, blanks or Unicode form are one category.
+    The rules are a pandera schema, and all of its failures are reported.
 
     Args:
-        file: CSV in UTF-8 with commas.
+        file: CSV file in UTF-8 with commas.
 
     Raises:
-        InputError: no such file, not a CSV with commas, no key column, a column or a key that comes twice, a key that is
-            missing or no whole number, or nothing but keys. The message names rows as a spreadsheet does: the header is row 1.
+        InputError: The file does not exist or is not a CSV with commas, the key column is missing, a column or a key
+            occurs twice, a key is missing or not a whole number, or there are no columns besides the keys. The message
+            counts rows like a spreadsheet: the header is row 1.
     """
     table = _table(file)
     key = next((name for name in KEYS if name in table), None)
@@ -127,7 +141,7 @@ def read(file: Path) -> Clinical:
 
 
 def _table(file: Path) -> pd.DataFrame:
-    """All as text, None where missing; the index is the row's number in the file."""
+    """Read all cells as text, None where missing. The index is the row's number in the file."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             lines = dict(enumerate(csv.reader(stream, skipinitialspace=True, strict=True), 1))
@@ -157,7 +171,7 @@ def _table(file: Path) -> pd.DataFrame:
 
 
 def _kind(values: pd.Series) -> str:
-    """ "number", "category", or why a column of texts is not used."""
+    """Return the kind of a column: "number", "category", or the reason why it is not used."""
     known = values.dropna()
     if not len(known):
         return "category"
@@ -177,8 +191,8 @@ def _kind(values: pd.Series) -> str:
 
 
 def _failures(table: pd.DataFrame, key: str, numbers: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is wrong with the keys, and what counts as missing in columns of numbers; each in words with its rows."""
-    import pandera.pandas as pa  # three quarters of a second that only reading needs
+    """Describe what is wrong with the keys, and what counts as missing in numeric columns, with the rows' numbers."""
+    import pandera.pandas as pa  # takes three quarters of a second, which only reading needs to spend
 
     def number(values: pd.Series) -> pd.Series:
         return pd.to_numeric(values, errors="coerce")
@@ -227,7 +241,7 @@ def _rows(numbers: Iterable[Any]) -> str:
 
 
 def _one_spelling(values: pd.Series) -> tuple[pd.Series, int]:
-    """Categories in their most frequent spelling, and how many had several."""
+    """Return the categories in their most frequent spelling, and how many of them had several spellings."""
     folded = values.map(str.casefold, na_action="ignore")
     spelling = values.groupby(folded).agg(lambda same: same.value_counts(sort=True).index[0])
     several = values.groupby(folded).nunique() > 1
@@ -235,19 +249,21 @@ def _one_spelling(values: pd.Series) -> tuple[pd.Series, int]:
 
 
 def join(scans: pd.DataFrame, clinical: Clinical) -> tuple[pd.DataFrame, list[str]]:
-    """The usable columns of clinical.csv for every scan, and what could not be used, in words.
+    """Join the usable columns of clinical.csv to the scans.
 
-    Not used: constant or empty columns, identifiers and free texts, since nothing can be learnt from them but who is who.
+    Constant or empty columns, identifiers and free texts are not used, because a model could only learn from them who
+    is who.
 
     Args:
-        scans: rows with path and patient (int), all scans in use; image (int) where known.
-        clinical: of `read`.
+        scans: All scans in use, as rows with path and patient (int), and image (int) where it is known.
+        clinical: Result of `read`.
 
     Returns:
-        One row a scan (index of `scans`), float64 for numbers (NaN) and object for categories (str; None); and notes.
+        A table with one row per scan (index of `scans`), float64 for numbers (missing: NaN) and object for categories
+        (str; missing: None), and notes on what could not be used.
 
     Raises:
-        InputError: not one row is of a scan in use.
+        InputError: No row belongs to a scan in use.
     """
     key, notes = clinical.key, list(clinical.notes)
     by_file = key == "filename"
@@ -279,7 +295,7 @@ def _file(path: Any) -> str:
 
 
 def _unusable(values: pd.Series, scans: pd.DataFrame) -> str | None:
-    """Why a column tells nothing, if so."""
+    """Return the reason why a column cannot be used, or None if it can."""
     known = values.notna()
     values, patient = values[known], scans["patient"][known].astype("int64")
     different = values.nunique()
@@ -306,15 +322,19 @@ def _unusable(values: pd.Series, scans: pd.DataFrame) -> str | None:
 
 @dataclass(frozen=True)
 class Column:
-    """How one column becomes numbers.
+    """Encodes one column as numbers.
 
     Attributes:
-        name: of the column.
+        name: Name of the column.
         kind: "number" or "category".
-        missing: whether training rows lacked it; then a feature says so.
-        low, median, high, mean, scale: of the training rows' numbers; None without any, and for categories.
-        categories: one feature each, as written; `OTHER` stands for `rare`.
-        rare: categories of too few patients, case folded.
+        missing: Whether a training row lacked the value. If so, an additional feature marks missing values.
+        low: Smallest number of the training rows. None if there is none, and for categories.
+        median: Median of the training rows' numbers. None if there is none, and for categories.
+        high: Largest number of the training rows. None if there is none, and for categories.
+        mean: Mean of the training rows' numbers; 0 without numbers.
+        scale: Standard deviation of the training rows' numbers; 1 without numbers, or if they are all alike.
+        categories: Categories as written, with one feature each. `OTHER` stands for `rare`.
+        rare: Categories of too few patients, case folded.
     """
 
     name: str
@@ -330,7 +350,13 @@ class Column:
 
     @classmethod
     def fit(cls, values: pd.Series, patient: NDArray, minimum: int) -> "Column":
-        """Learn from training rows; arguments as `Encoder.fit`."""
+        """Fit the column to training rows.
+
+        Args:
+            values: The column's values [n].
+            patient: Patient number of every row [n].
+            minimum: Number of patients as for `MINIMUM`.
+        """
         name = str(values.name)
         if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
             numbers = _finite(values)
@@ -352,12 +378,12 @@ class Column:
 
     @property
     def features(self) -> list[str]:
-        """Names of the columns of `encode`."""
+        """Return the names of the features of `encode`."""
         names = [self.name] if self.kind == "number" else [f"{self.name} = {one}" for one in self.categories]
         return [*names, f"{self.name} is missing"] if self.missing else names
 
     def encode(self, values: pd.Series) -> tuple[NDArray[np.float64], str | None]:
-        """Features [n, len(features)], and a note on values that count as missing."""
+        """Return the features [n, len(features)] of values, and a note on those that count as missing, or None."""
         if self.kind == "number":
             numbers = _finite(values)
             gone = np.isnan(numbers)
@@ -390,43 +416,56 @@ def _finite(values: pd.Series) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Clinical rows as numbers, by what the training rows held; numpy and pandas alone, so that an endpoint can have it."""
+    """Encodes clinical rows as numbers, by what the training rows held.
+
+    The class needs only numpy and pandas, so that an endpoint can use it.
+
+    Attributes:
+        columns: The columns, in the order of the features.
+    """
 
     columns: tuple[Column, ...]
 
     @classmethod
     def fit(cls, rows: pd.DataFrame, patient: ArrayLike, minimum: int = MINIMUM) -> "Encoder":
-        """Learn from training rows alone.
+        """Fit the encoder to training rows alone.
 
         Args:
-            rows: of `join`; columns of numbers are numbers, all others categories.
-            patient: patient number of every row [n].
-            minimum: see `MINIMUM`.
+            rows: Rows of `join` [n]. Columns of a numeric dtype are numbers, all others are categories.
+            patient: Patient number of every row [n].
+            minimum: Number of patients as for `MINIMUM`.
         """
         patients = np.asarray(patient)
         return cls(tuple(Column.fit(rows[name], patients, minimum) for name in rows))
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Encoder":
-        """The encoder of `facts`."""
+        """Return the encoder from its JSON, as `facts` returns it."""
         lists = ("categories", "rare")
         columns = [one | {name: tuple(one[name]) for name in lists} for one in facts["columns"]]
         return cls(tuple(Column(**one) for one in columns))
 
     def facts(self) -> dict[str, Any]:
-        """As JSON. They hold categories and the least and largest number of the training rows, no other value."""
+        """Return the encoder as JSON.
+
+        Of the training rows it holds the categories, and the minimum, median, maximum, mean and standard deviation of
+        the numbers.
+        """
         return asdict(self)
 
     @property
     def features(self) -> list[str]:
-        """Names of the d features."""
+        """Return the names of the d features."""
         return [name for column in self.columns for name in column.features]
 
     def encode(self, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float32], list[str]]:
-        """Numbers standardised, missing ones as the median; categories one-hot, missing and unseen ones all zero.
+        """Encode rows.
+
+        Numbers are standardised, and missing ones take the median. Categories are one-hot; missing and unseen ones are
+        all zero.
 
         Args:
-            rows: n rows; columns that are not there are missing, others are not looked at.
+            rows: n rows. Columns that do not exist count as missing, and unknown columns are ignored.
 
         Returns:
             float32 [n, d], and notes on what counts as missing.
@@ -438,14 +477,18 @@ class Encoder:
         return matrix.astype(np.float32), [note for _, note in done if note]
 
     def check(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Values that were sent for one patient, by column; all are optional, None is missing.
+        """Check the values that were sent for one patient.
+
+        Args:
+            values: Values by column. All are optional, and None is missing.
 
         Returns:
-            The values (numbers as float, categories as str), and notes on what is far outside the training rows or unknown.
+            The values (numbers as float, categories as str), and notes on those that are far outside the training rows
+            or unknown.
 
         Raises:
-            InputError: a column that the model does not have, or a value that is not of its kind. It names the column and not
-                the value.
+            InputError: The model does not have a column, or a value is not of the column's kind. The message names the
+                column and not the value.
         """
         known = {column.name: column for column in self.columns}
         done: dict[str, Any] = {}
@@ -476,7 +519,10 @@ class Encoder:
         return done, notes
 
     def fields(self) -> list[dict[str, Any]]:
-        """For a form: name and kind of every column, and minimum, median and maximum, or categories. Units are not known."""
+        """Describe every column for a form: name, kind, and minimum, median and maximum, or categories.
+
+        Units are not known.
+        """
         fields: list[dict[str, Any]] = []
         for one in self.columns:
             about: dict[str, Any] = {"categories": list(one.categories)}

@@ -1,4 +1,4 @@
-"""Images and clinical columns together: a head over both, and whether it is worth more than either alone.
+"""Fuses images and clinical columns by a head over both, and compares it with either of them alone.
 
 Research use only.
 """
@@ -17,30 +17,30 @@ from thyroid.data import splits
 from thyroid.errors import InputError
 
 STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.001)
-"""L2 penalties to choose from, of the mean log loss; the first is all but the images alone."""
+"""L2 penalties of the mean log loss to choose from. With the first the answer is almost that of the images alone."""
 INNER = 5
-"""Folds by patient in which the penalty is chosen."""
+"""Number of folds by patient in which the penalty is chosen."""
 FLOOR = 1e-6
-"""Probabilities of images below this count as this."""
-_RIDGE = 1e-4  # of the offsets, so that a class without a training row has a finite one
+"""Smaller probabilities of images are raised to this value."""
+_RIDGE = 1e-4  # penalty of the offsets, so that a class without a training row has a finite one
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """softmax(scale x log p + x W + b) of the images' probabilities p and the encoded columns x.
+    """Computes softmax(scale x log p + x W + b) of the images' probabilities p and the encoded columns x.
 
-    The network ends in a dense layer with softmax on its pooled features, so log p is, up to a constant, what that layer
-    says. This head is therefore a dense layer on [features, columns] whose image part is held at the network's own
-    direction: the columns add to it and cannot turn it.
+    The network ends in a dense layer with softmax on its pooled features, so log p is the output of that layer up to a
+    constant. This head is therefore a dense layer on [features, columns] whose image part keeps the network's own
+    direction: the columns add to it but cannot rotate it.
 
     Attributes:
-        encoder: of the columns.
-        scale: of log p, 0 or more; 1 is the network's own.
+        encoder: Encoder of the columns.
+        scale: Factor of log p, 0 or more; 1 keeps the network's own.
         weights: W [d][n_classes].
         offsets: b [n_classes].
-        strength: the L2 penalty that was chosen.
+        strength: L2 penalty that was chosen.
     """
 
     encoder: Encoder
@@ -51,52 +51,59 @@ class Fusion:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Fusion":
-        """The head of `facts`."""
+        """Return the head from its JSON, as `facts` returns it."""
         weights = tuple(tuple(row) for row in facts["weights"])
         return cls(Encoder.of(facts["encoder"]), facts["scale"], weights, tuple(facts["offsets"]), facts["strength"])
 
     def facts(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the head as JSON."""
         return asdict(self)
 
     def predict(self, p: ArrayLike, rows: Any) -> tuple[Array, list[str]]:
-        """Fused probabilities float64 [n, n_classes], and the encoder's notes.
+        """Return fused probabilities float64 [n, n_classes] and the encoder's notes.
 
         Args:
-            p: the images' probabilities [n, n_classes].
+            p: Probabilities of the images [n, n_classes].
             rows: n rows as `clinical_csv.Encoder.encode` takes them.
         """
         x, notes = self.encoder.encode(rows)
         return self.answer(p, x), notes
 
     def answer(self, p: ArrayLike, x: NDArray[np.float32]) -> Array:
-        """As `predict`, of rows that are encoded already [n, d]."""
+        """Return fused probabilities float64 [n, n_classes] for rows that are already encoded.
+
+        Args:
+            p: Probabilities of the images [n, n_classes].
+            x: Encoded rows [n, d].
+        """
         weights = np.array(self.weights).reshape(x.shape[1], len(self.offsets))
         return softmax(self.scale * _log(p) + x @ weights + np.array(self.offsets), axis=1)
 
 
 def fit(p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, seed: int = 0) -> Fusion:
-    """Fit the head: multinomial logistic regression with an L2 penalty that shrinks it to the images' own probabilities.
+    """Fit the head by multinomial logistic regression.
 
-    No class weights: the probabilities of images are calibrated to the classes as often as they come, and so is this. The
-    penalty is the one with the least log loss in a cross-validation by patient, the stronger one where two are alike.
+    Its L2 penalty shrinks it to the images' own probabilities. The penalty is the one with the least log loss in a
+    cross-validation by patient; of equal ones the stronger is taken. There are no class weights: the images'
+    probabilities are calibrated to the classes' frequencies, and so is the head.
 
     Args:
-        p: probabilities [n, n_classes] of images of patients that the network did not learn from (validation or out of
-            fold): on its own training images it is too sure, and columns would look useless.
-        rows: of `clinical_csv.join` [n].
-        y: class of every row, int in range(n_classes) [n].
-        patient: patient number [n].
-        seed: of the folds.
+        p: Probabilities [n, n_classes] of images of patients that the network did not learn from (validation or out of
+            fold). On its own training images the network is too certain, and the columns would look useless.
+        rows: Rows of `clinical_csv.join` [n].
+        y: Class of every row, int in range(n_classes) [n].
+        patient: Patient number [n].
+        seed: Seed of the folds.
 
     Returns:
         The head.
 
     Raises:
-        InputError: lengths differ, probabilities that are none, a class out of range, or too few patients for folds.
+        InputError: Lengths differ, values are not probabilities, a class is out of range, or there are too few patients
+            for folds.
     """
     probabilities, classes, patients = _checked(p, rows, y, patient)
-    # comes with scikit-learn; matrices as small as these are slower with threads
+    # threadpoolctl comes with scikit-learn; threads slow down work on such small matrices
     from threadpoolctl import threadpool_limits
 
     fold = deal(classes, patients, INNER, seed)
@@ -114,8 +121,8 @@ def fit(p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, seed
 
 
 def _path(p: Array, rows: pd.DataFrame, y: NDArray[np.int64], patient: NDArray) -> list[Fusion]:
-    """Heads of all `STRENGTHS`; each starts from the stronger one's solution."""
-    from scipy.optimize import minimize  # a server does without, and starts the sooner
+    """Fit the heads of all `STRENGTHS`. Each fit starts from the solution of the next stronger penalty."""
+    from scipy.optimize import minimize  # not imported by a server, which starts faster without it
 
     encoder = Encoder.fit(rows, patient)
     x = encoder.encode(rows)[0].astype(float)
@@ -145,7 +152,7 @@ def _path(p: Array, rows: pd.DataFrame, y: NDArray[np.int64], patient: NDArray) 
 
 
 def _log(p: ArrayLike) -> Array:
-    """log p without its mean, which softmax does not see."""
+    """Return log p minus its mean, which softmax ignores."""
     log_p = np.log(np.maximum(np.asarray(p, float), FLOOR))
     return log_p - log_p.mean(axis=1, keepdims=True)
 
@@ -164,18 +171,21 @@ def _checked(
 
 
 def deal(y: ArrayLike, patient: ArrayLike, count: int, seed: int = 0) -> NDArray[np.int64]:
-    """Fold (0 to `count` - 1) of every row [n]: whole patients, classes alike as far as they go.
+    """Deal rows into folds by whole patients, with the classes distributed as evenly as possible.
 
-    Fewer folds where there are fewer patients; a class with fewer patients than folds is not in every fold.
+    There are fewer folds if there are fewer patients. A class with fewer patients than folds is not in every fold.
 
     Args:
-        y: class [n].
-        patient: patient number [n].
-        count: number of folds.
-        seed: of the deal.
+        y: Class [n].
+        patient: Patient number [n].
+        count: Number of folds.
+        seed: Seed of the deal.
+
+    Returns:
+        Fold of every row [n], 0 to `count` - 1.
 
     Raises:
-        InputError: fewer than two patients, or no class with two rows.
+        InputError: There are fewer than two patients, or no class has two rows.
     """
     classes, patients = np.asarray(y), np.asarray(patient)
     count = min(count, len(np.unique(patients)), int(np.unique(classes, return_counts=True)[1].max()))
@@ -186,7 +196,13 @@ def deal(y: ArrayLike, patient: ArrayLike, count: int, seed: int = 0) -> NDArray
 
 @dataclass(frozen=True)
 class CrossFitted:
-    """Answers about patients that the heads were fitted without: float64 [n, n_classes] each, and the fold [n]."""
+    """Holds out-of-fold probabilities, each by a head that was fitted without the patient.
+
+    Attributes:
+        fused: Fused probabilities, float64 [n, n_classes].
+        clinical: Probabilities of the clinical columns alone, float64 [n, n_classes].
+        fold: Fold of every row [n].
+    """
 
     fused: Array
     clinical: Array
@@ -196,9 +212,21 @@ class CrossFitted:
 def cross_fitted(
     p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, folds: int = 5, seed: int = 0
 ) -> CrossFitted:
-    """Fused and clinical-alone probabilities out of fold; encoder, penalty and head are fitted anew in every fold.
+    """Compute fused and clinical-only probabilities out of fold.
 
-    Clinical alone is the same regression with images that say nothing. Arguments and errors as `fit` and `deal`.
+    Encoder, penalty and head are fitted separately in every fold. The clinical-only answer is the same regression on
+    uniform probabilities of images.
+
+    Args:
+        p: Probabilities [n, n_classes], as for `fit`.
+        rows: Rows of `clinical_csv.join` [n].
+        y: Class of every row, int in range(n_classes) [n].
+        patient: Patient number [n].
+        folds: Number of folds.
+        seed: Seed of the folds.
+
+    Raises:
+        InputError: As for `fit` and `deal`.
     """
     probabilities, classes, patients = _checked(p, rows, y, patient)
     fold = deal(classes, patients, folds, seed)
@@ -222,24 +250,28 @@ def compare(
     draws: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Are images and columns together worth more than images alone? All on the same patients and the same draws of them.
+    """Compare images and columns together with images alone and with columns alone.
+
+    All figures are for the same patients and the same draws of them.
 
     Args:
-        images, clinical, fused: probabilities [n, n_classes] out of fold.
-        y: class [n].
-        patient: patient number [n].
-        fold: of the cross-fitting [n]; pairs within a fold count.
-        draws: of the bootstrap over patients.
-        seed: of the draws.
+        images: Probabilities of the images [n, n_classes], out of fold.
+        clinical: Probabilities of the clinical columns alone [n, n_classes], out of fold.
+        fused: Fused probabilities [n, n_classes], out of fold.
+        y: Class [n].
+        patient: Patient number [n].
+        fold: Fold of the cross-fitting [n]; only pairs within a fold count.
+        draws: Number of bootstrap draws over patients.
+        seed: Seed of the draws.
 
     Returns:
-        auroc (images, clinical, fused: macro one-vs-rest), difference (fused_less_images, fused_less_clinical), each with
-        value, low and high; patients; verdict ("helped", "not shown to help", "harmed"); sentence.
+        auroc (images, clinical, fused; macro one-vs-rest) and difference (fused_less_images, fused_less_clinical), each
+        with value, low and high; patients; verdict ("helped", "not shown to help" or "harmed"); and sentence.
 
     Raises:
-        InputError: one class only.
+        InputError: There is only one class.
     """
-    from thyroid import metrics  # scikit-learn comes with it
+    from thyroid import metrics  # imports scikit-learn
 
     classes, patients = np.asarray(y), np.asarray(patient)
     if len(np.unique(classes)) < 2:

@@ -1,7 +1,7 @@
-"""What the classes are: their order, which of them count as malignant, and whether they are grades.
+"""The classes: their order, which of them count as malignant, and whether they are grades.
 
-Every scan has a class, and with it a side: benign ("B") or malignant ("M"), by which it is called, audited and released.
-Two classes, B and M, are the case where both are the same.
+Every scan has a class, and thereby a side: benign ("B") or malignant ("M"). The side decides how a scan is called,
+audited and released. With the two classes B and M, class and side are the same.
 """
 
 import re
@@ -18,8 +18,8 @@ from thyroid.errors import InputError
 
 DEFAULT = "B|M"
 EXPECTED = (
-    "expected the benign classes, a |, and the malignant ones, such as B|M, 2<3|4a<4b<4c<5 for grades in their order, or "
-    "cyst,adenoma|papillary,follicular for kinds without one"
+    "expected the benign classes, a |, and the malignant ones, such as B|M, 2<3|4a<4b<4c<5 for grades in their order, "
+    "or cyst,adenoma|papillary,follicular for kinds without one"
 )
 
 
@@ -28,9 +28,9 @@ class Classes:
     """The classes of a data version and of what is trained on it.
 
     Attributes:
-        names: in the order of every probability vector.
-        positive: which of them count as malignant (or suspicious enough to act).
-        ordered: whether they are grades, each more suspicious than the one before.
+        names: Names of the classes, in the order of every probability vector.
+        positive: For each class, whether it counts as malignant (or suspicious enough to act).
+        ordered: Whether the classes are grades, each more suspicious than the one before.
     """
 
     names: tuple[str, ...]
@@ -38,6 +38,7 @@ class Classes:
     ordered: bool = True
 
     def __len__(self) -> int:
+        """Return the number of classes."""
         return len(self.names)
 
     @property
@@ -46,32 +47,36 @@ class Classes:
         return [f"probability_{name}" for name in self.names]
 
     def side(self, name: str) -> str:
-        """ "B" or "M"."""
+        """Return the side of a class: "B" or "M"."""
         return CLASSES[int(self.positive[self.names.index(name)])]
 
     def index(self, name: ArrayLike | pd.Series) -> NDArray[np.intp]:
-        """Places of class names [n] in `names`."""
+        """Return the indices in `names` of class names [n]."""
         place = {one: number for number, one in enumerate(self.names)}
         return np.array([place[one] for one in np.asarray(name, object)], np.intp)
 
     def one_hot(self, name: ArrayLike | pd.Series) -> NDArray[np.float32]:
-        """float32 [n, classes] of class names [n]."""
+        """Return class names [n] one-hot encoded, float32 [n, classes]."""
         return np.eye(len(self), dtype=np.float32)[self.index(name)]
 
     def malignant(self, probability: ArrayLike) -> NDArray[np.float64]:
-        """Probability of malignant [n]: the sum over the positive classes of probabilities [n, classes]."""
+        """Return the probability of malignant [n], the sum over the positive classes of probabilities [n, classes]."""
         total = np.asarray(probability, float)[:, list(self.positive)].sum(axis=1)
-        return np.minimum(total, 1)  # rounding may sum up to more
+        return np.minimum(total, 1)  # rounding can push the sum above 1
 
     def read(self, text: str) -> str | None:
-        """The class that a cell of a table means; None for none of them. Spreadsheets make 2.0 of 2."""
+        """Return the class that a cell of a table means, or None.
+
+        Case, Unicode form, surrounding blanks and a trailing ".0" are ignored, since spreadsheets turn 2 into 2.0.
+        """
         return next((name for name in self.names if _plain(name) == _plain(text)), None)
 
     def facts(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the classes as JSON fields, which `of` reads again."""
         return {"classes": list(self.names), "positive": list(self.positive), "ordered": self.ordered}
 
     def __str__(self) -> str:
+        """Return the text that `parse` reads, such as "2<3|4a<4b<4c<5"."""
         mark = "<" if self.ordered else ","
         sides = (
             mark.join(n for n, p in zip(self.names, self.positive, strict=True) if p is side) for side in (False, True)
@@ -84,19 +89,20 @@ def _plain(text: str) -> str:
 
 
 BINARY = Classes(CLASSES, (False, True))
-"""Of file names."""
+"""The classes that file names carry: B and M."""
 
 
 def of(facts: dict[str, Any]) -> Classes:
-    """The classes of a data.json, train.json or model.json."""
+    """Return the classes of the content of a data.json, train.json or model.json."""
     return Classes(tuple(facts["classes"]), tuple(facts["positive"]), facts["ordered"])
 
 
 def parse(text: str) -> Classes:
-    """The classes that a user names, such as "2<3|4a<4b<4c<5".
+    """Parse the classes that a user names, such as "2<3|4a<4b<4c<5".
 
     Raises:
-        InputError: not that form, a class twice, B or M beside others or the wrong way round, or a name that cannot be one.
+        InputError: The text does not have this form, a class is named twice, B or M is used for anything but the two
+            sides, or a name cannot be used.
     """
     sides = text.split("|")
     parts = [[_tidy(name) for name in re.split("[<,]", side)] for side in sides]

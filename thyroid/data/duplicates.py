@@ -1,6 +1,6 @@
 """Near-duplicates by perceptual hash, and the groups that must stay on one side of a split.
 
-Public sets hold re-encoded copies of one frame under other case numbers (DDTI: 127 frames), so grouping by patient
+Public data sets hold re-encoded copies of one frame under other case numbers (DDTI: 127 frames), so grouping by patient
 number alone leaks.
 """
 
@@ -15,38 +15,39 @@ from thyroid.imaging import images
 
 HASH_SIDE = 32
 MAX_BITS = 128
-"""Two images are near-duplicates when at most this many of the 1024 bits differ.
+"""Two images are near-duplicates if at most this many of the 1024 bits differ.
 
 Copies of 243 DDTI frames and 240 phantoms (JPEG quality 30, half and third size, brightness x.6 to x1.3, gamma .7,
-contrast x1.4) differ by at most 72 bits; frames of different patients by at least 246. The usual 64 bits leave no such
-gap between frames of one scanner, whose layout fills the low frequencies.
+contrast x1.4) differ by at most 72 bits; frames of different patients differ by at least 246. The usual 64-bit hash
+leaves no such gap between frames of one scanner, whose layout fills the low frequencies.
 """
 
 _BLOCK = 512
 
 
 def perceptual_hash(image: images.Pixels) -> str:
-    """The 1024-bit DCT hash (imagehash.phash, side 32) as 256 hexadecimal digits.
+    """Return the 1024-bit DCT hash (imagehash.phash, side 32) as 256 hexadecimal digits.
 
-    Survives re-encoding, resizing and changes of brightness and contrast.
+    The hash survives re-encoding, resizing and changes of brightness and contrast.
 
     Args:
         image: uint8 [height, width, 3].
     """
-    import imagehash  # here and below: a run without anything new does without SciPy
+    import imagehash  # here and below: a run without new scans does not load SciPy
 
     return str(imagehash.phash(Image.fromarray(image).convert("L"), hash_size=HASH_SIDE, highfreq_factor=2))
 
 
 def links(hashes: Collection[str], known: Collection[str] = (), max_bits: int = MAX_BITS) -> list[tuple[str, str]]:
-    """Pairs of different hashes that differ by at most `max_bits`: every new one against the known ones and the other new ones.
+    """Return pairs of different hashes that differ by at most `max_bits`.
 
-    The known ones are not compared with each other, and work is done in blocks, so memory stays flat.
+    Every new hash is compared with the known ones and with the other new ones. Known hashes are not compared with each
+    other. The work is done in blocks, so memory stays flat.
 
     Args:
-        hashes: of `perceptual_hash`; those among `known` are left out.
-        known: hashes whose links are known already.
-        max_bits: of the 1024.
+        hashes: Hashes of `perceptual_hash`; those that are in `known` are skipped.
+        known: Hashes whose links are known already.
+        max_bits: Largest number of different bits, of 1024.
     """
     there = dict.fromkeys(known)
     new = [one for one in dict.fromkeys(hashes) if one not in there]
@@ -63,11 +64,11 @@ def links(hashes: Collection[str], known: Collection[str] = (), max_bits: int = 
 
 
 def near(hashes: Collection[str], known: Collection[str]) -> set[str]:
-    """Those of `hashes` that differ from a known one by at most `MAX_BITS`; memory stays flat.
+    """Return those of `hashes` that differ from a known hash by at most `MAX_BITS`; memory stays flat.
 
     Args:
-        hashes: of `perceptual_hash`.
-        known: hashes to compare them with.
+        hashes: Hashes of `perceptual_hash`.
+        known: Hashes to compare them with.
     """
     there = dict.fromkeys(known)
     mine = list(dict.fromkeys(hashes))
@@ -79,13 +80,13 @@ def near(hashes: Collection[str], known: Collection[str]) -> set[str]:
 
 
 def near_duplicates(hashes: Sequence[str], linked: Sequence[tuple[str, str]] | None = None) -> list[tuple[int, int]]:
-    """Index pairs i < j that link all hashes which differ by at most `MAX_BITS`.
+    """Return index pairs i < j that link all hashes which differ by at most `MAX_BITS`.
 
-    Equal hashes are linked to the first of them only, so that many blank frames do not make a quadratic list.
+    Equal hashes are linked only to the first of them, so that many blank frames do not make a quadratic list.
 
     Args:
-        hashes: of `perceptual_hash`.
-        linked: what `links` found among them, and perhaps others; None to look now.
+        hashes: Hashes of `perceptual_hash`.
+        linked: Pairs that `links` found among these hashes, and perhaps others; None to search now.
     """
     first: dict[str, int] = {}
     pairs = [(first[h], i) for i, h in enumerate(hashes) if first.setdefault(h, i) != i]
@@ -102,14 +103,14 @@ def _hamming(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint16]
 
 
 def groups(patients: Sequence[int], pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    """Connected components of "same patient or near-duplicate".
+    """Return the connected components of "same patient or near-duplicate".
 
     Args:
-        patients: patient number per scan [n].
-        pairs: near-duplicate index pairs.
+        patients: Patient number per scan [n].
+        pairs: Index pairs of near-duplicates.
 
     Returns:
-        int64 [n]: component number per scan, numbered by first appearance.
+        Component number per scan, int64 [n], numbered by first appearance.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

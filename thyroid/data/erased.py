@@ -1,7 +1,8 @@
-"""Patients that were erased from a store, whose files ingest sets aside as long as they lie where the scans are.
+"""Patients that were erased from a store; ingest sets their files aside while they are still in the scans folder.
 
-`erased.json` in the store has neither numbers nor hashes of theirs, but keyed hashes (`pseudonyms`): of the patient's number in
-its cohort, and of the SHA-256 of every scan, so that a scan is known under another number, too.
+`erased.json` in the store holds neither patient numbers nor plain hashes but keyed hashes (`pseudonyms`): of the
+patient's number within its cohort, and of the SHA-256 of every scan, so that a scan is recognised under another number,
+too.
 """
 
 import hmac
@@ -17,23 +18,23 @@ FILE = "erased.json"
 
 @dataclass(frozen=True)
 class Erased:
-    """Who was erased.
+    """The patients that were erased.
 
     Attributes:
-        secret: the key of the hashes; b"" where nobody was erased.
-        patients: name of the cohort, the name that it had when the hash was made, and the patient's hash, to the hashes of the
-            patient's scans.
+        secret: Key of the hashes; b"" if nobody was erased.
+        patients: The hashes of each patient's scans. The key is the name of the cohort, the name that the cohort had
+            when the hash was made, and the patient's hash.
     """
 
     secret: bytes = field(default=b"", repr=False)
     patients: dict[tuple[str, str, str], frozenset[str]] = field(default_factory=dict)
 
     def __contains__(self, who: tuple[str, int]) -> bool:
-        """Whether a cohort's patient was erased."""
+        """Return whether a patient, given as cohort and number, was erased."""
         return bool(self.of(*who))
 
     def of(self, cohort: str, patient: int) -> list[tuple[str, str, str]]:
-        """Keys of `patients` that are this patient."""
+        """Return the keys of `patients` that are this patient."""
         return [
             one
             for one in self.patients
@@ -41,19 +42,19 @@ class Erased:
         ]
 
     def scans(self) -> frozenset[str]:
-        """Hashes of all scans that were erased."""
+        """Return the hashes of all scans that were erased."""
         return frozenset[str]().union(*self.patients.values())
 
     def keyed(self, content: str) -> str:
-        """What stands for a SHA-256 or an address: 32 hexadecimal digits."""
+        """Return the keyed hash of a SHA-256 or an address: 32 hexadecimal digits."""
         return hmac.digest(self.secret, b"scan\0" + content.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
 
 
 def load(store: Path) -> Erased:
-    """Who was erased from a store.
+    """Read which patients were erased from a store.
 
     Raises:
-        InputError: the list is damaged, or was made with another key.
+        InputError: The list is damaged or was made with another key, or the key is too short or damaged.
     """
     file = store / FILE
     if not file.exists():
@@ -62,7 +63,7 @@ def load(store: Path) -> Erased:
     if found is None:
         raise InputError(f"{file}: damaged; put back a copy of it, or erased patients would come back")
     lost = pseudonyms.environment_key() is None and not (store / pseudonyms.KEY_FILE).exists()
-    secret = b"" if lost else pseudonyms.key(store)  # which would make one
+    secret = b"" if lost else pseudonyms.key(store)  # `key` would make a new one
     if found["key"] != pseudonyms.key_name(secret):
         raise InputError(
             f"{file}: was made with another key than this one; give the key that {pseudonyms.KEY_VARIABLE} or "
@@ -75,7 +76,7 @@ def load(store: Path) -> Erased:
 
 
 def save(store: Path, who: Erased) -> None:
-    """Write the list; the caller holds the store's lock."""
+    """Write the list; the caller must hold the store's lock."""
     rows: list[dict[str, Any]] = [
         {"cohort": cohort, "hashed_in": hashed_in, "patient": patient, "scans": sorted(scans)}
         for (cohort, hashed_in, patient), scans in sorted(who.patients.items())
@@ -84,7 +85,16 @@ def save(store: Path, who: Erased) -> None:
 
 
 def rename(store: Path, before: str, cohort: str) -> Erased:
-    """Those of a cohort that is given another name are erased in that one, too; the caller holds the store's lock."""
+    """Add erased patients of a cohort under the cohort's new name; the caller must hold the store's lock.
+
+    Args:
+        store: Folder of the store.
+        before: Old name of the cohort.
+        cohort: New name of the cohort.
+
+    Returns:
+        The erased patients, under both names.
+    """
     who = load(store)
     more = {(cohort, *one[1:]): scans for one, scans in who.patients.items() if one[0] == before}
     if not more:

@@ -1,15 +1,15 @@
-"""File names of scans, parsed in this one place: `{B|M}_{patient}-{image}-{version}.jpg` (the deck's scheme)."""
+"""Parse the file names of scans in this one place: `{B|M}_{patient}-{image}-{version}.jpg` (the deck's scheme)."""
 
 import re
 from dataclasses import dataclass
 
 CLASSES = ("B", "M")
-"""Class order of every probability vector: benign, malignant."""
+"""Order of the classes in every probability vector: benign, malignant."""
 
 POSITIVE = CLASSES.index("M")
 
 SCORE = f"probability_{CLASSES[POSITIVE]}"
-""" "probability_M": the one by which images are ranked and called."""
+"""Column "probability_M", by which images are ranked and called."""
 
 _PATTERN = re.compile(
     r"(?P<label>[BM])_(?P<patient>[0-9]{1,18})-(?P<image>[0-9]{1,18})-(?P<version>[0-9]{1,9}(\.[0-9]{1,9}){0,3})\.jpe?g",
@@ -19,10 +19,10 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class ScanName:
-    """What a file name says.
+    """The content of a file name.
 
-    `patient` is the number alone: B_001 and M_001 are the same patient (several nodules), so that no patient can be
-    on two sides of a split.
+    `patient` is the number alone: B_001 and M_001 are the same patient (with several nodules), so that no patient can
+    be on two sides of a split.
     """
 
     label: str
@@ -35,7 +35,7 @@ def parse(filename: str) -> ScanName:
     """Parse the last component of a path.
 
     Raises:
-        ValueError: the name does not follow the scheme; the message says what was expected.
+        ValueError: The name does not follow the scheme; the message says what was expected.
     """
     match = _PATTERN.fullmatch(filename)
     if match is None:

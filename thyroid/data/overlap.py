@@ -1,7 +1,7 @@
-"""Which scans that are to judge a model it has learnt from already: by bytes, by picture and by patient.
+"""Scans that will judge a model but that it already knows: by their bytes, their picture or their patient.
 
-A scan that was exported again has other bytes and another name, and another scan of the same patient has other pixels; either
-way a model that learnt from one looks better on the other than it is.
+A scan that was exported again has other bytes and another name, and another scan of the same patient has other pixels.
+In both cases a model that was trained on one scan looks better on the other than it is.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,16 @@ from thyroid.storage import Location
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of the scans that are to judge.
+    """Counts of the scans that will judge a model but that it already knows.
 
     Attributes:
-        scans: how many are known in any of these ways.
-        files: by their bytes.
-        pictures: by their perceptual hash, which survives re-encoding; files are among them.
-        patients: by their patient.
-        problem: why patients cannot be compared, although the version names them; None where they were.
-        note: what an older version does not tell, so that it could not be compared; None where all was.
+        scans: Number of scans that are known in any of these ways.
+        files: Number of scans that are known by their bytes.
+        pictures: Number of scans that are known by their perceptual hash, which survives re-encoding; `files` are
+            included.
+        patients: Number of scans whose patient is known.
+        problem: Why patients could not be compared although the version names them; None if they were.
+        note: What could not be compared because an older version does not record it; None if everything was.
     """
 
     scans: int
@@ -33,19 +34,20 @@ class Overlap:
     note: str | None = None
 
     def told(self) -> str:
+        """Return the counts as text: by file, by picture and by patient."""
         return f"{self.files} by file, {self.pictures} by picture, {self.patients} by patient"
 
 
 def find(root: Location, learnt: pd.DataFrame, judging: pd.DataFrame) -> Overlap:
-    """Compare what a registered version has learnt from with the scans that are to judge.
+    """Compare what a registered version was trained on with the scans that will judge it.
 
     Args:
-        root: of the registry, whose key names the version's patients.
-        learnt: rows of `changes.scans_of`.
-        judging: one row a scan: sha256, phash, cohort and patient (its number).
+        root: Location of the registry, whose key names the version's patients.
+        learnt: Rows of `changes.scans_of`.
+        judging: One row per scan: sha256, phash, cohort and patient (its number).
 
     Raises:
-        InputError: the key is damaged, or cannot be made.
+        InputError: The key is damaged, or cannot be made.
     """
     files = judging["sha256"].isin(learnt["sha256"])
     hashes = learnt["phash"].dropna()
@@ -63,8 +65,8 @@ def find(root: Location, learnt: pd.DataFrame, judging: pd.DataFrame) -> Overlap
             patients = pd.Series(mine, judging.index, dtype=bool)
         else:
             problem = (
-                f"its patients were named with key {', '.join(sorted(theirs))}, and the key is {today} now, so it cannot be told "
-                "whether it knows these patients (put back the key)"
+                f"its patients were named with key {', '.join(sorted(theirs))}, and the key is {today} now, so it "
+                "cannot be told whether it knows these patients (put back the key)"
             )
     elif len(learnt):
         by = "bytes alone" if hashes.empty else "bytes and pictures alone"

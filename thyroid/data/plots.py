@@ -1,4 +1,4 @@
-"""What a data version holds, in pictures."""
+"""Plots of what a data version holds."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ _THUMBNAILS = 8
 
 
 def class_colours(classes: Classes) -> dict[str, Any]:
-    """Blue for benign classes and red for malignant ones, the darker the later in their order."""
+    """Return a colour for every class: blue for benign classes, red for malignant ones, darker for later ones."""
     sides = {
         side: [n for n, p in zip(classes.names, classes.positive, strict=True) if p is side] for side in (False, True)
     }
@@ -30,12 +30,19 @@ def class_colours(classes: Classes) -> dict[str, Any]:
 
 
 def class_names(classes: Classes) -> dict[str, str]:
-    """What people call the classes."""
+    """Return the names by which people call the classes."""
     return CLASS_NAMES if classes == BINARY else {name: name for name in classes.names}
 
 
 def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path, classes: Classes = BINARY) -> None:
-    """What the data version holds: images and patients per split and class, images a patient, frame and region sizes."""
+    """Plot a data version: images and patients per split and class, images per patient, frame and region sizes.
+
+    Args:
+        scans: Scans in use.
+        regions: Their regions.
+        path: PNG file to write.
+        classes: Classes of the data version.
+    """
     figure, axes = plt.subplots(2, 2, figsize=(11, 7))
     figure.suptitle(f"{len(scans)} scans in use, {scans['patient'].nunique()} patients", fontsize=13)
     for axis, what in zip(axes[0], ("images", "patients"), strict=True):
@@ -88,7 +95,14 @@ def _split_bars(axis: Axes, scans: pd.DataFrame, what: str, classes: Classes) ->
 
 
 def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path, path: Path) -> None:
-    """The first scans of each class in both domains, to see at a glance whether cropping went well."""
+    """Plot the first scans of each class in both domains, to see at a glance whether cropping went well.
+
+    Args:
+        scans: Table of scans with the paths of their images.
+        regions: Table of regions with the paths of their crops.
+        folder: Folder that these paths are relative to.
+        path: PNG file to write.
+    """
     good = tables.used(scans)
     normal = good[good["domain"] == "normal"].merge(
         regions.groupby("path", as_index=False)["crop_path"].first(), on="path", how="left"

@@ -1,8 +1,9 @@
-"""Keyed hashes that stand for patients where their numbers must not stand.
+"""Keyed hashes that stand for patients where their numbers must not appear.
 
-The key is the secret in `THYROID_PATIENT_KEY` where that is set, and must then be the same every time. Otherwise the registry
-or the store makes a key of its own, `patient.key`: whoever has that file can test whether a number is in a list, and nobody
-else can. A hash says which key it was made with, so that hashes of different keys are never taken for different patients.
+The key is the secret in `THYROID_PATIENT_KEY` if that is set; it must then be the same every time. Otherwise the
+registry or the store makes a key of its own, `patient.key`: only somebody who has that file can test whether a number
+is in a list. A hash says which key it was made with, so that hashes of different keys are never taken for different
+patients.
 """
 
 import contextlib
@@ -17,15 +18,15 @@ from thyroid.storage import ABSENT, ChangedError, Location
 
 KEY_VARIABLE = "THYROID_PATIENT_KEY"
 MIN_KEY = 16
-"""Characters of a secret; a shorter one can be guessed."""
+"""Minimum number of characters of a secret; a shorter one can be guessed."""
 KEY_FILE = "patient.key"
 
 
 def environment_key() -> bytes | None:
-    """The secret in the environment; None where there is none.
+    """Return the secret in the environment, or None if there is none.
 
     Raises:
-        InputError: it is too short.
+        InputError: The secret is too short.
     """
     given = os.environ.get(KEY_VARIABLE, "").strip()
     if 0 < len(given) < MIN_KEY:
@@ -34,20 +35,20 @@ def environment_key() -> bytes | None:
 
 
 def key(root: Location) -> bytes:
-    """The secret in the environment, or the one of a registry or store, which is made the first time.
+    """Return the secret in the environment, or else the key of a registry or store, which is made the first time.
 
     Args:
-        root: of the registry or store, a folder or gs://.
+        root: Location of the registry or store, a folder or gs://.
 
     Raises:
-        InputError: the secret or the file is too short to be a key.
+        InputError: The secret or the file is too short to be a key.
     """
     if (given := environment_key()) is not None:
         return given
     home = storage.at(root)
     found, generation = home.read(KEY_FILE)
     if generation == ABSENT:
-        with contextlib.suppress(ChangedError):  # somebody else was faster
+        with contextlib.suppress(ChangedError):  # another process was faster
             home.write(KEY_FILE, secrets.token_hex(32).encode(), ABSENT)
         found, _ = home.read(KEY_FILE)
     if len(found.strip()) < MIN_KEY:
@@ -56,41 +57,53 @@ def key(root: Location) -> bytes:
 
 
 def key_name(secret: bytes) -> str:
-    """Names a key, without telling it: 8 hexadecimal digits."""
+    """Return 8 hexadecimal digits that identify a key without revealing it."""
     return hashlib.sha256(b"name\0" + secret).hexdigest()[:8]
 
 
 def of_patient(secret: bytes, cohort: str, patient: int) -> str:
-    """The pseudonym of a cohort's patient: the key's name, a colon and 32 hexadecimal digits of HMAC-SHA256 (RFC 2104)."""
+    """Return the pseudonym of a cohort's patient.
+
+    It is the key's name, a colon and 32 hexadecimal digits of HMAC-SHA256 (RFC 2104).
+    """
     message = f"patient\0{cohort}\0{patient}".encode("utf-8", "surrogatepass")
     return f"{key_name(secret)}:{hmac.digest(secret, message, 'sha256').hex()[:32]}"
 
 
 def required_key() -> bytes:
-    """The key that makes pseudonyms, from the environment: it must not stand beside the data.
+    """Return the key for pseudonyms from the environment, since it must not be stored next to the data.
 
     Raises:
-        InputError: there is none, or it is so short that it can be guessed.
+        InputError: There is no key, or it is so short that it can be guessed.
     """
     given = os.environ.get(KEY_VARIABLE, "").strip()
     if len(given) < MIN_KEY:
         raise InputError(
-            f"{KEY_VARIABLE}: DICOM scans need a secret of at least {MIN_KEY} characters in this environment variable, and "
-            "the same one every time: patient ids are replaced by a keyed hash of it"
+            f"{KEY_VARIABLE}: DICOM scans need a secret of at least {MIN_KEY} characters in this environment "
+            "variable, and the same one every time: patient ids are replaced by a keyed hash of it"
         )
     return given.encode()
 
 
 def patient_number(secret: bytes, patient: str) -> int:
-    """A number of up to 18 digits in place of a patient id (HMAC-SHA256): the same for the same id and key."""
+    """Return a number of up to 18 digits in place of a patient id (HMAC-SHA256).
+
+    It is the same for the same id and key.
+    """
     return int.from_bytes(_hashed(secret, "patient", patient)) % 10**18
 
 
 def file_pseudonym(secret: bytes, name: str, frame: str = "") -> str:
-    """`dicom/<hash>.dcm` in place of a file's name within the folder of scans, which may hold the patient's, and its frame."""
+    """Return `dicom/<hash>.dcm` in place of the name of a file and its frame.
+
+    Args:
+        secret: Key of the hash.
+        name: Name of the file within the folder of scans, which may contain the patient's name.
+        frame: Frame of the file; "" if the pseudonym does not depend on it.
+    """
     return f"dicom/{_hashed(secret, 'file', name, *([frame] if frame else [])).hex()[:24]}.dcm"
 
 
 def _hashed(secret: bytes, *parts: str) -> bytes:
-    # names of files that are not UTF-8 hold surrogates
+    # file names that are not UTF-8 contain surrogates
     return hmac.digest(secret, "\0".join(parts).encode("utf-8", "surrogatepass"), "sha256")

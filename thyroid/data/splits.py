@@ -1,4 +1,4 @@
-"""Train, validation and test by group: a patient's images, and copies of them, are always on one side."""
+"""Splits into train, validation and test by group: a patient's images, and copies of them, are always on one side."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,20 +16,21 @@ FRACTIONS: Mapping[str, float] = {"train": 0.7, "validation": 0.1, "test": 0.2}
 def deal(scans: pd.DataFrame, fractions: Mapping[str, float] = FRACTIONS, seed: int = 0) -> pd.Series:
     """Give every group without a split one, so that the fractions of images hold within each class.
 
-    Groups that have a split keep it (persisted or given), and count towards the fractions. The others are dealt in a
-    seeded order that depends on their content alone, each to the split that lacks most images of its class; groups too
-    large for the smallest split come first, and the last ones go to splits that would have none of the class. Groups
-    with several classes are dealt first and count for all of theirs.
+    Groups that already have a split (persisted or given) keep it and count towards the fractions. The others are dealt
+    in a seeded order that depends only on their content, each to the split that lacks most images of its class. Groups
+    too large for the smallest split come first. The last groups go to splits that would otherwise have none of the
+    class. Groups with several classes are dealt first and count for all of them.
 
     Args:
-        scans: rows with class, group, sha256 and split (null where it is to be dealt).
-        fractions: of the images, for the splits that may receive new groups.
+        scans: Rows with class, group, sha256 and split (null where it must be dealt).
+        fractions: Fractions of the images, for the splits that may receive new groups.
+        seed: Seed of the order.
 
     Returns:
         Split per row of `scans`.
 
     Raises:
-        InputError: a class has too few patients to be in every split.
+        InputError: A class has too few patients to be in every split.
     """
     rows = scans.sort_values("sha256")
     groups = pd.crosstab(rows["group"], rows["class"]).reindex(rows["group"].unique())
@@ -43,14 +44,18 @@ def deal(scans: pd.DataFrame, fractions: Mapping[str, float] = FRACTIONS, seed: 
         lacking = _deal_kind(groups, ~mixed & (groups[name] > 0), groups[name], fractions)
         if lacking:
             raise InputError(
-                f"class {name} has too few patients to be in every split: add scans of at least {lacking} more, or deal "
-                "all splits anew with --given-splits ignore"
+                f"class {name} has too few patients to be in every split: add scans of at least {lacking} more, or "
+                "deal all splits anew with --given-splits ignore"
             )
     return scans["split"].fillna(scans["group"].map(groups["split"]))
 
 
 def _deal_kind(groups: pd.DataFrame, kind: pd.Series, sizes: pd.Series, fractions: Mapping[str, float]) -> int:
-    """Deal the groups of one kind so that `sizes` hold the fractions; returns how many groups are missing for that."""
+    """Deal the groups of one kind so that `sizes` hold the fractions.
+
+    Returns:
+        Number of splits that are left without any image counted by `sizes`; as many groups are missing.
+    """
     have = {split: int(sizes[groups["split"] == split].sum()) for split in fractions}
     new = sizes[kind & groups["split"].isna()]
     want = {split: share * (sum(have.values()) + int(new.sum())) for split, share in fractions.items()}
@@ -68,10 +73,13 @@ def _deal_kind(groups: pd.DataFrame, kind: pd.Series, sizes: pd.Series, fraction
 
 
 def check(scans: pd.DataFrame) -> None:
-    """Fail before anything is trained when a split lacks a class.
+    """Fail before any training if a split lacks a class.
+
+    Args:
+        scans: Rows with class and split.
 
     Raises:
-        InputError: naming the split and the class.
+        InputError: A split has no scan of a class; the message names both.
     """
     for split in SPLITS:
         for name in sorted(scans["class"].unique()):
@@ -86,22 +94,23 @@ def folds(scans: pd.DataFrame, count: int, seed: int = 0) -> pd.Series:
     """Deal the groups of `scans` into folds of about equal size and share of classes (StratifiedGroupKFold).
 
     Args:
-        scans: rows with class, label (the side), group and sha256.
-        count: number of folds, at least 2.
-        seed: of the deal.
+        scans: Rows with class, label (the side), group and sha256.
+        count: Number of folds, at least 2.
+        seed: Seed of the deal.
 
     Returns:
         Fold (1 to `count`) by group.
 
     Raises:
-        InputError: a class has fewer patients than there are folds, or a fold has no scan of a side.
+        InputError: A class has fewer patients than there are folds, or a fold has no scan of a side.
     """
     rows = scans.sort_values("sha256")
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     patients = rows.groupby("class")["group"].nunique()
     if (fewest := int(patients.min())) < count:
         raise InputError(
-            f"{count} folds need {count} patients of each class, and class {patients.idxmin()} has {fewest}: use fewer folds"
+            f"{count} folds need {count} patients of each class, and class {patients.idxmin()} has {fewest}: "
+            "use fewer folds"
         )
     fold = fold_of_rows(rows["class"], groups, count, seed) + 1
     for number in range(1, count + 1):
@@ -114,21 +123,23 @@ def folds(scans: pd.DataFrame, count: int, seed: int = 0) -> pd.Series:
 
 
 def fold_of_rows(classes: ArrayLike, groups: ArrayLike, count: int, seed: int) -> NDArray[np.int64]:
-    """Deal rows into folds of about equal size and share of classes, all rows of a group into one (StratifiedGroupKFold).
+    """Deal rows into folds of about equal size and share of classes, with all rows of a group in one fold.
+
+    The deal is that of StratifiedGroupKFold.
 
     Args:
-        classes: class [n].
-        groups: group [n], a patient for instance.
-        count: number of folds, at least 2.
-        seed: of the deal.
+        classes: Class [n].
+        groups: Group [n], a patient for instance.
+        count: Number of folds, at least 2.
+        seed: Seed of the deal.
 
     Returns:
         Fold [n], 0 to `count` - 1.
 
     Raises:
-        ValueError: every class has fewer rows than there are folds.
+        ValueError: Every class has fewer rows than there are folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold  # the data image does without scikit-learn
+    from sklearn.model_selection import StratifiedGroupKFold  # the data image has no scikit-learn
 
     labels, fold = np.asarray(classes), np.empty(len(np.asarray(groups)), np.int64)
     with warnings.catch_warnings():

@@ -1,20 +1,31 @@
 """The two tables of a data version, `scans` and `regions`, and its digest.
 
-A data version is a folder: `scans.parquet`, `regions.parquet`, `quarantine.csv`, pictures and `data.json`, which holds the
-SHA-256 of them all and of itself.
+A data version is a folder: `scans.parquet`, `regions.parquet`, `quarantine.csv`, pictures and `data.json`, which holds
+the SHA-256 of all of them and of itself.
 
-scans: one row a file.
-    path: where the file is (absolute, or gs://), of a DICOM file a pseudonym there; local_path: where its bytes, or the
-    picture of a DICOM file, can be read here, relative to the data version or absolute; domain: "normal" for frames,
-    "cropped" for files that came in cropped; class: see `classes`; label: its side, "B" or "M"; patient, image: numbers; version: text, of a DICOM file
-    the frame; width, height: pixels; sha256 of the bytes; phash: see `duplicates`; group: patients and near-duplicates
-    that share a split; split: train, validation or test; quarantine_reason: null for scans in use. What is unknown of a
-    quarantined file is null. `crop` adds the scan area's box, and normal_path and normal_sha256 of the image it wrote (see
-    `images`).
-regions: one row a region of interest (ROI).
-    path: of the scan; index: 0, 1, ... within the scan; x, y, width, height: pixels of the frame;
-    source: "given" or "auto"; crop_path: file of the crop, see `images`; crop_sha256: of its bytes; both
-    null until cropped.
+scans: One row per file.
+    path: Where the file is (absolute, or gs://); for a DICOM file, a pseudonym there.
+    local_path: Where its bytes, or a DICOM file's picture, can be read here; absolute or relative to the data version.
+    domain: "normal" for frames, "cropped" for files that came in cropped.
+    class: See `classes`.
+    label: The side of the class, "B" or "M".
+    patient, image: Numbers.
+    version: Text; for a DICOM file, the frame.
+    width, height: In pixels.
+    sha256: SHA-256 of the bytes.
+    phash: See `duplicates`.
+    group: Patients and near-duplicates that share a split.
+    split: train, validation or test.
+    quarantine_reason: Null for scans in use.
+    What is unknown of a quarantined file is null. `crop` adds the box of the scan area, and normal_path and
+    normal_sha256 of the image that it wrote (see `images`).
+regions: One row per region of interest (ROI).
+    path: Path of the scan.
+    index: 0, 1, ... within the scan.
+    x, y, width, height: In pixels of the frame.
+    source: "given" or "auto".
+    crop_path: File of the crop, see `images`; null until cropped.
+    crop_sha256: SHA-256 of the crop's bytes; null until cropped.
 """
 
 import csv
@@ -37,12 +48,12 @@ TABLES = ("scans.parquet", "regions.parquet")
 QUARANTINE = "quarantine.csv"
 _BESIDE = (QUARANTINE, "statistics.png", "crops.png")
 _SEAL = "sha256"
-"""Field of data.json: SHA-256 of the file's bytes with 64 zeros in its place."""
+"""Field of data.json: SHA-256 of the file's bytes with 64 zeros in the place of this value."""
 _UNSEALED = "0" * 64
 SPLITS = ("train", "validation", "test")
 DOMAINS = ("normal", "cropped")
 DOMAIN_NAMES = {"normal": "full frames", "cropped": "nodule crops"}
-"""In words for people, to whom a normal image is a healthy one."""
+"""Names for people, to whom a normal image would be a healthy one."""
 
 _FORMULA = (
     "=",
@@ -52,7 +63,7 @@ _FORMULA = (
     "\t",
     "\r",
     "\n",
-)  # a cell that starts so is calculated by spreadsheets (OWASP, CSV injection)
+)  # a spreadsheet calculates a cell that starts like this (OWASP, CSV injection)
 
 SCANS = {
     "path": "string",
@@ -85,19 +96,25 @@ REGIONS = {
 
 
 def frame(rows: list[dict[str, Any]], schema: dict[str, str]) -> pd.DataFrame:
-    """A table of `schema` from row dictionaries; missing values are null."""
+    """Return a table of `schema` from row dictionaries; missing values are null."""
     return pd.DataFrame(rows, columns=list(schema)).astype(schema)
 
 
 def used(scans: pd.DataFrame) -> pd.DataFrame:
-    """The scans that are not quarantined."""
+    """Return the scans that are not quarantined."""
     return scans[scans["quarantine_reason"].isna()]
 
 
 def write(folder: Path, scans: pd.DataFrame, regions: pd.DataFrame, facts: dict[str, Any]) -> None:
-    """Write the tables and `facts` (data.json) of a data version; data.json comes last and marks it whole.
+    """Write the tables and `facts` (data.json) of a data version; data.json comes last and marks it as whole.
 
-    `facts` is given the field files, the SHA-256 of every file of the data version; all of them survive a power cut then.
+    All files survive a power cut.
+
+    Args:
+        folder: Folder of the data version, which is made if it does not exist.
+        scans: Table of scans.
+        regions: Table of regions.
+        facts: Content of data.json. It gets the field files: the SHA-256 of every file of the data version.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in zip(TABLES, (scans, regions), strict=True):
@@ -116,27 +133,32 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON with the SHA-256 of its own bytes in it."""
+    """Write JSON with the SHA-256 of its own bytes in the field sha256."""
     text = to_json({**content, _SEAL: _UNSEALED})
     start, end = text.rsplit(_UNSEALED, 1)
     write_bytes(path, f"{start}{hashlib.sha256(text.encode()).hexdigest()}{end}".encode())
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """data.json without its seal.
+    """Return the content of data.json without its seal.
 
     Raises:
-        InputError: the folder is not a whole data version, data.json is damaged, or older code has written it.
+        InputError: The folder is no whole data version, or data.json is damaged or was written by older code.
     """
     if (facts := _sealed(folder)) is None:
         raise InputError(
-            f"{folder}: damaged data version ({FACTS} is not as it was written, or by older code); remove it and ingest again"
+            f"{folder}: damaged data version ({FACTS} is not as it was written, or by older code); "
+            "remove it and ingest again"
         )
     return facts
 
 
 def sealed(folder: Path) -> bool:
-    """Whether a data version's data.json is as it was written, with its seal."""
+    """Return whether a data version's data.json, with its seal, is as it was written.
+
+    Raises:
+        InputError: There is no data.json.
+    """
     return _sealed(folder) is not None
 
 
@@ -150,28 +172,28 @@ def _sealed(folder: Path) -> dict[str, Any] | None:
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """What `write_sealed` wrote, without its seal; None where the file is not as it was written."""
+    """Return what `write_sealed` wrote, without its seal, or None if the file is not as it was written."""
     data = path.read_bytes()
     try:
         facts: dict[str, Any] = json.loads(data)
         seal = facts.pop(_SEAL)
         whole = re.fullmatch("[0-9a-f]{64}", seal) is not None
         whole = whole and hashlib.sha256(data.replace(seal.encode(), _UNSEALED.encode())).hexdigest() == seal
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):  # whatever a damaged file may hold
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):  # a damaged file may contain anything
         whole = False
     return facts if whole else None
 
 
 def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
-    """Content of a file of a data version.
+    """Return the content of a file of a data version after comparing its checksum.
 
     Args:
-        folder: the data version.
-        name: of the file.
+        folder: Folder of the data version.
+        name: Name of the file.
         files: SHA-256 of every file, as in data.json.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: The file is missing or damaged.
     """
     try:
         data = (folder / name).read_bytes()
@@ -183,10 +205,10 @@ def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Read scans, regions and facts of a data version.
+    """Read the scans, regions and facts of a data version.
 
     Raises:
-        InputError: the folder is not a whole data version.
+        InputError: The folder is no whole data version.
     """
     facts = read_facts(folder)
     try:
@@ -197,10 +219,10 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
 
 
 def read_quarantine(folder: Path, facts: Mapping[str, Any]) -> pd.DataFrame:
-    """file and reason of everything that a data version sets aside.
+    """Read file and reason of everything that a data version sets aside.
 
     Raises:
-        InputError: the table is missing or damaged.
+        InputError: The table is missing or damaged.
     """
     try:
         return pd.read_csv(io.BytesIO(checked(folder, QUARANTINE, facts["files"])))
@@ -209,16 +231,17 @@ def read_quarantine(folder: Path, facts: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def read_csv(path: Path, given: str, kind: str) -> pd.DataFrame:
-    """A table that somebody has written, every cell as text; empty ones are "".
+    """Read a table that a person has written, with every cell as text; empty cells are "".
 
     Args:
-        path: of the file.
-        given: what it is called where it was given.
-        kind: what it holds, for errors.
+        path: Path of the file.
+        given: Name of the file as the user gave it, for errors.
+        kind: Content of the file, for errors.
 
     Raises:
-        InputError: there is no such file, it is no CSV, or a row has more cells than the header, as numbers with decimal
-            commas and texts with commas make it, so that every cell behind them would be taken for another.
+        InputError: There is no such file, it is not a CSV table, a column is there twice, or a row has more cells than
+            the header. Decimal commas and texts with commas cause such rows, and every cell after them would be taken
+            for another column.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -228,8 +251,8 @@ def read_csv(path: Path, given: str, kind: str) -> pd.DataFrame:
         for cells in reader:
             if len(cells) > len(header):
                 raise InputError(
-                    f"{given}: line {reader.line_num} has more cells than the header; quote texts that hold commas, and write "
-                    "numbers with a point"
+                    f"{given}: line {reader.line_num} has more cells than the header; quote texts that hold commas, "
+                    "and write numbers with a point"
                 )
             if cells:
                 rows.append([*cells, *[""] * (len(header) - len(cells))])
@@ -245,15 +268,15 @@ def read_csv(path: Path, given: str, kind: str) -> pd.DataFrame:
 
 
 def images(folder: Path) -> Path:
-    """The folder that the crop_path and normal_path of a data version are relative to: a store's, or its own."""
+    """Return the folder that crop_path and normal_path of a data version are relative to: a store's, or its own."""
     return Path(read_facts(folder).get("images", folder))
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over all that a later step reads from the tables: splits, patients and paths as well as the digest's content.
+    """Return the SHA-256 of everything that a later step reads from the tables.
 
-    Kubeflow's cache looks at parameters and names alone: handed on as a parameter, this is what keeps it from taking the
-    result of other data.
+    It covers splits, patients and paths as well as the content of the digest. Kubeflow's cache compares only parameters
+    and names. Passed on as a parameter, the fingerprint keeps the cache from returning the result of other data.
     """
     scans, regions, facts = read(folder)
     digest = hashlib.sha256(facts["digest"].encode())
@@ -263,13 +286,22 @@ def fingerprint(folder: Path) -> str:
 
 
 def check_fingerprint(folder: Path, expected: str) -> None:
-    """Raises InputError if the data version is not the one that was announced."""
+    """Check that a data version is the one that was announced.
+
+    Raises:
+        InputError: The fingerprint is different.
+    """
     if fingerprint(folder) != expected:
         raise InputError(f"{folder}: not the data version that the step before announced; run the pipeline anew")
 
 
 def count_splits(scans: pd.DataFrame, classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Per split the images of each class and the number of patients, of scans in use."""
+    """Return, per split, the number of images of each class and the number of patients.
+
+    Args:
+        scans: Scans in use.
+        classes: Names of the classes.
+    """
     result = {}
     for split in SPLITS:
         part = scans[scans["split"] == split]
@@ -279,20 +311,21 @@ def count_splits(scans: pd.DataFrame, classes: Sequence[str]) -> dict[str, dict[
 
 
 def digest(scans: pd.DataFrame, regions: pd.DataFrame) -> str:
-    """SHA-256 over the sorted (sha256, class, regions) of the scans in use: paths and order do not matter."""
+    """Return the SHA-256 of the sorted (sha256, class, regions) of the scans in use; paths and order do not matter."""
     columns = (contents(scans, regions)[column].tolist() for column in ("sha256", "label", "boxes"))
     return hashlib.sha256("\n".join(sorted(map(json.dumps, zip(*columns, strict=True)))).encode()).hexdigest()
 
 
 CONTENTS = ("sha256", "label", "split", "boxes")
 PRINTS = ("phash", "patient")
-"""What scans.csv of a registered version tells besides `CONTENTS`: perceptual hashes, and patients as `pseudonyms`."""
+"""Columns of a registered version's scans.csv besides `CONTENTS`: perceptual hashes, and patients as `pseudonyms`."""
 
 
 def contents(scans: pd.DataFrame, regions: pd.DataFrame) -> pd.DataFrame:
-    """What a model is made of: sha256, label (the class), split, boxes (JSON text of the sorted regions) and phash of every scan in use.
+    """Return what a model is made of, for every scan in use.
 
-    Sorted, with the index of `scans`.
+    The columns are sha256, label (the class), split, boxes (JSON text of the sorted regions) and phash. The rows are
+    sorted and have the index of `scans`.
     """
     boxes: dict[str, list[list[int]]] = {}
     sides = regions[["x", "y", "width", "height"]].astype(int).to_numpy().tolist()
@@ -304,16 +337,27 @@ def contents(scans: pd.DataFrame, regions: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_quarantine(path: Path | io.StringIO, rows: pd.DataFrame) -> None:
-    """Write quarantine.csv: file and reason, with an apostrophe before what a spreadsheet would take for a formula."""
+    """Write quarantine.csv: file and reason.
+
+    An apostrophe is put before text that a spreadsheet would take for a formula.
+    """
     rows.map(lambda text: f"'{text}" if str(text).startswith(_FORMULA) else text).to_csv(path, index=False)
 
 
 def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFrame:
-    """The images of one domain (and split) of a cropped data version.
+    """Return the images of one domain (and split) of a cropped data version.
+
+    Args:
+        folder: Folder of the data version.
+        domain: One of `DOMAINS`.
+        split: One of `SPLITS`; None for all.
 
     Returns:
-        One row an image, in a fixed order: file (full path), name (within `images`), sha256 of it, path of its scan,
-        class, label (its side), patient, group, split.
+        One row per image, in a fixed order: file (full path), name (within `images`), sha256 of the image, path of its
+        scan, class, label (its side), patient, group, split.
+
+    Raises:
+        InputError: The domain is unknown, or the folder is no whole data version.
     """
     if domain not in DOMAINS:
         raise InputError(f"domain {domain!r} is unknown; choose from {', '.join(DOMAINS)}")
@@ -328,6 +372,7 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
 
 
 def examples_of(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.DataFrame:
+    """Return the images of one domain, as `examples` does but without the column file and in no fixed order."""
     good = used(scans)
     if domain == "normal":
         table = good[good["domain"] == "normal"].assign(name=good["normal_path"], sha256=good["normal_sha256"])

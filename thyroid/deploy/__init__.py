@@ -1,1 +1,1 @@
-"""The deployment step: the champion behind KServe."""
+"""The deployment step, which serves the champion with KServe."""

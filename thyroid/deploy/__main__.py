@@ -1,4 +1,4 @@
-"""`python -m thyroid.deploy`: the command of `deploy.deploy`."""
+"""Run `deploy.deploy` as the command `python -m thyroid.deploy`."""
 
 from thyroid.deploy.deploy import main
 

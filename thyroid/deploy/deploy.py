@@ -1,4 +1,4 @@
-"""Put the champion behind KServe: create or update its InferenceService, prove its answer, or go back to what was there.
+"""Serve the champion with KServe: update its InferenceService, prove its answer, or restore what was there before.
 
 python -m thyroid.deploy --registry /data/registry --namespace thyroid
 python -m thyroid.deploy --registry output/registry --manifest service.yaml    (without a cluster)
@@ -8,6 +8,7 @@ import argparse
 import base64
 import copy
 import json
+import logging
 import os
 import time
 import urllib.error
@@ -26,22 +27,24 @@ from thyroid.model import artefacts
 from thyroid.registry import registry
 from thyroid.storage import Location
 
+log = logging.getLogger(__name__)
+
 CLAIM, MOUNT = "thyroid-data", "/data"
-"""PersistentVolumeClaim that pipeline pods mount (THYROID_CLAIM names another), and where: KServe reads it as pvc://."""
+"""PersistentVolumeClaim that pipeline pods mount (THYROID_CLAIM names another), and its path. KServe reads it as pvc://."""
 
 CANARY = f"{registry.NAME}-canary"
 ROUTE = f"{registry.NAME}-entry"
-"""Name of our HTTPRoute; `thyroid` is that of the one that KServe makes for itself."""
+"""Name of our HTTPRoute. The name `thyroid` belongs to the route that KServe makes for itself."""
 
 APPLIED = "thyroid/applied"
-"""Annotation with what the last deployment asked for, which tells edits by hand from ours."""
+"""Annotation with the last deployment's request, which distinguishes edits by hand from ours."""
 PORTS = (
     {"name": "http1", "containerPort": 8080, "protocol": "TCP"},
     {"name": "grpc", "containerPort": 8081, "protocol": "TCP"},
 )
-"""Of the server in Standard mode: KServe's Service has the ports that are declared, the first one as port 80.
+"""Ports of the server in Standard mode. KServe's Service has the ports that are declared, the first one as port 80.
 
-Knative takes one port only, so that the runtime, which serves both modes, declares HTTP alone and does not claim gRPC.
+Knative accepts only one port. The runtime serves both modes, so it declares HTTP alone and does not claim gRPC.
 """
 MODE = "serving.kserve.io/deploymentMode"
 STANDARD, KNATIVE = "Standard", "Knative"
@@ -58,24 +61,28 @@ _ESSENTIAL = (
     "annotations.thyroid/",
     "labels.thyroid/",
 )
-"""What decides which model answers: never left to an edit by hand, an addition included."""
+"""Fields that decide which model answers. They are never left to an edit by hand, not even to an addition."""
 
-_REFERENCE_TOLERANCE = 1e-3  # beyond what the forms differ by: rounding of JSON and of another processor
+_REFERENCE_TOLERANCE = 1e-3  # in addition to the forms' difference: rounding in JSON and on another processor
 _POLL_SECONDS = 2.0
-_FAILED_SECONDS = 60.0  # a failure that lasts so long is the new pods', not an old one's
+_FAILED_SECONDS = 60.0  # a failure that lasts this long comes from the new pods, not from an old one
 _CONFLICTS = 5
-_DELETION_SECONDS = 180.0  # pods have 30 s to end, and the controllers' finalizers a few more each
+_DELETION_SECONDS = 180.0  # pods have 30 s to end, and each controller's finalizer takes a few more seconds
 
 
 @dataclass(frozen=True)
 class Options:
-    """How the model is to be served.
+    """How the model is served.
 
     Attributes:
-        canary: percent of the requests that go to the new model at first, 0 to 99; 0 for all at once.
-        min_replicas: 0 scales to zero between requests, which takes KServe's Knative mode; above it the mode is Standard.
-        gpu: serve the Keras form on one nvidia.com/gpu.
-        timeout: seconds to wait until the new generation is ready.
+        canary: Percentage of requests that the new model gets at first, 0 to 99; 0 switches all of them at once.
+        min_replicas: Smallest number of replicas, 0 to 100. 0 scales to zero between requests, which requires KServe's
+            Knative mode. A larger number uses Standard mode.
+        gpu: Serve the Keras form on one nvidia.com/gpu.
+        timeout: Seconds to wait until the new generation is ready.
+
+    Raises:
+        InputError: `canary` or `min_replicas` is out of range.
     """
 
     canary: int = 0
@@ -84,6 +91,7 @@ class Options:
     timeout: float = 900.0
 
     def __post_init__(self) -> None:
+        """Check the ranges."""
         if not 0 <= self.canary <= 99:
             raise InputError(f"canary {self.canary}: give a percentage from 0 (all at once) to 99")
         if not 0 <= self.min_replicas <= 100:
@@ -91,12 +99,20 @@ class Options:
 
     @property
     def mode(self) -> str:
+        """KServe's deployment mode, "Standard" or "Knative"."""
         return STANDARD if self.min_replicas else KNATIVE
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What became of it: `status` is "deployed", "kept champion" or "manifest written"; `notes` are for people."""
+    """The outcome of a deployment.
+
+    Attributes:
+        status: "deployed", "kept champion" or "manifest written".
+        version: Version of the champion; None if no model is released yet.
+        url: Address of the service; None if nothing was deployed.
+        notes: Notes for people.
+    """
 
     status: str
     version: int | None
@@ -105,10 +121,16 @@ class Deployed:
 
 
 def storage_uri(address: str) -> str:
-    """Where KServe reads a version: at its own gs:// address, or pvc:// for a path on the pipeline's volume.
+    """Return the address at which KServe reads a version.
+
+    Args:
+        address: gs:// address, which is returned as it is, or a path on the pipeline's volume.
+
+    Returns:
+        gs:// or pvc:// address.
 
     Raises:
-        InputError: the path is on this machine alone.
+        InputError: The path is not on the volume, so only this machine can read it.
     """
     if storage.is_bucket(address):
         return address
@@ -121,7 +143,15 @@ def storage_uri(address: str) -> str:
 
 
 def inference_service(name: str, version: int | str, uri: str, options: Options, digest: str = "") -> Object:
-    """The InferenceService (serving.kserve.io/v1beta1) that serves a registered version with our ServingRuntime."""
+    """Build the InferenceService (serving.kserve.io/v1beta1) that serves a registered version with our ServingRuntime.
+
+    Args:
+        name: Name of the InferenceService.
+        version: Number of the version.
+        uri: Address of the version from `storage_uri`.
+        options: How to serve.
+        digest: Digest of the data that the model was made of; empty leaves out its annotation.
+    """
     resources: Object = {"cpu": "2", "memory": "2Gi"}
     if options.gpu:
         resources = {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "1"}
@@ -134,7 +164,7 @@ def inference_service(name: str, version: int | str, uri: str, options: Options,
             "runtime": f"{registry.NAME}-gpu" if options.gpu else registry.NAME,
             "protocolVersion": "v2",
             "storageUri": uri,
-            # measured: 0.5 to 0.75 GB a backbone, and up to 50 MB of requests each in flight
+            # measured: 0.5 to 0.75 GB per backbone, and up to 50 MB for each request in flight
             "resources": {"requests": resources | {"cpu": "1"}, "limits": resources},
         },
     }
@@ -155,11 +185,11 @@ def inference_service(name: str, version: int | str, uri: str, options: Options,
     }
     if options.mode == KNATIVE:
         annotations |= {
-            "serving.kserve.io/enable-tag-routing": "true",  # an address of the canary's own, to test it at
+            "serving.kserve.io/enable-tag-routing": "true",  # gives the canary its own address, at which it is tested
             "serving.kserve.io/enable-metric-aggregation": "true",
             "serving.kserve.io/enable-prometheus-scraping": "true",
         }
-    else:  # KServe's own switch names the port of Knative's proxy, which is not there
+    else:  # KServe's own switch names the port of Knative's proxy, which does not exist in this mode
         annotations |= {
             "prometheus.io/scrape": "true",
             "prometheus.io/port": "8080",
@@ -182,7 +212,14 @@ def inference_service(name: str, version: int | str, uri: str, options: Options,
 
 
 def route(namespace: str, canary: int) -> Object:
-    """The HTTPRoute (gateway.networking.k8s.io/v1) that splits traffic in Standard mode, where KServe ignores percentages."""
+    """Build the HTTPRoute (gateway.networking.k8s.io/v1) that splits the traffic in Standard mode.
+
+    KServe ignores percentages in that mode.
+
+    Args:
+        namespace: Namespace of the route.
+        canary: Percentage of requests for the canary, 0 to 99.
+    """
     backends = [{"name": f"{registry.NAME}-predictor", "port": 80, "weight": 100 - canary}]
     if canary:
         backends.append({"name": f"{CANARY}-predictor", "port": 80, "weight": canary})
@@ -195,14 +232,14 @@ def route(namespace: str, canary: int) -> Object:
 
 
 def merged(live: Object, applied: Object, wanted: Object) -> tuple[Object, list[str]]:
-    """`live` changed to what is `wanted`, but for what somebody edited by hand since `applied`: that is kept, and told.
+    """Change `live` to `wanted`, except for what somebody has edited by hand since `applied`.
 
-    What decides which model answers is never left to an edit.
+    Such an edit is kept and noted. Fields that decide which model answers are always set.
 
     Args:
-        live: spec, annotations and labels as the cluster has them.
-        applied: the same as the last deployment asked for them.
-        wanted: the same as this one does.
+        live: Spec, annotations and labels as the cluster has them.
+        applied: The same as the last deployment requested them.
+        wanted: The same as this deployment requests them.
 
     Returns:
         The merged object, and a note for each edit by hand.
@@ -215,7 +252,7 @@ def merged(live: Object, applied: Object, wanted: Object) -> tuple[Object, list[
         old, new, now = before.get(path), after.get(path), found.get(path)
         if now == new:
             continue
-        # of an object that no deployment has written yet, what it lacks was not removed by anybody
+        # If no deployment has written the object yet, a missing field was not removed by anybody.
         by_hand = now != old and (path in found or bool(before))
         if by_hand and not text.startswith(_ESSENTIAL):
             notes.append(f"{text} was {_edited(now)} by hand: kept (a deployment would set {new!r})")
@@ -231,7 +268,7 @@ def _edited(value: Any) -> str:
 
 
 def _leaves(content: Object, above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Path to value; a list is one value."""
+    """Map each path to its value. A list counts as one value."""
     result: dict[tuple[str, ...], Any] = {}
     for key, value in content.items():
         if isinstance(value, dict) and value:
@@ -251,7 +288,11 @@ def _set(content: Object, path: tuple[str, ...], value: Any) -> None:
 
 
 class _NotServedError(InputError):
-    """The version is not served; `refuted` says that it did not prove itself, so that the registry has to roll back, too."""
+    """The version is not served.
+
+    Attributes:
+        refuted: Whether the version did not prove itself, so that the registry must be rolled back, too.
+    """
 
     def __init__(self, message: str, refuted: bool) -> None:
         super().__init__(message)
@@ -259,16 +300,16 @@ class _NotServedError(InputError):
 
 
 def _split(cluster: Cluster, canary: int) -> None:
-    """Set the HTTPRoute's weights.
+    """Set the weights of the HTTPRoute.
 
     Raises:
-        InputError: the namespace has no such route, or it is KServe's own, which puts back what is changed.
+        InputError: The namespace has no such route, or the route is KServe's own, so that KServe would undo the change.
     """
     found = cluster.route(ROUTE)
     if found is None:
         raise InputError(
-            f"namespace {cluster.namespace} has no HTTPRoute {ROUTE}, which splits the traffic in Standard mode (KServe "
-            "ignores canaryTrafficPercent there): make -s manifests OVERLAY=gateway | kubectl apply -f -"
+            f"namespace {cluster.namespace} has no HTTPRoute {ROUTE}, which splits the traffic in Standard mode "
+            "(KServe ignores canaryTrafficPercent there): make -s manifests OVERLAY=gateway | kubectl apply -f -"
         )
     if any(owner["kind"] == "InferenceService" for owner in found["metadata"].get("ownerReferences", [])):
         raise InputError(f"HTTPRoute {ROUTE} belongs to an InferenceService: KServe would undo a change of it")
@@ -278,15 +319,15 @@ def _split(cluster: Cluster, canary: int) -> None:
 
 
 def _prove(cluster: Cluster, name: str, folder: Path, options: Options) -> str:
-    """Wait until the registered version in `folder` answers its reference image as evaluated; returns its address.
+    """Wait until the registered version in `folder` answers its reference image as evaluated, and return its address.
 
-    KServe's observedGeneration counts the changes of a child object, so that an old Ready cannot be told from a new one:
-    the proof is an answer of this very version. What is waited for is printed when it changes.
+    KServe's observedGeneration counts the changes of a child object, so an old Ready cannot be distinguished from a new
+    one. The only proof is an answer of this version. Each change in the reason for waiting is printed.
 
     Raises:
-        InputError: another probability than evaluated, no answer in time, or the model does not load; the message is
-            the pods' own.
-        PassingError: the API server was away at the end, or somebody deleted the InferenceService.
+        InputError: The model answers with another probability than evaluated, does not answer in time, or does not
+            load. The message is the pods' own.
+        PassingError: The API server was unavailable at the end, or somebody deleted the InferenceService.
     """
     deadline, told, failing = time.monotonic() + options.timeout, "", None
     passing: PassingError | None = None
@@ -295,7 +336,7 @@ def _prove(cluster: Cluster, name: str, folder: Path, options: Options) -> str:
             live, passing = cluster.get(name), None
             if live is None or _is_deleted(live):
                 raise PassingError(f"InferenceService {name} was deleted meanwhile")
-        except InputError as error:  # whatever the API server refuses here says nothing about the model
+        except InputError as error:  # a refusal of the API server says nothing about the model
             passing, waiting = PassingError(str(error)), str(error)
         else:
             status = live.get("status", {})
@@ -316,7 +357,7 @@ def _prove(cluster: Cluster, name: str, folder: Path, options: Options) -> str:
             else:
                 failing = None
         if waiting != told:
-            print(f"waiting for {name}: {waiting}", flush=True)
+            log.info(f"waiting for {name}: {waiting}")
             told = waiting
         if time.monotonic() > deadline:
             if passing is not None:
@@ -328,7 +369,7 @@ def _prove(cluster: Cluster, name: str, folder: Path, options: Options) -> str:
 
 
 def _conditions(status: Object) -> str:
-    """The conditions that do not hold, with their messages."""
+    """Describe the conditions that do not hold, with their messages."""
     return "; ".join(
         " ".join(filter(None, (one["type"], one.get("reason"), one.get("message"))))
         for one in status.get("conditions", [])
@@ -337,7 +378,7 @@ def _conditions(status: Object) -> str:
 
 
 def _ours(body: Object) -> Object:
-    """The parts of an object that a deployment sets."""
+    """Return the parts of an object that a deployment sets."""
     metadata = body["metadata"]
     return {
         "spec": body["spec"],
@@ -347,15 +388,15 @@ def _ours(body: Object) -> Object:
 
 
 def _is_deleted(live: Object) -> bool:
-    """Whether it is on its way out: it stays until the controllers have cleared away what belongs to it."""
+    """Return whether an object is being deleted. It exists until the controllers have removed what belongs to it."""
     return bool(live["metadata"].get("deletionTimestamp"))
 
 
 def _settled(cluster: Cluster, name: str) -> Object | None:
-    """The InferenceService; None if there is none. One that is being deleted is waited for.
+    """Wait for the end of any deletion in progress, and return the InferenceService; None if there is none.
 
     Raises:
-        InputError: it does not go away.
+        InputError: The deletion does not end in time.
     """
     deadline, told = time.monotonic() + _DELETION_SECONDS, False
     while True:
@@ -365,20 +406,20 @@ def _settled(cluster: Cluster, name: str) -> Object | None:
         since, held = live["metadata"]["deletionTimestamp"], ", ".join(live["metadata"].get("finalizers", []))
         if time.monotonic() > deadline:
             raise InputError(
-                f"InferenceService {name}: deleted at {since}, and still there; its finalizers hold it ({held}): see what "
-                "their controller says, then run the deployment again"
+                f"InferenceService {name}: deleted at {since}, and still there; its finalizers hold it ({held}): see "
+                "what their controller says, then run the deployment again"
             )
         if not told:
-            print(f"waiting for {name}: deleted at {since}, its finalizers hold it ({held})", flush=True)
+            log.info(f"waiting for {name}: deleted at {since}, its finalizers hold it ({held})")
             told = True
         time.sleep(_POLL_SECONDS)
 
 
 def _apply(cluster: Cluster, wanted: Object) -> tuple[bool, list[str]]:
-    """Create or update the object; nothing is sent where nothing is to change.
+    """Create or update the object. Nothing is sent if nothing has to change.
 
     Returns:
-        Whether it was changed, and notes, on edits by hand, too.
+        Whether the object was changed, and notes, including those on edits by hand.
     """
     name = wanted["metadata"]["name"]
     ours = _ours(wanted)
@@ -395,7 +436,7 @@ def _apply(cluster: Cluster, wanted: Object) -> tuple[bool, list[str]]:
             try:
                 applied = json.loads(annotations.get(APPLIED, "{}"))
             except ValueError:
-                applied = {}  # as for one made by hand or by GitOps
+                applied = {}  # as for an object that was made by hand or by GitOps
             result, notes = merged(_ours(live), applied, ours)
             if result == _ours(live) and annotations.get(APPLIED) == note:
                 return False, [*notes, f"InferenceService {name} is as wanted already"]
@@ -410,10 +451,10 @@ def _apply(cluster: Cluster, wanted: Object) -> tuple[bool, list[str]]:
 
 
 def _restore(cluster: Cluster, name: str, before: Object | None) -> None:
-    """Put back an object; None removes it.
+    """Put an object back as it was; None removes it.
 
     Raises:
-        InputError: it could not be put back.
+        InputError: It could not be put back.
     """
     if before is None:
         cluster.delete(name)
@@ -435,12 +476,12 @@ def _restore(cluster: Cluster, name: str, before: Object | None) -> None:
 
 
 def _uri(body: Object | None) -> str | None:
-    """Where an InferenceService takes its model from."""
+    """Return the address from which an InferenceService loads its model."""
     return None if body is None else body["spec"]["predictor"].get("model", {}).get("storageUri")
 
 
 def _with_version(before: Object, version: int, uri: str) -> Object:
-    """An InferenceService as it was, but for its version."""
+    """Return an InferenceService as it was before, with another version."""
     body = copy.deepcopy(before)
     body["spec"]["predictor"]["model"]["storageUri"] = uri
     body["metadata"].setdefault("labels", {})["thyroid/version"] = str(version)
@@ -454,15 +495,15 @@ def _take_back(
 ) -> tuple[bool, str]:
     """Undo what was sent, after the version did not prove itself or got no traffic.
 
-    What the cluster had goes back. If that is a version that never proved itself either, the newest earlier champion takes its
-    place. A version that has proven itself once is not refuted by a later failure.
+    What the cluster had before is restored. If that is a version that never proved itself either, the newest earlier
+    champion is deployed instead. A version that has proven itself once is not refuted by a later failure.
 
     Args:
-        cluster: that it was sent to.
-        root: of the registry.
-        wanted: what was sent.
-        before: as the cluster had it.
-        changed: whether `wanted` differs from it.
+        cluster: Cluster to which it was sent.
+        root: Root of the registry.
+        wanted: What was sent.
+        before: What the cluster had; None if there was nothing.
+        changed: Whether `wanted` differs from that.
 
     Returns:
         Whether the version is refuted, and what was done, in words.
@@ -494,7 +535,7 @@ def _address_of(root: Location, version: int) -> str:
 
 
 def _address(live: Object, canary: bool, namespace: str) -> str:
-    """Where the new model answers: of a canary under Knative its own address."""
+    """Return the address of the new model. A canary under Knative has its own address."""
     status = live.get("status", {})
     inside = Path("/var/run/secrets/kubernetes.io").is_dir()
     if canary:
@@ -513,14 +554,15 @@ def ask(url: str, folder: Path) -> str | None:
     """Send the artefact's reference image and compare the answer with the evaluated probability.
 
     Args:
-        url: of the service, to which /v1/models/thyroid:predict is added.
-        folder: of the registered version.
+        url: Address of the service, to which /v1/models/thyroid:predict is added.
+        folder: Folder of the registered version.
 
     Returns:
-        None if it answers as evaluated; in words why there is no answer of this version yet.
+        None if the version answers as evaluated; otherwise, in words, why this version has not answered yet.
 
     Raises:
-        InputError: this version answers with another probability, or asks for a token.
+        InputError: This version answers with another probability, or the request is refused (a token is needed, or the
+            mesh lets only certain accounts in).
     """
     facts = json.loads((folder / "model.json").read_text())
     image = base64.b64encode((folder / "reference.jpg").read_bytes()).decode()
@@ -556,13 +598,16 @@ def ask(url: str, folder: Path) -> str | None:
 
 
 def _into(cluster: Cluster, root: Location, version: int, folder: Path, options: Options) -> tuple[str, list[str]]:
-    """Bring a version, whose files are in `folder`, into the cluster and prove it; returns its address and notes.
+    """Deploy a version to the cluster and prove it. Its files are in `folder`.
+
+    Returns:
+        The address of the service, and notes.
 
     Raises:
-        InputError: nothing was changed.
-        PassingError: the version was sent, and what became of it is not known.
-        _NotServedError: the version was sent and did not prove itself, or gets no traffic; the message says why and what was
-            done then.
+        InputError: Nothing was changed.
+        PassingError: The version was sent, and the outcome is unknown.
+        _NotServedError: The version was sent and did not prove itself, or it gets no traffic. The message gives the
+            reason and what was done about it.
     """
     apart = options.canary > 0 and options.mode == STANDARD
     name = CANARY if apart else registry.NAME
@@ -582,12 +627,12 @@ def _into(cluster: Cluster, root: Location, version: int, folder: Path, options:
                 + ("to 0" if options.mode == STANDARD else "above 0")
             )
     where = f"InferenceService {name} in namespace {cluster.namespace}"
-    # noted first: an attempt that is killed leaves a version behind that proved nothing
+    # This is noted first, so that an attempt that is killed leaves a version that counts as unproven.
     if _uri(before) != _uri(wanted):
         registry.note_deployment(root, "sent", version, f"sent to {where}")
     changed, notes = _apply(cluster, wanted)
     for note in notes:
-        print(note, flush=True)
+        log.info(note)
 
     def not_served(error: InputError) -> InputError:
         if isinstance(error, PassingError):
@@ -614,7 +659,10 @@ def _into(cluster: Cluster, root: Location, version: int, folder: Path, options:
 
 
 def _end_canary(cluster: Cluster) -> list[str]:
-    """All traffic to the champion's service, and the canary away; what does not go is told, since the model is proven."""
+    """Send all traffic to the champion's service and remove the canary.
+
+    Failures become notes and raise no error, since the model is already proven.
+    """
     try:
         if cluster.get(CANARY) is None:
             return []
@@ -626,7 +674,7 @@ def _end_canary(cluster: Cluster) -> list[str]:
 
 
 def _own_namespace() -> str:
-    """The pod's own namespace; empty outside a cluster."""
+    """Return the pod's own namespace; empty outside a cluster."""
     try:
         return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
     except OSError:
@@ -640,22 +688,27 @@ def deploy(
     namespace: str = "",
     options: Options | None = None,
 ) -> Deployed:
-    """Deploy the champion if it is `version`; a version that the gate refused changes nothing.
+    """Deploy the champion if it is `version`. A version that the gate refused changes nothing.
 
-    Without `namespace` and outside a cluster it writes the manifest, and says how to serve here. If the version is new to the
-    cluster and does not come to answer its reference image as evaluated, what was deployed before is put back and the
-    registry's champion becomes the previous one again. A version that has proven itself stays the champion when a later
-    deployment of it fails. What fails before anything was sent leaves the registry alone.
+    Without `namespace` and outside a cluster, only the manifest is written, and the command to serve on this machine is
+    printed. If the version is new to the cluster and does not come to answer its reference image as evaluated, what was
+    deployed before is restored, and the previous champion becomes the registry's champion again. A version that has
+    proven itself stays the champion if a later deployment of it fails. A failure before anything was sent does not
+    change the registry.
 
     Args:
-        root: of the registry.
-        version: that this run registered; None for the champion, whichever it is.
-        manifest: file to write the InferenceService to.
-        namespace: of the InferenceService; empty for the pod's own.
-        options: how to serve.
+        root: Root of the registry.
+        version: Version that this run registered; None deploys the champion, whichever it is.
+        manifest: File to which the InferenceService is written.
+        namespace: Namespace of the InferenceService; empty for the pod's own.
+        options: How to serve; None for the defaults.
+
+    Returns:
+        The outcome.
 
     Raises:
-        InputError: the registry, the cluster or the model's answer is not as it must be; says what was put back.
+        InputError: The registry cannot be used, the cluster refuses, or the model does not answer as evaluated. The
+            message says what was restored.
     """
     options = options or Options()
     if not registry.versions(root):
@@ -668,10 +721,10 @@ def deploy(
         if version is not None:
             reasons = artefacts.facts(registry.find(root, str(version), artefacts.CARD), ("gate",))["gate"]["reasons"]
         if version is not None and (why := registry.refuted(root).get(version)) is not None:
-            # a retry of a deployment that failed must not end green
+            # A retry of a deployment that failed must not succeed.
             raise InputError(f"version {version} was released and rolled back: {why}")
         manifest.write_text(f"# kept champion: {kept}\n")
-        print(f"kept champion: {kept}", *(f"  {reason}" for reason in reasons), sep="\n")
+        log.info("\n".join([f"kept champion: {kept}", *(f"  {reason}" for reason in reasons)]))
         return Deployed("kept champion", champion, None, reasons)
     folder = registry.find(root, str(champion), (*artefacts.CARD, "reference.jpg"))
     facts = artefacts.facts(folder, ("version", "data_digest", "reference", "forms"))
@@ -683,8 +736,9 @@ def deploy(
             uri = f"pvc://{CLAIM}/registry/{registry.NAME}/{champion}"
         body = inference_service(registry.NAME, champion, uri, options, facts["data_digest"])
         manifest.write_text(yaml.safe_dump(body, sort_keys=False))
-        print(
-            f"no cluster: wrote {manifest}\nserve version {champion} here with: python -m thyroid.serve --registry {root}"
+        log.info(
+            f"no cluster: wrote {manifest}\n"
+            f"serve version {champion} here with: python -m thyroid.serve --registry {root}"
         )
         return Deployed(
             "manifest written", champion, None, [f"serve it with python -m thyroid.serve --registry {root}"]
@@ -703,12 +757,13 @@ def deploy(
         except InputError as second:
             raise InputError(f"{error}; the registry was not rolled back: {second}") from None
         raise InputError(f"{error}; champion is version {now}") from None
-    print(f"version {champion} answers its reference image as evaluated at {url}")
+    log.info(f"version {champion} answers its reference image as evaluated at {url}")
     return Deployed("deployed", champion, url, notes)
 
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Deploy the champion from the command line."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.deploy", description=__doc__.split("\n")[0])
     parser.add_argument("--registry", dest="root", required=True, help="root of the registry, or gs://")
     parser.add_argument("--manifest", type=Path, default=Path("inferenceservice.yaml"), help="file to write")

@@ -1,4 +1,4 @@
-"""KServe's client of a cluster, one namespace of it: every call ends in time, and its errors are for people."""
+"""KServe's client for one namespace of a cluster. Every call has a time-out, and its errors are written for people."""
 
 import json
 import sys
@@ -8,41 +8,46 @@ from typing import Any
 
 from thyroid.errors import InputError
 
-_TIMEOUTS = (5.0, 30.0)  # seconds to connect and to answer; the client by itself would wait for ever
-_PATIENCE = 30.0  # seconds: an API server that restarts is away for some, then refuses for two (403, 404, 503)
+_TIMEOUTS = (5.0, 30.0)  # seconds to connect and to answer; by itself the client would wait forever
+_PATIENCE = 30.0  # seconds: a restarting API server is away for some, then refuses calls for two (403, 404, 503)
 _PAUSE = 1.0
 _RESTARTING = (401, 403, 404)
-"""What an API server answers for a moment after its start, and what lasting mistakes look like, too."""
+"""Status codes that an API server returns for a moment after its start, but also for lasting mistakes."""
 
-_SAID = 500  # characters of a container's last words, which are the end of its log where it wrote no others
+_SAID = 500  # characters of a container's last message, which is the end of its log if it wrote no other
 
 Object = dict[str, Any]
 
 
 class ConflictError(InputError):
-    """Somebody changed the object between reading and writing it."""
+    """Somebody changed the object after it was read and before it was written."""
 
 
 class PassingError(InputError):
-    """The API server could not be reached or failed: it says nothing about the model."""
+    """The API server could not be reached, or failed. This says nothing about the model."""
 
 
 class _RefusedError(InputError):
-    """One of `_RESTARTING`: the API server refuses the call, or has just started."""
+    """A status of `_RESTARTING`: the API server refuses the call, or has only just started."""
 
 
 class Cluster:
     """One namespace of a Kubernetes cluster with KServe.
 
-    What the API server refuses is an `InputError`; a `ConflictError` where somebody changed the object meanwhile, and a
-    `PassingError` where it could not be reached or failed itself. Once it has answered, such failures and what it refuses
-    with 401, 403 or 404 are tried again for `_PATIENCE` seconds, since it may be restarting.
+    Every method raises `InputError` if the API server refuses the call, `ConflictError` if somebody changed the object
+    in the meantime, and `PassingError` if the API server could not be reached or failed. Once the server has answered,
+    failures of the last kind and the statuses 401, 403 and 404 are retried for `_PATIENCE` seconds, since it may be
+    restarting.
+
+    Args:
+        namespace: Name of the namespace.
 
     Raises:
-        InputError: there is no cluster here.
+        InputError: There is no cluster.
     """
 
     def __init__(self, namespace: str) -> None:
+        """Load the cluster's configuration."""
         sys.argv = sys.argv[:1]  # kserve parses the command line when it is imported
         from kserve import KServeClient
         from kubernetes.config import ConfigException
@@ -60,7 +65,7 @@ class Cluster:
         self.host = self.kserve.api_instance.api_client.configuration.host
 
     def _do(self, what: str, call: Callable[[], Any], absent: bool = False) -> Any:
-        """`call`'s result; None for the 404 of an object that may be `absent`."""
+        """Return `call`'s result; None for the 404 of an object that may be `absent`."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
@@ -86,13 +91,13 @@ class Cluster:
             if not isinstance(refused, ApiException):
                 raise
             if refused.status == 404 and absent and _message(refused) != refused.reason:
-                return None  # the object is not there; where its kind is not, the answer is not a Status
+                return None  # the object does not exist; if its kind does not, the answer is not a Status
             if refused.status == 409:
                 raise ConflictError(_message(refused)) from None
             if refused.status == 403 and "exceeded quota" in _message(refused):
                 raise InputError(
-                    f"{what}: {_message(refused)}; raise the ResourceQuota of namespace {self.namespace}, or remove what "
-                    "uses it up"
+                    f"{what}: {_message(refused)}; raise the ResourceQuota of namespace {self.namespace}, or remove "
+                    "what uses it up"
                 ) from None
             hint = {
                 403: "; the account needs the role in manifests/base/rbac.yaml",
@@ -105,11 +110,13 @@ class Cluster:
             raise kind(f"{what}: {refused.status} {_message(refused)}{hint}") from None
 
     def get(self, name: str) -> Object | None:
+        """Return the InferenceService of this name; None if there is none."""
         return self._do(
             f"InferenceService {name}", lambda: self.kserve.get(name, namespace=self.namespace), absent=True
         )
 
     def create(self, body: Object) -> Object:
+        """Create an InferenceService, and return it as the cluster has it."""
         typed = _typed(body, self.namespace)
         return self._do(
             f"creating InferenceService {body['metadata']['name']}",
@@ -117,6 +124,11 @@ class Cluster:
         )
 
     def replace(self, body: Object) -> Object:
+        """Replace an InferenceService, and return it as the cluster has it.
+
+        Raises:
+            ConflictError: It was changed or deleted after `body` was read.
+        """
         name = body["metadata"]["name"]
         typed = _typed(body, self.namespace)
         done = self._do(
@@ -129,6 +141,7 @@ class Cluster:
         return done
 
     def delete(self, name: str) -> None:
+        """Remove an InferenceService. One that does not exist is no error."""
         self._do(
             f"removing InferenceService {name}",
             lambda: self.kserve.delete(name, namespace=self.namespace),
@@ -136,7 +149,11 @@ class Cluster:
         )
 
     def need_runtime(self, name: str) -> None:
-        """Raises InputError if our ServingRuntime is not in the namespace: KServe would look for another one in vain."""
+        """Check that our ServingRuntime is in the namespace, since KServe would look for another one in vain.
+
+        Raises:
+            InputError: It is missing or disabled.
+        """
         found = self._do(
             f"ServingRuntime {name}",
             lambda: self.kserve.api_instance.get_namespaced_custom_object(
@@ -156,12 +173,12 @@ class Cluster:
             )
 
     def route(self, name: str) -> Object | None:
-        """An HTTPRoute (gateway.networking.k8s.io/v1); None where there is none."""
+        """Return an HTTPRoute (gateway.networking.k8s.io/v1); None if there is none."""
         api, place = self.kserve.api_instance, self._routes(name)
         return self._do(f"HTTPRoute {name}", lambda: api.get_namespaced_custom_object(*place), absent=True)
 
     def patch_route(self, name: str, patch: Object) -> None:
-        """Change parts of an HTTPRoute."""
+        """Change the parts of an HTTPRoute that are in `patch`."""
         api, place = self.kserve.api_instance, self._routes(name)
         self._do(f"HTTPRoute {name}", lambda: api.patch_namespaced_custom_object(*place, patch))
 
@@ -169,7 +186,7 @@ class Cluster:
         return ("gateway.networking.k8s.io", "v1", self.namespace, "httproutes", name)
 
     def pods(self, name: str) -> str:
-        """Why its pods do not run, in their own words."""
+        """Describe why the pods of an InferenceService do not run, in their own words; "" if nothing is known."""
         selector = f"serving.kserve.io/inferenceservice={name}"
         try:
             pods = self._do(
@@ -183,7 +200,7 @@ class Cluster:
                 if condition.status == "False" and condition.type == "PodScheduled":
                     reasons.add(condition.message)
             if pod.status.reason:
-                reasons.add(f"{pod.status.reason}: {pod.status.message}")  # evicted
+                reasons.add(f"{pod.status.reason}: {pod.status.message}")  # such as Evicted
             for one in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
                 for state in (one.state, one.last_state):
                     stopped = state and (state.waiting or state.terminated)
@@ -194,7 +211,7 @@ class Cluster:
 
 
 def _bound(client: Any) -> None:
-    """Give every call of a Kubernetes API client a time-out; by itself it would wait for ever."""
+    """Give every call of a Kubernetes API client a time-out. By itself it would wait forever."""
     original = client.call_api
 
     def bounded(*arguments: Any, **keywords: Any) -> Any:

@@ -1,1 +1,1 @@
-"""The evaluation step: operating points, winner, test set, audits, gate, report."""
+"""The evaluation step: lock operating points, choose the winner, score the test set, audit, gate and report."""

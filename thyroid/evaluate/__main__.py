@@ -1,4 +1,4 @@
-"""`python -m thyroid.evaluate`: the command of `evaluate.evaluate`."""
+"""Run the command of `evaluate.evaluate` as `python -m thyroid.evaluate`."""
 
 from thyroid.evaluate.evaluate import main
 

@@ -1,4 +1,4 @@
-"""The winner as the registry takes it: one folder with the model, its operating point, and how it was measured."""
+"""Pack the winner as the registry takes it: one folder with the model, its operating point and its performance."""
 
 import subprocess
 import sys
@@ -24,15 +24,18 @@ from thyroid.registry import registry
 
 
 def export(winner: Trained, pixels: NDArray[np.uint8], output: Path) -> Future[dict[str, NDArray[np.float64]]]:
-    """Begin to write the network to `output` as OpenVINO runs it, and to ask it about images in every form that runs here.
+    """Start exporting the network for OpenVINO and scoring images with it, in a background thread.
+
+    The images are scored in every form that OpenVINO can run on this CPU (see `engine.openvino_forms`).
 
     Args:
-        winner: the training.
-        pixels: uint8 [n, size, size, 1 or 3].
-        output: folder to write to.
+        winner: Training whose network is exported.
+        pixels: Images to score, uint8 [n, size, size, 1 or 3].
+        output: Folder to write the network to.
 
     Returns:
-        Of what is done beside what follows: form to probabilities [n, classes].
+        A future that maps each form to its probabilities, float64 [n, classes]. It raises RuntimeError if OpenVINO
+        cannot convert the network.
     """
     beside = ThreadPoolExecutor(1, thread_name_prefix="export")
     exported = beside.submit(_export, winner, pixels, output / engine.OPENVINO)
@@ -66,21 +69,26 @@ def write(
     head: Fusion | None = None,
     columns: pd.DataFrame | None = None,
 ) -> None:
-    """Write model.keras, card.md, scans.csv, a synthetic reference image, and model.json with the answer to it.
+    """Write model.keras, card.md, scans.csv, a synthetic reference image and model.json.
+
+    model.json also holds the model's answer to the reference image.
 
     Args:
-        winner: the training.
-        network: its network.
-        exported: of `export` of the test images in the serving domain to `output`.
-        row: its row of the ranking.
-        point: its operating point.
-        facts: of the data version.
-        result: of the evaluation.
+        winner: Training of the winner.
+        network: Network of the winner.
+        exported: Future of `export`, which was called with the test images in the serving domain and with `output`.
+        row: The winner's row of the ranking.
+        point: Operating point of the winner.
+        facts: Facts of the data version (data.json).
+        result: Result of the evaluation.
         scans: `tables.contents` of the data version.
-        tested: its predictions of the same images.
-        output: folder to write.
-        head: what clinical columns add; None where the model uses none.
-        columns: these columns of `tested`.
+        tested: The winner's predictions of the images that `exported` scores, at its operating point.
+        output: Folder to write to.
+        head: Head that adds the clinical columns; None where the model uses none.
+        columns: Clinical columns of the images in `tested`, in the same order; None where the model uses none.
+
+    Raises:
+        RuntimeError: OpenVINO could not convert the network.
     """
     output.mkdir(parents=True, exist_ok=True)
     classes = kinds.of(facts)
@@ -120,7 +128,7 @@ def write(
 
 
 def _as_served(reference: bytes, domain: str) -> NDArray[np.uint8]:
-    """What the endpoint makes of the reference image when it comes without a region."""
+    """Prepare the reference image as the endpoint does for a request without a region."""
     frame = images.decode(reference)
     return geometry.normal(frame) if domain == "normal" else images.letterbox(frame, max(frame.shape[:2]))
 
@@ -134,7 +142,7 @@ def _other_forms(
     head: Fusion | None,
     columns: pd.DataFrame | None,
 ) -> dict[str, Any]:
-    """Every form that OpenVINO can run here, scored on the test images: its figures, and how far it is from Keras."""
+    """Compute the test metrics of every form that OpenVINO can run here, and its differences from Keras."""
     forms = {}
     for form, raw in answers.items():
         table = tested.copy()

@@ -1,8 +1,9 @@
-"""Is the evidence in the nodule, and did anything leak? Audits of what a model could know without looking at the nodule.
+"""Audits of what a model could know without looking at the nodule, and of leakage between splits.
 
-Shortcuts are measured on development patients by cross-validation: a linear head on features that never saw a label (the
-part of the network that training leaves frozen, or a few numbers), fitted without the patients that it scores. Only the
-model's own answers to blanked images are taken on the test set, which chooses nothing here.
+Shortcuts are measured on development patients by cross-validation. A logistic regression is fitted on features that
+never saw a label: the part of the network that training leaves frozen, or splines of a few numbers. It is fitted
+without the patients that it scores. Only the model's own answers are measured on the test set, which chooses nothing
+here.
 """
 
 import functools
@@ -35,11 +36,11 @@ from thyroid.train import record
 
 FOLDS = 5
 IMAGES = 2000
-"""The audits look at so many development images at most, whole patients of a seeded draw."""
+"""Largest number of development images that the audits look at. A seeded draw takes whole groups (see `splits`)."""
 KEPT = 0.5
-"""A shortcut warns when it keeps more than this share of the model's distance from an AUROC of .5."""
+"""A shortcut is a finding if it keeps more than this share of its reference's distance from an AUROC of .5."""
 _NO_REGION = "no region of a nodule is known (give rois.csv)"
-STRENGTH = 0.01  # inverse of the head's L2 penalty: with a few hundred images the features are many
+STRENGTH = 0.01  # inverse L2 penalty of the head: there are many features and only a few hundred images
 
 SHORTCUTS = {
     "model_on_blanked_nodule": "the model on test images with the nodule blanked",
@@ -55,31 +56,35 @@ REFERENCES = {
     "model": "the model itself, test images",
     "whole_image": "frozen features of the whole image",
 }
-"""What the shortcuts are held against."""
+"""References that the shortcuts are compared with."""
 
 _BLANKED = {
     "model_on_blanked_nodule": ("the model", ("model",)),
     "blanked_nodule": ("a head on its frozen features", ("whole_image", "model")),
 }
-"""Shortcuts that the warning rule judges: in words, and what each is held against: the best of it that is above chance."""
+"""Shortcuts that are judged: who answers, in words, and the names of the references.
+
+The best reference that is above chance counts.
+"""
 
 
 def describe(name: str) -> str:
-    """A shortcut or reference in words."""
+    """Return what a shortcut or reference of this name is, in words."""
     return (SHORTCUTS | REFERENCES)[name]
 
 
 @dataclass
 class Audits:
-    """Of one model in one domain.
+    """Results of the audits of one model in one domain.
 
     Attributes:
-        domain: whose images.
-        shortcut: name to AUROC; `whole_image` and `model` are what the shortcuts are held against.
-        kept: shortcut to the share of its reference's distance from .5, where the reference is above chance.
-        leakage: counts across splits, and AUROCs of a split by patient and by image.
-        findings: audit ("shortcut", "leakage") to what is wrong, in words; empty when it passed.
-        not_measured: name to the reason.
+        domain: Domain of the audited images, "normal" or "cropped".
+        shortcut: AUROC by name. `whole_image` and `model` are the references that the shortcuts are compared with.
+        kept: Share of the reference's distance from an AUROC of .5 that a shortcut keeps, by shortcut. A shortcut is
+            listed only if its reference is above chance.
+        leakage: Counts across splits, and AUROCs under a split by patient and under a split by image.
+        findings: What is wrong, in words, by audit ("shortcut", "leakage"). An audit that passed is not listed.
+        not_measured: Reason why something was not measured, by name.
     """
 
     domain: str
@@ -90,7 +95,7 @@ class Audits:
     not_measured: dict[str, str] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
-        """As JSON, the shortcuts in the order of a table: what judges first."""
+        """Convert to JSON. The shortcuts are in the order of the report's table: the judged ones come first."""
         order = ["model", "model_on_blanked_nodule", "whole_image", *SHORTCUTS]
         shown = {name: self.shortcut[name] for name in dict.fromkeys(order) if name in self.shortcut}
         return asdict(self) | {"shortcut": {name: asdict(auroc) for name, auroc in shown.items()}}
@@ -110,15 +115,18 @@ def audit(
     """Audit one model in one domain.
 
     Args:
-        data: data version of `crop`.
+        data: Data version of `crop`.
         domain: "normal" or "cropped".
-        model: facts of the training (train.json).
-        network: of the training.
-        parts: what the training used each image for ("train" or "validation"), by name of `tables.examples`.
-        test: the model's test predictions in the domain: file, label, patient and the probability of malignant.
-        seed: of draws, folds and bootstrap.
-        decode: who reads the images.
-        registry_root: of the registry that has the champion which the model started from; None for none.
+        model: Facts of the training (train.json).
+        network: Network of the training.
+        parts: What the training used each image for ("train" or "validation"), by name of `tables.examples`.
+        test: The model's test predictions in the domain: file, label, patient and the probability of malignant.
+        seed: Seed of draws, folds and bootstrap.
+        decode: Function that reads the images.
+        registry_root: Root of the registry with the champion that the model started from; None for no registry.
+
+    Returns:
+        The results, with a finding for every audit that failed.
     """
     done = Audits(domain)
     _shortcuts(done, data, model, network, test, seed, decode)
@@ -129,13 +137,18 @@ def audit(
 
 
 def context(data: Path, domain: str) -> pd.DataFrame:
-    """What can be known of the images of a domain without looking at them, one row an image.
+    """Collect what is known of the images of a domain without looking at them.
+
+    Args:
+        data: Data version of `crop`.
+        domain: "normal" or "cropped".
 
     Returns:
-        As `tables.examples`, and frame (file of the scan area, null where none is known),
-        boxes (nodules of this image as x, y, width, height in pixels of `frame`), box_width and box_height (of the largest),
-        image, version, views (images of the patient), frame_width and frame_height, area_x, area_y, area_width,
-        area_height. Images that came in cropped have no frame and no boxes: nothing of theirs is outside the nodule.
+        One row per image with the columns of `tables.examples`, and: frame (file of the scan area, null where none is
+        known), boxes (nodules of this image as x, y, width, height in pixels of `frame`), box_width and box_height (of
+        the largest box), image, version, views (number of images of the patient), frame_width, frame_height, area_x,
+        area_y, area_width, area_height. Images that were already cropped in the input have no frame and no boxes: they
+        show nothing outside the nodule.
     """
     scans, regions, _ = tables.read(data)
     table = tables.examples(data, domain)
@@ -158,22 +171,21 @@ def context(data: Path, domain: str) -> pd.DataFrame:
 
 
 def blanked(data: Path, table: pd.DataFrame, domain: str, size: int) -> NDArray[np.uint8]:
-    """The surroundings of the nodules: images without them, as a network takes them.
+    """Return images in which the nodules are blacked out, as a network takes them.
 
-    What is blacked out is the smallest square around each nodule, since the outline of its box would still tell its shape.
-    In the normal domain that is the image with these squares; in the cropped domain the square window of the frame that is
-    as wide as the crop with its margin, since the crop's own outline would tell the shape, too.
+    The smallest square around each nodule is blacked out, because the outline of its box would still reveal its shape.
+    In the normal domain the whole image is kept. In the cropped domain a square window of the frame is kept that is as
+    wide as the crop with its margin, because the crop's own outline would reveal the shape, too.
 
     Args:
-        data: data version.
-        table: rows of `context` with boxes.
+        data: Data version of `crop`.
+        table: Rows of `context` with boxes.
         domain: "normal" or "cropped".
-        size: side in pixels.
+        size: Side of the images in pixels.
 
     Returns:
-        uint8 [n, size, size, 3].
+        Images, uint8 [n, size, size, 3].
     """
-
     root, margin = tables.images(data), tables.read_facts(data)["margin"]
 
     def one(row: Any) -> images.Pixels:
@@ -197,7 +209,7 @@ def blanked(data: Path, table: pd.DataFrame, domain: str, size: int) -> NDArray[
 
 
 def _square(box: geometry.Box) -> tuple[int, int, int]:
-    """x, y and side of the smallest square around the box with the same centre; it may reach beyond the image."""
+    """Return x, y and side of the smallest square around the box with its centre; it may reach beyond the image."""
     x, y, width, height = box
     side = max(width, height)
     return x - (side - width) // 2, y - (side - height) // 2, side
@@ -238,7 +250,7 @@ def _shortcuts(
 
 
 def _folds(development: pd.DataFrame, seed: int) -> NDArray[np.int64] | None:
-    """Fold of every image by patient and near-duplicate; None where there are too few."""
+    """Return the fold of every image, by patient and near-duplicate; None where there are too few of them."""
     count = min(FOLDS, int(development.groupby("class")["group"].nunique().min()))
     try:
         by_group = splits.folds(development, count, seed) if count > 1 else None
@@ -257,7 +269,10 @@ def _measure(
     rows: NDArray[np.bool_] | None = None,
     bent: bool = True,
 ) -> None:
-    """AUROC of a head on features [n, k] of the development images, or of those at `rows`, out of fold."""
+    """Measure the out-of-fold AUROC of a head on features [n, k] of the development images, or of those at `rows`.
+
+    The head of `_out_of_fold` sees splines of the features if `bent` is set.
+    """
     rows = np.ones(len(development), bool) if rows is None else rows
     table, mine = development[rows], fold[rows]
     score = _out_of_fold(features[rows], table["label"].to_numpy(), mine, bent)
@@ -269,7 +284,7 @@ def _measure(
 
 
 def _without_looking(done: Audits, development: pd.DataFrame, measure: Callable[..., None]) -> None:
-    """What the file's name, the frame's layout and the box say, without a pixel."""
+    """Measure what the file name, the layout of the frame and the box reveal without any pixel."""
     measure("patient_number", development[["patient"]].to_numpy(float))
     version = pd.to_numeric(development["version"].str.split(".").str[0])
     order = development.assign(version=version)[["image", "version", "views"]]
@@ -298,7 +313,7 @@ def _frozen_features(
     measure: Callable[..., None],
     seed: int,
 ) -> None:
-    """The same features and head on whole images, on their surroundings alone, and under a split that leaks."""
+    """Measure the same features and head on whole images, on surroundings alone, and under a split that leaks."""
     if model["recipe"] == "deck":
         reason = "the deck's recipe trains the whole body, so that no feature is innocent of these labels"
         done.not_measured |= dict.fromkeys(("whole_image", "blanked_nodule", "leaky_split"), reason)
@@ -317,20 +332,24 @@ def _frozen_features(
 
 
 def _marked(development: pd.DataFrame) -> NDArray[np.bool_] | None:
-    """Which images have a nodule's box; None where most have none."""
+    """Return which images have a box of a nodule; None unless more than half of them have one."""
     marked = development["boxes"].map(len).to_numpy() > 0
     return marked if marked.mean() > 0.5 else None
 
 
 def _some(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """All images, or whole groups in a seeded order until `IMAGES`."""
+    """Return all images, or whole groups in a seeded order up to `IMAGES` images."""
     sizes = table.groupby("group").size().sample(frac=1, random_state=seed)
     kept = sizes.index[sizes.cumsum() <= max(IMAGES, sizes.iloc[0])]
     return table[table["group"].isin(kept)].reset_index(drop=True)
 
 
 def _out_of_fold(features: NDArray, label: NDArray, fold: NDArray, bent: bool) -> NDArray[np.float64] | None:
-    """Score of every image by a head that was fitted without its fold; None where a fold or its rest lacks a class."""
+    """Score every image with a logistic regression that was fitted without its fold.
+
+    Returns None where a fold, or the rest without it, lacks a class. If `bent` is set, the regression sees cubic
+    splines of the features.
+    """
     score = np.empty(len(label))
     for one in np.unique(fold):
         held = fold == one
@@ -348,14 +367,17 @@ def _out_of_fold(features: NDArray, label: NDArray, fold: NDArray, bent: bool) -
 
 
 def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean, standard deviation, share of black and five percentiles of every image."""
+    """Compute mean, standard deviation, share of black (below 8) and five percentiles of every image: [n, 8]."""
     flat = pixels.mean(axis=-1).reshape(len(pixels), -1)
     percentiles = np.percentile(flat, [5, 25, 50, 75, 95], axis=1).T
     return np.column_stack([flat.mean(axis=1), flat.std(axis=1), (flat < 8).mean(axis=1), percentiles])
 
 
 def _leaky(done: Audits, development: pd.DataFrame, features: NDArray, fold: NDArray, seed: int) -> None:
-    """The same features and head under a split that deals images, not patients: what a careless split would report."""
+    """Score the same features and head under a split by image instead of by patient.
+
+    This is what a careless split would report.
+    """
     label = development["label"].to_numpy()
     dealer = StratifiedKFold(len(np.unique(fold)), shuffle=True, random_state=seed)
     by_image = np.empty(len(label), int)
@@ -375,13 +397,15 @@ def _leaky(done: Audits, development: pd.DataFrame, features: NDArray, fold: NDA
 
 
 def leaks(done: Audits, data: Path, train_domain: str, parts: pd.Series) -> None:
-    """Patients and near-duplicates on two sides, searched anew from the images' hashes, and test scans trained on.
+    """Count patients and near-duplicates that are in several splits, and test scans that the model was trained on.
+
+    Near-duplicates are searched again, from the hashes of the images.
 
     Args:
-        done: to add to.
-        data: data version.
-        train_domain: domain that the model was trained on, of whose images `parts` are.
-        parts: what the training used each image for, by name of `tables.examples`.
+        done: Audits to add to.
+        data: Data version.
+        train_domain: Domain that the model was trained on and that the images of `parts` belong to.
+        parts: What the training used each image for, by name of `tables.examples`.
     """
     scans = tables.used(tables.read(data)[0])
     patients = scans.groupby("patient")["split"].nunique()
@@ -402,13 +426,16 @@ def leaks(done: Audits, data: Path, train_domain: str, parts: pd.Series) -> None
 
 
 def inherited(done: Audits, data: Path, model: dict[str, Any], registry_root: Location | None) -> None:
-    """Test scans that the champion which the model started from has learnt from; nothing for a model that started anew.
+    """Count test scans that the champion from which the model started was trained on.
+
+    A model that did not start from a champion has no such scans, and nothing is added. If the scans of the champion are
+    not known, that is a finding.
 
     Args:
-        done: to add to.
-        data: data version.
-        model: facts of the training.
-        registry_root: of the registry; None for none.
+        done: Audits to add to.
+        data: Data version.
+        model: Facts of the training (train.json).
+        registry_root: Root of the registry; None for no registry.
     """
     if model["recipe"] != "warm" or not model["weights"].startswith(record.STARTED):
         return
@@ -436,6 +463,7 @@ def inherited(done: Audits, data: Path, model: dict[str, Any], registry_root: Lo
 
 
 def _judge(done: Audits) -> None:
+    """Add findings for leaked scans and for shortcuts that keep more than `KEPT` of their reference."""
     broken: list[str] = []
     counts = {name: count for name, count in done.leakage.items() if isinstance(count, int) and count}
     if counts:
@@ -454,8 +482,8 @@ def _judge(done: Audits) -> None:
         done.kept[name] = (done.shortcut[name].value - 0.5) / (whole.value - 0.5)
         if done.kept[name] > KEPT:
             broken.append(
-                f"without the nodule {who} reaches AUROC {done.shortcut[name]}, {done.kept[name]:.0%} of the distance from "
-                f"chance of {whole} with it"
+                f"without the nodule {who} reaches AUROC {done.shortcut[name]}, {done.kept[name]:.0%} of the distance "
+                f"from chance of {whole} with it"
             )
     if broken:
         done.findings["shortcut"] = f"most of the evidence is not in the nodule: {'; '.join(broken)}"

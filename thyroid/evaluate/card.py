@@ -1,8 +1,8 @@
-"""card.md: the model card that every registered version carries, with the TRIPOD+AI checklist as its appendix.
+"""Render card.md, the model card of every registered version, with the TRIPOD+AI checklist as its appendix.
 
-Model cards: Mitchell et al. 2019 (10.1145/3287560.3287596). TRIPOD+AI: Collins et al. 2024 (10.1136/bmj-2023-078378); its 52
-items are named here in our own short words. What a run cannot know (who was asked, who paid, who agreed) stays "not
-reported", for the people who can say it.
+Model cards follow Mitchell et al. 2019 (10.1145/3287560.3287596). TRIPOD+AI is Collins et al. 2024
+(10.1136/bmj-2023-078378); its 52 items are named here in our own short words. Facts that a run cannot know (who was
+asked, who paid, who agreed) stay "not reported" and are left to the people who know them.
 """
 
 import datetime
@@ -74,17 +74,17 @@ TRIPOD_AI = {
     "27b": "Interaction with users, and their expertise",
     "27c": "Next steps of research",
 }
-"""Number to what the item asks for."""
+"""What each item asks for, by its number."""
 
 
 def write(output: Path, training: dict[str, Any], facts: dict[str, Any], result: dict[str, Any]) -> None:
     """Render card.md into the folder `output`.
 
     Args:
-        output: the artefact.
-        training: facts of the winner's training (train.json).
-        facts: of the data version.
-        result: of the evaluation.
+        output: Folder of the artefact.
+        training: Facts of the winner's training (train.json).
+        facts: Facts of the data version (data.json).
+        result: Result of the evaluation.
     """
     environment = rendering.environment("thyroid.evaluate", escape=False)
     best, domain = result["models"][0], result["serving_domain"]
@@ -108,7 +108,7 @@ def write(output: Path, training: dict[str, Any], facts: dict[str, Any], result:
 
 
 def _columns(result: dict[str, Any]) -> list[str]:
-    """Clinical columns that the model uses."""
+    """Return the clinical columns that the model uses."""
     return result["clinical"]["used"] if result["clinical"] else []
 
 
@@ -125,7 +125,16 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
-    """What the run itself knows of the checklist: item number to answer."""
+    """Answer the items of the checklist that the run itself knows.
+
+    Args:
+        training: Facts of the winner's training (train.json).
+        facts: Facts of the data version (data.json).
+        result: Result of the evaluation.
+
+    Returns:
+        Answers by the number of the item. Items that the run cannot answer are absent.
+    """
     best, domain = result["models"][0], result["serving_domain"]
     test, settings, classes = best["test"][domain], result["settings"], kinds.of(result)
     counts = {
@@ -142,34 +151,38 @@ def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, An
         "5a": f"{facts['scans']} scans of {facts['patients']} patients given by the user (data {facts['digest'][:12]})"
         + (f"; {facts['synthetic']} of them are synthetic phantoms" if facts["synthetic"] else "")
         + "; what they represent is not reported",
-        "6b": "JPEG frames named by label, patient, image and version; files that cannot be used are set aside with a reason",
+        "6b": "JPEG frames named by label, patient, image and version; files that cannot be used are set aside "
+        "with a reason",
         "7": f"Every file decoded and hashed; {facts['quarantined']} files or regions set aside (quarantine.csv); "
-        f"{facts['duplicate_groups']} groups of near-duplicates kept together; scanner frame and burned-in text blanked; "
-        "letterboxed, never stretched",
+        f"{facts['duplicate_groups']} groups of near-duplicates kept together; scanner frame and burned-in text "
+        "blanked; letterboxed, never stretched",
         "8a": f"Class ({_sides(classes)}) in file name or table; how it was found is not reported",
         "9a": "The image" + (f", and {', '.join(_columns(result))}" if _columns(result) else " alone"),
         "9b": f"{tables.DOMAIN_NAMES[domain]} of {best['image_size']} pixels a side, grey or colour, 8 bits",
         "10": f"All scans given; {gate.told_needed(settings['sensitivity'])}, and the test set has "
         f"{sum(test['patient_level']['confusion'][1])} malignant patients",
-        "11": f"Images are complete; {facts['without_region']} frames without a region are left out of the cropped domain",
-        "12a": "Parted by patient and near-duplicate into training, validation and test; the next run on the same scans keeps "
-        "the parts",
+        "11": f"Images are complete; {facts['without_region']} frames without a region are left out of the "
+        "cropped domain",
+        "12a": "Parted by patient and near-duplicate into training, validation and test; the next run on the same "
+        "scans keeps the parts",
         "12b": f"Input scaled as {best['backbone']}'s pre-trained weights expect "
         f"(keras.applications.{backbones.get(best['backbone']).module})",
-        "12c": f"{best['backbone']}, global average pooling, softmax; recipe {training['recipe']}, start {best['weights']}, "
-        f"seed {training['seed']}; chosen among {len(result['models'])} models by {result['ranked_by'].replace('_', '-')} AUROC",
+        "12c": f"{best['backbone']}, global average pooling, softmax; recipe {training['recipe']}, start "
+        f"{best['weights']}, seed {training['seed']}; chosen among {len(result['models'])} models by "
+        f"{result['ranked_by'].replace('_', '-')} AUROC",
         "12d": "Intervals resample whole patients",
-        "12e": "AUROC, AUPRC, sensitivity, specificity, PPV, NPV, Brier score and calibration error with 95 % intervals "
-        f"({metrics.DRAWS} bootstrap draws of patients); plots of ROC, precision-recall, reliability and net benefit; by image and "
-        f"by patient ({AGGREGATION})",
-        "12f": f"Temperature {best['operating_point']['temperature']:.3f} and biases {_numbers(best['operating_point']['bias'][1:])}, fitted "
-        "on validation patients",
+        "12e": "AUROC, AUPRC, sensitivity, specificity, PPV, NPV, Brier score and calibration error with 95 % "
+        f"intervals ({metrics.DRAWS} bootstrap draws of patients); plots of ROC, precision-recall, reliability and net "
+        f"benefit; by image and by patient ({AGGREGATION})",
+        "12f": f"Temperature {best['operating_point']['temperature']:.3f} and biases "
+        f"{_numbers(best['operating_point']['bias'][1:])}, fitted on validation patients",
         "12g": "model.keras, temperature, bias and threshold of model.json, served over HTTP",
         "13": "Class weights in training"
         if training["recipe"] != "deck"
         else "None (the slide deck's recipe weighs no class)",
-        "15": f"Probability of {', '.join(classes.names)}; malignant from {best['operating_point']['threshold']:.4f} on, the "
-        f"highest threshold that caught {settings['sensitivity']:.0%} of malignant validation images",
+        "15": f"Probability of {', '.join(classes.names)}; malignant from "
+        f"{best['operating_point']['threshold']:.4f} on, the highest threshold that caught "
+        f"{settings['sensitivity']:.0%} of malignant validation images",
         "18f": "The code version stands in model.json",
         "20a": flow,
         "21": flow,
@@ -178,7 +191,8 @@ def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, An
         + (f"; {len(result['subgroups'])} subgroups in the report" if result["subgroups"] else "; no subgroups"),
         "26": "; ".join(
             [
-                f"prevalence of the test set {sum(test['confusion'][1]) / test['n']:.0%}, assumed in use {settings['prevalence']:.0%}",
+                f"prevalence of the test set {sum(test['confusion'][1]) / test['n']:.0%}, assumed in use "
+                f"{settings['prevalence']:.0%}",
                 "no external test set",
                 *result["audits"]["findings"].values(),
             ]

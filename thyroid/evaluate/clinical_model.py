@@ -1,9 +1,10 @@
-"""Did the clinical data help? clinical.csv beside the scans: explored, searched for leaks, and, if asked for, put to use.
+"""Find out whether clinical.csv helps: explore its columns, search them for leaks, and use them on request.
 
-Columns are explored, searched and fitted on development patients; what that was worth is told on the test set, where it
-decides nothing.
+Columns are explored, searched and fitted on development patients. Their worth is also measured on the test set, where
+it decides nothing.
 """
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,21 @@ from thyroid.evaluate import subgroups
 from thyroid.evaluate.predictions import Trained
 from thyroid.train import record
 
+log = logging.getLogger(__name__)
+
 ALL = "*"
 FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Beside:
-    """clinical.csv as it fits the scans.
+    """The content of clinical.csv for the scans in use.
 
     Attributes:
-        rows: usable columns, by the path of the scan.
-        groups: of scans for subgroups, by path.
-        notes: what could not be used, in words.
-        wanted: columns that the model may use.
+        rows: Usable columns, by the path of the scan.
+        groups: Subgroup of every scan in each column, by the path of the scan.
+        notes: Notes on what could not be used, in words.
+        wanted: Columns that the model may use.
     """
 
     rows: pd.DataFrame
@@ -44,13 +47,14 @@ class Beside:
 
 @dataclass
 class Benefit:
-    """What clinical data did for the winner.
+    """The effect of clinical data on the winner.
 
     Attributes:
-        head: what the model uses; None where the columns were not shown to help, or none was asked for.
-        tried: head on images and columns, and on columns alone, for the comparison on the test set; None where none was.
-        facts: as they stand in summary.json.
-        rows: of the columns that were tried, by the path of the scan.
+        head: Head that the model uses; None where the columns were not shown to help, or none was requested.
+        tried: Head on images and columns, and head on columns alone, for the comparison on the test set; None where no
+            column was tried.
+        facts: Facts as they appear in summary.json.
+        rows: Values of the columns that were tried, by the path of the scan.
     """
 
     head: Fusion | None = None
@@ -59,25 +63,29 @@ class Benefit:
     rows: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def fused(self, table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
-        """Unscaled predictions with what the columns add; as they are where the model uses none."""
+        """Add the columns to unscaled predictions. They stay as they are where the model uses no columns."""
         return table if self.head is None else _through(self.head, table, self.rows, classes)
 
 
 def parts(place: storage.Location) -> tuple[str, list[str]]:
-    """clinical.csv#age,sex as the file and the columns that the model may use."""
+    """Split a place such as clinical.csv#age,sex into the file and the columns that the model may use."""
     file, columns = storage.parted(place)
     return file, [name.strip() for name in columns.split(",") if name.strip()]
 
 
 def read(place: storage.Location, scans: pd.DataFrame) -> Beside:
-    """clinical.csv joined to the scans in use.
+    """Read clinical.csv and join it to the scans in use.
 
     Args:
-        place: the file; with #age,sex behind it these columns may be used by the model, with #* all.
-        scans: rows with path, patient and image, in use.
+        place: The file. A suffix such as #age,sex names the columns that the model may use; #* means all columns.
+        scans: Scans in use, with path, patient and image.
+
+    Returns:
+        The usable columns and the subgroups of every scan.
 
     Raises:
-        InputError: see `clinical_csv.read` and `clinical_csv.join`; or a column that is asked for cannot be used.
+        InputError: A requested column cannot be used, or the file cannot be read or joined (see `clinical_csv.read` and
+            `clinical_csv.join`).
     """
     file, wanted = parts(place)
     table = clinical_csv.read(Path(storage.file(file)))
@@ -102,20 +110,26 @@ def weigh(
     pictures: Path,
     seed: int,
 ) -> Benefit:
-    """Explore the columns, find those that give the class away, and try the others beside the winner's images.
+    """Explore the columns, find those that give the class away, and try the other requested ones.
 
-    The head is fitted on patients that the network did not learn from: out of fold where the winner was cross-validated, else
-    validation patients. It is used only if, cross-fitted by patient there, it is better than the images alone with its whole
-    interval.
+    The head is fitted on patients that the network did not learn from: development patients out of fold where the
+    winner was cross-validated, otherwise validation patients. It is cross-fitted on them by patient, and used only if
+    the whole interval of its difference from the images alone is above 0.
 
     Args:
-        data: data version of `crop`.
-        winner: the winning training.
-        validation: its unscaled validation predictions in the serving domain.
-        serving_domain: where models are compared.
-        beside: of `read`.
-        pictures: folder for the plots.
-        seed: of folds and bootstrap.
+        data: Data version of `crop`.
+        winner: Training of the winner.
+        validation: The winner's unscaled validation predictions in the serving domain.
+        serving_domain: Domain in which models are compared.
+        beside: Result of `read`.
+        pictures: Folder for the plots.
+        seed: Seed of folds and bootstrap.
+
+    Returns:
+        The effect of the columns. If they could not be tried, its facts give the reason (`not_tried`).
+
+    Raises:
+        InputError: The columns cannot be searched for leaks (see `association.leaks`).
     """
     classes = kinds.of(winner.facts)
     scans = tables.used(tables.read(data)[0])
@@ -125,7 +139,7 @@ def weigh(
     facts: dict[str, Any] = {"notes": beside.notes, "columns": list(beside.rows), "wanted": beside.wanted}
     if beside.rows.empty or not len(beside.rows.columns):
         return Benefit(facts=facts | {"leaks": {"columns": [], "findings": []}, "used": []})
-    print(f"clinical.csv: {len(beside.rows.columns)} columns, of {len(development)} development scans", flush=True)
+    log.info(f"clinical.csv: {len(beside.rows.columns)} columns, of {len(development)} development scans")
     facts["explored"] = association.explore(known, truth, patient, classes.names, seed)
     facts["pictures"] = association.draw(facts["explored"], pictures)
     facts["leaks"] = association.leaks(known, truth, patient, classes.names, classes.positive, seed)
@@ -137,8 +151,8 @@ def weigh(
 
     try:
         return _try(data, winner, validation, serving_domain, beside, columns, facts, seed)
-    except InputError as error:  # an evaluation does not end for it
-        print(f"clinical columns were not tried: {error}")
+    except InputError as error:  # clinical columns are optional: the evaluation goes on without them
+        log.info(f"clinical columns were not tried: {error}")
         return Benefit(facts=facts | {"used": [], "not_tried": str(error)})
 
 
@@ -152,7 +166,7 @@ def _try(
     facts: dict[str, Any],
     seed: int,
 ) -> Benefit:
-    """The columns beside the winner's images, on patients that it did not learn from."""
+    """Fit and compare heads on images and columns, with patients that the winner did not learn from."""
     classes = kinds.of(winner.facts)
     seen, fold = _unseen(data, winner, validation, serving_domain)
     rows, p = beside.rows.loc[seen["path"], columns].reset_index(drop=True), seen[classes.columns].to_numpy()
@@ -172,14 +186,16 @@ def _try(
 
 
 def tell_on_test(benefit: Benefit, images: pd.DataFrame, raw: pd.DataFrame, classes: Classes, seed: int) -> None:
-    """Add to the facts what images, columns and both are worth on the same test patients.
+    """Compare images, columns and both on the same test patients, and add the result to the facts.
+
+    Nothing is added where no column was tried.
 
     Args:
-        benefit: of `weigh`.
-        images: test predictions of the images alone, at their operating point.
-        raw: the same, not scaled.
-        classes: that there are.
-        seed: of the bootstrap.
+        benefit: Result of `weigh`; its facts are changed.
+        images: Test predictions of the images alone, at their operating point.
+        raw: The same predictions, unscaled.
+        classes: Classes of the data version.
+        seed: Seed of the bootstrap.
     """
     if benefit.tried is None:
         return
@@ -194,7 +210,10 @@ def tell_on_test(benefit: Benefit, images: pd.DataFrame, raw: pd.DataFrame, clas
 
 
 def _unseen(data: Path, winner: Trained, validation: pd.DataFrame, domain: str) -> tuple[pd.DataFrame, str]:
-    """Unscaled predictions of patients that the network did not learn from, with the path of each scan, and which these are."""
+    """Return unscaled predictions of patients that the network did not learn from, and which patients these are.
+
+    The predictions have the path of each scan.
+    """
     if winner.facts["folds"] and not winner.facts["only_fold"]:
         paths = tables.examples(data, domain).set_index("name")["path"]
         table = record.out_of_fold(winner.folder, domain)
@@ -203,5 +222,6 @@ def _unseen(data: Path, winner: Trained, validation: pd.DataFrame, domain: str) 
 
 
 def _through(head: Fusion, table: pd.DataFrame, rows: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+    """Replace the probabilities of `table` by those of the head, with the clinical rows of the same scans."""
     answers, _ = head.predict(table[classes.columns].to_numpy(), rows.loc[table["path"]].reset_index(drop=True))
     return table.assign(**dict(zip(classes.columns, answers.T, strict=True)))

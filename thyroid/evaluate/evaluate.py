@@ -1,9 +1,10 @@
-"""Lock every model's operating point, choose the winner, score the test set, audit, and decide whether it may be released.
+"""Lock operating points, choose the winner, score the test set, audit the winner and decide whether it may be released.
 
 python -m thyroid.evaluate --data DIR --models DIR [DIR ...] --output DIR
 """
 
 import argparse
+import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -32,13 +33,21 @@ from thyroid.train import plots as training_plots
 from thyroid.train import record
 from thyroid.train.settings import Settings
 
+log = logging.getLogger(__name__)
+
 WORST = 4
-"""False negatives, and false positives, that the report shows."""
+"""Number of false negatives, and of false positives, that the report shows."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Folder with predictions.parquet, evaluation.json (`facts`), report.html, plots/, patients.csv and the winner's artefact."""
+    """The output of an evaluation.
+
+    Attributes:
+        folder: Folder with predictions.parquet, operating_points.json, evaluation.json, report.html, plots/,
+            patients.csv and the winner's artefact (artefact/).
+        facts: Content of evaluation.json.
+    """
 
     folder: Path
     facts: dict[str, Any]
@@ -57,30 +66,36 @@ def evaluate(
     waive: Sequence[str] = (),
     seed: int = 0,
 ) -> Evaluated:
-    """Score `models`, choose the one with the highest AUROC in the serving domain, and put it before the champion gate.
+    """Score `models`, choose the one with the highest AUROC in the serving domain, and submit it to the champion gate.
 
-    Each model's temperature, bias and threshold are locked on validation patients of the serving domain. The winner is chosen
-    on these patients, too, or, where every model was cross-validated (`train --folds`), on all development patients, each
-    scored by a model that did not see them. Both are written to operating_points.json before any test image is read. The
-    test set is scored for the report and the gate, and never chooses.
+    Each model's temperature, bias and threshold are locked on validation patients of the serving domain. The winner is
+    chosen on the same patients. Where every model was cross-validated (`train --folds`), it is chosen on all
+    development patients instead, each scored by a model that did not see them. The operating points and the winner are
+    written to operating_points.json before any test image is read. The test set is scored for the report and the gate,
+    and never chooses.
 
     Args:
-        data: data version of `crop`.
-        models: folders of `train`.
-        output: folder to write to.
-        serving_domain: where models are compared; None for the first trained domain.
-        sensitivity: that the threshold must reach on validation, above 0, at most 1.
-        abstain: share of validation images to leave undecided, 0 to below 1.
-        prevalence: share of malignant nodules where the model would be used, between 0 and 1.
-        clinical: clinical.csv with columns to explore and to look at subgroups by, and which of them the model may use; see
-            `clinical_model.read`.
-        registry_root: root of the registry whose champion the winner is held against; None for none.
-        waive: audits whose failure the gate lets pass, see `gate.WAIVABLE`.
-        seed: of the bootstrap.
+        data: Data version of `crop`.
+        models: Output folders of `train`.
+        output: Folder to write to.
+        serving_domain: Domain in which the models are compared; None for the first trained domain.
+        sensitivity: Sensitivity that the threshold must reach on validation, above 0, at most 1.
+        abstain: Share of validation images to leave undecided, 0 to below 1.
+        prevalence: Share of malignant nodules where the model would be used, between 0 and 1.
+        clinical: clinical.csv, whose columns are explored and define subgroups, and the columns that the model may use;
+            see `clinical_model.read`. None for no clinical data.
+        registry_root: Root of the registry whose champion the winner is compared with; None for no registry.
+        waive: Audits whose failure the gate ignores; see `gate.WAIVABLE`.
+        seed: Seed of the bootstrap, 0 to 4294967295.
+
+    Returns:
+        The output folder and the content of its evaluation.json.
 
     Raises:
-        InputError: no model, a model of another data version, one backbone twice on a domain, a serving domain without
-            images, a test or validation part with one class, or an argument out of range.
+        InputError: There is no model, a model is of another data version, one backbone is given twice on a domain, the
+            serving domain has no images, the test or validation part has one class only, clinical.csv cannot be used,
+            or an argument is out of range.
+        RuntimeError: OpenVINO could not convert the winner's network.
     """
     started = time.monotonic()
     operating_point.check(sensitivity, abstain, prevalence)
@@ -117,7 +132,7 @@ def evaluate(
 
     test = []
     for one in trained:
-        print(f"scoring {one.facts['backbone']} trained on {one.facts['train_domain']} on test", flush=True)
+        log.info(f"scoring {one.facts['backbone']} trained on {one.facts['train_domain']} on test")
         raw = predictions.predict(data, networks[one.key], one.facts, domains, "test", decode)
         if one is winner:
             by_images = predictions.at_point(raw.copy(), images_alone, classes)
@@ -140,7 +155,7 @@ def evaluate(
     ]
     best, point, network = ranking[0], points[winner.key], networks[winner.key]
     tested = predictions.of_model(table, best, serving_domain, "test")
-    print(f"auditing {winner.facts['backbone']} trained on {winner.facts['train_domain']}", flush=True)
+    log.info(f"auditing {winner.facts['backbone']} trained on {winner.facts['train_domain']}")
     audited = audits.audit(
         data, serving_domain, winner.facts, network, winner.parts, seen_by_images, seed, decode, registry_root
     ).facts()
@@ -210,7 +225,7 @@ def evaluate(
 
 
 def _clean(output: Path) -> None:
-    """Nothing of an earlier evaluation may be taken for this one's."""
+    """Remove the results of an earlier evaluation, so that they cannot be mistaken for those of this one."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "evaluation.json").unlink(missing_ok=True)
     for name in ("plots", "artefact"):
@@ -221,7 +236,10 @@ def _clean(output: Path) -> None:
 def _load(
     data: Path, trained: Sequence[Trained], serving_domain: str, decode: inputs.Decode
 ) -> dict[tuple[str, str], Network]:
-    """Every model's network, which has answered to the validation images: TensorFlow prepares a graph on one core."""
+    """Load every model's network and score the validation images with it.
+
+    The networks are loaded in parallel, because TensorFlow prepares a graph on one core.
+    """
     table = predictions.examples(data, serving_domain, "validation")
     sizes = {one.facts["image_size"] for one in trained}
     pixels = {size: decode(table, size) for size in sizes}
@@ -246,10 +264,10 @@ def _lock(
     sensitivity: float,
     abstain: float,
 ) -> tuple[list[pd.DataFrame], dict[tuple[str, str], OperatingPoint]]:
-    """Validation predictions of every model in the serving domain, and the operating point that they give."""
+    """Return every model's validation predictions in the serving domain, and the operating points locked on them."""
     locked, points = [], {}
     for one in trained:
-        print(f"locking {one.facts['backbone']} trained on {one.facts['train_domain']} on validation", flush=True)
+        log.info(f"locking {one.facts['backbone']} trained on {one.facts['train_domain']} on validation")
         table = predictions.predict(data, networks[one.key], one.facts, [serving_domain], "validation", decode)
         points[one.key] = operating_point.lock(table, classes, sensitivity, abstain)
         locked.append(predictions.at_point(table, points[one.key], classes))
@@ -259,7 +277,7 @@ def _lock(
 def _choose(
     trained: Sequence[Trained], validation: Sequence[pd.DataFrame], serving_domain: str, seed: int
 ) -> tuple[str, list[tuple[Trained, dict[str, dict[str, float | None]]]]]:
-    """What ranks the models, and the models with the AUROC that does, best first."""
+    """Return the name of the AUROC that ranks the models, and the models with their AUROCs, best first."""
     rows = []
     for one, table in zip(trained, validation, strict=True):
         found = {"validation": performance.auroc(table, seed)}
@@ -290,7 +308,7 @@ def _row(
     prevalence: float,
     seed: int,
 ) -> dict[str, Any]:
-    """One row of the ranking, as it stands in summary.json."""
+    """Build one row of the ranking, as it appears in summary.json."""
     model = one.facts
     kept = ("backbone", "train_domain", "recipe", "weights", "image_size", "parameters", "checkpoint", "seconds")
     starts = {"starts": model["starts"]} if "starts" in model else {}
@@ -324,7 +342,7 @@ def _locked(
     prevalence: float,
     seed: int,
 ) -> dict[str, Any]:
-    """What the operating point reached on the images that it was locked on."""
+    """Measure the operating point on the images that it was locked on."""
     locked = predictions.of_model(table, one.facts, serving_domain, "validation")
     found = performance.of(locked, classes, point, prevalence, seed)
     kept = ("n", "patients", "macro_auroc", "sensitivity", "specificity", "ece", "ece_unscaled")
@@ -344,7 +362,7 @@ def _other_audits(
     seed: int,
     registry_root: Location | None,
 ) -> list[dict[str, Any]]:
-    """The winner's backbone in the other domains that it was trained on, each model on its own domain."""
+    """Audit the models with the winner's backbone that were trained on other domains, each on its own domain."""
     done = []
     for one in trained:
         domain = one.facts["train_domain"]
@@ -358,7 +376,7 @@ def _other_audits(
 
 
 def _what_is_new(changed: changes.Changes, tested: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """What has changed since the last registered model, and how the winner does on test images that are new and on the others."""
+    """Report what has changed since the last registered model, and the winner's AUROC on new and known test images."""
     parts = {"test_new": tested[tested["new"]], "test_known": tested[~tested["new"]]}
     return changed.facts() | {
         name: {"images": len(part), "patients": int(part["patient"].nunique())}
@@ -368,7 +386,7 @@ def _what_is_new(changed: changes.Changes, tested: pd.DataFrame, seed: int) -> d
 
 
 def _images(data: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Predictions with the full paths of their images, as `inputs.decode` wants them."""
+    """Give predictions the full paths of their images, as `inputs.decode` needs them."""
     root = tables.images(data)
     return table.assign(file=[str(root / file) for file in table["file"]])
 
@@ -382,7 +400,7 @@ def _worst_cases(
     size: int,
     folder: Path,
 ) -> dict[str, int]:
-    """Draw the surest mistakes with their heat maps; returns how many mistakes of each kind there are."""
+    """Draw the most confident mistakes with their heat maps, and return the number of mistakes of each kind."""
     positive = tested["label"] == CLASSES[POSITIVE]
     called = tested[SCORE] >= point.threshold
     counts = {}
@@ -408,7 +426,7 @@ def _worst_cases(
 def _domain_matrix(
     table: pd.DataFrame, rows: Sequence[dict[str, Any]], domains: Sequence[str], seed: int
 ) -> dict[str, Any]:
-    """All four cells of every backbone that was trained on both domains, by backbone."""
+    """Compare train and test domains (four cells) for every backbone that was trained on both, by backbone."""
     matrix = {}
     for backbone in dict.fromkeys(row["backbone"] for row in rows):
         mine = [row for row in rows if row["backbone"] == backbone]
@@ -433,7 +451,10 @@ def _draw(
     for row in progress.bar(result["models"], len(result["models"]), "draw", "network"):
         tested = predictions.of_model(table, row, domain, "test")
         point = points[row["backbone"], row["train_domain"]]
-        title = f"{row['backbone']} trained on {tables.DOMAIN_NAMES[row['train_domain']]},\ntest set of {tables.DOMAIN_NAMES[domain]}"
+        title = (
+            f"{row['backbone']} trained on {tables.DOMAIN_NAMES[row['train_domain']]},\n"
+            f"test set of {tables.DOMAIN_NAMES[domain]}"
+        )
         name = f"{row['backbone']}-{row['train_domain']}"
         plots.draw(
             tested,
@@ -476,36 +497,41 @@ def _draw(
 
 def _tell(result: dict[str, Any]) -> None:
     domain, name = result["serving_domain"], report.CHOSEN_BY[result["ranked_by"]]
-    print(f"\nRanking by {name} AUROC in the {domain} domain (95 % intervals over patients)")
-    print(f"{'model':<28}{name:<24}{'test':<24}{'accuracy':>9}{'majority':>10}{'parameters':>13}{'MB':>7}")
+    log.info(f"\nRanking by {name} AUROC in the {domain} domain (95 % intervals over patients)")
+    log.info(f"{'model':<28}{name:<24}{'test':<24}{'accuracy':>9}{'majority':>10}{'parameters':>13}{'MB':>7}")
     for row in result["models"]:
         test = row["test"][domain]
-        print(
+        log.info(
             f"{row['backbone'] + ' (' + row['train_domain'] + ')':<28}"
             f"{metrics.Interval.of(row[result['ranked_by']])!s:<24}{metrics.Interval.of(test['auroc'])!s:<24}"
             f"{test['accuracy']:>9.3f}{test['majority']:>10.3f}{row['parameters']:>13,}{row['bytes'] / 1e6:>7.0f}"
         )
     best = result["models"][0]
-    print(f"Winner, chosen by {name}: {best['backbone']} trained on {best['train_domain']}")
+    log.info(f"Winner, chosen by {name}: {best['backbone']} trained on {best['train_domain']}")
     at = best["test"][domain]
-    print(
+    log.info(
         f"Threshold {best['operating_point']['threshold']:.3f}, locked on validation for a sensitivity of "
-        f"{result['settings']['sensitivity']:.2f}: on test images sensitivity {metrics.Interval.of(at['sensitivity'])}, "
-        f"specificity {metrics.Interval.of(at['specificity'])}"
+        f"{result['settings']['sensitivity']:.2f}: on test images sensitivity "
+        f"{metrics.Interval.of(at['sensitivity'])}, specificity {metrics.Interval.of(at['specificity'])}"
     )
     for diagnosis in result["diagnosis"]:
         for name, text in diagnosis["findings"].items():
-            print(f"WARNING, {diagnosis['backbone']} trained on {diagnosis['train_domain']}, {name}: {text}")
+            log.warning(f"WARNING, {diagnosis['backbone']} trained on {diagnosis['train_domain']}, {name}: {text}")
     for audited in (result["audits"], *result["other_audits"]):
         for name, text in audited["findings"].items():
-            print(f"WARNING, {name} audit of the {audited['domain']} domain: {text}")
-    print(f"Gate: {result['gate']['decision']}")
+            log.warning(f"WARNING, {name} audit of the {audited['domain']} domain: {text}")
+    log.info(f"Gate: {result['gate']['decision']}")
     for reason in result["gate"]["reasons"]:
-        print(f"  {reason}")
+        log.info(f"  {reason}")
 
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the evaluation with the options of the command line.
+
+    Args:
+        argv: Arguments without the program's name; None for those of the process.
+    """
     parser = argparse.ArgumentParser(prog="python -m thyroid.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.crop")
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders of thyroid.train")

@@ -1,4 +1,7 @@
-"""May the candidate replace the champion? Floors, a paired comparison on the same test images, and the audits."""
+"""Decide whether the candidate may replace the champion.
+
+The decision rests on floors, on a paired comparison with the champion on the same test images, and on the audits.
+"""
 
 import hashlib
 import math
@@ -25,35 +28,55 @@ if TYPE_CHECKING:
     from thyroid.model.inputs import Decode
 
 MARGIN = 0.05
-"""The candidate's AUROC may be this much below the champion's; the lower bound of the difference must show that it is not more."""
+"""Largest loss of AUROC against the champion. The lower bound of the difference must be above minus this margin."""
 SENSITIVITY_SLACK = 0.05
-"""Sensitivity on test patients may be this much below the one that the threshold was locked for."""
+"""The sensitivity on test patients may be this much below the one that the threshold was locked for."""
 SPECIFICITY = 0.30
-"""Floor by test patient. A threshold that calls everybody malignant has a perfect sensitivity and decides nothing; below this one,
-more than two in three benign patients would still be sent to a biopsy."""
+"""Floor of the specificity by test patient.
+
+A threshold that calls everybody malignant has a perfect sensitivity and decides nothing. Below this floor, more than
+two in three benign patients would still be sent to a biopsy.
+"""
 SPECIFICITY_MARGIN = 0.10
-"""The candidate's specificity by patient may be this much below the champion's, each at its own threshold. It is twice the margin of
-the AUROC: a threshold rests on the few lowest malignant patients, so it moves more than the order of all patients does."""
+"""Largest loss of specificity by patient against the champion, each model at its own threshold.
+
+It is twice the margin of the AUROC: a threshold rests on the few lowest malignant patients, so it moves more than the
+order of all patients does.
+"""
 VALIDATION_PATIENTS = 10
-"""Malignant validation patients behind a threshold. With fewer than this, one patient holds more than a tenth of the sensitivity, and a
-single wrong label moves the threshold to wherever that patient's score is."""
+"""Smallest number of malignant validation patients behind a threshold.
+
+With fewer, one patient holds more than a tenth of the sensitivity, and a single wrong label moves the threshold to that
+patient's score.
+"""
 CALIBRATION_CEILING = 0.10
-"""Of the expected calibration error on the test set beyond what as many perfectly calibrated probabilities would show."""
+"""The expected calibration error on the test set may exceed that of perfectly calibrated probabilities by this much."""
 PATIENTS = 10
-"""Test patients of each class, below which no figure is good enough to release a model by."""
+"""Smallest number of test patients of each class. With fewer, no metric is reliable enough to release a model."""
 SUBGROUP_AUROC = 0.6
-"""Floor of the AUROC of every subgroup that is not marked small; its sensitivity by image has the floor of the patients'."""
+"""Floor of the AUROC of every subgroup that is not marked small.
+
+The sensitivity of such a subgroup, by image, has the same floor as the sensitivity by patient.
+"""
 
 AUDITS = ("shortcut", "leakage")
 WAIVABLE = (*AUDITS, "clinical")
 
 _NEEDED = ("classes", "positive", "ordered", "temperature", "bias", "threshold", "thresholds")
-"""What a champion's model.json must say to be scored."""
+"""Fields that model.json of a champion must have so that it can be scored."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One condition: what was asked, what was found, and whether it holds. `waived`: it does not, and somebody answers for it."""
+    """One criterion of the gate.
+
+    Attributes:
+        name: Name of the criterion.
+        asked: What was asked, in words.
+        found: What was found, in words.
+        passed: Whether the criterion holds.
+        waived: Whether it fails and was waived by name, so that somebody answers for it.
+    """
 
     name: str
     asked: str
@@ -64,10 +87,14 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Champion:
-    """A champion on the candidate's test images, in their order: its scores, or the reason why it has none.
+    """A champion on the candidate's test images: its scores, or the reason why it has none.
 
-    Without a champion (version None) the problem is why it was not looked for. The threshold is the champion's own, on the
-    scale of its scores. The note is what could not be compared of the scans that it learnt from.
+    Attributes:
+        version: Version in the registry; None where there is no champion.
+        scores: Probability of malignant for each test image, in the order of the images; None where it was not scored.
+        threshold: The champion's own threshold, on the scale of its scores.
+        problem: Why it has no scores, or, without a version, why no champion was looked for.
+        note: What could not be compared of the scans that it was trained on.
     """
 
     version: int | None
@@ -77,16 +104,16 @@ class Champion:
     note: str | None = None
 
     def calls(self, scores: Any) -> Any:
-        """Whether each of `scores` reaches the threshold."""
+        """Return whether each of `scores` reaches the threshold."""
         assert self.threshold is not None
         return np.asarray(scores, float) >= self.threshold
 
 
 def check_waivers(waive: Sequence[str]) -> tuple[str, ...]:
-    """Names of audits to waive.
+    """Check the names of the audits to waive, and remove duplicates.
 
     Raises:
-        InputError: a name that is none.
+        InputError: A name is not in `WAIVABLE`.
     """
     for name in waive:
         if name not in WAIVABLE:
@@ -95,7 +122,7 @@ def check_waivers(waive: Sequence[str]) -> tuple[str, ...]:
 
 
 def test_digest(test: pd.DataFrame) -> str:
-    """Names a test set: SHA-256 over the sorted hashes of its images."""
+    """Return the SHA-256 over the sorted hashes of the images in a test set. It identifies the test set."""
     return hashlib.sha256("\n".join(sorted(test["sha256"])).encode()).hexdigest()
 
 
@@ -110,23 +137,26 @@ def rivals(
 ) -> tuple[Champion, Champion | None]:
     """Score the registry's champion and its anchor on the candidate's test images.
 
-    Candidates that are each a little worse than the last one would pass a comparison with the champion alone, for ever. The
-    anchor is a champion that stays until another one is shown to be better than it, so the losses cannot add up.
+    A series of candidates, each a little worse than the last one, would always pass a comparison with the champion
+    alone. The anchor is a champion that stays until another one is shown to be better than it, so the losses cannot add
+    up.
 
-    A model that cannot be compared fairly (other classes, another serving domain, trained on images or patients that are now in
-    the test set, patients named with another key, damaged) is a reason to refuse the candidate, not to crash: somebody has to look.
+    A model that cannot be compared fairly leads to a refusal of the candidate, not to a crash, because somebody has to
+    look. Such a model has other classes or another serving domain, was trained on images or patients that are now in
+    the test set, names its patients with another key, uses clinical columns that are missing now, or is damaged.
 
     Args:
-        root: of the registry; None for no registry.
-        test: the test images as `tables.examples` gives them.
-        classes: of the candidate.
-        domain: the serving domain.
-        judging: every scan of the test set as in `overlap.find`, none of which the champion may have been developed on.
-        rows: clinical columns of the test images, in their order; None where there are none.
-        decode: who reads the images; None for `inputs.decode`.
+        root: Root of the registry; None for no registry.
+        test: Test images as `tables.examples` gives them.
+        classes: Classes of the candidate.
+        domain: Serving domain of the candidate.
+        judging: Every scan of the test set, as in `overlap.find`. The champion must not have been developed on any of
+            them.
+        rows: Clinical columns of the test images, in the same order; None where there are none.
+        decode: Function that reads the images; None for `inputs.decode`.
 
     Returns:
-        The champion, and the anchor where it is another version.
+        The champion, and the anchor if it is another version, otherwise None.
     """
     if root is None:
         return Champion(None, problem="no registry was given: not compared with any champion"), None
@@ -149,10 +179,10 @@ def _scored(
     rows: pd.DataFrame | None,
     decode: "Decode | None",
 ) -> Champion:
-    """A version on the candidate's test images; arguments as of `rivals`."""
-    from thyroid.model import inputs  # TensorFlow: the options of a run are checked without it
+    """Score a version on the candidate's test images. The arguments are those of `rivals`."""
+    from thyroid.model import inputs  # imports TensorFlow, which checking the options of a run does not need
 
-    folder = registry.locate(root, str(version))  # a registry that is away refuses nobody
+    folder = registry.locate(root, str(version))  # outside try: an unreachable registry must not refuse the candidate
     try:
         registry.check(root, folder)
         facts = artefacts.verify(folder, (*_NEEDED, "serving_domain", "image_size"))
@@ -162,7 +192,8 @@ def _scored(
         if facts["serving_domain"] != domain:
             return Champion(
                 version,
-                problem=f"it serves {facts['serving_domain']} images and the candidate {domain} ones (set --serving-domain)",
+                problem=f"it serves {facts['serving_domain']} images and the candidate {domain} "
+                "ones (set --serving-domain)",
             )
         learnt = changes.scans_of(folder)
         seen = overlap.find(root, learnt[learnt["split"] != "test"], judging)
@@ -200,25 +231,27 @@ def decide(
     clinical: dict[str, Any] | None = None,
     anchor: Champion | None = None,
 ) -> dict[str, Any]:
-    """The decision, with every criterion and its figures.
+    """Decide whether the candidate may replace the champion, and list every criterion.
 
     Args:
-        row: the candidate's figures as in summary.json: its operating point, and what it reached on validation and on test.
-        domain: the serving domain.
-        test: the candidate's test predictions there: sha256, label, patient and the probability of malignant.
-        audited: facts of `audits.Audits`.
-        subgroups: rows of `subgroups.figures`.
-        current: the champion on the same images.
-        sensitivity: that the threshold was locked for.
-        waive: names of audits whose failure does not count.
-        seed: of the bootstrap.
-        clinical: facts of `clinical_model.Benefit`; None where there is no clinical.csv.
-        anchor: the anchor on the same images; None where it is the champion, or there is none.
+        row: The candidate's row of the ranking as in summary.json: its operating point, and its metrics on validation
+            and on test.
+        domain: Serving domain.
+        test: The candidate's test predictions in this domain: sha256, label, patient and the probability of malignant.
+        audited: Facts of `audits.Audits`.
+        subgroups: Rows of `subgroups.figures`.
+        current: The champion on the same images.
+        sensitivity: Sensitivity that the threshold was locked for.
+        waive: Names of audits whose failure does not count.
+        seed: Seed of the bootstrap.
+        clinical: Facts of `clinical_model.Benefit`; None where there is no clinical.csv.
+        anchor: The anchor on the same images; None where it is the champion, or there is none.
 
     Returns:
-        decision ("promoted" or "refused"), reasons, criteria, champion (version or null), test_digest, waived, the
-        comparison with the champion and that with the anchor where there are such, and ahead_of: the anchor's version if the
-        candidate is shown to be better than it, else null.
+        decision ("promoted" or "refused"), reasons, criteria, champion and anchor (version or null), comparison and
+        anchor_comparison (with the champion and with the anchor; null where there was none), waived (names of
+        criteria), test_digest, and ahead_of: the version of the anchor (of the champion, where that is the anchor) if
+        the candidate is shown to be better than it, otherwise null.
     """
     figures = row["test"][domain]
     criteria = [
@@ -274,13 +307,20 @@ def decide(
 
 
 def _passed(facts: dict[str, Any], name: str) -> bool:
-    """Whether the audit `name` ("shortcut" or "leakage") ran and found nothing."""
+    """Return whether the audit `name` ("shortcut" or "leakage") ran and found nothing."""
     ran = bool(facts["kept"]) if name == "shortcut" else "patients_across_splits" in facts["leakage"]
     return ran and name not in facts["findings"]
 
 
 def why_not_judged(audited: dict[str, Any]) -> str | None:
-    """Why the shortcut rule could not judge, of the facts of `audits.Audits`; None if it did or nothing is known."""
+    """Return why the shortcuts could not be judged.
+
+    Args:
+        audited: Facts of `audits.Audits`.
+
+    Returns:
+        The reason in words; None if they were judged, or no reason is known.
+    """
     judged = ("blanked_nodule", "model_on_blanked_nodule")
     names = [*(f"{name}, judged" for name in judged), *judged, "whole_image"]
     return (
@@ -301,7 +341,10 @@ def _size(figures: dict[str, Any]) -> Criterion:
 
 
 def _every_class(figures: dict[str, Any]) -> list[Criterion]:
-    """Where there are more classes than two sides: enough patients of each, and all of them told apart better than chance."""
+    """Return the criteria for more than two classes.
+
+    They are enough patients of each class, and a macro AUROC above chance.
+    """
     if len(figures["classes"]) == len(CLASSES):
         return []
     few = [f"{name} has {row['patients']}" for name, row in figures["classes"].items() if row["patients"] < PATIENTS]
@@ -320,12 +363,23 @@ def _every_class(figures: dict[str, Any]) -> list[Criterion]:
 
 
 def given_away(clinical: dict[str, Any] | None) -> list[str]:
-    """Findings that the clinical columns, of which the model uses some, may together be what the label was made from."""
+    """Return findings that the clinical columns together may be what the label was made from.
+
+    Args:
+        clinical: Facts of `clinical_model.Benefit`; None where there is no clinical.csv.
+
+    Returns:
+        The findings in words; none where the model uses no columns.
+    """
     return [] if clinical is None or not clinical["used"] else clinical["leaks"]["together"]["findings"]
 
 
 def _columns(facts: dict[str, Any], waive: Sequence[str]) -> Criterion:
-    """Columns that give the class away alone are never used; together they may still be what the label was made from."""
+    """Return the criterion of the clinical columns.
+
+    A column that gives the class away alone is never used, but several together may still be what the label was made
+    from.
+    """
     together = given_away(facts)
     found = f"nothing found in {', '.join(facts['used'])}" if facts["used"] else "the model uses none"
     asked = "those that the model uses do not give the class away"
@@ -344,7 +398,10 @@ def _better_than_chance(figures: dict[str, Any]) -> Criterion:
 
 
 def _sensitivity(figures: dict[str, Any], target: float) -> Criterion:
-    """By patient: patients are the independent units, so the exact bound holds."""
+    """Return the criterion of the sensitivity by patient.
+
+    Patients are the independent units, so the exact bound holds.
+    """
     floor = target - SENSITIVITY_SLACK
     missed, caught = figures["patient_level"]["confusion"][POSITIVE]
     malignant = missed + caught
@@ -367,7 +424,7 @@ def _behind_the_threshold(patients: int) -> Criterion:
 
 
 def _specificity(figures: dict[str, Any]) -> Criterion:
-    """By patient, as the sensitivity."""
+    """Return the criterion of the specificity, which is by patient like the sensitivity."""
     name, asked = "specificity", f"at least {SPECIFICITY:.2f} of benign test patients at the locked threshold"
     spared, alarmed = figures["patient_level"]["confusion"][1 - POSITIVE]
     benign = spared + alarmed
@@ -379,7 +436,7 @@ def _specificity(figures: dict[str, Any]) -> Criterion:
 
 
 def _as_specific(test: pd.DataFrame, threshold: float, name: str, rival: Champion, seed: int) -> Criterion:
-    """Both by patient, each at its own threshold."""
+    """Compare the specificities of candidate and rival by patient, each at its own threshold."""
     asked = f"lower bound of the specificity difference above -{SPECIFICITY_MARGIN:.2f}"
     rows = test.assign(malignant=test["label"] == CLASSES[POSITIVE], other=rival.scores)
     patients = rows.groupby("patient").agg({"malignant": "any", SCORE: "mean", "other": "mean"}).reset_index()
@@ -398,13 +455,16 @@ def _as_specific(test: pd.DataFrame, threshold: float, name: str, rival: Champio
 
 
 def patients_needed(sensitivity: float) -> int | None:
-    """Malignant patients, all caught, from which on the exact lower bound reaches `sensitivity`; None for 1, which none shows."""
-    # Clopper and Pearson's lower bound of n of n is alpha / 2 to the power 1 / n
+    """Return how many malignant patients must all be caught for the exact lower bound to reach `sensitivity`.
+
+    Returns None for a sensitivity of 1, which no number of patients can show.
+    """
+    # Clopper and Pearson's lower bound for n of n is alpha / 2 to the power 1 / n
     return None if sensitivity >= 1 else max(1, math.ceil(math.log((1 - metrics.LEVEL) / 2) / math.log(sensitivity)))
 
 
 def told_needed(sensitivity: float) -> str:
-    """`patients_needed` in words."""
+    """Describe the result of `patients_needed` in words."""
     needed = patients_needed(sensitivity)
     if needed is None:
         return f"no number of patients shows a sensitivity of {sensitivity:.0%}"
@@ -414,16 +474,19 @@ def told_needed(sensitivity: float) -> str:
 def _calibration(figures: dict[str, Any]) -> Criterion:
     return Criterion(
         "calibration",
-        f"expected calibration error at most {CALIBRATION_CEILING:.2f} above that of perfectly calibrated probabilities",
-        f"{metrics.Interval.of(figures['ece'])}, against {figures['ece_if_calibrated']:.3f} of perfectly calibrated ones",
+        f"expected calibration error at most {CALIBRATION_CEILING:.2f} above that of perfectly calibrated "
+        "probabilities",
+        f"{metrics.Interval.of(figures['ece'])}, against {figures['ece_if_calibrated']:.3f} of perfectly calibrated "
+        "ones",
         figures["ece"]["value"] - figures["ece_if_calibrated"] <= CALIBRATION_CEILING,
     )
 
 
 def _subgroups(rows: Sequence[dict[str, Any]], target: float, current: Champion) -> list[Criterion]:
-    """Floors, and, where the champion was scored, no group that lost what all patients together may not lose.
+    """Return the criteria of the subgroups: floors and, where the champion was scored, no loss against it.
 
-    Groups are small: a loss counts if it is beyond the margin and more than chance, so that many groups do not refuse by luck.
+    The margins are those of all patients. Groups are small, and among many groups some lose by chance. A loss therefore
+    counts only if it exceeds the margin and the whole interval of the difference is below 0.
     """
     large = [row for row in rows if not row["small"] and "auroc" in row]
     floor = target - SENSITIVITY_SLACK
@@ -431,7 +494,8 @@ def _subgroups(rows: Sequence[dict[str, Any]], target: float, current: Champion)
         why = "no group is large enough" if rows else "no clinical.csv, or no column of it could be used"
         return [Criterion("subgroups", "floors in every large group", f"not judged: {why}", True)]
     low = [
-        f"{row['column']} {row['group']} (AUROC {row['auroc']['value']:.3f}, sensitivity {row['sensitivity']['value']:.3f})"
+        f"{row['column']} {row['group']} (AUROC {row['auroc']['value']:.3f}, "
+        f"sensitivity {row['sensitivity']['value']:.3f})"
         for row in large
         if row["auroc"]["value"] < SUBGROUP_AUROC or row["sensitivity"]["value"] < floor
     ]
@@ -454,8 +518,8 @@ def _subgroups(rows: Sequence[dict[str, Any]], target: float, current: Champion)
         criteria.append(
             Criterion(
                 f"subgroups against champion {current.version}",
-                f"in no large group an AUROC more than {MARGIN:.2f}, or a specificity more than {SPECIFICITY_MARGIN:.2f}, below "
-                "the champion's with the whole interval of the difference below 0",
+                f"in no large group an AUROC more than {MARGIN:.2f}, or a specificity more than "
+                f"{SPECIFICITY_MARGIN:.2f}, below the champion's with the whole interval of the difference below 0",
                 "; ".join(lost) if lost else f"holds in all {len(both)}",
                 not lost,
             )

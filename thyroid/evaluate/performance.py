@@ -1,4 +1,4 @@
-"""How good, and how sure: the figures of predictions by image and by patient, and across domains, with intervals."""
+"""Compute the metrics of predictions with their intervals: by image, by patient and across domains."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,20 +18,35 @@ RAW = "raw_M"
 """Column of the probability of malignant before temperature scaling."""
 
 AGGREGATION = (
-    "a patient's probability is the mean over the patient's images; the patient counts as malignant if any image is (of several "
-    "classes as the last of its images' in their order), and is called at the same threshold as an image"
+    "a patient's probability is the mean over the patient's images; the patient counts as malignant if any image is "
+    "(of several classes as the last of its images' in their order), and is called at the same threshold as an image"
 )
-"""How images become patients."""
+"""How the images of a patient are aggregated, in words."""
 
 
 def auroc(table: pd.DataFrame, seed: int = 0) -> metrics.Interval:
-    """AUROC of predictions; out-of-fold ones, which have a column fold, are compared within their fold."""
+    """Compute the AUROC of predictions with its interval.
+
+    Out-of-fold predictions, which have a column fold, are compared within their fold only.
+
+    Args:
+        table: Rows with label, patient, the probability of malignant (`filenames.SCORE`) and, optionally, fold.
+        seed: Seed of the bootstrap.
+    """
     fold = table.get("fold")
     return metrics.auroc(is_malignant(table), table[SCORE], _patient(table), seed=seed, fold=fold)
 
 
 def by_patient(table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
-    """One row a patient: patient, class, label, probabilities scaled, that of malignant also raw; the rule is `AGGREGATION`."""
+    """Aggregate predictions by patient, by the rule of `AGGREGATION`.
+
+    Args:
+        table: Rows with class, patient, the probabilities of `classes`, `filenames.SCORE` and `RAW`.
+        classes: Classes of the data version.
+
+    Returns:
+        One row per patient: patient, class, label, the scaled probabilities, and the probability of malignant also raw.
+    """
     rows = table.assign(place=classes.index(table["class"])).groupby("patient", as_index=False)
     merged = rows.agg(dict.fromkeys({*classes.columns, SCORE, RAW}, "mean") | {"place": "max"})
     merged["class"] = [classes.names[place] for place in merged.pop("place")]
@@ -42,24 +57,30 @@ def by_patient(table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
 def of(
     table: pd.DataFrame, classes: Classes, point: operating_point.OperatingPoint, prevalence: float, seed: int = 0
 ) -> dict[str, Any]:
-    """Every figure of one model's predictions in one domain and split.
+    """Compute every metric of one model's predictions in one domain and split.
 
     Args:
-        table: rows with class, label, patient, the probabilities of `classes` and `filenames.SCORE` at the operating point's
-            temperature, and `RAW`.
-        classes: that there are.
-        point: locked on other patients.
-        prevalence: see `metrics.at_threshold`.
-        seed: of the bootstrap, whose draws are of whole patients in both levels.
+        table: Rows with class, label, patient, the probabilities of `classes` and `filenames.SCORE` at the operating
+            point's temperature, and `RAW`.
+        classes: Classes of the data version.
+        point: Operating point, locked on other patients.
+        prevalence: Share of malignant nodules in use; see `metrics.at_threshold`.
+        seed: Seed of the bootstrap, which draws whole patients on both levels.
 
     Returns:
-        As it stands in summary.json: n, patients, accuracy (at the most probable class) with majority, confusion (counts
-        [true, called] of the sides at the operating point, in the order of `filenames.CLASSES`), class_confusion (likewise of the
-        classes, as `OperatingPoint.call` calls them), kappa of these and macro_auroc, ece_if_calibrated, and value, low and high of auroc, auprc,
-        brier, ece, ece_unscaled (before temperature scaling), sensitivity, specificity, ppv, npv, ppv_at_prevalence and
-        npv_at_prevalence; patient_level holds the same by patient, and classes, by name, AUROC and operating point of every
-        class against all others. What the classes do not allow is absent. With an
-        abstention band, abstention holds the share that is left undecided, and the figures of the rest.
+        The metrics as they appear in summary.json. Metrics that the classes in `table` do not allow are absent.
+
+        - n, patients: number of images and of patients.
+        - auroc, auprc, macro_auroc, kappa (of class_confusion), brier, ece, ece_unscaled (before temperature scaling),
+          sensitivity, specificity, ppv, npv, ppv_at_prevalence, npv_at_prevalence: each with value, low and high.
+        - ece_if_calibrated: expected calibration error of as many perfectly calibrated probabilities.
+        - accuracy at the most probable class, and majority: the accuracy of always answering the most frequent class.
+        - confusion: counts [true, called] of the sides at the operating point, in the order of `filenames.CLASSES`.
+        - class_confusion: counts [true, called] of the classes, as `OperatingPoint.call` calls them.
+        - patient_level: the same metrics by patient, without n and patients.
+        - classes: by name, counts, threshold, AUROC and metrics at the threshold of each class against all others.
+        - abstention, only with an abstention band: the share that is left undecided, and sensitivity and specificity of
+          the rest.
     """
     draws = metrics.Draws(table["patient"].astype(int), seed=seed)
     result = {"n": len(table), "patients": int(table["patient"].nunique())} | _level(
@@ -112,7 +133,10 @@ def _against_all_others(
     point: operating_point.OperatingPoint,
     prevalence: float,
 ) -> dict[str, dict[str, Any]]:
-    """Class name to n, patients, threshold, and value, low and high of what telling it from all others reaches."""
+    """Compute the metrics of each class against all others.
+
+    Returns, by name of the class, n, patients, threshold, and value, low and high of each metric.
+    """
     truth, patient = classes.index(table["class"]), _patient(table)
     result = {}
     for place, name in enumerate(classes.names):
@@ -131,6 +155,7 @@ def _against_all_others(
 def _abstention(
     table: pd.DataFrame, draws: metrics.Draws, point: operating_point.OperatingPoint, prevalence: float
 ) -> dict[str, Any]:
+    """Compute the share of undecided images, and sensitivity and specificity of the decided ones."""
     decided = table[point.decide(table[SCORE]) != "abstain"]
     undecided = point.decide(table[SCORE]) == "abstain"
     share = draws.totals(undecided, _patient(table)) / draws.totals(np.ones(len(table)), _patient(table))
@@ -145,7 +170,7 @@ def _abstention(
 
 
 def confusion(table: pd.DataFrame, point: operating_point.OperatingPoint) -> NDArray[np.int64]:
-    """Counts [true, called] at the operating point, in the order of `filenames.CLASSES`."""
+    """Count images by [true, called] side at the operating point, in the order of `filenames.CLASSES`: int64 [2, 2]."""
     called = np.where(table[SCORE] >= point.threshold, CLASSES[POSITIVE], CLASSES[1 - POSITIVE])
     return confusion_matrix(table["label"], called, labels=list(CLASSES))
 
@@ -153,17 +178,21 @@ def confusion(table: pd.DataFrame, point: operating_point.OperatingPoint) -> NDA
 def domain_matrix(
     tables: Mapping[tuple[str, str], pd.DataFrame], domains: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
-    """Trained on one kind of image, tested on the other: all four AUROCs of a backbone, and what changing the domain costs.
+    """Compute the AUROCs of a backbone trained on each domain and tested on each, and the cost of changing the domain.
 
     Args:
-        tables: (trained on, tested on) to test predictions.
-        domains: the two domains.
-        seed: of the bootstrap; all cells share its draws of patients.
+        tables: Test predictions by (domain trained on, domain tested on).
+        domains: The two domains.
+        seed: Seed of the bootstrap. All cells share its draws of patients.
 
     Returns:
-        cells: trained on, then tested on, to the AUROC. drop: of each training, its AUROC in its own domain less that in
-        the other (other images of the same patients). shortfall: of each tested domain, AUROC of the model trained there
-        less that of the model trained on the other (the same images).
+        Three tables, each with value, low and high.
+
+        - cells: AUROC by the domain trained on, then by the domain tested on.
+        - drop: by the domain trained on, the AUROC there minus the AUROC in the other domain (other images of the same
+          patients).
+        - shortfall: by the domain tested on, the AUROC of the model trained there minus that of the model trained on
+          the other domain (the same images).
     """
     draws = metrics.Draws(pd.concat(list(tables.values()))["patient"].astype(int), seed=seed)
     drawn = {
@@ -184,7 +213,7 @@ def domain_matrix(
 
 
 def is_malignant(table: pd.DataFrame) -> NDArray[np.bool_]:
-    """Truth of every row, bool [n]."""
+    """Return whether each row is truly malignant, bool [n]."""
     return (table["label"] == CLASSES[POSITIVE]).to_numpy()
 
 

@@ -1,4 +1,4 @@
-"""The evaluation's pictures of one model: what its probabilities are worth, on the test set, with their intervals."""
+"""Draw the plots of the evaluation: the performance of a model on the test set, with intervals, and comparisons."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,10 @@ NAMES = {
     "class-roc": "ROC curve and operating point of each class against all others",
     "class-confusion": "Confusion matrix of the classes",
 }
-"""Every picture of a model, and what it shows; the last two only where there are more classes than benign and malignant."""
+"""Every plot of a model, and what it shows.
+
+The last two are drawn only where the classes are not just benign and malignant.
+"""
 
 
 def draw(
@@ -49,18 +52,18 @@ def draw(
     folder: Path,
     seed: int = 0,
 ) -> None:
-    """Draw all of `NAMES` as `folder`/<picture>-<name>.png.
+    """Draw the plots of `NAMES` as `folder`/<picture>-<name>.png.
 
     Args:
-        table: test predictions of one model in one domain.
-        classes: that there are.
-        figures: of `performance.of`.
-        point: the operating point.
-        prevalence: share of malignant where the model would be used, for the decision curve.
-        title: model and domain in words.
-        name: of the model, for the files.
-        folder: to write to.
-        seed: of the bootstrap.
+        table: Test predictions of one model in one domain.
+        classes: Classes of the data version.
+        figures: Metrics of `performance.of`.
+        point: Operating point of the model.
+        prevalence: Share of malignant nodules where the model would be used, for the decision curve.
+        title: Model and domain in words.
+        name: Name of the model in the file names.
+        folder: Folder to write to.
+        seed: Seed of the bootstrap.
     """
 
     def path(picture: str) -> Path:
@@ -178,9 +181,17 @@ def _decision_curve(
 
 
 def at_prevalence(score: NDArray[np.float64], seen: float, prevalence: float) -> NDArray[np.float64]:
-    """Probabilities of malignant where another share is malignant than in the images that they were calibrated on.
+    """Adjust probabilities of malignant to a prevalence other than that of the images they were calibrated on.
 
-    Bayes' rule: the odds change by the ratio of the prior odds (Saerens et al. 2002, 10.1162/089976602753284446).
+    By Bayes' rule the odds change by the ratio of the prior odds (Saerens et al. 2002, 10.1162/089976602753284446).
+
+    Args:
+        score: Probabilities of malignant [n].
+        seen: Share of malignant images where the probabilities are calibrated, 0 to 1.
+        prevalence: Share of malignant nodules where the model would be used, between 0 and 1.
+
+    Returns:
+        Adjusted probabilities, float64 [n].
     """
     seen = min(max(seen, 1e-6), 1 - 1e-6)
     ratio = prevalence / (1 - prevalence) * (1 - seen) / seen
@@ -204,7 +215,7 @@ def _distribution(table: pd.DataFrame, point: operating_point.OperatingPoint, ti
 
 
 def _classes_roc(table: pd.DataFrame, classes: Classes, figures: Mapping[str, Any], title: str, path: Path) -> None:
-    """Each class against all others, and its operating point."""
+    """Draw the ROC curve of each class against all others, with its operating point."""
     figure, axis = plt.subplots(figsize=_SIZE)
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(classes)))
     for name, column, colour in zip(classes.names, classes.columns, colours, strict=True):
@@ -254,12 +265,13 @@ def _risk_coverage(table: pd.DataFrame, point: operating_point.OperatingPoint, t
 def worst_cases(
     cases: Sequence[tuple[str, float, NDArray[np.uint8], NDArray[np.uint8]]], title: str, path: Path
 ) -> None:
-    """Images that were called wrongly, the surest mistakes first, each above its heat map.
+    """Draw images that were called wrongly, each above its heat map.
 
     Args:
-        cases: file name, probability of malignant, image and overlay (uint8 [size, size, 3]).
-        title: of the picture.
-        path: to write to.
+        cases: File name, probability of malignant, image and overlay (uint8 [size, size, 3]) of each mistake, the
+            most confident mistakes first.
+        title: Title of the plot.
+        path: File to write to.
     """
     columns = max(2, len(cases))
     figure, axes = plt.subplots(2, columns, figsize=(2.6 * columns, 5.6), squeeze=False)
@@ -274,11 +286,11 @@ def worst_cases(
 
 
 def shortcuts(rows: Sequence[tuple[str, metrics.Interval, bool]], path: Path) -> None:
-    """AUROC of everything that looks past the nodule, next to the model's.
+    """Draw the AUROC of every shortcut, which does not look at the nodule, next to the references.
 
     Args:
-        rows: name, AUROC, and whether it is a reference (the whole image, the model).
-        path: to write to.
+        rows: Name, AUROC, and whether it is a reference (the whole image, the model).
+        path: File to write to.
     """
     figure, axis = plt.subplots(figsize=(8.5, 1.2 + 0.33 * len(rows)))
     for place, (_, auroc, reference) in enumerate(reversed(rows)):
@@ -295,11 +307,12 @@ def shortcuts(rows: Sequence[tuple[str, metrics.Interval, bool]], path: Path) ->
 
 
 def ranking(rows: Sequence[tuple[str, metrics.Interval, metrics.Interval]], chosen_by: str, path: Path) -> None:
-    """The AUROC that chooses and that on the test set, with their intervals, best first.
+    """Draw the AUROC that chooses the winner and the AUROC on the test set of every model, with intervals.
 
     Args:
-        rows: (model, chooses, test).
-        chosen_by: name of what chooses.
+        rows: Name of the model, AUROC that chooses, and AUROC on the test set, best model first.
+        chosen_by: Name of the AUROC that chooses.
+        path: File to write to.
     """
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.55 * len(rows)))
     for place, (_, validation, test) in enumerate(rows):
@@ -321,7 +334,7 @@ def ranking(rows: Sequence[tuple[str, metrics.Interval, metrics.Interval]], chos
 def domain_matrix(
     cells: Mapping[str, Mapping[str, Mapping[str, Any]]], domains: Sequence[str], title: str, path: Path
 ) -> None:
-    """Test AUROC of one backbone, trained on rows and tested on columns, as a heat map."""
+    """Draw the test AUROCs of one backbone as a heat map: rows are the domains trained on, columns those tested on."""
     figure, axis = plt.subplots(figsize=(4.6, 4))
     values = np.array([[cells[train][test]["value"] for test in domains] for train in domains])
     axis.imshow(values, cmap="RdYlGn", vmin=0.3, vmax=1)
@@ -338,7 +351,7 @@ def domain_matrix(
 
 
 def forest(rows: Sequence[tuple[str, metrics.Interval]], path: Path) -> None:
-    """AUROC of each row with its interval."""
+    """Draw the AUROC of each row with its interval."""
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.42 * len(rows)))
     for place, (_, auroc) in enumerate(reversed(rows)):
         if auroc.low is not None and auroc.high is not None:

@@ -1,9 +1,15 @@
-"""Every trained model's answers to validation and test images, as one table.
+"""Predictions of every trained model on validation and test images, as one table.
 
-One row a model and image: backbone, train_domain, domain (of the image), file (within `tables.images`), sha256, scan
-(file name), class, label (its side), patient, group, split, probability_CLASS of every class at the model's temperature,
-probability_M, that of the malignant side, raw_CLASS and raw_M before the temperature, decision, called (the class that it is called), new (where there is a registry: whether its newest model did not have the scan), and one column "group: NAME" a
-usable column of clinical.csv.
+The table (predictions.parquet) has one row per model and image, with the columns:
+
+- backbone, train_domain: the model.
+- domain, file (within `tables.images`), sha256, scan (file name), class, label (the side of the class), patient, group,
+  split: the image.
+- probability_CLASS of every class, and probability_M of the malignant side: scaled at the model's operating point.
+- raw_CLASS of every class, and raw_M of the malignant side: before scaling.
+- decision, and called: the class that the image is called.
+- new, only with a registry: whether the registry's newest model did not have the scan.
+- "group: NAME" for every usable column of clinical.csv: the subgroup of the scan.
 """
 
 from collections.abc import Sequence
@@ -28,29 +34,50 @@ from thyroid.train import record
 
 @dataclass(frozen=True)
 class Trained:
-    """A model to score: its training's folder and facts."""
+    """A trained model to score.
+
+    Attributes:
+        folder: Output folder of the training.
+        facts: Facts of the training (train.json).
+    """
 
     folder: Path
     facts: dict[str, Any]
 
     @property
     def key(self) -> tuple[str, str]:
+        """The backbone and the domain trained on, which identify a model within an evaluation."""
         return self.facts["backbone"], self.facts["train_domain"]
 
     @property
     def parts(self) -> pd.Series:
-        """What the training used each image for ("train" or "validation"), by file."""
+        """What the training used each image for ("train" or "validation"), by file.
+
+        Raises:
+            InputError: The folder is not the output of a finished training.
+        """
         return record.parts(self.folder)
 
     def load(self) -> Network:
+        """Load the network of the training.
+
+        Raises:
+            InputError: Its checkpoint or its graph is missing, or is not the one that the training wrote.
+        """
         return Network.load(self.folder, self.facts)
 
 
 def trained_models(data: Path, models: Sequence[Path], facts: dict[str, Any]) -> list[Trained]:
-    """The trainings in the folders `models`.
+    """Read the trainings in the folders `models`.
+
+    Args:
+        data: Data version, for error messages.
+        models: Output folders of `train`.
+        facts: Facts of the data version (data.json).
 
     Raises:
-        InputError: there is none, one is of another data version, or one backbone comes twice on a domain.
+        InputError: There is no training, a folder is not a finished training, a training is of another data version, or
+            one backbone is given twice on a domain.
     """
     trained = [Trained(folder, record.read(folder)) for folder in models]
     if not trained:
@@ -65,10 +92,10 @@ def trained_models(data: Path, models: Sequence[Path], facts: dict[str, Any]) ->
 
 
 def examples(data: Path, domain: str, split: str) -> pd.DataFrame:
-    """As `tables.examples`, of a split on which figures mean something.
+    """Return `tables.examples` of a split, and check that metrics can be computed on it.
 
     Raises:
-        InputError: it lacks a class.
+        InputError: The domain is unknown, or the split lacks benign or malignant images.
     """
     table = tables.examples(data, domain, split)
     if table["label"].nunique() < len(CLASSES):
@@ -87,7 +114,23 @@ def predict(
     split: str,
     decode: inputs.Decode = inputs.decode,
 ) -> pd.DataFrame:
-    """The network's own probabilities of a split's images, not yet scaled."""
+    """Predict the images of a split in several domains.
+
+    Args:
+        data: Data version of `crop`.
+        network: Network to score the images with.
+        model: Facts of its training (train.json).
+        domains: Domains of the images.
+        split: Split of the images.
+        decode: Function that reads the images.
+
+    Returns:
+        One row per image with backbone, train_domain, domain, the columns of `tables.examples` (file is the name within
+        `tables.images`) and the network's own probabilities, not yet scaled.
+
+    Raises:
+        InputError: The split lacks benign or malignant images in a domain, or the probabilities are not finite.
+    """
     parts, classes = [], kinds.of(model)
     for domain in domains:
         table = examples(data, domain, split)
@@ -99,7 +142,11 @@ def predict(
 
 
 def at_point(table: pd.DataFrame, point: operating_point.OperatingPoint, classes: Classes) -> pd.DataFrame:
-    """Predictions at the operating point: probabilities scaled, the network's own kept, decision and called class."""
+    """Apply the operating point to unscaled predictions.
+
+    The probabilities are scaled, the network's own are kept (raw_CLASS, raw_M), and decision and called class are
+    added. `table` is changed in place and returned.
+    """
     raw = table[classes.columns].to_numpy()
     table[_raw(classes)] = raw
     table[performance.RAW] = classes.malignant(raw)
@@ -111,7 +158,7 @@ def at_point(table: pd.DataFrame, point: operating_point.OperatingPoint, classes
 
 
 def raw(table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
-    """Predictions of `at_point` as they were before it."""
+    """Return predictions of `at_point` with the unscaled probabilities that it was given."""
     return table.assign(**{one: table[own] for one, own in zip(classes.columns, _raw(classes), strict=True)})
 
 
@@ -120,7 +167,7 @@ def _raw(classes: Classes) -> list[str]:
 
 
 def of_model(predictions: pd.DataFrame, row: dict[str, Any], domain: str, split: str) -> pd.DataFrame:
-    """The predictions of one model in one domain and split."""
+    """Select the predictions of one model (backbone and train_domain of `row`) in one domain and split."""
     return predictions[
         (predictions["backbone"] == row["backbone"])
         & (predictions["train_domain"] == row["train_domain"])
@@ -130,6 +177,6 @@ def of_model(predictions: pd.DataFrame, row: dict[str, Any], domain: str, split:
 
 
 def roc_points(table: pd.DataFrame) -> tuple[list[float], list[float], list[float]]:
-    """False positive rate, true positive rate and threshold; the first threshold is 1, not infinity."""
+    """Return false positive rates, true positive rates and thresholds. The first threshold is 1 instead of infinity."""
     fpr, tpr, threshold = roc_curve(table["label"] == CLASSES[POSITIVE], table[SCORE])
     return fpr.tolist(), tpr.tolist(), np.minimum(threshold, 1.0).tolist()

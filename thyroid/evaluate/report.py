@@ -1,4 +1,4 @@
-"""report.html: one file that opens without a network, for people."""
+"""Render report.html, the report for people: a single file that opens without a network connection."""
 
 import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from thyroid.imaging import images
 from thyroid.metrics import format_interval
 
 CHOSEN_BY = {"validation": "validation", "cross_validation": "cross-validated"}
-"""Which AUROC compares models, in words."""
+"""Name of the AUROC that ranks the models, in words."""
 
 FIGURES = {
     "auroc": "AUROC",
@@ -30,13 +30,13 @@ FIGURES = {
     "ece": "Expected calibration error",
     "ece_unscaled": "... before temperature scaling",
 }
-"""Rows of the table of figures."""
+"""Rows of the table of metrics: key and title."""
 
 OF_CLASSES = {
     "macro_auroc": "Macro AUROC (mean of each class against all others)",
     "kappa": "Kappa of called and true class",
 }
-"""Further rows where there are more classes than benign and malignant."""
+"""Further rows for classes other than just benign and malignant."""
 
 _TEMPLATE = "report.html"
 
@@ -45,10 +45,10 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
     """Render report.html into `output`.
 
     Args:
-        output: folder of the evaluation, with its plots/.
-        data: data version of `crop`, for its pictures and quarantine list.
-        facts: of the data version.
-        result: of the evaluation.
+        output: Folder of the evaluation, with its plots/.
+        data: Data version of `crop`, for its plots and its quarantine list.
+        facts: Facts of the data version (data.json).
+        result: Result of the evaluation.
     """
     environment = rendering.environment("thyroid.evaluate")
     environment.filters |= {
@@ -92,7 +92,7 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
 
 
 def lead(result: dict[str, Any]) -> list[str]:
-    """What a clinician should take away, in a few sentences, without the warnings."""
+    """Summarise the result of an evaluation for a clinician, in a few sentences and without the warnings."""
     best, domain = result["models"][0], result["serving_domain"]
     test = best["test"][domain]
     auroc = test["auroc"]
@@ -100,14 +100,15 @@ def lead(result: dict[str, Any]) -> list[str]:
     by = "validation patients" if result["ranked_by"] == "validation" else "development patients, out of fold,"
     told = [
         f"{best['backbone']}, trained on {tables.DOMAIN_NAMES[best['train_domain']]} and meant for "
-        f"{tables.DOMAIN_NAMES[domain]}, was chosen{among} on {by} alone. The figures here are of {test['n']} test images of {test['patients']} other patients."
+        f"{tables.DOMAIN_NAMES[domain]}, was chosen{among} on {by} alone. The figures here are of {test['n']} test "
+        f"images of {test['patients']} other patients."
     ]
     if (beside := result["clinical"]) and beside["used"]:
         alone, columns = (format_interval(beside["test"]["auroc"][name]) for name in ("images", "clinical"))
         doubt = " These columns may be what the label was made from." if gate.given_away(beside) else ""
         told.append(
-            f"It sees the image and the clinical columns {', '.join(beside['used'])}; on the same test images the macro AUROC "
-            f"of the image alone is {alone}, of the columns alone {columns}.{doubt}"
+            f"It sees the image and the clinical columns {', '.join(beside['used'])}; on the same test images the "
+            f"macro AUROC of the image alone is {alone}, of the columns alone {columns}.{doubt}"
         )
     if auroc["low"] is None:
         told.append("The test set is too small for an interval, so that no figure here says much.")
@@ -122,15 +123,15 @@ def lead(result: dict[str, Any]) -> list[str]:
             f"{auroc['value']:.0%} of the pairs (AUROC {format_interval(auroc)}), {what}."
         )
     told.append(
-        f"At its operating point, locked on validation patients to catch {result['settings']['sensitivity']:.0%} of the "
-        f"malignant images, it calls {_of_hundred(test['sensitivity'])} of 100 malignant images malignant and "
+        f"At its operating point, locked on validation patients to catch {result['settings']['sensitivity']:.0%} of "
+        f"the malignant images, it calls {_of_hundred(test['sensitivity'])} of 100 malignant images malignant and "
         f"{_of_hundred(test['specificity'])} of 100 benign images benign."
     )
     if "ppv_at_prevalence" in test and "npv_at_prevalence" in test:
         told.append(
-            f"Where {result['settings']['prevalence']:.0%} of the nodules are malignant, {_of_hundred(test['ppv_at_prevalence'])} "
-            f"of 100 images that it calls malignant would be, and {_of_hundred(test['npv_at_prevalence'])} of 100 that it "
-            "calls benign would be benign."
+            f"Where {result['settings']['prevalence']:.0%} of the nodules are malignant, "
+            f"{_of_hundred(test['ppv_at_prevalence'])} of 100 images that it calls malignant would be, and "
+            f"{_of_hundred(test['npv_at_prevalence'])} of 100 that it calls benign would be benign."
         )
     if "abstention" in test:
         told.append(
@@ -144,8 +145,9 @@ def lead(result: dict[str, Any]) -> list[str]:
             else ""
         )
         told.append(
-            f"Here malignant means the classes {', '.join(_malignant(kinds.of(result)))}. Told apart one by one, each of the "
-            f"{len(result['classes'])} classes against all others, the mean AUROC is {format_interval(test['macro_auroc'])}{kappa}."
+            f"Here malignant means the classes {', '.join(_malignant(kinds.of(result)))}. Told apart one by one, each "
+            f"of the {len(result['classes'])} classes against all others, the mean AUROC is "
+            f"{format_interval(test['macro_auroc'])}{kappa}."
         )
     told.append(
         f"Its accuracy at the most probable class is {test['accuracy']:.1%}; always answering the majority class gives "
@@ -159,7 +161,7 @@ def _malignant(classes: Classes) -> list[str]:
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
-    """What speaks against trusting the figures, for the first page."""
+    """List the reasons not to trust the metrics of an evaluation, for the first page of the report."""
     best, domain = result["models"][0], result["serving_domain"]
     test = best["test"][domain]
     told = []
@@ -197,13 +199,13 @@ def _told_changes(news: dict[str, Any] | None) -> str:
         return ""
     new, changed, removed = (sum(news[name].values()) for name in ("new", "changed", "removed"))
     return (
-        f"since model version {news['since']} was made, {new} scans are new, {changed} have another class or other regions, "
-        f"{removed} are no longer in use and {news['kept']} are as they were"
+        f"since model version {news['since']} was made, {new} scans are new, {changed} have another class or other "
+        f"regions, {removed} are no longer in use and {news['kept']} are as they were"
     )
 
 
 def _blind(shortcut: dict[str, Any]) -> str:
-    """Numbers that need no pixel and still tell the classes apart better than chance, with their AUROC."""
+    """Name the shortcuts without any pixel that distinguish the classes better than chance, with their AUROC."""
     above = {
         name: shortcut[name]
         for name in ("scan_area_geometry", "patient_number", "acquisition_order")
@@ -213,7 +215,7 @@ def _blind(shortcut: dict[str, Any]) -> str:
 
 
 def _short_reasons(decision: dict[str, Any]) -> list[str]:
-    """The gate's reasons without what the warnings above them say already."""
+    """List the gate's reasons without repeating the warnings above them."""
     failed = [one for one in decision["criteria"] if not (one["passed"] or one["waived"])]
     if not failed:
         return decision["reasons"]
@@ -233,7 +235,7 @@ def _p(value: float | None) -> str:
 
 
 def _of_hundred(figure: dict[str, Any]) -> str:
-    """A share as a number of 100, with its interval."""
+    """Format a share as a number out of 100, with its interval."""
     if figure["low"] is None:
         return f"{figure['value'] * 100:.0f}"
     return f"{figure['value'] * 100:.0f} [{figure['low'] * 100:.0f} to {figure['high'] * 100:.0f}]"

@@ -1,4 +1,4 @@
-"""How the model does for whom: figures by the columns of the user's clinical.csv (sex, age, scanner, TI-RADS, size, ...)."""
+"""Compute metrics by subgroup, from the columns of the user's clinical.csv (sex, age, scanner, TI-RADS, size, ...)."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,28 +14,29 @@ if TYPE_CHECKING:
     from thyroid.evaluate.gate import Champion
 
 SMALL = 20
-"""A group with fewer patients of a class than this is marked: its figures say little."""
+"""A group with fewer patients of a class than this is marked as small, because its metrics are uncertain."""
 BANDS = 3
-"""Numbers with more than `MAX_GROUPS` values are cut into so many bands with about as many patients."""
+"""Columns of numbers with more than `MAX_GROUPS` values are cut into this many bands with about as many scans each."""
 MAX_GROUPS = 12
-"""A text column with more values than this is left out."""
+"""A text column with more values than this is not used."""
 
 PREFIX = "group: "
-"""Of the columns that hold groups in a table of predictions."""
+"""Prefix of the columns that hold groups in a table of predictions."""
 
 
 def join(scans: pd.DataFrame, table: clinical_csv.Clinical) -> tuple[pd.DataFrame, list[str]]:
-    """Groups of every scan, and what could not be used of clinical.csv, in words.
+    """Assign every scan to a group in each usable column of clinical.csv.
 
     Args:
-        scans: as `clinical_csv.join` takes them.
-        table: of `clinical_csv.read`.
+        scans: Scans as `clinical_csv.join` takes them.
+        table: Result of `clinical_csv.read`.
 
     Returns:
-        One row a scan (index of `scans`), one column of group names (null where unknown) a usable column; and notes.
+        The groups, and notes in words on what could not be used. The groups have one row per scan (index of `scans`)
+        and one column of group names (null where unknown) per usable column.
 
     Raises:
-        InputError: not one row is of a scan in use.
+        InputError: No row of clinical.csv is of a scan in use.
     """
     rows, notes = clinical_csv.join(scans, table)
     groups = pd.DataFrame(index=scans.index)
@@ -51,7 +52,7 @@ def join(scans: pd.DataFrame, table: clinical_csv.Clinical) -> tuple[pd.DataFram
 
 
 def _bands(values: pd.Series) -> pd.Series:
-    """About as many patients in each; as many digits as it takes to tell the bands apart."""
+    """Cut numbers into bands with about as many scans each, named with enough digits to distinguish them."""
     cut = pd.qcut(values, BANDS, duplicates="drop")
     bands = list(cut.cat.categories)
     digits = next((d for d in range(3, 17) if len({f"{band.right:.{d}g}" for band in bands}) == len(bands)), 17)
@@ -66,19 +67,20 @@ def figures(
     seed: int = 0,
     current: "Champion | None" = None,
 ) -> list[dict[str, Any]]:
-    """AUROC, sensitivity and specificity of every group, with its counts.
+    """Compute AUROC, sensitivity and specificity of every group, with its counts.
 
     Args:
-        table: test predictions with label, patient, probability of malignant and the columns of `join`, `PREFIX` in front.
-        point: the operating point.
-        prevalence: see `metrics.at_threshold`.
-        seed: of the bootstrap.
-        current: the champion on the same images; None for none.
+        table: Test predictions with label, patient, the probability of malignant, and the columns of `join` with
+            `PREFIX` in front of their names.
+        point: Operating point of the model.
+        prevalence: Share of malignant nodules in use; see `metrics.at_threshold`.
+        seed: Seed of the bootstrap.
+        current: The champion on the same images; None for no champion.
 
     Returns:
-        Rows with column, group, images, patients, malignant (patients), benign (patients), small, and the figures that
-        the group's classes allow. In groups that are not small less_champion holds what AUROC and specificity are above the
-        champion's on the same images, where it could be scored.
+        Rows with column, group, images, patients, malignant (patients), benign (patients), small, and the metrics that
+        the group's classes allow. Where the champion could be scored, groups that are not small also have
+        less_champion: AUROC and specificity minus those of the champion on the same images.
     """
     rows = []
     others = None if current is None or current.scores is None else pd.Series(current.scores, table.index)

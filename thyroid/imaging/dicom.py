@@ -1,12 +1,14 @@
-"""DICOM ultrasound to one picture without a patient: only what the pixels need is read, and burned-in text is blanked.
+"""Turn DICOM ultrasound into one picture without a patient: only needed tags are read, and burned-in text is blanked.
 
-What a picture may show are the file's ultrasound regions (DICOM PS3.3 C.8.5.5), or else the scan area that `crop` finds;
-everything outside, where scanners write the patient's name, goes black. Text that was drawn over the tissue itself stays.
+The picture shows the scan area that `geometry.scan_area` finds, within the file's ultrasound regions (DICOM PS3.3
+C.8.5.5) if it has any. Everything outside, where scanners write the patient's name, is black. If neither is found, the
+whole picture is taken only where the file says that it has no burned-in text. Text that was drawn over the tissue
+itself stays.
 
-Files of strangers are read by `dicom_guard`, which does the same in a process that can be ended.
+Untrusted files are read by `dicom_guard`, which does the same in a process that can be ended.
 
-DICOM files have no names that tell label and patient, but dicom.csv does (`dicom_csv`). `python -m thyroid.dicom DIR` lists
-those of a folder with the pseudonyms under which ingest's tables know them, for whoever keeps the key.
+The names of DICOM files do not give label and patient, but dicom.csv does (`ingest.dicom_csv`). For the holder of the
+key, `python -m thyroid.dicom DIR` lists the files of a folder with the pseudonyms that ingest's tables use.
 """
 
 import io
@@ -26,16 +28,19 @@ from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble  # the public reader takes paths alone
+from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble  # the public reader takes only paths
 from pydicom.pixels import apply_color_lut, apply_rescale, apply_windowing, pixel_array
 
 from thyroid.imaging import geometry, images
 from thyroid.imaging.dicom_picture import DicomError, Picture
 
 MAX_BYTES = 500_000_000
-"""Of a file on disk: an uncompressed cine loop of 20 seconds. Over HTTP the limits of the endpoint and the page hold."""
+"""Largest file on disk, in bytes: an uncompressed cine loop of 20 seconds.
+
+Over HTTP, the limits of the endpoint and the page apply.
+"""
 MAX_PIXELS = 10_000_000
-"""Of a frame; scanners have 3 million. Decoders take up to 20 bytes for each."""
+"""Most pixels of a frame; scanners have 3 million. Decoders take up to 20 bytes for each."""
 
 _PIXEL_TAGS = (
     "SOPClassUID",
@@ -68,7 +73,7 @@ _PIXEL_TAGS = (
     "ExtendedOffsetTableLengths",
     "PixelData",
 )
-"""All that is ever read of a file; names, dates and the rest are skipped unread."""
+"""The only tags that are ever read of a file; names, dates and the rest are skipped unread."""
 _MODALITIES = {
     "ANN", "AR", "ASMT", "AU", "BDUS", "BI", "BMD", "CFM", "CR", "CT", "CTPROTOCOL", "DG", "DMS", "DOC", "DX",
     "ECG", "EEG", "EMG", "EOG", "EPS", "ES", "FID", "GM", "HC", "HD", "IO", "IOL", "IVOCT", "IVUS", "KER", "KO",
@@ -77,7 +82,7 @@ _MODALITIES = {
     "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN", "RTSTRUCT", "RWV", "SEG", "SM", "SMR", "SR", "SRF", "STAIN",
     "TEXTUREMAP", "TG", "US", "VA", "XA", "XAPROTOCOL", "XC",
 }  # fmt: skip
-"""Defined terms of DICOM PS3.3 C.7.3.1.1.1: any other text, which may be somebody's name, is not repeated."""
+"""Defined terms of DICOM PS3.3 C.7.3.1.1.1; any other text may be somebody's name, so messages do not repeat it."""
 _ULTRASOUND = {
     uid.UltrasoundImageStorage,
     uid.UltrasoundMultiFrameImageStorage,
@@ -95,46 +100,55 @@ _DECODERS = {
     **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pylibjpeg"),
     uid.RLELossless: "pydicom",
 }
-"""Transfer syntax to pydicom's plug-in that damaged pixels do not bring down; GDCM, which pydicom asks first, aborts the process."""
+"""Decoding plug-in of pydicom for each transfer syntax, chosen so that damaged pixels cannot crash it.
+
+GDCM, which pydicom tries first, aborts the process. Uncompressed syntaxes need no plug-in.
+"""
 _HEADER = 4_000_000
-"""Bytes up to the pixels of a deflated file, which are inflated to learn how many pixels there are; scanners write thousands."""
+"""Most bytes before the pixels of a deflated file; scanners write thousands.
+
+They are inflated to learn how many pixels there are.
+"""
 _BEHIND = 65_536
-"""Bytes behind the pixels that are inflated, too: padding and the like."""
+"""Bytes after the pixels that are also inflated: padding and the like."""
 _MOST_ITEMS = 20_000
-"""Items of sequences, and fragments of pixels: five for each of 4,000 frames. Each one is built before anything else is known."""
+"""Most items of sequences and fragments of pixels: five for each of 4,000 frames.
+
+Every item is built before anything else is known about the file.
+"""
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _PIXEL_DATA = 0x7FE00010
 _MOST_REGIONS = 64
 _EVERYWHERE = 0.95
-"""Share of the picture from which on regions leave the scanner's text in: they are taken for none."""
+"""Share of the picture above which regions would keep the scanner's text, so they are ignored."""
 _TISSUE = 1  # Region Spatial Format 2D, PS3.3 C.8.5.5.1.1
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _MOST_SCANS = 8
 _MOST_TILES = 1024
 _MOST_LAYERS = 64
-_LEAST_PRECINCT = 5  # logarithm of its side in pixels
+_LEAST_PRECINCT = 5  # binary logarithm of the side in pixels
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its lines hold values of the file
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages contain values of the file
 
 
 def read(data: bytes, frame: int | None = None) -> Picture:
     """Decode and de-identify one frame of an ultrasound file.
 
-    Sizes are checked before any pixel is decoded, in DICOM's header and in the compressed frame's own; a deflated file is
-    inflated within bounds.
+    Sizes are checked before any pixel is decoded, both in the DICOM header and in the compressed frame's own header. A
+    deflated file is inflated within bounds.
 
     Args:
-        data: the whole file.
-        frame: from 1; None for the middle one.
+        data: Bytes of the whole file.
+        frame: Number of the frame, from 1; None for the middle one.
 
     Raises:
-        DicomError: not ultrasound, without pixels, too large or small, damaged, no such frame, or burned-in text cannot be
-            told from tissue.
+        DicomError: The file is not ultrasound, has no pixels, is too large or too small, is damaged, or has no such
+            frame, or burned-in text cannot be distinguished from tissue.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd values beside sound pixels
+        warnings.simplefilter("ignore")  # about odd values next to sound pixels
         try:
             dataset = _parse(data)
             modality = str(dataset.get("Modality") or "")
@@ -156,18 +170,18 @@ def read(data: bytes, frame: int | None = None) -> Picture:
             raise
         except MemoryError:
             raise DicomError("damaged", "DICOM that asks for more memory than a picture needs") from None
-        except Exception as error:  # pydicom and its decoders raise many kinds for files that are not as they should be
+        except Exception as error:  # pydicom and its decoders raise many kinds of errors for malformed files
             raise DicomError("damaged", f"damaged DICOM, or one of an unknown kind ({type(error).__name__})") from None
 
 
 def _instance(dataset: Dataset) -> int:
-    """The file's number; 0 where it has none that an integer string may hold (PS3.5 6.2)."""
+    """Return the instance number of the file; 0 if it has none that fits an integer string (PS3.5 6.2)."""
     number = int(dataset.get("InstanceNumber") or 0)
     return number if abs(number) < 2**31 else 0
 
 
 def _parse(data: bytes) -> Dataset:
-    """The tags of `_PIXEL_TAGS`; a deflated data set is inflated as far as its picture needs."""
+    """Parse the tags of `_PIXEL_TAGS`; a deflated data set is inflated only as far as its picture needs."""
     _count_items(data)
     stream = io.BytesIO(data)
     read_preamble(stream, force=False)
@@ -182,13 +196,13 @@ def _parse(data: bytes) -> Dataset:
 
 
 def _count_items(data: bytes) -> None:
-    """Refuse what would take minutes and gigabytes to build, by a look at the bytes."""
+    """Refuse, by a scan of the bytes, what would take minutes and gigabytes to build."""
     if any(data.count(item) > _MOST_ITEMS for item in _ITEMS):
         raise DicomError("damaged", f"damaged DICOM: it has more than {_MOST_ITEMS:,} items")
 
 
 def _inflated(deflated: bytes) -> bytes:
-    """A data set up to its pixels and what rows x columns x frames ask for."""
+    """Return a data set inflated up to its pixels and the bytes that rows x columns x frames need."""
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     header = unpacker.decompress(deflated, _HEADER)
     _count_items(header)
@@ -219,7 +233,10 @@ def _read(inflated: bytes, stop: Callable[[int, str | None, int], bool] | None =
 
 
 def _choose(dataset: Dataset, frame: int | None) -> tuple[int, int]:
-    """Number of the frame to decode and of all; what the decoders rely on is checked on the way."""
+    """Return the number of the frame to decode and of all frames.
+
+    What the decoders rely on is checked on the way.
+    """
     if "PixelData" not in dataset or not dataset.PixelData:
         raise DicomError("pixels", "DICOM without pixels, a report or a reference to an image elsewhere")
     rows, columns, frames = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
@@ -246,7 +263,7 @@ def _choose(dataset: Dataset, frame: int | None) -> tuple[int, int]:
             )
         shape = (rows, columns, int(dataset.get("SamplesPerPixel", 1)))
         if syntax == uid.RLELossless:
-            # even what cannot be compressed grows by less than this (PS3.5 G.3.1)
+            # even incompressible data grows by less than this (PS3.5 G.3.1)
             if len(encoded) > 2 * math.prod(shape) * dataset.BitsAllocated // 8 + 64:
                 raise DicomError("damaged", "damaged DICOM: its compressed image is larger than an uncompressed one")
         elif _encoded_shape(encoded) != shape:
@@ -262,8 +279,8 @@ def _check_size(rows: int, columns: int) -> None:
 
 
 def _encoded_shape(frame: bytes) -> tuple[int, int, int]:
-    """Height, width and samples a pixel in the header of a JPEG, JPEG-LS or JPEG 2000 code stream."""
-    if frame[:4] == b"\xff\x4f\xff\x51":  # SIZ follows SOC at once (ISO 15444-1 A.5.1)
+    """Return height, width and samples per pixel from the header of a JPEG, JPEG-LS or JPEG 2000 code stream."""
+    if frame[:4] == b"\xff\x4f\xff\x51":  # SIZ directly follows SOC (ISO 15444-1 A.5.1)
         width, height, left, top, tile_width, tile_height = (
             int.from_bytes(frame[at : at + 4], "big") for at in range(8, 32, 4)
         )
@@ -281,7 +298,7 @@ def _encoded_shape(frame: bytes) -> tuple[int, int, int]:
             return height, width, frame[place + 9]
         if marker == 0xFF:  # a fill byte
             place += 1
-        elif marker in (0x01, *range(0xD0, 0xD9)):  # these stand alone
+        elif marker in (0x01, *range(0xD0, 0xD9)):  # markers without a length
             place += 2
         else:
             place += 2 + max(2, int.from_bytes(frame[place + 2 : place + 4], "big"))
@@ -289,16 +306,17 @@ def _encoded_shape(frame: bytes) -> tuple[int, int, int]:
 
 
 def _sound_jpeg2000(frame: bytes) -> bool:
-    """Whether the coding styles in all headers of a JPEG 2000 code stream are such as encoders write.
+    """Return whether the coding styles in all headers of a JPEG 2000 code stream are such as encoders write.
 
-    Precincts of a few pixels, or thousands of layers, cost gigabytes in a file of some hundred bytes (ISO 15444-1 A.6.1).
+    Precincts of a few pixels, or thousands of layers, cost gigabytes in a file of some hundred bytes (ISO 15444-1
+    A.6.1).
     """
     place, start = 2, 0
     while place + 4 <= len(frame):
         marker, length = frame[place : place + 2], int.from_bytes(frame[place + 2 : place + 4], "big")
-        if marker == b"\xff\x93":  # SOD: data up to the end of the tile-part
+        if marker == b"\xff\x93":  # SOD: data until the end of the tile-part
             size = int.from_bytes(frame[start + 6 : start + 10], "big")
-            if size < 14:  # 0: up to the end of the code stream
+            if size < 14:  # 0: until the end of the code stream
                 return True
             place = start + size
             continue
@@ -306,7 +324,7 @@ def _sound_jpeg2000(frame: bytes) -> bool:
             return True
         if marker == b"\xff\x90":  # SOT
             start = place
-        if marker in (b"\xff\x52", b"\xff\x53"):  # COD; COC, whose component's number takes one byte
+        if marker in (b"\xff\x52", b"\xff\x53"):  # COD, or COC, whose component number takes one byte
             style = place + (4 if marker == b"\xff\x52" else 5)
             levels = style + (5 if marker == b"\xff\x52" else 1)
             layers = int.from_bytes(frame[style + 2 : style + 4], "big") if marker == b"\xff\x52" else 1
@@ -318,10 +336,10 @@ def _sound_jpeg2000(frame: bytes) -> bool:
 
 
 def _decode(dataset: Dataset, frame: int) -> images.Pixels:
-    """uint8 [rows, columns, 3] of one frame, from 1."""
+    """Decode one frame, counted from 1, to uint8 [rows, columns, 3]."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax in _JPEG:
-        dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit  # libjpeg-turbo sees for itself which one it is
+        dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit  # libjpeg-turbo detects the actual kind itself
     values = pixel_array(dataset, index=frame - 1, decoding_plugin=_DECODERS[syntax])
     photometric = dataset.PhotometricInterpretation
     if photometric == "PALETTE COLOR":
@@ -340,7 +358,7 @@ def _decode(dataset: Dataset, frame: int) -> images.Pixels:
 
 
 def _grey(dataset: Dataset, values: np.ndarray) -> np.ndarray:
-    """Greys of 0 to 255: by the file's window if it has one, else by the range of its samples (PS3.3 C.11.2)."""
+    """Return greys of 0 to 255: by the file's window if it has one, else by the range of its samples (PS3.3 C.11.2)."""
     if "WindowWidth" in dataset and "WindowCenter" in dataset:
         slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
         low, high = sorted(bound * slope + intercept for bound in _range(dataset))
@@ -359,11 +377,13 @@ def _scaled(values: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 
 def _looked_up(values: np.ndarray, share: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`share` of every sample, 0 to 1, as uint8: of all values that there are, for a picture of floats takes 8 times the memory.
+    """Return `share` of every sample, scaled from 0..1 to uint8.
+
+    `share` is computed once for each possible value, since a picture of floats takes 8 times the memory.
 
     Args:
-        values: of 8 or 16 bits, with or without a sign.
-        share: takes and gives an array.
+        values: Samples of 8 or 16 bits, signed or not.
+        share: Function from an array of samples to an array of floats.
     """
     places = values.view(f"u{values.itemsize}")
     every = np.arange(1 << 8 * values.itemsize, dtype=places.dtype)
@@ -372,18 +392,21 @@ def _looked_up(values: np.ndarray, share: Callable[[np.ndarray], np.ndarray]) ->
 
 
 def _range(dataset: Dataset) -> tuple[int, int]:
-    """What the samples can hold."""
+    """Return the smallest and the largest value that the samples can hold."""
     bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if dataset.get("PixelRepresentation") else (0, (1 << bits) - 1)
 
 
 def _deidentified(pixels: images.Pixels, allowed: NDArray[np.uint8] | None, burned_in: str) -> images.Pixels:
-    """Black outside the tissue.
+    """Return the pixels with everything outside the tissue black.
 
     Args:
         pixels: uint8 [rows, columns, 3].
-        allowed: of `_regions`.
-        burned_in: what the file says of text in its picture.
+        allowed: Mask of `_regions`.
+        burned_in: Value of the file's BurnedInAnnotation, which says whether text is in the picture.
+
+    Raises:
+        DicomError: Neither a region nor a scan area is found, and the file does not say that it has no burned-in text.
     """
     if allowed is not None:
         pixels = cv2.copyTo(pixels, allowed)
@@ -400,7 +423,13 @@ def _deidentified(pixels: images.Pixels, allowed: NDArray[np.uint8] | None, burn
 
 
 def _regions(dataset: Dataset) -> NDArray[np.uint8] | None:
-    """Where the file says that its tissue is, 0 or 1 [rows, columns]; None if it does not, or says that it is everywhere."""
+    """Return where the file says that its tissue is, 0 or 1 [rows, columns].
+
+    It is None if the file does not say so, or says that tissue is everywhere.
+
+    Raises:
+        DicomError: There are too many regions, or none is a 2D one.
+    """
     regions = dataset.get("SequenceOfUltrasoundRegions") or []
     if not regions:
         return None
@@ -419,7 +448,7 @@ def _regions(dataset: Dataset) -> NDArray[np.uint8] | None:
 
 
 def _without_text(pixels: images.Pixels) -> images.Pixels:
-    """Speckle fills its surroundings, letters leave most of theirs dark: what is thin is black in the result."""
+    """Black out everything thin: speckle fills its surroundings, while letters leave most of theirs dark."""
     bright = pixels.max(axis=2)
     background = int(np.bincount(bright.ravel(), minlength=256)[:64].argmax())
     side = max(5, min(bright.shape) // 16) | 1
@@ -428,10 +457,10 @@ def _without_text(pixels: images.Pixels) -> images.Pixels:
 
 
 def read_file(path: str | Path) -> bytes:
-    """A file's bytes.
+    """Read a file's bytes.
 
     Raises:
-        DicomError: it is empty or larger than `MAX_BYTES`.
+        DicomError: The file is empty or larger than `MAX_BYTES`.
     """
     size = Path(path).stat().st_size
     if size == 0:
@@ -442,7 +471,7 @@ def read_file(path: str | Path) -> bytes:
 
 
 def png(pixels: images.Pixels) -> bytes:
-    """A PNG without any metadata; one channel when all three are equal."""
+    """Encode a PNG without any metadata; it has one channel if all three are equal."""
     grey = bool((pixels == pixels[..., :1]).all())
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if grey else pixels).save(buffer, "PNG")

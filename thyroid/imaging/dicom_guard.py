@@ -1,10 +1,10 @@
-"""DICOM files of strangers, read in a process of its own: what a file makes it do, it does not do to the server.
+"""Untrusted DICOM files, read in a separate process: whatever a file does to that process, it cannot do to the server.
 
 picture = dicom_guard.read(data, frame=None, end=time.monotonic() + 30)
 
-The process starts with the first file (some .6 seconds, 100 MB), reads one file at a time within limits of processor time and
-memory, is killed when the caller's time is over, and ends by itself when nobody has asked for a while. It answers with raw
-pixels and JSON, never with objects, so that a decoder that is taken over cannot take over who asks.
+The process starts with the first file (some .6 seconds, 100 MB). It reads one file at a time within limits of processor
+time and memory. It is killed when the caller's time is over, and ends by itself when it has been idle for a while. It
+answers with raw pixels and JSON, never with objects, so that a decoder that is taken over cannot take over the server.
 """
 
 import contextlib
@@ -25,38 +25,42 @@ import numpy as np
 from thyroid.imaging.dicom_picture import DicomError, Picture
 
 SECONDS = 10
-"""Processor time of a file; the largest that is taken needs two."""
+"""Processor time per file; the largest accepted file needs two seconds."""
 MEMORY = 400_000_000
-"""Bytes that a file may take beside what the process has when it starts; the largest that is taken needs 300 MB."""
+"""Bytes that a file may take on top of what the process has at its start; the largest accepted file needs 300 MB."""
 IDLE = 20.0
-"""Seconds without a file after which the process ends, and its memory is free again."""
+"""Seconds without a file after which the process ends and frees its memory."""
 _START = 30.0
-"""Seconds within which it must have started."""
+"""Seconds within which the process must have started."""
 
 
 def read(data: bytes, frame: int | None, end: float) -> Picture:
-    """As `dicom.read`, by the process.
+    """Read a file as `dicom.read` does, but in the separate process.
 
     Args:
-        data: the whole file.
-        frame: from 1; None for the middle one.
-        end: until when, by `time.monotonic`; others may be before it.
+        data: Bytes of the whole file.
+        frame: Number of the frame, from 1; None for the middle one.
+        end: Deadline by `time.monotonic`. Other files may be read first.
+
+    Returns:
+        The picture; its patient is always "".
 
     Raises:
-        DicomError: see `dicom.read`, or the file asks for more processor time or memory than there is for one.
-        TimeoutError: the time is over.
+        DicomError: See `dicom.read`; or the file needs more processor time or memory than one file may take.
+        TimeoutError: The deadline has passed.
     """
     return _READER.read(data, frame, end)
 
 
 class _EndedError(Exception):
-    """The process ended before it answered; its exit status."""
+    """The process ended before it answered; the argument is its exit status."""
 
 
 class _Reader:
-    """The process, if there is one now."""
+    """The separate process, if it is running."""
 
     def __init__(self) -> None:
+        """Start without a process; the first file starts it."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -69,7 +73,7 @@ class _Reader:
             except _EndedError as ended:
                 if ended.args != (0,):
                     raise
-                return self._ask(data, frame, end)  # it had just gone for want of work
+                return self._ask(data, frame, end)  # it had just ended because it was idle
         except _EndedError:
             if time.monotonic() >= end:
                 raise TimeoutError from None
@@ -101,7 +105,7 @@ class _Reader:
             return Picture(pixels, answer["frame"], answer["frames"], answer["instance"], "", answer["regions"])
         except DicomError:
             raise
-        except (OSError, EOFError, ValueError):  # nobody there, or nobody any more
+        except (OSError, EOFError, ValueError):  # the process is not there, or no longer there
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(1)
             self._end()
@@ -115,13 +119,16 @@ class _Reader:
     def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
-            with contextlib.suppress(OSError):  # of what was not written yet
+            with contextlib.suppress(OSError):  # about data that was not written yet
                 self._process.__exit__(None, None, None)
             self._process = None
 
 
 def _started() -> "subprocess.Popen[bytes]":
-    """A new process that is ready; OpenCV and NumPy start no threads in it, which would take memory and processors."""
+    """Start a new process and wait until it is ready.
+
+    OpenCV and NumPy start no threads in it, which would take memory and processors.
+    """
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", __name__, *map(str, (SECONDS, MEMORY, IDLE))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
@@ -140,13 +147,13 @@ _READER = _Reader()
 
 
 def _work(seconds: int, memory: int, idle: float) -> None:
-    """The process: files from standard input, answers on standard output."""
+    """Run the process: files come from standard input, answers go to standard output."""
     from thyroid.imaging import dicom
 
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # output of a library must not mix with the answers
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it writes no file
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # the process writes no file
     used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_DATA, (used + memory, used + memory))
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
@@ -173,6 +180,6 @@ def _answer(reader: Any, data: bytes, frame: int | None) -> tuple[dict[str, Any]
 
 
 if __name__ == "__main__":
-    from thyroid.imaging import dicom_guard  # under its own name, so that there is one DicomError
+    from thyroid.imaging import dicom_guard  # under its own name, so that there is only one DicomError
 
     dicom_guard._work(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

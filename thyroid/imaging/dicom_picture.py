@@ -1,4 +1,7 @@
-"""What is read of a DICOM file, and why a file cannot be used; without DICOM's libraries, which only `dicom` needs."""
+"""The picture that is read from a DICOM file, and the error of an unusable file.
+
+This module needs none of DICOM's libraries; only `dicom` does.
+"""
 
 from dataclasses import dataclass
 
@@ -6,28 +9,34 @@ from thyroid.imaging import images
 
 
 class DicomError(ValueError):
-    """A file that cannot be used; the message says why in words and holds nothing of its content but technical facts.
+    """A file that cannot be used.
+
+    The message says why in words and contains nothing of the file but technical facts.
 
     Attributes:
-        code: one word, for programs that say it in other words: damaged, modality, pixels, size, frame, burned_in.
+        code: One word for programs that word the message themselves: damaged, modality, pixels, size, frame or
+            burned_in.
     """
 
     def __init__(self, code: str, message: str) -> None:
+        """Keep the code next to the message."""
         super().__init__(message)
         self.code = code
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One frame.
+    """One frame of a DICOM file.
 
     Attributes:
         pixels: uint8 [rows, columns, 3], RGB, black outside the ultrasound regions or the scan area.
-        frame: its number, from 1 as DICOM counts.
-        frames: how many the file has.
-        instance: number of the file in its series; 0 where it has none.
-        patient: the file's patient id, to be hashed and dropped; "" from `dicom_guard.read`, whose callers have no use for it.
-        regions: whether the file says where its tissue is; if not, the picture alone told, and text close to it may be left.
+        frame: Number of the frame, from 1 as DICOM counts.
+        frames: Number of frames in the file.
+        instance: Number of the file in its series; 0 if it has none.
+        patient: Patient id of the file, to be hashed and dropped; "" from `dicom_guard.read`, whose callers do not need
+            it.
+        regions: Whether the file says where its tissue is. If not, the tissue was found in the picture alone, and
+            text close to it may remain.
     """
 
     pixels: images.Pixels

@@ -1,4 +1,7 @@
-"""Where the tissue is on a frame, and the square image of a region: the same for training, evaluation and the endpoint."""
+"""Where the tissue is on a frame, and the square image of a region.
+
+Training, evaluation and the endpoint use the same functions.
+"""
 
 from dataclasses import dataclass
 
@@ -9,18 +12,23 @@ from numpy.typing import NDArray
 from thyroid.imaging import images
 
 Box = tuple[int, int, int, int]
-"""x, y, width, height in pixels."""
+"""The x, y, width and height of a rectangle in pixels."""
 
 MARGIN = 0.15
-"""A region is widened by this share of its own width (height) on each side, and clipped to the frame: as in DDTI's own crops."""
+"""Share of a region's own width (height) by which it is widened on each side, as in DDTI's own crops.
+
+The widened region is clipped to the frame.
+"""
 
 
 @dataclass(frozen=True)
 class ScanArea:
     """The part of a frame that shows tissue.
 
-    `mask` is uint8 [height, width], 0 or 1; `box` its bounding box in frame pixels; `found` is False when no area stands out
-    and the whole frame is taken.
+    Attributes:
+        mask: uint8 [height, width], 0 or 1.
+        box: Bounding box of the mask in pixels of the frame.
+        found: False if no area stands out and the whole frame is taken.
     """
 
     mask: NDArray[np.uint8]
@@ -31,9 +39,10 @@ class ScanArea:
 def scan_area(frame: images.Pixels) -> ScanArea:
     """Find the ultrasound image within the scanner's frame.
 
-    Speckle fills an area; text, ruler ticks and logos are thin. So pixels brighter than the background are closed over
-    a few pixels, everything thinner than a twelfth of the frame is opened away, and what remains, as far as it is at
-    least a quarter of the largest piece (split screens), is taken with its convex hull. Deterministic.
+    Speckle fills an area, whereas text, ruler ticks and logos are thin. So pixels brighter than the background are
+    closed over a few pixels, and everything thinner than a twelfth of the frame is opened away. The remaining pieces
+    that are at least a quarter of the largest one (split screens) are taken with their convex hull. The method is
+    deterministic.
 
     Args:
         frame: uint8 [height, width, 3].
@@ -58,12 +67,12 @@ def scan_area(frame: images.Pixels) -> ScanArea:
 
 
 def _pieces(tissue: NDArray[np.uint8]) -> list[tuple[int, NDArray[np.int32]]]:
-    """Area in pixels and outline [points, 1, 2] of the pieces that are at least a quarter of the largest one."""
+    """Return area in pixels and outline [points, 1, 2] of the pieces that are at least a quarter of the largest one."""
     contours, hierarchy = cv2.findContours(tissue, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     outlines = (
         [one for one, (_, _, _, parent) in zip(contours, hierarchy[0], strict=True) if parent < 0] if contours else []
     )
-    if len(outlines) == 1:  # as a rule, and labelling every pixel takes longer than all the rest
+    if len(outlines) == 1:  # the usual case; labelling every pixel takes longer than all the rest
         return [(cv2.countNonZero(tissue), outlines[0])]
     _, parts, statistics, _ = cv2.connectedComponentsWithStats(tissue)
     areas = [int(statistics[parts[y, x], cv2.CC_STAT_AREA]) for x, y in (one[0, 0] for one in outlines)]
@@ -71,13 +80,14 @@ def _pieces(tissue: NDArray[np.uint8]) -> list[tuple[int, NDArray[np.int32]]]:
 
 
 def normal(frame: images.Pixels, area: ScanArea | None = None) -> images.Pixels:
-    """The frame's scan area: everything outside it blanked, then cut to its bounding box.
+    """Return the frame's scan area: everything outside is blanked, then it is cut to its bounding box.
 
-    Burned-in text may name the patient and a scanner's layout tells the hospital: both go before anything else looks.
+    Burned-in text may name the patient, and a scanner's layout reveals the hospital. Both are removed before anything
+    else sees the image.
 
     Args:
         frame: uint8 [height, width, 3].
-        area: of this frame, if it is known.
+        area: Scan area of this frame, if it is known.
 
     Returns:
         uint8 [area height, area width, 3].
@@ -88,19 +98,19 @@ def normal(frame: images.Pixels, area: ScanArea | None = None) -> images.Pixels:
 
 
 def region(frame: images.Pixels, box: Box, area: ScanArea | None = None, margin: float = MARGIN) -> images.Pixels:
-    """One region with its margin as a square: blanked outside the scan area, padded with black, never stretched.
+    """Return one region with its margin as a square: blank outside the scan area, padded with black, never stretched.
 
     Args:
         frame: uint8 [height, width, 3].
         box: x, y, width, height in pixels of the frame, inside it.
-        area: of this frame, if it is known. Pixels of `box` itself count as tissue.
-        margin: see `widened`.
+        area: Scan area of this frame, if it is known. Pixels of `box` itself count as tissue.
+        margin: Share of the box's sides to widen it by, see `widened`.
 
     Returns:
-        uint8 [side, side, 3] with side the longer side of the widened box.
+        uint8 [side, side, 3], where side is the longer side of the widened box.
 
     Raises:
-        ValueError: the box has no size or is outside the frame.
+        ValueError: The box has no size or is outside the frame.
     """
     x, y, width, height = box
     if width < 1 or height < 1 or x < 0 or y < 0 or x + width > frame.shape[1] or y + height > frame.shape[0]:
@@ -115,7 +125,7 @@ def region(frame: images.Pixels, box: Box, area: ScanArea | None = None, margin:
 
 
 def widened(box: Box, frame_width: int, frame_height: int, margin: float = MARGIN) -> Box:
-    """`box` with its margin, a share of its own width (height) on each side, clipped to the frame."""
+    """Return `box` with its margin, a share of its own width (height) on each side, clipped to the frame."""
     x, y, width, height = box
     dx, dy = round(margin * width), round(margin * height)
     left, top = max(0, x - dx), max(0, y - dy)

@@ -1,6 +1,6 @@
 """Pixels in and out: one safe decoder, one encoder and one letterbox for ingest, training, evaluation and serving.
 
-Everyone uses these same functions, so what the evaluation scored is bit for bit what the endpoint computes.
+All of them use these same functions, so what the evaluation scored is bit for bit what the endpoint computes.
 """
 
 import base64
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 cv2.setNumThreads(1)
-"""Images are worked on side by side, one a core: OpenCV's own threads would only be in each other's way."""
+"""Images are processed in parallel, one per core; OpenCV's own threads would only compete with them."""
 
 Pixels = NDArray[np.uint8]
 
@@ -24,12 +24,18 @@ MAX_SIDE = 10_000
 MIN_SIDE = 16
 JPEG_QUALITY = 95
 LEAST_CONTRAST = 2.0
-"""Standard deviation of the grey levels of a picture that shows something: DDTI's frames have 31 and more, blank ones the codec's noise."""
+"""Least standard deviation of the grey levels of a picture that shows something.
+
+DDTI's frames have 31 and more; blank pictures have only the codec's noise.
+"""
 MAX_SCANS = 100
-"""Of a progressive JPEG, which has ten; each one goes over all pixels, and takes a few bytes."""
+"""Most scans of a progressive JPEG, which normally has ten.
+
+Each scan passes over all pixels but takes only a few bytes.
+"""
 _START_OF_SCAN, _COMMENT = b"\xff\xda", b"\xff\xfe"
 _JFIF = 20
-"""Bytes of a JPEG up to the end of its JFIF header, behind which a comment may stand."""
+"""Bytes of a JPEG up to the end of its JFIF header, after which a comment may follow."""
 _DECODERS = {
     False: (cv2.IMREAD_COLOR, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_8),
     True: (
@@ -39,7 +45,7 @@ _DECODERS = {
         cv2.IMREAD_REDUCED_GRAYSCALE_8,
     ),
 }
-"""OpenCV's flags by whether a JPEG is grey: for its full size, a half, a quarter and an eighth."""
+"""OpenCV's flags by whether a JPEG is grey: for its full size, a half, a quarter and an eighth of it."""
 _ENCODER = (
     *(cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY),
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
@@ -47,10 +53,10 @@ _ENCODER = (
 
 
 def read(path: str | Path) -> bytes:
-    """The file's bytes.
+    """Read a file's bytes.
 
     Raises:
-        ValueError: the file is empty or larger than `MAX_BYTES`.
+        ValueError: The file is empty or larger than `MAX_BYTES`.
     """
     size = Path(path).stat().st_size
     if size == 0:
@@ -61,21 +67,32 @@ def read(path: str | Path) -> bytes:
 
 
 class SizeError(ValueError):
-    """An image whose sides are not allowed, in pixels."""
+    """An image whose sides are not allowed.
+
+    Args:
+        width: Width in pixels.
+        height: Height in pixels.
+        message: Why the size is not allowed.
+    """
 
     def __init__(self, width: int, height: int, message: str) -> None:
+        """Keep the size next to the message."""
         super().__init__(message)
         self.width, self.height = width, height
 
 
 SERVED = ("JPEG", "PNG")
-"""Formats that the endpoint takes beside DICOM; scans on disk are JPEG or DICOM."""
+"""Formats that the endpoint accepts besides DICOM; scans on disk are JPEG or DICOM."""
 
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
 
 
 def kind(data: bytes) -> str | None:
-    """Format by the first 132 bytes, whatever the name says: one of `SERVED`, DICOM (PS3.10 7.1), or None."""
+    """Return the format of a file by its first 132 bytes, whatever its name says.
+
+    Returns:
+        One of `SERVED`, "DICOM" (PS3.10 7.1), or None.
+    """
     known = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
     return "DICOM" if known is None and data[128:132] == b"DICM" else known
 
@@ -89,21 +106,21 @@ def decode(
 ) -> Pixels:
     """Decode an image completely.
 
-    The header's dimensions are checked before any pixel is decoded (decompression bombs), only Pillow's plug-ins of
-    `formats` are allowed to look at the bytes, and a truncated file is an error. EXIF orientation is applied.
+    The dimensions in the header are checked before any pixel is decoded (decompression bombs). Only Pillow's plug-ins
+    for `formats` may look at the bytes. A truncated file is an error. The EXIF orientation is applied.
 
     Args:
-        data: the whole file.
-        min_side: smallest width and height that is taken for a scan.
-        formats: what is taken.
-        max_pixels: of the image.
-        max_scans: of a JPEG.
+        data: Bytes of the whole file.
+        min_side: Smallest width and height that is accepted as a scan, in pixels.
+        formats: Formats that are accepted.
+        max_pixels: Most pixels of the image.
+        max_scans: Most scans of a JPEG.
 
     Returns:
         uint8 [height, width, 3], RGB, 0..255.
 
     Raises:
-        ValueError: not of these formats, too large, too small or damaged; the message says which.
+        ValueError: The image has another format, or is too large, too small or damaged; the message says which.
     """
     image = _open(data, min_side, formats, max_pixels, max_scans)
     try:
@@ -113,15 +130,15 @@ def decode(
             plain = image if image.mode == "L" else image.convert("RGB")
             pixels = np.asarray(plain if turn is None else plain.transpose(turn))
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if image.mode == "L" else pixels
-    except Exception as error:  # Pillow's plug-ins raise many kinds
+    except Exception as error:  # Pillow's plug-ins raise many kinds of errors
         raise ValueError(f"damaged {image.format}: {error}") from None
 
 
 def size(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPEG",)) -> tuple[int, int]:
-    """Width and height that `decode` would give, from the header alone.
+    """Return the width and height in pixels that `decode` would give, from the header alone.
 
     Raises:
-        ValueError: not of these formats, too large or too small; damage behind the header is not seen.
+        ValueError: The image has another format, or is too large or too small. Damage after the header is not noticed.
     """
     image = _open(data, min_side, formats)
     with warnings.catch_warnings():
@@ -131,7 +148,11 @@ def size(data: bytes, min_side: int = MIN_SIDE, formats: tuple[str, ...] = ("JPE
 
 
 def is_empty(image: Pixels) -> bool:
-    """Whether a picture, uint8 [height, width, 3], is of one colour but for noise: black, say, or white."""
+    """Return whether a picture has a single colour apart from noise, such as black or white.
+
+    Args:
+        image: uint8 [height, width, 3].
+    """
     _, deviation = cv2.meanStdDev(image)
     return bool(deviation.max() < LEAST_CONTRAST)
 
@@ -145,11 +166,14 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of each EXIF orientation upright."""
+"""The transposition that makes an image of each EXIF orientation upright."""
 
 
 def _orientation(image: Image.Image) -> int:
-    """As browsers see it: from the EXIF block in the header, and neither from XMP nor from behind the pixels."""
+    """Return the orientation that browsers use: from the EXIF block in the header.
+
+    EXIF after the pixels and XMP do not count.
+    """
     exif = Image.Exif()
     try:
         exif.load(image.info.get("exif") or b"")
@@ -165,12 +189,12 @@ def _open(
     max_pixels: int = MAX_PIXELS,
     max_scans: int = MAX_SCANS,
 ) -> Image.Image:
-    """The image before any pixel is decoded, with sides that are allowed."""
+    """Open an image before any pixel is decoded, and check that its sides are allowed."""
     if data.count(_START_OF_SCAN) > max_scans:
         raise ValueError(f"JPEG of more than {max_scans} scans")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of bombs (MAX_PIXELS is stricter) and odd metadata beside sound pixels
+            warnings.simplefilter("ignore")  # about bombs (MAX_PIXELS is stricter) and odd metadata with sound pixels
             image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
         raise ValueError(f"image is larger than the limit of {MAX_PIXELS:,} pixels") from None
@@ -191,11 +215,11 @@ def _open(
 
 
 def encode(image: Pixels, comment: bytes | None = None) -> bytes:
-    """A JPEG without any metadata; one channel when all three are equal (which is lossless and smaller).
+    """Encode a JPEG without any metadata; it has one channel if all three are equal (which is lossless and smaller).
 
     Args:
         image: uint8 [height, width, 3], RGB.
-        comment: the only thing to write beside the pixels, at most 65,533 bytes.
+        comment: The only thing to write besides the pixels, at most 65,533 bytes.
     """
     data, _ = _encode(image)
     if comment is None:
@@ -204,21 +228,21 @@ def encode(image: Pixels, comment: bytes | None = None) -> bytes:
 
 
 def _encode(image: Pixels) -> tuple[bytes, bool]:
-    """The JPEG, and whether it is grey."""
+    """Return the JPEG and whether it is grey."""
     grey = bool(np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 0], image[..., 2]))
     pixels = image[..., 0] if grey else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", pixels, _ENCODER)[1].tobytes(), grey
 
 
 def letterbox(image: Pixels, size: int) -> Pixels:
-    """Scale into a square without stretching and pad with black, centred.
+    """Scale into a square without stretching, and pad with black around the centred image.
 
     Stretching changes a nodule's shape (taller-than-wide is a sign of malignancy) and costs accuracy
     (10.12659/MSM.927007).
 
     Args:
         image: uint8 [height, width, channels].
-        size: side of the square in pixels.
+        size: Side of the square in pixels.
 
     Returns:
         uint8 [size, size, channels].
@@ -235,27 +259,34 @@ def letterbox(image: Pixels, size: int) -> Pixels:
 
 
 def square(data: bytes, size: int) -> Pixels:
-    """The model's input from the bytes of an image that `crop` wrote or `encode` made: the one way to it, everywhere.
+    """Return the model's input from the bytes of an image that `crop` wrote or `encode` made.
 
-    A JPEG that is at least twice too large is decoded at a half, quarter or eighth of its size (scaled inverse DCT), then
-    letterboxed. The bytes are our own or their hash was checked, so what `decode` guards against is left out.
+    This is the only way to the model's input, for every caller. A JPEG that is at least twice too large is decoded at a
+    half, quarter or eighth of its size (scaled inverse DCT), then letterboxed. The bytes are our own or their hash was
+    checked, so the checks of `decode` are left out.
+
+    Args:
+        data: Bytes of the JPEG.
+        size: Side of the square in pixels.
 
     Returns:
         uint8 [size, size, 1] for a grey JPEG, whose three channels would be equal, else [size, size, 3].
 
     Raises:
-        OSError: not a JPEG.
+        OSError: The bytes are not a JPEG, or a damaged one.
     """
     image = Image.open(io.BytesIO(data), formats=("JPEG",))
     return _square(data, *image.size, image.mode == "L", size)
 
 
 def stored(image: Pixels, size: int) -> Pixels:
-    """What `square` makes of the bytes that `encode` makes of an image: what a model sees of one that is not on disk.
+    """Return what `square` makes of the bytes that `encode` makes of an image.
+
+    A model thus sees an image that is not on disk exactly as it would see it from disk.
 
     Args:
         image: uint8 [height, width, 3], RGB.
-        size: side of the square in pixels.
+        size: Side of the square in pixels.
 
     Returns:
         uint8 [size, size, 1] or [size, size, 3], as `square`.
@@ -279,8 +310,15 @@ def data_uri(data: bytes) -> str:
 
 
 def rgb(image: Pixels) -> Pixels:
-    """Three channels, whatever there were: a copy of one image [h, w, 1], a view of a batch [n, h, w, 1]."""
+    """Return three channels for one channel or three.
+
+    Args:
+        image: One image [h, w, channels] or a batch [n, h, w, channels].
+
+    Returns:
+        A copy of a single image [h, w, 1]; otherwise a view [..., 3].
+    """
     if image.ndim == 3 and image.shape[-1] == 1:
-        # a view would be copied for the engine, and four times as slowly
+        # a view would be copied for the engine, four times as slowly
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     return np.broadcast_to(image, (*image.shape[:-1], 3))

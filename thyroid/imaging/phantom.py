@@ -24,9 +24,15 @@ from thyroid import errors, progress
 from thyroid.imaging import images
 
 PATIENTS = 260
-"""Of the sample. A tenth of them lock the threshold, and the gate asks for ten malignant patients behind one."""
+"""Number of patients in the sample.
+
+A tenth of them fix the threshold, and the gate requires ten malignant patients behind a threshold.
+"""
 MARK = b"synthetic phantom, not a patient"
-"""JPEG comment of every phantom: cropping removes the banner, but a data version still knows how many it holds."""
+"""JPEG comment of every phantom.
+
+Cropping removes the banner, but by this mark a data version still knows how many phantoms it has.
+"""
 
 FRAME = (640, 480)
 """Width and height of a frame in pixels."""
@@ -45,7 +51,10 @@ BENIGN_SHARE = 0.6
 
 @dataclass(frozen=True)
 class Nodule:
-    """One nodule as all its images share it. Lengths are fractions of the scan area's height; echo is in dB."""
+    """One nodule, shared by all its images.
+
+    Lengths are fractions of the scan area's height; echo and halo are in dB; cyst is a fraction of the nodule's radius.
+    """
 
     radius: float
     aspect: float
@@ -58,7 +67,12 @@ class Nodule:
 
 @dataclass(frozen=True)
 class Phantom:
-    """One frame: uint8 [height, width, 3] and the nodule's tight box x, y, width, height in frame pixels."""
+    """One phantom frame.
+
+    Attributes:
+        image: uint8 [height, width, 3].
+        roi: Tight box of the nodule: x, y, width, height in pixels of the frame.
+    """
 
     image: images.Pixels
     roi: tuple[int, int, int, int]
@@ -78,7 +92,7 @@ def _nodule(label: str, rng: np.random.Generator) -> Nodule:
 
 
 def _speckle(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Speckle in dB, mean about 0: lateral resolution is coarser than axial, as with a linear probe."""
+    """Return speckle in dB with a mean of about 0; lateral resolution is coarser than axial, as with a linear probe."""
     field = [cv2.GaussianBlur(rng.standard_normal(shape, np.float32), (0, 0), sigmaX=1.9, sigmaY=0.9) for _ in range(2)]
     envelope = np.hypot(*field)
     return (20 * np.log10(envelope / envelope.mean() + 1e-3)).astype(np.float32)
@@ -87,7 +101,7 @@ def _speckle(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.flo
 def _tissue(
     height: int, width: int, nodule: Nodule, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Echogenicity in dB [height, width] and the nodule's mask."""
+    """Return echogenicity in dB [height, width] and the nodule's mask."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     u, v = x / width, y / height
     wave = 0.02 * np.sin(2 * math.pi * (u * rng.uniform(0.5, 1.5) + rng.random()))
@@ -114,8 +128,8 @@ def _tissue(
     inside = distance < 1 + harmonics
     edge = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), 1.0 + 5 * nodule.roughness)
     echo += edge * (rng.uniform(0, 1.5) + nodule.echo - echo)
-    # All evidence lies within the nodule, so that the shortcut audit of a sound model finds nothing around it: the halo does
-    # not reach beyond the margin, and there is no enhancement behind fluid.
+    # All evidence lies within the nodule, so that the shortcut audit of a sound model finds nothing around it: the halo
+    # does not reach beyond the margin, and there is no enhancement behind fluid.
     echo -= nodule.halo * np.exp(-(((distance - 0.9 - harmonics) / 0.04) ** 2))
     if nodule.cyst:
         echo[distance < nodule.cyst] = -28
@@ -129,7 +143,7 @@ def _tissue(
 def _scanner_frame(
     canvas: images.Pixels, area: tuple[int, int, int, int], patient: int, rng: np.random.Generator
 ) -> None:
-    """Burned-in text, ruler ticks and a grey bar around the scan area; none of it depends on the label."""
+    """Draw burned-in text, ruler ticks and a grey bar around the scan area; none of it depends on the label."""
     left, top, width, height = area
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
@@ -160,13 +174,13 @@ def _scanner_frame(
 
 
 def draw(label: str, patient: int, image: int, seed: int = 0) -> Phantom:
-    """Draw one frame, the same for the same arguments.
+    """Draw one frame; the same arguments always give the same frame.
 
     Args:
         label: "B" or "M"; decides the odds of the nodule's signs, not the signs.
-        patient: patient number; a patient's images share the nodule and the scanner settings.
-        image: image number within the patient; changes view, speckle and gain.
-        seed: of the whole set.
+        patient: Patient number; a patient's images share the nodule and the scanner settings.
+        image: Image number within the patient; changes view, speckle and gain.
+        seed: Seed of the whole set.
     """
     shared = np.random.default_rng([seed, patient, "BM".index(label)])
     nodule = _nodule(label, shared)
@@ -206,7 +220,13 @@ def _write(task: tuple[str, int, int, int, str]) -> tuple[str, int, int, int, in
 def generate(output: Path, patients: int = PATIENTS, images_per_patient: int = 1, seed: int = 0) -> Path:
     """Write `patients * images_per_patient` frames to `output/scans` and their nodules to `output/rois.csv`.
 
-    Six patients in ten are benign. Reproducible by `seed`, whatever the number of cores.
+    Six patients in ten are benign. The same arguments give the same files, whatever the number of cores.
+
+    Args:
+        output: Folder to write to.
+        patients: Number of patients.
+        images_per_patient: Number of images of each patient.
+        seed: Seed of the whole set.
 
     Returns:
         Path of rois.csv.
@@ -233,6 +253,7 @@ def generate(output: Path, patients: int = PATIENTS, images_per_patient: int = 1
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command `python -m thyroid.phantom` with the arguments `argv`, by default those of the process."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.phantom", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for scans/ and rois.csv")
     parser.add_argument("--patients", type=int, default=PATIENTS)

@@ -1,1 +1,1 @@
-"""The first step: scans in, one data version out."""
+"""The first step of the pipeline, which turns scans into a data version."""

@@ -1,4 +1,4 @@
-"""`python -m thyroid.ingest`: the command of `ingest.ingest`."""
+"""Run `ingest.ingest` as the command `python -m thyroid.ingest`."""
 
 from thyroid.ingest.ingest import main
 

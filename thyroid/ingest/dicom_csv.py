@@ -1,7 +1,7 @@
-"""dicom.csv: label, patient and frame of DICOM files, and the pseudonyms under which their scans stand in the tables.
+"""Read dicom.csv: label, patient and frame of DICOM files, and the pseudonyms of their scans in the tables.
 
-DICOM files have no names that tell label and patient, but often ones that tell the patient's name: what is written anywhere
-is a pseudonym and the line of dicom.csv.
+The names of DICOM files give neither label nor patient number, but they often contain the patient's name. For this
+reason the outputs of `ingest` contain only a pseudonym and the line number in dicom.csv, never the name of the file.
 """
 
 import csv
@@ -22,17 +22,17 @@ _NUMBER = re.compile(r"([1-9][0-9]{0,5})(\.0*)?")
 
 @dataclass(frozen=True)
 class Row:
-    """A scan that comes of a DICOM file.
+    """A scan that comes from a DICOM file.
 
     Attributes:
-        name: its pseudonym, within the folder of scans.
-        file: within the folder of scans; never to be told.
-        line: of dicom.csv; 0 for a file that is not in it.
-        label: its class.
-        patient: any text; "" for the file's own.
-        frame: from 1; None for the middle one.
-        reason: why it cannot be used, whatever the file holds.
-        mark: another one whenever the row says something else, and without the key nobody can tell what.
+        name: Pseudonym of the scan, used as its name within the folder of scans.
+        file: Name of the file within the folder of scans. It must not appear in any output of `ingest`.
+        line: Line number in dicom.csv; 0 for a file that is not listed there.
+        label: Class of the scan.
+        patient: Patient as any text; "" means the patient that the file itself names.
+        frame: Frame number, counted from 1; None means the middle frame.
+        reason: Why the scan cannot be used, whatever the file contains; None if dicom.csv does not rule it out.
+        mark: Keyed digest of the row. It changes whenever the row changes, and reveals nothing without the key.
     """
 
     name: str
@@ -48,18 +48,18 @@ class Row:
 def rows(
     secret: bytes, data: bytes | None, address: str, files: Collection[str], odd: Collection[str], classes: Classes
 ) -> list[Row]:
-    """The scans that dicom.csv makes of a folder's DICOM files, and a row for every odd file that it leaves out.
+    """Return the scans that dicom.csv makes of a folder's DICOM files, and a row for every odd file that it omits.
 
     Args:
-        secret: that makes the pseudonyms.
-        data: content of dicom.csv; None where there is none.
-        address: of dicom.csv, for errors.
-        files: names of all files within the folder of scans.
-        odd: of those that may be DICOM, and are no scans by their names.
-        classes: of which every label is one.
+        secret: Key that makes the pseudonyms.
+        data: Content of dicom.csv; None if there is no such file.
+        address: Address of dicom.csv, for error messages.
+        files: Names of all files within the folder of scans.
+        odd: Names of the files that may be DICOM and do not follow the naming scheme of scans.
+        classes: The classes. Every label must be one of them.
 
     Raises:
-        InputError: it is not a table with these columns.
+        InputError: dicom.csv is not a UTF-8 CSV table with the columns of `COLUMNS`.
     """
     found: dict[tuple[str, str], list[tuple[int, dict[str, str]]]] = {}
     for line, row in [] if data is None else _read(data, address):
@@ -108,7 +108,7 @@ def _row(
 
 
 def _read(data: bytes, address: str) -> list[tuple[int, dict[str, str]]]:
-    """Line and cells of every row."""
+    """Return the line number and the cells of every row that is not empty."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

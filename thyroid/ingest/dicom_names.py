@@ -1,4 +1,4 @@
-"""Which DICOM file is which scan of the tables, for whoever keeps the key.
+"""List which DICOM file became which scan of the tables, for somebody who has the key.
 
 python -m thyroid.dicom my/scans
 """
@@ -13,10 +13,17 @@ from thyroid.ingest import dicom_csv, ingest
 
 
 def list_pseudonyms(scans: storage.Location) -> list[tuple[str, str]]:
-    """The name in the tables of every scan that comes of a DICOM file, and which file that is, for whoever keeps the key.
+    """List every scan that comes from a DICOM file, with its name in the tables. This requires the key.
+
+    Args:
+        scans: Folder or gs:// prefix of scans, with its dicom.csv.
+
+    Returns:
+        Pairs of the scan's pseudonym and a description of its source: file, frame, and line in dicom.csv. They are
+        sorted by file and line.
 
     Raises:
-        InputError: there is no DICOM file, no key, or a dicom.csv that cannot be read.
+        InputError: There is no DICOM file or no key, or dicom.csv cannot be read.
     """
     rows = [file.row for file in ingest.list_scans(scans, "normal") if file.row is not None]
     if not rows:
@@ -33,6 +40,7 @@ def list_pseudonyms(scans: storage.Location) -> list[tuple[str, str]]:
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print the pseudonym and the DICOM file of every scan in a folder."""
     parser = argparse.ArgumentParser(
         prog="python -m thyroid.dicom",
         description="List the DICOM files of a folder with the pseudonyms under which the tables know their scans.",

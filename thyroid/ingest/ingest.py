@@ -1,9 +1,10 @@
-"""Scans in, one data version out: names parsed, files checked, hashed and grouped, splits dealt, nothing lost.
+"""Turn scans into a data version: check, hash and group the files, deal the splits, and quarantine what is unusable.
 
-DICOM files are scans, too, where dicom.csv says which (`dicom_csv`): what later steps read of them are pictures without a patient.
+DICOM files count as scans if dicom.csv lists them (see `dicom_csv`). Later steps read pictures of them that name no
+patient.
 
-With a store only what is new or has changed since the last time is downloaded, decoded and hashed; the data version is the
-one that a look at everything would have made.
+With a store, only files that are new or have changed since the last run are downloaded, decoded and hashed. The
+resulting data version is the same as if every file had been examined again.
 
 python -m thyroid.ingest --scans DIR --rois rois.csv --output DIR
 python -m thyroid.ingest --scans gs://bucket/scans --output DIR --store DIR
@@ -15,6 +16,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -41,38 +43,48 @@ from thyroid.imaging import images, phantom
 from thyroid.ingest import labels as label_table
 from thyroid.ingest.labels import Label
 
+log = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from thyroid.ingest.dicom_csv import Row
 
 GIVEN_SPLITS = ("separate", "keep", "ignore")
 ROI_COLUMNS = ("filename", "x", "y", "width", "height")
 SETTLED_SECONDS = 2.0
-"""A file that was written so shortly ago may be written again without its times telling; it is looked at again."""
+"""A file written within this time may change again without a visible change of its times, so it is read again."""
 _GIVEN = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
 _EXAMINED = {**tables.SCANS, "generation": "string", "synthetic": "boolean"}
 _RANK = {"test": 0, "validation": 1, "train": 2}
-"""Where a group was on several sides before, the smallest wins."""
+"""Order of precedence: if a group was in several splits before, the one with the smallest rank wins."""
 _CHUNK = 64
 _MOST_PATIENTS = 5
-"""A picture that more patients have is a logo, a test image or an empty layout, and says nothing of who is whom: copies of a
-scan under other numbers come in twos and threes."""
+"""Largest number of patients who may share a picture.
+
+A picture that more patients have is a logo, a test image or an empty layout, and says nothing about who is who.
+Copies of a scan under other numbers come in twos and threes.
+"""
 _SAME_COHORT = 0.5
-"""Share of the scans, of a source or of a cohort, that both must have for the source to be the cohort's: a moved folder has
-nearly all of them, and another hospital the few that are public."""
+"""Share of the scans that a source and a cohort must have in common for the source to belong to the cohort.
+
+It refers to the smaller of the two. A moved folder shares nearly all its scans; another hospital shares only the few
+that are public.
+"""
 EXAMINATION = 1
-"""Version of what a file's row in the tables depends on: decoding, names, perceptual hashes, DICOM. A change of any of them
-raises it, and the next run reads every file of a store again."""
+"""Version of everything that a file's row in the tables depends on: decoding, names, perceptual hashes, DICOM.
+
+Raise it with any change of these. The next run then reads every file of a store again.
+"""
 DEALING = 1
-"""Version of what makes a data version of these rows: groups, cohorts, splits. A change raises it."""
+"""Version of everything that makes a data version of these rows: groups, cohorts, splits. Raise it with any change."""
 _MAPPING = "dicom.csv"
 _DICOM = (".dcm", ".dicom", "dicomdir")
 _IN_PASSING = 16
-"""DICOM objects that are on this machine's disk at once."""
+"""Number of DICOM objects that are on this machine's disk at the same time."""
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """Where the data version is and what it holds (the content of data.json)."""
+    """The folder of a data version, and its facts (the content of data.json)."""
 
     folder: Path
     facts: dict[str, Any]
@@ -82,10 +94,16 @@ class Ingested:
 class _File:
     """A file as it was listed.
 
-    `path` stands in the tables, `relative` is below the folder of scans `root`; `generation` is another one whenever the
-    content is, None where that cannot be told; `local` is where the bytes are, None for an object that is not here yet.
-    `row` is what dicom.csv says of a DICOM file's scan: then `path` is a pseudonym, and `relative` is never told. `label` is
-    what labels.csv says.
+    Attributes:
+        path: Name of the file in the tables. For the scan of a DICOM file it is a pseudonym.
+        relative: Path below the folder of scans. For a DICOM file it must not appear in any output of `ingest`.
+        root: Address of the folder of scans.
+        domain: "normal" or "cropped".
+        generation: Text that changes whenever the content changes; None if a change could go unnoticed.
+        local: Where the bytes are; None for an object that has not been downloaded.
+        entry: The object in a bucket; None for a local file.
+        row: What dicom.csv says about the scan of a DICOM file; None for other files.
+        label: What labels.csv says about the scan.
     """
 
     path: str
@@ -100,14 +118,14 @@ class _File:
 
     @property
     def copied(self) -> bool:
-        """Whether what later steps read is a copy below the store or the output."""
+        """Whether later steps read a copy of it, which lies below the store or the output."""
         return self.entry is not None or self.row is not None
 
     def name(self) -> filenames.ScanName:
-        """What the file's name says, or, where labels.csv says which patient it is, that.
+        """Parse the file's name. A patient number in labels.csv takes precedence over the one in the name.
 
         Raises:
-            ValueError: the name does not follow the scheme, and labels.csv has no patient.
+            ValueError: The name does not follow the scheme and labels.csv gives no patient, or it is not a .jpg file.
         """
         last = self.path.rsplit("/", 1)[-1]
         if self.label is None or self.label.patient is None:
@@ -135,26 +153,32 @@ def ingest(
     """Check, hash, group and split every file under `scans`, and write a data version to `output`.
 
     Args:
-        scans: folder or gs:// prefix of frames, searched recursively. Folders named train, validation and test are given
-            splits. dicom.csv at its top names DICOM files: filename, label and, if need be, patient and frame.
-        output: folder of the new data version.
-        rois: CSV with filename, x, y, width, height (pixels of the frame); other columns are ignored.
-        crops: folder or gs:// prefix of images that are already cropped; they make up the cropped domain.
-        given_splits: what to do when given train and test folders share a patient or a near-duplicate: "separate"
-            moves the whole group to the train side, "keep" leaves it (and the leak), "ignore" deals all splits anew.
-        store: folder that outlives the run (`thyroid.store`). The last data version of the same scans there is known: only
-            what is new is read. Patients of the same cohort, and copies of all scans that there ever were, keep their
-            splits. None: read all.
-        seed: of the dealing of new groups.
-        labels: CSV with filename and label for the class of every scan, see `labels.read`; None for that of the file names or
-            of dicom.csv.
-        classes: in order, the benign ones before the | and the malignant ones after it, see `classes.parse`.
-        site: name of the cohort, within which equal patient numbers are the same patient; empty for that of the same place
-            or, at a new one, of the same scans before.
+        scans: Folder or gs:// prefix of frames, searched recursively. Folders named train, validation and test are
+            given splits. A dicom.csv at its top names DICOM files: filename, label and optionally patient and frame.
+        output: Folder of the new data version.
+        rois: CSV with filename, x, y, width, height (pixels of the frame). Other columns are ignored.
+        crops: Folder or gs:// prefix of images that are already cropped. They make up the cropped domain.
+        given_splits: What to do if given train and test folders share a patient or a near-duplicate. "separate" moves
+            the whole group to the train side, "keep" leaves it (and the leak), "ignore" ignores the folders and deals
+            all splits again.
+        store: Folder that outlives the run (see `thyroid.data.store`). Only files that are new or changed since its
+            last data version of the same scans are read. Patients of the same cohort keep their splits, and so do
+            copies of any scan that the store has ever seen. None reads every file.
+        seed: Seed for dealing new groups to splits.
+        labels: CSV with filename and label that gives the class of every scan (see `labels.read`). None takes the class
+            from the file names or from dicom.csv.
+        classes: Classes in order, the benign ones before the | and the malignant ones after it (see `classes.parse`).
+        site: Name of the cohort. Within a cohort, equal patient numbers mean the same patient. If it is empty, the
+            cohort is that of the last data version from the same place; for a new place, the one that had the same
+            scans.
+
+    Returns:
+        The folder of the data version and its facts.
 
     Raises:
-        InputError: nothing usable, a class without scans, a rois.csv, labels.csv or dicom.csv that cannot be read, DICOM files without a key in
-            the environment, a split without a class, a `site` that cannot be one, or a bucket that cannot be read.
+        InputError: There is nothing usable, a class has no scans, a split lacks a class, `site` cannot be a name,
+            rois.csv, labels.csv or dicom.csv cannot be read, there are DICOM files and no key in the environment, or a
+            bucket cannot be read.
     """
     if crops is not None:
         _check_apart(scans, crops)
@@ -202,7 +226,7 @@ def _ingest(
         and _copies_there(listed, known)
     ):
         known.take(output)
-        print(f"nothing has changed since data version {known.folder.name}: {known.facts['scans']} scans")
+        log.info(f"nothing has changed since data version {known.folder.name}: {known.facts['scans']} scans")
         return Ingested(output, known.facts)
 
     examined, looked_at = _examine(listed, known, output.resolve() if place is None else place.folder)
@@ -242,7 +266,7 @@ def _ingest(
     given = set(good["split"].dropna())
     notes += _settle_splits(good, given, given_splits, _remembered(good, remembered, cohort, linked))
     good = _drop_copies(good, table, copies)
-    # Given folders are complete as they are, but a given train folder holds the validation part, too.
+    # Given folders are complete as they are, except that a given train folder also holds the validation part.
     open_splits = {
         s: f for s, f in splits.FRACTIONS.items() if not given or (s not in given - {"train"} and s != "test")
     }
@@ -276,7 +300,7 @@ def _ingest(
     }
     output.mkdir(parents=True, exist_ok=True)
     _write_quarantine(output / "quarantine.csv", table, refused, lines)
-    from thyroid.data import plots  # a run without anything new draws nothing
+    from thyroid.data import plots  # imported late: a run without anything new draws nothing
 
     plots.data_statistics(good, regions, output / "statistics.png", classes)
     tables.write(output, table[list(tables.SCANS)], regions, facts)
@@ -285,7 +309,7 @@ def _ingest(
             memory = memory[memory["cohort"] != cohort]
         version = place.add(output, examined, linked, _remember(memory, good, cohort))
         known_before = "" if looked_at == len(table) else f" of {len(table)}, the others were known"
-        print(f"data version {version.name}: {looked_at} files looked at{known_before}")
+        log.info(f"data version {version.name}: {looked_at} files looked at{known_before}")
     _report(facts, good, output)
     return Ingested(output, facts)
 
@@ -302,7 +326,18 @@ def list_scans(
     exclude: Sequence[storage.Location | None] = (),
     classes: Classes = kinds.BINARY,
 ) -> list[_File]:
-    """Every file or object below a place but for what is in `exclude` and what is hidden (.name), by path."""
+    """List every file or object below a place, sorted by path, except those in `exclude` and hidden ones (.name).
+
+    Args:
+        location: Folder or gs:// prefix.
+        domain: Domain of the files, "normal" or "cropped".
+        exclude: Files and folders to leave out.
+        classes: The classes. Every label in dicom.csv must be one of them.
+
+    Raises:
+        InputError: There is no such folder, it holds no scan, dicom.csv cannot be read, or there are DICOM files and no
+            key in the environment.
+    """
     place = storage.at(location)
     skip = [storage.at(path).address for path in exclude if path is not None]
     if isinstance(place, storage.Bucket):
@@ -316,7 +351,7 @@ def list_scans(
             raise InputError(f"{location}: no such folder of scans")
         now = time.time()
         found = [
-            # a name that is not UTF-8 cannot be stored in a table
+            # A name that is not UTF-8 cannot be stored in a table.
             _File(
                 os.fsencode(path).decode("utf-8", "backslashreplace"),
                 path[len(place.address) + 1 :],
@@ -339,9 +374,10 @@ def list_scans(
 def _with_dicoms(
     place: storage.Folder | storage.Bucket, domain: str, found: list[_File], classes: Classes
 ) -> list[_File]:
-    """`found` with DICOM files as the scans that dicom.csv makes of them.
+    """Return `found` with DICOM files replaced by the scans that dicom.csv makes of them.
 
-    What dicom.csv leaves out, and where there is none whatever looks like DICOM, is under a pseudonym, too, for quarantine.
+    Files that dicom.csv omits get a pseudonym as well, so that they can be quarantined. Without a dicom.csv this holds
+    for every file that looks like DICOM.
     """
     files = {file.relative: file for file in found}
     mapped = files.pop(_MAPPING, None) is not None
@@ -350,7 +386,7 @@ def _with_dicoms(
         odd = [name for name in odd if name.lower().endswith(_DICOM) or _has_dicom_mark(files[name])]
         if not odd:
             return found
-    from thyroid.data import pseudonyms  # those who have no DICOM do without its libraries
+    from thyroid.data import pseudonyms  # imported late: users without DICOM do not need its libraries
     from thyroid.ingest import dicom_csv
 
     data = place.read(_MAPPING)[0] if mapped else None
@@ -375,7 +411,7 @@ def _with_dicoms(
 
 
 def _with_label(file: _File, labels: Mapping[str, Label]) -> _File:
-    """The file with its label; another patient than its name tells makes it another file."""
+    """Return the file with its label. A patient number other than the one in its name changes its generation."""
     found = label_table.of(labels, file.relative)
     if found is None or found.patient is None or file.row is not None:
         return replace(file, label=found)
@@ -384,12 +420,12 @@ def _with_label(file: _File, labels: Mapping[str, Label]) -> _File:
 
 
 def _classified(examined: pd.DataFrame, labelled: Sequence[_File] | None, classes: Classes) -> pd.DataFrame:
-    """`examined` with class and side; what has no class is quarantined.
+    """Return `examined` with class and side, and with a quarantine reason for scans that have no class.
 
     Args:
-        examined: rows whose label is the class that the file's name or dicom.csv tells.
-        labelled: the files with what labels.csv says of them; None where there is no such table.
-        classes: that there are.
+        examined: Rows whose label is the class given by the file's name or by dicom.csv.
+        labelled: The files with what labels.csv says about them; None if there is no such table.
+        classes: The classes.
     """
     table = examined.copy()
     usable = table["quarantine_reason"].isna()
@@ -407,7 +443,7 @@ def _classified(examined: pd.DataFrame, labelled: Sequence[_File] | None, classe
 
 
 def _told_apart(generation: str | None, row: "Row | None") -> str | None:
-    """A file's generation, with what dicom.csv says of it."""
+    """Return a file's generation combined with the mark of its row in dicom.csv."""
     return generation if row is None or generation is None else f"{generation}-{row.mark}"
 
 
@@ -430,7 +466,7 @@ def _has_dicom_mark(file: _File) -> bool:
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Files, links to folders and unreadable folders under `root`; what is hidden is left alone."""
+    """Yield files, links to folders, and unreadable folders under `root`. Hidden ones are skipped."""
     unreadable: list[str] = []
     for directory, folders, files in os.walk(root, onerror=lambda e: unreadable.append(os.fspath(e.filename))):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -442,11 +478,12 @@ def _walk(root: str) -> Iterator[str]:
 
 
 def _generation(path: str, now: float) -> str | None:
-    """What changes whenever a file is written; None for one that was written just now, or after a clock that is wrong."""
+    """Return a text that changes whenever a file is written; None if it is too recent or unreadable."""
     try:
         found = os.stat(path)  # noqa: PTH116 - of 50,000 files
     except OSError:
         return None
+    # A file from the future, which a wrong clock has made, is not settled either.
     settled = max(found.st_mtime, found.st_ctime) < now - SETTLED_SECONDS
     return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}" if settled else None
 
@@ -459,7 +496,7 @@ def _inputs(
     classes: Classes,
     gone: Erased,
 ) -> str | None:
-    """Names all that a data version depends on; None where a file may change unseen."""
+    """Return a digest of everything that a data version depends on; None if a file may change unnoticed."""
     if any(file.generation is None for file in listed):
         return None
     digest = hashlib.sha256(json.dumps([EXAMINATION, DEALING, given_splits, seed, classes.facts()]).encode())
@@ -472,19 +509,19 @@ def _inputs(
 
 
 def _copies_there(listed: Sequence[_File], known: Version) -> bool:
-    """Whether no copy was removed since the last time."""
+    """Return whether all copies of the last run are still there."""
     if not any(file.copied for file in listed):
         return True
     return all(Path(copy).exists() for copy in known.table(store.EXAMINED, ["local_path"])["local_path"].dropna())
 
 
 def _examine(listed: Sequence[_File], known: Version | None, copies: Path) -> tuple[pd.DataFrame, int]:
-    """One row a file, quarantined or not, in the order of `listed`, and how many files were looked at for that.
+    """Return one row per file, quarantined or not, in the order of `listed`, and how many files had to be examined.
 
     Args:
-        listed: the files.
-        known: the last data version, whose rows are taken where the generation is the same.
-        copies: folder below which copies are kept.
+        listed: The files.
+        known: The last data version. Its row is reused if the file's generation is the same.
+        copies: Folder below which copies are kept.
     """
     old = tables.frame([], _EXAMINED)
     if known is not None and known.facts["examined_by"] == EXAMINATION:
@@ -519,20 +556,23 @@ def _each(files: Sequence[_File], copies: Path) -> Iterator[dict[str, Any]]:
 
 
 def _each_in_passing(files: Sequence[_File], copies: Path) -> Iterator[dict[str, Any]]:
-    """The rows of DICOM objects, of which only the pictures are kept."""
+    """Yield the rows of DICOM objects. Only their pictures are kept."""
     for start in range(0, len(files), _IN_PASSING):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 here = list(_fetch(files[start : start + _IN_PASSING], Path(folder)))
-            except InputError as error:  # what Google says in brackets may hold an object's name
+            except InputError as error:  # the part in brackets comes from Google and may contain an object's name
                 raise InputError(re.sub(r" \(.*\)", "", str(error), flags=re.DOTALL)) from None
             yield from _each(here, copies)
 
 
 def _fetch(files: Sequence[_File], copies: Path) -> Iterator[_File]:
-    """Files with their copies; those that cannot be scans are not fetched, and what vanished meanwhile is left out."""
+    """Download files and yield them with their copies.
+
+    Files that cannot be scans are yielded without a download. Objects that vanished in the meantime are left out.
+    """
     wanted: dict[str, dict[str, tuple[storage.Entry, Path]]] = {}
-    by_object: dict[str, list[_File]] = {}  # several frames of one
+    by_object: dict[str, list[_File]] = {}  # several frames may come from one object
     for file in files:
         assert file.entry is not None
         if _refusal(file) is not None:
@@ -547,11 +587,11 @@ def _fetch(files: Sequence[_File], copies: Path) -> Iterator[_File]:
     for bucket, objects in wanted.items():
         for entry, copy in storage.Bucket(bucket).download(list(objects.values()), "download"):
             if copy is None:
-                print(f"an object vanished while the scans were read; it is not among them: {bucket}")
+                log.info(f"an object vanished while the scans were read; it is not among them: {bucket}")
                 continue
             address = f"{bucket}/{entry.name}"
             right = store.copy_of(copies, address, entry.generation)
-            if right != copy:  # overwritten since it was listed
+            if right != copy:  # the object was overwritten after it was listed
                 right.parent.mkdir(parents=True, exist_ok=True)
                 copy.replace(right)
             for file in by_object[address]:
@@ -559,7 +599,7 @@ def _fetch(files: Sequence[_File], copies: Path) -> Iterator[_File]:
 
 
 def _refusal(file: _File) -> str | None:
-    """Why an object is not even downloaded."""
+    """Return why an object is not worth a download; None if it is."""
     assert file.entry is not None
     limit = images.MAX_BYTES
     if file.row is not None:
@@ -577,7 +617,7 @@ def _refusal(file: _File) -> str | None:
 
 
 def _examine_file(file: _File, copies: Path) -> dict[str, Any]:
-    """The row of one file; whatever is wrong with it becomes its quarantine reason."""
+    """Return the row of one file. Any problem with it becomes its quarantine reason."""
     if file.row is not None:
         return _examine_dicom(file, file.row, copies)
     row: dict[str, Any] = {"path": file.path, "domain": file.domain, "generation": file.generation}
@@ -594,9 +634,9 @@ def _examine_file(file: _File, copies: Path) -> dict[str, Any]:
     except ValueError as error:
         return row | {"quarantine_reason": errors.one_line(error)}
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
-        # not of the content: looked at again
+        # The problem is not in the content, so the next run examines the file again.
         return row | {"generation": None, "quarantine_reason": errors.one_line(error)}
-    except Exception as error:  # one file never ends a run
+    except Exception as error:  # a single file must never end a run
         return row | {"quarantine_reason": f"cannot be read ({type(error).__name__})"}
     return row | {
         "local_path": file.local,
@@ -610,7 +650,7 @@ def _examine_file(file: _File, copies: Path) -> dict[str, Any]:
 
 
 def _examine_dicom(file: _File, told: "Row", copies: Path) -> dict[str, Any]:
-    """As `_examine_file`, of a DICOM file's scan; nothing that is written or said names the file or the patient."""
+    """Do the same as `_examine_file` for the scan of a DICOM file. No output may name the file or the patient."""
     from thyroid.data import pseudonyms
     from thyroid.imaging import dicom
 
@@ -633,7 +673,7 @@ def _examine_dicom(file: _File, told: "Row", copies: Path) -> dict[str, Any]:
     except (OSError, RuntimeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "cannot be read"
         return row | {"generation": None, "quarantine_reason": reason}
-    except Exception as error:  # one file never ends a run
+    except Exception as error:  # a single file must never end a run
         return row | {"quarantine_reason": f"cannot be read ({type(error).__name__})"}
     return row | {
         "local_path": str(_keep(data, store.copy_of(copies, file.path, hashlib.sha256(data).hexdigest(), ".png"))),
@@ -647,10 +687,10 @@ def _examine_dicom(file: _File, told: "Row", copies: Path) -> dict[str, Any]:
 
 
 def _seen(file: _File, data: bytes, image: images.Pixels) -> dict[str, Any]:
-    """What a row says of a scan's bytes and pixels, and the split that a folder gives it.
+    """Return what a row says about a scan's bytes and pixels, and the split that a folder gives it.
 
     Raises:
-        ValueError: the picture is empty.
+        ValueError: The picture is empty.
     """
     if images.is_empty(image):
         raise ValueError("picture without content: it is all of one colour")
@@ -665,7 +705,7 @@ def _seen(file: _File, data: bytes, image: images.Pixels) -> dict[str, Any]:
 
 
 def _keep(data: bytes, path: Path) -> Path:
-    """Write a picture whole or not at all."""
+    """Write a picture completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(path) as temporary:
         temporary.write_bytes(data)
@@ -673,7 +713,7 @@ def _keep(data: bytes, path: Path) -> Path:
 
 
 def _check_file(path: Path, file: _File) -> None:
-    """Raises ValueError for what is no file of the folder of scans."""
+    """Raise ValueError unless this is a regular, readable file of the folder of scans."""
     if file.row is None and file.path != str(path):
         raise ValueError("name is not UTF-8; rename the file or its folder")
     if path.is_symlink() and not path.resolve().is_relative_to(file.root):
@@ -698,13 +738,14 @@ def _require_every_class(
     for name in classes.names:
         if not (good["class"] == name).any():
             raise InputError(
-                f"{scans}: no usable scan of class {name} among {len(good)}; every class is needed, as the first letter of "
-                f"the file names (B for benign, M for malignant), as the label in {_MAPPING} or in the table of labels"
+                f"{scans}: no usable scan of class {name} among {len(good)}; every class is needed, as the first "
+                f"letter of the file names (B for benign, M for malignant), as the label in {_MAPPING} or in the table "
+                "of labels"
             )
 
 
 def _with_line(path: str, reason: str, lines: dict[str, int]) -> str:
-    """`reason` with the line of dicom.csv that has the scan; lines move, so no table holds them."""
+    """Prefix `reason` with the scan's line in dicom.csv. Lines move, so they are not stored in the tables."""
     return f"line {lines[path]} of {_MAPPING}: {reason}" if path in lines else reason
 
 
@@ -732,26 +773,26 @@ def _cohort(
     good: pd.DataFrame,
     versions: int,
 ) -> tuple[str, pd.DataFrame, list[str]]:
-    """The cohort of a source, `memory` with that name in it, and what there is to say.
+    """Return the cohort of a source, `memory` with that name in it, and notes for people.
 
     Args:
-        site: name that was given.
-        source: address of the scans.
-        known: the last data version of this source.
-        newest: the last one of any.
-        memory: what the store remembers.
-        good: scans in use.
-        versions: how many data versions the store knows.
+        site: Name that the user gave; empty for none.
+        source: Address of the scans.
+        known: The last data version of this source.
+        newest: The last data version of any source.
+        memory: What the store remembers: cohort, patient, phash and split.
+        good: Scans in use.
+        versions: Number of data versions in the store.
     """
     mine = good[["patient", "phash"]].drop_duplicates()
     sizes = memory["cohort"].value_counts()
     both = memory.merge(mine, on=["patient", "phash"])["cohort"].value_counts()
     like = [name for name, count in both.items() if count >= _SAME_COHORT * min(len(mine), sizes[name])]
     before = known.facts["cohort"] if known is not None else ""
-    if before not in sizes and like:  # a new place, or a cohort that was given its name at another one
+    if before not in sizes and like:  # a new place, or a cohort that was named while it was at another place
         before = like[0]
     cohort = site or before or store.unnamed(source)
-    if site and before.startswith(store.UNNAMED):  # it is given its name now
+    if site and before.startswith(store.UNNAMED):  # the cohort gets its name now
         memory = memory.assign(cohort=memory["cohort"].replace(before, site)).drop_duplicates(
             ["cohort", "patient", "phash"], ignore_index=True
         )
@@ -766,8 +807,8 @@ def _cohort(
         else:
             others = ", ".join(sorted(sizes.index)[:10])
             notes.append(
-                f"{here}; they are a new cohort {told}, and its patients' splits are dealt anew. If they are patients of "
-                f"{others}, give that with --site"
+                f"{here}; they are a new cohort {told}, and its patients' splits are dealt anew. If they are patients "
+                f"of {others}, give that with --site"
             )
     elif known is not None and not site and not both.get(cohort, 0):
         notes.append(
@@ -778,7 +819,7 @@ def _cohort(
 
 
 def _remember(memory: pd.DataFrame, good: pd.DataFrame, cohort: str) -> pd.DataFrame:
-    """`memory` with what the scans in use add; a patient's older hashes go where the patient is now."""
+    """Return `memory` with the scans in use added. A patient's older hashes move to the patient's present split."""
     now = good[["patient", "phash", "split"]].assign(cohort=cohort)[list(store.REMEMBERED)]
     moved = (
         now.assign(rank=now["split"].map(_RANK)).groupby("patient")["rank"].min().map({r: s for s, r in _RANK.items()})
@@ -790,17 +831,17 @@ def _remember(memory: pd.DataFrame, good: pd.DataFrame, cohort: str) -> pd.DataF
 
 
 def _links(good: pd.DataFrame, newest: Version | None, memory: pd.DataFrame) -> list[tuple[str, str]]:
-    """Near-duplicates among the hashes of the scans in use and those in `memory`; known ones are not compared again."""
+    """Return near-duplicates among the hashes of scans in use and of `memory`. Known hashes are not compared again."""
     if newest is None or newest.facts["examined_by"] != EXAMINATION:
         return duplicates.links([*good["phash"], *memory["phash"]])
     before = newest.table(store.LINKS)
     found = duplicates.links(good["phash"].tolist(), memory["phash"].tolist())
-    # what was set aside is in no memory, and so found again
+    # Scans that were set aside are in no memory, so their links are found again.
     return list(dict.fromkeys((min(p), max(p)) for p in (*zip(before["a"], before["b"], strict=True), *found)))
 
 
 def _drop_shared(good: pd.DataFrame, table: pd.DataFrame, linked: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Quarantine pictures that more than `_MOST_PATIENTS` patients have: they would make one patient of all of these."""
+    """Quarantine pictures that more than `_MOST_PATIENTS` patients have, since they would merge all these into one."""
     own: dict[str, set[int]] = {}
     for patient, phash in zip(good["patient"].tolist(), good["phash"].tolist(), strict=True):
         own.setdefault(phash, set()).add(patient)
@@ -818,7 +859,7 @@ def _drop_shared(good: pd.DataFrame, table: pd.DataFrame, linked: Sequence[tuple
 
 
 def _of_erased(gone: Erased, cohort: str, listed: Sequence[_File], table: pd.DataFrame) -> pd.Series:
-    """Which rows are of erased patients, or of their pictures under other numbers."""
+    """Return which rows belong to erased patients, or are their pictures under other numbers."""
     result = pd.Series(False, table.index)
     if not gone.patients:
         return result
@@ -837,7 +878,7 @@ def _patient(file: _File) -> int | None:
 
 
 def _remove_copies(home: Path, listed: Sequence[_File], rows: pd.DataFrame, others: pd.DataFrame) -> None:
-    """Remove what was kept of erased patients' files on the way here."""
+    """Remove the copies of erased patients' files that this run has made or found."""
     copies = {copy for copy in rows["local_path"].dropna() if Path(copy).is_relative_to(home / store.SCANS)}
     paths = set(rows["path"])
     for file in listed:
@@ -849,7 +890,7 @@ def _remove_copies(home: Path, listed: Sequence[_File], rows: pd.DataFrame, othe
 
 
 def _set_erased_aside(gone: Erased, source: str, table: pd.DataFrame, erase: pd.Series) -> None:
-    """Quarantine rows under pseudonyms: nothing else of them is kept."""
+    """Quarantine the rows of erased patients under pseudonyms, and keep nothing else of them."""
     table.loc[erase, "path"] = [f"{source}/erased-{gone.keyed(path)[:16]}" for path in table.loc[erase, "path"]]
     rest = [column for column in table.columns if column not in ("path", "domain", "quarantine_reason")]
     table.loc[erase, rest] = pd.NA
@@ -857,7 +898,7 @@ def _set_erased_aside(gone: Erased, source: str, table: pd.DataFrame, erase: pd.
 
 
 def _names_erased(name: str, gone: Erased, cohort: str, files: Collection[str]) -> bool:
-    """Whether a file's name is one of an erased patient's."""
+    """Return whether a file's name belongs to an erased patient."""
     if name in files:
         return True
     try:
@@ -867,14 +908,14 @@ def _names_erased(name: str, gone: Erased, cohort: str, files: Collection[str]) 
 
 
 def _claims(memory: pd.DataFrame, cohort: str) -> tuple[pd.Series, dict[str, int]]:
-    """Rank of the split that a cohort's patients, and hashes wherever they are from, have in `memory`."""
+    """Return the rank of the split in `memory` by patient of the cohort, and by hash of any cohort."""
     rank = memory["split"].map(_RANK)
     mine = memory["cohort"] == cohort
     return rank[mine].groupby(memory["patient"][mine]).min(), rank.groupby(memory["phash"]).min().to_dict()
 
 
 def _moved_into_test(good: pd.DataFrame, memory: pd.DataFrame, cohort: str) -> list[str]:
-    """Says which patients are in test that models may have been trained on."""
+    """Return a note on patients who are in test now and whom models may have been trained on."""
     by_patient, by_hash = _claims(memory, cohort)
     claims = pd.DataFrame({"patient": good["patient"].map(by_patient), "hash": good["phash"].map(by_hash)}).astype(
         float
@@ -886,17 +927,17 @@ def _moved_into_test(good: pd.DataFrame, memory: pd.DataFrame, cohort: str) -> l
     listed = ", ".join(f"{patient:03d}" for patient in who[:20])
     return [
         f"{len(who)} patients moved into test: {listed}. They were in train or validation before, and are linked with "
-        "patients in test by a picture or a number, or in a given test folder now; models that learned from them are not "
-        "to be tested on them"
+        "patients in test by a picture or a number, or in a given test folder now; models that learned from them are "
+        "not to be tested on them"
     ]
 
 
 def _remembered(
     good: pd.DataFrame, memory: pd.DataFrame, cohort: str, linked: Sequence[tuple[str, str]]
 ) -> dict[int, str]:
-    """Group number to the split that earlier data versions gave it (test wins where they gave two)."""
+    """Map group number to the split of earlier data versions. If there were several, test wins, then validation."""
     by_patient, by_hash = _claims(memory, cohort)
-    # a copy of a scan that is no longer there, too
+    # The split also carries over from a copy of a scan that is no longer there.
     for a, b in linked:
         for one, other in ((a, b), (b, a)):
             if one in by_hash:
@@ -914,9 +955,9 @@ def _remembered(
 
 
 def _settle_splits(good: pd.DataFrame, given: set[str], given_splits: str, remembered: dict[int, str]) -> list[str]:
-    """Fill `split` of groups whose split is decided already; returns what had to be moved, in words.
+    """Fill `split` for groups whose split is already decided, and return notes on what had to be moved.
 
-    A given folder wins over what earlier data versions gave, which wins over dealing anew.
+    A given folder takes precedence over earlier data versions, and these take precedence over dealing.
     """
     notes: list[str] = []
     by_group = good.groupby("group")["split"]
@@ -949,12 +990,14 @@ def _settle_splits(good: pd.DataFrame, given: set[str], given_splits: str, remem
 
 
 def _drop_copies(good: pd.DataFrame, table: pd.DataFrame, copies: NDArray[np.int64]) -> pd.DataFrame:
-    """Quarantine further copies of the same bytes, and all copies of a frame, re-encoded or not, that disagree about the label.
+    """Quarantine further copies of the same bytes, and all copies of a frame that disagree about the class.
+
+    Copies of a frame may be re-encoded.
 
     Args:
-        good: scans in use.
-        table: all files.
-        copies: number per row of `good` that near-duplicates share.
+        good: Scans in use.
+        table: All files.
+        copies: One number per row of `good`, which near-duplicates share.
     """
     for _, same in good[good.duplicated(["domain", "sha256"], keep=False)].groupby(["domain", "sha256"]):
         first = Path(same["path"].iloc[0]).name
@@ -978,7 +1021,7 @@ def _regions(
     rois: storage.Location | None,
     listed: Sequence[_File],
 ) -> tuple[pd.DataFrame, list[tuple[str, str]], list[str]]:
-    """The regions table, (file, reason) of rows that cannot be used, and what is to be said of those that count once."""
+    """Return the regions table, (file, reason) of unusable rows, and notes on rows that count only once."""
     rows: list[dict[str, Any]] = []
     refused: list[tuple[str, str]] = []
     first: dict[tuple[str, tuple[int, int, int, int]], int] = {}
@@ -998,7 +1041,7 @@ def _regions(
         )
     if boxes is not None:
         normal = good[good["domain"] == "normal"]
-        # what the file is called there; several scans may be frames of one DICOM file
+        # The file's own name, as rois.csv has it. Several scans may be frames of one DICOM file.
         called = {file.path: f"{file.root}/{file.relative}" for file in listed if file.row is not None}
         of_dicoms = set(called.values())
         by_name: dict[str, dict[str, list[Any]]] = {}
@@ -1026,7 +1069,7 @@ def _regions(
                     scans = _of_frame(scans, getattr(row, "frame", None))
                 sides = [_box(row, scan) for scan in scans]
             except ValueError as error:
-                # the name of a DICOM file may be the patient's
+                # The name of a DICOM file may contain the patient's name.
                 refused.append(
                     (name if _is_scan(name) else table_name, f"region in line {line} of {table_name}: {error}")
                 )
@@ -1059,7 +1102,7 @@ def _regions(
 
 
 def _of_frame(scans: list[Any], frame: Any) -> list[Any]:
-    """Those of a file's scans that a region is for: of its frame where it names one."""
+    """Return the scans of a file that a region applies to: those of its frame, or all if it names none."""
     if frame is None or not str(frame).strip():
         return scans
     chosen = [scan for scan in scans if scan.version == str(frame).strip().removesuffix(".0")]
@@ -1077,7 +1120,7 @@ def _read_rois(rois: storage.Location) -> pd.DataFrame:
 
 
 def _box(row: Any, scan: Any) -> tuple[int, int, int, int]:
-    """Whole pixels of a region, checked against its scan."""
+    """Return x, y, width and height of a region in whole pixels, checked against its scan."""
     try:
         x, y, width, height = (float(getattr(row, column)) for column in ROI_COLUMNS[1:])
     except (TypeError, ValueError):
@@ -1105,18 +1148,19 @@ def _report(facts: dict[str, Any], good: pd.DataFrame, output: Path) -> None:
     for split, count in facts["splits"].items():
         by_class = {name: number for name, number in count.items() if name != "patients"}
         told = ", ".join(f"{name} {number}" for name, number in by_class.items())
-        print(
+        log.info(
             f"{split}: Found {sum(by_class.values())} images belonging to {len(by_class)} classes. "
             f"({told}; {count['patients']} patients)"
         )
     for note in facts["notes"]:
-        print(f"note: {note}")
+        log.info(f"note: {note}")
     if facts["quarantined"]:
-        print(f"quarantined: {facts['quarantined']}, see {output / 'quarantine.csv'}")
+        log.info(f"quarantined: {facts['quarantined']}, see {output / 'quarantine.csv'}")
 
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the ingest step from the command line."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.ingest", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--scans",
@@ -1136,6 +1180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--site",
         default="",
-        help="where patient numbers mean the same patients, such as the hospital; default: that of the same scans before",
+        help="where patient numbers mean the same patients, such as the hospital; default: that of the same scans "
+        "before",
     )
     ingest(**vars(parser.parse_args(argv)))

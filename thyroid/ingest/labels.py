@@ -1,4 +1,4 @@
-"""labels.csv: the class of every scan, and the patient of those whose file names do not tell, where names are not enough."""
+"""Read labels.csv: the class of every scan, and optionally its patient, for scans whose file names do not give them."""
 
 import re
 import unicodedata
@@ -16,12 +16,12 @@ _PATIENT = re.compile(r"([0-9]{1,18})(\.0*)?")
 
 @dataclass(frozen=True)
 class Label:
-    """What labels.csv says of a scan.
+    """What labels.csv says about a scan.
 
     Attributes:
-        name: its class; None where the row cannot be used.
-        patient: number; None for the file name's.
-        reason: why the row cannot be used.
+        name: Class of the scan; None if the row cannot be used.
+        patient: Patient number; None means the number in the file name.
+        reason: Why the row cannot be used; None if it can.
     """
 
     name: str | None
@@ -30,15 +30,15 @@ class Label:
 
 
 def read(location: storage.Location, classes: Classes) -> dict[str, Label]:
-    """The label of every file of a table, by its name there.
+    """Return the label of every file of a table, by the file's name there.
 
     Args:
-        location: of a CSV with filename (or file) and label, and if need be patient; other columns are ignored. With #column
-            behind it the class is in another column than label.
-        classes: of which each label must be one, whatever the case.
+        location: CSV with the columns filename (or file) and label, and optionally patient. Other columns are ignored.
+            A suffix #column names another column with the class.
+        classes: The classes. Each label must be one of them; case does not matter.
 
     Raises:
-        InputError: there is no such file, a column is missing, or no label is one of the classes.
+        InputError: There is no such file, a column is missing, or no label is one of the classes.
     """
     place, column = storage.parted(location)
     column = column or "label"
@@ -66,7 +66,7 @@ def read(location: storage.Location, classes: Classes) -> dict[str, Label]:
 
 
 def _key(name: str) -> str:
-    """Spreadsheets and file systems do not agree on the form of letters such as ü or 갑."""
+    """Normalise a file name (NFC), since spreadsheets and file systems encode letters such as ü differently."""
     return unicodedata.normalize("NFC", name.strip().removeprefix("./"))
 
 
@@ -83,6 +83,6 @@ def _label(text: str, patient: str, classes: Classes, told: str) -> Label:
 
 
 def of(labels: Mapping[str, Label], relative: str) -> Label | None:
-    """The label of a file within the folder of scans: by its path there, or by its name alone."""
+    """Return the label of a file within the folder of scans, by its path there or else by its last part alone."""
     key = _key(relative)
     return labels.get(key) or labels.get(key.rsplit("/", 1)[-1])

@@ -1,1 +1,1 @@
-"""A model as it is built, run, explained and kept: backbones, engines, operating point, artefact."""
+"""Builds, runs, explains and stores a model: backbones, engines, operating point, artefact."""

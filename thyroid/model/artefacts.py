@@ -1,4 +1,7 @@
-"""The artefact of a model: a folder with model.json, which describes it and has the hash of every other file of it."""
+"""Describes and verifies the artefact of a model.
+
+An artefact is a folder with a file model.json, which describes the model and holds the hash of every other file.
+"""
 
 import hashlib
 import json
@@ -14,23 +17,29 @@ from thyroid.errors import InputError
 MODEL = "model.keras"
 
 SCANS = "scans.csv"
-"""What a version was made of: see `tables.contents`."""
+"""File that lists the scans that a version was made of, as `tables.contents` gives them."""
 
 SUM = "model.json.sha256"
-"""SHA-256 of a published model.json as `sha256sum -c` reads it, for who sees the version's folder alone, as KServe mounts it."""
+"""File with the SHA-256 of a published model.json, in the format of `sha256sum -c`.
+
+It is for readers who see only the version's folder, which is what KServe mounts.
+"""
 
 CARD = ("model.json",)
-"""What `find` is to fetch for those who only look at facts."""
+"""Files that `registry.find` fetches for callers who only need the facts."""
 
 
 def sha256(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in blocks."""
+    """Return the hexadecimal SHA-256 of a file, which is read in blocks."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def code_version() -> str:
-    """The package's version and the first digits of a SHA-256 over its source, which names the very code."""
+    """Return the package's version with the first 12 digits of a SHA-256 over its source.
+
+    The digits identify the exact code: they cover every .py, .html and .md file of the package.
+    """
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
     for file in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".html", ".md")):
@@ -41,7 +50,11 @@ def code_version() -> str:
 def describe(artefact: Path, facts: dict[str, Any]) -> None:
     """Write model.json: `facts`, the code version, and the hash of every other file of the artefact.
 
-    A published version that is described anew is none any more: its sum goes.
+    A version that is described again no longer counts as published, so its `SUM` file is deleted.
+
+    Args:
+        artefact: Folder of the artefact.
+        facts: Fields of model.json.
     """
     (artefact / SUM).unlink(missing_ok=True)
     files = sorted(path for path in artefact.rglob("*") if path.is_file() and path.name != "model.json")
@@ -56,10 +69,18 @@ def describe(artefact: Path, facts: dict[str, Any]) -> None:
 
 
 def facts(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
-    """model.json of an artefact.
+    """Read model.json of an artefact.
+
+    Args:
+        artefact: Folder of the artefact.
+        needs: Fields that must be there, besides `files`.
+
+    Returns:
+        The fields of model.json.
 
     Raises:
-        InputError: there is none, it was changed since it was published, or it lacks one of the fields in `needs`.
+        InputError: There is no model.json, it is not JSON, it was changed since it was published, or it lacks a
+            required field.
     """
     card = artefact / "model.json"
     if (artefact / SUM).is_file() and card.is_file() and (artefact / SUM).read_bytes() != sum_of(sha256(card)):
@@ -78,11 +99,18 @@ def facts(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def verify(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
-    """model.json of an artefact whose files all have the hashes it names.
+    """Read model.json of an artefact and check the hash of every file that it names.
+
+    Args:
+        artefact: Folder of the artefact.
+        needs: Fields that must be there, besides `files`.
+
+    Returns:
+        The fields of model.json.
 
     Raises:
-        InputError: a file is missing or was changed, or model.json lacks one of the fields in `needs`; nothing of it has been
-            loaded then.
+        InputError: A file is missing or was changed, or model.json lacks a required field. Nothing of the model has
+            been loaded at that point.
     """
     found = facts(artefact, needs)
     verify_files(artefact, found["files"])
@@ -90,11 +118,20 @@ def verify(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def sum_of(digest: str) -> bytes:
+    """Return the content of the `SUM` file for a model.json with this hexadecimal SHA-256."""
     return f"{digest}  model.json\n".encode()
 
 
 def verify_files(artefact: Path, files: dict[str, str]) -> None:
-    """Raises InputError unless each of these files has its hash."""
+    """Check that each of these files has its hash.
+
+    Args:
+        artefact: Folder of the artefact.
+        files: Expected hexadecimal SHA-256 by path within the folder.
+
+    Raises:
+        InputError: A file is missing, has another hash, or lies outside the folder.
+    """
     for name, expected in files.items():
         file = artefact / name
         if not file.resolve().is_relative_to(artefact.resolve()):
@@ -106,10 +143,10 @@ def verify_files(artefact: Path, files: dict[str, str]) -> None:
 
 
 def load_keras(file: Path) -> Any:
-    """A `.keras` file in safe mode (no Lambda, no code), without its compile state.
+    """Load a `.keras` file in safe mode (no Lambda layers, no code) and without its compile state.
 
     Raises:
-        InputError: the file is missing, damaged, or holds what safe mode refuses.
+        InputError: The file is missing, is damaged, or holds something that safe mode refuses.
     """
     from thyroid.model.backend import XLA, keras
 

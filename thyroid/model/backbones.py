@@ -1,6 +1,7 @@
-"""The five backbones from one table; every one becomes a model of the same shape.
+"""Builds the five backbones from one table, each as a model of the same structure.
 
-uint8 image in, preprocessing inside, `include_top=False` body, global average pooling, dense softmax out.
+A model takes a uint8 image and preprocesses it inside. An `include_top=False` body, global average pooling and a dense
+softmax layer follow.
 """
 
 import re
@@ -19,16 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A row of the table.
+    """Describes one backbone, as a row of `BACKBONES`.
+
+    Both memory figures are for a training pod at 224 pixels and batches of 32, as measured in docs/results.md.
 
     Attributes:
-        name: class in `keras.applications`.
-        module: its module there, whose `preprocess_input` the pre-trained weights expect. EfficientNet rescales inside
-            the body and its `preprocess_input` does nothing; VGG and ResNet want BGR with the ImageNet mean removed.
-        width: channels of the last feature map.
-        memory_request: of a training pod at 224 pixels and batches of 32, as measured in docs/results.md: the two-phase
-            recipe with its memory budget.
-        memory_limit: likewise, the deck's recipe, which trains the whole body.
+        name: Class in `keras.applications`.
+        module: Module of that class in `keras.applications`. The pre-trained weights expect the `preprocess_input` of
+            this module. EfficientNet rescales inside the body, and its `preprocess_input` does nothing. VGG and ResNet
+            expect BGR with the ImageNet mean removed.
+        width: Channels of the last feature map.
+        memory_request: Memory of the two-phase recipe with its memory budget.
+        memory_limit: Memory of the deck's recipe, which trains the whole body.
     """
 
     name: str
@@ -50,7 +53,7 @@ BACKBONES = {
 }
 
 RECIPES = ("two-phase", "frozen", "deck", "warm")
-"""Ways to train one: see `train`."""
+"""Names of the training recipes, which `thyroid.train` describes."""
 
 MIN_SIZE = 32
 """Smallest image side that `keras.applications` accepts without its top."""
@@ -64,10 +67,10 @@ PROBABILITY = "probability"
 
 
 def get(name: str) -> Backbone:
-    """The table's row, whatever the case of `name`.
+    """Return the row of `BACKBONES` with this name, ignoring case.
 
     Raises:
-        InputError: there is no such backbone.
+        InputError: There is no such backbone.
     """
     for row in BACKBONES.values():
         if row.name.lower() == name.strip().lower():
@@ -76,15 +79,20 @@ def get(name: str) -> Backbone:
 
 
 def find_weights(backbone: Backbone, weights: str) -> str | Path | None:
-    """What to start from: "imagenet" (Keras' own download), None (random), or a local file.
+    """Resolve the `weights` argument of a training to the weights that a backbone starts from.
 
     Args:
-        weights: "imagenet", "none", a file `*.weights.h5`, or a folder of such files, also on gs://, of which the one file
-            is downloaded; a file belongs to the backbone whose name its name contains, whatever the case. Without one the
-            answer is None.
+        backbone: Row of `BACKBONES`.
+        weights: "imagenet", "none", a file `*.weights.h5`, or a folder of such files. Both may lie on gs://, from where
+            only the file that is needed is downloaded. A file belongs to the backbone whose name is part of the file's
+            name, ignoring case.
+
+    Returns:
+        "imagenet" for Keras' own download, the path of a local file, or None for random weights. The result is None,
+        too, if no file belongs to the backbone.
 
     Raises:
-        InputError: `weights` is neither a word nor an existing file or folder.
+        InputError: `weights` is neither one of the two words nor an existing file or folder.
     """
     if weights.lower() in ("imagenet", "none"):
         return None if weights.lower() == "none" else "imagenet"
@@ -116,20 +124,22 @@ def _find_in_bucket(backbone: Backbone, weights: str) -> Path | None:
 def build(
     backbone: Backbone, size: int, weights: str | Path | None, tap: str = "", deck: bool = False, classes: int = 2
 ) -> "keras.Model":
-    """A model of named layers: `preprocessed`, `body`, `features` (pooled) and `probability` (softmax).
+    """Build a model with the named layers `preprocessed`, `body`, `features` (pooled) and `probability` (softmax).
 
     Args:
-        size: side of the square image in pixels, at least `MIN_SIZE`.
-        weights: as `find_weights` answers.
-        tap: layer of the body to end at, for instance "block4_pool"; empty for its last.
-        deck: as the deck did it: images scaled to 0..1, whatever the weights expect, and BatchNorm in training mode.
-        classes: number of them.
+        backbone: Row of `BACKBONES`.
+        size: Side of the square image in pixels, at least `MIN_SIZE`.
+        weights: Result of `find_weights`.
+        tap: Layer at which the body ends, for instance "block4_pool". Empty for the body's last layer.
+        deck: Whether to build the model of the slide deck. It scales images to 0..1, whatever the weights expect, and
+            its BatchNorm layers run in training mode.
+        classes: Number of classes.
 
     Returns:
-        keras.Model: uint8 [n, size, size, 3] to float32 [n, classes], probabilities in the order of the classes.
+        A model from uint8 [n, size, size, 3] to float32 [n, classes], probabilities in the order of the classes.
 
     Raises:
-        InputError: the size is too small, the tap unknown, or the weights do not fit or cannot be fetched.
+        InputError: The size is too small, the tap is unknown, or the weights do not fit or cannot be fetched.
     """
     from thyroid.model.backend import keras
 
@@ -148,7 +158,7 @@ def build(
     image = keras.Input((size, size, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 255)(image) if deck else preprocess(backbone, image)
     x = keras.layers.Identity(name=PREPROCESSED)(x)
-    # training=False: BatchNorm stays in inference mode, also while its block is fine-tuned
+    # training=False keeps BatchNorm in inference mode, also while its block is fine-tuned
     maps = body(x) if deck else body(x, training=False)
     features = keras.layers.GlobalAveragePooling2D(name=FEATURES)(maps)
     probability = keras.layers.Dense(classes, activation="softmax", dtype="float32", name=PROBABILITY)(features)
@@ -156,7 +166,7 @@ def build(
 
 
 def preprocess(backbone: Backbone, image: Any) -> Any:
-    """What the backbone's pre-trained weights expect, of a uint8 image tensor."""
+    """Preprocess a uint8 image tensor as the backbone's pre-trained weights expect it."""
     from thyroid.model.backend import keras
 
     module = getattr(keras.applications, backbone.module)
@@ -168,20 +178,20 @@ def _body(backbone: Backbone, size: int, weights: str | Path | None) -> "keras.M
 
     constructor = getattr(keras.applications, backbone.name)
     try:
-        # no name of our own: EfficientNet makes the name of the file to fetch from it
+        # no name argument: EfficientNet derives the name of the file to download from it
         body = constructor(
             include_top=False,
             weights=None if weights is None else str(weights),
             input_shape=(size, size, 3),
         )
-    except Exception as error:  # keras raises a bare Exception for a failed download, h5py many kinds for a wrong file
+    except Exception as error:  # Keras raises a bare Exception for a failed download, h5py many types for a bad file
         if weights is None:
             raise
         reason = " ".join(str(error).split())[:200]
         if weights == "imagenet":
             raise InputError(
-                f"ImageNet weights of {backbone.name} cannot be fetched ({reason}); give local files with --weights DIR, "
-                "or --weights none"
+                f"ImageNet weights of {backbone.name} cannot be fetched ({reason}); give local files with "
+                "--weights DIR, or --weights none"
             ) from None
         raise InputError(f"{weights}: not weights of {backbone.name} without its top: {reason}") from None
     if isinstance(weights, Path):
@@ -190,10 +200,10 @@ def _body(backbone: Backbone, size: int, weights: str | Path | None) -> "keras.M
 
 
 def _mend_normalization(body: "keras.Model") -> None:
-    """Give EfficientNet the spread that its ImageNet weights expect, when they come from a file.
+    """Correct the input spread of an EfficientNet whose ImageNet weights come from a file.
 
-    Keras stores ImageNet's standard deviations where its Normalization wants variances, and makes up for it by one more
-    Rescaling, but only when told weights="imagenet" (keras-team/keras, efficientnet.py).
+    Keras stores ImageNet's standard deviations where its Normalization layer expects variances. It compensates with
+    one more Rescaling layer, but only for weights="imagenet" (keras-team/keras, efficientnet.py).
     """
     from thyroid.model.backend import keras
 
@@ -206,7 +216,10 @@ def _mend_normalization(body: "keras.Model") -> None:
 
 
 def copy_weights(source: "keras.Model", target: "keras.Model") -> None:
-    """All weights, those included that a layer reads only when it is told to."""
+    """Copy all weights from one model to another of the same layers.
+
+    Normalization layers read their weights only in `finalize_state`, which is called here.
+    """
     from thyroid.model.backend import keras
 
     target.set_weights(source.get_weights())
@@ -216,33 +229,47 @@ def copy_weights(source: "keras.Model", target: "keras.Model") -> None:
 
 
 def _blocks(body: "keras.Model") -> list[str]:
-    """Name of the block of every layer that is in one, in order."""
+    """Return the block of every layer that belongs to one, in order."""
     return [block for block, _ in _layers(body)]
 
 
 def _layers(body: "keras.Model") -> list[tuple[str, str]]:
-    """Block and name of every layer that is in a block, in order."""
+    """Return block and name of every layer that belongs to a block, in order."""
     named = [(re.match(r"(block|conv)\d", layer.name), layer.name) for layer in body.layers]
     return [(found[0], name) for found, name in named if found]
 
 
 def taps(backbone: Backbone, count: int) -> list[str]:
-    """Where to tap the body: the last layer of each of its last `count` blocks; "" for that of the last."""
+    """Return the layers at which the body can be tapped.
+
+    Args:
+        backbone: Row of `BACKBONES`.
+        count: Number of blocks, counted from the end of the body.
+
+    Returns:
+        The last layer of each of these blocks; "" for the last block.
+    """
     body = _body(backbone, MIN_SIZE, None)
     ends = dict(_layers(body))
     return [*list(ends.values())[-count:-1], ""]
 
 
 def split(model: "keras.Model", blocks: int = 1) -> "tuple[keras.Model, keras.Model]":
-    """The body in two that share its layers: what fine-tuning leaves alone, and the last blocks, which become trainable.
+    """Split the body into the frozen part and the last blocks, which become trainable.
 
-    BatchNorm stays frozen: its statistics are those of the pre-training, and small batches would spoil them.
+    Both parts share the layers of the body. BatchNorm stays frozen: its statistics come from pre-training, and small
+    batches would spoil them.
+
+    Args:
+        model: Result of `build`.
+        blocks: Number of last blocks that become trainable, at least 1.
 
     Returns:
-        Preprocessed images to the map before the last blocks, and that map to the body's output.
+        A model from preprocessed images to the feature map before the last blocks, and one from that map to the body's
+        output.
 
     Raises:
-        InputError: the body has no block more than these.
+        InputError: `blocks` is below 1 or would leave no block frozen. A body of a single block may be unfrozen whole.
     """
     from thyroid.model.backend import keras
 

@@ -1,21 +1,28 @@
-"""Keras and TensorFlow on this machine's devices: what computes, and in which precision."""
+"""Sets Keras and TensorFlow up for this machine: which devices compute, and in which precision."""
 
 from pathlib import Path
 
 from thyroid.model.framework import keras, silent, tf
 
 with silent():
-    tf.transpose(tf.constant([[0]]))  # the rest of the notices comes with the first kernel, oneDNN's with integers
+    tf.transpose(tf.constant([[0]]))  # the other notices come with the first kernel, oneDNN's with integers
     tf.get_logger().setLevel("ERROR")
 
 XLA = bool(tf.config.list_physical_devices("GPU"))
-"""Compile with XLA? On CPUs it takes minutes to compile a deep backbone and runs slower than a plain graph."""
+"""Whether to compile with XLA.
+
+On CPUs XLA takes minutes to compile a deep backbone, and the result is slower than a plain graph.
+"""
 
 
 def policy() -> str:
-    """Keras' dtype policy for this machine: mixed precision where the first GPU, or else the processor, computes it faster.
+    """Return Keras' dtype policy for this machine.
 
-    On processors with bfloat16 instructions a convolution takes about half the time.
+    The policy is a mixed one if the first GPU, or the processor where there is no GPU, computes faster with it. On
+    processors with bfloat16 instructions a convolution takes about half the time.
+
+    Returns:
+        "mixed_bfloat16", "mixed_float16" or "float32".
     """
     if gpus := tf.config.list_physical_devices("GPU"):
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
@@ -29,13 +36,13 @@ def _processor_flags() -> set[str]:
 
 
 def strategy() -> tf.distribute.Strategy:
-    """All GPUs of this machine side by side where there are several (MirroredStrategy), else the default."""
+    """Return a MirroredStrategy over all GPUs if this machine has several, else the default strategy."""
     many = len(tf.config.list_logical_devices("GPU")) > 1
     return tf.distribute.MirroredStrategy() if many else tf.distribute.get_strategy()
 
 
 def where() -> str:
-    """What computes here, in words."""
+    """Describe what computes here in words: the number of GPUs and the dtype policy."""
     gpus = len(tf.config.list_logical_devices("GPU"))
     return f"{gpus or 'no'} GPU{'' if gpus == 1 else 's'}, {policy()}"
 

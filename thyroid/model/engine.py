@@ -1,6 +1,7 @@
-"""What runs a model: Keras, or OpenVINO in single precision or bfloat16. Each is a *form* of one and the same artefact.
+"""Runs a model with Keras, or with OpenVINO in single precision or bfloat16.
 
-A form is served only if the evaluation scored it (`forms` in model.json). OpenVINO needs no TensorFlow.
+Each of these is a *form* of the same artefact. A form is served only if the evaluation scored it (`forms` in
+model.json). OpenVINO does not need TensorFlow.
 """
 
 import asyncio
@@ -26,87 +27,94 @@ KERAS, F32, BF16 = "keras", "openvino-f32", "openvino-bf16"
 FORMS = (BF16, F32, KERAS)
 
 NEAR = 0.02
-"""Largest difference of a probability from Keras' up to which a form is taken without being asked for."""
+"""Largest difference between a form's probabilities and Keras' up to which the form is chosen by default."""
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-"""OpenVINO takes its stub then. The real one forks when it is imported and reports each conversion to an analytics host; where
-packets to the internet are dropped it also stops the model server, whose signal socket the fork has inherited."""
+"""OpenVINO uses its stub instead of this package.
+
+The real package forks when it is imported and reports every conversion to an analytics service. Where packets to the
+internet are dropped, it also stops the model server, whose signal socket the fork has inherited.
+"""
 
 OPENVINO = "openvino/model.xml"
-"""File of the artefact; its weights lie beside it."""
+"""File of the artefact; the file with its weights is in the same folder."""
 
 _CROWDED = 0.75
-"""Share of its time that the latency mode would be busy, from which on the throughput mode takes over: there images begin to
-wait, and it answers an eighth more of them."""
+"""Load above which the throughput mode takes over: the share of its time that the latency mode would be busy.
+
+At this load images begin to wait, and the throughput mode answers an eighth more of them.
+"""
 _LOAD_SECONDS = 2.0
-"""Of the moving average of that share."""
+"""Time constant of the moving average of the load, in seconds."""
 _MICRO_BATCH = 32
-_ROUNDS, _ROUND_SECONDS = 2, 0.25  # of measuring each form
+_ROUNDS, _ROUND_SECONDS = 2, 0.25  # number and length of the rounds in which each form is measured
 
 Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""A network's own probabilities [classes] and its evidence of malignancy by place [h, w]."""
+"""A network's unscaled probabilities [classes] and its map of evidence of malignancy [h, w]."""
 
 
 class Engine(Protocol):
     """Runs one model.
 
     Attributes:
-        form: of `FORMS`.
-        measured: images a second of every form that `load` chose from; empty where it had no choice.
+        form: One of `FORMS`.
+        measured: Images per second of every form that `load` chose from. Empty if there was no choice.
     """
 
     form: str
     measured: dict[str, float]
 
     def predict(self, pixels: NDArray[np.uint8]) -> Answer:
-        """Of uint8 [n, size, size, 3]: probabilities [n, classes] and evidence [n, h, w]."""
+        """Return probabilities [n, classes] and evidence [n, h, w] of uint8 [n, size, size, 3]."""
 
     async def answer(self, pixels: NDArray[np.uint8]) -> Answer:
-        """Of one uint8 [size, size, 3], without blocking the event loop."""
+        """Return the answer to one image, uint8 [size, size, 3], without blocking the event loop."""
 
     def close(self) -> None:
-        """Give back threads; nothing may be in flight."""
+        """Release the engine's threads. No image may be in flight."""
 
 
 def convert(graph: Path, output: Path) -> None:
-    """Write a network as OpenVINO's single precision IR: `output` and its .bin.
+    """Write a network as OpenVINO's single precision IR: `output` and its .bin file.
 
     Args:
-        graph: file of a training, see `network.GRAPH`.
-        output: the .xml file.
+        graph: The file `network.GRAPH` of a training.
+        output: The .xml file to write.
     """
     import openvino
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    model = openvino.convert_model(graph)  # its outputs are in the order of their names
+    model = openvino.convert_model(graph)  # orders its outputs by name
     results = [model.output(f"{name}:0").node for name in ("probability", "evidence")]
     model = openvino.Model(results, model.get_parameters(), model.get_friendly_name())
     openvino.save_model(model, output, compress_to_fp16=False)
 
 
 def has_bf16() -> bool:
-    """Whether this CPU has bfloat16 instructions."""
+    """Return whether this CPU has bfloat16 instructions."""
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def openvino_forms() -> list[str]:
-    """The forms that OpenVINO can run on this CPU."""
+    """Return the forms that OpenVINO can run on this CPU."""
     return [F32, BF16] if has_bf16() else [F32]
 
 
 def candidates(scored: Mapping[str, Any], form: str | None = None) -> list[str]:
-    """The forms to choose from: `form`, or those that the evaluation scored and found near enough and that run here.
+    """Return the forms to choose from.
 
-    Where there is a GPU, and where OpenVINO has no form to run, that is Keras alone.
+    These are `form` alone if it is given. Otherwise they are the OpenVINO forms that run here, that the evaluation
+    scored, and whose largest difference from Keras is at most `NEAR`. On a machine with a GPU, and where no such form
+    is left, Keras is the only candidate if it was scored.
 
     Args:
         scored: `forms` of model.json.
-        form: what the user wants; None for all whose largest difference from Keras is at most `NEAR`.
+        form: Form that the user asks for, or None.
 
     Raises:
-        InputError: it was not scored, or this CPU lacks bfloat16.
+        InputError: The form was not scored, this CPU lacks bfloat16, or no scored form can run here.
     """
     if form is not None and form not in scored:
         raise InputError(f"form {form!r} was not scored by the evaluation; this model has {', '.join(scored)}")
@@ -124,22 +132,28 @@ def candidates(scored: Mapping[str, Any], form: str | None = None) -> list[str]:
 
 
 def _has_gpu() -> bool:
-    if not Path("/dev/nvidiactl").exists():  # TensorFlow takes seconds to say so
+    if not Path("/dev/nvidiactl").exists():  # TensorFlow needs seconds for the same check
         return False
     try:
         from thyroid.model.backend import tf
-    except ImportError:  # the CPU's serving image
+    except ImportError:  # the serving image for CPUs has no TensorFlow
         return False
     return bool(tf.config.list_physical_devices("GPU"))
 
 
 def load(folder: Path, facts: dict[str, Any], form: str | None = None) -> Engine:
-    """The engine of a verified artefact: in `form`, or in the fastest of its `candidates` by a second of measurement.
+    """Load the engine of a verified artefact, in `form` or in the fastest of its `candidates`.
 
-    Which precision is faster differs from processor to processor, whatever instructions they have.
+    The candidates are measured for a second. Which precision is faster differs from processor to processor, whatever
+    instructions they have.
+
+    Args:
+        folder: Folder of the artefact.
+        facts: Content of its model.json.
+        form: Form that the user asks for, or None.
 
     Raises:
-        InputError: see `candidates`.
+        InputError: As for `candidates`.
     """
     names = candidates(facts["forms"], form)
     if names == [KERAS]:
@@ -153,10 +167,13 @@ def load(folder: Path, facts: dict[str, Any], form: str | None = None) -> Engine
 
 
 def _measure(engines: Sequence["OpenVINOEngine"]) -> dict[str, float]:
-    """Images a second of each, in short rounds by turns: what else this machine does meanwhile meets all alike."""
+    """Measure the images per second of each engine.
+
+    The engines take turns in short rounds, so that other load on this machine affects all of them alike.
+    """
     images, seconds = dict.fromkeys(engines, 0), dict.fromkeys(engines, 0.0)
     for one in engines:
-        one.run_for(0.0)  # the first image makes kernels
+        one.run_for(0.0)  # the first image compiles kernels
     for _ in range(_ROUNDS):
         for one in engines:
             started = time.perf_counter()
@@ -166,19 +183,21 @@ def _measure(engines: Sequence["OpenVINOEngine"]) -> dict[str, float]:
 
 
 class OpenVINOEngine:
-    """OpenVINO on the CPU.
+    """Runs a model with OpenVINO on the CPU.
 
-    One image at a time gets all cores (latency mode), for the soonest answer. When more wait than there are cores, or would
-    wait before long (`_CROWDED`), each runs on a core of its own (throughput mode), which answers more of them a second, until
-    none is left. The two never run side by side, where they would take each other's cores. Batching gains nothing on a CPU.
+    In latency mode one image at a time gets all cores, which gives the fastest answer. In throughput mode every image
+    runs on one core, which gives more answers per second. The engine switches to throughput mode when more images wait
+    than there are cores, or soon would (`_CROWDED`), and stays there until none is in flight. The two modes never run
+    at the same time, because they would compete for the cores. Batching gains nothing on a CPU.
 
     Args:
-        model: the .xml file.
-        size: side of the input in pixels.
+        model: The .xml file.
+        size: Side of the input in pixels.
         form: `F32` or `BF16`.
     """
 
     def __init__(self, model: Path, size: int, form: str) -> None:
+        """Read the model and compile the throughput mode; `warm` compiles the latency mode."""
         import openvino
 
         self.form = form
@@ -187,13 +206,13 @@ class OpenVINOEngine:
         self._network = openvino.Core().read_model(model)
         self._network.reshape([1, size, size, 3])
         self._cores = cores.available()
-        # twice as many as there are cores, so that a core has its next image at once
+        # two jobs for each core, so that a core has its next image at once
         self._many = self._compiled(2 * self._cores, PERFORMANCE_HINT="THROUGHPUT", NUM_STREAMS=str(self._cores))
         self._alone = self._many
         self._waiting: deque[tuple[NDArray[np.uint8], asyncio.Future[Answer]]] = deque()
         self._running = 0
-        self._load, self._asked = 0.0, 0.0  # share of time, and when it was brought up to date
-        self._one = 0.0  # seconds of an image in latency mode
+        self._load, self._asked = 0.0, 0.0  # the load, and when it was last updated
+        self._one = 0.0  # seconds for one image in latency mode
         self._mode = self._many
 
     def _compiled(self, jobs: int, **options: str) -> Any:
@@ -201,7 +220,7 @@ class OpenVINOEngine:
 
         options |= {
             "INFERENCE_PRECISION_HINT": "bf16" if self.form == BF16 else "f32",
-            "INFERENCE_NUM_THREADS": str(self._cores),  # by itself it takes the node's cores for the pod's
+            "INFERENCE_NUM_THREADS": str(self._cores),  # the default is the cores of the node, not of the pod
             "ENABLE_CPU_PINNING": "NO",  # all pods of a node would pin themselves to the same cores
         }
         queue = openvino.AsyncInferQueue(openvino.Core().compile_model(self._network, "CPU", options), jobs)
@@ -209,18 +228,21 @@ class OpenVINOEngine:
         return queue
 
     def warm(self) -> None:
-        """Compile the latency mode, which `predict` does without and `answer` waits for the longer without."""
+        """Compile the latency mode and measure how long it takes for an image.
+
+        `predict` does not use this mode. Without it `answer` takes longer.
+        """
         if self._cores > 1:
             self._alone = self._compiled(1, PERFORMANCE_HINT="LATENCY")
-        for _ in range(2):  # the first image makes kernels
+        for _ in range(2):  # the first image compiles kernels
             started = time.perf_counter()
             _start(self._alone, np.zeros((self._size, self._size, 3), np.uint8), lambda answer: None)
             self._alone.wait_all()
             self._one = time.perf_counter() - started
-        del self._network  # its weights are in the compiled ones
+        del self._network  # the compiled models hold the weights
 
     def run_for(self, seconds: float) -> int:
-        """Run black images, one a core, for about so long; how many."""
+        """Run black images, one per core at a time, for about `seconds` and return their number."""
         black, count, end = np.zeros((self._size, self._size, 3), np.uint8), 0, time.perf_counter() + seconds
         while count < self._cores or time.perf_counter() < end:
             _start(self._many, black, lambda answer: None)
@@ -229,6 +251,7 @@ class OpenVINOEngine:
         return count
 
     def predict(self, pixels: NDArray[np.uint8]) -> Answer:
+        """Return probabilities [n, classes] and evidence [n, h, w] of uint8 [n, size, size, 3]."""
         answers: list[Answer] = [None] * len(pixels)  # type: ignore[list-item]
         for number, image in enumerate(pixels):
             _start(self._many, image, partial(answers.__setitem__, number))
@@ -236,6 +259,7 @@ class OpenVINOEngine:
         return np.stack([one[0] for one in answers]), np.stack([one[1] for one in answers])
 
     async def answer(self, pixels: NDArray[np.uint8]) -> Answer:
+        """Return the answer to one image, uint8 [size, size, 3], without blocking the event loop."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((pixels, future))
         now = time.monotonic()
@@ -245,14 +269,14 @@ class OpenVINOEngine:
         return await future
 
     def _feed(self) -> None:
-        """Start what may start now; called on the event loop, and never blocks it."""
+        """Start the images that may start now. Runs on the event loop and never blocks it."""
         if not self._running:
             crowded = len(self._waiting) > self._cores or self._load > _CROWDED
             self._mode = self._many if crowded else self._alone
         places = len(self._mode)
         while self._waiting and self._running < places:
             pixels, future = self._waiting.popleft()
-            if future.done():  # the caller went away
+            if future.done():  # the caller has disconnected
                 continue
             self._running += 1
             _start(self._mode, pixels, partial(self._tell, asyncio.get_running_loop(), future))
@@ -266,18 +290,25 @@ class OpenVINOEngine:
         self._feed()
 
     def close(self) -> None:
+        """Wait until both modes are idle."""
         self._alone.wait_all()
         self._many.wait_all()
 
 
 def _start(queue: Any, pixels: NDArray[np.uint8], tell: Any) -> None:
-    """Run an image in the queue's next free job; waits for one. Written into its input, since OpenVINO's own way takes longer."""
+    """Run an image in the queue's next free job, and wait until there is one.
+
+    The pixels are written into the job's input tensor, because passing them to OpenVINO takes longer.
+    """
     queue[queue.get_idle_request_id()].get_input_tensor(0).data[0] = pixels
     queue.start_async(None, tell)
 
 
 def _finished(request: Any, tell: Any) -> None:
-    """Called by OpenVINO's threads; the outputs are copied, since the request is used again at once."""
+    """Hand over the outputs of a finished request.
+
+    OpenVINO's threads call this. The outputs are copied, because the request is used again at once.
+    """
     tell((request.get_output_tensor(0).data[0].copy(), request.get_output_tensor(1).data[0].copy()))
 
 
@@ -287,9 +318,17 @@ def _resolve(future: asyncio.Future, answer: Answer) -> None:
 
 
 class KerasEngine:
-    """Keras on a GPU, compiled by XLA there; what waits is run as one batch. Also the reference for the other forms."""
+    """Runs a model with Keras, compiled by XLA on a GPU.
+
+    Waiting images run as one batch. This engine is also the reference for the other forms.
+
+    Args:
+        folder: Folder of the artefact.
+        classes: Classes of the model.
+    """
 
     def __init__(self, folder: Path, classes: Classes) -> None:
+        """Load the model and add its map of evidence."""
         from thyroid.model import artefacts, explain
         from thyroid.model.backend import XLA, tf
 
@@ -301,10 +340,12 @@ class KerasEngine:
         self._waiting: list[tuple[NDArray[np.uint8], asyncio.Future[Answer]]] = []
 
     def predict(self, pixels: NDArray[np.uint8]) -> Answer:
+        """Return probabilities [n, classes] and evidence [n, h, w] of uint8 [n, size, size, 3]."""
         probability, evidence = self._call(pixels)
         return probability.numpy(), evidence.numpy()
 
     async def answer(self, pixels: NDArray[np.uint8]) -> Answer:
+        """Return the answer to one image, uint8 [size, size, 3], without blocking the event loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append((pixels, future))
@@ -314,8 +355,8 @@ class KerasEngine:
     def _run_waiting(self, loop: asyncio.AbstractEventLoop) -> None:
         taken, self._waiting = self._waiting[:_MICRO_BATCH], self._waiting[_MICRO_BATCH:]
         if not taken:
-            return  # an earlier call took them along
-        # padded to a power of two, so that XLA compiles a handful of shapes and no more
+            return  # an earlier call has already run these images
+        # padded to a power of two, so that XLA compiles only a handful of shapes
         size = 1 << (len(taken) - 1).bit_length()
         images = [pixels for pixels, _ in taken]
         probability, evidence = self.predict(np.stack(images + images[:1] * (size - len(images))))
@@ -323,8 +364,9 @@ class KerasEngine:
             loop.call_soon_threadsafe(_resolve, future, (probability[number], evidence[number]))
 
     def close(self) -> None:
+        """Stop the worker thread after its last batch."""
         self._worker.shutdown()
 
 
-if __name__ == "__main__":  # a process of its own, since OpenVINO holds Python's lock while it converts
+if __name__ == "__main__":  # a separate process, because OpenVINO holds the GIL while it converts
     convert(*map(Path, sys.argv[1:]))

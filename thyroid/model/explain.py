@@ -1,9 +1,10 @@
-"""Where a network sees evidence of malignancy: Grad-CAM, which with a pooled last layer is the class activation map.
+"""Shows where a network sees evidence of malignancy, by Grad-CAM.
 
-With global average pooling and one dense layer the gradient of a class's logit with respect to the last feature map is the
-class's dense weight, so Grad-CAM (Selvaraju et al. 2017) is the class activation map (Zhou et al. 2016): the map's channels
-weighted by it, negative evidence cut off. The weight here is that of malignant less the mean of the others, since only
-differences of logits mean anything. So the map is a second output of the same network, without gradients.
+With global average pooling and one dense layer the gradient of a class's logit with respect to the last feature map is
+the class's dense weight. Grad-CAM (Selvaraju et al. 2017) is then the class activation map (Zhou et al. 2016): the
+map's channels weighted by the dense weight, with negative evidence cut off. Only differences of logits mean anything,
+so the weight used here is that of malignant minus the mean of the others. The map is therefore a second output of the
+same network and needs no gradients.
 """
 
 from typing import TYPE_CHECKING
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
 
 
 def with_map(network: "keras.Model", classes: Classes = BINARY, unfrozen: int | None = None) -> "keras.Model":
-    """The network with a second output: evidence of malignancy by place, float32 [n, h, w], not yet cut off or scaled.
+    """Add a second output to a network: a map of evidence of malignancy.
 
     Args:
-        network: of `backbones.build`; its layers are shared, not copied.
-        classes: that it tells apart; evidence is of the malignant ones, on average, against the others.
-        unfrozen: for a third output, what enters this many last blocks of the body, pooled: float32 [n, channels].
+        network: Result of `backbones.build`. Its layers are shared, not copied.
+        classes: Classes of the network. Evidence is the mean of the malignant ones minus the mean of the others.
+        unfrozen: Number of last blocks of the body whose pooled input becomes a third output. None for no third output.
+
+    Returns:
+        A model whose outputs are the probabilities, the evidence as float32 [n, h, w], not yet cut off or scaled, and
+        the pooled features as float32 [n, channels] if they are asked for.
     """
     from thyroid.model.backend import keras
 
@@ -37,7 +42,8 @@ def with_map(network: "keras.Model", classes: Classes = BINARY, unfrozen: int | 
     malignant = np.array(classes.positive)
     weight = (kernel[:, malignant].mean(axis=1) - kernel[:, ~malignant].mean(axis=1)).astype(np.float32)
     probability = dense(network.get_layer(backbones.FEATURES)(maps))
-    # layers with names of their own: Keras counts the names that it gives from anew beside a model that was loaded
+    # The layers have explicit names: Keras counts its default names from the start again, which would clash with those
+    # of a loaded model.
     weigh = keras.layers.Dense(1, use_bias=False, dtype="float32", name="evidence")
     evidence = keras.layers.Reshape(maps.shape[1:3], dtype="float32", name="evidence_map")(weigh(maps))
     weigh.set_weights([weight[:, None]])
@@ -46,14 +52,16 @@ def with_map(network: "keras.Model", classes: Classes = BINARY, unfrozen: int | 
 
 
 def heat(evidence: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Negative evidence cut off, enlarged to the image, divided by its own maximum.
+    """Turn a map of evidence into a heat map of the image's size.
+
+    Negative evidence is cut off. The rest is divided by its maximum and enlarged.
 
     Args:
-        evidence: one map of `with_map`, [h, w].
-        size: side of the image in pixels.
+        evidence: One map of `with_map`, [h, w].
+        size: Side of the image in pixels.
 
     Returns:
-        float32 [size, size], 0 to 1; all 0 where nothing speaks for malignancy.
+        float32 [size, size], 0 to 1. All 0 if there is no evidence of malignancy.
     """
     positive = np.maximum(evidence, 0)
     scaled = positive / max(float(positive.max()), 1e-12)
@@ -61,19 +69,27 @@ def heat(evidence: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 
 def share_inside(hot: NDArray[np.float32], box: tuple[int, int, int, int]) -> float | None:
-    """Share of a heat map's mass inside a box of it (x, y, width, height in pixels); None for an empty map."""
+    """Return the share of a heat map's mass that lies inside a box.
+
+    Args:
+        hot: Heat map [size, size].
+        box: x, y, width and height in pixels of the heat map.
+
+    Returns:
+        0 to 1, or None for an empty map.
+    """
     x, y, width, height = box
     mass = float(hot.sum())
     return float(hot[max(0, y) : y + height, max(0, x) : x + width].sum()) / mass if mass > 0 else None
 
 
 def overlay(image: NDArray[np.uint8], hot: NDArray[np.float32], strength: float = 0.45) -> NDArray[np.uint8]:
-    """The heat map over its image, the more opaque the hotter.
+    """Draw a heat map over its image; hotter places are more opaque.
 
     Args:
         image: uint8 [size, size, 1 or 3].
         hot: float32 [size, size], 0 to 1.
-        strength: opacity of the hottest place, 0 to 1.
+        strength: Opacity of the hottest place, 0 to 1.
 
     Returns:
         uint8 [size, size, 3], RGB.
@@ -85,7 +101,7 @@ def overlay(image: NDArray[np.uint8], hot: NDArray[np.float32], strength: float 
 
 
 def layer(hot: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The heat map alone, to be laid over its image at any opacity: the hotter, the less transparent.
+    """Render a heat map as a layer that can be laid over its image; hotter places are less transparent.
 
     Args:
         hot: float32 [size, size], 0 to 1.

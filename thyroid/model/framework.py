@@ -1,7 +1,8 @@
-"""Keras and TensorFlow, imported without the notices that TensorFlow's C++ part writes on every start.
+"""Imports Keras and TensorFlow without the notices that TensorFlow's C++ code writes on every start.
 
-They go to file descriptor 2 before any log level is read, so the descriptor itself is set aside meanwhile. A failing import
-still raises its Python error. No device is looked for yet: a process may be forked after this import.
+The notices go to file descriptor 2 before any log level is read, so the descriptor itself is redirected during the
+import. A failed import still raises its Python error. The import does not look for devices yet, so a process may be
+forked after it.
 """
 
 import contextlib
@@ -12,16 +13,18 @@ from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-# Off by default on processors without AVX-512, where a convolution's gradient takes up to thirty times as long without it.
+# oneDNN is off by default on processors without AVX-512. Without it a convolution's gradient takes up to thirty times
+# as long there.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# glibc returns a thread's empty heaps (64 MiB) to the kernel after every step, and page faults take as long as computing.
+# glibc returns a thread's empty heaps (64 MiB) to the kernel after every step. The page faults that follow take as long
+# as the computation.
 if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
     libc.mallopt(-2, 64 << 20)  # M_TOP_PAD of malloc.h
 
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Nothing that is written to file descriptor 2 is seen."""
+    """Discard everything that is written to file descriptor 2 within the block."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,8 +1,9 @@
-"""Input: every file verified, decoded and letterboxed once into one uint8 array, then tf.data batches of it.
+"""Feeds a network: verifies, decodes and letterboxes every file once into one uint8 array, and makes batches of it.
 
-What is random depends on the seed and the epoch alone, so a training that was stopped in the middle of an epoch goes on with
-the very batches that an uninterrupted one would have seen. The augmentation runs where it is fastest:
-on a GPU as a layer of the model (`Augment`), on a CPU by OpenCV while the batch is made (twice TensorFlow's kernel).
+All randomness depends on the seed and the epoch alone. A training that was stopped in the middle of an epoch therefore
+resumes with the same batches that an uninterrupted one would have seen. The augmentation runs where it is fastest: on a
+GPU as a layer of the model (`Augment`), on a CPU by OpenCV while the batch is made (twice as fast as TensorFlow's
+kernel).
 """
 
 import hashlib
@@ -25,36 +26,36 @@ from thyroid.imaging import images
 from thyroid.model.backend import XLA, keras, tf
 
 MEMORY_BUDGET = 4_000_000_000
-"""Arrays up to this many bytes are held in memory, larger ones in a temporary file that the system pages in."""
+"""Arrays of up to this many bytes are held in memory, larger ones in a temporary file that the system pages in."""
 
-# The deck's ImageDataGenerator ranges. Keras takes shear_range in degrees, so its .2 hardly shears at all.
+# The ranges of the deck's ImageDataGenerator. Keras takes shear_range in degrees, so .2 hardly shears at all.
 ROTATION_DEGREES = 20.0
 SHIFT = 0.2
 SHEAR_DEGREES = 0.2
 ZOOM = 0.2
 
-_CHUNK = 16  # images a task of a thread
+_CHUNK = 16  # images per task of a thread
 
 IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
 
 
 Decode = Callable[[pd.DataFrame, int], NDArray[np.uint8]]
-"""`decode`, or a `Decoded`: images of a table at a size."""
+"""Type of `decode` and of a `Decoded`: returns the images of a table at a size."""
 
 
 def decode(table: pd.DataFrame, size: int, budget: int = MEMORY_BUDGET) -> NDArray[np.uint8]:
-    """The images of `table` in order.
+    """Decode the images of a table in order.
 
     Args:
-        table: with columns file (full path) and sha256, as `tables.examples` gives.
-        size: side of the square in pixels.
-        budget: bytes that may be held in memory.
+        table: Table with the columns file (full path) and sha256, as `tables.examples` returns it.
+        size: Side of the square in pixels.
+        budget: Bytes that may be held in memory.
 
     Returns:
-        uint8 [n, size, size, 1] when every image is grey, else [n, size, size, 3].
+        uint8 [n, size, size, 1] if every image is grey, else [n, size, size, 3].
 
     Raises:
-        InputError: files are missing, or are not the ones that the data version describes.
+        InputError: Files are missing, or differ from the ones that the data version describes.
     """
     rows = list(zip(table["file"], table["sha256"], strict=True))
     for channels in (1, 3):
@@ -65,18 +66,21 @@ def decode(table: pd.DataFrame, size: int, budget: int = MEMORY_BUDGET) -> NDArr
 
 
 class Decoded:
-    """`decode` that remembers: an image is read once at a size, however many models and audits look at it.
+    """Caches the results of `decode`.
+
+    An image is read only once at each size, however many models and audits look at it.
 
     Args:
-        budget: bytes that may be held in memory, of all that is remembered together.
+        budget: Bytes that all cached images together may hold in memory.
     """
 
     def __init__(self, budget: int = MEMORY_BUDGET) -> None:
+        """Start with an empty cache."""
         self._budget = budget
         self._known: dict[tuple[int, str], NDArray[np.uint8]] = {}
 
     def __call__(self, table: pd.DataFrame, size: int) -> NDArray[np.uint8]:
-        """As `decode`."""
+        """Return the images of `table` as `decode` does, from the cache where they are known."""
         fresh = table[[(size, sha256) not in self._known for sha256 in table["sha256"]]].drop_duplicates("sha256")
         if len(fresh):
             read = decode(fresh, size, self._budget)
@@ -90,18 +94,18 @@ class Decoded:
 
 
 def allocate(shape: tuple[int, ...], dtype: type, budget: int = MEMORY_BUDGET) -> NDArray:
-    """An array in memory, or in a temporary file if it has more than `budget` bytes."""
+    """Allocate an array in memory, or in a temporary file if it has more than `budget` bytes."""
     if math.prod(shape) * np.dtype(dtype).itemsize <= budget:
         return np.empty(shape, dtype)
     descriptor, name = tempfile.mkstemp(prefix="thyroid-")
     os.close(descriptor)
     out = np.memmap(name, dtype, "w+", shape=shape)
-    Path(name).unlink()  # the mapping keeps it until the process ends, however that happens
+    Path(name).unlink()  # the mapping keeps the file until the process ends, even if it is killed
     return out
 
 
 def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]]) -> bool:
-    """Decode `rows` into `out`; False as soon as an image has more channels than `out`."""
+    """Decode `rows` into `out`. Return False as soon as an image has more channels than `out`."""
     wrong: list[tuple[str, str]] = []
 
     def some(start: int) -> bool:
@@ -136,16 +140,18 @@ def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]]) -> bool:
 
 
 def transforms(count: int, size: int, seed: tuple[int, ...], strength: float = 1.0) -> NDArray[np.float32]:
-    """Random affine transforms: rotation, shifts, shear, zoom and both flips, one matrix an image.
+    """Draw random affine transforms of rotation, shifts, shear, zoom and both flips, one matrix per image.
 
     Args:
-        count: of images.
-        size: of their side in pixels.
-        seed: of the draw.
-        strength: multiple of the deck's ranges; flips are as likely at any but 0, which moves nothing.
+        count: Number of images.
+        size: Side of the images in pixels.
+        seed: Seed of the draw.
+        strength: Multiple of the deck's ranges. Flips are equally likely at every strength except 0, which changes
+            nothing.
 
     Returns:
-        float32 [count, 8]: output pixel (x, y) comes from input (a x + b y + c, d x + e y + f); the last two are 0.
+        float32 [count, 8], the values a to f and two zeros. Output pixel (x, y) comes from input
+        (a x + b y + c, d x + e y + f).
     """
     rng = np.random.default_rng(seed)
 
@@ -158,7 +164,7 @@ def transforms(count: int, size: int, seed: tuple[int, ...], strength: float = 1
     angle = uniform(math.radians(ROTATION_DEGREES))
     shear = uniform(math.radians(SHEAR_DEGREES))
     zoom_x, zoom_y = (1 + uniform(ZOOM)) * sign(), (1 + uniform(ZOOM)) * sign()
-    # About the centre: rotate, shear, then scale (a flip is a negative scale) and shift.
+    # Rotate, shear and scale about the centre (a flip is a negative scale), then shift.
     a, b = np.cos(angle) * zoom_x, -np.sin(angle + shear) * zoom_y
     d, e = np.sin(angle) * zoom_x, np.cos(angle + shear) * zoom_y
     centre = (size - 1) / 2
@@ -169,9 +175,16 @@ def transforms(count: int, size: int, seed: tuple[int, ...], strength: float = 1
 
 
 def warp(pixels: NDArray[np.uint8], moves: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """`transforms` applied to uint8 [n, s, s, channels], bilinear, by OpenCV.
+    """Apply `transforms` to uint8 [n, s, s, channels] with OpenCV's bilinear interpolation.
 
-    What comes from outside the image repeats its edge, as in ImageDataGenerator.
+    Pixels from outside the image repeat its edge, as in ImageDataGenerator.
+
+    Args:
+        pixels: uint8 [n, s, s, channels].
+        moves: float32 [n, 8] of `transforms`.
+
+    Returns:
+        uint8 [n, s, s, channels].
     """
     side = pixels.shape[1:3]
     return np.stack(
@@ -189,16 +202,18 @@ def warp(pixels: NDArray[np.uint8], moves: NDArray[np.float32]) -> NDArray[np.ui
 
 
 class Augment(keras.layers.Layer):
-    """Front of a model in training: uint8 [n, s, s, 1 or 3] and float32 [n, 8] to uint8 [n, s, s, 3].
+    """Augments images in front of a model: uint8 [n, s, s, 1 or 3] and float32 [n, 8] to uint8 [n, s, s, 3].
 
-    On a GPU it applies the transforms as `warp` does, by four gathers, since XLA has no kernel for TensorFlow's own
-    projective transform. On a CPU the images arrive warped.
+    On a GPU the layer applies the transforms as `warp` does, with four gathers, because XLA has no kernel for
+    TensorFlow's own projective transform. On a CPU the images arrive warped.
     """
 
     def compute_output_spec(self, image: Any, transform: Any) -> Any:
+        """Return the spec of the output, uint8 [n, s, s, 3]."""
         return keras.KerasTensor((*image.shape[:-1], 3), "uint8")
 
     def call(self, image: tf.Tensor, transform: tf.Tensor) -> tf.Tensor:
+        """Apply the transforms on a GPU, and give the images three channels."""
         if not XLA:
             return rgb(image)
         moved = gather_bilinear(tf.cast(image, tf.float32), tf.cast(transform, tf.float32))
@@ -206,7 +221,15 @@ class Augment(keras.layers.Layer):
 
 
 def gather_bilinear(pixels: tf.Tensor, transform: tf.Tensor) -> tf.Tensor:
-    """float32 [n, s, s, channels] seen through float32 [n, 8], edges repeated."""
+    """Apply `transforms` to float32 [n, s, s, channels] with bilinear interpolation and repeated edges.
+
+    Args:
+        pixels: float32 [n, s, s, channels].
+        transform: float32 [n, 8] of `transforms`.
+
+    Returns:
+        float32 [n, s, s, channels].
+    """
     size = pixels.shape[1]
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     a, b, c, d, e, f = (transform[:, i, None, None] for i in range(6))
@@ -226,14 +249,19 @@ def gather_bilinear(pixels: tf.Tensor, transform: tf.Tensor) -> tf.Tensor:
 
 
 def rgb(batch: tf.Tensor) -> tf.Tensor:
-    """Three channels, whatever there were."""
+    """Return a batch of images [n, s, s, 1 or 3] with three channels."""
     return batch if batch.shape[-1] == 3 else tf.repeat(batch, 3, axis=-1)
 
 
 def batches(pixels: NDArray[np.uint8], batch_size: int, moves: NDArray[np.float32] | None = None) -> tf.data.Dataset:
-    """The images in order as ((image, transform),) for a model with `Augment` in front; without `moves` as they are.
+    """Make batches ((image, transform),) of the images in order, for a model with `Augment` in front.
 
-    The last batch is filled up with its last image: TensorFlow traces a graph, and XLA compiles one, for every new size.
+    The last batch is padded with its last image, because TensorFlow traces and XLA compiles a graph for every new size.
+
+    Args:
+        pixels: uint8 [n, s, s, 1 or 3].
+        batch_size: Images per batch.
+        moves: float32 [n, 8] of `transforms`; None to leave the images as they are.
     """
 
     def generate() -> Iterator[tuple]:
@@ -245,17 +273,17 @@ def batches(pixels: NDArray[np.uint8], batch_size: int, moves: NDArray[np.float3
 
 
 class Epochs:
-    """The training batches of any epoch: (x, float32 one-hot label), every example in one of its views.
+    """Makes the training batches (x, float32 one-hot label) of any epoch, with every example in one of its views.
 
-    Order and views depend on the seed and `epoch` alone. Batches before example `seen` hold a single one only: Keras wants
-    every epoch to have the same number of steps, and `checkpoints.Resume` undoes what they do.
+    Order and views depend on the seed and on `epoch` alone. Batches before example `seen` hold only one example each:
+    Keras expects the same number of steps in every epoch, and `checkpoints.Resume` undoes the effect of these steps.
 
     Args:
-        views: arrays [n, ...] of the same examples.
+        views: Arrays [n, ...] of the same examples.
         labels: float32 one-hot [n, classes].
-        rows: places of the training examples in them.
-        batch_size: examples a step.
-        seed: of order and views.
+        rows: Indices of the training examples.
+        batch_size: Examples per step.
+        seed: Seed of order and views.
     """
 
     def __init__(
@@ -266,16 +294,18 @@ class Epochs:
         batch_size: int,
         seed: int,
     ) -> None:
+        """Start at the first example of epoch 0."""
         self.views, self.labels, self.rows, self.batch_size, self.seed = views, labels, rows, batch_size, seed
         self.epoch = 0
         self.seen = 0
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """Return the number of steps of an epoch."""
         return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[NDArray, NDArray[np.float32]]]:
+        """Yield the batches of the present epoch."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order, view = rng.permutation(self.rows), rng.integers(0, len(self.views), len(self.labels))
         for start in range(0, len(order), self.batch_size):
@@ -283,12 +313,19 @@ class Epochs:
             yield np.stack([self.views[view[row]][row] for row in rows]), self.labels[rows]
 
     def dataset(self) -> tf.data.Dataset:
-        """As tf.data; starts anew, with `epoch` and `seen` as they are then, on each iteration."""
+        """Return the batches as tf.data. Every iteration starts with the values that `epoch` and `seen` have then."""
         return _dataset(self.__iter__, _specs(self.views[0], self.labels), self.steps)
 
 
 def rows_of(values: NDArray, labels: NDArray[np.float32], rows: NDArray[np.intp], batch_size: int) -> tf.data.Dataset:
-    """(x, label) of the examples at `rows`, in that order, a batch at a time."""
+    """Make batches (x, label) of the examples at `rows`, in that order.
+
+    Args:
+        values: [n, ...].
+        labels: float32 one-hot [n, classes].
+        rows: Indices of the examples.
+        batch_size: Examples per batch.
+    """
 
     def generate() -> Iterator[tuple[NDArray, NDArray[np.float32]]]:
         for start in range(0, len(rows), batch_size):
@@ -305,7 +342,7 @@ def _moved(image: NDArray[np.uint8], moves: NDArray[np.float32] | None) -> tuple
 
 
 def _specs(*arrays: NDArray) -> tuple[tf.TensorSpec, ...]:
-    """Of a batch of each array's examples."""
+    """Return the specs of a batch of each array's examples."""
     return tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in arrays)
 
 
@@ -315,20 +352,32 @@ def _dataset(generate: Any, signature: Any, steps: int) -> tf.data.Dataset:
 
 
 def predict(model: keras.Model, pixels: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float64]:
-    """Probabilities [n, classes] of a model that takes uint8 [n, size, size, 3].
+    """Predict with a model that takes uint8 [n, size, size, 3].
+
+    Args:
+        model: The model.
+        pixels: uint8 [n, size, size, 1 or 3].
+        batch_size: Images per batch.
+
+    Returns:
+        Probabilities float64 [n, classes].
 
     Raises:
-        InputError: the model answers with numbers that are not finite.
+        InputError: The model returns numbers that are not finite.
     """
     plain = batches(pixels, batch_size).map(lambda x: rgb(x[0]))
     return finite(model.name, model.predict(plain, verbose=0)[: len(pixels)].astype(np.float64))
 
 
 def finite(name: str, probability: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The probabilities, if they are finite numbers.
+    """Return the probabilities after checking that they are finite.
+
+    Args:
+        name: Name of the model, for the message.
+        probability: Probabilities of any shape.
 
     Raises:
-        InputError: the model `name` answers with others.
+        InputError: The model has returned a number that is not finite.
     """
     if not np.isfinite(probability).all():
         raise InputError(f"{name} answers with numbers that are not finite; train it again")

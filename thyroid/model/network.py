@@ -1,8 +1,9 @@
-"""A trained model as one graph that is traced once, by the training, whatever asks it.
+"""Runs a trained model as one graph, which the training traces once for everything that uses the model later.
 
-Loading a deep backbone and tracing it takes longer than a few hundred small images take to run. So probabilities, evidence by
-place and frozen features are three outputs of one graph, which the training writes beside its checkpoint: the evaluation
-runs that file, and OpenVINO's form is made from it. An image that was asked about before is not run again.
+Loading and tracing a deep backbone takes longer than running a few hundred small images. Probabilities, maps of
+evidence and frozen features are therefore three outputs of one graph, which the training writes next to its
+checkpoint. The evaluation runs that file, and OpenVINO's form is made from it. An image that was run before is not run
+again.
 """
 
 import hashlib
@@ -21,39 +22,41 @@ from thyroid.model import artefacts, explain, inputs
 from thyroid.model.backend import XLA, keras, tf
 
 GRAPH = "network.pb"
-"""File of a training: a serialised TensorFlow GraphDef, from uint8 "batch" [n, size, size, 3] to `OUTPUTS`."""
+"""File of a training with a serialised TensorFlow GraphDef, from uint8 "batch" [n, size, size, 3] to `OUTPUTS`."""
 
-_LARGE = 512  # bytes of a constant that is a weight, and no shape or axis
+_LARGE = 512  # a constant of more bytes is a weight, not a shape or an axis
 
 OUTPUTS = ("probability", "evidence", "features")
-"""The last only where training left blocks alone."""
+"""Names of the graph's outputs. The last one exists only if training left blocks frozen."""
 
 
 class Network:
-    """The graph of a model of `backbones.build`, to be asked.
+    """Runs the graph of a model of `backbones.build` and caches its answers.
 
     Args:
-        name: of the model, for people.
-        graph: from "batch" to some of `OUTPUTS`, without variables; of a network that was loaded, without its weights, too.
-        call: runs it.
+        name: Name of the model, for people.
+        graph: Graph from "batch" to some of `OUTPUTS`, without variables. The graph of a loaded network has no weights,
+            either.
+        call: Function that runs the graph.
     """
 
     batch_size = 32
 
     def __init__(self, name: str, graph: "tf.compat.v1.GraphDef", call: Callable[[tf.Tensor], list[tf.Tensor]]) -> None:
+        """Start with an empty cache."""
         self.name, self.graph = name, graph
         self._call = call
         self._known: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
 
     @classmethod
     def trace(cls, model: keras.Model, classes: Classes = BINARY, unfrozen: int | None = None) -> "Network":
-        """The network of a Keras model, as it is now.
+        """Trace the network of a Keras model with its present weights.
 
         Args:
-            model: of `backbones.build`.
-            classes: that it tells apart.
-            unfrozen: blocks that training did not leave alone, in front of which `features` are taken; None where training
-                left nothing alone.
+            model: Result of `backbones.build`.
+            classes: Classes of the model.
+            unfrozen: Number of last blocks of the body that do not belong to its frozen part. `features` are taken in
+                front of them. None if training froze nothing.
         """
         whole = explain.with_map(model, classes, unfrozen)
 
@@ -67,16 +70,16 @@ class Network:
 
     @classmethod
     def load(cls, folder: Path, facts: dict[str, Any]) -> "Network":
-        """The network of a finished training.
+        """Load the network of a finished training.
 
         Args:
-            folder: of the training.
-            facts: its facts (train.json).
+            folder: Folder of the training.
+            facts: Content of its train.json.
 
         Raises:
-            InputError: its checkpoint or its graph is missing, or not the one that the training wrote.
+            InputError: The checkpoint or the graph is missing, or is not the one that the training wrote.
         """
-        for name, sha256 in facts.get("files", {GRAPH: ""}).items():  # a training of before named none
+        for name, sha256 in facts.get("files", {GRAPH: ""}).items():  # older trainings did not list their files
             if not (folder / name).is_file() or artefacts.sha256(folder / name) != sha256:
                 raise InputError(f"{folder / name}: missing or not what the training wrote; train again")
         graph = tf.compat.v1.GraphDef.FromString((folder / GRAPH).read_bytes())
@@ -93,33 +96,36 @@ class Network:
         return cls(facts["backbone"], bare, tf.function(run, [image], autograph=False, jit_compile=XLA))
 
     def probabilities(self, pixels: NDArray[np.uint8], doing: str = "images") -> NDArray[np.float64]:
-        """Probabilities [n, classes] of uint8 [n, size, size, 1 or 3], not scaled.
+        """Return the unscaled probabilities of images.
 
         Args:
-            pixels: the images.
-            doing: what for, in words, on the progress bar.
+            pixels: uint8 [n, size, size, 1 or 3].
+            doing: What is computed, in words, for the progress bar.
+
+        Returns:
+            float64 [n, classes].
 
         Raises:
-            InputError: they are not finite.
+            InputError: A probability is not finite.
         """
         answers = [answer[0] for answer in self._answers(pixels, doing)]
         return inputs.finite(self.name, np.stack(answers).astype(np.float64))
 
     def evidence(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Evidence of malignancy by place [n, h, w], as of `explain.with_map`."""
+        """Return the maps of evidence float32 [n, h, w] of images, as of `explain.with_map`."""
         return np.stack([answer[1] for answer in self._answers(pixels, "heat maps")])
 
     def heat_maps(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """`explain.heat` of every image of uint8 [n, size, size, 1 or 3]: float32 [n, size, size]."""
+        """Return `explain.heat` of every image, uint8 [n, size, size, 1 or 3], as float32 [n, size, size]."""
         return np.stack([explain.heat(one, pixels.shape[1]) for one in self.evidence(pixels)])
 
     def features(self, pixels: NDArray[np.uint8], doing: str = "images") -> NDArray[np.float64]:
-        """What enters the blocks that training unfroze, pooled [n, channels]."""
+        """Return the pooled input of the blocks that training unfroze, float64 [n, channels]."""
         batches = [features for _, _, features in self._run(pixels, doing)]
         return np.concatenate(batches).astype(np.float64)
 
     def _answers(self, pixels: NDArray[np.uint8], doing: str) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Probabilities and evidence of every image, of which only new ones are run."""
+        """Return probabilities and evidence of every image. Only new images are run."""
         keys = [hashlib.sha256(image.tobytes()).digest() for image in images.rgb(pixels)]
         new = {key: place for place, key in enumerate(keys) if key not in self._known}
         if new:
@@ -129,21 +135,21 @@ class Network:
         return [self._known[key] for key in keys]
 
     def _run(self, pixels: NDArray[np.uint8], doing: str) -> Iterator[list[NDArray[np.float32]]]:
-        """The graph's outputs, a batch at a time."""
+        """Yield the graph's outputs, one batch at a time."""
         with progress.bar(None, len(pixels), f"{self.name}, {doing}", "image") as bar:
             for start in range(0, len(pixels), self.batch_size):
                 some = images.rgb(pixels[start : start + self.batch_size])
-                # XLA compiles the graph for every new number of images: there the last batch is filled up
+                # XLA compiles the graph for every new number of images, so the last batch is padded for it
                 given = np.resize(some, (self.batch_size, *some.shape[1:])) if XLA else some
                 yield [output.numpy()[: len(some)] for output in self._call(tf.constant(given))]
                 bar.update(len(some))
 
 
 def _frozen(function: Any) -> "tf.compat.v1.GraphDef":
-    """The graph of a traced function whose variables have become constants.
+    """Return the graph of a traced function with its variables turned into constants.
 
-    TensorFlow's own `convert_variables_to_constants_v2` does the same in thirty times the time, since it optimises the graph
-    and builds a function of it.
+    TensorFlow's own `convert_variables_to_constants_v2` does the same, but takes thirty times as long, because it
+    optimises the graph and builds a function from it.
     """
     values = {inner.op.name: outer for outer, inner in function.graph.captures}
     graph = function.graph.as_graph_def()
@@ -158,7 +164,10 @@ def _frozen(function: Any) -> "tf.compat.v1.GraphDef":
 
 
 def _without_weights(graph: "tf.compat.v1.GraphDef") -> tuple["tf.compat.v1.GraphDef", dict[str, tf.Tensor]]:
-    """The graph with placeholders for its large constants, and these: TensorFlow copies constants ten times on their way."""
+    """Return the graph with placeholders for its large constants, and these constants by name.
+
+    TensorFlow would copy constants ten times while it imports the graph.
+    """
     bare, weights = tf.compat.v1.GraphDef(versions=graph.versions), {}
     for node in graph.node:
         if node.op == "Const" and node.ByteSize() > _LARGE:
@@ -170,7 +179,7 @@ def _without_weights(graph: "tf.compat.v1.GraphDef") -> tuple["tf.compat.v1.Grap
 
 
 def _become_constant(node: Any, value: tf.Tensor) -> None:
-    """Turn a node of a GraphDef, in place, into a constant of the same name."""
+    """Turn a node of a GraphDef into a constant of the same name, in place."""
     kind, tensor = value.dtype.as_datatype_enum, tf.make_tensor_proto(value.numpy())
     name = node.name
     node.Clear()

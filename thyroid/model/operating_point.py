@@ -1,4 +1,7 @@
-"""The operating point: temperature and bias, threshold and abstention band, locked on validation before the test set is read."""
+"""Fits the operating point: temperature and bias, threshold and abstention band.
+
+It is locked on the validation set before the test set is read.
+"""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +20,10 @@ from thyroid.errors import InputError
 SENSITIVITY = 0.95
 """Share of malignant images that the threshold must catch on validation: a missed cancer costs more than a biopsy."""
 PREVALENCE = 0.10
-"""Share of malignant nodules where the model would be used: 7 to 15 % of nodules (Haugen et al. 2016, 10.1089/thy.2015.0020)."""
+"""Share of malignant nodules where the model would be used.
+
+It is 7 to 15 % of nodules (Haugen et al. 2016, 10.1089/thy.2015.0020).
+"""
 
 _TINY = 1e-7  # float32 probabilities may be 0 or 1
 _TEMPERATURES = (0.05, 20.0)
@@ -25,15 +31,15 @@ _BIAS = 10.0
 
 
 def check(sensitivity: float, abstain: float, prevalence: float) -> None:
-    """Check what a user asks for.
+    """Check the values that a user asks for.
 
     Args:
-        sensitivity: that the threshold must reach on validation, above 0, at most 1.
-        abstain: share of images to leave undecided, 0 to below 1.
-        prevalence: share of malignant nodules in use, between 0 and 1.
+        sensitivity: Sensitivity that the threshold must reach on validation, above 0 and at most 1.
+        abstain: Share of images to leave undecided, at least 0 and below 1.
+        prevalence: Share of malignant nodules where the model is used, above 0 and below 1.
 
     Raises:
-        InputError: one of them is out of range.
+        InputError: A value is out of range.
     """
     if not 0 < sensitivity <= 1:
         raise InputError(f"sensitivity {sensitivity}: must be above 0 and at most 1")
@@ -45,14 +51,14 @@ def check(sensitivity: float, abstain: float, prevalence: float) -> None:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What turns a network's output into a decision; stands in model.json.
+    """Turns a network's output into a decision. Its values are part of model.json.
 
     Attributes:
-        temperature: above 1 makes probabilities less sure. All probabilities outside of training are scaled by it.
-        bias: added to the logarithm of each class's probability, in the order of the classes; see `scale`.
-        threshold: probability of malignant from which on an image, or a patient's mean, is called malignant.
-        thresholds: of each class, probability from which on an image counts as of that class against all others.
-        band: probabilities between these two (the upper one not included) get no decision; None for none.
+        temperature: Temperature that scales all probabilities outside of training. Above 1 it makes them less certain.
+        bias: Bias of each class, in the order of the classes, added to the logarithm of its probability; see `scale`.
+        threshold: An image, or a patient's mean, is called malignant if its probability of malignant is at least this.
+        thresholds: Probability of each class from which an image counts as that class against all others.
+        band: Probabilities from the first value up to, but not including, the second get no decision. None for no band.
     """
 
     temperature: float
@@ -62,11 +68,11 @@ class OperatingPoint:
     band: tuple[float, float] | None = None
 
     def scale(self, probability: ArrayLike) -> NDArray[np.float64]:
-        """A network's own probabilities [n, classes] at this temperature and bias."""
+        """Scale a network's own probabilities [n, classes] by this temperature and bias."""
         return scale(probability, self.temperature, self.bias)
 
     def decide(self, probability: ArrayLike) -> NDArray[np.str_]:
-        """ "benign", "malignant" or "abstain" for probabilities of malignant [n]."""
+        """Return "benign", "malignant" or "abstain" for each of the scaled probabilities of malignant [n]."""
         values = np.asarray(probability, float)
         decision = np.where(values >= self.threshold, "malignant", "benign").astype("<U9")
         if self.band is not None:
@@ -74,20 +80,30 @@ class OperatingPoint:
         return decision
 
     def call(self, probability: ArrayLike, classes: Classes) -> NDArray[np.intp]:
-        """Places of the classes that scaled probabilities [n, classes] are called: the most probable one of the side that the
-        threshold decides, so that class and decision agree."""
+        """Return the class that each image is called.
+
+        It is the most probable class of the side, benign or malignant, that the threshold decides, so that class and
+        decision agree.
+
+        Args:
+            probability: Scaled probabilities [n, classes].
+            classes: Classes of the model.
+
+        Returns:
+            Index of the class [n].
+        """
         values = np.asarray(probability, float)
         malignant = classes.malignant(values) >= self.threshold
         return np.where(np.asarray(classes.positive) == malignant[:, None], values, -1).argmax(axis=1)
 
     def facts(self) -> dict[str, Any]:
-        """As JSON; band only where there is one."""
+        """Return the values as JSON. `band` is left out if there is none."""
         known = {key: value for key, value in asdict(self).items() if value is not None}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
 
 
 def of(facts: dict[str, Any]) -> OperatingPoint:
-    """The operating point of a model.json."""
+    """Return the operating point whose values are in a model.json."""
     band = facts.get("band")
     return OperatingPoint(
         facts["temperature"],
@@ -99,28 +115,39 @@ def of(facts: dict[str, Any]) -> OperatingPoint:
 
 
 def scale(probability: ArrayLike, temperature: float, bias: Sequence[float]) -> NDArray[np.float64]:
-    """Probabilities [n, classes] at another temperature, and with a bias a class on their logarithms.
+    """Scale probabilities by a temperature and add a bias for each class to their logarithms.
 
-    Temperature scaling (Guo et al. 2017, arXiv 1706.04599) with the bias correction of Alexandari et al. 2020 (arXiv
-    1901.06852): class weights and a short training shift all probabilities to one side, which no temperature mends. With two
-    classes the order of images stays.
+    This is temperature scaling (Guo et al. 2017, arXiv 1706.04599) with the bias correction of Alexandari et al. 2020
+    (arXiv 1901.06852). Class weights and a short training shift all probabilities to one side, which a temperature
+    alone cannot correct. With two classes the order of the images does not change.
+
+    Args:
+        probability: [n, classes].
+        temperature: Above 0; above 1 makes probabilities less certain.
+        bias: [classes].
+
+    Returns:
+        Probabilities [n, classes].
     """
     log = np.log(np.clip(np.asarray(probability, float), _TINY, 1))
     return softmax(log / temperature + np.asarray(bias), axis=1)
 
 
 def fit_scaling(probability: ArrayLike, truth: ArrayLike) -> tuple[float, tuple[float, ...]]:
-    """The temperature, and the bias a class (0 for the first), with the least cross-entropy to Platt's targets.
+    """Fit the temperature and the biases that minimise the cross-entropy to Platt's targets.
 
-    A few images that happen to be told apart without a mistake would ask for a temperature of 0 and probabilities of 0 and
-    1. So a class seen n times counts as seen n + 1 times in n + 2 (Platt 1999, "Probabilistic outputs for support vector
-    machines").
+    If the model happens to classify a few images without a mistake, the fit would tend to a temperature of 0 and to
+    probabilities of 0 and 1. A class seen n times therefore counts as seen n + 1 times in n + 2 (Platt 1999,
+    "Probabilistic outputs for support vector machines").
 
     Args:
-        probability: [n, classes], not yet scaled.
-        truth: place of the true class [n].
+        probability: Unscaled probabilities [n, classes].
+        truth: Index of the true class [n].
+
+    Returns:
+        The temperature and the bias of each class, which is 0 for the first.
     """
-    from scipy.optimize import minimize  # a server does without, and starts the sooner
+    from scipy.optimize import minimize  # not imported by a server, which starts faster without it
 
     column, count = np.asarray(truth), np.shape(probability)[1]
     seen = np.bincount(column, minlength=count)
@@ -138,15 +165,15 @@ def fit_scaling(probability: ArrayLike, truth: ArrayLike) -> tuple[float, tuple[
 
 
 def lock_threshold(positive: ArrayLike, score: ArrayLike, sensitivity: float = SENSITIVITY) -> float:
-    """The highest threshold that still catches the share `sensitivity` of malignant images.
+    """Return the highest threshold that still catches the share `sensitivity` of malignant images.
 
-    It lies halfway between the last image that must be caught and the next lower one, so that rounding of another engine
-    does not move that image across.
+    The threshold lies halfway between the last image that must be caught and the next lower one. Rounding differences
+    of another engine then do not move that image across it.
 
     Args:
-        positive: bool [n].
-        score: probability of malignant [n].
-        sensitivity: above 0, at most 1.
+        positive: bool [n], True for malignant.
+        score: Probability of malignant [n].
+        sensitivity: Above 0 and at most 1.
     """
     truth, scores = np.asarray(positive, bool), np.asarray(score, float)
     caught = np.sort(scores[truth])[::-1]
@@ -156,7 +183,18 @@ def lock_threshold(positive: ArrayLike, score: ArrayLike, sensitivity: float = S
 
 
 def lock_band(score: ArrayLike, threshold: float, abstain: float) -> tuple[float, float] | None:
-    """The band around the threshold, as wide on both sides in log-odds, that holds the share `abstain` of the images."""
+    """Return the band around the threshold that holds the share `abstain` of the images.
+
+    Its two sides are equally wide in log-odds.
+
+    Args:
+        score: Probability of malignant [n].
+        threshold: Centre of the band.
+        abstain: Share of images to leave undecided, at least 0 and below 1.
+
+    Returns:
+        The lower and the upper probability, or None if `abstain` is 0.
+    """
     if not abstain:
         return None
     distance = doubt(score, threshold)
@@ -166,19 +204,19 @@ def lock_band(score: ArrayLike, threshold: float, abstain: float) -> tuple[float
 
 
 def doubt(score: ArrayLike, threshold: float) -> NDArray[np.float64]:
-    """Distance of probabilities from the threshold in log-odds: the smaller, the less sure the decision."""
+    """Return the distance of probabilities from the threshold in log-odds. A small one means an uncertain decision."""
     odds = logit(np.clip(np.asarray(score, float), _TINY, 1 - _TINY))
     return np.abs(odds - logit(np.clip(threshold, _TINY, 1 - _TINY)))
 
 
 def lock(validation: pd.DataFrame, classes: Classes, sensitivity: float, abstain: float) -> OperatingPoint:
-    """Temperature and bias, then thresholds and band, from one model's unscaled validation predictions.
+    """Fit temperature and bias, then thresholds and band, to one model's validation predictions.
 
     Args:
-        validation: rows with class, label and the unscaled probabilities of `classes`.
-        classes: that there are.
-        sensitivity: that the threshold must reach, above 0, at most 1.
-        abstain: share of images to leave undecided, 0 to below 1.
+        validation: Rows with class, label and the unscaled probabilities of `classes`.
+        classes: Classes of the model.
+        sensitivity: Sensitivity that the threshold must reach, above 0 and at most 1.
+        abstain: Share of images to leave undecided, at least 0 and below 1.
     """
     probability, truth = validation[classes.columns].to_numpy(), classes.index(validation["class"])
     temperature, bias = fit_scaling(probability, truth)
@@ -190,12 +228,17 @@ def lock(validation: pd.DataFrame, classes: Classes, sensitivity: float, abstain
 
 
 def risk_coverage(positive: ArrayLike, score: ArrayLike, threshold: float) -> tuple[NDArray, NDArray]:
-    """Share of images decided, and share of wrong decisions among them, as ever more doubtful ones are left undecided.
+    """Return the selective-risk curve of El-Yaniv & Wiener 2010.
 
-    The selective-risk curve of El-Yaniv & Wiener 2010: surest first.
+    Images are decided in order, those with the most certain decision first.
+
+    Args:
+        positive: bool [n], True for malignant.
+        score: Probability of malignant [n].
+        threshold: Probability from which an image is called malignant.
 
     Returns:
-        coverage and risk, float64 [n] each.
+        Coverage (share of images that are decided) and risk (share of wrong decisions among them), float64 [n] each.
     """
     truth, scores = np.asarray(positive, bool), np.asarray(score, float)
     order = np.argsort(-doubt(scores, threshold), kind="stable")

@@ -1,1 +1,1 @@
-"""The registry of models and what keeps it and a store small and lawful: publication, retention, erasure."""
+"""The registry of models, retention in stores and registries, and the erasure of a patient."""

@@ -1,4 +1,4 @@
-"""`python -m thyroid.registry`: the command of `registry.registry`."""
+"""Run `registry.registry` as the command `python -m thyroid.registry`."""
 
 from thyroid.registry.registry import main
 

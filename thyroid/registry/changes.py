@@ -1,4 +1,4 @@
-"""What has changed in the data since the last registered model, and whether that is worth a training."""
+"""Compare the data with that of the last registered model, and decide whether the changes justify a training."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ TRAIN = "train"
 
 @dataclass(frozen=True)
 class Changes:
-    """Scans in use now against those of a registered version.
+    """Differences between the scans in use now and those of a registered version.
 
     Attributes:
-        since: the version; None where there is no model yet, and every scan is new.
-        new: SHA-256 of scans that it did not have, to their class.
-        changed: of those that have another class or other regions now.
-        removed: of those that are no longer in use, to the class they had.
-        kept: number of the others.
+        since: The registered version; None if there is no model yet, so that every scan is new.
+        new: SHA-256 to class, for scans that the version did not have.
+        changed: SHA-256 to present class, for scans whose class or regions have changed.
+        removed: SHA-256 to former class, for scans that are no longer in use.
+        kept: Number of scans that have not changed.
     """
 
     since: int | None
@@ -37,17 +37,18 @@ class Changes:
 
     @property
     def count(self) -> int:
+        """The number of scans that are new, changed or removed."""
         return len(self.new) + len(self.changed) + len(self.removed)
 
     def facts(self) -> dict[str, Any]:
-        """Numbers by class, for summary.json and the report."""
+        """Return the numbers of scans by class, for summary.json and the report."""
         parts = {"new": self.new, "changed": self.changed, "removed": self.removed}
         return {"since": self.since, "kept": self.kept} | {
             name: dict(sorted(Counter(scans.values()).items())) for name, scans in parts.items()
         }
 
     def told(self) -> str:
-        """One line for people."""
+        """Describe the changes to people in one line."""
         if self.since is None:
             return f"no model yet: all {len(self.new)} scans are new"
         return (
@@ -57,14 +58,17 @@ class Changes:
 
 
 def since_last(data: Path, root: storage.Location) -> Changes:
-    """A data version against that of the registry's newest version, released or not.
+    """Compare a data version with that of the registry's newest version, whether that was released or not.
 
     Args:
-        data: data version of `ingest` or `crop`.
-        root: of the registry.
+        data: Folder of a data version of `ingest` or `crop`.
+        root: Root of the registry.
+
+    Returns:
+        The changes since the newest version.
 
     Raises:
-        InputError: the version does not say what it was made of.
+        InputError: The list of scans of the newest version is missing or damaged.
     """
     scans, regions, _ = tables.read(data)
     now = tables.contents(scans, regions).drop_duplicates("sha256").set_index("sha256")
@@ -85,11 +89,14 @@ def since_last(data: Path, root: storage.Location) -> Changes:
 
 
 def verdict(changes: Changes, minimum: int) -> str:
-    """`TRAIN`, or why not, in words.
+    """Decide whether a training is worthwhile.
 
     Args:
-        changes: since the last registered model.
-        minimum: scans new, changed or removed from which on a training is worth it; 0: in any case.
+        changes: Changes since the last registered model.
+        minimum: Number of new, changed or removed scans that justifies a training; 0 trains in any case.
+
+    Returns:
+        `TRAIN`, or the reason against a training in words.
 
     Raises:
         InputError: `minimum` is negative.
@@ -104,12 +111,19 @@ def verdict(changes: Changes, minimum: int) -> str:
 
 
 def scans_of(artefact: Path) -> pd.DataFrame:
-    """What a registered model was made of: `tables.contents` of its data version, and patient: the pseudonym.
+    """Read what a registered model was made of.
 
-    Perceptual hashes and patients are null in what older code has registered: they cannot be found without the data.
+    Perceptual hashes and patients are null for versions that older code registered, since they cannot be computed
+    without the data.
+
+    Args:
+        artefact: Folder of the registered version.
+
+    Returns:
+        One row per scan with the columns of `tables.contents` of its data version, and patient, which is a pseudonym.
 
     Raises:
-        InputError: its list of scans is missing or damaged.
+        InputError: The list of scans is missing or damaged.
     """
     try:
         table = pd.read_csv(artefact / artefacts.SCANS, dtype="string")

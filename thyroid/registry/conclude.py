@@ -1,4 +1,4 @@
-"""What a run came to, whether it ended well or not: the last word of a pipeline, in plain lines.
+"""Summarise how a run ended, successful or not, as the last lines of a pipeline.
 
 python -m thyroid.conclude --registry DIR --state FAILED --message "train-VGG16: out of memory"
 """
@@ -16,21 +16,26 @@ _HINTS = {
     "oomkilled": "A step ran out of memory: lower batch_size or image_size, or raise its limit (docs/kubeflow.md).",
     "unschedulable": "No node fits a step: look at node selector, tolerations and GPUs (docs/kubeflow.md).",
     "imagepull": "An image is not to be had: push it, or mend the image name and pull secret (docs/kubeflow.md).",
-    "evicted": "A node evicted a step after its retries: start the run again. With store, training resumes where it was.",
+    "evicted": (
+        "A node evicted a step after its retries: start the run again. With store, training resumes where it was."
+    ),
     "deadline": "A step took longer than its time-out: look at its progress, or raise the time-out.",
 }
 
 
-_GOOD = ("SUCCEEDED", "COMPLETE", "CACHED")  # by the backend's version
+_GOOD = ("SUCCEEDED", "COMPLETE", "CACHED")  # the word depends on the backend's version
 
 
 def conclude(root: Location, state: str, message: str) -> list[str]:
-    """Lines for people: how the run ended, its message if the backend tells one and what to do, and which models there are.
+    """Return lines for people: how the run ended, what to do if it failed, and which models are registered.
 
     Args:
-        root: of the registry.
-        state: of the run: SUCCEEDED or COMPLETE, FAILED, CANCELLED.
-        message: of what failed; empty if nothing did or nothing is known.
+        root: Root of the registry.
+        state: State of the run: SUCCEEDED, COMPLETE or CACHED, FAILED, CANCELLED.
+        message: Message about the failure from the backend; empty if nothing failed or nothing is known.
+
+    Returns:
+        The lines. A registry that cannot be read is reported as one of them.
     """
     lines = [f"The run ended: {state}."]
     if message:
@@ -58,6 +63,7 @@ def conclude(root: Location, state: str, message: str) -> list[str]:
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print the summary of a run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.conclude", description=__doc__.split("\n")[0])
     parser.add_argument("--registry", dest="root", required=True, help="root of the registry, or gs://")
     parser.add_argument("--state", default="SUCCEEDED", help="of the run")

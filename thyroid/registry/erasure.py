@@ -1,11 +1,13 @@
-"""The erasure of a patient from a store, and the models that hold the patient.
+"""Erase a patient from a store, and list the models that have seen the patient.
 
-What goes: crops, copies of objects and pictures of DICOM files; rows of every table of every data version, which is written
-anew, with its checksums, without them; links and memory; and trainings at work and studies, whose features do not tell whose
-they are. The same bytes under another number go, too: they are the patient's pictures. What stays is a keyed hash, by which
-ingest knows the patient's files where they still lie in the source (see `erased`).
+The erasure removes crops, copies of objects and pictures of DICOM files. It rewrites every data version with its
+checksums, so that no table has a row of the patient, and removes the patient's links and memory. Trainings in progress
+and studies are removed as a whole, since their features do not reveal to whom they belong. The same bytes under another
+number are removed, too, because they are the patient's pictures. Only a keyed hash stays, by which ingest recognises
+the patient's files if they still lie in the source (see `erased`).
 
-A model's weights cannot be purged: the versions that have learned from the patient or were tested on them are listed.
+A model's weights cannot be purged. The versions that were trained, validated or tested on the patient are listed
+instead.
 """
 
 import hashlib
@@ -38,7 +40,13 @@ _NOTE = "a note that named a patient who was erased was removed"
 
 @dataclass(frozen=True)
 class Held:
-    """Something that holds the patient: kind is "data", "crops", "copies", "work" or "leftovers", which go, or "patients" or "model"."""
+    """Something that holds data of the patient.
+
+    Attributes:
+        kind: "data", "crops", "copies", "work" or "leftovers", which are removed; or "patients" or "model", which stay.
+        name: Name of the version, folder or file, the patient numbers, or how many files.
+        reason: What it holds, or why it is listed.
+    """
 
     kind: str
     name: str
@@ -47,7 +55,7 @@ class Held:
 
 @dataclass(frozen=True)
 class _Tables:
-    """A data version's tables."""
+    """The tables of a data version."""
 
     version: Version
     scans: pd.DataFrame
@@ -60,15 +68,15 @@ class _Tables:
 
 @dataclass(frozen=True)
 class _Found:
-    """What of a patient is where.
+    """Everything that belongs to a patient.
 
     Attributes:
-        patient: number.
-        cohorts: names of the patient's cohort, at its time.
+        patient: Patient number.
+        cohorts: Names that the patient's cohort has had.
         scans: SHA-256 of the patient's files.
-        paths: of them, in data versions of the cohort.
-        hashes: perceptual ones, that nobody else's scans have.
-        others: numbers of other patients whose scans look like the patient's.
+        paths: Paths of these files in data versions of the cohort.
+        hashes: Perceptual hashes that only the patient's scans have.
+        others: Numbers of other patients whose scans look like the patient's.
     """
 
     patient: int
@@ -79,36 +87,39 @@ class _Found:
     others: list[int]
 
     def in_cohort(self, one: _Tables) -> bool:
-        """Whether a data version is of the patient's cohort."""
+        """Return whether a data version belongs to the patient's cohort."""
         return one.version.facts["cohort"] in self.cohorts
 
     def rows(self, one: _Tables, table: pd.DataFrame) -> pd.Series:
-        """Which rows of a version's scans or examined files go: of the patient, and with the same bytes."""
+        """Select the rows of a version's scans or examined files that are the patient's or have the same bytes."""
         own = table["path"].isin(self.paths) if self.in_cohort(one) else False
         return table["sha256"].isin(self.scans) | own
 
     def remembered(self, one: _Tables) -> pd.Series:
-        """Which rows of a version's memory go."""
+        """Select the patient's rows in a version's memory."""
         return one.memory["cohort"].isin(self.cohorts) & one.memory["patient"].eq(self.patient)
 
 
 def forget(
     place: Store, registry_root: storage.Location, patient: int, cohort: str = "", delete: bool = False
 ) -> list[Held]:
-    """List what holds a patient, and remove it from the store with `delete`; the caller holds the store's lock.
+    """List what holds data of a patient and, with `delete`, remove it from the store.
 
-    Killed at any moment, it is finished by the next one.
+    The caller must hold the store's lock. If the process is killed, the next call finishes the erasure.
 
     Args:
-        place: the store.
-        registry_root: root of the registry, which is only read.
-        patient: number.
-        cohort: name of the patient's; empty where the store knows one only.
-        delete: remove it.
+        place: The store.
+        registry_root: Root of the registry, which is only read.
+        patient: Patient number.
+        cohort: Name of the patient's cohort; may be empty if the store knows only one.
+        delete: Remove what was found.
+
+    Returns:
+        What holds data of the patient.
 
     Raises:
-        InputError: there is no such patient or cohort, it is not said which of several, or a data version is damaged, so that it
-            cannot be told whether it holds the patient; nothing is removed then.
+        InputError: There is no such patient or cohort, `cohort` is empty and the store knows several, or a data version
+            is damaged, so that it is unknown whether it holds the patient. Nothing is removed in these cases.
     """
     versions = [_read(folder) for folder in reversed(place.numbered())]
     gone = erased.load(place.folder)
@@ -125,7 +136,7 @@ def forget(
         name = before[0] if before else (cohort, cohort, pseudonyms.of_patient(secret, cohort, patient))
         scans = gone.patients.get(name, frozenset()) | {gone.keyed(one) for one in found.scans}
         gone = Erased(secret, gone.patients | {name: scans})
-        erased.save(place.folder, gone)  # first: from now on ingest sets the files aside
+        erased.save(place.folder, gone)  # first, so that ingest sets the files aside from now on
         before = gone.of(cohort, patient)
     keyed = frozenset[str]().union(*(gone.patients[one] for one in before))
     result = [
@@ -134,7 +145,7 @@ def forget(
         *_caches(place, delete),
         *_leftovers(place, delete),
     ]
-    # last: they say what the rest is
+    # The data versions come last, because they show what else belongs to the patient.
     for one in versions:
         clean, notes = _without(one, found, gone.secret)
         if not (told := _difference(one, clean, notes)):
@@ -160,7 +171,8 @@ def _read(folder: Path) -> _Tables:
         )
     except (InputError, OSError):
         raise InputError(
-            f"{folder}: damaged, and so it cannot be told whether it holds the patient; remove this folder, and start again"
+            f"{folder}: damaged, and so it cannot be told whether it holds the patient; "
+            "remove this folder, and start again"
         ) from None
 
 
@@ -172,14 +184,14 @@ def _cohort(versions: list[_Tables], gone: Erased, given: str) -> str:
     current = set(newest.memory["cohort"]) or known
     if not given and len(current) > 1:
         raise InputError(
-            f"--forget: the store knows several cohorts, and equal numbers are different patients there; give one with --site: "
-            f"{', '.join(sorted(current))}"
+            f"--forget: the store knows several cohorts, and equal numbers are different patients there; "
+            f"give one with --site: {', '.join(sorted(current))}"
         )
     return given or next(iter(current))
 
 
 def _names_of(versions: list[_Tables], cohort: str) -> frozenset[str]:
-    """`cohort`, and what it was called in data versions before it was given that name."""
+    """Return `cohort` and the names that it had in older data versions."""
     newest = versions[-1].memory
     result = {cohort}
     for one in versions:
@@ -195,7 +207,7 @@ def _names_of(versions: list[_Tables], cohort: str) -> frozenset[str]:
 def _find(versions: list[_Tables], patient: int, cohorts: frozenset[str], gone: Erased) -> _Found:
     own = _Found(patient, cohorts, frozenset(), frozenset(), frozenset(), [])
     scans, paths, hashes = set[str](), set[str](), set[str]()
-    erased_before = gone.scans()  # of a run that was killed
+    erased_before = gone.scans()  # by a run that was killed
     for one in versions:
         if erased_before:
             every = set(one.scans["sha256"].dropna()) | set(one.examined["sha256"].dropna())
@@ -227,7 +239,7 @@ def _number(path: str) -> int | None:
 
 
 def _without(one: _Tables, found: _Found, secret: bytes) -> tuple[_Tables, list[str]]:
-    """A data version's tables and notes without the patient."""
+    """Return a data version's tables and notes without the patient."""
     gone = set(one.scans.loc[found.rows(one, one.scans), "path"])
     gone |= set(one.examined.loc[found.rows(one, one.examined), "path"])
     called = sorted({path.rsplit("/", 1)[-1] for path in gone}, key=len, reverse=True)
@@ -246,7 +258,7 @@ def _without(one: _Tables, found: _Found, secret: bytes) -> tuple[_Tables, list[
         reasons = rest["quarantine_reason"].map(told, na_action="ignore").astype("string")
         return rest.assign(quarantine_reason=reasons).reset_index(drop=True)
 
-    def replaced(phash: str) -> str:  # other patients keep their splits
+    def replaced(phash: str) -> str:  # keeps the row, so that other patients keep their splits
         return hashlib.shake_256(secret + phash.encode()).hexdigest(len(phash) // 2) if phash in found.hashes else phash
 
     quarantine = one.quarantine[~one.quarantine["file"].astype(str).map(is_theirs).astype(bool)]
@@ -271,7 +283,7 @@ def _without(one: _Tables, found: _Found, secret: bytes) -> tuple[_Tables, list[
 
 
 def _difference(one: _Tables, clean: _Tables, notes: list[str]) -> str:
-    """What a data version has of the patient, in words; "" for nothing."""
+    """Describe in words what a data version holds of the patient; "" if nothing."""
     counts = {
         "scans": len(one.scans) - len(clean.scans),
         "rows of its memory": len(one.memory) - len(clean.memory),
@@ -308,7 +320,8 @@ def _rewrite(place: Store, clean: _Tables, notes: list[str]) -> None:
     content = {name: table.to_parquet(index=False) for name, table in own.items()}
     quarantine = io.StringIO()
     tables.write_quarantine(quarantine, clean.quarantine)
-    # no pictures: drawing takes libraries that are not everywhere, and no ingest takes this version as it is
+    # No pictures are drawn. They need libraries that are not installed everywhere, and no ingest reuses this version
+    # unchanged.
     content[tables.QUARANTINE] = quarantine.getvalue().encode()
     place.rewrite(clean.version.folder, content, facts)
 
@@ -318,7 +331,7 @@ def _crops(place: Store, versions: list[_Tables], found: _Found, delete: bool) -
         table = place.all_cropped()
     except InputError:
         table = pd.DataFrame()
-        if delete:  # it may name the patient, and the next crop makes it anew
+        if delete:  # the table may name the patient, and the next crop writes it again
             (place.folder / CROPPED).unlink()
     margins = set(table["margin"]) if "margin" in table else {MARGIN}
     stems, wanted = set[str](), set[str]()
@@ -331,7 +344,7 @@ def _crops(place: Store, versions: list[_Tables], found: _Found, delete: bool) -
     going = {
         name
         for name in {*there, *table.get("file", ())}
-        # by their names: other code has made others of them; a killed run has left .name.jpg.number
+        # By their names, since older code has made others of them. A killed run has left .name.jpg.number.
         if (match := _IMAGE.fullmatch(name)) and match[1] in stems and name not in wanted
     }
     if going:
@@ -362,7 +375,7 @@ def _is_copy(file: Path) -> bool:
 
 
 def _caches(place: Store, delete: bool) -> Iterator[Held]:
-    """Trainings and studies: their features and states do not tell of whom they are."""
+    """Yield trainings and studies, and remove them with `delete`, since their contents do not reveal whose they are."""
     for folder in sorted([*(place.folder / _WORK).glob("*"), *(place.folder / _SWEEPS).glob("*")]):
         mark = _TRAINING.fullmatch(folder.name) or any((folder / name).exists() for name in _STUDY)
         if not folder.is_dir() or not (mark or folder.name.startswith(GOING)):
@@ -374,7 +387,7 @@ def _caches(place: Store, delete: bool) -> Iterator[Held]:
 
 
 def _leftovers(place: Store, delete: bool) -> Iterator[Held]:
-    """What killed runs left, whatever its age: the lock is ours."""
+    """Yield what killed runs have left, whatever its age, and remove it with `delete`. The caller holds the lock."""
     for file in sorted([*place.folder.glob("*.tmp"), *(place.folder / VERSIONS).glob(".*")]):
         yield Held("leftovers", file.relative_to(place.folder).as_posix(), "half-written or half-removed")
         if delete:
@@ -410,8 +423,8 @@ def _models(root: storage.Location, found: _Found, gone: Erased, keyed: frozense
 
 
 def _named(root: storage.Location, patients: pd.Series, found: _Found) -> tuple[pd.Series, bool]:
-    """Which of a version's pseudonyms are the patient's, and whether they were made with the key of today."""
-    if patients.isna().all():  # of older code
+    """Select the patient's pseudonyms among a version's, and return whether all were made with the present key."""
+    if patients.isna().all():  # registered by older code
         return pd.Series(False, patients.index), True
     secret = pseudonyms.key(root)
     own = {pseudonyms.of_patient(secret, cohort, found.patient) for cohort in found.cohorts}

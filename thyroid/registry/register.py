@@ -5,6 +5,7 @@ python -m thyroid.register --evaluation DIR --registry DIR --summary summary.jso
 
 import argparse
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -21,22 +22,30 @@ from thyroid.model import artefacts
 from thyroid.registry import changes, registry
 from thyroid.storage import Location
 
+log = logging.getLogger(__name__)
+
 PATIENTS = "patients.csv"
-"""Of an evaluation: patient and cohort of every row of its artefact's scans.csv. Numbers do not leave it; the registry has pseudonyms."""
+"""Table in an evaluation's folder with patient and cohort of every row of its artefact's scans.csv.
+
+Patient numbers do not leave the evaluation; the registry contains pseudonyms only.
+"""
 
 
 def register(evaluation: Path, registry_root: Location, summary: Path) -> registry.Registered:
-    """Publish `evaluation`'s artefact, with its report, to the registry, and write summary.json.
+    """Publish `evaluation`'s artefact with its report to the registry, and write summary.json.
 
-    Called again with the same evaluation it registers nothing twice.
+    A second call with the same evaluation does not register it again.
 
     Args:
-        evaluation: folder of `evaluate`.
-        registry_root: root of the registry.
-        summary: file to write: the evaluation's figures, the registered model and the seconds of every step.
+        evaluation: Folder that `evaluate` has written.
+        registry_root: Root of the registry.
+        summary: File to write: the evaluation's figures, the registered model and the seconds of every step.
+
+    Returns:
+        The published version.
 
     Raises:
-        InputError: the evaluation is not whole.
+        InputError: The evaluation is incomplete, or its files are not those that evaluation.json refers to.
     """
     started = time.monotonic()
     try:
@@ -57,14 +66,14 @@ def register(evaluation: Path, registry_root: Location, summary: Path) -> regist
     facts["gate"] = registered.gate
     facts["seconds"]["register"] = round(time.monotonic() - started, 1)
     atomic.write_json(summary, facts)
-    print(
+    log.info(
         f"registered {registered.name} version {registered.version} ({registered.gate['decision']}): {registered.uri}"
     )
     return registered
 
 
 def _patients(evaluation: Path, expected: str) -> pd.DataFrame:
-    """The table of patients, if it is the one that evaluation.json has the SHA-256 of."""
+    """Read the table of patients, and check its SHA-256 against evaluation.json."""
     file = evaluation / PATIENTS
     if not file.is_file() or artefacts.sha256(file) != expected:
         raise InputError(f"{file}: missing or not the one of evaluation.json; evaluate again")
@@ -72,7 +81,7 @@ def _patients(evaluation: Path, expected: str) -> pd.DataFrame:
 
 
 def _name_patients(artefact: Path, patients: pd.DataFrame, root: Location) -> None:
-    """Write pseudonyms of the patients into scans.csv, by which later models and test sets are compared with this one."""
+    """Write the patients' pseudonyms into scans.csv. They allow comparisons with later models and test sets."""
     secret, scans = pseudonyms.key(root), changes.scans_of(artefact)
     pairs = zip(patients["cohort"].tolist(), patients["patient"].tolist(), strict=True)
     scans["patient"] = [pseudonyms.of_patient(secret, cohort, patient) for cohort, patient in pairs]
@@ -81,6 +90,7 @@ def _name_patients(artefact: Path, patients: pd.DataFrame, root: Location) -> No
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Register a model from the command line."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.register", description=__doc__.split("\n")[0])
     parser.add_argument("--evaluation", type=Path, required=True, help="folder of thyroid.evaluate")
     parser.add_argument("--registry", dest="registry_root", required=True, help="root of the registry, or gs://")

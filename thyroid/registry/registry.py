@@ -1,20 +1,23 @@
-"""The artefact of a model, and the registry that keeps its versions: a folder, or gs://bucket/prefix.
+"""The registry, which keeps every published version of the model: a folder, or gs://bucket/prefix.
 
     <root>/thyroid/<version>/      model.keras, model.json and its sum, reference.jpg, report.html, card.md, scans.csv
-    <root>/thyroid/aliases.json    {"candidate": newest, "champion": passed the gate, "previous": champion before,
-                                    "anchor": champion that candidates are compared with until one is shown to be better,
-                                    "versions": {number: {"source": SHA-256 of model.json as it was given to `publish`,
+    <root>/thyroid/aliases.json    {"candidate": newest version,
+                                    "champion": version that passed the gate, or was promoted by hand,
+                                    "previous": champion before it,
+                                    "anchor": champion with which candidates are compared until one proves better,
+                                    "versions": {number: {"source": SHA-256 of model.json as `publish` received it,
                                                           "published": SHA-256 of model.json as it is here}},
-                                    "history": every change of an alias, and what became of a version that was sent to a
-                                               cluster: when, what, who and why,
+                                    "history": every change of an alias, and what became of a version that was sent to
+                                               a cluster: when, what, who and why,
                                     "readings": which models' gates have read which test set,
-                                    "sha256": of all of the above as it is written}
+                                    "sha256": hash of all of the above as it is written}
 
-Every file of a version has its hash in model.json, model.json has its own in aliases.json, and aliases.json has one of itself.
+The hashes form a chain: model.json has the hash of every other file of a version, aliases.json has the hash of every
+model.json, and aliases.json also has a hash of itself.
 
-A version is there when aliases.json names it, which happens after its last file was written. Every change replaces the
-aliases.json that it was decided on; if somebody else was faster, it is decided anew. `.claim` in a version's folder is that
-of a publication on its way, or of one that was killed.
+A version exists when aliases.json names it, which happens after its last file was written. Every change replaces
+exactly the aliases.json that it was based on. If another process was faster, the change is decided again. `.claim` in a
+version's folder belongs to a publication that is in progress or was killed.
 
     python -m thyroid.registry {list,show,promote,rollback,gc} --registry DIR
 """
@@ -44,10 +47,10 @@ _ALIASES = ("candidate", "champion", "previous", "anchor")
 _STATE, _CLAIM = "aliases.json", ".claim"
 _FIELDS = ("versions", "history", "readings")
 _SEAL = "sha256"
-_CREATED = ("version", "created", "parent", "gate")  # what a publication adds to model.json
+_CREATED = ("version", "created", "parent", "gate")  # fields that a publication adds to model.json
 _SHOWN = ("version", "created", "backbone", "serving_domain", "image_size", "parent", "gate", "forms", "threshold")
-_STALE = datetime.timedelta(days=1)  # a publication takes minutes: what has not ended for longer was killed
-_PAUSE = 0.2  # seconds at most, before a change is tried again that somebody else was faster than
+_STALE = datetime.timedelta(days=1)  # a publication takes minutes, so one that is older than this was killed
+_PAUSE = 0.2  # maximum seconds before a change is tried again because another process was faster
 
 State = dict[str, Any]
 T = TypeVar("T")
@@ -55,7 +58,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Registered:
-    """A published version: `uri` is its folder or gs:// address, `sha256` that of model.keras, `gate` the decision as it was carried out."""
+    """A published version.
+
+    Attributes:
+        name: Name of the model.
+        version: Number of the version.
+        uri: Folder or gs:// address of the version.
+        sha256: SHA-256 of model.keras.
+        gate: The gate's decision as it was carried out.
+    """
 
     name: str
     version: int
@@ -65,19 +76,23 @@ class Registered:
 
 
 def publish(artefact: Path, root: Location, gate: dict[str, Any]) -> Registered:
-    """Copy `artefact` into the registry as the next version: always the candidate, and the champion if the gate says so.
+    """Copy `artefact` into the registry as the next version.
 
-    An artefact that is published already is not published again, so that a step that is tried again registers nothing
-    twice: its version is returned as it is, mended if a file was lost.
+    The version always becomes the candidate, and it becomes the champion if the gate says so. If the artefact is
+    already published, its version is returned as it is, and repaired if a file was lost. For this reason a step that is
+    retried does not register a model twice.
 
     Args:
-        artefact: folder with model.json and the files it names.
-        root: of the registry.
-        gate: decision of `gate.decide`: decision, reasons, champion. If the champion has changed since it was decided,
+        artefact: Folder with model.json and the files it names.
+        root: Root of the registry.
+        gate: Decision of `gate.decide`: decision, reasons, champion. If the champion has changed since the decision,
             the version stays a candidate, and the reasons say so.
 
+    Returns:
+        The published version.
+
     Raises:
-        InputError: the artefact is not whole, or the registry cannot be written.
+        InputError: The artefact is incomplete, or the registry cannot be written.
     """
     given, source = artefacts.verify(artefact), artefacts.sha256(artefact / "model.json")
     home = _home(root)
@@ -91,7 +106,7 @@ def publish(artefact: Path, root: Location, gate: dict[str, Any]) -> Registered:
     number, claim = _claim(home)
     try:
         home.put(artefact, str(number), list(given["files"]))
-    except OSError:  # a full disk; what else ends this here is cleared away by `collect_garbage`
+    except OSError:  # such as a full disk; `collect_garbage` removes what any other interruption leaves
         home.remove(str(number))
         raise
 
@@ -113,7 +128,7 @@ def publish(artefact: Path, root: Location, gate: dict[str, Any]) -> Registered:
         state["candidate"] = max(number, state.get("candidate", 0))
         if decided["decision"] == "promoted":
             _crown(state, number)
-            if state.get("anchor") == decided.get("ahead_of"):  # both are None where this is the first champion
+            if state.get("anchor") == decided.get("ahead_of"):  # both are None for the first champion
                 state["anchor"] = number
         _note(state, "publish", number, "; ".join(decided["reasons"]))
         return number
@@ -124,12 +139,22 @@ def publish(artefact: Path, root: Location, gate: dict[str, Any]) -> Registered:
 
 
 def promote(root: Location, which: str, reason: str, by: str) -> int:
-    """Make a version the champion by hand, whatever its gate said; who and why is kept.
+    """Make a version the champion by hand, whatever its gate said. Who did so and why is kept in the history.
 
-    It becomes the anchor, too: whoever answers for the champion answers for what later candidates are compared with.
+    The version also becomes the anchor: who answers for the champion answers for what later candidates are compared
+    with.
+
+    Args:
+        root: Root of the registry.
+        which: Number or alias of the version.
+        reason: Reason, which stays in the history.
+        by: Name of the person who answers for it.
+
+    Returns:
+        The number of the version.
 
     Raises:
-        InputError: there is no such version, it was changed, or no reason or name is given.
+        InputError: There is no such version, it was changed, or the reason or the name is empty.
     """
     if not reason.strip() or not by.strip():
         raise InputError("promotion by hand needs --reason and --by: they stay in the registry's history")
@@ -147,19 +172,23 @@ def promote(root: Location, which: str, reason: str, by: str) -> int:
 
 
 def roll_back(root: Location, reason: str, by: str, champion: int | None = None) -> int:
-    """Make the previous champion the champion again, and return its version.
+    """Make the previous champion the champion again.
 
-    The version that it replaces is refuted: no later roll-back returns to it, unless it is promoted by hand in between, and it
-    is no anchor any more.
+    The version that it replaces counts as refuted: no later roll-back returns to it unless somebody promotes it by hand
+    in between, and it is no longer the anchor.
 
     Args:
-        root: of the registry.
-        reason: stays in the history.
-        by: who answers for it.
-        champion: version that is to go; if the champion is another one by now, nothing is changed.
+        root: Root of the registry.
+        reason: Reason, which stays in the history.
+        by: Name of the person who answers for it.
+        champion: Version to replace. If the champion is another one by now, nothing is changed. None replaces any
+            champion.
+
+    Returns:
+        The version that is the champion now.
 
     Raises:
-        InputError: there is no previous champion, or it was changed.
+        InputError: There is no previous champion, or it was changed.
     """
     home = _home(root)
     _need(home)
@@ -184,12 +213,20 @@ def roll_back(root: Location, reason: str, by: str, champion: int | None = None)
 
 
 def collect_garbage(root: Location, keep: int, delete: bool = False) -> list[int]:
-    """Versions that nothing needs: no alias names them and they are not among the newest `keep`; removed with `delete`.
+    """List versions that are no longer needed: no alias names them, and they are not among the newest `keep`.
 
-    What a publication left that was killed more than a day ago goes, too.
+    With `delete` they are removed, together with what is left of publications that were killed more than a day ago.
+
+    Args:
+        root: Root of the registry.
+        keep: Number of newest versions to keep; at least 1, because the newest number must not be assigned again.
+        delete: Remove the versions.
+
+    Returns:
+        The versions that are not needed.
 
     Raises:
-        InputError: `keep` is below 1 (the newest version's number must not be given away again).
+        InputError: `keep` is below 1.
     """
     if keep < 1:
         raise InputError(f"--keep {keep}: at least the newest version stays")
@@ -204,7 +241,7 @@ def collect_garbage(root: Location, keep: int, delete: bool = False) -> list[int
         left.update(_take_over(home, state))
         left.difference_update(there)
         for version in going:
-            home.write(f"{version}/{_CLAIM}", _token())  # so that the next one removes it if this one is killed
+            home.write(f"{version}/{_CLAIM}", _token())  # so that the next call removes it if this one is killed
             del state["versions"][str(version)]
         if going or left:
             told = ", ".join([*map(str, going), *(f"{one} (half-written)" for one in sorted(left))])
@@ -219,14 +256,18 @@ def collect_garbage(root: Location, keep: int, delete: bool = False) -> list[int
 
 
 def read_test_set(root: Location | None, test_digest: str, model: str) -> int:
-    """Note that a model's gate reads a test set; returns how many other models' gates have read it before.
+    """Note that a model's gate reads a test set, and return how many other models' gates have read it before.
 
-    The more there were, the less a good figure on it means. Evaluations that are never registered count, too.
+    The more there were, the less a good figure on this test set means. Evaluations that are never registered count as
+    well.
 
     Args:
-        root: of the registry; None where there is none to note it in.
-        test_digest: of `gate.test_digest`.
+        root: Root of the registry; None if there is none, so that nothing is noted.
+        test_digest: Digest of the test set from `gate.test_digest`.
         model: SHA-256 of the model's file.
+
+    Returns:
+        The number of other models; 0 without a registry.
     """
     if root is None:
         return 0
@@ -241,7 +282,16 @@ def read_test_set(root: Location | None, test_digest: str, model: str) -> int:
 
 
 def note_deployment(root: Location, action: Literal["sent", "proven"], version: int, reason: str) -> None:
-    """Note in the history that a version goes to a cluster, or that it has proven itself there; each is noted once."""
+    """Note in the history that a version was sent to a cluster, or that it has proven itself there.
+
+    Each action is noted once per version.
+
+    Args:
+        root: Root of the registry.
+        action: "sent" or "proven".
+        version: Number of the version.
+        reason: Text for the history.
+    """
 
     def note(state: State) -> None:
         if action not in _deployments(state, version):
@@ -251,46 +301,52 @@ def note_deployment(root: Location, action: Literal["sent", "proven"], version: 
 
 
 def is_unproven(root: Location, version: int) -> bool:
-    """Whether a version was sent to a cluster and has proven itself in none: its deployment failed, or was killed."""
+    """Return whether a version was sent to a cluster but never proved itself: its deployment failed or was killed."""
     return _deployments(_read(_home(root))[0], version) == {"sent"}
 
 
 def earlier(root: Location) -> list[int]:
-    """Champions before this one that a roll-back may return to, the newest first."""
+    """Return the earlier champions that a roll-back may return to, newest first."""
     return _earlier(_read(_home(root))[0])
 
 
 def refuted(root: Location) -> dict[int, str]:
-    """Versions that a roll-back took away and that nobody has promoted since, each with the roll-back's reason."""
+    """Return the versions that a roll-back replaced and that were not promoted since, with the roll-back's reason."""
     return _refuted(_read(_home(root))[0])
 
 
 def history(root: Location) -> list[dict[str, Any]]:
-    """Every change of the aliases and every deployment, oldest first: id, when, action, version, by, reason and aliases."""
+    """Return every change of the aliases and every deployment, oldest first.
+
+    Each entry has the fields id, when, action, version, by, reason and aliases.
+    """
     return _read(_home(root))[0]["history"]
 
 
 def versions(root: Location) -> list[int]:
-    """Published versions, oldest first."""
+    """Return the published versions, oldest first."""
     return _versions(_read(_home(root))[0])
 
 
 def read_aliases(root: Location) -> dict[str, int]:
-    """Alias to version; empty for a new registry."""
+    """Map each alias to its version. The result is empty for a new registry."""
     return _aliases(_read(_home(root))[0])
 
 
 def find(root: Location, which: str | None = None, only: Sequence[str] = ()) -> Path:
-    """Folder of a version or alias, whose model.json is the one that was published.
+    """Return the folder of a version or alias, after a check that its model.json is the one that was published.
 
     Args:
-        root: of the registry.
-        which: number or alias; None for the champion, or the candidate where there is none.
-        only: files that are needed, with model.json among them; of a bucket no others are downloaded, and all of them are
-            compared with their hashes. Without it the other files are left to `verify`.
+        root: Root of the registry.
+        which: Number or alias; None for the champion, or for the candidate if there is no champion.
+        only: Files that are needed, model.json among them. Each of them is compared with its hash, and other files of a
+            bucket are not downloaded. If it is empty, the check of the other files is left to `artefacts.verify`.
+
+    Returns:
+        The folder; for a bucket, a local copy.
 
     Raises:
-        InputError: there is no such version, or one of these files is missing or was changed.
+        InputError: There is no such version, or one of these files is missing or was changed.
     """
     folder = locate(root, which, only)
     check(root, folder)
@@ -301,16 +357,34 @@ def find(root: Location, which: str | None = None, only: Sequence[str] = ()) -> 
 
 
 def locate(root: Location, which: str | None = None, only: Sequence[str] = ()) -> Path:
-    """Folder of a version or alias as `find`, for those who look into it later and `check` it then."""
+    """Return the folder of a version or alias like `find`, but unchecked.
+
+    It is meant for callers that read the folder later and call `check` then.
+
+    Args:
+        root: Root of the registry.
+        which: Number or alias, as for `find`.
+        only: Files that are needed, as for `find`. Of a bucket no others are downloaded.
+
+    Returns:
+        The folder; for a bucket, a local copy.
+
+    Raises:
+        InputError: There is no such version.
+    """
     home = _home(root)
     return home.get(str(_number(root, _read(home)[0], which)), only)
 
 
 def check(root: Location, folder: Path) -> None:
-    """Look whether the model.json of a folder that `locate` gave is one that was published.
+    """Check that the model.json of a folder from `locate` is one that was published.
+
+    Args:
+        root: Root of the registry.
+        folder: Folder from `locate`.
 
     Raises:
-        InputError: it is missing or was changed.
+        InputError: The file is missing or was changed.
     """
     card = folder / "model.json"
     if not card.is_file():
@@ -321,7 +395,7 @@ def check(root: Location, folder: Path) -> None:
 
 
 def address(root: Location, version: int) -> str:
-    """Where a version is: a path, or gs://."""
+    """Return where a version is: a path, or a gs:// address."""
     return storage.below(_home(root).address, str(version))
 
 
@@ -332,10 +406,10 @@ def _home(root: Location) -> storage.Folder | storage.Bucket:
 
 
 def _read(home: storage.Folder | storage.Bucket) -> tuple[State, str]:
-    """The state and its generation.
+    """Return the state and its generation.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: The file is damaged.
     """
     data, generation = home.read(_STATE)
     if generation == ABSENT:
@@ -354,18 +428,18 @@ def _read(home: storage.Folder | storage.Bucket) -> tuple[State, str]:
 
 
 def _seal(state: State) -> bytes:
-    """The state as it is written, with its hash."""
+    """Return the state as it is written, with its hash."""
     return _dump(state | {_SEAL: hashlib.sha256(_dump(state)).hexdigest()})
 
 
 def _upgrade(home: storage.Folder | storage.Bucket, state: State) -> State:
-    """The state of a registry from before there were hashes of aliases.json and model.json, and an anchor.
+    """Upgrade the state of a registry that has no hashes of aliases.json and model.json, and no anchor.
 
-    It is written with the next change. A model.json that was changed since it was published is not taken for whole: without
-    what the publication added to it, it must have the hash of the one that was given.
+    The result is written with the next change. A model.json counts as unchanged only if it has the hash of the one that
+    was given to `publish`, once the fields that the publication added are removed.
 
     Raises:
-        InputError: a field is none of such a registry's, so that this is a damaged state.
+        InputError: A field does not belong to such a registry, so the state is damaged.
     """
     file = storage.below(home.address, _STATE)
     unknown = sorted(state.keys() - {*_FIELDS, *_ALIASES[:3]})
@@ -384,7 +458,7 @@ def _upgrade(home: storage.Folder | storage.Bucket, state: State) -> State:
 
 
 def _need(home: storage.Folder | storage.Bucket) -> State:
-    """The state of a registry that is there."""
+    """Return the state of a registry that must exist."""
     state, generation = _read(home)
     if generation == ABSENT:
         raise InputError(f"{home.address.removesuffix(f'/{NAME}')}: no registry here; `make run` makes one")
@@ -392,16 +466,16 @@ def _need(home: storage.Folder | storage.Bucket) -> State:
 
 
 def _change(home: storage.Folder | storage.Bucket, decide: Callable[[State], T]) -> T:
-    """Replace the state by what `decide` makes of it, which is asked again whenever somebody else was faster.
+    """Replace the state by what `decide` makes of it. If another process was faster, `decide` is called again.
 
     Returns:
-        What `decide` returned when its change was made, or when it changed nothing.
+        What `decide` returned when its change was written, or when it changed nothing.
     """
     tried: dict[str, T] = {}
     while True:
         state, generation = _read(home)
         for line in state["history"]:
-            if line["id"] in tried:  # it was made, the answer was lost, and somebody else has made another one since
+            if line["id"] in tried:  # the change was written, the answer got lost, and another change followed since
                 return tried[line["id"]]
         before = copy.deepcopy(state)
         result = decide(state)
@@ -417,7 +491,7 @@ def _change(home: storage.Folder | storage.Bucket, decide: Callable[[State], T])
 
 
 def _claim(home: storage.Folder | storage.Bucket) -> tuple[int, bytes]:
-    """A number that nobody else has or had, and what stands in its claim."""
+    """Claim a number that nobody else has or had, and return it with the content of its claim."""
     number, claim = max([*_used(home), *_folders(home)], default=0) + 1, _token()
     while True:
         try:
@@ -427,18 +501,18 @@ def _claim(home: storage.Folder | storage.Bucket) -> tuple[int, bytes]:
             continue
         if number not in _used(home):
             return number, claim
-        home.remove(f"{number}/{_CLAIM}")  # claimed, published and the claim removed since we looked
+        home.remove(f"{number}/{_CLAIM}")  # somebody claimed and published it, and removed the claim, since we looked
         number += 1
 
 
 def _used(home: storage.Folder | storage.Bucket) -> set[int]:
-    """Numbers that are or were published, and those of leftovers that were cleared away."""
+    """Return the numbers that are or were published, and those of leftovers that were removed."""
     state = _read(home)[0]
     return {*_versions(state), *(line["version"] for line in state["history"])}
 
 
 def _take_over(home: storage.Folder | storage.Bucket, state: State) -> list[int]:
-    """Numbers of killed publications, whose claims become ours; claims of what is published are removed."""
+    """Take over the claims of killed publications and return their numbers; remove claims of published versions."""
     taken = []
     for number in _folders(home):
         claim, generation = home.read(f"{number}/{_CLAIM}")
@@ -456,10 +530,10 @@ def _take_over(home: storage.Folder | storage.Bucket, state: State) -> list[int]
 
 
 def _claimed(home: storage.Folder | storage.Bucket, number: int, claim: bytes) -> datetime.datetime:
-    """When a claim was made.
+    """Return when a claim was made.
 
     Raises:
-        InputError: it is damaged.
+        InputError: The claim is damaged.
     """
     try:
         when, _, _ = claim.decode().partition(" ")
@@ -470,7 +544,7 @@ def _claimed(home: storage.Folder | storage.Bucket, number: int, claim: bytes) -
 
 
 def _folders(home: storage.Folder | storage.Bucket) -> list[int]:
-    """Numbers that have a folder, published or not."""
+    """Return the numbers that have a folder, published or not."""
     return [int(name) for name in home.children() if name.isdigit()]
 
 
@@ -479,7 +553,7 @@ def _token() -> bytes:
 
 
 def _published(state: State, source: str) -> int | None:
-    """The version that an artefact was published as."""
+    """Return the version that an artefact was published as; None if it was not."""
     return next((int(n) for n, version in state["versions"].items() if version["source"] == source), None)
 
 
@@ -497,7 +571,7 @@ def _aliases(state: State) -> dict[str, int]:
 
 
 def _number(root: Location, state: State, which: str | None) -> int:
-    """Number of a version or alias, as `find` takes it."""
+    """Return the number of a version or alias, as `find` takes it."""
     aliases = _aliases(state)
     number = str(aliases.get("champion", aliases.get("candidate")) if which is None else aliases.get(which, which))
     if number not in state["versions"]:
@@ -508,14 +582,14 @@ def _number(root: Location, state: State, which: str | None) -> int:
 
 
 def _earlier(state: State) -> list[int]:
-    """As `earlier`: of what was the champion, what is still published, and neither refuted nor the champion now."""
+    """Return former champions that are still published and not refuted, without the present one (see `earlier`)."""
     crowned = dict.fromkeys(line["aliases"].get("champion") for line in reversed(state["history"]))
     gone = {None, state.get("champion"), *_refuted(state)}
     return [one for one in crowned if one not in gone and str(one) in state["versions"]]
 
 
 def _refuted(state: State) -> dict[int, str]:
-    """As `refuted`; whoever is the champion is not refuted."""
+    """Return refuted versions and reasons (see `refuted`). The present champion is never refuted."""
     gone: dict[int, str] = {}
     champion: Any = None
     for line in state["history"]:
@@ -527,7 +601,7 @@ def _refuted(state: State) -> dict[int, str]:
 
 
 def _deployments(state: State, version: int) -> set[str]:
-    """What `note_deployment` has noted of a version."""
+    """Return the actions that `note_deployment` has noted for a version."""
     return {line["action"] for line in state["history"] if line["version"] == version} & {"sent", "proven"}
 
 
@@ -539,7 +613,7 @@ def _crown(state: State, version: int) -> None:
 
 
 def _note(state: State, action: str, version: int, reason: str, by: str = "pipeline") -> None:
-    """Add a line to the history; its id tells whether a change of which no answer came was made."""
+    """Add a line to the history. Its id shows later whether a change was written although the answer got lost."""
     line = {"id": uuid.uuid4().hex, "when": _now().isoformat(), "action": action, "version": version}
     state["history"].append(line | {"by": by, "reason": reason, "aliases": _aliases(state)})
 
@@ -581,7 +655,7 @@ def _list(root: Location) -> None:
 
 
 def _described(root: Location, which: str) -> dict[str, Any]:
-    """What the commands show of a version; the files of a bucket's, which would all be downloaded, are not looked at."""
+    """Return the facts that the commands show. Other files of a bucket are not checked, to avoid downloads."""
     if storage.is_bucket(root):
         return artefacts.facts(find(root, which, artefacts.CARD), _SHOWN)
     return artefacts.verify(find(root, which), _SHOWN)
@@ -607,6 +681,7 @@ def _show(root: Location, which: str) -> None:
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command of the registry."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.registry", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)

@@ -1,19 +1,20 @@
-"""What a store and a registry hold, why each of it stays or goes, and the removal of what goes.
+"""List what a store and a registry hold and why each item stays or goes, and remove what goes.
 
-- Model versions stay that have an alias (candidate, champion, previous) or are among the newest `keep`; the others go as
-  with `python -m thyroid.registry gc`.
-- Data versions stay that are among the newest `keep` of their source, and those that a model version that stays was made
-  of: any with the model's data digest, and, as `crop` may have left scans out since, the newest that has all the model's
-  scans in use. While it cannot be told what such a model was made of, every data version stays.
-- A damaged data version stays and does not count as one of the newest: somebody has to look.
-- Crops stay that this code makes of the scans and regions of a data version that stays, with any margin that the store has
-  crops of; so those of older code go.
-- Copies of a bucket's objects, and pictures of DICOM files, stay that a data version that stays has examined.
-- Trainings in `work` go, stopped or finished, that nothing has touched for `days` days.
-- What killed runs have left half-written goes after a day.
+- A model version stays if it has an alias (candidate, champion, previous, anchor) or is among the newest `keep`. The
+  others go, as with `python -m thyroid.registry gc`.
+- A data version stays if it is among the newest `keep` of its source, or if a model version that stays was made of it.
+  The latter means any data version with the model's data digest, and also the newest one that has all the model's scans
+  in use, since `crop` may have left scans out. As long as it is unknown what such a model was made of, every data
+  version stays.
+- A damaged data version stays and does not count as one of the newest, because somebody has to look at it.
+- Crops stay if the present code makes them of the scans and regions of a data version that stays, with any margin that
+  occurs in the store. Crops of older code therefore go.
+- Copies of a bucket's objects and pictures of DICOM files stay if a data version that stays has examined them.
+- Trainings in `work`, stopped or finished, go if nothing has touched them for `days` days.
+- Half-written files of killed runs go after a day.
 
-Nothing goes without `delete`. Runs that write to the store wait meanwhile; one that still trains on a data version that
-goes loses its images.
+Nothing is removed without `delete`. Runs that write to the store wait in the meantime. A run that still trains on a
+data version that is removed loses its images.
 
 python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix
 python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --forget PATIENT
@@ -59,7 +60,7 @@ _LEFT = (
     f"{SCANS}/*/.*.jpg.*",
     f"{SCANS}/*/.*.png.*",
 )
-# In a folder that was taken for a store, files with other names are somebody's.
+# If somebody's own folder was given as the store, files with other names are theirs and must stay.
 _IMAGE = re.compile(r"(normal|cropped)/[^.].*-[0-9a-f]{16}\.jpg")
 _COPY = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}\.(jpg|png)")
 _TRAINING = re.compile(r".+-[0-9a-f]{16}")
@@ -67,7 +68,15 @@ _TRAINING = re.compile(r".+-[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class Row:
-    """Something that is kept or goes: kind is "model", "data", "crops", "copies", "work" or "leftovers"."""
+    """Something that stays or goes.
+
+    Attributes:
+        kind: "model", "data", "crops", "copies", "work" or "leftovers".
+        name: Name of the version or folder, or how many files.
+        bytes: Size in bytes.
+        stays: Whether it stays.
+        reason: Why it stays or goes.
+    """
 
     kind: str
     name: str
@@ -78,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Need:
-    """What a model version was made of: data digest and SHA-256 of its scans; None where it does not tell."""
+    """What a model version was made of: data digest and SHA-256 of its scans; None if that is unknown."""
 
     version: int
     digest: str | None
@@ -96,7 +105,7 @@ class _Contents:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Files of the data versions that stay, below the store's crops and scans; `unread` are those that do not tell theirs."""
+    """Files of data versions that stay, below the store's crops and scans, and names of unreadable data versions."""
 
     images: set[str] = field(default_factory=set)
     copies: set[str] = field(default_factory=set)
@@ -106,19 +115,22 @@ class _Kept:
 def retain(
     store: storage.Location, registry_root: storage.Location, keep: int = 5, days: int = 7, delete: bool = False
 ) -> list[Row]:
-    """List what a store and a registry hold, by the policy above, and remove what goes with `delete`.
+    """List what a store and a registry hold by the policy of this module and, with `delete`, remove what goes.
 
-    Killed at any moment, it is finished by the next one.
+    If the process is killed, the next call finishes the removal.
 
     Args:
-        store: folder that `ingest` has written data versions to.
-        registry_root: root of the registry; one without models needs no data version.
-        keep: newest model versions, and newest data versions of every source, that stay in any case.
-        days: after which an untouched training goes.
-        delete: remove it.
+        store: Folder to which `ingest` has written data versions.
+        registry_root: Root of the registry. A registry without models needs no data version.
+        keep: Number of newest model versions, and of newest data versions per source, that stay in any case.
+        days: Number of days after which an untouched training goes.
+        delete: Remove what goes.
+
+    Returns:
+        One row for each item, or for a group of files.
 
     Raises:
-        InputError: there is no such store or registry, or `keep` or `days` is below 1.
+        InputError: There is no such store or registry, or `keep` or `days` is below 1.
     """
     if days < 1:
         raise InputError(f"--days {days}: give at least 1, or trainings at work would go")
@@ -141,7 +153,7 @@ def retain(
         copies, objects = _files("copies", "files", place.folder / SCANS, _COPY, kept.copies, unread)
         work, left = _work(place, days), _leftovers(place)
         if delete:
-            # data versions first: none is there whose copies are not
+            # Data versions go first, so that none exists without its copies.
             for row in data:
                 if not row.stays:
                     remove(place.folder / VERSIONS / row.name)
@@ -161,10 +173,20 @@ def retain(
 def forget(
     store: storage.Location, registry_root: storage.Location, patient: int, site: str = "", delete: bool = False
 ) -> list[erasure.Held]:
-    """As `erasure.forget`, holding the store's lock.
+    """Call `erasure.forget` under the store's lock.
+
+    Args:
+        store: Folder of the store.
+        registry_root: Root of the registry.
+        patient: Patient number.
+        site: Name of the patient's cohort; may be empty if the store knows only one.
+        delete: Remove what was found.
+
+    Returns:
+        What holds data of the patient.
 
     Raises:
-        InputError: as that, or there is no such store or registry.
+        InputError: There is no such store or registry, or `erasure.forget` raises it.
     """
     place = Store(store)
     _check(place, registry_root)
@@ -172,13 +194,13 @@ def forget(
         held = erasure.forget(place, registry_root, patient, site)
     if not delete:
         return held
-    pseudonyms.key(place.folder)  # it takes the lock itself where it makes one
+    pseudonyms.key(place.folder)  # outside the lock, because it takes the lock itself to make a key
     with place.lock():
         return erasure.forget(place, registry_root, patient, site, delete)
 
 
 def _check(place: Store, registry_root: storage.Location) -> None:
-    """Raises InputError where there is no such store or registry."""
+    """Raise InputError if there is no such store or registry."""
     if not place.numbered():
         raise InputError(
             f"--store {place.folder}: no data version here; give the folder that thyroid.ingest --store has written"
@@ -187,7 +209,7 @@ def _check(place: Store, registry_root: storage.Location) -> None:
 
 
 def _check_registry(root: storage.Location) -> None:
-    """Raises InputError where it cannot be believed that there are no models."""
+    """Raise InputError if the registry has no models and that is not plausible."""
     if registry.versions(root):
         return
     if not storage.is_bucket(root) and not Path(root).is_dir():
@@ -201,7 +223,7 @@ def _check_registry(root: storage.Location) -> None:
 
 
 def _models(root: storage.Location, keep: int, delete: bool) -> tuple[list[Row], list[_Need]]:
-    """Rows of model versions, those that go removed with `delete`, and what the others were made of."""
+    """Return the rows of model versions and what those that stay were made of. With `delete`, remove the others."""
     sizes = {version: _size(storage.at(registry.address(root, version))) for version in registry.versions(root)}
     going = registry.collect_garbage(root, keep, delete)
     aliases: dict[int, list[str]] = {}
@@ -229,7 +251,7 @@ def _need(root: storage.Location, version: int) -> _Need:
 
 
 def _data(place: Store, keep: int, needs: Sequence[_Need], margins: Collection[float]) -> tuple[list[Row], _Kept]:
-    """Rows of data versions, and the files of those that stay."""
+    """Return the rows of data versions, and the files of those that stay."""
     folders = place.numbered()
     described = {folder: _described(folder) for folder in folders}
     digests = {digest for _, digest, damage in described.values() if not damage}
@@ -267,7 +289,7 @@ def _data(place: Store, keep: int, needs: Sequence[_Need], margins: Collection[f
 
 
 def _described(folder: Path) -> tuple[str, str, str]:
-    """Source and digest of a data version, and what is wrong with its data.json."""
+    """Return source and digest of a data version, and what is wrong with its data.json."""
     try:
         facts = tables.read_facts(folder)
         return facts["source"], facts["digest"], ""
@@ -276,15 +298,15 @@ def _described(folder: Path) -> tuple[str, str, str]:
 
 
 def _contents(folder: Path, margins: Collection[float]) -> _Contents:
-    """What a data version holds, and the crops of it with these margins.
+    """Return what a data version holds, and its crops with these margins.
 
     Raises:
-        InputError, OSError: one of its tables is damaged.
+        InputError, OSError: One of its tables is damaged.
     """
     scans, regions, _ = tables.read(folder)
-    # those that nothing is taken from are read because the next ingest will need them
+    # The other two tables are read only to find damage, because the next ingest will need them.
     examined, _, _ = (Version(folder).table(name) for name in (EXAMINED, LINKS, MEMORY))
-    # by the last parts alone: the volume may have been elsewhere
+    # Only the last two parts of the path count, because the volume may have been mounted elsewhere.
     copies = {"/".join(Path(copy).parts[-2:]) for copy in examined["local_path"].dropna().tolist()}
     return _Contents(frozenset(tables.used(scans)["sha256"].tolist()), crops.files(scans, regions, margins), copies)
 
@@ -292,15 +314,18 @@ def _contents(folder: Path, margins: Collection[float]) -> _Contents:
 def _files(
     kind: str, word: str, home: Path, pattern: re.Pattern[str], wanted: Collection[str], unsure: str
 ) -> tuple[list[Row], list[Path]]:
-    """One row of the files two levels below `home` that stay and one of those that go, and the latter.
+    """Count the files two levels below `home` that stay and that go.
 
     Args:
-        kind: of the rows.
-        word: for the files.
-        home: folder of folders.
-        pattern: of the names, with their folder's; others are left alone.
-        wanted: names that stay.
-        unsure: why it cannot be told which are needed, so that all stay; "" where it can.
+        kind: Kind of the rows.
+        word: Word for the files, such as "images".
+        home: Folder of folders.
+        pattern: Pattern of the files' names with their folder. Other files are left alone.
+        wanted: Names that stay.
+        unsure: Why it is unknown which files are needed, so that all stay; "" if it is known.
+
+    Returns:
+        One row for the files that stay and one for those that go, without empty ones, and the files that go.
     """
     count, size, going = Counter[bool](), Counter[bool](), []
     for folder in sorted(home.iterdir()) if home.is_dir() else ():
@@ -348,10 +373,10 @@ def _leftovers(place: Store) -> list[Row]:
 
 
 def _forget(place: Store, images: Sequence[Path]) -> None:
-    """Take images out of the store's table before they are removed; the caller holds the lock."""
+    """Remove images from the store's table before the files are removed. The caller holds the lock."""
     try:
         table = place.all_cropped()
-    except InputError:  # the next crop makes it anew
+    except InputError:  # the next crop writes the table again
         return
     if len(table):
         gone = {path.relative_to(place.crops).as_posix() for path in images}
@@ -365,7 +390,7 @@ def _size(place: storage.Folder | storage.Bucket) -> int:
 
 
 def _age_and_size(path: Path) -> tuple[float, int]:
-    """Seconds since anything in a file or folder was written, and bytes; what vanishes meanwhile does not count."""
+    """Return the seconds since the last write in a file or folder, and its bytes. Files that vanish do not count."""
     latest, size = 0.0, 0
     for one in (path, *path.rglob("*")):
         try:
@@ -379,6 +404,7 @@ def _age_and_size(path: Path) -> tuple[float, int]:
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the retention, or the erasure of a patient, from the command line."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.retention", description=__doc__.split("\n")[0])
     parser.add_argument("--store", required=True, help="folder that thyroid.ingest --store has written")
     parser.add_argument("--registry", required=True, help="root of the registry: a folder, or gs://bucket/prefix")
@@ -413,12 +439,13 @@ def _report(held: Sequence[erasure.Held], delete: bool) -> None:
         print(f"{one.kind:<11}{one.name:<{width}}  {word:<6} {one.reason}")
     if any(one.kind == "model" for one in held):
         print(
-            "A model's weights cannot be purged of a patient, and its report and pictures may show the patient: retrain without, "
-            "then remove these versions with `python -m thyroid.registry gc`; say --forget again to see which are left."
+            "A model's weights cannot be purged of a patient, and its report and pictures may show the patient: "
+            "retrain without, then remove these versions with `python -m thyroid.registry gc`; say --forget again to "
+            "see which are left."
         )
     print(
-        "The store has nothing of the patient any more. Outputs of runs, Kubeflow's artifacts, caches and backups are not "
-        "looked at."
+        "The store has nothing of the patient any more. Outputs of runs, Kubeflow's artifacts, caches and backups are "
+        "not looked at."
         if delete
         else "Nothing was removed; --delete removes what goes."
     )

@@ -23,11 +23,19 @@ from thyroid.registry import registry
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Serve a model until SIGTERM or SIGINT.
+
+    A user error, such as a model that cannot be served, becomes one line on stderr and exit code 2.
+
+    Args:
+        argv: Arguments of the command; None for those of the process.
+    """
     parser = argparse.ArgumentParser(prog="python -m thyroid.serve", description=__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--registry",
-        help="root of a registry, a folder or gs://bucket/prefix: its champion, else its candidate; a new champion is taken over",
+        help="root of a registry, a folder or gs://bucket/prefix: its champion, else its candidate; "
+        "a new champion is taken over",
     )
     source.add_argument("--model-dir", type=Path, help="folder of one artefact, as KServe mounts it")
     parser.add_argument("--port", type=int, default=8080, help="of HTTP")
@@ -46,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     token = token_file.read_text().strip() if token_file else os.environ.get("THYROID_TOKEN") or None
     if token_file and not token:
         raise errors.InputError(f"{token_file}: holds no token")
-    # warnings that KServe causes, and gRPC's about threads at a fork that nobody makes
+    # Silence warnings that KServe causes, and gRPC's warning about threads at a fork, which never happens here.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="fastapi.*")
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -55,10 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     logs.configure()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # or else so many connections that no probe gets in
+    # With the usual limit on open files, so many connections could be open that no probe gets in.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.nullcontext() if page_port is None else _page(page_port, arguments.port, token):
         print(
-            f"serving on http://localhost:{arguments.port}/v1/models/{registry.NAME}:predict once /v2/health/ready says so\n"
+            f"serving on http://localhost:{arguments.port}/v1/models/{registry.NAME}:predict "
+            "once /v2/health/ready says so\n"
             f"{RESEARCH_USE_ONLY}",
             flush=True,
         )
@@ -67,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _page(port: int, endpoint_port: int, token: str | None) -> Iterator[None]:
-    """The page in a process of its own, which ends with this one, however it ends."""
+    """Run the page in a process of its own, which ends with this process however this one ends."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

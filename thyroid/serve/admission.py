@@ -1,4 +1,7 @@
-"""How many images, and how many bytes of bodies, a server takes on at once, and what becomes of those beyond."""
+"""Limits on the images and on the bytes of request bodies that a server holds at once.
+
+`opening` and `reserve` wait for a moment before they reject a request. `admit` and `take` reject it at once.
+"""
 
 import asyncio
 from collections import deque
@@ -9,18 +12,28 @@ from thyroid.serve import limits, prometheus
 
 
 class Admission:
-    """How many images are inside, over all models; beyond the limit requests wait for a moment, and are then turned away."""
+    """Counts the images that are inside the server, over all models.
+
+    Args:
+        limit: Images that may be inside at once.
+
+    Attributes:
+        inside: Images that are inside now.
+    """
 
     def __init__(self, limit: int = limits.QUEUE) -> None:
+        """Start with no image inside."""
         self.limit = limit
         self.inside = 0
         self._waiting: deque[asyncio.Future[bool]] = deque()
 
     async def opening(self) -> None:
-        """Wait for a free place, first come, first served. It is not held: a client that sends its body slowly keeps nobody out.
+        """Wait for a free place, first come, first served.
+
+        The place is not reserved, so a client that sends its body slowly keeps nobody out.
 
         Raises:
-            RequestError: there was none within `limits.PATIENCE` seconds.
+            RequestError: No place became free within `limits.PATIENCE` seconds.
         """
         if self.inside < self.limit and not self._waiting:
             return
@@ -36,10 +49,12 @@ class Admission:
 
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
-        """Hold `count` places.
+        """Hold `count` places within the context.
+
+        A request is always admitted when nothing else is inside, since a large request must be possible at all.
 
         Raises:
-            RequestError: there are not so many, unless nothing else is inside (a large request must be possible at all).
+            RequestError: Too few places are free.
         """
         if self.inside and self.inside + count > self.limit:
             raise limits.overloaded()
@@ -56,33 +71,40 @@ class Admission:
 
 
 class Memory:
-    """Bytes of bodies that are held, over all connections of HTTP and gRPC. Whoever takes some gives them back, however it ends.
+    """Counts the bytes of request bodies that are held, over all connections of HTTP and gRPC.
+
+    A request must give back the bytes that it takes, however it ends.
+
+    Args:
+        limit: Bytes that may be held at once.
+        spare: Bytes beyond `limit` that only `take` may use.
 
     Attributes:
-        held: now.
-        returned: since somebody last set it to 0.
+        held: Bytes that are held now.
+        returned: Bytes that were given back since a caller last set this to 0.
     """
 
     def __init__(self, limit: int = limits.MEMORY, spare: int = limits.SPARE) -> None:
+        """Start with no bytes held."""
         self.limit, self.spare = limit, spare
         self.held = self.returned = 0
         self._waiting: deque[tuple[int, asyncio.Future[bool]]] = deque()
 
     def take(self, size: int) -> None:
-        """Hold `size` bytes more of a body that arrives, of the spare ones if need be.
+        """Hold `size` more bytes of a body as it arrives, from the spare bytes if necessary.
 
         Raises:
-            RequestError: there are not so many.
+            RequestError: Too few bytes are free.
         """
         if self.held + size > self.limit + self.spare:
             raise limits.overloaded()
         self.held += size
 
     async def reserve(self, size: int) -> None:
-        """Hold `size` bytes before a large body is read; wait for them, first come, first served.
+        """Wait for `size` bytes, first come, first served, and hold them before a large body is read.
 
         Raises:
-            RequestError: they were not free within `limits.PATIENCE` seconds.
+            RequestError: The bytes did not become free within `limits.PATIENCE` seconds.
         """
         if self.held + size <= self.limit and not self._waiting:
             self.held += size
@@ -102,7 +124,7 @@ class Memory:
             timer.cancel()
 
     def give(self, size: int) -> None:
-        """Give `size` bytes back."""
+        """Give `size` bytes back, and let the next waiting requests have them."""
         self.held -= size
         self.returned += size
         while self._waiting and (self._waiting[0][1].done() or self.held + self._waiting[0][0] <= self.limit):
@@ -112,7 +134,7 @@ class Memory:
 
 
 def _tell(waiting: "asyncio.Future[bool]", answer: bool) -> bool:
-    """Whether it still wanted to know."""
+    """Resolve the future of a waiting request, and return whether it was still waiting."""
     if waiting.done():
         return False
     waiting.set_result(answer)

@@ -1,4 +1,7 @@
-"""What stands before every HTTP route: request ids, limits, the token, closed routes, errors in one form, one log line."""
+"""The middleware in front of every HTTP route.
+
+It handles request ids, limits, the token and closed routes, gives all errors one form, and logs one line per request.
+"""
 
 import asyncio
 import contextlib
@@ -29,7 +32,7 @@ Send = Callable[[Message], Awaitable[None]]
 JSON_TYPES = ("application/json", "application/cloudevents+json")
 IMAGE_TYPES = (*openapi.IMAGES, "application/octet-stream")
 OPEN_PATHS = ("/", "/metrics", "/openapi.json")
-"""Reached without the token, as is everything under /v2/health/."""
+"""Paths that need no token. Everything under /v2/health/ needs none either."""
 
 _MOMENT = 1.0  # seconds
 
@@ -40,19 +43,20 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware that checks every HTTP request before the application sees it.
 
     Args:
-        app: what it stands before.
-        token: bearer token that requests must carry; None for none.
-        repository_api: whether /v2/repository is open.
-        resolve: name and version of a model to the name under which that version is served; None for none.
-        admission: how many images may be inside; requests beyond are turned away here, before their bodies are read.
-        memory: of which bodies take theirs.
-        draining: whether the server is about to stop.
-        closed: whether it has stopped to take requests.
-        predict: answers V1 predictions, given a model's name, the body and the headers, with a body and headers; None for
-            `app`, whose layers take longer than everything else but the network.
+        app: The ASGI application behind the guard.
+        token: Bearer token that requests must carry; None if they need none.
+        repository_api: Whether /v2/repository is open.
+        resolve: Returns the name under which a version of a model is served, given the model's name and the version, or
+            None if it is not served.
+        admission: Limit on the images inside. Requests beyond it are rejected here, before their bodies are read.
+        memory: Budget that the bytes of bodies are taken from.
+        draining: Returns whether the server is about to stop.
+        closed: Returns whether the server has stopped accepting requests.
+        predict: Answers V1 predictions: takes a model's name, the body and the headers, and returns a body and headers.
+            None leaves them to `app`, whose layers take longer than everything else except the network.
     """
 
     def __init__(
@@ -68,14 +72,19 @@ class Guard:
         predict: Callable[[str, bytes | memoryview, dict[str, str]], Awaitable[tuple[bytes, dict[str, str]]]]
         | None = None,
     ) -> None:
+        """Start with no request inside."""
         self.app, self.token, self.repository_api = app, token, repository_api
         self.resolve, self.admission, self.memory = resolve, admission, memory
         self.draining, self.closed, self.predict = draining, closed, predict
         self.inside = 0
         self._arriving: dict[asyncio.Timeout, None] = {}
-        """Small bodies that are being read, by what limits their time; the oldest first."""
+        """The time limits of small bodies that are being read, the oldest first."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request, read its body within the limits, have it answered, and log it.
+
+        An error becomes a JSON object with `error` and `code`. Scopes other than HTTP go to the application unchanged.
+        """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -109,7 +118,7 @@ class Guard:
             asked = _PREDICT.fullmatch(scope["path"]) if infers else None
             if asked is None or self.predict is None:
                 answering = self.app(scope, _replay(bytes(body), receive), reply)
-                del body  # so that it goes as soon as it is decoded
+                del body  # so that it is freed as soon as it is decoded
                 await answering
             else:
                 predicting = self.predict(asked["name"], body, headers)
@@ -149,10 +158,14 @@ class Guard:
     async def _whole_body(
         self, receive: Receive, headers: dict[str, str], state: dict[str, Any], most: int, counts: bool
     ) -> bytes | memoryview:
-        """Read the body within the limits of size and time; what it takes of the memory stands in `state`, to be given back.
+        """Read the body within the limits of size and time.
 
-        A large one is a view of what was filled as it came: to join its parts would keep others waiting. `counts`: the values of
-        one that is or may become large are counted meanwhile.
+        `state["held"]` says how many bytes of the memory budget the body takes; the caller gives them back. A large
+        body is a view of a buffer that was filled as it arrived: joining its parts would keep other requests waiting.
+        If `counts` is set, the values of a body that is or may become large are counted meanwhile.
+
+        Raises:
+            RequestError: The body is too large, too slow or holds too many values, or there is no memory for it.
         """
         length = headers.get("content-length", "0")
         if not length.isdigit():
@@ -162,7 +175,7 @@ class Guard:
         if int(length) > limits.SMALL_BODY:
             await self.memory.reserve(int(length))
             state["held"] = int(length)
-        # its pages are made one by one as they are written; those of a bytearray all at once
+        # np.empty gets its pages one by one as they are written; a bytearray would get all of them at once.
         whole = np.empty(state["held"], np.uint8)
         parts: list[bytes] = []
         size, more = 0, True
@@ -187,7 +200,7 @@ class Guard:
                         try:
                             values.add(part)
                         except RequestError as error:
-                            wrong, values = error, None  # told when the rest has come: before, nobody would listen
+                            wrong, values = error, None  # raised after the rest: no client reads before
                     if whole.size:
                         whole[before:size] = np.frombuffer(part, np.uint8)
                     else:
@@ -204,14 +217,16 @@ class Guard:
             raise RequestError(text, HTTPStatus.REQUEST_TIMEOUT, "slow_client") from None
         finally:
             self._arriving.pop(patience, None)
-            parts.clear()  # this frame may outlive the request, in a traceback
+            parts.clear()  # a traceback may keep this frame after the request
             del whole, wrong
 
     async def _take(self, size: int, patience: asyncio.Timeout) -> None:
-        """Hold `size` bytes more of a small body. Where there is no room, those that have been arriving for longest give up.
+        """Hold `size` more bytes of a small body.
+
+        If there is no room, the bodies that have been arriving for the longest time are abandoned.
 
         Raises:
-            RequestError: this is the oldest one.
+            RequestError: This body is the oldest one.
         """
         while True:
             try:
@@ -222,7 +237,7 @@ class Guard:
                     raise
                 self._arriving.pop(oldest)
                 oldest.reschedule(asyncio.get_running_loop().time())
-            for _ in range(5):  # until it has noticed
+            for _ in range(5):  # until the abandoned one has noticed
                 await asyncio.sleep(0)
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
@@ -250,16 +265,19 @@ class Guard:
             scope["raw_path"] = scope["path"].encode()
 
     def _content_type(self, scope: Scope, headers: dict[str, str], v1: bool) -> None:
-        """Refuse other types; drop parameters such as charset, from `headers` too, since KServe compares the whole value."""
+        """Refuse unknown content types, and drop parameters such as charset.
+
+        They are dropped from `headers` too, because KServe compares the whole value.
+        """
         kind = headers.get("content-type", "application/json").split(";")[0].strip().lower()
         binary = "inference-header-content-length" in headers
         if kind not in JSON_TYPES and not (v1 and kind in IMAGE_TYPES) and not (binary and kind in IMAGE_TYPES):
             allowed = ", ".join((*JSON_TYPES, *(IMAGE_TYPES if v1 else ())))
             message = f"content-type: {kind[:64]!r} is not one of {allowed}"
             raise RequestError(message, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content_type")
-        if binary:  # FastAPI would read a body of type JSON as nothing else
+        if binary:  # FastAPI would read a body of type JSON only as JSON
             kind = "application/octet-stream"
-        elif kind == "application/octet-stream":  # which KServe takes for JSON
+        elif kind == "application/octet-stream":  # KServe would take it for JSON
             kind = "image/jpeg"
         rest = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
         scope["headers"] = [*rest, (b"content-type", kind.encode())]
@@ -267,7 +285,7 @@ class Guard:
 
 
 class _DisconnectedError(Exception):
-    """The client went away before its body was here."""
+    """The client disconnected before its body had arrived."""
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -275,7 +293,7 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The application gets the body at once."""
+    """Return a `receive` that gives the application the whole body at once."""
     given: list[bytes] = [body]
 
     async def replay() -> Message:
@@ -285,7 +303,10 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _discard(receive: Receive) -> None:
-    """What comes of a body within a moment: closing a connection with bytes unread resets it, before its answer is seen."""
+    """Read and drop what arrives of a body within a moment.
+
+    Closing a connection with unread bytes resets it before the client has seen the answer.
+    """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_MOMENT):
             while (await receive()).get("more_body"):
@@ -293,7 +314,7 @@ async def _discard(receive: Receive) -> None:
 
 
 async def _refuse(send: Send, state: dict[str, Any], error: RequestError, unread: bool = False) -> None:
-    """Answer with an error; a body that is `unread`, and of unknown length, is not waited for any longer."""
+    """Answer with an error. If a body of unknown length is `unread`, the connection closes without waiting for it."""
     prometheus.REJECTED.labels(error.code).inc()
     if state["started"]:
         return
@@ -315,7 +336,7 @@ async def _answer(send: Send, status: HTTPStatus, body: bytes, headers: dict[str
 
 
 def _route(path: str) -> str:
-    """The path without what a client chose, for labels and logs."""
+    """Return the path without anything that a client chose, for labels and logs."""
     if found := _INFER.fullmatch(path):
         return f"v1:{found[1]}" if found[1] else "v2:infer"
     for prefix in ("/v2/health", "/v2/repository", "/v2/models", "/v1/models", "/metrics"):

@@ -1,4 +1,4 @@
-"""One registered model behind KServe's interface: it parses, prepares, runs and explains."""
+"""One registered model behind KServe's interface: it parses, prepares, predicts and explains."""
 
 import asyncio
 import base64
@@ -29,7 +29,10 @@ from thyroid.serve.payload import Instance
 from thyroid.serve.preprocessing import Prepared
 
 TOLERANCE = 1e-3
-"""Beyond the form's own largest difference: how far the answer to the reference image may be from the evaluated one."""
+"""How far a probability of the reference image may be from the evaluated one.
+
+The form's own largest difference is added to it.
+"""
 
 _NEEDED = (
     "version",
@@ -53,7 +56,7 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class _Request:
-    """A parsed request, with what its answer needs."""
+    """A parsed request, with everything that its answer needs."""
 
     instances: Sequence[Instance]
     clinical: Sequence[tuple[dict[str, Any], list[str]]]
@@ -63,7 +66,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Seen:
-    """An image with its answer."""
+    """An image and its answer."""
 
     instance: Instance
     prepared: Prepared
@@ -75,14 +78,17 @@ class _Seen:
 
 
 class ThyroidModel(kserve.Model):
-    """A registered model. Every image gets the treatment that the evaluation measured, and the answer says which.
+    """A registered model.
+
+    Every image gets the preprocessing that the evaluation measured, and the answer says which.
 
     Args:
-        name: under which it is served.
-        folder: of the artefact.
-        released: whether it is a champion; None where no registry tells: its own gate does.
-        form: of `engine.FORMS`; None for the fastest here, by measurement, of those that were scored and found near enough.
-        admission: shared by all models of a server.
+        name: Name under which the model is served.
+        folder: Folder of the artefact.
+        released: Whether the model is a champion. None where there is no registry: the artefact's own gate decides.
+        form: One of `engine.FORMS`. None for the form that a measurement finds fastest here, among those that were
+            scored and found close enough.
+        admission: Limit on the images inside, shared by all models of a server. None for one of its own.
     """
 
     def __init__(
@@ -93,6 +99,7 @@ class ThyroidModel(kserve.Model):
         form: str | None = None,
         admission: Admission | None = None,
     ) -> None:
+        """Create a model that is not ready; `load` makes it so."""
         super().__init__(name)
         self.folder = folder
         self.source = (folder, released)
@@ -103,9 +110,9 @@ class ThyroidModel(kserve.Model):
         self._seconds = {verb: one.labels(**get_labels(name)) for verb, one in kserves.items()}
         self._released = released
         self._preparing = ThreadPoolExecutor(cores.available(), thread_name_prefix="prepare")
-        # of its own, so that small requests do not wait for large ones
+        # A separate thread, so that small requests do not wait for large ones.
         self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
-        # of its own, since it waits for a process, and others need not wait for it
+        # A separate thread, which waits for the process that reads DICOM files; other requests must not wait for it.
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="dicom")
         self._to_read = 0
 
@@ -113,7 +120,7 @@ class ThyroidModel(kserve.Model):
         """Verify the artefact's hashes, load the form, and check its answer to the artefact's reference image.
 
         Raises:
-            InputError: the artefact was changed, has no form that can run here, or answers otherwise than evaluated.
+            InputError: The artefact was changed, has no form that can run here, or does not answer as evaluated.
         """
         self.facts = artefacts.verify(self.folder, _NEEDED)
         self.point = operating_point.of(self.facts)
@@ -135,25 +142,25 @@ class ThyroidModel(kserve.Model):
         return self.ready
 
     def drift(self) -> str | None:
-        """In words, by how much the answer to the reference image is off; None if it is not."""
+        """Compare the answer to the reference image with the evaluated one; return the difference in words, or None."""
         return self._judge(self._scaled(self.engine_.predict(self._reference[None])[0][0], {}))
 
     async def self_test(self) -> bool:
-        """`drift` beside running requests; readiness follows it."""
+        """Check for drift while requests run, and set and return the readiness accordingly."""
         probability, _ = await self.engine_.answer(self._reference)
         self.ready = self._judge(self._scaled(probability, {})) is None
         return self.ready
 
     def _scaled(self, probability: np.ndarray, clinical: dict[str, Any]) -> np.ndarray:
-        """The network's own probabilities [classes] with what clinical columns add, at the operating point's scale."""
+        """Fuse the network's probabilities [classes] with clinical columns, and scale them by the operating point."""
         own = probability[None] if self.head is None else self.head.predict(probability[None], [clinical])[0]
         return self.point.scale(own)[0]
 
     def _columns(self, instances: Sequence[Instance]) -> list[tuple[dict[str, Any], list[str]]]:
-        """Checked clinical values of every image, with notes.
+        """Return the checked clinical values of every image, with notes.
 
         Raises:
-            RequestError: the model uses no such column, or a value is not of its kind.
+            RequestError: The model uses no such column, or a value is not of its column's kind.
         """
         found: list[tuple[dict[str, Any], list[str]]] = []
         for number, one in enumerate(instances):
@@ -175,7 +182,7 @@ class ThyroidModel(kserve.Model):
         return f"answers its reference image with {probability.round(4).tolist()}, not {np.round(expected, 4).tolist()}"
 
     def retire(self) -> None:
-        """Give back what the model holds; nothing may be in flight."""
+        """Release what the model holds. No request may be in flight."""
         prometheus.MODEL.labels(self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"]).set(0)
         self.engine_.close()
         self._preparing.shutdown(wait=False)
@@ -184,7 +191,10 @@ class ThyroidModel(kserve.Model):
 
     @property
     def not_released(self) -> list[str]:
-        """Why this version may not be relied on; empty for a champion, or, where no registry tells, one that passed its gate."""
+        """The reasons why this version may not be relied on.
+
+        The list is empty for a champion and, where there is no registry, for a version that passed its gate.
+        """
         if self.released:
             return []
         return (
@@ -192,12 +202,12 @@ class ThyroidModel(kserve.Model):
         )
 
     def get_input_types(self) -> list[dict[str, Any]]:
-        """For the metadata of V2."""
+        """Return the inputs for the V2 metadata."""
         columns = [] if self.head is None else [{"name": "clinical", "datatype": "BYTES", "shape": [-1]}]
         return [{"name": "image", "datatype": "BYTES", "shape": [-1]}, *columns]
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        """For the metadata of V2."""
+        """Return the outputs for the V2 metadata."""
         return [
             {"name": "probability", "datatype": "FP32", "shape": [-1, len(self.facts["classes"])]},
             {"name": "decision", "datatype": "BYTES", "shape": [-1]},
@@ -206,13 +216,15 @@ class ThyroidModel(kserve.Model):
     async def __call__(
         self, body: Any, headers: dict[str, str] | None = None, verb: InferenceVerb = InferenceVerb.PREDICT
     ) -> Any:
-        """Admit, answer within the deadline. KServe's own would hand over to `preprocess` and others that there are not.
+        """Admit a request and answer it within the deadline.
+
+        KServe's own method would call `preprocess` and other methods that this model does not have.
 
         Raises:
-            RequestError: the request is wrong, too much is waiting, or the deadline has passed.
+            RequestError: The request is wrong, too much is waiting, or the deadline has passed.
         """
         started = time.perf_counter()
-        self.in_flight += 1  # what is parsed here must find this model here, too
+        self.in_flight += 1  # a request that is parsed here must still find this model
         try:
             if isinstance(body, bytes):
                 instances = payload.parse(body)
@@ -233,10 +245,12 @@ class ThyroidModel(kserve.Model):
 
     @contextlib.contextmanager
     def _dicom(self, count: int) -> Iterator[None]:
-        """Hold places for so many DICOM files, which are read one after another.
+        """Hold places for `count` DICOM files, which are read one after another.
+
+        They are always admitted when no other DICOM file is waiting.
 
         Raises:
-            RequestError: there are not so many, unless nothing else is to be read.
+            RequestError: Too few places are free.
         """
         if count and self._to_read and self._to_read + count > limits.QUEUE_DICOM:
             raise limits.overloaded()
@@ -247,14 +261,17 @@ class ThyroidModel(kserve.Model):
             self._to_read -= count
 
     async def predict(self, request: Any, headers: Any = None, response_headers: Any = None) -> Any:
-        """V1: {"predictions": [...]}; V2: outputs probability and decision."""
+        """Answer with `{"predictions": [...]}` (V1) or with the outputs `probability` and `decision` (V2)."""
         seen = await self._look(request)
         if request.v2 is not None:
             return self._v2(request.v2, seen)
         return {"predictions": [self._told(one) for one in seen]} | self._patients(seen)
 
     async def explain(self, request: Any, headers: Any = None) -> dict[str, Any]:
-        """V1: {"explanations": [...]}: each prediction with its heat map as array, as a layer and as overlay (PNG)."""
+        """Answer with `{"explanations": [...]}` (V1).
+
+        Each one is a prediction with its heat map as an array, as a layer (PNG) and as an overlay (PNG).
+        """
         seen = await self._look(request)
         loop = asyncio.get_running_loop()
         maps = [loop.run_in_executor(self._preparing, self._explained, one) for one in seen]
@@ -272,7 +289,7 @@ class ThyroidModel(kserve.Model):
         try:
             return await asyncio.gather(*seeing)
         finally:
-            for one in seeing:  # after the first error nobody waits for the others
+            for one in seeing:  # after the first error the other answers are not needed
                 one.cancel()
 
     async def _see(
@@ -280,7 +297,7 @@ class ThyroidModel(kserve.Model):
     ) -> _Seen:
         wanted = self.facts["serving_domain"], self.facts["image_size"], self.facts["margin"]
         begun = time.perf_counter()
-        prepared = preprocessing.at_once(instance, *wanted) if alone else None  # sooner than a thread could begin
+        prepared = preprocessing.at_once(instance, *wanted) if alone else None  # before a thread could start
         if prepared is None:
             loop = asyncio.get_running_loop()
             executor = self._reading if _is_dicom(instance) else self._preparing
@@ -339,7 +356,7 @@ class ThyroidModel(kserve.Model):
         }
 
     def _patients(self, seen: Sequence[_Seen]) -> dict[str, Any]:
-        """A patient's mean over the views, as the evaluation aggregates; nothing where no patient is named."""
+        """Average the views of each patient, as the evaluation does. The answer is empty if no patient is named."""
         views: dict[str, list[np.ndarray]] = {}
         for one in seen:
             if one.instance.patient is not None:
@@ -366,9 +383,10 @@ class ThyroidModel(kserve.Model):
         }
 
     def described(self) -> dict[str, Any]:
-        """What the registry knows of this version, for people who ask who answers: model.json without its files' hashes.
+        """Return what the registry knows of this version, for people who ask which model answers.
 
-        With what is so here: the form that answers, and the images a second of those that it was chosen from.
+        This is model.json without the hashes of its files, with the form that answers here, the images per second of
+        the forms that it was chosen from, and whether the version is released.
         """
         facts = {name: value for name, value in self.facts.items() if name != "files"}
         here = {"form": self.chosen, "images_per_second": self.engine_.measured}
@@ -399,7 +417,10 @@ class ThyroidModel(kserve.Model):
 
 
 def _is_dicom(instance: Instance) -> bool:
-    """As `images.kind`, for a look at every request: another kind with these bytes there only waits with them."""
+    """Return whether an image looks like DICOM: a cheaper check than `images.kind`, since every request needs it.
+
+    A file of another kind with these bytes in this place only waits with the DICOM files.
+    """
     return isinstance(instance.image, bytes) and instance.image[128:132] == b"DICM"
 
 

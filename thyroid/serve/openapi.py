@@ -1,4 +1,7 @@
-"""The OpenAPI document of the HTTP routes, served at /openapi.json; KServe's own knows neither bodies nor answers."""
+"""The OpenAPI document of the HTTP routes, served at /openapi.json.
+
+KServe's own document describes neither bodies nor answers.
+"""
 
 from typing import Any
 
@@ -34,7 +37,8 @@ _INSTANCE = {
         "frame": {"type": "integer", "minimum": 1, "maximum": 1_000_000, "description": "of a DICOM file"},
         "clinical": {
             "type": "object",
-            "description": "values of clinical columns, where the model uses any (facts: clinical.fields); all may be left out",
+            "description": "values of clinical columns, where the model uses any (facts: clinical.fields); "
+            "all may be left out",
         },
     },
 }
@@ -134,7 +138,7 @@ def _list_of(name: str, items: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def document() -> dict[str, Any]:
-    """OpenAPI 3.0 as a dictionary."""
+    """Return the OpenAPI 3.0 document as a dictionary."""
     request = _list_of("instances", _INSTANCE, minItems=1, maxItems=MAX_INSTANCES)
     image = {"schema": {"type": "string", "format": "binary"}}
     v1_body = {"required": True, "content": _json(request) | dict.fromkeys(IMAGES, image)}

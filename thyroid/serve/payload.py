@@ -1,9 +1,15 @@
-"""Requests of every protocol to one list of instances. Errors name the field.
+"""Parse the requests of every protocol into one list of instances. Errors name the field.
 
-V1: {"instances": [{"image": {"b64": "..."}, "roi": [x, y, width, height], "patient": "...", "frame": 1, "clinical": {"age":
-52}}]}, or an image as the body. V2: input `image` as BYTES [n] (encoded files; base64 in JSON) or UINT8 [n, h, w, 3], optional
-`roi` INT32 or INT64 [n, 4], `patient` BYTES [n], `frame` INT32 or INT64 [n] and `clinical` BYTES [n], each a JSON object. An
-encoded file is JPEG, PNG or DICOM, by its bytes.
+V1 takes an image as the body, or this JSON:
+
+    {"instances": [{"image": {"b64": "..."}, "roi": [x, y, width, height], "patient": "...", "frame": 1,
+                    "clinical": {"age": 52}}]}
+
+V2 takes an input `image`, either BYTES [n] (encoded files; base64 in JSON) or UINT8 [n, h, w, 3]. Optional inputs are
+`roi`, INT32 or INT64 [n, 4]; `patient`, BYTES [n]; `frame`, INT32 or INT64 [n]; and `clinical`, BYTES [n], each a JSON
+object.
+
+An encoded file is JPEG, PNG or DICOM, which its bytes decide.
 """
 
 import base64
@@ -31,15 +37,22 @@ from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, MAX_REQUEST_PIX
 EXAMPLE = '{"instances": [{"image": {"b64": "..."}}]}'
 _PATIENT_LENGTH = 128
 _COLUMNS = 200
-_PART = 65_536  # bytes that are looked at in one go
-_B64, _NAME = re.compile(rb'"b64"\s*:\s*"\Z'), 64  # what stands before an encoded image, and where it is sought
+_PART = 65_536  # bytes that are handled in one go
+# What stands before an encoded image, and how many bytes before it are searched for it.
+_B64, _NAME = re.compile(rb'"b64"\s*:\s*"\Z'), 64
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One image to look at: encoded (bytes) or decoded (uint8 [h, w, 3]); `field` names it in errors.
+    """One image of a request.
 
-    `frame` counts from 1; None for the middle one of a DICOM file. `clinical` holds columns and values as they were sent.
+    Attributes:
+        field: Name of the image in errors.
+        image: The image, either encoded (bytes) or decoded (uint8 [h, w, 3]).
+        roi: The nodule as x, y, width, height in pixels of the image; None if it is not marked.
+        patient: The patient whose views are aggregated; None for no patient.
+        frame: Frame of a DICOM file, counted from 1; None for the middle one.
+        clinical: Columns and values as they were sent.
     """
 
     field: str
@@ -51,10 +64,13 @@ class Instance:
 
 
 def parse(payload: Any) -> list[Instance]:
-    """Instances of a V1 body (decoded, or a view of the JSON of a large one), a V2 request, or the bytes of an image.
+    """Return the instances of a request.
+
+    Args:
+        payload: A decoded V1 body, a view of the JSON of a large V1 body, a V2 request, or the bytes of an image.
 
     Raises:
-        RequestError: not a request of these forms.
+        RequestError: The payload is not a valid request of these forms.
     """
     if isinstance(payload, InferRequest):
         return _v2(payload)
@@ -75,19 +91,20 @@ def parse(payload: Any) -> list[Instance]:
 
 
 class Values:
-    """Counts those of a large JSON body while it arrives."""
+    """Counts the values of a large JSON body while it arrives."""
 
     def __init__(self) -> None:
+        """Start with no value."""
         self._found = dict.fromkeys(b'{[",', 0)
 
     def add(self, text: bytes) -> None:
-        """Count those of another part.
+        """Count the values of another part of the body.
 
         Raises:
-            RequestError: what the body would become takes many times its size.
+            RequestError: The decoded body would take many times its size.
         """
         for part in _parts(text):
-            for one in self._found:  # many times as fast as `bytes.count`, for which all others would wait
+            for one in self._found:  # many times as fast as `bytes.count`, which all others would wait for
                 self._found[one] += int(np.count_nonzero(part == one))
         numbers = self._found[ord(",")]
         if numbers > limits.MAX_NUMBERS or any(self._found[one] > limits.MAX_VALUES for one in b'{["'):
@@ -95,22 +112,22 @@ class Values:
 
 
 def _parts(text: bytes | memoryview) -> Iterator[NDArray[np.uint8]]:
-    """Of a size that stays in the processor's cache, and between which other threads have their turn."""
+    """Yield parts that fit in the processor's cache. Other threads have their turn between two parts."""
     for at in range(0, len(text), _PART):
         yield np.frombuffer(text, np.uint8, min(_PART, len(text) - at), at)
 
 
 def decoded(text: memoryview) -> Any:
-    """A large V1 body as an object, where the long texts of `b64` are views of it.
+    """Decode a large V1 body into an object in which the long texts of `b64` are views of the body.
 
-    orjson would copy them twice, and let no other thread work meanwhile: 70 ms for 45 MB.
+    orjson would copy these texts twice and let no other thread work meanwhile: 70 ms for 45 MB.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: The body is not JSON.
     """
     quotes = []
     for number, part in enumerate(_parts(text)):
-        if (part == ord("\\")).any():  # an escaped quote ends no text
+        if (part == ord("\\")).any():  # an escaped quote does not end a text
             return orjson.loads(text)
         quotes.append(np.flatnonzero(part == ord('"')) + number * _PART)
     places = np.concatenate(quotes)
@@ -138,15 +155,21 @@ def decoded(text: memoryview) -> Any:
 
 
 def _bounded(field: str, instances: list[Instance]) -> list[Instance]:
-    """The same, if their JPEG and PNG pictures together are not larger than a request's may be, by their headers."""
-    if len(instances) == 1:  # which has the limit of a picture
+    """Return the instances if their pictures together do not exceed the limit of a request.
+
+    The sizes of JPEG and PNG files come from their headers. DICOM files are not counted.
+
+    Raises:
+        RequestError: The pictures have too many pixels.
+    """
+    if len(instances) == 1:  # the limit of a single picture applies
         return instances
     pixels = 0
     for one in instances:
         if not isinstance(one.image, bytes):
             pixels += one.image.shape[0] * one.image.shape[1]
         elif images.kind(one.image) in images.SERVED:
-            with contextlib.suppress(ValueError):  # is told when it is decoded
+            with contextlib.suppress(ValueError):  # reported when it is decoded
                 pixels += math.prod(images.size(one.image, formats=images.SERVED))
     if pixels > MAX_REQUEST_PIXELS:
         raise RequestError(
@@ -207,7 +230,7 @@ def _name(where: str, patient: str | int | None) -> str | None:
 def _base64(field: str, text: str | bytes | memoryview) -> bytes:
     parts: list[bytes] = []
     try:
-        # as a whole it would keep all other threads waiting for tenths of a second
+        # Decoded as a whole, it would keep all other threads waiting for tenths of a second.
         for at in range(0, len(text), _PART):
             parts.append(base64.b64decode(text[at : at + _PART], validate=True))
             if len(parts[-1]) < _PART // 4 * 3 and at + _PART < len(text):
@@ -319,7 +342,7 @@ def _tensor(given: InferInput, datatype: str, rank: int) -> NDArray[Any]:
         raise RequestError(f"{field}: shape {list(given.shape or [])}; expected {rank} dimensions")
     try:
         array = given.as_numpy()
-    except Exception as error:  # kserve and numpy raise many kinds for data that does not fit its shape or type
+    except Exception as error:  # kserve and numpy raise many kinds if data does not fit its shape or type
         raise RequestError(f"{field}: its data does not fit its shape and datatype ({type(error).__name__})") from None
     if list(array.shape) != list(given.shape):
         raise RequestError(f"{field}: its data has shape {list(array.shape)}, not {list(given.shape)}")
@@ -327,7 +350,7 @@ def _tensor(given: InferInput, datatype: str, rank: int) -> NDArray[Any]:
 
 
 def _encoded(field: str, value: Any) -> bytes:
-    """A file's bytes, or base64 of them where the protocol only carries text."""
+    """Return the bytes of a file, decoded from base64 where the protocol only carries text."""
     if not isinstance(value, str | bytes):
         raise RequestError(f"{field}: expected the bytes of a file, or base64 of them")
     data = value.encode("latin-1", errors="replace") if isinstance(value, str) else value

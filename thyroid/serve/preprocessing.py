@@ -1,4 +1,4 @@
-"""From a frame or crop to the pixels that the evaluation would have seen, and in words what was done."""
+"""Turn a frame or crop into the pixels that the evaluation would have seen, and record what was done."""
 
 import time
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ _QUICK_BYTES, _QUICK_PIXELS = 65_536, 65_536
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network's input.
+    """The input of a network.
 
     Attributes:
-        pixels: uint8 [size, size, 3].
-        done: what was done, for the answer.
-        roi: the nodule in pixels of `pixels`, if it is known.
+        pixels: The image, uint8 [size, size, 3].
+        done: What was done to the image, for the answer.
+        roi: The nodule as x, y, width, height in pixels of `pixels`; None if it is not known.
     """
 
     pixels: NDArray[np.uint8]
@@ -35,33 +35,37 @@ class Prepared:
 def prepare(
     instance: Instance, domain: str, size: int, margin: float = geometry.MARGIN, end: float | None = None
 ) -> Prepared:
-    """Exactly what `crop` and the evaluation did to such an image: the same functions, and the same JPEG round trip.
+    """Prepare an image exactly as `crop` and the evaluation did.
+
+    It goes through the same functions and the same JPEG round trip.
 
     Args:
-        instance: of `payload.parse`.
-        domain: the serving domain.
-        size: side of the network's input in pixels.
-        margin: that a region is cropped with.
-        end: until when a DICOM file may be read, by `time.monotonic`; None for as long as any request.
+        instance: An instance from `payload.parse`.
+        domain: The serving domain.
+        size: Side of the network's input in pixels.
+        margin: Margin with which a region is cropped.
+        end: Time by `time.monotonic` until which a DICOM file may be read; None for `limits.DEADLINE` seconds from now.
 
     Raises:
-        RequestError: the image cannot be decoded, or the region lies outside it.
+        RequestError: The image cannot be decoded in time, has no such frame, or the region lies outside it.
     """
     return _prepared(instance, *_frame(instance, end), domain, size, margin)
 
 
 def at_once(instance: Instance, domain: str, size: int, margin: float = geometry.MARGIN) -> Prepared | None:
-    """As `prepare`, for what takes about a millisecond: a small JPEG of one scan (each goes over all pixels); None for others.
+    """Prepare an image as `prepare` does if that takes about a millisecond, else return None.
+
+    Only a small JPEG of one scan is that fast, since every scan goes over all pixels.
 
     Raises:
-        RequestError: the region lies outside the image.
+        RequestError: The region lies outside the image.
     """
     data = instance.image
     if not isinstance(data, bytes) or len(data) > _QUICK_BYTES or instance.frame is not None:
         return None
     try:
         frame = images.decode(data, max_pixels=_QUICK_PIXELS, max_scans=1)
-    except ValueError:  # which `prepare` says
+    except ValueError:  # `prepare` reports it
         return None
     return _prepared(instance, frame, {}, domain, size, margin)
 
@@ -97,7 +101,7 @@ def _prepared(
 
 
 def _frame(instance: Instance, end: float | None) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-    """The picture, uint8 [height, width, 3], and of a DICOM file which of its frames it is."""
+    """Return the picture, uint8 [height, width, 3], and for a DICOM file which of its frames this is."""
     if not isinstance(instance.image, bytes) or images.kind(instance.image) != "DICOM":
         if instance.frame is not None:
             raise RequestError(f"{_beside(instance, 'frame')}: only a DICOM file has frames")
@@ -120,27 +124,30 @@ def _frame(instance: Instance, end: float | None) -> tuple[NDArray[np.uint8], di
 
 
 def _beside(instance: Instance, name: str) -> str:
-    """Another field of the same instance, for errors."""
+    """Return the name of another field of the same instance, for errors."""
     field = instance.field.removesuffix(".image.b64").replace("inputs.image", f"inputs.{name}")
     return field if field.startswith("inputs") else f"{field}.{name}"
 
 
 def _square(box: Sequence[int]) -> list[int]:
-    """x, y and side of the square around a box, in pixels of the image; it may reach outside: there the network saw black."""
+    """Return x, y and side of the square around a box, in pixels of the image.
+
+    The square may reach outside the image, where the network saw black.
+    """
     x, y, width, height = box
     side = max(width, height)
     return [x - (side - width) // 2, y - (side - height) // 2, side]
 
 
 def _inside_crop(box: Box, width: int, height: int, margin: float) -> Box:
-    """Where the nodule lies in the square that `geometry.region` makes of it."""
+    """Return where the nodule lies in the square that `geometry.region` makes of it."""
     left, top, wide, high = geometry.widened(box, width, height, margin)
     side = max(wide, high)
     return box[0] - left + (side - wide) // 2, box[1] - top + (side - high) // 2, box[2], box[3]
 
 
 def _scaled(box: Box, width: int, height: int, size: int) -> Box:
-    """The box after letterboxing an image of width x height into a square of `size`."""
+    """Return the box after an image of width x height was letterboxed into a square of `size`."""
     scale = size / max(width, height)
     left, top = (size - round(width * scale)) // 2, (size - round(height * scale)) // 2
     return (

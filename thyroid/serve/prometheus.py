@@ -1,4 +1,4 @@
-"""What Prometheus sees at /metrics. Labels never hold a name or a patient."""
+"""The metrics for Prometheus at /metrics. Labels never hold a patient or a name that a client chose."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -15,4 +15,4 @@ DECISIONS = Counter("thyroid_decisions", "Decisions at the operating point", ["v
 SCAN_AREA = Counter("thyroid_scan_area", "Frames by whether the scan area was found", ["found"])
 REJECTED = Counter("thyroid_rejected", "Requests that were not answered, by reason code", ["code"])
 MODEL = Gauge("thyroid_model_info", "Models that are served", ["name", "version", "form", "backbone"])
-"""1 for a model that is served, 0 for one that was replaced."""
+"""The value is 1 for a model that is served, and 0 for one that was replaced."""

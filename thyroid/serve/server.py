@@ -48,15 +48,17 @@ from thyroid.serve.model import ThyroidModel
 PREVIOUS = f"{registry.NAME}-previous"
 WATCH_SECONDS = 1.0
 WATCH_BUCKET_SECONDS = 10.0
-"""Between two looks at a registry on Google Cloud Storage, where each one costs requests."""
+"""Seconds between two reads of a registry on Google Cloud Storage, where each read costs requests."""
 RETRY_SECONDS = 60.0
-"""Until a model that could not be loaded for a reason that may pass is tried again."""
+"""Seconds until a model that failed to load for a possibly temporary reason is tried again."""
 SELF_TEST_SECONDS = 60.0
 SWEEP_SECONDS = 1.0
-"""Between two looks for slow clients, and for memory to give back."""
+"""Seconds between two checks for slow clients and for memory to give back."""
 UNWANTED_SECONDS = 0.001
-"""Between two looks at the rest of a body that was answered before it had come, for each connection that has one: as fast as
-they come, thirty of them leave others no time."""
+"""Seconds between two reads of a body that was answered before it had arrived, times the number of such connections.
+
+Read as fast as they arrive, thirty such bodies leave no time for others.
+"""
 
 T = TypeVar("T")
 
@@ -71,7 +73,7 @@ _GRPC_STATUS = {
 }
 
 _PROBES = ("ServerLive", "ServerReady")
-"""Calls that need no token and are outside every limit; what their messages hold is not read."""
+"""Calls that need no token and are outside every limit. Their messages are not read."""
 
 _ERRORS: dict[type[Exception], tuple[HTTPStatus, str]] = {
     InvalidInput: (HTTPStatus.BAD_REQUEST, "invalid_input"),
@@ -84,7 +86,19 @@ _REFUSALS: tuple[type[Exception], ...] = (RequestError, *_ERRORS)
 
 @dataclass(frozen=True)
 class Options:
-    """What `python -m thyroid.serve` takes."""
+    """The options of `python -m thyroid.serve`. Either `registry` or `model_dir` is set.
+
+    Attributes:
+        registry: Root of a registry, a folder or a bucket.
+        model_dir: Folder of one artefact.
+        port: Port of HTTP.
+        grpc_port: Port of gRPC; None for no gRPC.
+        form: One of `engine.FORMS`; None for the fastest one here.
+        token: Bearer token that requests must carry; None if they need none.
+        repository_api: Whether models can be loaded and unloaded through /v2/repository and its gRPC calls.
+        tls_certificate: PEM file of the certificate; None for no TLS.
+        tls_key: PEM file of its key.
+    """
 
     registry: storage.Location | None = None
     model_dir: Path | None = None
@@ -98,13 +112,18 @@ class Options:
 
 
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-"""A signal that ends a fork, of whatever library, must not reach the server's own loop through the socket that it inherits."""
+"""A signal that ends a fork of any library must not reach the server's own loop through the inherited socket."""
 
 
 class Server:
-    """Serves the champion of a registry and the one before it, or one artefact, until it is told to stop."""
+    """Serves the champion of a registry and the champion before it, or one artefact, until a signal stops it.
+
+    Args:
+        options: What to serve, and where.
+    """
 
     def __init__(self, options: Options) -> None:
+        """Create a server without models; `run` loads them."""
         self.options = options
         self.models = ModelRepository()
         self.admission = Admission()
@@ -115,22 +134,22 @@ class Server:
         self._swapping: set[asyncio.Task] = set()
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT.
+        """Serve until SIGTERM or SIGINT.
 
         Raises:
-            InputError: the model cannot be served.
+            InputError: The model cannot be served.
         """
-        # by itself it is 5 ms, for which the event loop waits for every thread that decodes
+        # The default is 5 ms. The event loop waits that long for every thread that decodes.
         sys.setswitchinterval(0.0005)
-        memory.return_large(8 << 20)  # larger than the frames that come, which are faster from what is kept
-        with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's, where there is one
+        memory.return_large(8 << 20)  # larger than usual frames, for which memory that was kept is faster
+        with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's, if it is installed
             runner.run(self._run())
         if self.failure is not None:
             raise self.failure
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        gc.freeze()  # what is here stays: garbage is sought among the rest
+        gc.freeze()  # these objects stay: the collector need not look at them
         dataplane = _DataPlane(self.models, self)
         extension = ModelRepositoryExtension(model_registry=self.models)
         options = self.options
@@ -150,7 +169,7 @@ class Server:
         self.draining = True
         if self.failure is None and not serving.done():
             await asyncio.sleep(limits.DRAIN)
-        self.closed = True  # or else clients that come again would keep it going for ever
+        self.closed = True  # otherwise clients that come back would keep the server running for ever
         rest.close()
         if remote is not None:
             await remote.stop()
@@ -162,7 +181,11 @@ class Server:
         await serving
 
     def wanted(self) -> dict[str, tuple[Path, bool | None]]:
-        """Name to folder, and whether it is a champion, as the registry has it now."""
+        """Return the models that should be served now, by the name under which each is served.
+
+        Returns:
+            The folder of each model, and whether it was released as a champion; None for `Options.model_dir`.
+        """
         options = self.options
         if options.model_dir is not None:
             return {registry.NAME: (options.model_dir, None)}
@@ -177,7 +200,10 @@ class Server:
         return result
 
     async def _watch(self, stop: asyncio.Event) -> None:
-        """Load what the registry wants; swap a model only when its successor is ready. Whatever goes wrong, it looks again."""
+        """Load what the registry wants, and swap a model only when its successor is ready.
+
+        An error is logged and the watch goes on. Only while there is no model to serve does an error stop the server.
+        """
         failed: dict[str, tuple[tuple[Path, bool | None], float]] = {}
         told = ""
         bucket = self.options.registry is not None and storage.is_bucket(self.options.registry)
@@ -203,7 +229,7 @@ class Server:
                     await self._load(name, target)
                     failed.pop(name, None)
                 except Exception as error:
-                    # what is wrong with an artefact stays so
+                    # A fault of an artefact is permanent.
                     pause = float("inf") if isinstance(error, InputError) else RETRY_SECONDS
                     failed[name] = target, time.monotonic() + pause
                     log.error("model not loaded", extra={"fields": {"name": name, "reason": _reason(error)}})
@@ -243,19 +269,19 @@ class Server:
                 was = model.ready
                 try:
                     ready = await model.self_test()
-                except Exception as error:  # who cannot answer is not ready
+                except Exception as error:  # a model that cannot answer is not ready
                     model.ready = ready = False
                     log.error("self-test", extra={"fields": {"name": name, "kind": type(error).__name__}})
                 if ready != was:
                     log.error("self-test", extra={"fields": {"name": name, "ready": ready}})
 
     def ready(self) -> bool:
-        """Whether requests should come here."""
+        """Return whether requests should come here: the server is not draining, and all its models are ready."""
         models = self.models.get_models()
         return not self.draining and registry.NAME in models and all(model.ready for model in models.values())
 
     def resolve(self, name: str, version: str) -> str | None:
-        """Name under which a version of a model is served."""
+        """Return the name under which a version of a model is served; None if it is not served."""
         for served, model in self.models.get_models().items():
             if name in (served, registry.NAME) and str(model.facts["version"]) == version:
                 return served
@@ -263,14 +289,17 @@ class Server:
 
 
 def _reason(error: Exception) -> str:
-    """In words. Other kinds than our own name what they missed at best."""
+    """Describe an error. Kinds other than our own say little, so their type and place are added."""
     if isinstance(error, InputError | OSError):
         return errors.one_line(error)
     return f"{type(error).__name__}: {errors.one_line(error)} ({logs.place(error)})"
 
 
 async def _aside(call: Callable[[], T]) -> T:
-    """`call`'s result from a thread that the end of the process does not wait for: storage may be away for minutes."""
+    """Return the result of `call`, which runs in a thread that the end of the process does not wait for.
+
+    Storage may be unreachable for minutes.
+    """
     done: futures.Future[T] = futures.Future()
     done.set_running_or_notify_cancel()
 
@@ -291,7 +320,7 @@ async def _retire(model: ThyroidModel) -> None:
 
 
 class _DataPlane(DataPlane):
-    """Bodies that KServe cannot decode become errors that say so; readiness is the server's."""
+    """KServe's data plane with clear errors for bodies that it cannot decode, and with the readiness of the server."""
 
     def __init__(self, models: ModelRepository, server: Server) -> None:
         super().__init__(model_registry=models)
@@ -314,7 +343,7 @@ class _DataPlane(DataPlane):
         return described | {"versions": [str(model.facts["version"])], "platform": model.chosen}
 
     def decode_inference_request(self, body: Any, headers: dict[str, str], model_name: str) -> InferRequest:
-        """As KServe's, but BYTES stay bytes: KServe's own takes them for UTF-8, which no image is."""
+        """Decode as KServe does, but keep BYTES as bytes. KServe takes them for UTF-8, which no image is."""
         if not isinstance(body, bytes):
             return super().decode_inference_request(body, headers, model_name)
         length = headers.get("inference-header-content-length", "")
@@ -365,14 +394,14 @@ class _REST(RESTServer):
             ssl_certfile=None if options.tls_certificate is None else str(options.tls_certificate),
             ssl_keyfile=None if options.tls_key is None else str(options.tls_key),
         )
-        self.config.access_log = False  # our own line holds no path
-        self.config.proxy_headers = False  # nobody asks for a client's address
+        self.config.access_log = False  # our own log line holds no path
+        self.config.proxy_headers = False  # a client's address is not used
         self.config.http = _Connection
         self._guarded = server
-        self._server.capture_signals = _no_signals  # the drain is ours
+        self._server.capture_signals = _no_signals  # the server drains by itself
 
     def _add_middlewares(self, app: FastAPI) -> None:
-        """Ours stands before the application with all that it brings along, and not within it."""
+        """Put the guard in front of the application and of the middleware that it brings along, not inside it."""
         server = self._guarded
         self.config.app = Guard(
             app,
@@ -392,7 +421,7 @@ class _REST(RESTServer):
     async def _predict(
         self, name: str, body: bytes | memoryview, headers: dict[str, str]
     ) -> tuple[bytes, dict[str, str]]:
-        """As KServe's route, without the layers between."""
+        """Answer as KServe's route does, without the layers in between."""
         try:
             model = self._model(name)
             if not model.ready:
@@ -404,7 +433,7 @@ class _REST(RESTServer):
             else:
                 request, attributes = self.dataplane.decode(bytes(body), headers)
             answering = model(request, headers)
-            del body, request  # what was made of them is enough
+            del body, request  # the model holds what was decoded
             answer, _ = await answering
             answer, more = self.dataplane.encode(name, answer, headers, attributes)
         except tuple(_ERRORS) as error:
@@ -431,7 +460,7 @@ class _REST(RESTServer):
         return model
 
     def _add_exception_handlers(self, app: FastAPI) -> None:
-        """All in the form that `guard` gives errors, without a traceback in the log."""
+        """Give all errors the form that `guard` gives them, without a traceback in the log."""
         for kind, handler in (
             (RequestError, _request_error),
             (RequestValidationError, _not_v2),
@@ -441,16 +470,19 @@ class _REST(RESTServer):
             app.add_exception_handler(kind, handler)
 
     def close(self) -> None:
-        """Take no new connection."""
-        for one in getattr(self._server, "servers", ()):  # none where it has not started
+        """Accept no new connections."""
+        for one in getattr(self._server, "servers", ()):  # none if it has not started
             one.close()
 
     def shut(self) -> None:
-        """Finish what is in flight, then end."""
+        """Finish the requests in flight, then end."""
         self._server.should_exit = True
 
     async def sweep(self) -> None:
-        """Close connections whose next head has begun and does not arrive, or that do not take their answer."""
+        """Close connections whose next head has started but does not arrive, or that do not accept their answer.
+
+        Free memory is given back to the system as well. This runs until it is cancelled.
+        """
         waiting: dict[Any, tuple[Any, float]] = {}
         bodies = self._guarded.memory
         while True:
@@ -469,12 +501,12 @@ class _REST(RESTServer):
 
 
 class _Connection(HttpToolsProtocol):
-    """With bounds for those who only hold it: on the bytes of a head, and on how many there are."""
+    """A connection with limits against clients that only hold it: on the bytes of a head, and on their number."""
 
     _fresh: ClassVar[dict["_Connection", None]] = {}
-    """Those that may not have sent a whole head yet, the oldest first."""
+    """Connections that may not have sent a whole head yet, the oldest first."""
     _unwanted: ClassVar[set["_Connection"]] = set()
-    """Those that were answered before their bodies had come."""
+    """Connections that were answered before their bodies had arrived."""
     _head = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -513,7 +545,10 @@ class _Connection(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def waits(self) -> tuple[str, int] | None:
-        """What for, and a number that changes when it goes on; None if it is the server's turn, or idle between requests."""
+        """Return what the connection waits for, and a number that changes when it makes progress.
+
+        None if it is the server's turn, or if the connection is idle between requests.
+        """
         if left := self.transport.get_write_buffer_size():
             return "answer", left
         if self.cycle is None or (self.cycle.response_complete and self.timeout_keep_alive_task is None):
@@ -521,7 +556,7 @@ class _Connection(HttpToolsProtocol):
         return None
 
     def _make_room(self) -> None:
-        """Close the oldest one without a request, and if there is none one that is idle: a new one may be a probe."""
+        """Close the oldest connection without a request, or else an idle one. The new connection may be a probe."""
         for one in list(self._fresh):
             if one is self:
                 break
@@ -550,14 +585,14 @@ def _request_error(_: Request, error: Any) -> JSONResponse:
 
 
 def _not_v2(request: Request, error: RequestValidationError) -> JSONResponse:
-    """Where it is wrong, and not what stands there: FastAPI's own answer repeats the body."""
+    """Name the place of the error, but not its content. FastAPI's own answer repeats the body."""
     where = ".".join(str(part)[:64] for part in error.errors()[0]["loc"]) if error.errors() else "body"
     message = f"{where}: not as the V2 protocol has it"
     return _request_error(request, RequestError(message, HTTPStatus.UNPROCESSABLE_ENTITY))
 
 
 def _internal(request: Request, _: Any) -> JSONResponse:
-    """What happened is logged by the guard, where the exception goes on to."""
+    """Answer without details. The exception goes on to the guard, which logs it."""
     return JSONResponse({"error": "internal error", "code": "internal"}, int(HTTPStatus.INTERNAL_SERVER_ERROR))
 
 
@@ -569,7 +604,7 @@ def _told(status: HTTPStatus, code: str) -> Callable[[Request, Any], JSONRespons
 
 
 class _Servicer(InferenceServicer):
-    """Versions are checked; the repository is closed."""
+    """KServe's servicer, which checks versions and keeps the repository closed unless an option opens it."""
 
     def __init__(self, dataplane: DataPlane, extension: ModelRepositoryExtension, server: Server) -> None:
         super().__init__(dataplane, extension)
@@ -603,7 +638,7 @@ class _Servicer(InferenceServicer):
 
 
 class _Door(aio.ServerInterceptor):
-    """What the guard is for HTTP: token, memory, and errors in one form, before a message is read."""
+    """Does for gRPC what the guard does for HTTP, before a message is read: token, memory, and errors in one form."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -624,10 +659,10 @@ class _Door(aio.ServerInterceptor):
                 fields = {"kind": type(error).__name__, "method": method, "where": logs.place(error)}
                 log.error("internal error", extra={"fields": fields})
                 refused = grpc.StatusCode.INTERNAL, "internal error"
-            # not from within, or else gRPC's own exception would keep this one, and that one the message
+            # Outside the handler: otherwise gRPC's own exception would keep this one alive, and this one the message.
             return await context.abort(*refused)  # which raises
 
-        # as a stream of one message, which gRPC does not read by itself before `serve` runs
+        # This is a stream of one message: gRPC does not read it by itself before `serve` runs.
         return grpc.stream_unary_rpc_method_handler(serve, None, handler.response_serializer)
 
     async def _answer(self, handler: Any, method: str, presented: str, context: Any) -> Any:
@@ -641,7 +676,7 @@ class _Door(aio.ServerInterceptor):
             raise limits.stopping()
         if method == "ModelInfer":
             await server.admission.opening()
-        held = 2 * limits.MAX_BODY  # how long a message is shows when it is there, and then it is there twice
+        held = 2 * limits.MAX_BODY  # the length is known only when the message is there, and then it is there twice
         await server.memory.reserve(held)
         try:
             async with asyncio.timeout(limits.SLOW_CLIENT):
@@ -681,7 +716,7 @@ class _GRPC(GRPCServer):
     async def start(self, max_workers: int) -> None:
         options = [(f"grpc.max_{way}_message_length", limits.MAX_BODY) for way in ("send", "receive")]
         options += [("grpc.server_handshake_timeout_ms", int(limits.HEADERS * 1000))]
-        # of a message that nobody reads yet no more is taken in than this
+        # The most that is received of a message that is not being read yet.
         options += [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", limits.MAX_LITTLE)]
         self._server = aio.server(
             futures.ThreadPoolExecutor(max_workers),
@@ -707,8 +742,8 @@ class _GRPC(GRPCServer):
         return grpc.ssl_server_certificate_configuration([(key.read_bytes(), options.tls_certificate.read_bytes())])
 
     def _renewed(self) -> Any:
-        """For every handshake; None keeps what there is."""
+        """Return the certificate for a handshake; None keeps the current one."""
         try:
             return self._certificate()
-        except OSError:  # it is being replaced
+        except OSError:  # the file is being replaced
             return None

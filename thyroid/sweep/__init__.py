@@ -1,1 +1,1 @@
-"""The search for a training's settings."""
+"""The hyper-parameter search, which finds the settings of a training."""

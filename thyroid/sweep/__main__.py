@@ -1,4 +1,4 @@
-"""`python -m thyroid.sweep`: the command of `sweep.search`."""
+"""Run `sweep.search` as the command `python -m thyroid.sweep`."""
 
 from thyroid.sweep.search import main
 

@@ -1,4 +1,4 @@
-"""What a search is: its stages, what each of them tries, on which images and folds."""
+"""The plan of a search: its stages, and what each of them varies, on which images and folds."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,23 +19,24 @@ from thyroid.sweep import studies
 from thyroid.train.settings import CLASS_WEIGHTS, Settings
 
 HEADS, IMAGES = "heads", "images"
-"""The stages."""
+"""The two stages, in this order."""
 TOPS = 3
-"""Best heads that the second stage starts from, beside the default one."""
+"""Number of best heads from which the second stage starts, in addition to the default one."""
 
 DEPTH = 2
-"""Last blocks of the body that are unfrozen at most."""
+"""Largest number of last blocks of the body that are unfrozen."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study: what it searches, and on what. Its folder's name is a digest of this, so that no other study is in it.
+    """A study: what it searches, and on which data. The folder's name has a digest of this, so it holds no other study.
 
     Attributes:
-        folder: of the study.
-        facts: the content of plan.json.
-        table: the development images in order: path, class, label, patient, group, fold (of each as held out), and per fold
-            the part of each: train, validation or held-out.
+        folder: Folder of the study.
+        facts: Content of plan.json.
+        table: The development images in order, with the columns path, class, label, patient, group, fold (the number of
+            the fold that holds the image out), and for every fold a column with the image's part: train, validation or
+            held-out.
     """
 
     folder: Path
@@ -44,29 +45,38 @@ class Plan:
 
     @property
     def classes(self) -> Classes:
+        """The classes of the data version."""
         return classes.of(self.facts)
 
     @property
     def labels(self) -> NDArray[np.float32]:
-        """One-hot [n, classes]."""
+        """One-hot classes of the images, float32 [n, classes]."""
         return self.classes.one_hot(self.table["class"])
 
     @property
     def default(self) -> Settings:
-        """What the training does when it is told nothing."""
+        """Settings that a training uses if it is given none, at the study's image size and for its backbone."""
         return Settings(image_size=self.facts["image_size"], backbone=self.facts["backbone"])
 
     def folds(self) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]]:
-        """Number of each fold and places of its training, validation and held-out images."""
+        """Yield the number of each fold and the indices of its training, validation and held-out images."""
         for number in range(1, self.facts["folds"] + 1):
             part = self.table[f"fold-{number}"]
             train, validation, held = (np.flatnonzero(part == name) for name in ("train", "validation", "held-out"))
             yield number, train, validation, held
 
     def auroc(self, probability: NDArray[np.float64], draws: metrics.Draws | None = None) -> NDArray[np.float64]:
-        """Of out-of-fold probabilities, on the images (first) and on every draw; those without (NaN) do not count.
+        """Return the AUROC of out-of-fold probabilities on the images (first) and on every draw.
 
-        Only pairs within a fold are compared. Of more than two classes each against the rest, and the mean of these.
+        Only pairs within a fold are compared. With more than two classes, it is the mean of the AUROC of each class
+        against the rest.
+
+        Args:
+            probability: Out-of-fold probabilities [n, classes]. Images without one (NaN) do not count.
+            draws: Bootstrap draws of patients; None for the images alone.
+
+        Returns:
+            The AUROC on the images, then on each draw.
         """
         known = np.isfinite(probability[:, 0])
         rows, truth = self.table[known], self.labels[known] == 1
@@ -81,7 +91,7 @@ class Plan:
         )
 
     def space(self, stage: str) -> dict[str, BaseDistribution]:
-        """Parameters of a stage."""
+        """Return the parameters of a stage and their distributions."""
         if stage == HEADS:
             return {
                 "head_rate": FloatDistribution(1e-4, 0.2, log=True),
@@ -99,12 +109,12 @@ class Plan:
         }
 
     def shared(self, stage: str) -> studies.Shared:
-        """The stage's study; trials are pruned from the second fold on."""
+        """Return the study of a stage. Its trials may be pruned from the second fold on."""
         warmup = 2 if stage == HEADS else self.facts["epochs"] + 1
         return studies.Shared(self.folder, stage, self.space(stage), self.facts["seed"], warmup)
 
     def settings(self, stage: str, parameters: Mapping[str, Any]) -> Settings:
-        """What a trial's parameters mean."""
+        """Return the settings that a trial's parameters stand for."""
         if stage == HEADS:
             return replace(self.default, unfrozen=0, **parameters)
         rest = dict(parameters)
@@ -112,19 +122,22 @@ class Plan:
         return replace(heads[min(rest.pop("head"), len(heads) - 1)], **rest)
 
     def heads(self) -> list[Settings]:
-        """The default head, then the best ones of the first stage as `rank` has found them."""
+        """Return the default head and then the best heads of the first stage, as `rank` found them."""
         return [self.default, *(Settings(**one) for one in json.loads((self.folder / "heads.json").read_text()))]
 
     def scores(self, stage: str, number: int) -> Path:
-        """File of a trial's out-of-fold probabilities."""
+        """Return the file with a trial's out-of-fold probabilities."""
         return self.folder / "trials" / f"{stage}-{number}.npy"
 
 
 def read(folder: Path) -> Plan:
-    """The plan of a study.
+    """Read the plan of a study.
+
+    Args:
+        folder: Folder of the study.
 
     Raises:
-        InputError: there is none.
+        InputError: The folder has no plan, or it is damaged.
     """
     try:
         facts = json.loads((folder / "plan.json").read_text())

@@ -1,11 +1,13 @@
-"""What a search found: settings.json for the training, study.json for machines, report.html for people.
+"""Write what a search found: settings.json for the training, study.json for machines, report.html for people.
 
-The best of many trials looks better than it is: it was chosen by the very figure that is then shown. So beside it stands what
-is left after the choice itself is repeated on bootstrap samples of patients and judged on the patients that these left out
-(BBC-CV: Tsamardinos, Greasidou & Borboudakis 2018, 10.1007/s10994-018-5714-4). That errs on the side of caution.
+The best of many trials looks better than it is, because it was chosen by the figure that is then shown. For this reason
+the report also shows a corrected figure. For it, the choice is repeated on bootstrap samples of patients and judged on
+the patients that these left out (BBC-CV: Tsamardinos, Greasidou & Borboudakis 2018, 10.1007/s10994-018-5714-4). The
+correction errs on the side of caution.
 """
 
 import datetime
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,8 +29,10 @@ from thyroid.sweep import plans, studies
 from thyroid.sweep.plans import HEADS, IMAGES, Plan
 from thyroid.train.settings import Settings
 
+log = logging.getLogger(__name__)
+
 SHOWN = 10
-"""Best trials in the report's table."""
+"""Number of best trials in the report's table."""
 CHOICE_DRAWS = 500
 
 _PICTURES: Mapping[str, tuple[str, Callable[..., Any]]] = {
@@ -40,21 +44,24 @@ _PICTURES: Mapping[str, tuple[str, Callable[..., Any]]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """The folder of the results, and study.json's content."""
+    """The folder of the results, and the content of study.json."""
 
     folder: Path
     facts: dict[str, Any]
 
 
 def conclude(folder: Path, output: Path) -> Found:
-    """Write the results of a study, of as many trials as are finished.
+    """Write the results of a study from the trials that are finished.
 
     Args:
-        folder: of the study.
-        output: folder for settings.json, study.json and report.html.
+        folder: Folder of the study.
+        output: Folder for settings.json, study.json and report.html.
+
+    Returns:
+        The folder of the results, and the content of study.json.
 
     Raises:
-        InputError: no trial is finished.
+        InputError: No trial is finished.
     """
     plan = plans.read(folder)
     stages = {stage: plan.shared(stage) for stage in (HEADS, IMAGES)}
@@ -90,15 +97,16 @@ def conclude(folder: Path, output: Path) -> Found:
     )
     atomic.write_json(output / "study.json", facts)
     _write_report(output / "report.html", facts, {s: _drawn(stages[s]) for s in judged})
-    print(
-        f"{plan.facts['backbone']} on {plan.facts['domain']}: AUROC out of fold {metrics.format_interval(chosen['best']['auroc'])} with the "
-        f"settings found, {metrics.format_interval(chosen['default']['auroc'])} with the default ones. {facts['helped']}"
+    log.info(
+        f"{plan.facts['backbone']} on {plan.facts['domain']}: AUROC out of fold "
+        f"{metrics.format_interval(chosen['best']['auroc'])} with the settings found, "
+        f"{metrics.format_interval(chosen['default']['auroc'])} with the default ones. {facts['helped']}"
     )
     return Found(output, facts)
 
 
 def _stage(plan: Plan, stage: str, shared: studies.Shared) -> dict[str, Any]:
-    """The default against the best of a stage, on the same images and draws."""
+    """Compare the default settings with the best trial of a stage, on the same images and draws."""
     trials = {one.number: one for one in shared.trials(TrialState.COMPLETE)}
     scores = {number: np.load(plan.scores(stage, number)) for number in trials}
     draws = metrics.Draws(plan.table["patient"], seed=plan.facts["seed"])
@@ -123,16 +131,16 @@ def _stage(plan: Plan, stage: str, shared: studies.Shared) -> dict[str, Any]:
 
 
 def corrected(plan: Plan, scores: Sequence[NDArray[np.float64]], usual: int) -> dict[str, Any] | None:
-    """What is left of the best trial's lead when the choice is repeated on other patients than those that judge it.
+    """Estimate the best trial's lead with the choice made on other patients than the judgement.
 
     Args:
-        plan: of the study.
-        scores: out-of-fold probabilities of every completed trial.
-        usual: place of the default settings among them.
+        plan: Plan of the study.
+        scores: Out-of-fold probabilities [n, classes] of every completed trial.
+        usual: Index of the default settings in `scores`.
 
     Returns:
-        auroc of the choice and difference to the default settings, on patients that did not take part in the choice; None
-        for a single trial.
+        auroc of the chosen trials, and difference to the default settings, both on patients that did not take part in
+        the choice. None if there is only one trial, or if no bootstrap sample allows an AUROC on both sides.
     """
     if len(scores) < 2:
         return None
@@ -154,16 +162,19 @@ def corrected(plan: Plan, scores: Sequence[NDArray[np.float64]], usual: int) -> 
 
 
 def _helped(chosen: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> str:
-    """Whether the search helped, in a sentence.
+    """Say in words whether the search helped.
 
-    The second stage starts from heads that the first has chosen on the same patients, which its own correction does not see:
-    the stage that leaves least decides.
+    The second stage starts from heads that the first stage chose on the same patients, and its own correction does not
+    see that choice. For this reason the stage with the smaller remaining lead decides.
     """
     if chosen["best"]["number"] == chosen["default"]["number"]:
         return "No trial was better than the default settings."
     lefts = [stage["corrected"]["difference"] for stage in stages if stage["corrected"]]
     left = min(lefts, key=lambda one: -1 if one["low"] is None else one["low"], default=chosen["difference"])
-    tried = f"Of {chosen['finished']} trials that were completed the best is {metrics.format_interval(chosen['difference'])} above the default"
+    tried = (
+        f"Of {chosen['finished']} trials that were completed the best is "
+        f"{metrics.format_interval(chosen['difference'])} above the default"
+    )
     tried += f"; {metrics.format_interval(left)} is left where other patients choose than judge" if lefts else ""
     tried += ", in the stage that leaves least" if len(lefts) > 1 else ""
     if left["low"] is not None and left["low"] > 0:
@@ -186,15 +197,15 @@ def _row(plan: Plan, stage: str, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _drawn(shared: studies.Shared) -> dict[str, str]:
-    """Optuna's pictures of a stage as data addresses; without those that it cannot draw of so few trials."""
+    """Return Optuna's pictures of a stage as data URIs, without those that cannot be drawn of so few trials."""
     drawn = {}
     with plt.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # experimental, and few trials
+        warnings.simplefilter("ignore")  # the functions are experimental, and they warn about few trials
         for name, (title, draw) in _PICTURES.items():
             try:
                 axes = np.ravel(draw(shared.study, target_name="AUROC out of fold"))
             except (ValueError, RuntimeError, ZeroDivisionError) as error:
-                print(f"{shared.name}: no picture of {name}: {error}")
+                log.info(f"{shared.name}: no picture of {name}: {error}")
                 plt.close("all")
                 continue
             figure = axes[0].figure

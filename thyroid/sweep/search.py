@@ -2,17 +2,19 @@
 
     python -m thyroid.sweep --data DIR --ingested DIR --backbone VGG16 --study DIR --output DIR
 
-Every trial is a cross-validation by patient of the development part (train and validation), on the folds that
-`thyroid.train --folds` has. In the stage `heads` the features of every tap are computed once, and a trial fits dense heads
-on them; in the stage `images` a trial is the two-phase recipe with its own crops, image size, augmentation and unfrozen
-depth, from the best heads. Trials that fall behind are pruned between folds and epochs. The study is a folder: stopped at
-any time, the same command goes on, and as many processes or pods as there are work on it (`studies`).
+Every trial is a cross-validation by patient of the development part (train and validation), on the same folds as in
+`thyroid.train --folds`. In the stage `heads`, the features of every tap are computed once, and a trial fits dense heads
+on them. In the stage `images`, a trial is the two-phase recipe with its own crops, image size, augmentation and
+unfrozen depth, and it starts from the best heads. Trials that fall behind are pruned between folds and epochs. A study
+is a folder. A search that was stopped resumes with the same command, and any number of processes or pods can work on it
+(see `studies`).
 """
 
 import argparse
 import functools
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -41,14 +43,22 @@ from thyroid.sweep.plans import HEADS, IMAGES, TOPS, Plan, read
 from thyroid.train import head
 from thyroid.train.settings import Settings
 
+log = logging.getLogger(__name__)
+
 DEVELOPMENT = ("train", "validation")
 CODE = 1
-"""Version of what decides a trial's result (this, train.head, train.twophase, model.inputs, crop): a change raises it."""
+"""Version of the code that decides a trial's result. Raise it with any change.
+
+This code is the present module, train.head, train.twophase, model.inputs and crop.
+"""
 TAPS = 3
-"""Last blocks of the body whose features are tried."""
+"""Number of last blocks of the body whose features are tried."""
 
 Evaluate = Callable[[Settings, Callable[[int, float], None]], NDArray[np.float64]]
-"""Settings to out-of-fold probabilities [n, classes]; what it is given is told how far it is, and may end the trial."""
+"""Function from settings to out-of-fold probabilities [n, classes].
+
+It reports step and AUROC to its second argument, which may end the trial.
+"""
 
 
 def prepare(
@@ -63,17 +73,26 @@ def prepare(
     folds: int = 5,
     seed: int = 0,
 ) -> Plan:
-    """Make the study's folder below `root`, or find it there, and compute the features of every tap.
+    """Create the study's folder below `root`, or find it there, and compute the features of every tap.
 
     Args:
-        data: data version of `crop`; of its test images not even the files are opened.
-        root: folder that the workers share and that outlives them.
-        backbone, domain, weights, image_size, epochs, batch_size, seed: as of `train.train`; the size is that of the first
-            stage, and the second tries half of it and half as much again, too.
-        folds: of the cross-validation in every trial.
+        data: Data version of `crop`. Not even the files of its test images are opened.
+        root: Folder that the workers share and that outlives them.
+        backbone: Name of the backbone, as for `train.train`.
+        domain: Domain of the images; None for the first domain of the data version.
+        weights: Initial weights, as for `train.train`.
+        image_size: Side of the model's input in pixels in the first stage. The second stage also tries 0.5 and 1.5
+            times this size.
+        epochs: Number of epochs of fine-tuning.
+        batch_size: Images per step.
+        folds: Number of folds of the cross-validation in every trial.
+        seed: Seed of folds, training and proposals.
+
+    Returns:
+        The plan of the study.
 
     Raises:
-        InputError: as of `train.train`.
+        InputError: As for `train.train`.
     """
     from thyroid.model import artefacts, backbones
     from thyroid.train import train, twophase
@@ -122,9 +141,9 @@ def prepare(
         if (folder / "plan.json").is_file():
             done = read(folder)
             finished = [f"{done.shared(stage).finished()} trials of {stage}" for stage in (HEADS, IMAGES)]
-            print(f"{folder}: goes on, {' and '.join(finished)} are finished")
+            log.info(f"{folder}: goes on, {' and '.join(finished)} are finished")
             return done
-        print(f"{folder}: a new search on {len(table)} development images of {plan['patients']} patients")
+        log.info(f"{folder}: a new search on {len(table)} development images of {plan['patients']} patients")
         labels, work = classes.of(facts).one_hot(table["class"]), folder / "work" / "features"
         for tap in plan["taps"]:
             settings = Settings(tap=tap, image_size=image_size)
@@ -142,19 +161,19 @@ def prepare(
 
 
 def search_heads(folder: Path, trials: int, workers: int = 1, cores: int = 0) -> int:
-    """Work on the first stage until `trials` are finished, or in progress elsewhere.
+    """Work on the first stage until `trials` are finished, or are in progress elsewhere.
 
     Args:
-        folder: of a study that is prepared.
-        trials: how many the stage is to have, those before an interruption included.
-        workers: processes here.
-        cores: of each; 0 deals out all that there are.
+        folder: Folder of a prepared study.
+        trials: Total number of trials of the stage, including those before an interruption.
+        workers: Number of processes on this machine.
+        cores: Cores per process; 0 divides all cores among them.
 
     Returns:
-        How many are finished.
+        The number of finished trials.
 
     Raises:
-        InputError: the numbers are out of range, or a worker failed and the others could not make up for it.
+        InputError: A number is out of range, or workers failed and the others could not finish their trials.
     """
     return _search(read(folder), HEADS, functools.partial(_heads_alone, folder), trials, workers, cores)
 
@@ -162,14 +181,23 @@ def search_heads(folder: Path, trials: int, workers: int = 1, cores: int = 0) ->
 def search_images(
     folder: Path, data: Path, ingested: Path | None, weights: str, trials: int, workers: int = 1, cores: int = 0
 ) -> int:
-    """Work on the second stage, which `rank` has opened; else as `search_heads`.
+    """Work on the second stage like `search_heads`. `rank` must have been called before.
 
     Args:
-        folder: of the study.
-        data: the data version of `crop` that it was prepared from.
-        ingested: the data version of `ingest` behind that, to crop with other margins; None keeps the margin.
-        weights: as `prepare` was given them.
-        trials, workers, cores: as of `search_heads`.
+        folder: Folder of the study.
+        data: Data version of `crop` from which the study was prepared.
+        ingested: Data version of `ingest` from which `data` was made, to crop with other margins. None requires that
+            the margin does not change.
+        weights: Initial weights that `prepare` was given.
+        trials: Total number of trials of the stage, including those before an interruption; 0 does nothing.
+        workers: Number of processes on this machine.
+        cores: Cores per process; 0 divides all cores among them.
+
+    Returns:
+        The number of finished trials.
+
+    Raises:
+        InputError: The heads are not ranked, a margin needs `ingested`, or as for `search_heads`.
     """
     if trials == 0:
         return 0
@@ -180,7 +208,14 @@ def search_images(
 
 
 def rank(folder: Path) -> list[Settings]:
-    """Between the stages: note the best heads, and let the second stage begin with the default settings and with them."""
+    """Write down the best heads after the first stage, and queue the default settings and these heads for the second.
+
+    Args:
+        folder: Folder of the study.
+
+    Returns:
+        The default head, then the best heads.
+    """
     plan = read(folder)
     trials = sorted(plan.shared(HEADS).trials(TrialState.COMPLETE), key=lambda one: -(one.value or 0.0))
     best = [replace(plan.settings(HEADS, one.params), unfrozen=1) for one in trials[:TOPS]]
@@ -192,7 +227,7 @@ def rank(folder: Path) -> list[Settings]:
 
 
 def _search(plan: Plan, stage: str, alone: Callable[[int, int], None], trials: int, processes: int, cores: int) -> int:
-    """`alone` in this process, or in several, until the trials are done."""
+    """Run `alone` in this process, or in several, until the trials are finished."""
     if trials < 0 or processes < 1:
         raise InputError(f"trials {trials}, workers {processes}: give at least 0 trials and 1 worker")
     cores = cores or max(1, available() // processes)
@@ -209,20 +244,27 @@ def _search(plan: Plan, stage: str, alone: Callable[[int, int], None], trials: i
     if finished < trials:
         codes = ", ".join(str(one.exitcode) for one in running)
         raise InputError(
-            f"{plan.folder}: {finished} of {trials} trials of {stage} are finished and the workers are gone (exit codes "
-            f"{codes}); the same command goes on"
+            f"{plan.folder}: {finished} of {trials} trials of {stage} are finished and the workers are gone "
+            f"(exit codes {codes}); the same command goes on"
         )
     return finished
 
 
 def _child(alone: Callable[[int, int], None], trials: int, cores: int) -> None:
-    """A worker's process, which ends with the one that started it."""
+    """Run a worker in its own process, which ends when the process that started it ends."""
     workers.watch()
     raise SystemExit(errors.command(lambda _: alone(trials, cores))([]))
 
 
 def work_on(plan: Plan, stage: str, trials: int, evaluate: Evaluate) -> None:
-    """Take trials of the stage and evaluate them, as long as there are any."""
+    """Take trials of a stage and evaluate them, as long as there are any.
+
+    Args:
+        plan: Plan of the study.
+        stage: `HEADS` or `IMAGES`.
+        trials: Total number of trials of the stage.
+        evaluate: Function that evaluates the settings of a trial.
+    """
     shared = plan.shared(stage)
     plan.scores(stage, 0).parent.mkdir(exist_ok=True)
     with (
@@ -238,18 +280,18 @@ def work_on(plan: Plan, stage: str, trials: int, evaluate: Evaluate) -> None:
             except (TrialPruned, FloatingPointError) as reason:
                 shared.study.tell(trial, state=TrialState.PRUNED)
                 if not isinstance(reason, TrialPruned):
-                    print(f"trial {trial.number} of {stage}: {reason}", flush=True)
+                    log.info(f"trial {trial.number} of {stage}: {reason}")
             else:
-                _save(plan.scores(stage, trial.number), probability)  # before it counts as finished
+                _save(plan.scores(stage, trial.number), probability)  # before the trial counts as finished
                 shared.study.tell(trial, float(plan.auroc(probability)[0]))
             bar.update(shared.finished() - bar.n)
 
 
 def _report(trial: Trial, step: int, value: float, prune: bool) -> None:
-    """Tell Optuna how a trial is doing.
+    """Report the AUROC of a trial to Optuna.
 
     Raises:
-        TrialPruned: it has fallen behind.
+        TrialPruned: The trial has fallen behind.
     """
     trial.report(value, step)
     if prune and trial.should_prune():
@@ -265,7 +307,17 @@ def _heads_alone(folder: Path, trials: int, cores: int) -> None:
 def evaluate_heads(
     plan: Plan, cache: dict[str, list[NDArray]], settings: Settings, report: Callable[[int, float], None]
 ) -> NDArray[np.float64]:
-    """Out-of-fold probabilities of dense heads on the study's features, which `cache` keeps by tap."""
+    """Return the out-of-fold probabilities of dense heads on the study's features.
+
+    Args:
+        plan: Plan of the study.
+        cache: Features of each tap, one array per view; filled as needed.
+        settings: Settings of the trial.
+        report: Receives the number of every finished fold and the AUROC so far.
+
+    Returns:
+        Probabilities [n, classes].
+    """
     labels, probability = plan.labels, np.full(plan.labels.shape, np.nan)
     if settings.tap not in cache:
         files = sorted((plan.folder / "features").glob(f"{settings.tap or 'last'}-*.npy"))
@@ -296,7 +348,23 @@ def evaluate_images(
     settings: Settings,
     report: Callable[[int, float], None],
 ) -> NDArray[np.float64]:
-    """Out-of-fold probabilities of the recipe from the images on."""
+    """Return the out-of-fold probabilities of the two-phase recipe, from the images on.
+
+    Args:
+        plan: Plan of the study.
+        data: Data version of `crop` from which the study was prepared.
+        ingested: Data version of `ingest` from which `data` was made; None if the margin does not change.
+        start: Initial weights from `backbones.find_weights`.
+        settings: Settings of the trial.
+        report: Receives the number of every epoch, counted over all folds, and the AUROC so far.
+
+    Returns:
+        Probabilities [n, classes].
+
+    Raises:
+        FloatingPointError: The training diverged.
+        InputError: The images are not those of the study, or another margin needs `ingested`.
+    """
     from thyroid.model.backend import keras
     from thyroid.train import checkpoints, twophase
 
@@ -304,7 +372,7 @@ def evaluate_images(
     probability = np.full(plan.labels.shape, np.nan)
     name = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:16]
     work, steps = plan.folder / "work" / name, plan.facts["epochs"] + 1
-    # a trial that is tried again goes on where its worker died; another worker with the same settings waits
+    # A retried trial resumes where its worker died. Another worker with the same settings waits.
     with (
         progress.silent(),
         locks.held(work.with_suffix(".lock")),
@@ -337,7 +405,18 @@ def job_of(
     labels: NDArray[np.float32],
     work: Path,
 ) -> Iterator[Any]:
-    """A job of `twophase` as a training makes it; its work folder goes unless the process is killed."""
+    """Yield a job of `twophase` as a training makes it.
+
+    Its work folder is removed after the block, also if the trial was pruned. It is kept after any other error.
+
+    Args:
+        plan: Content of plan.json.
+        start: Initial weights from `backbones.find_weights`.
+        settings: Settings of the trial.
+        table: Rows of `development`.
+        labels: One-hot classes of these rows, float32 [n, classes].
+        work: Folder for the training's state.
+    """
     from thyroid.model import backbones
     from thyroid.model.backend import keras
     from thyroid.train import twophase
@@ -366,7 +445,7 @@ def job_of(
 
 
 def _images(plan: Plan, data: Path, ingested: Path | None, margin: float) -> pd.DataFrame:
-    """The study's images with another margin, cropped into its folder unless they are there."""
+    """Return the study's images with another margin. They are cropped into its folder unless they are there."""
     if plan.facts["margins"] and margin != tables.read_facts(data)["margin"]:
         if ingested is None:
             raise InputError("other margins need the data version of thyroid.ingest (--ingested)")
@@ -384,7 +463,15 @@ def _images(plan: Plan, data: Path, ingested: Path | None, margin: float) -> pd.
 
 
 def development(data: Path, domain: str) -> pd.DataFrame:
-    """Images of the development part, in an order that does not depend on how they were cropped."""
+    """Return the images of the development part, in an order that does not depend on how they were cropped.
+
+    Args:
+        data: Data version of `crop`.
+        domain: Domain of the images.
+
+    Returns:
+        Rows of `tables.examples`.
+    """
     table = tables.examples(data, domain)
     regions = tables.read(data)[1].set_index("crop_path")["index"]
     table = table[table["split"].isin(DEVELOPMENT)].assign(region=table["name"].map(regions))
@@ -392,7 +479,7 @@ def development(data: Path, domain: str) -> pd.DataFrame:
 
 
 def _save(file: Path, values: NDArray) -> None:
-    """Write an array whole or not at all."""
+    """Write an array completely or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file, durable=False) as temporary, temporary.open("wb") as handle:
         np.save(handle, values)
@@ -400,6 +487,7 @@ def _save(file: Path, values: NDArray) -> None:
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run a search from the command line."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.sweep", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.crop")
     parser.add_argument("--ingested", type=Path, help="that of thyroid.ingest behind it, to try other crop margins")

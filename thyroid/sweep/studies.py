@@ -1,10 +1,10 @@
-"""A study of Optuna in a folder that several processes or pods share, and that survives their death.
+"""A study of Optuna in a folder, which several processes or pods share and which survives their death.
 
-    <folder>/journal.log   every trial, one line an event (Optuna's journal: no database)
-    <folder>/workers/      a file a living worker, which it holds locked: a lock ends with the process, however that ends
+    <folder>/journal.log   every trial, one line per event (Optuna's journal; there is no database)
+    <folder>/workers/      one file per living worker, which holds a lock on it; the lock always ends with the process
 
-A trial is taken under a lock together with the name of its worker. So the trial of a worker that is no more is told from one
-in progress: it is marked as failed, and its parameters are tried once more.
+A trial is taken under a lock, together with the name of its worker. This distinguishes a trial whose worker is dead
+from one that is in progress: the former is marked as failed, and its parameters are tried once more.
 """
 
 import os
@@ -27,18 +27,19 @@ from thyroid.errors import InputError
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 STARTUP = 10
-"""Random trials before the sampler learns from them, and trials before one is pruned."""
+"""Number of random trials before the sampler learns from them. Half as many must be completed before one is pruned."""
 
 AGAIN, FIRST, WORKER = "again", "first", "worker"
-"""What a trial may be marked with: the number of the one that it repeats, that it is what others are held against, its worker."""
+"""Marks of a trial: the number of the trial that it repeats, whether it is the others' baseline, and its worker."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class _Lock(JournalFileOpenLock):
-    """Optuna's lock around a write. It ends with the process, and half a line that one left behind is cut off first.
+    """Optuna's lock around a write, which ends with the process.
 
-    The next line would be glued to it, and the journal could not be read any more (optuna 5.0).
+    Before a write it removes half a line that a dead process has left. Otherwise the next line would be appended to it,
+    and the journal could no longer be read (optuna 5.0).
     """
 
     def __init__(self, journal: Path) -> None:
@@ -46,6 +47,7 @@ class _Lock(JournalFileOpenLock):
         self.lock = locks.of(journal.with_suffix(".lock"))
 
     def acquire(self) -> bool:
+        """Wait for the lock, and truncate the journal after its last complete line."""
         self.lock.acquire()
         with self.journal.open("rb+") as file:
             content = file.seek(0, os.SEEK_END)
@@ -55,6 +57,7 @@ class _Lock(JournalFileOpenLock):
         return True
 
     def release(self) -> None:
+        """Release the lock."""
         self.lock.release()
 
 
@@ -62,19 +65,21 @@ class Shared:
     """One of the studies in a folder.
 
     Args:
-        folder: that the workers share; it is made.
-        name: of the study.
-        space: of the parameters.
-        seed: of the proposals. A worker alone repeats them; several get what is next when they ask.
-        warmup: steps of a trial before it may be pruned.
+        folder: Folder that the workers share. It is created if needed.
+        name: Name of the study.
+        space: Parameters and their distributions.
+        seed: Seed of the proposals. With a single worker they are reproducible; with several, each gets the next one
+            when it asks.
+        warmup: Number of steps before a trial may be pruned.
 
     Raises:
-        InputError: the journal is damaged, or the study has another space.
+        InputError: The journal is damaged, or the study has another space.
     """
 
     def __init__(
         self, folder: Path, name: str, space: Mapping[str, BaseDistribution], seed: int = 0, warmup: int = 0
     ) -> None:
+        """Open the study, or create it."""
         self.folder, self.name, self.space, self.seed = folder, name, space, seed
         folder.mkdir(parents=True, exist_ok=True)
         journal = folder / "journal.log"
@@ -93,26 +98,35 @@ class Shared:
             for one, distribution in trial.distributions.items():
                 if space.get(one) != distribution:
                     raise InputError(
-                        f"{folder}: its study {name!r} searched {one} in {distribution}, not in {space.get(one)}; give another folder"
+                        f"{folder}: its study {name!r} searched {one} in {distribution}, not in {space.get(one)}; "
+                        "give another folder"
                     )
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """Those in one of the states, or all."""
+        """Return the trials in one of the states, or all trials."""
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     def finished(self) -> int:
-        """Trials that were completed or pruned."""
+        """Return the number of trials that were completed or pruned."""
         return len(self.trials(*FINISHED))
 
     def enqueue(self, parameters: list[dict[str, Any]]) -> None:
-        """Try these before any others; the first is what the others are held against. Once is enough, more do no harm."""
+        """Queue these parameters before all others. The first one is the baseline. Repeated calls do no harm."""
         with locks.held(self.folder / "ask.lock"):
-            done = len(self.trials())  # nothing else is asked for before
+            done = len(self.trials())  # before this call nothing else has been asked for
             for number, values in enumerate(parameters[done:], done):
                 self.study.enqueue_trial(values, user_attrs={} if number else {FIRST: True})
 
     def ask(self, wanted: int, worker: str) -> optuna.Trial | None:
-        """The next trial; None where `wanted` are finished or in progress."""
+        """Take the next trial.
+
+        Args:
+            wanted: Total number of trials of the study.
+            worker: Name of the worker from `worker`.
+
+        Returns:
+            The trial; None if `wanted` trials are finished or in progress.
+        """
         with locks.held(self.folder / "ask.lock"):
             self._bury(worker)
             begun = self.trials(*FINISHED, TrialState.RUNNING)
@@ -128,7 +142,7 @@ class Shared:
             return trial
 
     def _bury(self, worker: str) -> None:
-        """Mark the trials of dead workers as failed, after their parameters wait to be tried again (once)."""
+        """Mark the trials of dead workers as failed, after their parameters were queued again (once)."""
         trials = self.trials()
         repeated = {trial.user_attrs.get(AGAIN) for trial in trials}
         for trial in trials:
@@ -152,7 +166,7 @@ class Shared:
 
 @contextmanager
 def worker(folder: Path) -> Iterator[str]:
-    """A name for this process, which counts as alive until the end of the block or of the process."""
+    """Yield a name for this process. It counts as alive until the block or the process ends."""
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     file = folder / "workers" / name
     with locks.held(file):

@@ -1,1 +1,1 @@
-"""The training step: one backbone on one domain."""
+"""Trains one backbone on one domain (the training step)."""

@@ -1,4 +1,4 @@
-"""`python -m thyroid.train`: the command of `train.train`."""
+"""Runs `train.train` as the command `python -m thyroid.train`."""
 
 from thyroid.train.train import main
 

@@ -1,7 +1,8 @@
-"""What lets a stopped training go on: arrays saved whole or not at all, and the callback that saves a fit's whole state.
+"""Saves the state of a training so that it can resume after an interruption.
 
-Keras' BackupAndRestore keeps weights, optimizer and epoch. A run that is to end as if it had never been stopped also needs
-what early stopping has seen, the figures so far, and its place within the epoch.
+Keras' BackupAndRestore keeps weights, optimizer and epoch. To end as if it had never been stopped, a training also
+needs the state of early stopping, the metrics so far, and its position within the epoch. The callback `Resume` saves
+all of this. Arrays are written as a whole or not at all.
 """
 
 import json
@@ -26,23 +27,28 @@ from thyroid.model import inputs
 from thyroid.model.backend import keras, tf
 
 SAVE_SECONDS = 30.0
-"""The state is saved this often, and on SIGTERM: all that a kill -9 can cost."""
+"""The state is saved after this time, and on SIGTERM. A kill -9 loses no more work than this."""
 
 Arrays = dict[str, NDArray[Any]]
 
 
 class TrainingDivergedError(InputError):
-    """The loss is no longer a finite number."""
+    """Raised when the loss, a feature or a weight is no longer a finite number."""
 
 
 def save(path: Path, **arrays: Any) -> None:
-    """Write arrays (.npz) so that a reader finds the old file or the new one, never half of one."""
+    """Write arrays to a .npz file. A reader finds either the old file or the new one, never half of one."""
     with replacing(path, durable=False, shared=False) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
 def load(path: Path) -> Arrays | None:
-    """The arrays of `path`; None, with a word about it, if it is damaged (zip's checksums), and silently if there is none."""
+    """Read the arrays of a .npz file.
+
+    Returns:
+        The arrays by name, or None if there is no file. If the file is damaged (by zip's checksums), a message is
+        printed and the result is None, too.
+    """
     if not path.exists():
         return None
     try:
@@ -54,24 +60,25 @@ def load(path: Path) -> Arrays | None:
 
 
 class Resume(keras.callbacks.Callback):
-    """Save the state of a fit and start from it.
+    """Saves the state of a fit, and restores it when the fit is started again.
 
-    Put it after `stopper`. Fit with `initial_epoch=resume.epoch`, unless `resume.finished`.
+    Put it after `stopper` in the list of callbacks. Fit with `initial_epoch=resume.epoch`, unless `resume.finished`.
 
     Args:
-        folder: where the state goes; the one before is kept, for the case that the newest is damaged.
-        epochs: the batches, whose place is set.
+        folder: Folder for the state. The previous state is kept, too, in case the newest one is damaged.
+        epochs: The batches, whose epoch and position this callback sets.
         stopper: Keras' EarlyStopping with restore_best_weights.
-        label: of the progress messages.
+        label: Prefix of the progress messages.
     """
 
     def __init__(self, folder: Path, epochs: inputs.Epochs, stopper: Any, label: str) -> None:
+        """Read the newest state in `folder` that is not damaged."""
         super().__init__()
         self.file, self.older = folder / "state.npz", folder / "state-before.npz"
         self.epochs, self.stopper, self.label = epochs, stopper, label
         state = load(self.file)
         if state is None:
-            self.file.unlink(missing_ok=True)  # a damaged one must not take the place of the one before
+            self.file.unlink(missing_ok=True)  # a damaged state must not replace the previous one
             state = load(self.older)
         self.state: Arrays | None = state
         self.facts: dict[str, Any] = json.loads(str(state["facts"])) if state else {}
@@ -85,10 +92,11 @@ class Resume(keras.callbacks.Callback):
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row an epoch, those before the interruption included."""
+        """Return the history with one row per epoch, including the epochs before the interruption."""
         return pd.DataFrame(self.rows)
 
     def on_train_begin(self, logs: Any = None) -> None:
+        """Handle SIGTERM, and restore early stopping. Without a state save the first one."""
         self.saved = time.monotonic()
         self.previous_handler: Any = None
         if self._in_main_thread():
@@ -96,7 +104,7 @@ class Resume(keras.callbacks.Callback):
         if self.state:
             for name, value in self.facts["stopper"].items():
                 setattr(self.stopper, name, value)
-            if "best0" in self.state:  # what is frozen is as it was
+            if "best0" in self.state:  # frozen weights have not changed
                 self.stopper.best_weights = [
                     variable.numpy() if place is None else self.state[f"best{place}"]
                     for variable, place in self._places()
@@ -105,16 +113,24 @@ class Resume(keras.callbacks.Callback):
             self._save()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Set the epoch of the batches, and the number of images that it has seen already."""
         self.epoch = epoch
         self.epochs.epoch, self.epochs.seen = epoch, self.seen
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Restore the state before the first batch that it has not seen."""
         if self.state and batch * self.epochs.batch_size >= self.seen:
             self._restore(self.state)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Count the images, and save the state if it is due.
+
+        Raises:
+            TrainingDivergedError: The loss or a weight is not a finite number.
+            SystemExit: SIGTERM has arrived. The state has been saved.
+        """
         if self.state:
-            if batch + 1 == self.epochs.steps:  # it was saved after an epoch's last batch
+            if batch + 1 == self.epochs.steps:  # the state was saved after the epoch's last batch
                 self._restore(self.state)
             return
         if logs and not np.isfinite(logs["loss"]):
@@ -123,13 +139,22 @@ class Resume(keras.callbacks.Callback):
         self._save_if_due()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Add the epoch to the history, and save the state if it is due or the fit has finished.
+
+        Raises:
+            TrainingDivergedError: A weight is not a finite number.
+            SystemExit: SIGTERM has arrived. The state has been saved.
+        """
         self.rows.append({"epoch": epoch + 1} | {name: float(value) for name, value in (logs or {}).items()})
         self.epoch, self.seen = epoch + 1, 0
         self.finished = bool(self.model.stop_training)
         self._save_if_due()
 
     def close(self) -> None:
-        """Give the signal back. In a `finally`, since Keras ends a failed fit without a callback."""
+        """Restore the previous handler of SIGTERM.
+
+        Call this in a `finally` block, because Keras calls no callback at the end of a failed fit.
+        """
         if self._in_main_thread() and getattr(self, "previous_handler", None) is not None:
             signal.signal(signal.SIGTERM, self.previous_handler)
 
@@ -187,14 +212,14 @@ class Resume(keras.callbacks.Callback):
         _assign(self.model.optimizer.variables, state, "optimizer")
         if self.seen:
             _assign(self.model.metrics_variables, state, "metric")
-        # The schedule counts steps, and a batch that was halved since the state was saved makes more of them.
+        # The schedule counts steps, of which there are more if the batch was halved after the state was saved.
         factor = self.facts["batch_size"] / self.epochs.batch_size
         steps = self.model.optimizer.iterations
         steps.assign(round(int(steps.numpy()) * factor))
         self.state = None
 
     def _places(self) -> list[tuple[Any, int | None]]:
-        """Every weight of the model with its place among the trainable ones."""
+        """Return every weight of the model with its index among the trainable ones, or None if it is frozen."""
         trainable = {id(variable): i for i, variable in enumerate(self.model.trainable_variables)}
         return [(variable, trainable.get(id(variable))) for variable in self.model.weights]
 
@@ -204,16 +229,27 @@ class Resume(keras.callbacks.Callback):
 
 
 class Watch(keras.callbacks.Callback):
-    """Adds to every epoch's figures: seconds, those since the training began, images a second, peak memory so far."""
+    """Adds time, speed and memory to the metrics of every epoch.
+
+    These are the seconds of the epoch, the seconds since the training began, images per second, and the peak memory so
+    far.
+
+    Args:
+        images: Number of training images.
+        began: time.monotonic() at the start of the training.
+    """
 
     def __init__(self, images: int, began: float) -> None:
+        """Store the arguments."""
         super().__init__()
         self.images, self.began = images, began
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Start the clock of the epoch."""
         self.started = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Add the values to the metrics of the epoch."""
         seconds = time.monotonic() - self.started
         if logs is not None:
             logs |= {
@@ -224,9 +260,9 @@ class Watch(keras.callbacks.Callback):
 
 
 def memory() -> dict[str, float]:
-    """Peak memory of this process, and of the first GPU where there is one, in MB."""
+    """Return the peak memory in MB of this process, and of the first GPU if there is one."""
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would include what the parent process had when it started this one
+    if status.exists():  # ru_maxrss would include the memory of the parent process at the fork
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         used = int(lines["VmHWM"].split()[0]) * 1024
     else:

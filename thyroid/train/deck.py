@@ -1,9 +1,15 @@
-"""The slide deck's recipe, mistakes included, so that its results can be reproduced and explained. Never a default.
+"""Trains by the slide deck's recipe, mistakes included, so that its results can be reproduced and explained.
 
-Images scaled by 1/255 whatever the backbone expects; featurewise centre and deviation asked for without `fit`, which does
-nothing; one ImageDataGenerator for both subsets, so validation images are augmented, too; `validation_split` by position
-among file names, so a patient's images fall on both sides; all layers trained, BatchNorm included; the epoch with the best
-accuracy kept. The deck names no optimizer: Adam at Keras' default rate.
+The recipe is never a default. It does the following:
+
+- It scales images by 1/255, whatever the backbone expects.
+- It asks for featurewise centre and deviation without calling `fit`, which has no effect.
+- It uses one ImageDataGenerator for both subsets, so validation images are augmented, too.
+- Its `validation_split` goes by position among file names, so a patient's images fall on both sides.
+- It trains all layers, BatchNorm included.
+- It keeps the epoch with the best accuracy.
+
+The deck does not name an optimizer, so Adam at Keras' default rate is used.
 """
 
 import tempfile
@@ -22,11 +28,11 @@ from thyroid.train import checkpoints, epoch_bar
 from thyroid.train.twophase import Fitted, Job, compile_model
 
 VALIDATION_SHARE = 0.1
-RATE = 1e-3  # Adam's in Keras
+RATE = 1e-3  # Adam's default in Keras
 
 
 def generator() -> Any:
-    """The deck's ImageDataGenerator, which Keras keeps as a legacy class."""
+    """Return the deck's ImageDataGenerator, which Keras keeps as a legacy class."""
     from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
     return ImageDataGenerator(
@@ -47,7 +53,19 @@ def generator() -> Any:
 def flows(
     table: pd.DataFrame, classes: Classes, size: int, batch_size: int, seed: int, folder: Path
 ) -> tuple[Any, Any]:
-    """The deck's two subsets of one folder, as links below `folder`: (training, validation)."""
+    """Return the deck's training and validation subsets of one folder.
+
+    Args:
+        table: Images with class and file (full path).
+        classes: Classes of the images.
+        size: Side of the square image in pixels.
+        batch_size: Images per step.
+        seed: Seed of order and augmentation.
+        folder: Empty folder in which links to the images are made.
+
+    Raises:
+        InputError: No class has enough images to set one aside.
+    """
     if (most := table.groupby("class").size().max()) < 1 / VALIDATION_SHARE:
         raise InputError(
             f"the deck's recipe sets every tenth image of a class aside, and no class has more than {most}"
@@ -73,12 +91,23 @@ def flows(
 
 
 def fit(job: Job, table: pd.DataFrame, classes: Classes, name: str) -> tuple[Fitted, pd.Series]:
-    """Train job.model (of `backbones.build(deck=True)`) on the images of `table`, a tenth set aside as in the deck.
+    """Train job.model on the images of a table, with a tenth of them set aside as in the deck.
 
-    As the deck had it, a training that is stopped starts anew.
+    As in the deck, a training that was stopped cannot resume and starts from the beginning.
+
+    Args:
+        job: The training. Its model comes from `backbones.build(deck=True)`.
+        table: Images with class and file (full path).
+        classes: Classes of the images.
+        name: Name of this fit's folder in job.work.
 
     Returns:
-        What was kept, by the deck's own validation accuracy; and train or validation per row of `table`.
+        The epoch with the best validation accuracy on the deck's own split, and "train" or "validation" per row of
+        `table`.
+
+    Raises:
+        TrainingDivergedError: The loss is not a finite number.
+        InputError: No class has enough images to set one aside.
     """
     model, work, size = job.model, job.work / name, job.model.input_shape[1]
     work.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     python -m thyroid.diagnose --data DIR --models DIR [DIR ...]
 
-Each check answers one of the ways in which the slide deck's trainings went wrong. A sound training has no finding. The test
-set's images are not looked at, only which patients they are of.
+Each check looks for one of the ways in which the slide deck's trainings went wrong. A sound training has no finding.
+The checks do not read the images of the test set, only which patients they belong to.
 """
 
 import argparse
@@ -30,21 +30,26 @@ from thyroid.model.network import Network
 from thyroid.train import plots, record
 
 SAMPLE = 48
-"""Images a check looks at, where it does not need all."""
+"""Number of images that a check looks at if it does not need all of them."""
 
 SCALE_TOLERANCE = 5.0
-"""The spread at the stem may differ from what the weights expect by this factor."""
+"""The spread at the stem may differ from the one that the weights expect by this factor."""
 CONSTANT_SPREAD = 0.1
-"""A predictor that always names one class is called constant if 90 % of its probabilities lie this close together."""
+"""A model that always predicts one class is called constant if 90 % of its probabilities lie within this range."""
 BATCH_NORM_SHIFT = 0.1
-"""Mean difference in probability between BatchNorm's moving statistics and those of the batch itself."""
+"""Tolerated mean difference in probability between BatchNorm's moving statistics and those of the batch itself."""
 SERVING_TOLERANCE = 0.01
-"""Largest difference in probability between an image as trained on and as served."""
+"""Tolerated difference in probability between an image as it is read in training and as it is served."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, by its name in the field, and in words with its figures."""
+    """Describes what is wrong with a model.
+
+    Attributes:
+        name: Name of the mistake in the field.
+        text: Description with figures.
+    """
 
     name: str
     text: str
@@ -52,7 +57,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Of one trained model: `figures` by check, and findings (none for a sound training)."""
+    """Holds the diagnosis of one trained model.
+
+    Attributes:
+        backbone: Name of the backbone.
+        train_domain: Domain that the model was trained on.
+        recipe: Recipe of the training.
+        figures: Figures by check.
+        findings: What is wrong. Empty for a sound training.
+    """
 
     backbone: str
     train_domain: str
@@ -61,7 +74,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
 
     def facts(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the diagnosis as JSON."""
         return {
             "backbone": self.backbone,
             "train_domain": self.train_domain,
@@ -72,14 +85,14 @@ class Diagnosis:
 
 
 def diagnose(data: Path, folder: Path) -> Diagnosis:
-    """Look into a finished training.
+    """Diagnose the model of a finished training.
 
     Args:
-        data: data version of `crop` that it was trained on.
-        folder: of `train`.
+        data: Data version of `crop` that the model was trained on.
+        folder: Output folder of `train`.
 
     Raises:
-        InputError: not a finished training, or of another data version.
+        InputError: The training is not finished, or belongs to another data version.
     """
     model = record.read(folder)
     if model["data_digest"] != tables.read(data)[2]["digest"]:
@@ -96,15 +109,15 @@ def examine(
     network: Network,
     decode: inputs.Decode = inputs.decode,
 ) -> Diagnosis:
-    """Look into a trained model.
+    """Diagnose a trained model.
 
     Args:
-        data: data version of `crop` that it was trained on.
-        model: its facts (train.json).
-        parts: what it used each image for ("train" or "validation"), by file.
-        trained: the model.
-        network: the graph of it.
-        decode: who reads the images.
+        data: Data version of `crop` that the model was trained on.
+        model: Facts of the training (train.json).
+        parts: What the training used each image for ("train" or "validation"), by file.
+        trained: The model.
+        network: Graph of the model.
+        decode: Function that reads the images.
     """
     given = kinds.of(tables.read(data)[2])
     table = tables.examples(data, model["train_domain"])
@@ -135,7 +148,17 @@ Checked = tuple[dict[str, Any], list[Finding]]
 
 
 def scale(backbone: str, network: Any, pixels: NDArray[np.uint8]) -> dict[str, float]:
-    """Range of what enters the body; its spread at the first convolution, and the one that the weights expect there."""
+    """Measure the scale of a network's input.
+
+    Args:
+        backbone: Name of the backbone.
+        network: Model of `backbones.build`.
+        pixels: uint8 [n, size, size, 1 or 3].
+
+    Returns:
+        input_low and input_high, the range of what enters the body; stem_spread, the standard deviation in front of the
+        first convolution; and expected_stem_spread, the one that the pre-trained weights expect.
+    """
     body = network.get_layer(backbones.BODY)
     stem = keras.Model(body.input, _before_convolution(body)[-1].output)
     image = inputs.rgb(tf.constant(pixels))
@@ -149,13 +172,16 @@ def scale(backbone: str, network: Any, pixels: NDArray[np.uint8]) -> dict[str, f
 
 
 def _before_convolution(body: Any) -> list[Any]:
-    """Layers in front of the first convolution; EfficientNet rescales and normalises there. Padding dilutes the spread."""
+    """Return the layers in front of the first convolution, where EfficientNet rescales and normalises.
+
+    Padding layers are left out, because they dilute the spread.
+    """
     first = next(i for i, layer in enumerate(body.layers) if isinstance(layer, keras.layers.Conv2D))
     return [layer for layer in body.layers[:first] if "pad" not in layer.name]
 
 
 def _scale(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Checked:
-    """Double rescaling, or another scale than the weights were trained on."""
+    """Check for double rescaling, or another scale than the one that the weights were trained on."""
     row = backbones.get(model["backbone"])
     figures = scale(row.name, network, pixels)
     spread, expected = figures["stem_spread"], figures["expected_stem_spread"]
@@ -178,7 +204,10 @@ def _scale(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Ch
 
 
 def _predictor(validation: pd.DataFrame, probability: NDArray[np.float64], classes: Classes) -> Checked:
-    """A model that always names one class has the majority's accuracy and, of two classes, a balanced accuracy of one half."""
+    """Check for a model that always predicts one class.
+
+    Such a model has the accuracy of the majority and, with two classes, a balanced accuracy of one half.
+    """
     truth, called = classes.index(validation["class"]), probability.argmax(axis=1)
     low, high = np.quantile(classes.malignant(probability), [0.05, 0.95])
     figures = {
@@ -194,9 +223,9 @@ def _predictor(validation: pd.DataFrame, probability: NDArray[np.float64], class
     return {"predictor": figures}, [
         Finding(
             "constant predictor",
-            f"every validation image is called {classes.names[called[0]]}, 90 % of the probabilities of malignant lie between "
-            f"{low:.3f} and {high:.3f}: balanced accuracy {figures['balanced_accuracy']:.3f}, so its accuracy of "
-            f"{figures['accuracy']:.3f} is the share of a class, not skill",
+            f"every validation image is called {classes.names[called[0]]}, 90 % of the probabilities of malignant lie "
+            f"between {low:.3f} and {high:.3f}: balanced accuracy {figures['balanced_accuracy']:.3f}, so its accuracy "
+            f"of {figures['accuracy']:.3f} is the share of a class, not skill",
         )
     ]
 
@@ -209,7 +238,7 @@ def _label_order(
     given: Classes,
     decode: inputs.Decode = inputs.decode,
 ) -> Checked:
-    """On images that it was trained on, the malignant column must be higher for malignant images."""
+    """Check that the malignant column is higher for malignant images among those that the model was trained on."""
     figures = {"classes": model["classes"]}
     if classes != given:
         text = f"the model's classes are in the order {model['classes']}, everything else uses {list(given.names)}"
@@ -227,12 +256,12 @@ def _label_order(
 
 
 def _leakage(table: pd.DataFrame) -> Checked:
-    """Patients, and groups of near-duplicates, that are in more than one of train, validation and test."""
+    """Check for patients and groups of near-duplicates in more than one of train, validation and test."""
     figures, findings = {}, []
     for what, column in (("patient", "patient"), ("duplicate", "group")):
         sides = table.groupby(column)["part"].agg(lambda part: tuple(sorted(set(part))))
         crossing = sides[sides.map(len) > 1]
-        if what == "duplicate":  # a patient on two sides takes its group with it and was counted already
+        if what == "duplicate":  # a patient in two parts also splits its group, and was already counted
             whole = table.groupby("group")["patient"].nunique()
             crossing = crossing[whole[crossing.index] > 1]
         figures[f"{what}s_across_parts"] = len(crossing)
@@ -250,7 +279,7 @@ def _leakage(table: pd.DataFrame) -> Checked:
 
 
 def _classes(table: pd.DataFrame, classes: Classes) -> Checked:
-    """Images of each class in each part."""
+    """Check that each part has images of each class."""
     figures = {
         part: {name: int(((table["part"] == part) & (table["class"] == name)).sum()) for name in classes.names}
         for part in tables.SPLITS
@@ -265,7 +294,10 @@ def _classes(table: pd.DataFrame, classes: Classes) -> Checked:
 
 
 def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Checked:
-    """Trained BatchNorm keeps moving statistics; if they do not describe the images, inference differs from training."""
+    """Check the moving statistics of trained BatchNorm layers.
+
+    If they do not describe the images, inference differs from training.
+    """
     body = network.get_layer(backbones.BODY)
     layers = [layer for layer in body.layers if isinstance(layer, keras.layers.BatchNormalization)]
     trained = [layer for layer in layers if layer.trainable]
@@ -289,15 +321,15 @@ def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) 
     return {"batch_norm": figures}, [
         Finding(
             "BatchNorm statistics",
-            f"probabilities move by {shift:.2f} on average between moving statistics (inference) and those of a batch of "
-            f"{len(batch)} (training): the {len(trained)} BatchNorm layers were trained with batches of "
+            f"probabilities move by {shift:.2f} on average between moving statistics (inference) and those of a batch "
+            f"of {len(batch)} (training): the {len(trained)} BatchNorm layers were trained with batches of "
             f"{model['batch_size']} for too few steps; keep them in inference mode",
         )
     ]
 
 
 def _serving(model: dict[str, Any], network: Network, table: pd.DataFrame, pixels: NDArray[np.uint8]) -> Checked:
-    """The answer to an image as the training read it, against the answer to the same image as the endpoint reads it."""
+    """Compare the answers to the same images, read as the training read them and as the endpoint reads them."""
     files = [Path(file).read_bytes() for file in table["file"]]
     served = np.stack([images.rgb(images.square(data, pixels.shape[1])) for data in files])
     if model["recipe"] == "deck":
@@ -317,13 +349,14 @@ def _serving(model: dict[str, Any], network: Network, table: pd.DataFrame, pixel
         Finding(
             "training and serving differ",
             f"the same image, read as in training and as the endpoint reads it, moves the probability by up to "
-            f"{difference:.3f} (pixels by {figures['pixel_difference']:.1f} grey levels on average): use one way of reading",
+            f"{difference:.3f} (pixels by {figures['pixel_difference']:.1f} grey levels on average): "
+            "use one way of reading",
         )
     ]
 
 
 def tell(diagnosis: Diagnosis) -> str:
-    """In words, for a terminal."""
+    """Describe a diagnosis in words, for a terminal."""
     lines = [f"{diagnosis.backbone} trained on {diagnosis.train_domain}, recipe {diagnosis.recipe}"]
     for check, figures in diagnosis.figures.items():
         lines.append(f"  {check + ':':<13}" + ", ".join(f"{name} {_short(value)}" for name, value in figures.items()))
@@ -341,6 +374,7 @@ def _short(value: Any) -> str:
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command `python -m thyroid.diagnose`."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.diagnose", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.crop")
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders of thyroid.train")

@@ -1,4 +1,4 @@
-"""One progress bar over the epochs of a training."""
+"""Shows one progress bar over the epochs of a training."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from thyroid import progress
 
 
 def epochs(description: str) -> Any:
-    """A Keras callback with one bar over all epochs."""
+    """Return a Keras callback with one bar over all epochs."""
     from thyroid.model.backend import keras
 
     class Epochs(keras.callbacks.Callback):
@@ -14,7 +14,7 @@ def epochs(description: str) -> Any:
             self.bar = progress.bar(None, self.params["epochs"], description, "epoch")
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            if not self.bar.n:  # epochs of the run that was stopped
+            if not self.bar.n:  # epochs that were trained before the interruption
                 self.bar.initial = self.bar.n = epoch
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -1,8 +1,8 @@
-"""The dense head on frozen features: a softmax layer, fitted in milliseconds without TensorFlow.
+"""Fits the dense head on frozen features: a softmax layer, in milliseconds and without TensorFlow.
 
-As Keras would do it (Adam, L2 penalty, label smoothing, class weights, batches of 128, early stopping on the validation
-loss with the best state restored); a test holds the two against each other. Training and the sweep fit it by this very
-function, so that settings that were found are the settings that are used.
+The fit does what Keras would do: Adam, L2 penalty, label smoothing, class weights, batches of 128, and early stopping
+on the validation loss with the best state restored. A test compares the two. Training and sweep share this function,
+so that settings found by the sweep have the same effect in training.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,19 +25,33 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Head:
-    """Kernel [width, classes] and bias [classes] for features as they are, and the epoch that was kept (from 1)."""
+    """Computes probabilities from features.
+
+    Attributes:
+        kernel: [width, classes], for features that are not standardised.
+        bias: [classes].
+        epoch: Epoch that was kept, from 1.
+    """
 
     kernel: Floats
     bias: Floats
     epoch: int
 
     def __call__(self, features: Floats) -> NDArray[np.float64]:
-        """Probabilities [n, classes]."""
+        """Return probabilities [n, classes] of features [n, width]."""
         return softmax(features @ self.kernel + self.bias).astype(np.float64)
 
 
 def class_weights(labels: Floats, how: str) -> NDArray[np.float64]:
-    """Weight of every class in the loss, from one-hot labels [n, classes] that hold every class; see `Settings`."""
+    """Return the weight of every class in the loss.
+
+    Args:
+        labels: One-hot [n, classes]. Every class must occur.
+        how: `Settings.class_weight`.
+
+    Returns:
+        float64 [classes].
+    """
     counts = labels.sum(axis=0, dtype=float)
     balanced = len(labels) / (len(counts) * counts)
     return {"balanced": balanced, "sqrt": np.sqrt(balanced), "none": np.ones(len(counts))}[how]
@@ -55,25 +69,26 @@ def fit(
     """Fit the head on standardised features and fold the standardisation into its weights.
 
     Args:
-        views: features [n, width] of the same images, the first of them plain; all are learnt from.
-        labels: one-hot [n, classes].
-        train: places of the training images.
-        validation: likewise, for early stopping on their plain view.
-        settings: head_rate, head_penalty, class_weight and label_smoothing.
-        seed: of initialisation and order.
-        watch: called after every epoch with its number and the head as it is then.
+        views: Features [n, width] of the same images, one array per view. The first view is not augmented. The head
+            learns from all views.
+        labels: One-hot [n, classes].
+        train: Indices of the training images.
+        validation: Indices of the images for early stopping, which uses their first view.
+        settings: Settings, of which head_rate, head_penalty, class_weight and label_smoothing are used.
+        seed: Seed of initialisation and order.
+        watch: Function that is called after every epoch with its number and the present head.
     """
     x = np.concatenate([view[train] for view in views])
     y = np.concatenate([labels[train]] * len(views))
     mean, deviation = x.mean(axis=0), x.std(axis=0)
-    scale = deviation + 1e-3 * deviation.mean() + 1e-12  # a feature that is dead in training must not explode later
+    scale = deviation + 1e-3 * deviation.mean() + 1e-12  # a feature that is constant in training must not explode later
     x, held, truth = (x - mean) / scale, (views[0][validation] - mean) / scale, labels[validation]
     classes = y.shape[1]
     weight = class_weights(labels[train], settings.class_weight)[y.argmax(axis=1)].astype(np.float32)
     target = y * np.float32(1 - settings.label_smoothing) + np.float32(settings.label_smoothing / classes)
     rng = np.random.default_rng(seed)
     limit = np.sqrt(6 / (x.shape[1] + classes))
-    # the bias is the last row, so that Adam moves one array
+    # the bias is the last row, so that Adam updates a single array
     weights = np.zeros((x.shape[1] + 1, classes), np.float32)
     weights[:-1] = rng.uniform(-limit, limit, (x.shape[1], classes))
     penalty = np.full((len(weights), 1), 2 * settings.head_penalty, np.float32)
@@ -110,11 +125,18 @@ def fit(
 
 
 def softmax(logits: Floats) -> Floats:
-    """Of every row."""
+    """Return the softmax of every row."""
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return raised / raised.sum(axis=1, keepdims=True)
 
 
 def cross_entropy(probability: NDArray, truth: NDArray) -> float:
-    """Mean over the rows, without smoothing, weights and penalty: by it one head can be compared with another."""
+    """Return the mean cross-entropy over the rows.
+
+    It contains no smoothing, weights or penalty, so that heads of different settings can be compared by it.
+
+    Args:
+        probability: [n, classes].
+        truth: One-hot or smoothed labels [n, classes].
+    """
     return float(-np.log(np.maximum((probability * truth).sum(axis=1), _TINY)).mean())

@@ -1,4 +1,4 @@
-"""How a training went, in pictures."""
+"""Plots the history and the diagnosis of a training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,13 @@ from thyroid.plot_style import save
 
 
 def history(table: pd.DataFrame, title: str, path: Path) -> None:
-    """Loss and AUROC per epoch of both phases, training against validation."""
+    """Plot loss and AUROC per epoch of every phase, training against validation.
+
+    Args:
+        table: History of a training, one row per epoch.
+        title: Title of the figure.
+        path: File to write.
+    """
     phases = list(table["phase"].unique())
     figure, axes = plt.subplots(len(phases), 2, figsize=(10, 3.2 * len(phases)), squeeze=False)
     figure.suptitle(title)
@@ -28,10 +34,11 @@ def history(table: pd.DataFrame, title: str, path: Path) -> None:
 
 
 def diagnosis(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Why a model collapsed, at a glance: the spread of its input at the stem, and the spread of its answers.
+    """Plot why a model collapsed: the spread of its input at the stem, and the spread of its answers.
 
     Args:
-        rows: facts of `diagnose.Diagnosis`, one a model.
+        rows: Facts of `diagnose.Diagnosis`, one per model.
+        path: File to write.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 1.6 + 0.5 * len(rows)), sharey=True)
     for place, row in enumerate(reversed(rows)):

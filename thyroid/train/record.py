@@ -1,4 +1,4 @@
-"""What a training leaves in its folder, as whoever comes after it reads it."""
+"""Reads the files that a training has left in its folder, for the steps that follow."""
 
 import json
 from pathlib import Path
@@ -10,23 +10,23 @@ from thyroid.errors import InputError
 
 DIAGNOSIS = "diagnosis.json"
 STARTED = "champion "
-"""How the weights of a training are named that started from a champion; the champion's version follows."""
+"""Prefix of the name of the weights if a training started from a champion. The champion's version follows."""
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The facts (train.json) of a training.
+    """Read the facts (train.json) of a training.
 
     Raises:
-        InputError: the folder is not the output of a finished training.
+        InputError: The folder is not the output of a finished training.
     """
     return _json(folder, "train.json")
 
 
 def diagnosis(folder: Path) -> dict[str, Any]:
-    """What a training found when it looked into its model, as `diagnose.Diagnosis.facts`.
+    """Read the diagnosis of a training's model, as `diagnose.Diagnosis.facts` returns it.
 
     Raises:
-        InputError: the folder is not the output of a finished training.
+        InputError: The folder is not the output of a finished training.
     """
     return _json(folder, DIAGNOSIS)
 
@@ -41,10 +41,17 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def out_of_fold(folder: Path, domain: str) -> pd.DataFrame:
-    """Predictions of a cross-validated training in a domain, each by a model that did not see the patient, by file.
+    """Read the out-of-fold predictions of a cross-validated training.
+
+    Args:
+        folder: Folder of the training.
+        domain: Domain of the images.
+
+    Returns:
+        Predictions sorted by file, each by a model that did not see the patient.
 
     Raises:
-        InputError: there is none.
+        InputError: There is no prediction in the domain.
     """
     table = pd.read_parquet(folder / "folds.parquet")
     table = table[table["domain"] == domain]
@@ -54,10 +61,13 @@ def out_of_fold(folder: Path, domain: str) -> pd.DataFrame:
 
 
 def parts(folder: Path) -> pd.Series:
-    """What a training used each image for ("train" or "validation"), by file.
+    """Read what a training used each image for.
+
+    Returns:
+        "train" or "validation" by file.
 
     Raises:
-        InputError: the folder is not the output of a finished training.
+        InputError: The folder is not the output of a finished training.
     """
     try:
         return pd.read_csv(folder / "parts.csv").set_index("file")["part"]

@@ -1,7 +1,8 @@
-"""What a training may be told beside its recipe, with the values that it has when it is told nothing.
+"""Defines the settings of a training and their defaults.
 
-`python -m thyroid.sweep` finds such settings and writes them as settings.json, which a training takes in place of a recipe's
-name. The file is plain JSON, so that it can be written by hand, too: what it leaves out keeps its value.
+`python -m thyroid.sweep` searches for such settings and writes them to settings.json, which a training accepts in place
+of a recipe's name. The file is plain JSON and can also be written by hand. A setting that it leaves out keeps its
+default.
 """
 
 import json
@@ -18,7 +19,7 @@ from thyroid.imaging import geometry
 FROZEN, TWO_PHASE = "frozen", "two-phase"
 CLASS_WEIGHTS = ("balanced", "sqrt", "none")
 FOUND = "found"
-"""Field of the file that says where the settings come from; it changes nothing."""
+"""Field of the file that records where the settings come from. It has no effect."""
 
 
 _LIMITS: Mapping[str, tuple[float, float]] = {
@@ -35,23 +36,25 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one training.
+    """Holds the settings of one training.
 
     Attributes:
-        head_rate: Adam's rate for the dense head.
+        head_rate: Adam's learning rate for the dense head.
         head_penalty: L2 penalty of the head's kernel.
-        class_weight: of a class in the loss: balanced (its share's inverse), sqrt (the root of that) or none (1).
-        label_smoothing: in both phases.
-        tap: layer of the body to end at; empty for its last.
-        margin: share of its own width (height) by which a region is widened on each side.
-        image_size: side of the model's input in pixels; 0 for what the training is told otherwise.
-        augmentation: strength, as a multiple of the slide deck's ranges; flips stay, but at 0.
-        unfrozen: last blocks of the body that learn in the second phase; 0 leaves that phase out.
-        rate: of the second phase.
-        backbone: that `tap` is a layer of; empty for any.
+        class_weight: Weight of a class in the loss: balanced (the inverse of its share), sqrt (the root of that) or
+            none (1).
+        label_smoothing: Label smoothing in both phases.
+        tap: Layer at which the body ends. Empty for its last layer.
+        margin: Share of its own width (height) by which a region is widened on each side.
+        image_size: Side of the model's input in pixels. 0 for the training's own argument.
+        augmentation: Strength of the augmentation, as a multiple of the slide deck's ranges. Flips are unaffected,
+            except that 0 turns them off.
+        unfrozen: Number of last blocks of the body that learn in the second phase. 0 leaves that phase out.
+        rate: Learning rate of the second phase.
+        backbone: Backbone to which the layer `tap` belongs. Empty for any.
 
     Raises:
-        InputError: a value cannot be used; the message names the field.
+        InputError: A value cannot be used. The message names the field.
     """
 
     head_rate: float = 5e-3
@@ -67,6 +70,7 @@ class Settings:
     backbone: str = ""
 
     def __post_init__(self) -> None:
+        """Check type and range of every field, and turn whole numbers into floats where a field is a float."""
         for field in fields(self):
             value, kind = getattr(self, field.name), field.type
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -83,11 +87,11 @@ class Settings:
 
     @property
     def recipe(self) -> str:
-        """The recipe that they belong to."""
+        """Return the recipe that the settings belong to."""
         return TWO_PHASE if self.unfrozen else FROZEN
 
     def of(self, backbone: str) -> "Settings":
-        """As `backbone` can use them: without a tap that is a layer of another one."""
+        """Return the settings as `backbone` can use them, without a tap that is a layer of another backbone."""
         if self.tap and self.backbone and self.backbone != backbone:
             print(
                 f"{backbone}: the settings' tap {self.tap} is a layer of {self.backbone}; it ends at its own last layer"
@@ -96,7 +100,7 @@ class Settings:
         return self
 
     def told(self) -> str:
-        """What differs from the defaults, in words."""
+        """Describe in words what differs from the defaults."""
         usual = Settings(image_size=self.image_size, backbone=self.backbone)
         return ", ".join(
             f"{field.name.replace('_', ' ')} {getattr(self, field.name)}"
@@ -105,7 +109,12 @@ class Settings:
         )
 
     def write(self, path: Path, **found: Any) -> None:
-        """Write settings.json; `found` says where the settings come from."""
+        """Write settings.json.
+
+        Args:
+            path: File to write.
+            **found: Where the settings come from, for the field `FOUND`.
+        """
         atomic.write_json(path, asdict(self) | ({FOUND: found} if found else {}))
 
 
@@ -113,15 +122,15 @@ _KINDS: Mapping[Any, str] = {float: "a number", int: "a whole number", str: "tex
 
 
 def is_file(recipe: str) -> bool:
-    """Whether what is given as a recipe is the path of a settings file."""
+    """Return whether the argument `recipe` is the path of a settings file."""
     return recipe.lower().endswith(".json")
 
 
 def read(location: storage.Location) -> Settings:
-    """The settings in a file, also on gs://.
+    """Read the settings in a file, which may be on gs://.
 
     Raises:
-        InputError: there is no such file, it is no JSON object, or a field is unknown or cannot be used.
+        InputError: There is no such file, it is not a JSON object, or a field is unknown or cannot be used.
     """
     path = storage.file(location)
     try:
@@ -143,10 +152,13 @@ def read(location: storage.Location) -> Settings:
 
 
 def resolve(recipe: str) -> tuple[str, Settings]:
-    """The recipe's name, and its settings: those of the file if `recipe` is one, else the defaults.
+    """Return a recipe's name and its settings.
+
+    Args:
+        recipe: Name of a recipe, whose settings are the defaults, or the path of a settings file.
 
     Raises:
-        InputError: as `read`.
+        InputError: As for `read`.
     """
     if not is_file(recipe):
         return recipe, Settings()

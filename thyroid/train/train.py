@@ -1,10 +1,16 @@
-"""Train one backbone on one domain, so that it can be stopped at any time and goes on where it was.
+"""Train one backbone on one domain. A training can be stopped at any time and resumes where it was.
 
     python -m thyroid.train --data DIR --backbone VGG16 --output DIR
 
-The recipes are two-phase (`twophase`, the default), frozen (its first phase alone), warm (two-phase, from the champion's
-body if that does at least as well) and deck (`deck`). With --folds the recipe is also cross-validated by patient on the
-development part (train and validation; the test set stays unread).
+The recipes are:
+
+- two-phase: the default, see `twophase`.
+- frozen: the first phase of two-phase alone.
+- warm: two-phase from the champion's body, if that does at least as well as the given weights.
+- deck: the slide deck's recipe, see `deck`.
+
+With --folds the recipe is also cross-validated by patient on the development part (train and validation). The test set
+is not read.
 """
 
 import argparse
@@ -37,12 +43,20 @@ from thyroid.train import checkpoints, deck, diagnose, plots, record, twophase
 from thyroid.train.settings import Settings, resolve
 
 INNER_FOLDS = 8
-"""In cross-validation, one in so many patients of the other folds (or fewer, for few folds) is set aside for early stopping."""
+"""In cross-validation, one in this many patients of the other folds is set aside for early stopping.
+
+With fewer folds than this, the number of folds is used instead.
+"""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Folder with the checkpoint, history.csv, history.png, parts.csv and train.json, whose content is `facts`."""
+    """Holds the result of a training.
+
+    Attributes:
+        folder: Folder with the checkpoint, history.csv, history.png, parts.csv and train.json.
+        facts: Content of train.json.
+    """
 
     folder: Path
     facts: dict[str, Any]
@@ -72,33 +86,36 @@ def train(
     """Train `backbone` on the training part of one domain of `data`.
 
     Args:
-        data: data version of `crop`.
-        output: folder to write to.
-        backbone: a name of `backbones.BACKBONES`.
-        domain: "normal" or "cropped"; None for the first that the data version was made for.
-        weights: see `backbones.find_weights`.
-        image_size: side of the model's square input in pixels.
-        epochs: of fine-tuning (of everything in the deck's recipe); 0 trains the head only.
-        batch_size: images a step; halved where the memory does not suffice.
-        seed: of initialisation, order, augmentation and folds.
-        recipe: one of `backbones.RECIPES`, or a settings file of `thyroid.sweep`, also on gs://, which says image size and
-            tap, too.
-        tap: layer of the body to end at; empty for its last.
+        data: Data version of `crop`.
+        output: Folder to write to.
+        backbone: A name in `backbones.BACKBONES`.
+        domain: "normal" or "cropped". None for the first one that the data version was made for.
+        weights: Initial weights, see `backbones.find_weights`.
+        image_size: Side of the model's square input in pixels.
+        epochs: Epochs of fine-tuning, or of training all layers in the deck's recipe. 0 trains only the head.
+        batch_size: Images per step. It is halved if the memory does not suffice.
+        seed: Seed of initialisation, order, augmentation and folds.
+        recipe: One of `backbones.RECIPES`, or a settings file of `thyroid.sweep`, which may be on gs://. An image size
+            or a tap in the file replaces the argument.
+        tap: Layer at which the body ends. Empty for its last layer.
         folds: 0, or the number of folds of a cross-validation, whose predictions go to folds.parquet.
-        only_fold: the one fold to train, 0 for all.
-        deterministic: TensorFlow's deterministic kernels: the same seed gives the same bits, at some cost.
-        registry_root: for the warm recipe, the registry whose champion to start from: if it is of this backbone and domain,
-            learnt from no scan that is to judge now, and a head on its frozen features has at least the validation AUROC
-            of one on those of `weights`. Otherwise, and without one, the recipe is two-phase.
-        champion: its version; None for the present one.
-        memory_budget: bytes; decoded images, or maps of the frozen part, that need more are paged from a temporary file.
-        work: folder that outlives a stopped process, where it goes on from; None for one within `output`.
-        tuned: settings of a recipe that is given by name; None for the defaults. The deck's recipe has none.
+        only_fold: The only fold to train, or 0 for all.
+        deterministic: Whether to use TensorFlow's deterministic kernels. The same seed then gives the same bits, at
+            some cost.
+        registry_root: Registry with the champion from which the warm recipe starts. It starts from the champion if that
+            is of this backbone, these classes and this domain, has learnt from no scan that is used to judge now, and a
+            head on its frozen features has at least the validation AUROC of a head on those of `weights`. Otherwise, or
+            without a champion, the recipe starts from `weights` like two-phase.
+        champion: Version of the champion. None for the present one.
+        memory_budget: Bytes. Decoded images, or maps of the frozen part, are paged from a temporary file if they need
+            more.
+        work: Folder that outlives a stopped process and from which a training resumes. None for one within `output`.
+        tuned: Settings of a recipe that is given by name. None for the defaults. The deck's recipe has no settings.
 
     Raises:
-        InputError: an argument is out of range, weights are unusable, an image is missing or changed, or a part lacks a
-            class.
-        TrainingDivergedError: the loss is no longer a finite number.
+        InputError: An argument is out of range, the weights are unusable, an image is missing or changed, or a part
+            lacks a class.
+        TrainingDivergedError: The loss is no longer a finite number.
     """
     started = time.monotonic()
     row = backbones.get(backbone)
@@ -245,9 +262,15 @@ def train(
 def check(
     recipe: str, image_size: int, epochs: int, batch_size: int, folds: int, only_fold: int, tap: str, seed: int
 ) -> None:
+    """Check the arguments of `train`.
+
+    Raises:
+        InputError: An argument is out of range or does not fit another one.
+    """
     if recipe not in backbones.RECIPES:
         raise InputError(
-            f"recipe {recipe!r} is unknown; choose from {', '.join(backbones.RECIPES)}, or give a settings file (*.json)"
+            f"recipe {recipe!r} is unknown; choose from {', '.join(backbones.RECIPES)}, or give a settings file "
+            "(*.json)"
         )
     if recipe == "deck" and (tap or epochs < 1):
         raise InputError("the deck's recipe trains the whole body for at least one epoch: no tap, epochs above 0")
@@ -269,13 +292,26 @@ def check(
 
 
 def _development(data: Path, domain: str) -> pd.DataFrame:
-    """Images of the train and validation splits. The test split is not for training."""
+    """Return the images of the train and validation splits. The test split is not for training."""
     table = tables.examples(data, domain)
     return table[table["split"] != "test"].reset_index(drop=True)
 
 
 def fold_parts(scans: pd.DataFrame, table: pd.DataFrame, folds: int, seed: int) -> dict[str, pd.Series]:
-    """Name of a fold to train, validation or held-out per row of `table`."""
+    """Assign every image to a part in each fold of a cross-validation.
+
+    Args:
+        scans: Scans of the data version.
+        table: Development images, with group.
+        folds: Number of folds; 0 for none.
+        seed: Seed of the folds.
+
+    Returns:
+        "train", "validation" or "held-out" per row of `table`, by name of the fold. Empty without folds.
+
+    Raises:
+        InputError: As for `splits.folds`.
+    """
     if not folds:
         return {}
     development = tables.used(scans)
@@ -291,7 +327,22 @@ def fold_parts(scans: pd.DataFrame, table: pd.DataFrame, folds: int, seed: int) 
 
 
 def require_classes(part: pd.Series, table: pd.DataFrame, classes: Classes, name: str, domain: str, data: Path) -> None:
-    """Every class to learn from, and both sides to judge by in a fold."""
+    """Check that the parts hold all classes.
+
+    Every class must be in the training part, and in the validation part of the main training. In a fold both sides,
+    benign and malignant, must be in the validation and held-out parts.
+
+    Args:
+        part: Part of each image, per row of `table`.
+        table: Images with class and label.
+        classes: Classes of the data version.
+        name: "main", or the name of a fold.
+        domain: Domain of the images, for the message.
+        data: Data version, for the message.
+
+    Raises:
+        InputError: A part lacks a class.
+    """
     where = "" if name == "main" else f" of {name}"
     for split in ("train", "validation", *(() if name == "main" else ("held-out",))):
         column, wanted = ("class", classes.names) if name == "main" or split == "train" else ("label", CLASSES)
@@ -304,7 +355,7 @@ def require_classes(part: pd.Series, table: pd.DataFrame, classes: Classes, name
 
 
 def _key(settings: dict[str, Any], start: str | Path | None, table: pd.DataFrame) -> str:
-    """Name of the folder of this very training: whatever would change its result changes the name."""
+    """Return the name of the folder of this training. Everything that would change its result changes the name."""
     content = settings | {
         "weights": artefacts.sha256(start) if isinstance(start, Path) else settings["weights"],
         "images": table[["sha256", "class", "part"]].to_numpy().tolist(),
@@ -324,7 +375,7 @@ def _tell_start(name: str, weights: str, start: str | Path | None) -> None:
 
 @dataclass(frozen=True)
 class _Warm:
-    """A champion to start from: its version in words, the SHA-256 of its file, and its network."""
+    """Holds a champion to start from: its version in words, the SHA-256 of its file, and its network."""
 
     name: str
     sha256: str
@@ -339,7 +390,10 @@ def _warm_start(
     domain: str,
     judging: pd.DataFrame,
 ) -> _Warm | None:
-    """The champion, if it may be started from; if not, the reason is printed. `judging` as in `overlap.find`."""
+    """Return the champion if a training may start from it, else print the reason and return None.
+
+    `judging` is the argument of `overlap.find`.
+    """
     version = version or (None if root is None else registry.read_aliases(root).get("champion"))
     if root is None or version is None:
         print(f"{row.name}: there is no champion to start from")
@@ -367,10 +421,11 @@ def _warm_start(
 
 
 def _better_start(job: twophase.Job, table: pd.DataFrame, warm: _Warm) -> tuple[twophase.Job, dict[str, float] | None]:
-    """The job from the start whose frozen features tell the classes apart better on validation, and both AUROCs.
+    """Return the job from the start whose frozen features separate the classes better on validation, and both AUROCs.
 
-    The champion learnt from none of these images, but most of them told when to stop it, which favours it a little; the gate
-    judges on test patients. The job has the start's own folder, since maps of the other start are not its own.
+    The champion has not learnt from any of these images, but most of them were used for its early stopping, which
+    favours it a little. The gate judges on test patients. The job gets a folder of its own for each start, because the
+    maps of the other start must not be reused.
     """
     train, validation = (np.flatnonzero(table["part"] == which) for which in ("train", "validation"))
     pristine = job.model.get_weights()
@@ -400,7 +455,7 @@ def _better_start(job: twophase.Job, table: pd.DataFrame, warm: _Warm) -> tuple[
 def _fit(
     job: twophase.Job, table: pd.DataFrame, classes: Classes, part: pd.Series, name: str, recipe: str
 ) -> tuple[twophase.Fitted, pd.Series]:
-    """Fit job.model on one assignment of the images, and the assignment that the recipe made of it."""
+    """Fit job.model on one assignment of the images, and return the fit and the assignment that the recipe used."""
     if recipe == "deck":
         mine = table[part == "train"] if name == "main" else table[part != "held-out"]
         fitted, own = twophase.within_memory(job, lambda: deck.fit(job, mine, classes, name))
@@ -419,7 +474,10 @@ def _cross_validate(
     pristine: list[NDArray[Any]],
     only_fold: int,
 ) -> pd.DataFrame:
-    """Out-of-fold predictions in every domain of the data version: those of `_development` with fold and domain."""
+    """Return out-of-fold predictions in every domain of the data version.
+
+    They are the rows of `_development` with fold and domain.
+    """
     size = job.pixels.shape[1]
     parts = []
     for name in [f"fold-{only_fold}"] if only_fold else [name for name in plans if name != "main"]:
@@ -451,7 +509,10 @@ def _predict(job: twophase.Job, model: Any, pixels: NDArray[np.uint8]) -> NDArra
 
 
 def _read_fold(file: Path) -> pd.DataFrame | None:
-    """A finished fold's predictions; None if there are none, or, with a word about it, if the file is damaged."""
+    """Return a finished fold's predictions, or None if there are none.
+
+    If the file is damaged, a message is printed and the result is None, too.
+    """
     try:
         return pd.read_parquet(file) if file.exists() else None
     except (ValueError, OSError) as error:
@@ -460,18 +521,21 @@ def _read_fold(file: Path) -> pd.DataFrame | None:
 
 
 def _float32(job: twophase.Job, classes: int, start: str | Path | None, tap: str, recipe: str) -> Any:
-    """The model as it is kept: without compile state, so that it loads in safe mode, and in single precision."""
+    """Return the model in the form that is stored.
+
+    It has no compile state, so that it loads in safe mode, and is in single precision.
+    """
     model = job.model
     if model.get_layer(backbones.BODY).layers[-1].dtype_policy.name == "float32":
         return keras.Model(model.inputs, model.outputs, name=model.name)
     plain = backbones.build(job.backbone, job.pixels.shape[1], start, tap, deck=recipe == "deck", classes=classes)
     backbones.copy_weights(model, plain)
-    backbones.split(plain, max(1, job.settings.unfrozen))  # the kept file says, too, what was frozen
+    backbones.split(plain, max(1, job.settings.unfrozen))  # so that the stored file also shows which layers were frozen
     return plain
 
 
 def _validation(network: Network, job: twophase.Job, table: pd.DataFrame) -> dict[str, float]:
-    """Figures of the model as it is kept; while it was fitted they may have been computed in mixed precision."""
+    """Return the metrics of the model in its stored form. During the fit they may be in mixed precision."""
     rows = np.flatnonzero(table["part"] == "validation")
     pixels, truth = job.pixels[rows], job.labels[rows]
 
@@ -488,7 +552,11 @@ def _validation(network: Network, job: twophase.Job, table: pd.DataFrame) -> dic
 
 
 def _tidy(work: Path, output: Path, checkpoint: str) -> None:
-    """Leave only what a run that is started again needs: the finished training, where others may still be running."""
+    """Remove everything from the work folder that a repeated run does not need.
+
+    A folder within the output is deleted. Any other one keeps the finished training: a repeated run returns it, while
+    other trainings may still be running.
+    """
     if work.parent == output / ".work":
         shutil.rmtree(work.parent)
         return
@@ -509,6 +577,7 @@ def _tidy(work: Path, output: Path, checkpoint: str) -> None:
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command `python -m thyroid.train`."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.train", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.crop")
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint and its history")

@@ -1,9 +1,10 @@
-"""The default recipe: a head on frozen features, then the last block fine-tuned by Keras' own fit.
+"""Trains by the default recipe: a head on frozen features, then the last block fine-tuned by Keras' own fit.
 
-All but the last block of the body stays frozen, so its output, the maps, is computed once for every image and `VIEWS` - 1
-augmented copies of it. Both phases learn from these maps: first the dense head, on pooled features (`head`); then the
-last block with the head, at a low rate with warm-up and cosine decay and BatchNorm in inference mode, at a small part of
-the whole body's cost. The state with the highest validation AUROC is kept, the head's included.
+All of the body except the last block stays frozen. The output of this part, the maps, is computed once for every image
+and for `VIEWS` - 1 augmented copies of it. Both phases learn from these maps. The first one fits the dense head on
+pooled features (`head`). The second one trains the last block and the head at a low rate with warm-up, cosine decay and
+BatchNorm in inference mode, at a small part of the cost of training the whole body. The state with the highest
+validation AUROC is kept; it may be the state after the first phase.
 """
 
 import time
@@ -29,14 +30,17 @@ from thyroid.train.settings import Settings
 
 VIEWS = 2
 WARMUP = 0.1
-"""Share of the steps over which the rate rises, before it falls as a cosine (Goyal et al. 2017; Loshchilov & Hutter 2017)."""
+"""Share of the steps over which the rate rises, before it falls as a cosine.
+
+The schedule follows Goyal et al. 2017 and Loshchilov & Hutter 2017.
+"""
 PATIENCE = 5
 CHUNK = 256
-"""Images after whose maps an interruption costs nothing."""
+"""Images whose maps are saved together. A resumed training computes only unfinished chunks again."""
 HALF = float(np.finfo(np.float16).max)
 
 LOSS = "categorical_crossentropy"
-"""The loss without smoothing and penalty, by which one model can be compared with another."""
+"""Name of the loss without smoothing and penalty, by which models can be compared."""
 
 CONSTANTS = (dense.EPOCHS, dense.BATCH, dense.PATIENCE, VIEWS, WARMUP, PATIENCE)
 """A resumed training must use the same constants."""
@@ -45,27 +49,30 @@ T = TypeVar("T")
 
 
 def auroc(classes: int) -> Any:
-    """Keras' metric: AUROC of each class against the rest, and the mean of them (of two classes both are the same)."""
+    """Return a Keras metric for the mean over the classes of the AUROC of each class against the rest.
+
+    With two classes both AUROCs are the same.
+    """
     return keras.metrics.AUC(num_thresholds=1000, multi_label=True, num_labels=classes, name="auroc")
 
 
 @dataclass
 class Job:
-    """One backbone on the images of one domain.
+    """Holds a training of one backbone on the images of one domain.
 
     Attributes:
-        model: as `backbones.build` makes it; a fit leaves its weights in it.
-        backbone: row of the table.
+        model: Result of `backbones.build`. A fit leaves its weights in it.
+        backbone: Row of `backbones.BACKBONES`.
         pixels: uint8 [n, size, size, 1 or 3].
         labels: float32 one-hot [n, classes].
-        work: folder that outlives the process; what is in it is taken up again.
-        epochs: of fine-tuning; 0 for the head alone.
-        batch_size: images a step; halved for good where the memory does not suffice.
-        seed: of initialisation, order and augmentation.
-        started: time.monotonic() when the training began.
-        memory_budget: bytes up to which an array is held in memory.
-        settings: of both phases.
-        callbacks: Keras', of fine-tuning.
+        work: Folder that outlives the process. A training resumes from its content.
+        epochs: Epochs of fine-tuning. 0 to train the head alone.
+        batch_size: Images per step. It is halved for the rest of the training if the memory does not suffice.
+        seed: Seed of initialisation, order and augmentation.
+        started: time.monotonic() at the start of the training.
+        memory_budget: Largest size in bytes of an array that is held in memory.
+        settings: Settings of both phases.
+        callbacks: Keras callbacks for fine-tuning.
     """
 
     model: Any
@@ -82,7 +89,11 @@ class Job:
     callbacks: tuple[Any, ...] = ()
 
     def networks(self) -> tuple[Any, Any, Any]:
-        """Three models over the layers of `model`: images to maps, maps to pooled features, maps to probabilities."""
+        """Return three models over the layers of `model`.
+
+        Returns:
+            Models from images to maps, from maps to pooled features, and from maps to probabilities.
+        """
         trunk, last_block = backbones.split(self.model, max(1, self.settings.unfrozen))
         image = [keras.Input(self.pixels.shape[1:], dtype="uint8"), keras.Input((len(inputs.IDENTITY),))]
         preprocessed = backbones.preprocess(self.backbone, inputs.Augment()(*image))
@@ -111,17 +122,26 @@ def prepared(
     memory_budget: int = inputs.MEMORY_BUDGET,
     deck: bool = False,
 ) -> Iterator[Job]:
-    """Yield a training that is ready to be fitted within the block: images decoded, network built, precision and devices set.
+    """Prepare a training that can be fitted within the block.
+
+    Its images are decoded, its network is built, and precision and devices are set.
 
     Args:
-        backbone: row of the table.
-        start: of `backbones.find_weights`.
-        table: rows of `tables.examples`.
+        backbone: Row of `backbones.BACKBONES`.
+        start: Result of `backbones.find_weights`.
+        table: Rows of `tables.examples`.
         labels: float32 one-hot [n, classes].
-        work: as of `Job`, like epochs, batch_size, seed and started.
-        settings: with the side of the input in pixels.
-        memory_budget: bytes for the images and the maps of every view together.
-        deck: whether the slide deck's recipe is wanted, in single precision.
+        work: Folder that outlives the process, as for `Job`.
+        settings: Settings of the training, with the side of the input in pixels.
+        epochs: Epochs of fine-tuning.
+        batch_size: Images per step.
+        seed: Seed of initialisation, order and augmentation.
+        started: time.monotonic() at the start of the training.
+        memory_budget: Bytes for the images and the maps of every view together.
+        deck: Whether to train by the slide deck's recipe, which uses single precision.
+
+    Yields:
+        The training.
     """
     budget = memory_budget // (1 + VIEWS)
     pixels = inputs.decode(table, settings.image_size, budget)
@@ -138,7 +158,12 @@ def prepared(
 
 @dataclass(frozen=True)
 class Fitted:
-    """History of all epochs, and epoch, auroc, loss and accuracy of the one that was kept, on validation."""
+    """Holds the result of a fit.
+
+    Attributes:
+        history: History of all epochs, one row per epoch.
+        best: epoch, auroc, loss and accuracy of the epoch that was kept, on the validation images.
+    """
 
     history: pd.DataFrame
     best: dict[str, Any]
@@ -146,7 +171,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What both phases learn from: maps of every view, pooled features of each, and the network over maps."""
+    """Holds what both phases learn from.
+
+    Attributes:
+        maps: Output of the frozen part for every view, float16 [n, h, w, channels] each.
+        views: Pooled features of every view, float32 [n, width] each.
+        tuner: Model from maps to probabilities.
+    """
 
     maps: list[NDArray[np.float16]]
     views: list[NDArray[np.float32]]
@@ -154,11 +185,11 @@ class Frozen:
 
 
 def freeze(job: Job) -> Frozen:
-    """Compute what the frozen part of job.model makes of the images; what an earlier run computed is taken up.
+    """Run the images through the frozen part of job.model, and reuse what an earlier run has computed.
 
     Raises:
-        TrainingDivergedError: a feature is not a finite number.
-        InputError: the memory does not suffice for a single image.
+        TrainingDivergedError: A feature is not a finite number.
+        InputError: The memory does not suffice for a single image.
     """
     extractor, pooled, tuner = job.networks()
     maps = [within_memory(job, partial(_maps, job, extractor, view)) for view in range(VIEWS)]
@@ -168,18 +199,21 @@ def freeze(job: Job) -> Frozen:
 def fit(
     job: Job, train: NDArray[np.intp], validation: NDArray[np.intp], name: str, frozen: Frozen | None = None
 ) -> Fitted:
-    """Both phases.
+    """Fit both phases.
 
     Args:
-        job: what is trained; its model starts from the weights it has.
-        train: places of the training images in job.pixels.
-        validation: likewise, for early stopping.
-        name: of this fit's folder in job.work.
-        frozen: of this job, where it is known; its model must have the weights that it had then.
+        job: The training. Its model starts from its present weights.
+        train: Indices of the training images in job.pixels.
+        validation: Indices of the images for early stopping in job.pixels.
+        name: Name of this fit's folder in job.work.
+        frozen: Result of `freeze` for this job if it is known. The model must have the same weights as then.
+
+    Returns:
+        History and best epoch. The model has the weights of the best epoch.
 
     Raises:
-        TrainingDivergedError: the loss or a feature is not a finite number.
-        InputError: the memory does not suffice for a single image.
+        TrainingDivergedError: The loss or a feature is not a finite number.
+        InputError: The memory does not suffice for a single image.
     """
     keras.utils.set_random_seed(job.seed)
     frozen = frozen or freeze(job)
@@ -202,7 +236,18 @@ def fit(
 
 
 def within_memory(job: Job, work: Callable[[], T]) -> T:
-    """Do `work`; when the device runs out of memory, halve the batch and do it again."""
+    """Call `work`, and call it again with half the batch size whenever the device runs out of memory.
+
+    Args:
+        job: The training whose batch size is halved.
+        work: Function without arguments.
+
+    Returns:
+        What `work` returns.
+
+    Raises:
+        InputError: The memory does not suffice for a single image.
+    """
     while True:
         try:
             return work()
@@ -216,7 +261,10 @@ def within_memory(job: Job, work: Callable[[], T]) -> T:
 
 
 def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
-    """Output of the frozen part for all images, augmented if view > 0; what an earlier run computed is taken up."""
+    """Return the output of the frozen part for all images, augmented if view > 0.
+
+    Chunks that an earlier run has computed are read from disk.
+    """
     count, size = job.pixels.shape[:2]
     moves = inputs.transforms(count, size, (job.seed, view), job.settings.augmentation) if view else None
     folder = job.work / "maps"
@@ -242,7 +290,10 @@ def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
 
 
 def _features(job: Job, pooled: Any, maps: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Pooled features [n, width] of `maps`, in parts so that maps paged from disk do not enter the memory at once."""
+    """Return the pooled features [n, width] of `maps`.
+
+    They are computed in parts, so that maps that are paged from disk are not all in memory at once.
+    """
     starts = range(0, len(maps), CHUNK)
     return np.concatenate(
         [pooled.predict(maps[i : i + CHUNK], job.batch_size, verbose=0).astype(np.float32) for i in starts]
@@ -250,7 +301,7 @@ def _features(job: Job, pooled: Any, maps: NDArray[np.float16]) -> NDArray[np.fl
 
 
 def predict(job: Job, frozen: Frozen, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Probabilities [n, classes] of the plain images at `rows`, from their maps."""
+    """Return the probabilities [n, classes] of the images at `rows`, from the maps of their plain view."""
     maps = frozen.maps[0]
     parts = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
     return np.concatenate([frozen.tuner.predict(maps[part], job.batch_size, verbose=0) for part in parts]).astype(float)
@@ -259,7 +310,7 @@ def predict(job: Job, frozen: Frozen, rows: NDArray[np.intp]) -> NDArray[np.floa
 def _fit_head(
     job: Job, views: list[NDArray[np.float32]], train: NDArray[np.intp], validation: NDArray[np.intp]
 ) -> pd.DataFrame:
-    """Fit the dense head and give it to the model."""
+    """Fit the dense head, set its weights in the model, and return the history."""
     rows: list[dict[str, Any]] = []
     last = time.monotonic()
     with progress.bar(None, dense.EPOCHS, f"{job.backbone.name} head, which may stop early", "epoch") as bar:
@@ -292,7 +343,10 @@ def _fit_head(
 
 
 def _figures(probability: NDArray[np.float64], truth: NDArray[np.float32], smoothing: float) -> dict[str, float]:
-    """As Keras names them; the loss is without class weights and penalty, the AUROC over the classes that are there."""
+    """Return metrics by Keras' names.
+
+    The loss is without class weights and penalty. The AUROC is the mean over the classes that occur.
+    """
     both = truth.any(axis=0) & ~truth.all(axis=0)
     return {
         "loss": dense.cross_entropy(probability, truth * (1 - smoothing) + smoothing / truth.shape[1]),
@@ -312,7 +366,21 @@ def finetune(
     folder: Path,
     start: list[NDArray[Any]],
 ) -> pd.DataFrame:
-    """Fit the last block and the head from the weights `start`, or from where `folder` says that it was stopped."""
+    """Fine-tune the last block and the head from the weights `start`, or resume from the state in `folder`.
+
+    Args:
+        job: The training.
+        tuner: Model from maps to probabilities.
+        maps: Maps of every view.
+        train: Indices of the training images.
+        validation: Indices of the validation images.
+        balance: Weight of every class in the loss.
+        folder: Folder for the state and for TensorBoard's logs.
+        start: Weights of job.model.
+
+    Returns:
+        History, one row per epoch.
+    """
     job.model.set_weights(start)
     epochs = inputs.Epochs(maps, job.labels, train, job.batch_size, job.seed)
     steps = epochs.steps * job.epochs
@@ -330,7 +398,7 @@ def finetune(
             initial_epoch=resume.epoch,
             epochs=resume.epoch if resume.finished else job.epochs,
             class_weight=balance,
-            shuffle=False,  # the batches shuffle themselves
+            shuffle=False,  # the batches are already shuffled
             verbose=0,
             callbacks=[
                 epoch_bar.epochs(f"{job.backbone.name} fine-tuning"),
@@ -349,14 +417,20 @@ def finetune(
 
 
 def compile_model(model: Any, rate: Any, smoothing: float = Settings.label_smoothing) -> None:
-    """The loss, metrics and optimizer of fine-tuning."""
+    """Compile a model with the loss, metrics and optimizer of fine-tuning.
+
+    Args:
+        model: The model.
+        rate: Learning rate or schedule.
+        smoothing: Label smoothing.
+    """
     model.compile(
         keras.optimizers.Adam(rate),
         keras.losses.CategoricalCrossentropy(label_smoothing=smoothing),
         metrics=["accuracy", LOSS, auroc(model.output_shape[-1])],
         jit_compile=XLA,
     )
-    # Variables that come into being inside the first step make TensorFlow trace it twice: half a minute for B7.
+    # Variables that are created inside the first step make TensorFlow trace it twice, half a minute for EfficientNetB7.
     model.optimizer.build(model.trainable_variables)
     blank = keras.ops.eye(model.output_shape[-1])
     model.compute_metrics(None, blank, blank)
@@ -364,7 +438,7 @@ def compile_model(model: Any, rate: Any, smoothing: float = Settings.label_smoot
 
 
 def _best(history: pd.DataFrame, monitor: str) -> dict[str, Any]:
-    """Validation figures of the epoch that EarlyStopping restored (the first best one)."""
+    """Return the validation metrics of the epoch that EarlyStopping restored, the first of the best ones."""
     if not np.isfinite(history[f"val_{LOSS}"]).any():
         raise checkpoints.TrainingDivergedError("the validation loss is not a finite number; check the weights")
     place = history[monitor].idxmax() if monitor == "val_auroc" else history[monitor].idxmin()

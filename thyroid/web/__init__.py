@@ -1,1 +1,4 @@
-"""The page for people: pictures in, the endpoint's answer out, in words and pictures. It holds no model and stores nothing."""
+"""The page for people: it takes pictures and shows the endpoint's answer in words and pictures.
+
+It holds no model and stores nothing.
+"""

@@ -21,11 +21,18 @@ from thyroid.web import app, channel
 IDLE = 30
 """Seconds after which an idle connection is closed."""
 THREADS = 16
-"""More than all that may wait for the endpoint or for DICOM at once."""
+"""Threads of the server: more than the requests that may wait for the endpoint or for DICOM at once."""
 
 
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
+    """Serve the page until the process is ended.
+
+    A user error, such as a port in use, becomes one line on stderr and exit code 2.
+
+    Args:
+        argv: Arguments of the command; None for those of the process.
+    """
     parser = argparse.ArgumentParser(prog="python -m thyroid.web", description=__doc__.split("\n")[0])
     parser.add_argument("--endpoint", required=True, help="address of the endpoint, http://host:port")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 in a container")
@@ -55,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             host=given.host,
             port=given.port,
             threads=THREADS,
-            connection_limit=2 * channel.CONNECTIONS,  # which `channel` lets nobody reach
-            asyncore_use_poll=True,  # select() takes no more than 1024 files
+            connection_limit=2 * channel.CONNECTIONS,  # never reached: `channel` closes others before
+            asyncore_use_poll=True,  # select() takes at most 1024 files
             max_request_header_size=channel.LITTLE,
             max_request_body_size=app.MAX_BODY,
             inbuf_overflow=app.MAX_BODY + 1,  # in memory, never in a file
@@ -70,22 +77,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"port {given.port}: {errors.one_line(error)}; choose another with --port") from None
     channel.guard(channels)
     memory.return_large(1 << 20)
-    gc.freeze()  # what is here stays: garbage is sought among the rest
+    gc.freeze()  # these objects stay: the collector need not look at them
     print(f"page on http://localhost:{given.port} asking {given.endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
     server.run()
 
 
 def _believed(proxies: int) -> dict[str, Any]:
-    """So many proxies stand before the page, which nobody else reaches: they tell the visitor's address and scheme."""
+    """Return the options with which Waitress believes `proxies` proxies in front of the page.
+
+    They pass on the visitor's address and scheme. Nobody else may reach the page.
+    """
     headers = {"x-forwarded-for", "x-forwarded-proto"}
     return {"trusted_proxy": "*", "trusted_proxy_count": proxies, "trusted_proxy_headers": headers}
 
 
 def _secret(file: Path | None, variable: str) -> str | None:
-    """From the file, or else from the environment.
+    """Return a secret from the file or, without a file, from the environment; None if there is none.
 
     Raises:
-        InputError: the file is empty.
+        InputError: The file is empty.
     """
     if file is None:
         return os.environ.get(variable) or None

@@ -1,6 +1,7 @@
-"""The Flask application: every route of the page, and what guards them.
+"""The Flask application: every route of the page, and the checks in front of them.
 
-Nothing is stored: bodies are held in memory and dropped with the answer, and the log has no file name, picture or address.
+Nothing is stored: bodies are held in memory and dropped with the answer. The log holds no file name, picture or
+address.
 """
 
 import base64
@@ -37,9 +38,9 @@ from thyroid.web.words import Words
 log = logging.getLogger("thyroid.web")
 
 RATE = "60 per minute"
-"""Readings and opened files of one address; more are scripts, not people."""
+"""Limit on the readings and opened files of one address. More come from scripts, not from people."""
 MAX_BODY = 60_000_000
-"""Bytes up to which a body is taken in, so that a browser gets to read why it is too large."""
+"""Bytes up to which a body is received, so that the browser reads why it is too large."""
 SAMPLE_SEED = 2026
 
 _POLICY = (
@@ -50,29 +51,30 @@ _REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'; "
     "frame-ancestors 'self'; sandbox"
 )
-"""The report is a file of its own with its styles inside; scripts, forms and links to elsewhere are off."""
+"""The report is a separate file with its styles inside. Scripts, forms and links to other sites are off."""
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
-    "Referrer-Policy": "same-origin",  # the CSRF check over HTTPS wants it for this page itself
+    "Referrer-Policy": "same-origin",  # the CSRF check over HTTPS needs it for this page itself
     "X-Content-Type-Options": "nosniff",
 }
 _ODD = (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError)
-"""What taking apart an answer of another form than documented raises."""
+"""Errors that are raised when an answer does not have its documented form."""
 _DECISIONS = ("benign", "malignant", "abstain")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `python -m thyroid.web` takes.
+    """The options of `python -m thyroid.web`.
 
     Attributes:
-        endpoint: its address.
-        token: the endpoint's bearer token.
-        secret: signs the CSRF cookie; the same in every replica. None for one that lasts as long as the process.
+        endpoint: Address of the endpoint, http://host:port.
+        token: Bearer token of the endpoint; None if it needs none.
+        secret: Key that signs the CSRF cookie, the same in every replica. None for a random key that lasts as long as
+            the process.
     """
 
     endpoint: str
@@ -82,7 +84,7 @@ class Options:
 
 class _Request(Request):
     def _get_file_stream(self, *_: Any, **__: Any) -> io.BytesIO:
-        return io.BytesIO()  # Werkzeug's own goes to a temporary file when it is large
+        return io.BytesIO()  # Werkzeug's own stream becomes a temporary file when it is large
 
 
 class _Session(SecureCookieSessionInterface):
@@ -91,7 +93,7 @@ class _Session(SecureCookieSessionInterface):
 
 
 def create(options: Options) -> Flask:
-    """The application, ready for a WSGI server."""
+    """Create the application, ready for a WSGI server."""
     app = Flask(__name__, static_folder=None)
     app.request_class = _Request
     app.session_interface = _Session()
@@ -102,12 +104,12 @@ def create(options: Options) -> Flask:
         MAX_CONTENT_LENGTH=upload.MAX_TOTAL + 1_000_000,  # the form around the pictures
         MAX_FORM_MEMORY_SIZE=500_000,
         MAX_FORM_PARTS=200,
-        WTF_CSRF_CHECK_DEFAULT=False,  # the routes ask for it, behind the limit, which forged forms meet, too
+        WTF_CSRF_CHECK_DEFAULT=False,  # the routes check it after the limit, which counts forged forms, too
         WTF_CSRF_TIME_LIMIT=None,  # as long as the session: a clinic leaves the page open all day
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["share"] = words.share
-    _guard(app)  # before what may refuse a request: refusals are said in the visitor's language
+    _guard(app)  # first, because refusals are written in the visitor's language
     limiter = Limiter(get_remote_address, app=app, storage_uri="memory://", headers_enabled=True)
     _routes(app, Endpoint(options.endpoint, options.token), limiter, CSRFProtect(app))
     _errors(app)
@@ -181,7 +183,7 @@ def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter, forged: CSRFProtec
 
     @app.get("/token")
     def token() -> Response:
-        """A new token for a page that has been open for longer than the one it has."""
+        """Return a new token for a page that has been open for longer than its token is valid."""
         return jsonify(token=generate_csrf())
 
     @app.post("/picture")
@@ -192,7 +194,7 @@ def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter, forged: CSRFProtec
         if file is None:
             raise PageError("error_none")
         view = upload.view(file.filename or "", file.read(), frame=request.form.get("frame", ""))
-        if view.clip is None:  # the script shows other kinds itself, and says of this one that it has no name in it
+        if view.clip is None:  # the script shows other kinds itself, and says of DICOM that no name is left in it
             raise PageError("error_kind", {"name": view.name})
         frame, frames, regions = view.clip
         headers = {"x-frame": str(frame), "x-frames": str(frames), "x-regions": str(int(regions))}
@@ -235,7 +237,7 @@ def _errors(app: Flask) -> None:
     @app.errorhandler(CSRFError)
     def forged(_: CSRFError) -> Any:
         answer = make_response(told([PageError("error_csrf")], HTTPStatus.BAD_REQUEST))
-        answer.headers["x-token"] = "expired"  # the script asks for another one and sends the form again
+        answer.headers["x-token"] = "expired"  # the script gets a new token and sends the form again
         return answer
 
     @app.errorhandler(HTTPException)
@@ -256,7 +258,7 @@ def _errors(app: Flask) -> None:
 
 
 def _by_script() -> bool:
-    """Whether the page's own script asks, which wants a part of a page."""
+    """Return whether the page's own script asks; it wants only a part of a page."""
     return request.headers.get("x-requested-with") == "fetch"
 
 
@@ -271,7 +273,7 @@ def _limits() -> dict[str, int]:
 
 
 def _texts() -> dict[str, str]:
-    """What the script says."""
+    """Return the texts that the script shows."""
     return g.words.starting(
         "error",
         "stage",
@@ -297,7 +299,7 @@ def _named(language: str) -> str:
 
 @cache
 def _asset(name: str) -> Markup:
-    """A style sheet or script of ours, to stand in the page: one request is all that a slow line has to wait for."""
+    """Return a style sheet or script of ours to embed in the page, so that a slow line waits for only one request."""
     return Markup((Path(__file__).parent / "static" / name).read_text(encoding="utf-8"))
 
 
@@ -308,13 +310,16 @@ def _sample() -> tuple[bytes, tuple[int, int, int, int]]:
 
 
 def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the page shows of model.json; None if that is not there or of another form, figures that it lacks are None."""
+    """Return what the page shows of model.json; None if that is missing or of another form.
+
+    Metrics that it lacks are None.
+    """
     if facts is None:
         return None
     try:
         domain = str(facts["serving_domain"])
         keras = facts["forms"].get("keras", {}).get("test", {}).get(domain, {})
-        # of other forms the evaluation keeps the figures of the serving domain alone
+        # For forms other than Keras, the evaluation keeps only the metrics of the serving domain.
         test = keras if facts["form"] == "keras" else facts["forms"][facts["form"]].get("test", {})
         audits = facts.get("audits", {})
         return {
@@ -345,7 +350,7 @@ def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _field(one: dict[str, Any]) -> dict[str, Any]:
-    """A clinical column for the form."""
+    """Return a clinical column for the form."""
     name, number = str(one["name"]), one["kind"] == "number"
     if number:
         low, high = (f"{float(one[bound]):g}" for bound in ("minimum", "maximum"))
@@ -354,7 +359,7 @@ def _field(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def _columns(told: dict[str, Any] | None) -> dict[str, list[str]] | None:
-    """Names of the clinical columns that the answer is made with and without, and what is odd about their values."""
+    """Return the clinical columns that the answer was made with and without, and notes on odd values."""
     return told and {name: [str(one) for one in told[name]] for name in ("used", "missing", "notes")}
 
 
@@ -366,12 +371,12 @@ def _interval(figure: dict[str, Any] | None, form: str) -> str | None:
 
 
 def _rest(figure: dict[str, Any] | None) -> int | None:
-    """Of a hundred, how many are missed."""
+    """Return how many of a hundred are missed."""
     return round((1 - _share(figure["value"])) * 100) if figure else None
 
 
 def _found(answer: dict[str, Any], views: Sequence[View]) -> dict[str, Any]:
-    """The endpoint's answer as the page shows it."""
+    """Return the endpoint's answer as the page shows it."""
     told = answer["explanations"]
     whole = answer["patients"][0]
     threshold = _share(whole["threshold"])
@@ -415,14 +420,14 @@ def _decided(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def _share(value: Any) -> float:
-    """A number from 0 to 1, and neither true nor a text nor NaN."""
+    """Return a number from 0 to 1. A boolean, a text or NaN raises ValueError."""
     if type(value) not in (int, float) or not 0 <= value <= 1:
         raise ValueError("not a share")
     return float(value)
 
 
 def _png(encoded: str) -> str:
-    """A picture of the endpoint's for an <img>, once it is known to be nothing else."""
+    """Return a picture from the endpoint for an <img>, after a check that it is a PNG."""
     picture = base64.b64decode(encoded, validate=True)
     if images.kind(picture) != "PNG":
         raise ValueError("not a PNG")

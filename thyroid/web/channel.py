@@ -1,4 +1,4 @@
-"""Connections of the page: a budget of bytes and of time for what has not been asked for yet, before the application sees it."""
+"""Connections of the page, with a budget of bytes and time for requests that the application has not seen yet."""
 
 import threading
 import time
@@ -11,33 +11,40 @@ from waitress.utilities import Error, RequestEntityTooLarge
 from thyroid import memory
 
 MEMORY = 100_000_000
-"""Bytes of bodies that are held at once, over all connections; with their copies on the way to the endpoint seven times that."""
+"""Bytes of bodies that are held at once, over all connections.
+
+With their copies on the way to the endpoint, they take seven times as much.
+"""
 SPARE = 20_000_000
-"""Bytes beyond `MEMORY` for small bodies alone, so that large ones keep no small one out."""
+"""Bytes beyond `MEMORY` that only small bodies may use, so that large bodies do not keep small ones out."""
 SMALL = 1_000_000
+"""Bytes up to which a body is small."""
 LITTLE = 65_536
-"""Bytes of a body that is no upload."""
+"""Bytes of a body that is not an upload, and of the head of a request."""
 UPLOADS = ("/read", "/picture")
 PROBE = "/health"
 HEADERS = 10.0
-"""Seconds within which the head of a request must have arrived."""
+"""Seconds within which the head of a request must arrive."""
 BODY = 60.0
-"""Seconds within which its body must have: the largest at 5 Mbit/s."""
+"""Seconds within which its body must arrive: enough for the largest body at 5 Mbit/s."""
 CONNECTIONS = 500
-"""From which on a new one closes the oldest that waits without a request. Most are idle: browsers keep several open."""
+"""Open connections. Beyond this number, a new connection closes the oldest one that waits without a request.
+
+Most connections are idle, because browsers keep several open.
+"""
 AT_ONCE = 100
-"""New connections that are taken in before the others have their turn."""
+"""New connections that are accepted before the others have their turn."""
 
 
 class _Memory:
-    """Bytes that are held, by the loop's thread, and given back by any."""
+    """Counts the bytes that are held. The loop's thread takes them; any thread gives them back."""
 
     def __init__(self) -> None:
         self.held = self.returned = 0
         self._lock = threading.Lock()
 
     def take(self, size: int, limit: int) -> bool:
-        """Whether there were so many."""
+        """Hold `size` more bytes unless that exceeds `limit`, and return whether they are held."""
         with self._lock:
             if self.held + size > limit:
                 return False
@@ -45,7 +52,7 @@ class _Memory:
             return True
 
     def give(self, size: int) -> None:
-        """Give them back."""
+        """Give `size` bytes back."""
         with self._lock:
             self.held -= size
             self.returned += size
@@ -54,7 +61,7 @@ class _Memory:
 _HELD = _Memory()
 
 
-class _BusyError(Error):  # as Waitress has its own: an answer, and no exception
+class _BusyError(Error):  # like Waitress's own errors, an answer and not an exception
     code = 503
     reason = "Service Unavailable"
 
@@ -65,13 +72,17 @@ class Parser(HTTPRequestParser):
     error: Any
 
     def __init__(self, adj: Any) -> None:
+        """Start the clock of a request; `adj` holds the adjustments of Waitress."""
         super().__init__(adj)
         self.begun = time.monotonic()
         self._held = 0
 
     def received(self, data: bytes) -> int:
-        """As Waitress has it; a request that finds no room is answered with 503, one that may not be so large with 413."""
-        if self.error:  # refused before its body, which is not looked at
+        """Parse `data` as Waitress does, and return how many bytes were consumed.
+
+        A request that finds no room is answered with 503, and one with a body that is too large with 413.
+        """
+        if self.error:  # already refused: its body is not read
             self.completed = True
             return len(data)
         consumed: int = super().received(data)
@@ -90,7 +101,7 @@ class Parser(HTTPRequestParser):
         return consumed
 
     def close(self) -> None:
-        """Let go of the body."""
+        """Release the body and its bytes of the budget."""
         super().close()
         self.body_rcv = None
         _HELD.give(self._held)
@@ -105,6 +116,7 @@ class Channel(HTTPChannel):
     will_close: bool
 
     def __init__(self, server: Any, *arguments: Any, **keywords: Any) -> None:
+        """Open a connection, and close the oldest one that waits if there are too many."""
         super().__init__(server, *arguments, **keywords)
         self.requests_lock = threading.RLock()  # a probe is answered while it is held
         self._opened: float | None = time.monotonic()
@@ -115,13 +127,13 @@ class Channel(HTTPChannel):
                 break
 
     def idle(self) -> bool:
-        """Whether it waits for a request."""
+        """Return whether the connection waits for a request."""
         return not (self.requests or self.total_outbufs_len or self.will_close) and (
             self.request is None or not self.request.headers_finished
         )
 
     def readable(self) -> bool:
-        """Asked by the loop at least once a second."""
+        """Return what Waitress does, after a check of the time limits. The loop asks at least once a second."""
         now = time.monotonic()
         if self.request is not None:
             self._opened = None
@@ -132,12 +144,12 @@ class Channel(HTTPChannel):
         return bool(super().readable())
 
     def received(self, data: bytes) -> bool:
-        """As Waitress has it."""
+        """Receive `data` as Waitress does, and note that the client has sent something."""
         self._opened = None
         return bool(super().received(data))
 
     def handle_close(self) -> None:
-        """Half a request goes, too."""
+        """Close the connection, and drop an unfinished request with it."""
         super().handle_close()
         request, self.request = self.request, None
         if request is not None:
@@ -145,7 +157,11 @@ class Channel(HTTPChannel):
 
 
 def guard(channels: dict[Any, Any]) -> None:
-    """Make a server of Waitress use these connections: `channels` is its map, with every address that it listens on."""
+    """Make a server of Waitress use the connections of this module.
+
+    Args:
+        channels: The server's map, which holds every address that it listens on.
+    """
     for one in list(channels.values()):
         if hasattr(one, "channel_class"):
             one.channel_class = Channel
@@ -161,7 +177,11 @@ def _at_once(add_task: Any) -> Any:
 
 
 def _all_of_them(server: Any, accept: Any) -> Any:
-    """Waitress takes in one between two looks at all connections, so that whoever comes behind a thousand waits for seconds."""
+    """Return an `accept` that accepts up to `AT_ONCE` connections.
+
+    Waitress accepts one between two looks at all connections, so a client behind a thousand others would wait for
+    seconds.
+    """
 
     def take_in() -> None:
         for _ in range(AT_ONCE):

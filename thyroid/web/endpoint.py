@@ -1,4 +1,4 @@
-"""The endpoint, asked over HTTP (docs/api.md); the token stays on this side."""
+"""A client of the endpoint over HTTP (docs/api.md). The token stays on this side."""
 
 import base64
 import json
@@ -16,18 +16,22 @@ from thyroid.registry import registry
 from thyroid.web.upload import PageError, View
 
 PATIENCE = 35.0
-"""Seconds for an answer: a little more than the endpoint gives itself."""
+"""Seconds for an answer: slightly more than the endpoint allows itself."""
 CONNECT = 3.0
+"""Seconds for a connection, and for the facts of a model that has answered."""
 GLANCE = 1.0
-"""Seconds for a look at who would answer: a page must open without the model, too. Who has answered is waited for longer."""
+"""Seconds for the facts of the model that would answer, since the page must open without a model, too.
+
+The facts of a model that has answered may take `CONNECT` seconds.
+"""
 READINGS = 6
-"""That wait for the endpoint at once: fewer than the server's threads, so that the page itself always answers."""
+"""Readings that wait for the endpoint at once: fewer than the server's threads, so that the page always answers."""
 REPORTS = 3
 """Reports that are fetched at once."""
 MAX_ANSWER = 100_000_000
-"""Bytes of an answer; one of twelve pictures has some hundred thousand, a report some million."""
+"""Bytes of an answer. The answer for twelve pictures has some hundred thousand, a report some million."""
 FRESH = 5.0
-"""Seconds for which what was seen of the model is shown again."""
+"""Seconds for which the facts of the model are reused."""
 
 _MODEL = f"/v1/models/{registry.NAME}"
 _FIELD = re.compile(r"instances\[(?P<number>[0-9]{1,3})\]")
@@ -46,20 +50,28 @@ class Endpoint:
     """A model behind KServe's V1 protocol.
 
     Args:
-        address: http://host:port, without a path.
-        token: bearer token; None for none.
+        address: Address as http://host:port, without a path.
+        token: Bearer token; None if the endpoint needs none.
     """
 
     def __init__(self, address: str, token: str | None = None) -> None:
+        """Create the HTTP client. Nothing is sent yet."""
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        # an answer that unpacks itself could be of any size
+        # A compressed answer could unpack to any size.
         headers["accept-encoding"] = "identity"
         self._client = httpx.Client(base_url=address.rstrip("/"), headers=headers, trust_env=False)
         self._seen: tuple[float, dict[str, Any] | None] = (-FRESH, None)
         self._places, self._reports = threading.BoundedSemaphore(READINGS), threading.BoundedSemaphore(REPORTS)
 
     def facts(self, version: int | None = None) -> dict[str, Any] | None:
-        """What the endpoint tells of the model it serves; None if it cannot be reached, or serves another version by now."""
+        """Return what the endpoint says about the model that it serves.
+
+        Args:
+            version: Version that the facts must be of; None for any.
+
+        Returns:
+            The facts; None if the endpoint cannot be reached or serves another version by now.
+        """
         at, seen = self._seen
         if time.monotonic() - at > FRESH or (version is not None and seen is not None and seen["version"] != version):
             try:
@@ -73,10 +85,10 @@ class Endpoint:
         return seen if seen is None or version in (None, seen["version"]) else None
 
     def report(self) -> bytes:
-        """The report of the model in service, HTML.
+        """Return the report of the model in service as HTML.
 
         Raises:
-            PageError: there is none, the endpoint cannot be reached, or others wait for theirs.
+            PageError: There is no report, the endpoint cannot be reached, or too many reports are being fetched.
         """
         if not self._reports.acquire(blocking=False):
             raise PageError("error_busy", status=HTTPStatus.SERVICE_UNAVAILABLE)
@@ -89,10 +101,15 @@ class Endpoint:
         return _checked(answer, ()).body
 
     def explain(self, views: Sequence[View], request_id: str, clinical: dict[str, float | str]) -> dict[str, Any]:
-        """The endpoint's answer to `:explain`, the views and clinical values being one patient's.
+        """Return the endpoint's answer to `:explain`.
+
+        Args:
+            views: Pictures of one patient.
+            request_id: Id of the request, which the endpoint logs.
+            clinical: Values of the patient's clinical columns.
 
         Raises:
-            PageError: it cannot be reached, has too much to do, refuses a view, or answers otherwise than documented.
+            PageError: The endpoint cannot be reached, is too busy, refuses a view, or gives an undocumented answer.
         """
         instances = [
             {"image": {"b64": base64.b64encode(view.data).decode()}, "patient": "1"}
@@ -115,7 +132,11 @@ class Endpoint:
         return told
 
     def _ask(self, method: str, path: str, patience: float, **more: Any) -> "_Answer":
-        """An answer within `patience` seconds as a whole and within `MAX_ANSWER` bytes."""
+        """Return an answer that arrives completely within `patience` seconds and `MAX_ANSWER` bytes.
+
+        Raises:
+            PageError: The endpoint cannot be reached, is too slow, or answers with too many bytes.
+        """
         end = time.monotonic() + patience
         timeout = httpx.Timeout(patience, connect=min(CONNECT, patience))
         try:
@@ -158,7 +179,7 @@ def _checked(answer: _Answer, views: Sequence[View]) -> _Answer:
         return answer
     try:
         told = _object(answer)
-    except PageError:  # a gateway's page
+    except PageError:  # the page of a gateway
         told = {}
     code, message = str(told.get("code")), str(told.get("error"))
     if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -166,11 +187,10 @@ def _checked(answer: _Answer, views: Sequence[View]) -> _Answer:
         raise PageError(key, status=HTTPStatus.SERVICE_UNAVAILABLE)
     named = _FIELD.match(message)
     if answer.status == HTTPStatus.BAD_REQUEST and re.match(r"instances\[[0-9]+\]\.clinical", message):
-        raise PageError(
-            "error_columns", status=HTTPStatus.BAD_GATEWAY
-        )  # another model answers than the form was made for
+        # the form was made for another model than the one that answers
+        raise PageError("error_columns", status=HTTPStatus.BAD_GATEWAY)
     if answer.status == HTTPStatus.BAD_REQUEST and named and int(named["number"]) < len(views):
-        # sizes and boxes were checked here, so what the endpoint still refuses is damage behind the header
+        # Sizes and boxes were checked on this side, so what the endpoint still refuses is damaged behind its header.
         raise PageError("error_damaged", {"name": views[int(named["number"])].name})
     key = _CODES.get(answer.status, "error_answer")
     values = {"limit": round(sum(len(view.data) for view in views) / 1e6)} if key == "error_total" else {}

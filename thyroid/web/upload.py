@@ -1,4 +1,4 @@
-"""Files that a browser sent, checked before the endpoint is asked; every refusal is a code and values for `words`."""
+"""Checks the files that a browser sent before the endpoint is asked. A refusal is a code and values for `words`."""
 
 import math
 import re
@@ -16,32 +16,43 @@ MAX_VIEWS = 12
 MAX_FILE = 30_000_000
 """Bytes of one file."""
 MAX_TOTAL = 36_000_000
-"""Bytes of all files of a reading; in base64 the endpoint's own limit."""
+"""Bytes of all files of a reading. In base64, they stay within the endpoint's own limit."""
 DECODING = 30.0
 """Seconds for all DICOM files of a reading."""
 _READERS = threading.BoundedSemaphore(4)
-"""Readings that wait for the process that reads DICOM files: fewer than the server's threads, so that the page always answers."""
+"""Readings that wait for the process that reads DICOM files.
+
+They are fewer than the server's threads, so that the page always answers.
+"""
 _WHOLE = re.compile(r"[0-9]{1,6}")
 MIN_BOX = 8
-"""Side of a box in pixels: what is smaller is a slip of the hand, not a nodule."""
+"""Least side of a box in pixels. A smaller box is a slip of the hand, not a nodule."""
 
 
 SIZES = {"min": images.MIN_SIDE, "side": images.MAX_SIDE, "max": images.MAX_PIXELS // 1_000_000}
-"""Of pictures that can be read: pixels a side, at least and at most, and millions of pixels."""
+"""Limits of pictures that can be read: least and most pixels of a side, and most millions of pixels."""
 
 
 class PageError(Exception):
-    """Why something cannot be read: a key of `words` with its values, and the HTTP status to say it with."""
+    """The reason why something cannot be read.
+
+    Attributes:
+        code: Key of the text in `words`.
+        values: Values for the fields of the text.
+        status: HTTP status of the answer.
+    """
 
     def __init__(self, code: str, values: dict[str, Any] | None = None, status: int = 400) -> None:
+        """Set the key, the values and the status."""
         super().__init__(code)
         self.code, self.values, self.status = code, values or {}, status
 
 
 class ReadingError(Exception):
-    """All that is wrong with a reading, each as a `PageError`."""
+    """Everything that is wrong with a reading, each problem as a `PageError`."""
 
     def __init__(self, problems: Sequence[PageError]) -> None:
+        """Keep the problems in their order."""
         super().__init__(f"{len(problems)} problems")
         self.problems = list(problems)
 
@@ -51,11 +62,13 @@ class View:
     """One picture as the endpoint gets it.
 
     Attributes:
-        name: of the file, for words to the one who sent it and for nothing else.
-        data: JPEG or PNG.
-        width, height: pixels.
-        roi: the box around the nodule in pixels, if there is one.
-        clip: of a DICOM file frame, frames and whether it names its ultrasound regions.
+        name: Name of the file, which is used only in messages to the person who sent it.
+        data: Bytes of a JPEG or PNG.
+        width: Width in pixels.
+        height: Height in pixels.
+        roi: The box around the nodule as x, y, width, height in pixels; None if there is none.
+        clip: For a DICOM file, its frame, its number of frames, and whether it names its ultrasound regions. None for
+            other files.
     """
 
     name: str
@@ -67,19 +80,20 @@ class View:
 
     @property
     def uri(self) -> str:
-        """The picture for an <img>."""
+        """The picture as a data URI for an <img>."""
         return images.data_uri(self.data)
 
 
 def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str]) -> list[View]:
-    """The pictures of one reading.
+    """Check the pictures of one reading.
 
     Args:
-        files: name and content of each.
-        rois: "x,y,width,height" of each, or "".
+        files: Name and content of each file.
+        rois: The box of each file as "x,y,width,height", or "".
 
     Raises:
-        ReadingError: with one problem a file.
+        ReadingError: There are no files, too many files or too many bytes; or some files cannot be read, with one
+            problem for each of them.
     """
     if not files:
         raise ReadingError([PageError("error_none")])
@@ -100,16 +114,17 @@ def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str]) -> list[View]
 
 
 def view(name: str, data: bytes, roi: str = "", frame: str = "", end: float | None = None) -> View:
-    """One file. A DICOM file becomes a PNG of one frame without a patient before anything else touches it.
+    """Check one file. A DICOM file becomes a PNG of one frame without a patient before anything else touches it.
 
     Args:
-        name, data: of the file.
-        roi: "x,y,width,height", or "".
-        frame: number of a DICOM file's frame, or "" for the middle one.
-        end: until when DICOM may be read, by `time.monotonic`; None for as long as a reading may.
+        name: Name of the file.
+        data: Content of the file.
+        roi: The box as "x,y,width,height", or "".
+        frame: Number of the frame of a DICOM file, or "" for the middle one.
+        end: Time by `time.monotonic` until which DICOM may be read; None for `DECODING` seconds from now.
 
     Raises:
-        PageError: it cannot be read, or its box cannot.
+        PageError: The file or its box cannot be read.
     """
     name = name.replace("\\", "/").rsplit("/", 1)[-1][:120] or "?"
     if not data:
@@ -174,14 +189,14 @@ def _box(name: str, roi: str, width: int, height: int) -> Box | None:
 
 
 def columns(form: Mapping[str, str], fields: Sequence[Mapping[str, Any]]) -> dict[str, float | str]:
-    """Clinical values of a form, by column; what was left empty is not among them.
+    """Return the clinical values of a form by column, without those that were left empty.
 
     Args:
-        form: its fields, those of columns with clinical. in front.
-        fields: the model's columns: name, and categories (None for a number).
+        form: The fields of the form. Those of columns start with "clinical.".
+        fields: The columns of the model: name, and categories (None for a number).
 
     Raises:
-        PageError: a number that is none.
+        PageError: The value of a number cannot be read, or is not finite.
     """
     kinds = {one["name"]: one["categories"] for one in fields}
     given = {

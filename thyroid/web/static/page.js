@@ -1,4 +1,4 @@
-// The form works without this; with it boxes are drawn, clips are opened and the answer comes without leaving the page.
+// The form works without this script. With it, boxes are drawn, clips are opened and the answer comes without leaving the page.
 const $ = (id) => document.getElementById(id);
 const texts = JSON.parse($('texts').textContent);
 const limits = JSON.parse($('limits').textContent);
@@ -13,7 +13,7 @@ const draw = (name, attributes = {}) => {
 const form = $('form');
 const views = []; // {file, blob, url, width, height, roi: [x, y, w, h] | null, clip: {frame, frames, regions} | null}
 let chosen = 0;
-let patient = 0; // another one from "New patient" on: what was opened for the one before is dropped
+let patient = 0; // changes with "New patient": files that are still being opened for an earlier patient are dropped
 let opening = 0;
 let dragging = false;
 let asking = null;
@@ -37,7 +37,7 @@ function complain(sentences) {
   $('alerts').scrollIntoView({ block: 'nearest' });
 }
 
-// A page that was open all day has a token that is no longer taken.
+// A page that was open all day has a token that is no longer accepted.
 async function renew() {
   const answer = await fetch('/token').catch(() => null);
   if (answer?.ok) form.elements.csrf_token.value = (await answer.json()).token;
@@ -117,7 +117,7 @@ async function measure(view, name) {
 let adding = Promise.resolve();
 function add(files) {
   const mine = patient;
-  adding = adding.then(() => take(files, mine)); // one after the other: the limit counts them all
+  adding = adding.then(() => take(files, mine)); // one after the other, because the limit counts them all
   return adding;
 }
 
@@ -333,7 +333,7 @@ function pointers(picture, box) {
   const end = () => {
     if (!drag) return;
     const roi = views[chosen].roi;
-    // a slip of the hand does not wipe out a box that was there
+    // a slip of the hand does not replace an existing box
     if (drag.before !== undefined && drag.moved && Math.min(roi[2], roi[3]) < limits.box) setBox(drag.before);
     drag = null;
     dragging = false;
@@ -377,7 +377,7 @@ $('clip').querySelector('input').addEventListener('change', async (event) => {
   view.wanted = wanted;
   try {
     const shown = await picture(view.file, wanted);
-    // a later wish, or another patient, makes this answer worthless
+    // a later choice, or another patient, makes this answer obsolete
     if (view.wanted !== wanted || !views.includes(view)) return;
     const { width, height } = view;
     Object.assign(view, shown);
@@ -433,7 +433,7 @@ function send(sent, again = true) {
     body.append('roi', view.roi ? view.roi.join(',') : '');
   }
   for (const field of columns()) body.append(field.name, field.value);
-  const request = new XMLHttpRequest(); // fetch does not tell how much was sent
+  const request = new XMLHttpRequest(); // fetch does not report how much was sent
   asking = request;
   const bar = $('progress').querySelector('progress');
   bar.removeAttribute('value');
@@ -507,6 +507,6 @@ function dress(result, sent) {
   print.addEventListener('click', () => window.print());
 }
 addEventListener('beforeunload', (event) => {
-  if (views.length && !$('result').querySelector('.reading')) event.preventDefault(); // marked, and not read yet
+  if (views.length && !$('result').querySelector('.reading')) event.preventDefault(); // pictures that have not been read yet
 });
 performance.mark('interactive');
