@@ -88,7 +88,7 @@ serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP proto
 
 test: WORKERS = $(if $(SLOW),2,3)
 test: $(READY_DEV) ## Lint, type check and all fast tests (SLOW=1: and the slow ones, for which the fast ones' models do)
-	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check .
+	$(LINT)
 	$(if $(SLOW),@$(MAKE) --no-print-directory checkov)
 	@# mypy takes one core for half a minute, while the tests take the other
 	"$(BIN)/mypy" & types=$$!; $(PYTEST) -m "$(if $(SLOW),,not slow and )not containers and not browser" $(SIDE_BY_SIDE); \
@@ -107,8 +107,10 @@ test-browser: $(READY_DEV) ## The page in Chromium: every step in both languages
 	@tests/browser/install.sh
 	$(PYTEST) -m browser
 
-lint: $(READY_DEV) ## Lint and type check
-	"$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/mypy"
+LINT = "$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/codespell"
+
+lint: $(READY_DEV) ## Lint, spelling and type check
+	$(LINT) && "$(BIN)/mypy"
 
 format: $(READY_DEV) ## Format the code
 	"$(BIN)/ruff" check --fix . && "$(BIN)/ruff" format .

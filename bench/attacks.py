@@ -45,6 +45,8 @@ CLIENTS = 4
 REST = 30.0
 PROBE_SECONDS = 1.0
 MOST_P99, MOST_MEMORY = 3.0, 1.1
+MOST_P99_TOKEN = 15.0
+"""Of requests with the token, which the server processes: 135 MB of bodies at a time share two cores with the rest."""
 TOKEN = "the-token"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -436,11 +438,17 @@ def main() -> int:
     ratios = {"memory_after_vs_before": max(row.after / row.before for row in rows)}
     for target in {row.target.name: row.target for row in rows}.values():
         own = [row for row in rows if row.target is target]
-        ratios[f"{target.name}_p99_beside_attacks"] = max(row.ratio for row in own)
+        trusted = [row.ratio for row in own if row.attack.endswith(", token")]
+        ratios[f"{target.name}_p99_beside_attacks"] = max(
+            row.ratio for row in own if not row.attack.endswith(", token")
+        )
+        if trusted:
+            ratios[f"{target.name}_p99_beside_token_holders"] = max(trusted)
         ratios[f"{target.name}_peak_mb_vs_limit"] = max(row.peak for row in own) / target.limit
     limits = {
         "memory_after_vs_before": MOST_MEMORY,
         "endpoint_p99_beside_attacks": MOST_P99,
+        "endpoint_p99_beside_token_holders": MOST_P99_TOKEN,
         "page_p99_beside_attacks": MOST_P99,
     }
     print(json.dumps({"bench": "attacks", "ratios": {key: round(value, 2) for key, value in ratios.items()}}))

@@ -50,7 +50,7 @@ def loop(truth: np.ndarray, score: np.ndarray, patient: np.ndarray, draws: int) 
         roc_auc_score(truth[drawn], score[drawn])
 
 
-def seconds(work: Callable, *arguments: Any) -> float:
+def seconds(work: Callable[..., Any], *arguments: Any) -> float:
     started = time.perf_counter()
     work(*arguments)
     return time.perf_counter() - started
@@ -73,7 +73,7 @@ def whole_evaluation(folder: Path) -> tuple[float, float]:
         models.append(train.train(folder / "data", folder / name, name, **options).folder)
     spent = []
 
-    def timed(function: Callable) -> Callable:
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **keywords: Any) -> Any:
             started = time.perf_counter()
             try:
@@ -155,7 +155,8 @@ def evaluate_vs_predict_only(run: Path, folder: Path) -> float:
     )
     print(f"the default run's evaluation      {ours:>8.1f} s, {our_cores:.1f} s of processor time")
     print(f"loading and predict, {answers} answers {theirs:>8.1f} s, {their_cores:.1f} s of processor time")
-    return ours / theirs
+    times: float = ours / theirs
+    return times
 
 
 def main() -> None:

@@ -63,7 +63,9 @@ def figures(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> dict[
     return row
 
 
-def recipes(data: Path, domain: str, weights: str, size: int, epochs: int, deck_epochs: int, work: Path) -> list[dict]:
+def recipes(
+    data: Path, domain: str, weights: str, size: int, epochs: int, deck_epochs: int, work: Path
+) -> list[dict[str, Any]]:
     """Train VGG16 with every recipe: frozen, two-phase and a shallower tap on all folds, the deck's on the first."""
     common: dict[str, Any] = {"weights": weights, "image_size": size, "folds": FOLDS, "work": work / "trainings"}
     rows = []
@@ -99,7 +101,7 @@ def recipes(data: Path, domain: str, weights: str, size: int, epochs: int, deck_
     return rows
 
 
-def sizes(data: Path, domain: str, weights: str, size: int, work: Path) -> list[dict]:
+def sizes(data: Path, domain: str, weights: str, size: int, work: Path) -> list[dict[str, Any]]:
     """Measure every backbone's size, frozen cross-validated AUROC, input of the first convolution, and memory."""
     rows = []
     pixels = inputs.decode(tables.examples(data, domain, "validation").head(diagnose.SAMPLE), size)
@@ -168,7 +170,11 @@ def _peak(backbone: str, recipe: str, batch: int) -> float:
 
 
 def write(
-    output: Path, facts: dict[str, Any], settings: dict[str, Any], compared: list[dict], sized: list[dict]
+    output: Path,
+    facts: dict[str, Any],
+    settings: dict[str, Any],
+    compared: list[dict[str, Any]],
+    sized: list[dict[str, Any]],
 ) -> None:
     """Write results.md for people, results.json for machines, and results.png."""
     output.mkdir(parents=True, exist_ok=True)

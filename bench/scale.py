@@ -98,7 +98,8 @@ def main() -> None:
             print(f"{step:<7}{name:<18}{m.seconds:>8.1f} s {m.cores:>5.2f} cores busy {m.megabytes:>7.0f} MB at most")
 
     def ratio(above: str, below: str, what: str, step: int) -> float:
-        return round(getattr(measured[above][step], what) / getattr(measured[below][step], what), 2)
+        times: float = round(getattr(measured[above][step], what) / getattr(measured[below][step], what), 2)
+        return times
 
     ratios = {
         "ingest_memory_all_vs_tenth": ratio("all", "tenth", "megabytes", 0),

@@ -310,7 +310,8 @@ def floors(name: str, folder: Path, rounds: int) -> dict[str, float]:
 def facts(served: Endpoint) -> dict[str, Any]:
     """Return the facts that the endpoint reports about the model that it serves."""
     with urllib.request.urlopen(f"{served.url}/v1/models/thyroid/facts") as answer:
-        return json.load(answer)
+        reported: dict[str, Any] = json.load(answer)
+        return reported
 
 
 def main() -> None:

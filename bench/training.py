@@ -68,7 +68,8 @@ def time_to_auroc(data: Path, weights: str, folder: Path, deck_epochs: int) -> f
         f"deck: {epoch:.1f} s an epoch ({len(epochs)} measured), so {epoch * DECK_EPOCHS:.0f} s for {DECK_EPOCHS} "
         f"epochs (extrapolated); validation AUROC after {len(epochs)} epochs {performance.auroc(table)}"
     )
-    return epoch * DECK_EPOCHS / reached["elapsed"]
+    times: float = epoch * DECK_EPOCHS / reached["elapsed"]
+    return times
 
 
 def fit_overhead(data: Path, weights: str, folder: Path) -> float:

@@ -48,6 +48,7 @@ def step(image: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 args=[function.__name__, "--executor-input", "{{$}}", "--abi", "kfp.dsl.executor_main"],
             )
 
-        return dsl.container_component(specification)
+        component: Callable[..., Any] = dsl.container_component(specification)
+        return component
 
     return wrap

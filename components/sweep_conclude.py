@@ -8,7 +8,7 @@ from components.step import step
 @step(image="train")
 def sweep_conclude(
     ranked: Input[Artifact],
-    finished: list,
+    finished: list,  # type: ignore[type-arg]  # of list[int], kfp would make another type
     results: Output[Artifact],
     settings: Output[Artifact],
     report: Output[HTML],

@@ -6,7 +6,11 @@ from components.step import step
 
 
 @step(image="train")
-def sweep_rank(study: Input[Artifact], finished: list, ranked: Output[Artifact]):
+def sweep_rank(
+    study: Input[Artifact],
+    finished: list,  # type: ignore[type-arg]  # of list[int], kfp would make another type
+    ranked: Output[Artifact],
+):
     """Choose the heads that the second stage starts from."""
     from pathlib import Path
 

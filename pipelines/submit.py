@@ -104,7 +104,8 @@ def submit(
         print(f"started {name}: {page}", flush=True)
         if wait:
             _watch(client, started.run_id, page, step_names(package))
-    return started.run_id
+    run: str = started.run_id
+    return run
 
 
 @contextlib.contextmanager

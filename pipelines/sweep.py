@@ -139,4 +139,5 @@ def sweep_pipeline(
         concluded = sweep_conclude(ranked=ranked.outputs["ranked"], finished=dsl.Collected(image.outputs["finished"]))
         place(concluded, "sweep_conclude", cluster).set_caching_options(False)
 
-    return thyroid_sweep
+    pipeline: Callable[..., Any] = thyroid_sweep
+    return pipeline

@@ -169,4 +169,5 @@ def training_pipeline(
             with dsl.Else(name="nothing to do"):
                 place(rest(verdict=ingested.outputs["verdict"]), "rest", cluster).set_caching_options(False)
 
-    return thyroid_training
+    pipeline: Callable[..., Any] = thyroid_training
+    return pipeline

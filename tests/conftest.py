@@ -26,7 +26,7 @@ from PIL import Image
 
 from tests.support import ROOT, SHARED
 from tests.support import gcs as emulated
-from thyroid import locks, storage
+from thyroid import locks, logs, storage
 from thyroid.data import plots
 from thyroid.imaging import images, phantom
 
@@ -166,6 +166,12 @@ def drawing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", SAVEFIG)
         yield
+
+
+@pytest.fixture(autouse=True)
+def plain_logs() -> None:
+    """What the library logs is on standard output, as in commands and steps."""
+    logs.to_stdout()
 
 
 @pytest.fixture

@@ -120,9 +120,12 @@ def test_every_module_says_what_it_is(path):
 
 # What an image holds: its steps, and what they must not import.
 IMAGES = {
-    "data": (["ingest", "crop"], {"tensorflow", "keras", "sklearn", "kfp", "kserve"}),
+    "data": (["ingest.__main__", "crop"], {"tensorflow", "keras", "sklearn", "kfp", "kserve"}),
     "web": (["web.__main__"], {"tensorflow", "keras", "openvino", "sklearn", "kserve", "matplotlib"}),
-    "ops": (["register", "registry", "deploy", "conclude"], {"tensorflow", "keras", "sklearn", "cv2", "matplotlib"}),
+    "ops": (
+        ["register", "registry.__main__", "deploy.__main__", "conclude"],
+        {"tensorflow", "keras", "sklearn", "cv2", "matplotlib"},
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """What version 0.1.0 wrote before the library became packages is read: a registry, a store and an OUTPUT.
 
-`fixtures/output-0.1.0.tar.xz` holds 24 tiny scans, and what ingest, crop, the training of a toy backbone, evaluation and
-registration made of them.
+`fixtures/output-0.1.0.tar.xz` holds 24 tiny scans, and what ingest, crop, the training of a toy backbone, the
+evaluation and the registration made of them.
 """
 
 import json

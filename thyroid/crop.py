@@ -275,12 +275,10 @@ def _filled(
     paths = [one.path for one in there]
     mains = pd.DataFrame([have[one.main] for one in there], paths, columns=_Image._fields)
     whole = mains[[one.domain == "normal" for one in there]]
-    for column, values, kind in (
-        ("normal_path", whole["file"], "string"),
-        ("normal_sha256", whole["sha256"], "string"),
-        *((column, mains[column], "Int64") for column in _AREA),
-    ):
-        scans[column] = scans["path"].map(values).astype(kind)
+    for column, values in (("normal_path", whole["file"]), ("normal_sha256", whole["sha256"])):
+        scans[column] = scans["path"].map(values).astype("string")
+    for column in _AREA:
+        scans[column] = scans["path"].map(mains[column]).astype("Int64")
     scans["quarantine_reason"] = scans["quarantine_reason"].fillna(scans["path"].map(lost).astype("string"))
     regions = regions[~regions["path"].isin(lost)].reset_index(drop=True)
     by_path = {one.path: one for one in there}

@@ -6,15 +6,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+POLL = 0.002
+"""Seconds between attempts of somebody who waits: a search's workers take the lock after every trial of some 30 ms."""
+
 
 def of(path: Path) -> FileLock:
     """Return the lock of a file, which is made and stays; nobody holds it yet.
 
-    A file system without locks raises an error when the lock is taken: the substitute that filelock has for it would outlive
-    a killed process.
+    Taking it raises an error on a file system that has no locks: filelock's substitute would outlive a killed process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path, fallback_to_soft=False, thread_local=False)
+    return FileLock(path, fallback_to_soft=False, thread_local=False, poll_interval=POLL)
 
 
 @contextmanager

@@ -242,7 +242,9 @@ def roc_band(
     return low, high
 
 
-def _checked(positive: ArrayLike, score: ArrayLike, patient: ArrayLike) -> tuple[NDArray[np.bool_], Array, NDArray]:
+def _checked(
+    positive: ArrayLike, score: ArrayLike, patient: ArrayLike
+) -> tuple[NDArray[np.bool_], Array, NDArray[Any]]:
     truth, scores = np.asarray(positive, bool), np.asarray(score, float)
     if truth.all() or not truth.any():
         raise ValueError("AUROC needs both classes")
@@ -258,7 +260,7 @@ def _blocks(draws: int, images: int) -> Iterator[slice]:
 
 
 def _steps(
-    draws: Draws, truth: NDArray[np.bool_], score: Array, patient: NDArray
+    draws: Draws, truth: NDArray[np.bool_], score: Array, patient: NDArray[Any]
 ) -> Iterator[tuple[slice, Array, Array]]:
     """Yield, for blocks of draws, the malignant and benign images at or above every distinct score, highest first.
 
@@ -371,7 +373,8 @@ def _mean_area(areas: dict[int, Array]) -> Array:
     every = list(areas.values())
     counted = np.isfinite(every)
     with np.errstate(invalid="ignore"):
-        return np.where(counted, every, 0).sum(axis=0) / counted.sum(axis=0)
+        mean: Array = np.where(counted, every, 0).sum(axis=0) / counted.sum(axis=0)
+        return mean
 
 
 def kappa_draws(
@@ -399,7 +402,8 @@ def kappa_draws(
     weight = distance**2 if ordered else (distance > 0).astype(float)
     by_chance = table.sum(axis=2)[:, :, None] * table.sum(axis=1)[:, None, :]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return 1 - (table * weight).sum(axis=(1, 2)) / (by_chance * weight).sum(axis=(1, 2))
+        kappa: Array = 1 - (table * weight).sum(axis=(1, 2)) / (by_chance * weight).sum(axis=(1, 2))
+        return kappa
 
 
 def _wider(found: Interval, bounds: tuple[float, float]) -> Interval:
@@ -618,7 +622,8 @@ def brier_draws(draws: Draws, positive: ArrayLike, probability: ArrayLike, patie
     """
     truth, score = np.asarray(positive, float), np.asarray(probability, float)
     error, count = draws.totals(np.stack([(score - truth) ** 2, np.ones(len(truth))], axis=1), patient).T
-    return error / count
+    brier: Array = error / count
+    return brier
 
 
 def ece_draws(draws: Draws, positive: ArrayLike, probability: ArrayLike, patient: ArrayLike) -> Array:
@@ -637,7 +642,8 @@ def ece_draws(draws: Draws, positive: ArrayLike, probability: ArrayLike, patient
     place = np.minimum((score * BINS).astype(int), BINS - 1)
     gap = np.zeros((len(score), BINS))
     gap[np.arange(len(score)), place] = score - truth
-    return np.abs(draws.totals(gap, patient)).sum(axis=1) / draws.totals(np.ones(len(score)), patient)
+    ece: Array = np.abs(draws.totals(gap, patient)).sum(axis=1) / draws.totals(np.ones(len(score)), patient)
+    return ece
 
 
 def ece_if_calibrated(probability: ArrayLike, patient: ArrayLike, draws: int = 1000, seed: int = 0) -> float:
@@ -675,7 +681,8 @@ def net_benefit(positive: ArrayLike, score: ArrayLike, thresholds: Array, preval
     truth = np.asarray(positive, bool)
     called = np.asarray(score, float)[None] >= thresholds[:, None]
     hits, alarms = called[:, truth].mean(axis=1), called[:, ~truth].mean(axis=1)
-    return hits * prevalence - alarms * (1 - prevalence) * thresholds / (1 - thresholds)
+    benefit: Array = hits * prevalence - alarms * (1 - prevalence) * thresholds / (1 - thresholds)
+    return benefit
 
 
 def accuracy(truth: ArrayLike, probability: ArrayLike) -> float:

@@ -1,14 +1,15 @@
 """Progress of long work: a live bar on a terminal, a line every few seconds in a log."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Never, TypeVar, overload
 
 from tqdm import tqdm
 
 LOG_SECONDS = 10.0
 SHORT_SECONDS = 1.0
+T = TypeVar("T")
 _silent = False
 
 
@@ -38,7 +39,11 @@ class _Lines:
         sys.stderr.flush()
 
 
-def bar(iterable: Any, total: int | None, description: str, unit: str) -> tqdm:
+@overload
+def bar(iterable: None, total: int | None, description: str, unit: str) -> "tqdm[Never]": ...
+@overload
+def bar(iterable: Iterable[T], total: int | None, description: str, unit: str) -> "tqdm[T]": ...
+def bar(iterable: Iterable[Any] | None, total: int | None, description: str, unit: str) -> "tqdm[Any]":
     """Return `iterable` with a progress bar, which is hidden if the work takes less than `SHORT_SECONDS`.
 
     Args:

@@ -17,7 +17,8 @@ class Peer(litserve.LitAPI):
         self.network = work.Network(options.model, options.precision, "latency", work.CORES // workers)
 
     def decode_request(self, request: dict[str, Any]) -> dict[str, Any]:
-        return request["instances"][0]
+        instance: dict[str, Any] = request["instances"][0]
+        return instance
 
     def predict(self, instance: dict[str, Any]) -> dict[str, Any]:
         return self.network.look(instance)

@@ -91,7 +91,8 @@ def crop(frame: NDArray[np.uint8], roi: list[int]) -> NDArray[np.uint8]:
     dx, dy = round(MARGIN * w), round(MARGIN * h)
     rows = slice(max(0, y - dy), min(height, y + h + dy))
     columns = slice(max(0, x - dx), min(width, x + w + dx))
-    return cv2.copyTo(frame[rows, columns], mask[rows, columns])
+    kept: NDArray[np.uint8] = cv2.copyTo(frame[rows, columns], mask[rows, columns])
+    return kept
 
 
 def scan_area(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -111,7 +112,9 @@ def scan_area(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if sum(areas) < 0.1 * height * width:
         return np.ones((height, width), np.uint8)
     kept = [one for one, area in zip(contours, areas, strict=True) if area >= max(areas) / 4]
-    return cv2.fillConvexPoly(np.zeros((height, width), np.uint8), cv2.convexHull(np.concatenate(kept)), 1)
+    hull = cv2.convexHull(np.concatenate(kept))
+    area: NDArray[np.uint8] = cv2.fillConvexPoly(np.zeros((height, width), np.uint8), hull, 1)
+    return area
 
 
 def letterbox(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

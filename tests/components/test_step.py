@@ -18,7 +18,7 @@ from pipelines import __main__ as cli
 from pipelines import containers, local
 from pipelines.plan import Plan
 from tests.support import ROOT, schemas
-from thyroid.imaging import dicom
+from thyroid.data import pseudonyms
 from thyroid.model.backbones import BACKBONES
 
 STEPS = {
@@ -203,7 +203,7 @@ def test_the_key_of_pseudonyms_is_read_by_those_who_name_patients(tasks, compile
     }
     assert set(of_key) == {"ingest", "train", "evaluate", "register"}
     for secret in of_key.values():
-        assert secret["keyToEnv"] == [{"envVar": dicom.KEY_VARIABLE, "secretKey": "key"}]
+        assert secret["keyToEnv"] == [{"envVar": pseudonyms.KEY_VARIABLE, "secretKey": "key"}]
         assert secret["optional"]
 
 
@@ -213,7 +213,7 @@ def test_a_container_that_names_patients_gets_the_key_and_no_command_line_holds_
     (tmp_path / "podman").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/told\n')
     (tmp_path / "podman").chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setenv(dicom.KEY_VARIABLE, "a secret for tests only")
+    monkeypatch.setenv(pseudonyms.KEY_VARIABLE, "a secret for tests only")
     containers.runner("podman", [], [], [])
     command = ["python3", "-m", "components", step]
     task = SimpleNamespace(
@@ -224,7 +224,7 @@ def test_a_container_that_names_patients_gets_the_key_and_no_command_line_holds_
     local.current.set(act)
     assert DockerTaskHandler.run(task) == Status.SUCCESS
     told = (tmp_path / "told").read_text()
-    assert (f"-e {dicom.KEY_VARIABLE} " in told) == (step != "crop")
+    assert (f"-e {pseudonyms.KEY_VARIABLE} " in told) == (step != "crop")
     assert "secret" not in told
 
 

@@ -81,6 +81,11 @@ def test_an_image_is_small_and_well_described(engine, image):
     assert bool(health) == (image in ("serve", "web"))
 
 
+def command(step: str) -> str:
+    """The module that `python -m thyroid.STEP` runs."""
+    return f"thyroid.{step}.__main__" if (ROOT / "thyroid" / step).is_dir() else f"thyroid.{step}"
+
+
 @pytest.mark.parametrize("image", NOT_IN)
 def test_an_image_holds_what_its_steps_import_and_nothing_of_the_others(engine, image):
     code = f"""
@@ -95,7 +100,7 @@ assert os.getuid() == 10001
         code += "import thyroid.web.__main__"
     else:
         code += "os.environ['_KFP_RUNTIME'] = 'true'\n"
-        code += "\n".join(f"import components.{step}, thyroid.{step}" for step in STEPS[image])
+        code += "\n".join(f"import components.{step}, {command(step)}" for step in STEPS[image])
     done = inside(engine, image, "python3", "-W", "ignore", "-c", code)
     assert done.returncode == 0, done.stderr
 

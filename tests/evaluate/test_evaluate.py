@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from tests.conftest import variant
-from thyroid import RESEARCH_USE_ONLY
+from thyroid import RESEARCH_USE_ONLY, metrics
 from thyroid.data import tables
 from thyroid.data.classes import BINARY
 from thyroid.errors import InputError
@@ -141,7 +141,7 @@ def test_report_opens_offline_and_is_honest(evaluated):
     assert "Before you trust these figures" in html
     assert "2 malignant patients" in html or "1 malignant patients" in html
     for row in facts_of(evaluated)["models"]:
-        assert report._interval(row["test"]["cropped"]["auroc"]) in html
+        assert metrics.format_interval(row["test"]["cropped"]["auroc"]) in html
 
 
 @pytest.fixture(scope="module")

@@ -370,7 +370,7 @@ def endless() -> bytes:
     """A file of many empty elements: seconds of work, which nothing in it gives away."""
     data = dicoms.write(dicoms.frame(1), dicoms.IMPLICIT)
     at = data.index(b"\x28\x00\x02\x00\x02\x00\x00\x00")
-    return data[:at] + b"\x27\x00\x01\x10\0\0\0\0" * 5_000_000 + data[at:]
+    return data[:at] + b"\x27\x00\x01\x10\0\0\0\0" * 8_000_000 + data[at:]
 
 
 def test_the_deadline_ends_the_work(reader, endless):
@@ -418,7 +418,7 @@ def test_who_asks_needs_nothing_of_dicom():
 
 MUTATE = """
 import random, sys
-from thyroid import dicom
+from thyroid.imaging import dicom
 data, rng, read = sys.stdin.buffer.read(), random.Random(int(sys.argv[1])), 0
 for number in range(int(sys.argv[2])):
     one = bytearray(data)
@@ -480,16 +480,16 @@ def test_nothing_is_printed_or_logged(capfd, caplog):
 
 @pytest.mark.parametrize("given", [None, "", "fifteen letters", "   fifteen letters   "])
 def test_a_key_that_is_none(monkeypatch, given):
-    monkeypatch.delenv(dicom.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(pseudonyms.KEY_VARIABLE, raising=False)
     if given is not None:
-        monkeypatch.setenv(dicom.KEY_VARIABLE, given)
+        monkeypatch.setenv(pseudonyms.KEY_VARIABLE, given)
     with pytest.raises(InputError, match="at least 16 characters") as caught:
         pseudonyms.required_key()
     assert "fifteen" not in str(caught.value)
 
 
 def test_pseudonyms_depend_on_name_frame_and_key(monkeypatch):
-    monkeypatch.setenv(dicom.KEY_VARIABLE, " sixteen letters.\n")
+    monkeypatch.setenv(pseudonyms.KEY_VARIABLE, " sixteen letters.\n")
     one, other = pseudonyms.required_key(), b"another secret key"
     assert one == b"sixteen letters."
     given = [

@@ -17,7 +17,7 @@ from thyroid import crop, storage
 from thyroid.data import pseudonyms, store, tables
 from thyroid.errors import InputError
 from thyroid.imaging import dicom, images
-from thyroid.ingest import dicom_csv, ingest
+from thyroid.ingest import dicom_names, ingest
 from thyroid.registry import retention
 
 MARK = "ZEBRAFINK"
@@ -357,7 +357,7 @@ def test_what_the_mapping_leaves_out_is_under_a_pseudonym(mixed, tmp_path, capsy
 
 def test_the_command_finds_the_file_of_a_pseudonym(mixed, tmp_path, capsys):
     write_mapping(mixed, [*ROWS[1:], (file(2), "B", "", "3")])
-    assert dicom_csv.main([str(mixed)]) == 0
+    assert dicom_names.main([str(mixed)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"{pseudonym(file(1))}  {file(1)}, not in dicom.csv" in lines
     assert f"{pseudonym(file(2))}  {file(2)}, line 2 of dicom.csv" in lines
@@ -365,7 +365,7 @@ def test_the_command_finds_the_file_of_a_pseudonym(mixed, tmp_path, capsys):
     assert len(lines) == 9
     (tmp_path / "empty").mkdir()
     write_scan(tmp_path / "empty" / "B_001-0001-1.0.jpg")
-    assert dicom_csv.main([str(tmp_path / "empty")]) == dicom_csv.main([str(tmp_path / "nowhere")]) == 2
+    assert dicom_names.main([str(tmp_path / "empty")]) == dicom_names.main([str(tmp_path / "nowhere")]) == 2
 
 
 def test_files_that_cannot_be_read_are_not_named(mixed, tmp_path, capsys):

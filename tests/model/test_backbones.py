@@ -7,13 +7,21 @@ from thyroid.errors import InputError
 from thyroid.model import artefacts, backbones
 from thyroid.model.backend import keras
 
-SMALL = backbones.Backbone("EfficientNetB0", "efficientnet", 1280, "1G", "1G")
+SMALL = backbones.Backbone("EfficientNetB0", "efficientnet", "1G", "1G")
 """Of EfficientNetB7's kind, with a quarter of its layers."""
 
 ROWS = [
     SMALL,
     *(pytest.param(row, marks=() if row.name == "VGG16" else pytest.mark.slow) for row in backbones.BACKBONES.values()),
 ]
+CHANNELS = {
+    "EfficientNetB0": 1280,
+    "EfficientNetB7": 2560,
+    "VGG16": 512,
+    "VGG19": 512,
+    "ResNet50": 2048,
+    "ResNet101": 2048,
+}
 IMAGES = np.random.default_rng(0).integers(0, 255, (32, 32, 32, 3), dtype=np.uint8)
 
 
@@ -21,7 +29,7 @@ IMAGES = np.random.default_rng(0).integers(0, 255, (32, 32, 32, 3), dtype=np.uin
 def test_every_row_builds_the_same_shape_of_model(row, tmp_path):
     model = backbones.build(row, 32, None)
     assert model.input.dtype == "uint8"
-    assert model.get_layer(backbones.FEATURES).output.shape == (None, row.width)
+    assert model.get_layer(backbones.FEATURES).output.shape == (None, CHANNELS[row.name])
     probability = np.asarray(model(IMAGES))
     np.testing.assert_allclose(probability.sum(axis=1), 1, rtol=1e-5)
 

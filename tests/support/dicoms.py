@@ -257,7 +257,8 @@ def _gdcm(picture: NDArray[Any], syntax: str, photometric: str) -> bytes:
     assert change.Change(), f"GDCM does not write {syntax}"
     fragments = change.GetOutput().GetDataElement().GetSequenceOfFragments()
     assert fragments.GetNumberOfFragments() == 1
-    return fragments.GetFragment(0).GetByteValue().GetBuffer().encode("utf-8", "surrogateescape")
+    text: str = fragments.GetFragment(0).GetByteValue().GetBuffer()
+    return text.encode("utf-8", "surrogateescape")
 
 
 def regions_bomb(count: int) -> bytes:

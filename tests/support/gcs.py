@@ -22,7 +22,7 @@ FAULTS = ("429", "500", "503", "reset", "truncate")
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 @contextmanager

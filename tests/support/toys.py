@@ -9,7 +9,9 @@ from typing import Any
 from thyroid.model import backbones
 from thyroid.model.backend import keras
 
-ROW = backbones.Backbone("Toy", "resnet", 40, "1G", "1G")
+WIDTH = 40
+"""Channels of its last feature map."""
+ROW = backbones.Backbone("Toy", "resnet", "1G", "1G")
 TAP = "conv4_out"
 """A layer to end at before its last block."""
 

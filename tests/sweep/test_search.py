@@ -228,7 +228,7 @@ def test_killed_workers_and_a_killed_search_go_on(cropped, tmp_path):
 
     def until(count: int) -> None:
         while finished() < count or len(workers()) < 1:
-            assert process.poll() is None, search.communicate()[0]
+            assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.05)
 

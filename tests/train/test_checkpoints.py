@@ -106,7 +106,7 @@ def test_kill_9_then_the_same_command(cropped, uninterrupted, tmp_path, capsys, 
 STOPPED = """
 import os, signal, sys
 from tests.support import toys
-from thyroid import checkpoints, train
+from thyroid.train import checkpoints, train
 toys.install()
 end = checkpoints.Resume.on_train_batch_end
 def told_to_stop(self, batch, logs=None):
@@ -239,9 +239,9 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 from tests.support import toys
-from thyroid import train
+from thyroid.train import train, twophase
 toys.install()
-train.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+twophase.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 fit = train.keras.Model.fit
 def watched(self, *a, **k):
     print("replicas", self.distribute_strategy.num_replicas_in_sync)

@@ -141,8 +141,8 @@ def test_a_part_without_a_class():
 def test_batch_norm_statistics_that_do_not_describe_the_data(toy, few_pixels):
     keras.utils.set_random_seed(0)
     model = backbones.build(toys.ROW, 32, None, deck=True)
-    model.get_layer("body").get_layer("conv5_bn").moving_mean.assign(np.full(toys.ROW.width, 50.0))
-    model.get_layer("probability").set_weights([np.tile([[0.0, 0.2]], (toys.ROW.width, 1)), np.zeros(2)])
+    model.get_layer("body").get_layer("conv5_bn").moving_mean.assign(np.full(toys.WIDTH, 50.0))
+    model.get_layer("probability").set_weights([np.tile([[0.0, 0.2]], (toys.WIDTH, 1)), np.zeros(2)])
     before = model.get_weights()
     figures, findings = diagnose._batch_norm({"batch_size": 4}, model, few_pixels)
     assert [finding.name for finding in findings] == ["BatchNorm statistics"]

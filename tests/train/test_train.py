@@ -257,7 +257,7 @@ def test_data_that_was_not_cropped(phantoms, tmp_path):
 
 
 def test_a_tap_before_any_block():
-    small = backbones.Backbone("EfficientNetB0", "efficientnet", 1280, "1G", "1G")
+    small = backbones.Backbone("EfficientNetB0", "efficientnet", "1G", "1G")
     with pytest.raises(InputError, match="EfficientNetB0 has no block before 'stem_activation'"):
         backbones.build(small, 32, None, tap="stem_activation")
 

@@ -120,7 +120,9 @@ def explore(
     }
 
 
-def _by_patient(rows: pd.DataFrame, y: NDArray, patient: NDArray) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+def _by_patient(
+    rows: pd.DataFrame, y: NDArray[np.int64], patient: NDArray[Any]
+) -> tuple[pd.DataFrame, NDArray[np.int64]]:
     """Return a table with one row per patient, and the patients' classes."""
 
     def most(values: pd.Series) -> pd.Series:
@@ -129,7 +131,7 @@ def _by_patient(rows: pd.DataFrame, y: NDArray, patient: NDArray) -> tuple[pd.Da
 
     groups = rows.groupby(patient)
     columns: dict[Any, pd.Series] = {
-        name: groups[name].mean() if _is_number(rows[name]) else most(rows[name]) for name in rows
+        name: groups[name].mean() if _is_number(rows[name]) else most(rows[name]) for name in rows.columns
     }
     target = pd.Series(y).groupby(patient).max()
     table = pd.DataFrame({name: values.reindex(target.index) for name, values in columns.items()}, index=target.index)
@@ -147,7 +149,7 @@ def _distribution(values: pd.Series, number: bool) -> Any:
 
 
 def _associated(
-    values: NDArray, y: NDArray[np.int64], number: bool, rng: np.random.Generator, draws: int = EFFECT_DRAWS
+    values: NDArray[Any], y: NDArray[np.int64], number: bool, rng: np.random.Generator, draws: int = EFFECT_DRAWS
 ) -> tuple[str | None, float | None, dict[str, Any] | None]:
     """Return test, p and effect of the values [n] of a column, none of which is missing."""
     code, target = pd.factorize(values, sort=number)[0], pd.factorize(y)[0]
@@ -264,7 +266,7 @@ def leaks(
     fold = fusion.deal(target, patients, fusion.INNER, seed)
     draws = metrics.Draws(patients, LEAK_DRAWS, seed)
 
-    def measure(columns: pd.DataFrame, truth: NDArray | None, model: Any) -> metrics.Interval | None:
+    def measure(columns: pd.DataFrame, truth: NDArray[np.int64] | None, model: Any) -> metrics.Interval | None:
         if truth is None:
             return None
         score = np.zeros((len(truth), truth.max() + 1))
@@ -278,9 +280,9 @@ def leaks(
 
     tree = DecisionTreeClassifier(min_samples_leaf=MINIMUM, random_state=seed)
     found = []
-    for name in rows:
+    for name in rows.columns:
         gone = rows[name].isna()
-        row = {
+        row: dict[str, Any] = {
             "column": name,
             "auroc": measure(rows[[name]], target, tree),
             "side_auroc": measure(rows[[name]], side, tree),
@@ -314,7 +316,7 @@ def leaks(
     }
 
 
-def _fixes(values: pd.Series, y: NDArray[np.int64], patient: NDArray) -> dict[str, float | None]:
+def _fixes(values: pd.Series, y: NDArray[np.int64], patient: NDArray[Any]) -> dict[str, float | None]:
     """Return Theil's U in both directions over known values.
 
     It is None if few patients are outside the most frequent class or value.
@@ -464,7 +466,7 @@ def _bars(axis: Axes, row: Mapping[str, Any], labels: Sequence[str]) -> None:
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False).index]
     if len(counts) > 8:
         counts = pd.concat([counts.iloc[:7], counts.iloc[7:].sum().to_frame("all others").T])
-    shares = counts / np.maximum(counts.sum(), 1)
+    shares = counts / counts.sum().clip(lower=1)
     start = np.zeros(len(labels))
     palette = matplotlib.colormaps["tab10"]
     for place, (name, share) in enumerate(shares.iterrows()):

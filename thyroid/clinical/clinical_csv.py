@@ -110,7 +110,7 @@ def read(file: Path) -> Clinical:
     table = _table(file)
     key = next((name for name in KEYS if name in table), None)
     if key is None:
-        hint = "; is it separated by semicolons?" if any(";" in column for column in table) else ""
+        hint = "; is it separated by semicolons?" if any(";" in column for column in table.columns) else ""
         raise InputError(
             f"{file}: needs a column filename (one row a scan) or patient (one row a patient's number){hint}"
         )
@@ -245,7 +245,9 @@ def _one_spelling(values: pd.Series) -> tuple[pd.Series, int]:
     folded = values.map(str.casefold, na_action="ignore")
     spelling = values.groupby(folded).agg(lambda same: same.value_counts(sort=True).index[0])
     several = values.groupby(folded).nunique() > 1
-    return folded.map(spelling).astype(object).where(values.notna(), None), int(several.sum())
+    shown = folded.map(spelling).astype(object)
+    # pandas-stubs lacks None among the values
+    return shown.where(values.notna(), None), int(several.sum())  # type: ignore[call-overload]
 
 
 def join(scans: pd.DataFrame, clinical: Clinical) -> tuple[pd.DataFrame, list[str]]:
@@ -286,7 +288,8 @@ def join(scans: pd.DataFrame, clinical: Clinical) -> tuple[pd.DataFrame, list[st
             notes.append(f"clinical.csv: column {column} {why} and was not used")
             del rows[column]
         elif rows[column].dtype == object:
-            rows[column] = rows[column].where(rows[column].notna(), None)
+            # pandas-stubs lacks None among the values
+            rows[column] = rows[column].where(rows[column].notna(), None)  # type: ignore[call-overload]
     return rows, notes
 
 
@@ -349,7 +352,7 @@ class Column:
     rare: tuple[str, ...] = ()
 
     @classmethod
-    def fit(cls, values: pd.Series, patient: NDArray, minimum: int) -> "Column":
+    def fit(cls, values: pd.Series, patient: NDArray[Any], minimum: int) -> "Column":
         """Fit the column to training rows.
 
         Args:

@@ -77,7 +77,8 @@ class Fusion:
             x: Encoded rows [n, d].
         """
         weights = np.array(self.weights).reshape(x.shape[1], len(self.offsets))
-        return softmax(self.scale * _log(p) + x @ weights + np.array(self.offsets), axis=1)
+        fused: Array = softmax(self.scale * _log(p) + x @ weights + np.array(self.offsets), axis=1)
+        return fused
 
 
 def fit(p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, seed: int = 0) -> Fusion:
@@ -120,7 +121,7 @@ def fit(p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, seed
         return _path(probabilities, rows, classes, patients)[best]
 
 
-def _path(p: Array, rows: pd.DataFrame, y: NDArray[np.int64], patient: NDArray) -> list[Fusion]:
+def _path(p: Array, rows: pd.DataFrame, y: NDArray[np.int64], patient: NDArray[Any]) -> list[Fusion]:
     """Fit the heads of all `STRENGTHS`. Each fit starts from the solution of the next stronger penalty."""
     from scipy.optimize import minimize  # not imported by a server, which starts faster without it
 
@@ -154,12 +155,13 @@ def _path(p: Array, rows: pd.DataFrame, y: NDArray[np.int64], patient: NDArray) 
 def _log(p: ArrayLike) -> Array:
     """Return log p minus its mean, which softmax ignores."""
     log_p = np.log(np.maximum(np.asarray(p, float), FLOOR))
-    return log_p - log_p.mean(axis=1, keepdims=True)
+    centred: Array = log_p - log_p.mean(axis=1, keepdims=True)
+    return centred
 
 
 def _checked(
     p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike
-) -> tuple[Array, NDArray[np.int64], NDArray]:
+) -> tuple[Array, NDArray[np.int64], NDArray[Any]]:
     probabilities, classes, patients = np.asarray(p, float), np.asarray(y), np.asarray(patient)
     if probabilities.ndim != 2 or not len(probabilities) == len(rows) == len(classes) == len(patients):
         raise InputError("fusion: probabilities, clinical rows, classes and patients are not as many")

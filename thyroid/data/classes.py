@@ -62,7 +62,8 @@ class Classes:
     def malignant(self, probability: ArrayLike) -> NDArray[np.float64]:
         """Return the probability of malignant [n], the sum over the positive classes of probabilities [n, classes]."""
         total = np.asarray(probability, float)[:, list(self.positive)].sum(axis=1)
-        return np.minimum(total, 1)  # rounding can push the sum above 1
+        malignant: NDArray[np.float64] = np.minimum(total, 1)  # rounding can push the sum above 1
+        return malignant
 
     def read(self, text: str) -> str | None:
         """Return the class that a cell of a table means, or None.

@@ -120,4 +120,5 @@ def groups(patients: Sequence[int], pairs: Sequence[tuple[int, int]]) -> NDArray
     rows, columns = zip(*links, strict=True)
     graph = coo_array((np.ones(len(links), np.uint8), (rows, columns)), shape=(len(patients), len(patients)))
     _, component = connected_components(graph, directed=False)
-    return component.astype(np.int64)
+    numbers: NDArray[np.int64] = component.astype(np.int64)
+    return numbers

@@ -118,6 +118,7 @@ def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path, path: P
         for axis, file in zip(axes[:, column], (row.normal_path, row.crop_path), strict=True):
             if isinstance(file, str):
                 axis.imshow(np.asarray(Image.open(folder / file).convert("L")), cmap="gray", vmin=0, vmax=255)
-        axes[0, column].set_title(CLASS_NAMES[row.label], fontsize=9, color=COLOURS[row.label])
+        label = str(row.label)
+        axes[0, column].set_title(CLASS_NAMES[label], fontsize=9, color=COLOURS[label])
     figure.suptitle("Scan area (above) and first region with its margin (below)", fontsize=11)
     save(figure, path)

@@ -114,7 +114,7 @@ class Store:
         # crops of older code are not used, and its table does not record the margins
         (self.folder / CROPPED).unlink(missing_ok=True)
         (self.folder / SEALED).touch()
-        storage.flush(self.folder)
+        atomic.flush(self.folder)
 
     def versions(self) -> list[Path]:
         """Return the folders of whole data versions, oldest first."""
@@ -161,7 +161,7 @@ class Store:
         taken = [int(folder.name) for folder in home.iterdir() if folder.name.isdigit()]
         folder = home / f"{max(taken, default=0) + 1:06d}"
         incoming.rename(folder)
-        storage.flush(home)
+        atomic.flush(home)
         return folder
 
     def rewrite(self, folder: Path, content: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
@@ -176,7 +176,7 @@ class Store:
         """
         incoming = self._incoming(content, facts)
         incoming.rename(incoming.with_name(_REWRITTEN + folder.name))
-        storage.flush(incoming.parent)
+        atomic.flush(incoming.parent)
         self._take_rewritten()
 
     def _incoming(self, content: Mapping[str, bytes], facts: Mapping[str, Any]) -> Path:
@@ -190,7 +190,7 @@ class Store:
         for name, data in content.items():
             atomic.write_bytes(incoming / name, data)
         tables.write_facts(incoming, {**facts, "files": _sums(incoming)})
-        storage.flush(incoming)
+        atomic.flush(incoming)
         return incoming
 
     def _take_rewritten(self) -> None:
@@ -201,7 +201,7 @@ class Store:
             if target.exists():
                 target.rename(hidden)
             folder.rename(target)
-            storage.flush(home)
+            atomic.flush(home)
             if hidden.exists():
                 shutil.rmtree(hidden)
 

@@ -36,7 +36,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -65,7 +65,7 @@ _FORMULA = (
     "\n",
 )  # a spreadsheet calculates a cell that starts like this (OWASP, CSV injection)
 
-SCANS = {
+SCANS: dict[str, Literal["string", "Int64"]] = {
     "path": "string",
     "local_path": "string",
     "domain": "string",
@@ -95,7 +95,7 @@ REGIONS = {
 }
 
 
-def frame(rows: list[dict[str, Any]], schema: dict[str, str]) -> pd.DataFrame:
+def frame(rows: list[dict[str, Any]], schema: Mapping[str, str]) -> pd.DataFrame:
     """Return a table of `schema` from row dictionaries; missing values are null."""
     return pd.DataFrame(rows, columns=list(schema)).astype(schema)
 

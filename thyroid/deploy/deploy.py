@@ -544,7 +544,7 @@ def _address(live: Object, canary: bool, namespace: str) -> str:
                 name = live["metadata"]["name"]
                 return f"http://latest-{name}-predictor.{namespace}.svc.cluster.local" if inside else target["url"]
     address = status.get("address", {}).get("url")
-    url = (address if inside else None) or status.get("url") or address
+    url: str | None = (address if inside else None) or status.get("url") or address
     if not url:
         raise InputError(f"InferenceService {live['metadata']['name']} is ready but has no address")
     return url

@@ -111,17 +111,19 @@ class Cluster:
 
     def get(self, name: str) -> Object | None:
         """Return the InferenceService of this name; None if there is none."""
-        return self._do(
+        found: Object | None = self._do(
             f"InferenceService {name}", lambda: self.kserve.get(name, namespace=self.namespace), absent=True
         )
+        return found
 
     def create(self, body: Object) -> Object:
         """Create an InferenceService, and return it as the cluster has it."""
         typed = _typed(body, self.namespace)
-        return self._do(
+        created: Object = self._do(
             f"creating InferenceService {body['metadata']['name']}",
             lambda: self.kserve.create(typed, namespace=self.namespace),
         )
+        return created
 
     def replace(self, body: Object) -> Object:
         """Replace an InferenceService, and return it as the cluster has it.
@@ -131,7 +133,7 @@ class Cluster:
         """
         name = body["metadata"]["name"]
         typed = _typed(body, self.namespace)
-        done = self._do(
+        done: Object | None = self._do(
             f"updating InferenceService {name}",
             lambda: self.kserve.replace(name, typed, namespace=self.namespace),
             absent=True,
@@ -175,7 +177,10 @@ class Cluster:
     def route(self, name: str) -> Object | None:
         """Return an HTTPRoute (gateway.networking.k8s.io/v1); None if there is none."""
         api, place = self.kserve.api_instance, self._routes(name)
-        return self._do(f"HTTPRoute {name}", lambda: api.get_namespaced_custom_object(*place), absent=True)
+        found: Object | None = self._do(
+            f"HTTPRoute {name}", lambda: api.get_namespaced_custom_object(*place), absent=True
+        )
+        return found
 
     def patch_route(self, name: str, patch: Object) -> None:
         """Change the parts of an HTTPRoute that are in `patch`."""
@@ -223,7 +228,8 @@ def _bound(client: Any) -> None:
 
 def _message(refused: Any) -> str:
     try:
-        return json.loads(refused.body)["message"]
+        message: str = json.loads(refused.body)["message"]
+        return message
     except (TypeError, ValueError, KeyError):
         return str(refused.reason)
 

@@ -159,11 +159,15 @@ def context(data: Path, domain: str) -> pd.DataFrame:
     framed = regions[regions["path"].map(scans["domain"]) == "normal"]
     key = "path" if domain == "normal" else "crop_path"
     boxes: dict[str, list[geometry.Box]] = {}
+    row: Any  # pandas-stubs: a field of a row may be any scalar
     for row in framed.itertuples():
         area = scans.loc[row.path]
         box = (int(row.x - area["area_x"]), int(row.y - area["area_y"]), int(row.width), int(row.height))
         boxes.setdefault(getattr(row, key), []).append(box)
-    table["boxes"] = [boxes.get(name, []) for name in table["path" if domain == "normal" else "name"]]
+    # pandas-stubs: cells are no lists
+    table["boxes"] = [  # type: ignore[assignment]
+        boxes.get(name, []) for name in table["path" if domain == "normal" else "name"]
+    ]
     largest = [max(some, key=lambda box: box[2] * box[3], default=(0, 0, None, None)) for some in table["boxes"]]
     table["box_width"], table["box_height"] = [box[2] for box in largest], [box[3] for box in largest]
     table["views"] = table.groupby("patient")["file"].transform("size")
@@ -344,7 +348,9 @@ def _some(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     return table[table["group"].isin(kept)].reset_index(drop=True)
 
 
-def _out_of_fold(features: NDArray, label: NDArray, fold: NDArray, bent: bool) -> NDArray[np.float64] | None:
+def _out_of_fold(
+    features: NDArray[np.floating], label: NDArray[Any], fold: NDArray[np.int64], bent: bool
+) -> NDArray[np.float64] | None:
     """Score every image with a logistic regression that was fitted without its fold.
 
     Returns None where a fold, or the rest without it, lacks a class. If `bent` is set, the regression sees cubic
@@ -373,7 +379,9 @@ def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.column_stack([flat.mean(axis=1), flat.std(axis=1), (flat < 8).mean(axis=1), percentiles])
 
 
-def _leaky(done: Audits, development: pd.DataFrame, features: NDArray, fold: NDArray, seed: int) -> None:
+def _leaky(
+    done: Audits, development: pd.DataFrame, features: NDArray[np.floating], fold: NDArray[np.int64], seed: int
+) -> None:
     """Score the same features and head under a split by image instead of by patient.
 
     This is what a careless split would report.

@@ -172,7 +172,8 @@ def _abstention(
 def confusion(table: pd.DataFrame, point: operating_point.OperatingPoint) -> NDArray[np.int64]:
     """Count images by [true, called] side at the operating point, in the order of `filenames.CLASSES`: int64 [2, 2]."""
     called = np.where(table[SCORE] >= point.threshold, CLASSES[POSITIVE], CLASSES[1 - POSITIVE])
-    return confusion_matrix(table["label"], called, labels=list(CLASSES))
+    counts: NDArray[np.int64] = confusion_matrix(table["label"], called, labels=list(CLASSES))
+    return counts
 
 
 def domain_matrix(

@@ -168,12 +168,13 @@ def _raw(classes: Classes) -> list[str]:
 
 def of_model(predictions: pd.DataFrame, row: dict[str, Any], domain: str, split: str) -> pd.DataFrame:
     """Select the predictions of one model (backbone and train_domain of `row`) in one domain and split."""
-    return predictions[
+    wanted: pd.Series[bool] = (
         (predictions["backbone"] == row["backbone"])
         & (predictions["train_domain"] == row["train_domain"])
         & (predictions["domain"] == domain)
         & (predictions["split"] == split)
-    ].reset_index(drop=True)
+    )
+    return predictions[wanted].reset_index(drop=True)
 
 
 def roc_points(table: pd.DataFrame) -> tuple[list[float], list[float], list[float]]:

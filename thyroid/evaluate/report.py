@@ -218,7 +218,8 @@ def _short_reasons(decision: dict[str, Any]) -> list[str]:
     """List the gate's reasons without repeating the warnings above them."""
     failed = [one for one in decision["criteria"] if not (one["passed"] or one["waived"])]
     if not failed:
-        return decision["reasons"]
+        reasons: list[str] = decision["reasons"]
+        return reasons
     return [
         f"{_sentence(one['name'])[:-1]}: {'see above' if one['name'].endswith('audit') else one['found']}; "
         f"asked: {one['asked']}"

@@ -388,7 +388,8 @@ def _looked_up(values: np.ndarray, share: Callable[[np.ndarray], np.ndarray]) ->
     places = values.view(f"u{values.itemsize}")
     every = np.arange(1 << 8 * values.itemsize, dtype=places.dtype)
     table = np.clip(share(every.view(values.dtype)) * 255, 0, 255).round().astype(np.uint8)
-    return table[places]
+    looked_up: np.ndarray = table[places]
+    return looked_up
 
 
 def _range(dataset: Dataset) -> tuple[int, int]:
@@ -408,12 +409,15 @@ def _deidentified(pixels: images.Pixels, allowed: NDArray[np.uint8] | None, burn
     Raises:
         DicomError: Neither a region nor a scan area is found, and the file does not say that it has no burned-in text.
     """
+    kept: images.Pixels
     if allowed is not None:
         pixels = cv2.copyTo(pixels, allowed)
-        return cv2.copyTo(pixels, geometry.scan_area(pixels).mask)
+        kept = cv2.copyTo(pixels, geometry.scan_area(pixels).mask)
+        return kept
     area = geometry.scan_area(_without_text(pixels))
     if area.found:
-        return cv2.copyTo(pixels, area.mask)
+        kept = cv2.copyTo(pixels, area.mask)
+        return kept
     if burned_in == "NO":
         return pixels
     raise DicomError(
@@ -453,7 +457,8 @@ def _without_text(pixels: images.Pixels) -> images.Pixels:
     background = int(np.bincount(bright.ravel(), minlength=256)[:64].argmax())
     side = max(5, min(bright.shape) // 16) | 1
     share = cv2.blur((bright > background + 4).astype(np.float32), (side, side))
-    return cv2.copyTo(pixels, (share > 0.6).astype(np.uint8))
+    kept: images.Pixels = cv2.copyTo(pixels, (share > 0.6).astype(np.uint8))
+    return kept
 
 
 def read_file(path: str | Path) -> bytes:

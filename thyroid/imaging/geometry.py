@@ -94,7 +94,8 @@ def normal(frame: images.Pixels, area: ScanArea | None = None) -> images.Pixels:
     """
     area = area or scan_area(frame)
     x, y, width, height = area.box
-    return cv2.copyTo(frame, area.mask)[y : y + height, x : x + width]
+    blanked: images.Pixels = cv2.copyTo(frame, area.mask)
+    return blanked[y : y + height, x : x + width]
 
 
 def region(frame: images.Pixels, box: Box, area: ScanArea | None = None, margin: float = MARGIN) -> images.Pixels:

@@ -320,5 +320,6 @@ def rgb(image: Pixels) -> Pixels:
     """
     if image.ndim == 3 and image.shape[-1] == 1:
         # a view would be copied for the engine, four times as slowly
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+        copy: Pixels = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+        return copy
     return np.broadcast_to(image, (*image.shape[:-1], 3))

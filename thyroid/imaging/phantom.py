@@ -95,7 +95,8 @@ def _speckle(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.flo
     """Return speckle in dB with a mean of about 0; lateral resolution is coarser than axial, as with a linear probe."""
     field = [cv2.GaussianBlur(rng.standard_normal(shape, np.float32), (0, 0), sigmaX=1.9, sigmaY=0.9) for _ in range(2)]
     envelope = np.hypot(*field)
-    return (20 * np.log10(envelope / envelope.mean() + 1e-3)).astype(np.float32)
+    speckle: NDArray[np.float32] = (20 * np.log10(envelope / envelope.mean() + 1e-3)).astype(np.float32)
+    return speckle
 
 
 def _tissue(

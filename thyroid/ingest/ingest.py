@@ -23,10 +23,10 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -787,7 +787,7 @@ def _cohort(
     mine = good[["patient", "phash"]].drop_duplicates()
     sizes = memory["cohort"].value_counts()
     both = memory.merge(mine, on=["patient", "phash"])["cohort"].value_counts()
-    like = [name for name, count in both.items() if count >= _SAME_COHORT * min(len(mine), sizes[name])]
+    like = [str(name) for name, count in both.items() if count >= _SAME_COHORT * min(len(mine), sizes[str(name)])]
     before = known.facts["cohort"] if known is not None else ""
     if before not in sizes and like:  # a new place, or a cohort that was named while it was at another place
         before = like[0]
@@ -911,7 +911,8 @@ def _claims(memory: pd.DataFrame, cohort: str) -> tuple[pd.Series, dict[str, int
     """Return the rank of the split in `memory` by patient of the cohort, and by hash of any cohort."""
     rank = memory["split"].map(_RANK)
     mine = memory["cohort"] == cohort
-    return rank[mine].groupby(memory["patient"][mine]).min(), rank.groupby(memory["phash"]).min().to_dict()
+    by_hash = cast("dict[str, int]", rank.groupby(memory["phash"]).min().to_dict())  # pandas-stubs: of any keys
+    return rank[mine].groupby(memory["patient"][mine]).min(), by_hash
 
 
 def _moved_into_test(good: pd.DataFrame, memory: pd.DataFrame, cohort: str) -> list[str]:
@@ -951,7 +952,8 @@ def _remembered(
     )
     decided = claims.groupby("group")[["patient", "hash"]].min().min(axis=1).dropna()
     order = list(_RANK)
-    return {int(group): order[int(place)] for group, place in decided.items()}
+    places = cast("Iterable[tuple[int, float]]", decided.items())  # pandas-stubs: of any keys
+    return {int(group): order[int(place)] for group, place in places}
 
 
 def _settle_splits(good: pd.DataFrame, given: set[str], given_splits: str, remembered: dict[int, str]) -> list[str]:
@@ -961,7 +963,7 @@ def _settle_splits(good: pd.DataFrame, given: set[str], given_splits: str, remem
     """
     notes: list[str] = []
     by_group = good.groupby("group")["split"]
-    found = by_group.first().to_dict()
+    found = cast("dict[int, str | None]", by_group.first().to_dict())  # pandas-stubs: of any keys
     decided: dict[int, str | None] = {}
     for group in by_group.nunique()[lambda count: count > 1].index:
         members = good[good["group"] == group]
@@ -1011,7 +1013,8 @@ def _drop_copies(good: pd.DataFrame, table: pd.DataFrame, copies: NDArray[np.int
         left = alike.index[table.loc[alike.index, "quarantine_reason"].isna()]
         others = ", ".join(Path(path).name for path in alike["path"][:4])
         table.loc[left, "quarantine_reason"] = f"same picture under different labels: {others}"
-    return good[table.loc[good.index, "quarantine_reason"].isna()].copy()
+    used: pd.Series[bool] = table.loc[good.index, "quarantine_reason"].isna()
+    return good[used].copy()
 
 
 def _regions(
@@ -1046,7 +1049,7 @@ def _regions(
         of_dicoms = set(called.values())
         by_name: dict[str, dict[str, list[Any]]] = {}
         for scan in normal.itertuples():
-            address = called.get(scan.path, scan.path)
+            address = called.get(str(scan.path), str(scan.path))
             by_name.setdefault(address.rsplit("/", 1)[-1], {}).setdefault(address, []).append(scan)
         quarantined = {
             called.get(path, path).rsplit("/", 1)[-1] for path in table.loc[table["quarantine_reason"].notna(), "path"]

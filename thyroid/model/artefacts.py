@@ -86,7 +86,7 @@ def facts(artefact: Path, needs: Sequence[str] = ()) -> dict[str, Any]:
     if (artefact / SUM).is_file() and card.is_file() and (artefact / SUM).read_bytes() != sum_of(sha256(card)):
         raise InputError(f"{card}: changed since it was registered (differs from {SUM}); put back a copy of both files")
     try:
-        found = json.loads(card.read_text())
+        found: dict[str, Any] = json.loads(card.read_text())
     except FileNotFoundError:
         raise InputError(f"{artefact}: not a registered model (model.json is missing)") from None
     except ValueError as error:

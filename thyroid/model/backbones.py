@@ -29,14 +29,12 @@ class Backbone:
         module: Module of that class in `keras.applications`. The pre-trained weights expect the `preprocess_input` of
             this module. EfficientNet rescales inside the body, and its `preprocess_input` does nothing. VGG and ResNet
             expect BGR with the ImageNet mean removed.
-        width: Channels of the last feature map.
         memory_request: Memory of the two-phase recipe with its memory budget.
         memory_limit: Memory of the deck's recipe, which trains the whole body.
     """
 
     name: str
     module: str
-    width: int
     memory_request: str
     memory_limit: str
 
@@ -44,11 +42,11 @@ class Backbone:
 BACKBONES = {
     row.name: row
     for row in (
-        Backbone("EfficientNetB7", "efficientnet", 2560, "7G", "23G"),
-        Backbone("VGG16", "vgg16", 512, "7G", "7G"),
-        Backbone("VGG19", "vgg19", 512, "7G", "7G"),
-        Backbone("ResNet50", "resnet", 2048, "7G", "7G"),
-        Backbone("ResNet101", "resnet", 2048, "7G", "8G"),
+        Backbone("EfficientNetB7", "efficientnet", "7G", "23G"),
+        Backbone("VGG16", "vgg16", "7G", "7G"),
+        Backbone("VGG19", "vgg19", "7G", "7G"),
+        Backbone("ResNet50", "resnet", "7G", "7G"),
+        Backbone("ResNet101", "resnet", "7G", "8G"),
     )
 }
 

@@ -312,7 +312,7 @@ def _finished(request: Any, tell: Any) -> None:
     tell((request.get_output_tensor(0).data[0].copy(), request.get_output_tensor(1).data[0].copy()))
 
 
-def _resolve(future: asyncio.Future, answer: Answer) -> None:
+def _resolve(future: "asyncio.Future[Answer]", answer: Answer) -> None:
     if not future.done():
         future.set_result(answer)
 

@@ -65,7 +65,8 @@ def heat(evidence: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """
     positive = np.maximum(evidence, 0)
     scaled = positive / max(float(positive.max()), 1e-12)
-    return np.clip(cv2.resize(scaled.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR), 0, 1)
+    wide: NDArray[np.float32] = cv2.resize(scaled.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.clip(wide, 0, 1)
 
 
 def share_inside(hot: NDArray[np.float32], box: tuple[int, int, int, int]) -> float | None:

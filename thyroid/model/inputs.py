@@ -93,7 +93,7 @@ class Decoded:
         return out
 
 
-def allocate(shape: tuple[int, ...], dtype: type, budget: int = MEMORY_BUDGET) -> NDArray:
+def allocate(shape: tuple[int, ...], dtype: type, budget: int = MEMORY_BUDGET) -> NDArray[Any]:
     """Allocate an array in memory, or in a temporary file if it has more than `budget` bytes."""
     if math.prod(shape) * np.dtype(dtype).itemsize <= budget:
         return np.empty(shape, dtype)
@@ -264,7 +264,7 @@ def batches(pixels: NDArray[np.uint8], batch_size: int, moves: NDArray[np.float3
         moves: float32 [n, 8] of `transforms`; None to leave the images as they are.
     """
 
-    def generate() -> Iterator[tuple]:
+    def generate() -> Iterator[tuple[tuple[NDArray[np.uint8], NDArray[np.float32]]]]:
         for start in range(0, len(pixels), batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), len(pixels) - 1)
             yield (_moved(pixels[rows], None if moves is None else moves[rows]),)
@@ -288,7 +288,7 @@ class Epochs:
 
     def __init__(
         self,
-        views: Sequence[NDArray],
+        views: Sequence[NDArray[Any]],
         labels: NDArray[np.float32],
         rows: NDArray[np.intp],
         batch_size: int,
@@ -304,7 +304,7 @@ class Epochs:
         """Return the number of steps of an epoch."""
         return -(-len(self.rows) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[NDArray, NDArray[np.float32]]]:
+    def __iter__(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float32]]]:
         """Yield the batches of the present epoch."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order, view = rng.permutation(self.rows), rng.integers(0, len(self.views), len(self.labels))
@@ -317,7 +317,9 @@ class Epochs:
         return _dataset(self.__iter__, _specs(self.views[0], self.labels), self.steps)
 
 
-def rows_of(values: NDArray, labels: NDArray[np.float32], rows: NDArray[np.intp], batch_size: int) -> tf.data.Dataset:
+def rows_of(
+    values: NDArray[Any], labels: NDArray[np.float32], rows: NDArray[np.intp], batch_size: int
+) -> tf.data.Dataset:
     """Make batches (x, label) of the examples at `rows`, in that order.
 
     Args:
@@ -327,7 +329,7 @@ def rows_of(values: NDArray, labels: NDArray[np.float32], rows: NDArray[np.intp]
         batch_size: Examples per batch.
     """
 
-    def generate() -> Iterator[tuple[NDArray, NDArray[np.float32]]]:
+    def generate() -> Iterator[tuple[NDArray[Any], NDArray[np.float32]]]:
         for start in range(0, len(rows), batch_size):
             some = rows[start : start + batch_size]
             yield values[some], labels[some]
@@ -335,13 +337,15 @@ def rows_of(values: NDArray, labels: NDArray[np.float32], rows: NDArray[np.intp]
     return _dataset(generate, _specs(values, labels), -(-len(rows) // batch_size))
 
 
-def _moved(image: NDArray[np.uint8], moves: NDArray[np.float32] | None) -> tuple[NDArray, NDArray]:
+def _moved(
+    image: NDArray[np.uint8], moves: NDArray[np.float32] | None
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     if moves is None:
         return image, np.tile(IDENTITY, (len(image), 1))
     return image if XLA else warp(image, moves), moves
 
 
-def _specs(*arrays: NDArray) -> tuple[tf.TensorSpec, ...]:
+def _specs(*arrays: NDArray[Any]) -> tuple[tf.TensorSpec, ...]:
     """Return the specs of a batch of each array's examples."""
     return tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in arrays)
 

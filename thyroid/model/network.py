@@ -89,7 +89,8 @@ class Network:
 
         def run(batch: tf.Tensor) -> list[tf.Tensor]:
             given = {"batch": batch} | {name: tf.identity(weight) for name, weight in weights.items()}
-            return tf.graph_util.import_graph_def(bare, given, wanted, name="")
+            outputs: list[tf.Tensor] = tf.graph_util.import_graph_def(bare, given, wanted, name="")
+            return outputs
 
         size = facts["image_size"]
         image = tf.TensorSpec((None, size, size, 3), tf.uint8)

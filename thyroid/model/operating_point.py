@@ -94,7 +94,9 @@ class OperatingPoint:
         """
         values = np.asarray(probability, float)
         malignant = classes.malignant(values) >= self.threshold
-        return np.where(np.asarray(classes.positive) == malignant[:, None], values, -1).argmax(axis=1)
+        on_side = np.where(np.asarray(classes.positive) == malignant[:, None], values, -1)
+        called: NDArray[np.intp] = on_side.argmax(axis=1)
+        return called
 
     def facts(self) -> dict[str, Any]:
         """Return the values as JSON. `band` is left out if there is none."""
@@ -130,7 +132,8 @@ def scale(probability: ArrayLike, temperature: float, bias: Sequence[float]) -> 
         Probabilities [n, classes].
     """
     log = np.log(np.clip(np.asarray(probability, float), _TINY, 1))
-    return softmax(log / temperature + np.asarray(bias), axis=1)
+    scaled: NDArray[np.float64] = softmax(log / temperature + np.asarray(bias), axis=1)
+    return scaled
 
 
 def fit_scaling(probability: ArrayLike, truth: ArrayLike) -> tuple[float, tuple[float, ...]]:
@@ -206,7 +209,8 @@ def lock_band(score: ArrayLike, threshold: float, abstain: float) -> tuple[float
 def doubt(score: ArrayLike, threshold: float) -> NDArray[np.float64]:
     """Return the distance of probabilities from the threshold in log-odds. A small one means an uncertain decision."""
     odds = logit(np.clip(np.asarray(score, float), _TINY, 1 - _TINY))
-    return np.abs(odds - logit(np.clip(threshold, _TINY, 1 - _TINY)))
+    distance: NDArray[np.float64] = np.abs(odds - logit(np.clip(threshold, _TINY, 1 - _TINY)))
+    return distance
 
 
 def lock(validation: pd.DataFrame, classes: Classes, sensitivity: float, abstain: float) -> OperatingPoint:
@@ -227,7 +231,9 @@ def lock(validation: pd.DataFrame, classes: Classes, sensitivity: float, abstain
     return OperatingPoint(temperature, bias, threshold, thresholds, lock_band(score, threshold, abstain))
 
 
-def risk_coverage(positive: ArrayLike, score: ArrayLike, threshold: float) -> tuple[NDArray, NDArray]:
+def risk_coverage(
+    positive: ArrayLike, score: ArrayLike, threshold: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the selective-risk curve of El-Yaniv & Wiener 2010.
 
     Images are decided in order, those with the most certain decision first.

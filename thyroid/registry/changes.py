@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -74,18 +74,22 @@ def since_last(data: Path, root: storage.Location) -> Changes:
     now = tables.contents(scans, regions).drop_duplicates("sha256").set_index("sha256")
     version = registry.read_aliases(root).get("candidate")
     if version is None:
-        return Changes(None, now["label"].to_dict(), {}, {}, 0)
+        return Changes(None, _labels(now["label"]), {}, {}, 0)
     old = scans_of(registry.find(root, str(version), only=(*artefacts.CARD, artefacts.SCANS)))
     old = old.drop_duplicates("sha256").set_index("sha256")
     both = now.join(old, rsuffix="_old", how="inner")
     differs = (both["label"] != both["label_old"]) | (both["boxes"] != both["boxes_old"])
     return Changes(
         version,
-        now.loc[now.index.difference(old.index), "label"].to_dict(),
-        both.loc[differs, "label"].to_dict(),
-        old.loc[old.index.difference(now.index), "label"].to_dict(),
+        _labels(now.loc[now.index.difference(old.index), "label"]),
+        _labels(both.loc[differs, "label"]),
+        _labels(old.loc[old.index.difference(now.index), "label"]),
         int((~differs).sum()),
     )
+
+
+def _labels(labels: pd.Series) -> dict[str, str]:
+    return cast("dict[str, str]", labels.to_dict())  # pandas-stubs: of any keys
 
 
 def verdict(changes: Changes, minimum: int) -> str:

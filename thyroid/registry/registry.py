@@ -195,7 +195,8 @@ def roll_back(root: Location, reason: str, by: str, champion: int | None = None)
 
     def swap(state: State) -> int:
         if champion is not None and state.get("champion") != champion:
-            return state["champion"]
+            present: int = state["champion"]
+            return present
         if not (earlier := _earlier(state)):
             raise InputError(f"{root}: no previous champion to roll back to")
         refuted, version = state["champion"], earlier[0]
@@ -320,7 +321,8 @@ def history(root: Location) -> list[dict[str, Any]]:
 
     Each entry has the fields id, when, action, version, by, reason and aliases.
     """
-    return _read(_home(root))[0]["history"]
+    entries: list[dict[str, Any]] = _read(_home(root))[0]["history"]
+    return entries
 
 
 def versions(root: Location) -> list[int]:

@@ -149,7 +149,7 @@ def retain(
             unsure += ", and so it cannot be told what they are; the next crop makes them anew"
         data, kept = _data(place, keep, needs, margins)
         unread = f"data version {', '.join(kept.unread)} cannot be read, and may need them" if kept.unread else ""
-        cropped, images = _files("crops", "images", place.crops, _IMAGE, kept.images, unread or unsure)
+        crops, images = _files("crops", "images", place.crops, _IMAGE, kept.images, unread or unsure)
         copies, objects = _files("copies", "files", place.folder / SCANS, _COPY, kept.copies, unread)
         work, left = _work(place, days), _leftovers(place)
         if delete:
@@ -167,7 +167,7 @@ def retain(
             for row in left:
                 if not row.stays:
                     remove(place.folder / row.name)
-    return [*models, *data, *cropped, *copies, *work, *left]
+    return [*models, *data, *crops, *copies, *work, *left]
 
 
 def forget(

@@ -8,14 +8,13 @@ import contextlib
 import hmac
 import json
 import logging
+import mmap
 import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
-
-import numpy as np
 
 from thyroid import logs
 from thyroid.serve import limits, openapi, payload, prometheus
@@ -175,15 +174,16 @@ class Guard:
         if int(length) > limits.SMALL_BODY:
             await self.memory.reserve(int(length))
             state["held"] = int(length)
-        # np.empty gets its pages one by one as they are written; a bytearray would get all of them at once.
-        whole = np.empty(state["held"], np.uint8)
+        # Anonymous memory gets its pages one by one as they are written. A bytearray would get all of them at once, and
+        # NumPy asks for huge pages, for which the kernel moves others out of the way while everybody waits.
+        whole = memoryview(mmap.mmap(-1, state["held"])) if state["held"] else memoryview(b"")
         parts: list[bytes] = []
         size, more = 0, True
-        values = payload.Values() if counts and (whole.size or "content-length" not in headers) else None
+        values = payload.Values() if counts and (whole or "content-length" not in headers) else None
         wrong: RequestError | None = None
         try:
             async with asyncio.timeout(limits.SLOW_CLIENT) as patience:
-                if not whole.size:
+                if not whole:
                     self._arriving[patience] = None
                 while more:
                     message = await receive()
@@ -201,15 +201,15 @@ class Guard:
                             values.add(part)
                         except RequestError as error:
                             wrong, values = error, None  # raised after the rest: no client reads before
-                    if whole.size:
-                        whole[before:size] = np.frombuffer(part, np.uint8)
+                    if whole:
+                        whole[before:size] = part
                     else:
                         parts.append(part)
                     more = message.get("more_body", False)
             state["read"] = True
             if wrong:
                 raise wrong
-            return whole.data.toreadonly() if whole.size else b"".join(parts)
+            return whole.toreadonly() if whole else b"".join(parts)
         except TimeoutError:
             self.memory.give(state["held"])
             state["held"] = 0

@@ -154,7 +154,8 @@ class ThyroidModel(kserve.Model):
     def _scaled(self, probability: np.ndarray, clinical: dict[str, Any]) -> np.ndarray:
         """Fuse the network's probabilities [classes] with clinical columns, and scale them by the operating point."""
         own = probability[None] if self.head is None else self.head.predict(probability[None], [clinical])[0]
-        return self.point.scale(own)[0]
+        scaled: np.ndarray = self.point.scale(own)[0]
+        return scaled
 
     def _columns(self, instances: Sequence[Instance]) -> list[tuple[dict[str, Any], list[str]]]:
         """Return the checked clinical values of every image, with notes.

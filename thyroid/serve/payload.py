@@ -341,7 +341,7 @@ def _tensor(given: InferInput, datatype: str, rank: int) -> NDArray[Any]:
     if len(given.shape or []) != rank:
         raise RequestError(f"{field}: shape {list(given.shape or [])}; expected {rank} dimensions")
     try:
-        array = given.as_numpy()
+        array: NDArray[Any] = given.as_numpy()
     except Exception as error:  # kserve and numpy raise many kinds if data does not fit its shape or type
         raise RequestError(f"{field}: its data does not fit its shape and datatype ({type(error).__name__})") from None
     if list(array.shape) != list(given.shape):

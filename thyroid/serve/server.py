@@ -131,7 +131,7 @@ class Server:
         self.draining = False
         self.closed = False
         self.failure: InputError | None = None
-        self._swapping: set[asyncio.Task] = set()
+        self._swapping: set[asyncio.Task[None]] = set()
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -282,7 +282,8 @@ class Server:
 
     def resolve(self, name: str, version: str) -> str | None:
         """Return the name under which a version of a model is served; None if it is not served."""
-        for served, model in self.models.get_models().items():
+        models: dict[str, ThyroidModel] = self.models.get_models()
+        for served, model in models.items():
             if name in (served, registry.NAME) and str(model.facts["version"]) == version:
                 return served
         return None
@@ -332,13 +333,15 @@ class _DataPlane(DataPlane):
     async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:
         if model_name == registry.NAME and self._model_registry.get_model(model_name) is None:
             raise ModelNotReady(model_name, "It is loading; try again.")  # known, so not 404
-        return await super().model_ready(model_name, disable_predictor_health_check)
+        ready: bool = await super().model_ready(model_name, disable_predictor_health_check)
+        return ready
 
     def metadata(self) -> dict[str, Any]:
-        return super().metadata() | {"name": registry.NAME, "extensions": []}
+        described: dict[str, Any] = super().metadata()
+        return described | {"name": registry.NAME, "extensions": []}
 
     async def model_metadata(self, model_name: str) -> dict[str, Any]:
-        described = await super().model_metadata(model_name)
+        described: dict[str, Any] = await super().model_metadata(model_name)
         model = self._model_registry.get_model(model_name)
         return described | {"versions": [str(model.facts["version"])], "platform": model.chosen}
 
@@ -454,7 +457,7 @@ class _REST(RESTServer):
         return FileResponse(report, media_type="text/html")
 
     def _model(self, name: str) -> ThyroidModel:
-        model = self._guarded.models.get_model(name)
+        model: ThyroidModel | None = self._guarded.models.get_model(name)
         if model is None:
             raise ModelNotReady(name) if name == registry.NAME else ModelNotFound(name)
         return model

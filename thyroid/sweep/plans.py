@@ -82,13 +82,12 @@ class Plan:
         rows, truth = self.table[known], self.labels[known] == 1
         draws = draws or metrics.Draws(rows["patient"], draws=0)
         columns = [1] if truth.shape[1] == 2 else [c for c in range(truth.shape[1]) if truth[:, c].any()]
-        return np.mean(
-            [
-                metrics.auroc_draws(draws, truth[:, c], probability[known, c], rows["patient"], rows["fold"])
-                for c in columns
-            ],
-            axis=0,
-        )
+        areas = [
+            metrics.auroc_draws(draws, truth[:, c], probability[known, c], rows["patient"], rows["fold"])
+            for c in columns
+        ]
+        mean: NDArray[np.float64] = np.mean(areas, axis=0)
+        return mean
 
     def space(self, stage: str) -> dict[str, BaseDistribution]:
         """Return the parameters of a stage and their distributions."""
@@ -119,7 +118,8 @@ class Plan:
             return replace(self.default, unfrozen=0, **parameters)
         rest = dict(parameters)
         heads = self.heads()
-        return replace(heads[min(rest.pop("head"), len(heads) - 1)], **rest)
+        head: int = rest.pop("head")
+        return replace(heads[min(head, len(heads) - 1)], **rest)
 
     def heads(self) -> list[Settings]:
         """Return the default head and then the best heads of the first stage, as `rank` found them."""

@@ -38,8 +38,8 @@ from thyroid.atomic import replacing
 from thyroid.cores import available
 from thyroid.data import classes, tables
 from thyroid.errors import InputError
-from thyroid.sweep import studies
-from thyroid.sweep.plans import HEADS, IMAGES, TOPS, Plan, read
+from thyroid.sweep import plans, studies
+from thyroid.sweep.plans import HEADS, IMAGES, Plan, read
 from thyroid.train import head
 from thyroid.train.settings import Settings
 
@@ -218,7 +218,7 @@ def rank(folder: Path) -> list[Settings]:
     """
     plan = read(folder)
     trials = sorted(plan.shared(HEADS).trials(TrialState.COMPLETE), key=lambda one: -(one.value or 0.0))
-    best = [replace(plan.settings(HEADS, one.params), unfrozen=1) for one in trials[:TOPS]]
+    best = [replace(plan.settings(HEADS, one.params), unfrozen=1) for one in trials[: plans.TOPS]]
     atomic.write_json(folder / "heads.json", [asdict(one) for one in best])  # type: ignore[arg-type]
     stage, usual = plan.shared(IMAGES), asdict(plan.default)
     first = {name: usual[name] for name in plan.space(IMAGES) if name != "head"}
@@ -305,7 +305,7 @@ def _heads_alone(folder: Path, trials: int, cores: int) -> None:
 
 
 def evaluate_heads(
-    plan: Plan, cache: dict[str, list[NDArray]], settings: Settings, report: Callable[[int, float], None]
+    plan: Plan, cache: dict[str, list[NDArray[np.float32]]], settings: Settings, report: Callable[[int, float], None]
 ) -> NDArray[np.float64]:
     """Return the out-of-fold probabilities of dense heads on the study's features.
 
@@ -478,7 +478,7 @@ def development(data: Path, domain: str) -> pd.DataFrame:
     return table.sort_values(["path", "region"], ignore_index=True).drop(columns="region")
 
 
-def _save(file: Path, values: NDArray) -> None:
+def _save(file: Path, values: NDArray[Any]) -> None:
     """Write an array completely or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file, durable=False) as temporary, temporary.open("wb") as handle:

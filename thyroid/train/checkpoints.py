@@ -6,6 +6,7 @@ all of this. Arrays are written as a whole or not at all.
 """
 
 import json
+import logging
 import resource
 import signal
 import sys
@@ -25,6 +26,8 @@ from thyroid.atomic import replacing
 from thyroid.errors import InputError
 from thyroid.model import inputs
 from thyroid.model.backend import keras, tf
+
+log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 30.0
 """The state is saved after this time, and on SIGTERM. A kill -9 loses no more work than this."""
@@ -55,7 +58,7 @@ def load(path: Path) -> Arrays | None:
         with path.open("rb") as file, np.load(file) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        print(f"{path}: damaged ({error}); it is left aside and made again", flush=True)
+        log.info(f"{path}: damaged ({error}); it is left aside and made again")
         return None
 
 
@@ -88,7 +91,7 @@ class Resume(keras.callbacks.Callback):
         self.finished: bool = self.facts.get("finished", False)
         self.stop_asked = False
         if state:
-            print(f"{label}: goes on in epoch {self.epoch + 1} after {self.seen} images", flush=True)
+            log.info(f"{label}: goes on in epoch {self.epoch + 1} after {self.seen} images")
 
     @property
     def history(self) -> pd.DataFrame:
@@ -165,11 +168,9 @@ class Resume(keras.callbacks.Callback):
         if self.stop_asked or self.finished or time.monotonic() - self.saved > SAVE_SECONDS:
             self._save()
         if self.stop_asked:
-            print(
+            sys.stderr.write(
                 f"{self.label}: told to stop (SIGTERM); saved in epoch {_place(self.epoch, self.seen)}. "
-                "The same command goes on from there",
-                file=sys.stderr,
-                flush=True,
+                "The same command goes on from there\n"
             )
             raise SystemExit(128 + signal.SIGTERM)
 

@@ -7,7 +7,7 @@ The checks do not read the images of the test set, only which patients they belo
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,7 @@ def examine(
     few = np.linspace(0, len(pixels) - 1, min(SAMPLE, len(pixels))).astype(int)
     figures: dict[str, Any] = {}
     findings: list[Finding] = []
+    check: Callable[[], Checked]
     for check in (
         lambda: _scale(model, trained, pixels[few]),
         lambda: _predictor(validation, probability, classes),
@@ -259,7 +260,8 @@ def _leakage(table: pd.DataFrame) -> Checked:
     """Check for patients and groups of near-duplicates in more than one of train, validation and test."""
     figures, findings = {}, []
     for what, column in (("patient", "patient"), ("duplicate", "group")):
-        sides = table.groupby(column)["part"].agg(lambda part: tuple(sorted(set(part))))
+        # pandas-stubs: an aggregate is a scalar
+        sides = table.groupby(column)["part"].agg(lambda part: tuple(sorted(set(part))))  # type: ignore[type-var]
         crossing = sides[sides.map(len) > 1]
         if what == "duplicate":  # a patient in two parts also splits its group, and was already counted
             whole = table.groupby("group")["patient"].nunique()

@@ -54,7 +54,8 @@ def class_weights(labels: Floats, how: str) -> NDArray[np.float64]:
     """
     counts = labels.sum(axis=0, dtype=float)
     balanced = len(labels) / (len(counts) * counts)
-    return {"balanced": balanced, "sqrt": np.sqrt(balanced), "none": np.ones(len(counts))}[how]
+    weights: NDArray[np.float64] = {"balanced": balanced, "sqrt": np.sqrt(balanced), "none": np.ones(len(counts))}[how]
+    return weights
 
 
 def fit(
@@ -127,10 +128,11 @@ def fit(
 def softmax(logits: Floats) -> Floats:
     """Return the softmax of every row."""
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)
+    shares: Floats = raised / raised.sum(axis=1, keepdims=True)
+    return shares
 
 
-def cross_entropy(probability: NDArray, truth: NDArray) -> float:
+def cross_entropy(probability: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
     """Return the mean cross-entropy over the rows.
 
     It contains no smoothing, weights or penalty, so that heads of different settings can be compared by it.

@@ -33,7 +33,8 @@ def diagnosis(folder: Path) -> dict[str, Any]:
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads((folder / name).read_text())
+        content: dict[str, Any] = json.loads((folder / name).read_text())
+        return content
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder}: not a finished training ({name} is missing)") from None
     except ValueError as error:

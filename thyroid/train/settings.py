@@ -6,6 +6,7 @@ default.
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,6 +16,8 @@ from typing import Any
 from thyroid import atomic, storage
 from thyroid.errors import InputError
 from thyroid.imaging import geometry
+
+log = logging.getLogger(__name__)
 
 FROZEN, TWO_PHASE = "frozen", "two-phase"
 CLASS_WEIGHTS = ("balanced", "sqrt", "none")
@@ -93,7 +96,7 @@ class Settings:
     def of(self, backbone: str) -> "Settings":
         """Return the settings as `backbone` can use them, without a tap that is a layer of another backbone."""
         if self.tap and self.backbone and self.backbone != backbone:
-            print(
+            log.info(
                 f"{backbone}: the settings' tap {self.tap} is a layer of {self.backbone}; it ends at its own last layer"
             )
             return replace(self, tap="")

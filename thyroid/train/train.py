@@ -16,6 +16,7 @@ is not read.
 import argparse
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ from thyroid.model.network import GRAPH, Network
 from thyroid.registry import changes, registry
 from thyroid.train import checkpoints, deck, diagnose, plots, record, twophase
 from thyroid.train.settings import Settings, resolve
+
+log = logging.getLogger(__name__)
 
 INNER_FOLDS = 8
 """In cross-validation, one in this many patients of the other folds is set aside for early stopping.
@@ -147,7 +150,7 @@ def train(
     for name, part in plans.items():
         require_classes(part, table, classes, name, domain, data)
     if batch_size > (count := int((table["part"] == "train").sum())):
-        print(f"batch size {batch_size} is larger than the training part: one step of {count} images an epoch")
+        log.info(f"batch size {batch_size} is larger than the training part: one step of {count} images an epoch")
 
     epochs = 0 if recipe == "frozen" or tuned.unfrozen == 0 else epochs
     settings = {
@@ -171,14 +174,11 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     if (work / "done" / "train.json").is_file():
         shutil.copytree(work / "done", output, dirs_exist_ok=True)
-        print(f"{row.name} on {domain}: was trained before the interruption, taken from {work}")
+        log.info(f"{row.name} on {domain}: was trained before the interruption, taken from {work}")
         return Trained(output, record.read(output))
     work.mkdir(parents=True, exist_ok=True)
     _tell_start(row.name, weights, start)
-    print(
-        f"{row.name} on {domain}, {recipe}: {count} images to train, {len(table) - count} to validate; {where()}",
-        flush=True,
-    )
+    log.info(f"{row.name} on {domain}, {recipe}: {count} images to train, {len(table) - count} to validate; {where()}")
 
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -253,9 +253,9 @@ def train(
     result["seconds"] = round(time.monotonic() - started, 1)
     atomic.write_json(output / "train.json", result)
     if diagnosis.findings:
-        print(diagnose.tell(diagnosis))
+        log.info(diagnose.tell(diagnosis))
     _tidy(work, output, checkpoint)
-    print(f"{row.name} on {domain}: validation AUROC {best['auroc']:.3f}, {checkpoint}, {result['seconds']:.0f} s")
+    log.info(f"{row.name} on {domain}: validation AUROC {best['auroc']:.3f}, {checkpoint}, {result['seconds']:.0f} s")
     return Trained(output, result)
 
 
@@ -368,9 +368,9 @@ def _key(settings: dict[str, Any], start: str | Path | None, table: pd.DataFrame
 def _tell_start(name: str, weights: str, start: str | Path | None) -> None:
     if start is None:
         why = "" if weights.lower() == "none" else f"no file for it in {weights}; "
-        print(f"{name}: {why}starts from random weights (none): expect little of it")
+        log.info(f"{name}: {why}starts from random weights (none): expect little of it")
     else:
-        print(f"{name}: starts from {start}")
+        log.info(f"{name}: starts from {start}")
 
 
 @dataclass(frozen=True)
@@ -396,7 +396,7 @@ def _warm_start(
     """
     version = version or (None if root is None else registry.read_aliases(root).get("champion"))
     if root is None or version is None:
-        print(f"{row.name}: there is no champion to start from")
+        log.info(f"{row.name}: there is no champion to start from")
         return None
     folder = registry.find(root, str(version))
     facts = artefacts.verify(folder)
@@ -412,10 +412,10 @@ def _warm_start(
         (seen.problem, seen.problem),
     ):
         if holds:
-            print(f"{row.name}: does not start from champion {version}: {reason}")
+            log.info(f"{row.name}: does not start from champion {version}: {reason}")
             return None
     if seen.note:
-        print(f"{row.name}: champion {version}: {seen.note}")
+        log.info(f"{row.name}: champion {version}: {seen.note}")
     network = artefacts.load_keras(folder / artefacts.MODEL)
     return _Warm(f"{record.STARTED}{version}", artefacts.sha256(folder / artefacts.MODEL), network)
 
@@ -430,7 +430,7 @@ def _better_start(job: twophase.Job, table: pd.DataFrame, warm: _Warm) -> tuple[
     train, validation = (np.flatnonzero(table["part"] == which) for which in ("train", "validation"))
     pristine = job.model.get_weights()
     if [one.shape for one in pristine] != [one.shape for one in warm.network.get_weights()]:
-        print(f"{job.backbone.name}: does not start from {warm.name}: its layers are not the same (a tap)")
+        log.info(f"{job.backbone.name}: does not start from {warm.name}: its layers are not the same (a tap)")
         return job, None
     found = {}
     for name in ("weights", "champion"):
@@ -444,10 +444,9 @@ def _better_start(job: twophase.Job, table: pd.DataFrame, warm: _Warm) -> tuple[
     job.model.set_weights(pristine)
     if chosen == "champion":
         backbones.copy_weights(warm.network, job.model)
-    print(
+    log.info(
         f"{job.backbone.name}: validation AUROC of a head on frozen features {found['champion']:.3f} from {warm.name}, "
-        f"{found['weights']:.3f} from the given weights: starts from {'it' if chosen == 'champion' else 'these'}",
-        flush=True,
+        f"{found['weights']:.3f} from the given weights: starts from {'it' if chosen == 'champion' else 'these'}"
     )
     return replace(job, work=job.work / chosen), found
 
@@ -483,7 +482,7 @@ def _cross_validate(
     for name in [f"fold-{only_fold}"] if only_fold else [name for name in plans if name != "main"]:
         file = job.work / f"{name}.parquet"
         if (ready := _read_fold(file)) is None:
-            print(f"{job.backbone.name}: {name} of {len(plans) - 1}", flush=True)
+            log.info(f"{job.backbone.name}: {name} of {len(plans) - 1}")
             job.model.set_weights(pristine)
             _fit(job, table, classes, plans[name], name, recipe)
             held = set(table[plans[name] == "held-out"]["group"])
@@ -516,7 +515,7 @@ def _read_fold(file: Path) -> pd.DataFrame | None:
     try:
         return pd.read_parquet(file) if file.exists() else None
     except (ValueError, OSError) as error:
-        print(f"{file}: damaged ({errors.one_line(error)}); the fold is trained again", flush=True)
+        log.info(f"{file}: damaged ({errors.one_line(error)}); the fold is trained again")
         return None
 
 

@@ -7,6 +7,7 @@ BatchNorm in inference mode, at a small part of the cost of training the whole b
 validation AUROC is kept; it may be the state after the first phase.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from thyroid.model.backend import XLA, keras, policy, strategy, tf
 from thyroid.train import checkpoints, epoch_bar
 from thyroid.train import head as dense
 from thyroid.train.settings import Settings
+
+log = logging.getLogger(__name__)
 
 VIEWS = 2
 WARMUP = 0.1
@@ -257,7 +260,7 @@ def within_memory(job: Job, work: Callable[[], T]) -> T:
                     f"{job.backbone.name}: the memory does not suffice for one image; choose a smaller image size"
                 ) from None
         job.batch_size //= 2
-        print(f"{job.backbone.name}: out of memory, goes on with batches of {job.batch_size}", flush=True)
+        log.info(f"{job.backbone.name}: out of memory, goes on with batches of {job.batch_size}")
 
 
 def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:

@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise InputError(f"port {given.port}: {errors.one_line(error)}; choose another with --port") from None
     channel.guard(channels)
+    # The default is 5 ms. The loop that reads all connections waits that long for every thread that parses a form.
+    sys.setswitchinterval(0.0005)
     memory.return_large(1 << 20)
     gc.freeze()  # these objects stay: the collector need not look at them
     print(f"page on http://localhost:{given.port} asking {given.endpoint}\n{RESEARCH_USE_ONLY}", flush=True)

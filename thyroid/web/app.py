@@ -274,7 +274,8 @@ def _limits() -> dict[str, int]:
 
 def _texts() -> dict[str, str]:
     """Return the texts that the script shows."""
-    return g.words.starting(
+    shown: Words = g.words
+    return shown.starting(
         "error",
         "stage",
         "stale",

@@ -12,7 +12,10 @@ LANGUAGES = ("en", "ko")
 @cache
 def load(language: str) -> Mapping[str, str]:
     """Return the texts of a language by key. A text may hold `{fields}`."""
-    return json.loads((Path(__file__).parent / "words" / f"{language}.json").read_text(encoding="utf-8"))
+    texts: dict[str, str] = json.loads(
+        (Path(__file__).parent / "words" / f"{language}.json").read_text(encoding="utf-8")
+    )
+    return texts
 
 
 class Words:
