@@ -25,8 +25,8 @@ from thyroid import storage
 from thyroid.imaging import images
 from thyroid.ingest.ingest import SETTLED_SECONDS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-import gcs
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.support import gcs
 
 IMAGES_PER_PATIENT = 4
 WIDTH, HEIGHT = 160, 120

@@ -16,13 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tests.support.serving import free_port
+
 FAULTS = ("429", "500", "503", "reset", "truncate")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -32,7 +28,7 @@ def emulator() -> Iterator[str]:
     assert spec is not None
     assert spec.origin is not None
     binary = next(Path(spec.origin).parent.glob("vendor/fake-gcs-server/bin/*"))
-    port = _free_port()
+    port = free_port()
     command = [str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
     # the wrapper's own class stores objects in files, which does not work for names with ..
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -26,7 +26,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -34,19 +34,18 @@ from numpy.typing import NDArray
 
 from thyroid import atomic, errors, progress, storage, workers
 from thyroid.data import classes as kinds
-from thyroid.data import duplicates, erased, filenames, splits, store, tables
+from thyroid.data import duplicates, erased, filenames, pseudonyms, splits, store, tables
 from thyroid.data.classes import Classes
 from thyroid.data.erased import Erased
 from thyroid.data.store import Store, Version
 from thyroid.errors import InputError
 from thyroid.imaging import images, phantom
+from thyroid.ingest import dicom_csv
 from thyroid.ingest import labels as label_table
+from thyroid.ingest.dicom_csv import Row
 from thyroid.ingest.labels import Label
 
 log = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from thyroid.ingest.dicom_csv import Row
 
 GIVEN_SPLITS = ("separate", "keep", "ignore")
 ROI_COLUMNS = ("filename", "x", "y", "width", "height")
@@ -76,7 +75,6 @@ Raise it with any change of these. The next run then reads every file of a store
 """
 DEALING = 1
 """Version of everything that makes a data version of these rows: groups, cohorts, splits. Raise it with any change."""
-_MAPPING = "dicom.csv"
 _DICOM = (".dcm", ".dicom", "dicomdir")
 _IN_PASSING = 16
 """Number of DICOM objects that are on this machine's disk at the same time."""
@@ -113,7 +111,7 @@ class _File:
     generation: str | None
     local: str | None
     entry: storage.Entry | None = None
-    row: "Row | None" = None
+    row: Row | None = None
     label: Label | None = None
 
     @property
@@ -380,17 +378,14 @@ def _with_dicoms(
     for every file that looks like DICOM.
     """
     files = {file.relative: file for file in found}
-    mapped = files.pop(_MAPPING, None) is not None
+    mapped = files.pop(dicom_csv.NAME, None) is not None
     odd = [file.relative for file in files.values() if not _is_scan(file.relative)]
     if not mapped:
         odd = [name for name in odd if name.lower().endswith(_DICOM) or _has_dicom_mark(files[name])]
         if not odd:
             return found
-    from thyroid.data import pseudonyms  # imported late: users without DICOM do not need its libraries
-    from thyroid.ingest import dicom_csv
-
-    data = place.read(_MAPPING)[0] if mapped else None
-    rows = dicom_csv.rows(pseudonyms.required_key(), data, f"{place.address}/{_MAPPING}", files, odd, classes)
+    data = place.read(dicom_csv.NAME)[0] if mapped else None
+    rows = dicom_csv.rows(pseudonyms.required_key(), data, f"{place.address}/{dicom_csv.NAME}", files, odd, classes)
     taken = {row.file for row in rows}
     result = [file for file in files.values() if file.relative not in taken]
     for row in rows:
@@ -442,7 +437,7 @@ def _classified(examined: pd.DataFrame, labelled: Sequence[_File] | None, classe
     return table
 
 
-def _told_apart(generation: str | None, row: "Row | None") -> str | None:
+def _told_apart(generation: str | None, row: Row | None) -> str | None:
     """Return a file's generation combined with the mark of its row in dicom.csv."""
     return generation if row is None or generation is None else f"{generation}-{row.mark}"
 
@@ -649,9 +644,8 @@ def _examine_file(file: _File, copies: Path) -> dict[str, Any]:
     }
 
 
-def _examine_dicom(file: _File, told: "Row", copies: Path) -> dict[str, Any]:
+def _examine_dicom(file: _File, told: Row, copies: Path) -> dict[str, Any]:
     """Do the same as `_examine_file` for the scan of a DICOM file. No output may name the file or the patient."""
-    from thyroid.data import pseudonyms
     from thyroid.imaging import dicom
 
     row: dict[str, Any] = {"path": file.path, "domain": file.domain, "generation": file.generation}
@@ -665,7 +659,7 @@ def _examine_dicom(file: _File, told: "Row", copies: Path) -> dict[str, Any]:
         picture = dicom.read(dicom.read_file(file.local), told.frame)
         patient = told.patient or picture.patient
         if not patient:
-            raise ValueError(f"neither the file itself nor {_MAPPING} says which patient this is")
+            raise ValueError(f"neither the file itself nor {dicom_csv.NAME} says which patient this is")
         data = dicom.png(picture.pixels)
         seen = _seen(file, data, picture.pixels)
     except ValueError as error:
@@ -739,14 +733,14 @@ def _require_every_class(
         if not (good["class"] == name).any():
             raise InputError(
                 f"{scans}: no usable scan of class {name} among {len(good)}; every class is needed, as the first "
-                f"letter of the file names (B for benign, M for malignant), as the label in {_MAPPING} or in the table "
-                "of labels"
+                f"letter of the file names (B for benign, M for malignant), as the label in {dicom_csv.NAME} or in the "
+                "table of labels"
             )
 
 
 def _with_line(path: str, reason: str, lines: dict[str, int]) -> str:
     """Prefix `reason` with the scan's line in dicom.csv. Lines move, so they are not stored in the tables."""
-    return f"line {lines[path]} of {_MAPPING}: {reason}" if path in lines else reason
+    return f"line {lines[path]} of {dicom_csv.NAME}: {reason}" if path in lines else reason
 
 
 def _describe_groups(good: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[str]:

@@ -3,11 +3,11 @@
 from typing import Any
 
 from thyroid import progress
+from thyroid.model.backend import keras
 
 
 def epochs(description: str) -> Any:
     """Return a Keras callback with one bar over all epochs."""
-    from thyroid.model.backend import keras
 
     class Epochs(keras.callbacks.Callback):
         def on_train_begin(self, logs: Any = None) -> None:
