@@ -42,6 +42,24 @@ class Cropped:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class CropOptions:
+    """Which images are made, and how.
+
+    Attributes:
+        domains: Domains that will be trained. If empty, cropped is used where there are regions, else normal.
+        store: Folder that outlives the run and keeps the images (see `thyroid.data.store`). If empty, the images are
+            written to `normal/` and `cropped/` in the output.
+        margin: Share of a region's sides to widen it by, see `geometry.widened`.
+        splits: Splits whose scans are wanted. The files of other splits are not even opened.
+    """
+
+    domains: Sequence[str] = ()
+    store: storage.Location = ""
+    margin: float = MARGIN
+    splits: Sequence[str] = tables.SPLITS
+
+
 def crop(
     data: Path,
     output: Path,

@@ -6,6 +6,7 @@ import gc
 import hmac
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -59,6 +60,8 @@ UNWANTED_SECONDS = 0.001
 
 Read as fast as they arrive, thirty such bodies leave no time for others.
 """
+LAST_SECONDS = 0.2
+"""Seconds in which the connections that were accepted last send their request and get their 503."""
 
 T = TypeVar("T")
 
@@ -170,9 +173,10 @@ class Server:
         if self.failure is None and not serving.done():
             await asyncio.sleep(limits.DRAIN)
         self.closed = True  # otherwise clients that come back would keep the server running for ever
-        rest.close()
+        await rest.close()
         if remote is not None:
             await remote.stop()
+        await asyncio.sleep(LAST_SECONDS)
         while self.admission.inside:
             await asyncio.sleep(0.05)
         for helper in helpers:
@@ -472,10 +476,29 @@ class _REST(RESTServer):
         ):
             app.add_exception_handler(kind, handler)
 
-    def close(self) -> None:
-        """Accept no new connections."""
-        for one in getattr(self._server, "servers", ()):  # none if it has not started
-            one.close()
+    async def close(self) -> None:
+        """Accept no new connections.
+
+        The kernel resets those that wait to be accepted when the last descriptor of their socket closes, so they are
+        accepted first, by a second descriptor, once the loop no longer accepts.
+        """
+        loop, waiting = asyncio.get_running_loop(), []
+        for server in getattr(self._server, "servers", ()):  # none if it has not started
+            listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
+            server.close()
+            for listener in listeners:
+                with listener, contextlib.suppress(BlockingIOError):
+                    listener.setblocking(False)
+                    while True:
+                        waiting.append(listener.accept()[0])
+        ssl = self.config.ssl
+        await asyncio.gather(
+            *(loop.connect_accepted_socket(self._connection, one, ssl=ssl) for one in waiting), return_exceptions=True
+        )
+
+    def _connection(self) -> HttpToolsProtocol:
+        """Return the protocol of a connection, as Uvicorn makes it."""
+        return _Connection(self.config, self._server.server_state, self._server.lifespan.state)
 
     def shut(self) -> None:
         """Finish the requests in flight, then end."""

@@ -1,0 +1,42 @@
+"""The options of the deployment step."""
+
+from dataclasses import dataclass
+
+from thyroid.errors import InputError
+
+STANDARD, KNATIVE = "Standard", "Knative"
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """How the model is served.
+
+    Attributes:
+        namespace: Namespace of the InferenceService; empty for the pod's own.
+        canary: Percentage of requests that the new model gets at first, 0 to 99; 0 switches all of them at once.
+        min_replicas: Smallest number of replicas, 0 to 100. 0 scales to zero between requests, which requires KServe's
+            Knative mode. A larger number uses Standard mode.
+        serving_gpu: Serve the Keras form on one nvidia.com/gpu.
+        timeout: Seconds to wait until the new generation is ready.
+
+    Raises:
+        InputError: `canary` or `min_replicas` is out of range.
+    """
+
+    namespace: str = ""
+    canary: int = 0
+    min_replicas: int = 1
+    serving_gpu: bool = False
+    timeout: float = 900.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.canary <= 99:
+            raise InputError(f"canary {self.canary}: give a percentage from 0 (all at once) to 99")
+        if not 0 <= self.min_replicas <= 100:
+            raise InputError(f"min_replicas {self.min_replicas}: give a number from 0 (scale to zero) to 100")
+
+    @property
+    def mode(self) -> str:
+        """KServe's deployment mode, "Standard" or "Knative"."""
+        return STANDARD if self.min_replicas else KNATIVE

@@ -1,0 +1,49 @@
+"""The options of the evaluation step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from thyroid.errors import InputError
+from thyroid.storage import Location
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How models are evaluated. An empty text means "none".
+
+    Attributes:
+        serving_domain: Domain in which the models are compared; empty for the first trained domain.
+        sensitivity: Sensitivity that the threshold must reach on validation, above 0, at most 1. A missed cancer costs
+            more than a biopsy.
+        abstain: Share of validation images to leave undecided, 0 to below 1.
+        prevalence: Share of malignant nodules where the model would be used, between 0 and 1. It is 7 to 15 % of
+            nodules (Haugen et al. 2016, 10.1089/thy.2015.0020).
+        clinical: clinical.csv, whose columns are explored and define subgroups, and the columns that the model may
+            use; see `clinical_model.read`.
+        registry: Root of the registry whose champion the winner is compared with.
+        waive: Audits whose failure the gate ignores; see `gate.WAIVABLE`.
+        seed: Seed of the bootstrap, 0 to 4294967295.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    serving_domain: str = ""
+    sensitivity: float = 0.95
+    abstain: float = 0.0
+    prevalence: float = 0.1
+    clinical: Location = ""
+    registry: Location = ""
+    waive: Sequence[str] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 < self.sensitivity <= 1:
+            raise InputError(f"sensitivity {self.sensitivity}: must be above 0 and at most 1")
+        if not 0 <= self.abstain < 1:
+            raise InputError(f"abstain {self.abstain}: must be at least 0 and below 1")
+        if not 0 < self.prevalence < 1:
+            raise InputError(f"prevalence {self.prevalence}: must lie between 0 and 1")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed {self.seed}: must be between 0 and 4294967295")
