@@ -2,7 +2,6 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 VENV ?= .venv
 OUTPUT ?= output
-PRESET ?= quick
 PORT ?= 8080
 PAGE_PORT ?= 8000
 # Images are named IMAGES-data:TAG and so on; a commit's tag never changes its meaning.
@@ -19,19 +18,20 @@ endif
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 READY_DEV := $(VENV)/ready-dev
-DATA_OPTIONS = --preset $(PRESET) --output "$(OUTPUT)" $(if $(SCANS),--scans "$(SCANS)") $(if $(ROIS),--rois "$(ROIS)") \
-	$(if $(CROPS),--crops "$(CROPS)") $(if $(LABELS),--labels "$(LABELS)") $(if $(CLASSES),--classes "$(CLASSES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(BACKBONES),--backbones "$(BACKBONES)") \
-	$(if $(DOMAINS),--domains "$(DOMAINS)") $(if $(GIVEN_SPLITS),--given-splits "$(GIVEN_SPLITS)") $(if $(SITE),--site "$(SITE)") $(if $(SEED),--seed "$(SEED)") \
-	$(if $(ENGINE),--engine "$(ENGINE)")
-RUN_OPTIONS = $(DATA_OPTIONS) $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(FOLDS),--folds "$(FOLDS)") $(if $(SERVING_DOMAIN),--serving-domain "$(SERVING_DOMAIN)") \
-	$(if $(SENSITIVITY),--sensitivity "$(SENSITIVITY)") $(if $(ABSTAIN),--abstain "$(ABSTAIN)") \
-	$(if $(PREVALENCE),--prevalence "$(PREVALENCE)") $(if $(CLINICAL),--clinical "$(CLINICAL)") $(if $(WAIVE),--waive "$(WAIVE)") \
-	$(if $(REGISTRY),--registry "$(REGISTRY)") $(if $(MINIMUM),--minimum "$(MINIMUM)")
+# The parameters of the pipelines, as their functions declare them; every other list of them comes from these.
+declared = $(shell sed -n '/    def thyroid_/,/-> None/s/^        \([a-z_]*\): .*/\1/p' pipelines/$(1).py)
+DEPLOYMENT := $(shell sed -n 's/^    \([a-z_]*\): .* = .*/\1/p' thyroid/deploy/options.py)
+LOCAL := output preset backbones engine config
+PARAMETERS := $(LOCAL) $(filter-out run $(DEPLOYMENT),$(call declared,training))
+SWEEP_PARAMETERS := $(LOCAL) $(call declared,sweep)
+upper = $(shell echo '$(1)' | tr a-z A-Z)
+# A variable that is given becomes the option of its name: SERVING_DOMAIN=normal is --serving-domain "normal".
+option = $(if $($(1)),--$(shell echo '$(1)' | tr A-Z_ a-z-) "$($(1))")
+options = $(strip $(foreach name,$(call upper,$(1)),$(call option,$(name))))
 
 # What may be given; make itself would swallow any other name, and `make run BACKBONE=VGG16` train all five.
-KNOWN := PYTHON VENV OUTPUT PRESET PORT PAGE_PORT IMAGES TAG GPU SCANS ROIS CROPS LABELS CLASSES WEIGHTS BACKBONES DOMAINS GIVEN_SPLITS SITE \
-	SEED ENGINE RECIPE FOLDS SERVING_DOMAIN SENSITIVITY ABSTAIN PREVALENCE CLINICAL WAIVE REGISTRY MINIMUM HEAD_TRIALS IMAGE_TRIALS \
-	SLOW OVERLAY GPUS HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS BASE_IMAGE CONTAINER_ENGINE
+KNOWN := PYTHON VENV PORT PAGE_PORT IMAGES TAG GPU SLOW OVERLAY GPUS HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS \
+	BASE_IMAGE CONTAINER_ENGINE $(call upper,$(PARAMETERS) $(SWEEP_PARAMETERS))
 UNKNOWN := $(filter-out $(KNOWN),$(foreach one,$(.VARIABLES),$(if $(filter command,$(origin $(one))),$(one))))
 ifneq ($(UNKNOWN),)
 NEAREST := $(shell "$(PYTHON)" -c 'import difflib, sys; name, *known = sys.argv[1:]; print(*difflib.get_close_matches(name.upper(), known, 1))' \
@@ -40,17 +40,14 @@ $(error $(firstword $(UNKNOWN)): make has no such variable here$(if $(NEAREST),;
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run sweep serve test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock clean
+.PHONY: help setup setup-dev run sweep serve test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock docs clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  make run SCANS=dir|gs://... ROIS=rois.csv CROPS=dir WEIGHTS=imagenet|none|dir-or-file OUTPUT=dir"
-	@echo "           PRESET=quick|standard|full BACKBONES=VGG16,ResNet50 DOMAINS=normal,cropped"
-	@echo "           RECIPE=two-phase|frozen|deck|warm|settings.json FOLDS=5 GIVEN_SPLITS=separate|keep|ignore SITE=hospital SEED=0"
-	@echo "           SERVING_DOMAIN=normal|cropped SENSITIVITY=.95 ABSTAIN=0 PREVALENCE=.1"
-	@echo "           LABELS=labels.csv#column CLASSES='2<3|4a<4b<4c<5' CLINICAL=clinical.csv#age,sex"
-	@echo "           WAIVE=shortcut,leakage,clinical ENGINE=podman|docker REGISTRY=dir|gs://... MINIMUM=new-scans"
+	@echo "  make run takes these variables; the table in README.md explains them:"
+	@echo "    $(sort $(call upper,$(PARAMETERS)))" | fold -s -w 100 | sed '2,$$s/^/    /'
+	@echo "  make sweep also takes HEAD_TRIALS= IMAGE_TRIALS="
 	@echo "  make images|compile|submit PIPELINE=training|sweep IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
 
 # The longest tests first, a file with one worker: see tests/conftest.py. On two cores three workers, since each waits for a
@@ -76,12 +73,11 @@ $(READY_DEV): requirements-dev.lock $(READY)
 	@$(INSTALL) requirements-dev.lock --compile
 	@touch "$@"
 
-run: $(READY) ## Scans to registered model and report on this machine (no arguments: synthetic sample scans)
-	@"$(BIN)/python" -m pipelines run $(RUN_OPTIONS)
+run: $(READY) ## Scans to registered model and report on this machine (no arguments: synthetic sample scans; CONFIG=run.yaml)
+	@"$(BIN)/python" -m pipelines run $(call options,$(PARAMETERS))
 
-sweep: $(READY) ## Search one backbone's settings on this machine (as run; HEAD_TRIALS= IMAGE_TRIALS=; BACKBONES=VGG16 by default)
-	@"$(BIN)/python" -m pipelines sweep $(DATA_OPTIONS) $(if $(HEAD_TRIALS),--head-trials "$(HEAD_TRIALS)") \
-		$(if $(IMAGE_TRIALS),--image-trials "$(IMAGE_TRIALS)")
+sweep: $(READY) ## Search one backbone's settings on this machine (BACKBONES=VGG16 by default)
+	@"$(BIN)/python" -m pipelines sweep $(call options,$(SWEEP_PARAMETERS))
 
 serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol, and the page (PORT=8080 PAGE_PORT=8000)
 	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT) --page-port $(PAGE_PORT)
@@ -167,6 +163,9 @@ endif
 
 lock: $(READY) ## Resolve requirements-dev.lock, requirements.lock and the images' locks anew from pyproject.toml (no URLs in them)
 	UPGRADE=1 UV="$(BIN)/uv" images/lock.sh
+
+docs: $(READY) ## Write the table of parameters in README.md from the pipeline
+	@"$(BIN)/python" -m pipelines.parameters README.md
 
 clean: ## Remove the environment and OUTPUT
 	rm -rf "$(VENV)" "$(OUTPUT)" "$(OUTPUT)-results" output-browser

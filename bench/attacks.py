@@ -128,7 +128,7 @@ class Row:
     answered: int
     failed: int
     alone: tuple[float, float]
-    beside: tuple[float, float]
+    during: tuple[float, float]
     before: float
     peak: float
     after: float
@@ -136,7 +136,7 @@ class Row:
     @property
     def ratio(self) -> float:
         """Ratio of the p99 during the attack to the p99 without it."""
-        return self.beside[1] / self.alone[1]
+        return self.during[1] / self.alone[1]
 
 
 def capacity(target: Target, seconds: float = 3.0) -> float:
@@ -188,28 +188,30 @@ def turn(target: Target, rate: float, going: Callable[[], bool]) -> Turn:
     return Turn(seconds, failed, peak)
 
 
-def repeat(attack: Attack, seconds: float, told: Connection) -> None:
+def repeat(attack: Attack, seconds: float, sender: Connection) -> None:
     """Run the attacker's process and send the counts of its answers when it ends."""
     os.nice(10)
     answers: Counter[str] = Counter()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         answers.update(attack())
-    told.send(answers)
+    sender.send(answers)
 
 
-def beside(target: Target, name: str, attack: Attack, rate: float, seconds: float, before: Turn) -> tuple[Row, Turn]:
+def attacked(
+    target: Target, name: str, attack: Attack, *, rate: float, seconds: float, before: Turn
+) -> tuple[Row, Turn]:
     """Measure a turn during the attack and one after it, which is also the turn before the next attack."""
     held = memory(target.running)
-    mine, theirs = multiprocessing.Pipe(duplex=False)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
     # a fork has everything imported: importing it again would take seconds of the servers' processor time
-    attacker = multiprocessing.get_context("fork").Process(target=repeat, args=(attack, seconds, theirs))
+    attacker = multiprocessing.get_context("fork").Process(target=repeat, args=(attack, seconds, sender))
     attacker.start()
     during = turn(target, rate, attacker.is_alive)
     ended = time.monotonic()
     if attacker.exitcode:
         raise RuntimeError(f"the attacker of {target.name}, {name}, ended with status {attacker.exitcode}")
-    answers = ", ".join(f"{count} x {answer}" for answer, count in sorted(mine.recv().items()))
+    answers = ", ".join(f"{count} x {answer}" for answer, count in sorted(receiver.recv().items()))
     time.sleep(max(0.0, REST - seconds))
     after = turn(target, rate, lambda: time.monotonic() < ended + max(REST, seconds))
     row = Row(
@@ -243,7 +245,7 @@ def measure(target: Target, attacks: dict[str, Attack], seconds: float) -> list[
     end = time.monotonic() + seconds
     rows, last = list[Row](), turn(target, rate, lambda: time.monotonic() < end)
     for name, attack in attacks.items():
-        row, last = beside(target, name, attack, rate, seconds, last)
+        row, last = attacked(target, name, attack, rate=rate, seconds=seconds, before=last)
         rows.append(row)
     return rows
 
@@ -395,13 +397,13 @@ def reading(page: Page, scan: bytes) -> Target:
 def table(rows: Sequence[Row]) -> str:
     """Return the results as an aligned table."""
     lines = [
-        ("attack", "good answers", "failed", "p50, p99 without", "p50, p99 beside", "ratio", "MB before, peak, after")
+        ("attack", "good answers", "failed", "p50, p99 without", "p50, p99 during", "ratio", "MB before, peak, after")
     ]
     for row in rows:
-        alone, beside = (f"{p50 * 1000:.0f}, {p99 * 1000:.0f} ms" for p50, p99 in (row.alone, row.beside))
+        alone, during = (f"{p50 * 1000:.0f}, {p99 * 1000:.0f} ms" for p50, p99 in (row.alone, row.during))
         held = f"{row.before:.0f}, {row.peak:.0f}, {row.after:.0f}"
         name = f"{row.target.name}: {row.attack}"
-        lines.append((name, str(row.answered), str(row.failed), alone, beside, f"{row.ratio:.2f}", held))
+        lines.append((name, str(row.answered), str(row.failed), alone, during, f"{row.ratio:.2f}", held))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

@@ -25,13 +25,16 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from thyroid import crop, metrics
-from thyroid.evaluate import audits, evaluate
+from thyroid.data.version import DataVersion
+from thyroid.evaluate import evaluate
+from thyroid.evaluate.audits import subject
 from thyroid.imaging import phantom
 from thyroid.ingest import ingest
-from thyroid.model import backbones, inputs
+from thyroid.ingest.options import IngestOptions
+from thyroid.model import artefacts, backbones, inputs
 from thyroid.model.network import Network
-from thyroid.registry import registry
 from thyroid.train import record, train
+from thyroid.train.options import TrainOptions
 
 IMAGES, MALIGNANT, PATIENTS = 2237, 406, 900  # the deck's cropped test set; its number of patients is unknown
 DEVELOPMENT = 700
@@ -65,12 +68,12 @@ def whole_evaluation(folder: Path) -> tuple[float, float]:
         target = folder / "scans" / ("test" if number < IMAGES else "train") / file.name
         target.parent.mkdir(exist_ok=True)
         file.rename(target)
-    ingest.ingest(folder / "scans", folder / "ingested", rois=folder / "rois.csv")
+    ingest.ingest(IngestOptions(folder / "scans", rois=folder / "rois.csv"), folder / "ingested")
     crop.crop(folder / "ingested", folder / "data")
     models = []
     for name in backbones.BACKBONES:
-        options: dict[str, Any] = {"weights": "none", "image_size": 32, "recipe": "frozen"}
-        models.append(train.train(folder / "data", folder / name, name, **options).folder)
+        options = TrainOptions(weights="none", image_size=32, recipe="frozen")
+        models.append(train.train(folder / "data", folder / name, name, options=options).folder)
     spent = []
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,7 +86,7 @@ def whole_evaluation(folder: Path) -> tuple[float, float]:
 
         return run
 
-    networks = [(inputs, "decode"), (registry, "load_keras"), (Network, "probabilities"), (Network, "features")]
+    networks = [(inputs, "decode"), (artefacts, "load_keras"), (Network, "probabilities"), (Network, "features")]
     with contextlib.ExitStack() as stack:
         for place, name in networks:
             stack.enter_context(mock.patch.object(place, name, timed(getattr(place, name))))
@@ -107,7 +110,8 @@ def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Pat
     """
     facts = json.loads((evaluated / "evaluation.json").read_text())
     domain, size = facts["serving_domain"], facts["models"][0]["image_size"]
-    table = audits.context(data, domain)
+    version = DataVersion.read(data)
+    table = subject.context(version, domain)
     development, test = table[table["split"] != "test"], table[table["split"] == "test"]
     validation = development[development["split"] == "validation"]
     files = {
@@ -116,7 +120,7 @@ def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Pat
         "test": list(test["file"]),
     }
     for name, part in (("development_blanked", development), ("test_blanked", test)):
-        np.save(folder / f"{name}.npy", audits.blanked(data, part[part["boxes"].map(len) > 0], domain, size))
+        np.save(folder / f"{name}.npy", subject.blanked(version, part[part["boxes"].map(len) > 0], domain, size))
     arrays = {name: len(np.load(folder / f"{name}.npy")) for name in ("development_blanked", "test_blanked")}
     asked = {}
     for model in models:

@@ -23,7 +23,7 @@ import numpy as np
 
 from thyroid import storage
 from thyroid.imaging import images
-from thyroid.ingest.ingest import SETTLED_SECONDS
+from thyroid.ingest.listing import SETTLED_SECONDS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support import gcs

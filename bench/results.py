@@ -1,7 +1,7 @@
 """Compares recipes, and what every backbone needs: writes results.md, results.json and results.png.
 
     python bench/results.py --data DIR --weights DIR --output docs
-    python bench/results.py --runs SWEEP GRADED BESIDE --output docs
+    python bench/results.py --runs SWEEP GRADED CLINICAL --output docs
 
 The recipes are cross-validated by patient on the development part of a data version. The test set is not read. If the
 command is stopped, the same command resumes from --work. With --runs, results.md also holds the results of searches
@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from thyroid import RESEARCH_USE_ONLY, atomic, errors, metrics
-from thyroid.data import classes as kinds
 from thyroid.data import tables
+from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.errors import InputError
 from thyroid.evaluate import plots
@@ -31,6 +31,7 @@ from thyroid.model import backbones, inputs
 from thyroid.model.backend import keras
 from thyroid.train import checkpoints, diagnose, record, train, twophase
 from thyroid.train.deck import RATE as DECK_RATE
+from thyroid.train.options import TrainOptions
 from thyroid.train.settings import Settings
 
 FOLDS = 5
@@ -42,7 +43,7 @@ MEMORY_STEPS = 3
 RUNS = "<!-- below: python bench/results.py --runs -->"
 
 
-def figures(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> dict[str, Any]:
+def performance(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> dict[str, Any]:
     """Return the AUROC, the accuracy and the majority of predictions, and the paired AUROC difference to `reference`.
 
     Args:
@@ -64,7 +65,7 @@ def figures(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> dict[
 
 
 def recipes(
-    data: Path, domain: str, weights: str, size: int, epochs: int, deck_epochs: int, work: Path
+    data: Path, domain: str, weights: str, size: int, work: Path, *, epochs: int, deck_epochs: int
 ) -> list[dict[str, Any]]:
     """Train VGG16 with every recipe: frozen, two-phase and a shallower tap on all folds, the deck's on the first."""
     common: dict[str, Any] = {"weights": weights, "image_size": size, "folds": FOLDS, "work": work / "trainings"}
@@ -78,12 +79,12 @@ def recipes(
     }
     for name, options in ways.items():
         folder = work / f"VGG16-{name.replace(', ', '-').replace(' ', '-')}"
-        done = train.train(data, folder, "VGG16", domain, **common | options)
+        done = train.train(data, folder, "VGG16", domain, TrainOptions(**common | options))
         folders[name] = folder
         table = record.out_of_fold(folder, domain)
         reference = None if name == "frozen" else record.out_of_fold(folders["frozen"], domain)
         row = {"recipe": name, "seconds": done.facts["seconds"], "measured": "all folds and the final model"}
-        row |= figures(table, reference)
+        row |= performance(table, reference)
         if name == "deck":
             epoch = float(pd.read_csv(folder / "history.csv")["seconds"].min())
             row |= {
@@ -94,7 +95,7 @@ def recipes(
             first = record.out_of_fold(folders["two-phase"], domain)
             rows.append(
                 {"recipe": "two-phase, fold 1 alone", "seconds": None, "measured": "as above"}
-                | figures(first[first["fold"] == 1])
+                | performance(first[first["fold"] == 1])
             )
         rows.append(row)
         keras.backend.clear_session()
@@ -107,8 +108,9 @@ def sizes(data: Path, domain: str, weights: str, size: int, work: Path) -> list[
     pixels = inputs.decode(tables.examples(data, domain, "validation").head(diagnose.SAMPLE), size)
     for name, row in backbones.BACKBONES.items():
         folder = work / f"{name}-frozen"
-        options = {"weights": weights, "image_size": size, "folds": FOLDS, "recipe": "frozen"}
-        done = train.train(data, folder, name, domain, work=work / "trainings", **options)  # type: ignore[arg-type]
+        trainings = work / "trainings"
+        options = TrainOptions(weights=weights, image_size=size, folds=FOLDS, recipe="frozen", work=trainings)
+        done = train.train(data, folder, name, domain, options)
         start = backbones.find_weights(row, weights)
         spread = {
             recipe: diagnose.scale(name, backbones.build(row, size, start, deck=recipe == "deck"), pixels)
@@ -124,7 +126,7 @@ def sizes(data: Path, domain: str, weights: str, size: int, work: Path) -> list[
                 "spread": spread,
                 "memory": memory(name),
             }
-            | figures(record.out_of_fold(folder, domain))
+            | performance(record.out_of_fold(folder, domain))
         )
         keras.backend.clear_session()
     return rows
@@ -207,8 +209,8 @@ def write(
         "",
         "![AUROC of every recipe with its interval](results.png)",
         "",
-        _verdict("Fine-tuning the last block", two_phase["difference"], "the frozen features"),
-        _verdict("Tapping the body at block4", tap["difference"], "its last block"),
+        _conclusion("Fine-tuning the last block", two_phase["difference"], "the frozen features"),
+        _conclusion("Tapping the body at block4", tap["difference"], "its last block"),
         "",
         "## Why the deck's recipe fails",
         "",
@@ -299,9 +301,9 @@ def write_runs(output: Path, runs: Sequence[Path]) -> None:
                 sections += _search(json.loads(study.read_text()))
             else:
                 summary = json.loads((run / "summary.json").read_text())
-                several, beside = len(summary["classes"]) > len(CLASSES), summary["clinical"] or {}
+                several, clinical = len(summary["classes"]) > len(CLASSES), summary["clinical"] or {}
                 sections += (
-                    _columns(summary) if "development" in beside else _graded(summary) if several else _missing(run)
+                    _columns(summary) if "development" in clinical else _graded(summary) if several else _missing(run)
                 )
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{run}: not the output of make sweep or make run: {errors.one_line(error)}") from None
@@ -348,7 +350,7 @@ def _about(summary: dict[str, Any]) -> str:
     return (
         f"{best['backbone']}, {best['recipe']}, {best['image_size']} px, start {best['weights']}, on "
         f"{tables.DOMAIN_NAMES[summary['serving_domain']]}; data version `{data['digest'][:12]}`: {counts}; classes "
-        f"`{kinds.of(summary)}`"
+        f"`{Classes.from_dict(summary)}`"
     )
 
 
@@ -383,38 +385,39 @@ def _graded(summary: dict[str, Any]) -> list[str]:
 
 
 def _columns(summary: dict[str, Any]) -> list[str]:
-    beside = summary["clinical"]
+    clinical = summary["clinical"]
+    fitted = clinical["fitted_on"]
     rows = (("images", "images alone"), ("clinical", "columns alone"), ("fused", "both"))
     gains = (("fused_less_images", "both less images, paired"), ("fused_less_clinical", "both less columns, paired"))
     return [
         "## Clinical data",
         "",
-        f"`make run CLINICAL=...#{','.join(beside['wanted'])}`: {_about(summary)}. The head was fitted on "
-        f"{beside['fitted_on']['images']} images of {beside['fitted_on']['patients']} {beside['fitted_on']['what']}.",
+        f"`make run CLINICAL=...#{','.join(clinical['wanted'])}`: {_about(summary)}. The head was fitted on "
+        f"{fitted['images']} images of {fitted['patients']} {fitted['what']}.",
         "",
         "| macro AUROC | development, cross-fitted | test set |",
         "|---|---|---|",
         *(
-            f"| {name} | {metrics.format_interval(beside['development']['auroc'][key])} | "
-            f"{metrics.format_interval(beside['test']['auroc'][key])} |"
+            f"| {name} | {metrics.format_interval(clinical['development']['auroc'][key])} | "
+            f"{metrics.format_interval(clinical['test']['auroc'][key])} |"
             for key, name in rows
         ),
         *(
-            f"| {name} | {metrics.format_interval(beside['development']['difference'][key])} | "
-            f"{metrics.format_interval(beside['test']['difference'][key])} |"
+            f"| {name} | {metrics.format_interval(clinical['development']['difference'][key])} | "
+            f"{metrics.format_interval(clinical['test']['difference'][key])} |"
             for key, name in gains
         ),
         "",
-        f"{beside['development']['sentence']} The model uses {', '.join(beside['used']) or 'the image alone'}.",
+        f"{clinical['development']['sentence']} The model uses {', '.join(clinical['used']) or 'the image alone'}.",
         "",
-        *(f"- **Leakage**: {finding}." for finding in beside["leaks"]["findings"]),
+        *(f"- **Leakage**: {finding}." for finding in clinical["leaks"]["findings"]),
         "",
         f"Gate: {summary['gate']['decision']}. What gives the class away is no evidence that a model sees it.",
         "",
     ]
 
 
-def _verdict(what: str, difference: metrics.Interval, than: str) -> str:
+def _conclusion(what: str, difference: metrics.Interval, than: str) -> str:
     if difference.low is not None and difference.low > 0:
         return f"{what} is better than {than}: the paired difference's interval is above 0."
     if difference.high is not None and difference.high < 0:
@@ -454,9 +457,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = tables.read(given.data)[2]
     if tables.examples(given.data, given.domain).empty:
         raise InputError(f"{given.data}: the {given.domain} domain has no image")
-    common = (given.data, given.domain, given.weights, given.image_size)
-    compared = recipes(*common, given.epochs, given.deck_epochs, given.work)
-    sized = sizes(*common, given.work)
+    common = (given.data, given.domain, given.weights, given.image_size, given.work)
+    compared = recipes(*common, epochs=given.epochs, deck_epochs=given.deck_epochs)
+    sized = sizes(*common)
     settings = {"domain": given.domain, "size": given.image_size, "deck_epochs": given.deck_epochs}
     settings["weights"] = next(row["weights"] for row in sized if row["backbone"] == "VGG16")
     write(given.output, facts, settings, compared, sized)

@@ -39,8 +39,8 @@ from thyroid.imaging import geometry, images, phantom
 from thyroid.model import artefacts, backbones, engine
 from thyroid.model.backend import keras, tf
 from thyroid.model.network import Network
-from thyroid.serve import preprocessing
 from thyroid.serve.payload import Instance
+from thyroid.serve.preprocessing import Preprocessing
 
 SIZE = 224
 SECONDS, WARM = 2.0, 1.0  # seconds of a round, and seconds of warm-up before it
@@ -66,7 +66,7 @@ def artefact(name: str, folder: Path) -> Path:
     engine.convert(graph, folder / engine.OPENVINO)
     reference = images.encode(geometry.normal(phantom.draw("M", 1, 1).image))
     (folder / "reference.jpg").write_bytes(reference)
-    pixels = preprocessing.prepare(Instance("reference.jpg", reference), "cropped", SIZE).pixels[None]
+    pixels = Preprocessing("cropped", SIZE).prepare(Instance("reference.jpg", reference)).pixels[None]
     expected = network.predict(pixels, verbose=0)
     forms: dict[str, Any] = {engine.KERAS: {}}
     for form in engine.openvino_forms():
@@ -75,7 +75,7 @@ def artefact(name: str, folder: Path) -> Path:
     facts = {
         "version": 1,
         "backbone": name,
-        **BINARY.facts(),
+        **BINARY.to_dict(),
         "image_size": SIZE,
         "serving_domain": "cropped",
         "margin": geometry.MARGIN,

@@ -19,6 +19,10 @@ from training import DDTI, WEIGHTS, data_version
 
 from thyroid.model import backbones
 from thyroid.sweep import plans, search
+from thyroid.sweep.heads import evaluate_heads
+from thyroid.sweep.images import development, job_of
+from thyroid.sweep.options import SweepOptions
+from thyroid.sweep.prepare import prepare
 from thyroid.train import twophase
 from thyroid.train.settings import Settings
 
@@ -36,9 +40,9 @@ def nothing(step: int, value: float) -> None:
 def retrain(plan: plans.Plan, data: Path, weights: str, settings: Settings, work: Path) -> np.ndarray:
     """Train with the settings, starting from the images, and return the out-of-fold probabilities."""
     start = backbones.find_weights(backbones.get(plan.facts["backbone"]), weights)
-    table = search.development(data, plan.facts["domain"])
+    table = development(data, plan.facts["domain"])
     probability = np.full(plan.labels.shape, np.nan)
-    with search.job_of(plan.facts, start, settings, table, plan.labels, work) as job:
+    with job_of(plan, start, settings, table, work) as job:
         frozen, pristine = twophase.freeze(job), job.model.get_weights()
         for number, train, validation, held in plan.folds():
             job.model.set_weights(pristine)
@@ -58,7 +62,8 @@ def main() -> None:
         folder = Path(temporary)
         data = data_version(arguments.scans, arguments.rois, folder)
         began = time.perf_counter()
-        plan = search.prepare(data, folder, "VGG16", weights=arguments.weights, image_size=SIZE, folds=FOLDS)
+        options = SweepOptions(weights=arguments.weights, image_size=SIZE, folds=FOLDS)
+        plan = prepare(data, folder, "VGG16", options=options)
         prepared = time.perf_counter() - began
 
         settings: list[Settings] = []
@@ -67,7 +72,7 @@ def main() -> None:
             settings.append(chosen)
             return evaluate_plain(chosen, nothing)
 
-        evaluate_plain = functools.partial(search.evaluate_heads, plan, {})
+        evaluate_plain = functools.partial(evaluate_heads, plan, {})
         began = time.perf_counter()
         search.work_on(plan, plans.HEADS, TRIALS, evaluate)  # includes Optuna's part of a trial
         cached = (time.perf_counter() - began) / TRIALS

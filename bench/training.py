@@ -11,20 +11,24 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from thyroid import crop
+from thyroid.crop import CropOptions
 from thyroid.data import tables
 from thyroid.data.classes import BINARY
 from thyroid.evaluate import performance
 from thyroid.imaging import phantom
 from thyroid.ingest import ingest
+from thyroid.ingest.options import IngestOptions
 from thyroid.model import artefacts, backbones, inputs
 from thyroid.model.backend import keras
 from thyroid.train import train, twophase
+from thyroid.train.options import TrainOptions
 from thyroid.train.settings import Settings
 
 DDTI = Path(__file__).parents[2] / "shared" / "data" / "ddti"
@@ -40,8 +44,8 @@ def data_version(scans: Path | None, rois: Path | None, folder: Path) -> Path:
     if scans is None:
         phantom.generate(folder / "phantoms", patients=100, images_per_patient=2)
         scans, rois = folder / "phantoms" / "scans", folder / "phantoms" / "rois.csv"
-    ingest.ingest(scans, folder / "ingested", rois=rois)
-    crop.crop(folder / "ingested", folder / "data", ["cropped"])
+    ingest.ingest(IngestOptions(scans, rois=rois or ""), folder / "ingested")
+    crop.crop(folder / "ingested", folder / "data", CropOptions(["cropped"]))
     return folder / "data"
 
 
@@ -50,13 +54,13 @@ def time_to_auroc(data: Path, weights: str, folder: Path, deck_epochs: int) -> f
 
     The default recipe's time ends when its validation AUROC is within `NEAR` of its final one.
     """
-    ours = train.train(data, folder / "ours", "VGG16", "cropped", weights=weights, image_size=SIZE)
+    options = TrainOptions(weights=weights, image_size=SIZE)
+    ours = train.train(data, folder / "ours", "VGG16", "cropped", options)
     history = pd.read_csv(ours.folder / "history.csv")
     final = ours.facts["validation"]["auroc"]
     reached = history[history["val_auroc"] >= final - NEAR].iloc[0]
-    theirs = train.train(
-        data, folder / "deck", "VGG16", "cropped", weights=weights, image_size=SIZE, epochs=deck_epochs, recipe="deck"
-    )
+    options = replace(options, epochs=deck_epochs, recipe="deck")
+    theirs = train.train(data, folder / "deck", "VGG16", "cropped", options)
     epochs = pd.read_csv(theirs.folder / "history.csv")["seconds"]
     epoch = min(epochs)  # the first one traces the graph
     table = tables.examples(data, "cropped", "validation")
@@ -93,10 +97,9 @@ def fit_overhead(data: Path, weights: str, folder: Path) -> float:
             maps = [twophase._maps(job, extractor, 0)]
             work = folder / f"{who}-{pair}"
             work.mkdir(parents=True)
-            start = model.get_weights()
             began = time.perf_counter()
             if who == "ours":
-                twophase.finetune(job, tuner, maps, rows, held, {0: 1.0, 1: 1.0}, work, start)
+                twophase.finetune(job, twophase.Frozen(maps, [], tuner), rows, held, work)
             else:
                 twophase.compile_model(tuner, Settings.rate)
                 tuner.fit(
@@ -120,8 +123,8 @@ def frozen_phase(data: Path, weights: str, folder: Path) -> float:
     total = 0.0
     twophase.VIEWS = 1
     for name in backbones.BACKBONES:
-        options = {"weights": weights, "image_size": SIZE, "recipe": "frozen"}
-        seconds = train.train(data, folder / name, name, "cropped", **options).facts["seconds"]  # type: ignore[arg-type]
+        options = TrainOptions(weights=weights, image_size=SIZE, recipe="frozen")
+        seconds = train.train(data, folder / name, name, "cropped", options).facts["seconds"]
         total += seconds
         keras.backend.clear_session()
     return total

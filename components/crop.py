@@ -11,6 +11,7 @@ def crop(
     fingerprint: str,
     domains: str,
     recipe: str,
+    settings: str,
     store: str,
     images: Output[Dataset],
     version: OutputPath(str),  # type: ignore[valid-type]
@@ -20,13 +21,15 @@ def crop(
     from pathlib import Path
 
     from components.pages import picture_page
+    from thyroid.crop import CropOptions
     from thyroid.crop import crop as run
     from thyroid.data import tables
     from thyroid.train.settings import resolve
 
     tables.check_fingerprint(Path(data.path), fingerprint)
-    wanted, margin = [d for d in domains.split(",") if d], resolve(recipe)[1].margin
-    done = run(Path(data.path), Path(images.path), domains=wanted, store=store or None, margin=margin)
+    margin = resolve(recipe, settings)[1].margin
+    options = CropOptions([name for name in domains.split(",") if name], store, margin)
+    done = run(Path(data.path), Path(images.path), options)
     images.metadata["digest"] = done.facts["digest"]
     Path(version).write_text(tables.fingerprint(done.folder))
     images.metadata["domains"] = ",".join(done.facts["domains"])

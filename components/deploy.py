@@ -22,9 +22,10 @@ def deploy(
 
     from components.pages import text_page
     from thyroid.deploy import deploy as library
+    from thyroid.deploy.options import DeployOptions
 
     version = json.loads(Path(summary.path).read_text())["model"]["version"]
-    options = library.Options(canary, min_replicas, serving_gpu)
-    done = library.deploy(registry, version, Path(manifest.path), namespace, options)
+    options = DeployOptions(namespace=namespace, canary=canary, min_replicas=min_replicas, serving_gpu=serving_gpu)
+    done = library.deploy(registry, version, Path(manifest.path), options)
     manifest.metadata |= {"status": done.status, "version": str(done.version), "url": done.url or ""}
     text_page(status.path, f"Deployment: {done.status}", [f"Version {done.version} {done.url or ''}", *done.notes])

@@ -32,22 +32,21 @@ def evaluate(
 
     from thyroid.evaluate import evaluate as library
     from thyroid.evaluate import predictions
+    from thyroid.evaluate.options import EvaluateOptions
 
     trained = [Path(model.path) for model in models.values() if model is not None]
     folders = [folder for model in trained for folder in sorted(model.iterdir()) if (folder / "train.json").is_file()]
-    done = library.evaluate(
-        Path(images.path),
-        folders,
-        Path(evaluation.path),
-        serving_domain=serving_domain or None,
+    options = EvaluateOptions(
+        serving_domain=serving_domain,
         sensitivity=sensitivity,
         abstain=abstain,
         prevalence=prevalence,
-        clinical=clinical or None,
-        registry_root=registry,
+        clinical=clinical,
+        registry=registry,
         waive=[name for name in waive.split(",") if name],
         seed=seed,
     )
+    done = library.evaluate(Path(images.path), folders, Path(evaluation.path), options)
     shutil.copy(done.folder / "report.html", report.path)
     best, domain = done.facts["models"][0], done.facts["serving_domain"]
     evaluation.metadata |= done.facts["winner"]
@@ -55,10 +54,10 @@ def evaluate(
     test = best["test"][domain]
     for name in ("accuracy", "majority"):
         metrics.log_metric(f"test_{name}", test[name])
-    for figure in ("auroc", "sensitivity", "specificity", "ece"):
-        for name, value in test.get(figure, {}).items():
+    for metric in ("auroc", "sensitivity", "specificity", "ece"):
+        for name, value in test.get(metric, {}).items():
             if value is not None:
-                metrics.log_metric(f"test_{figure}_{name}", value)
+                metrics.log_metric(f"test_{metric}_{name}", value)
     # Metrics must be numbers: a reader of metrics (MLflow's plugin) takes any text for 0.
     metrics.log_metric("promoted", int(done.facts["gate"]["decision"] == "promoted"))
     table = predictions.of_model(pd.read_parquet(done.folder / "predictions.parquet"), best, domain, "test")

@@ -18,6 +18,7 @@ def ingest(
     registry: str,
     minimum: int,
     recipe: str,
+    settings: str,
     seed: int,
     data: Output[Dataset],
     metrics: Output[Metrics],
@@ -32,29 +33,20 @@ def ingest(
     from components.pages import picture_page
     from thyroid.data import tables
     from thyroid.ingest.ingest import ingest as run
+    from thyroid.ingest.options import IngestOptions
     from thyroid.registry import changes
-    from thyroid.registry import registry as models
+    from thyroid.registry.registry import Registry
 
-    done = run(
-        scans,
-        Path(data.path),
-        rois or None,
-        crops or None,
-        given_splits,
-        store or None,
-        seed,
-        labels or None,
-        classes,
-        site,
-    )
+    options = IngestOptions(scans, rois, crops, labels, classes, given_splits, site, store, seed)
+    done = run(options, Path(data.path))
     data.metadata["digest"] = done.facts["digest"]
     changed = changes.since_last(done.folder, registry)
     decided = changes.verdict(changed, minimum)
-    print(f"{changed.told()}: {decided}", flush=True)
+    print(f"{changed.describe()}: {decided}", flush=True)
     Path(version).write_text(tables.fingerprint(done.folder))
     Path(verdict).write_text(decided)
     # The trainings take this as a parameter: the cache would not notice another champion in the same registry.
-    Path(champion).write_text(str(models.read_aliases(registry).get("champion", 0) if recipe == "warm" else 0))
+    Path(champion).write_text(str(Registry(registry).read_aliases().get("champion", 0) if recipe == "warm" else 0))
     for name in ("scans", "quarantined", "patients", "duplicate_groups", "regions"):
         metrics.log_metric(name, done.facts[name])
     for name in ("new", "changed", "removed"):

@@ -26,7 +26,7 @@ def sweep_conclude(
     shutil.copy(done.folder / "report.html", report.path)
     # A training on the same volume can take the settings from the study's folder.
     shutil.copy(done.folder / "settings.json", study / "settings.json")
-    settings.metadata |= {"recipe": str(study / "settings.json")}
+    settings.metadata |= {"settings": str(study / "settings.json")}
     for name in ("chosen", "default"):
         metrics.log_metric(f"{name}_auroc", done.facts[name]["auroc"]["value"])
     for name, value in done.facts["difference"].items():

@@ -19,9 +19,10 @@ def sweep_images(
     """Try crop margin, image size, augmentation and unfrozen depth, in parallel, until the study has its trials."""
     from pathlib import Path
 
+    from thyroid.sweep.images import Sources
     from thyroid.sweep.search import search_images
 
     print(f"worker {worker}", flush=True)
     folder = Path(Path(ranked.path).read_text())
-    done = search_images(folder, Path(images.path), Path(data.path), weights, trials, cores=cores)
+    done = search_images(folder, Sources(Path(images.path), Path(data.path), weights), trials, cores=cores)
     Path(finished).write_text(str(done))

@@ -24,21 +24,13 @@ def sweep_prepare(
 
     from thyroid.data import tables
     from thyroid.errors import InputError
-    from thyroid.sweep.search import prepare
+    from thyroid.sweep.options import SweepOptions
+    from thyroid.sweep.prepare import prepare
 
     if not store:
         raise InputError("store: a search needs a folder that all workers see, on the volume")
     tables.check_fingerprint(Path(images.path), fingerprint)
-    plan = prepare(
-        Path(images.path),
-        Path(store) / "sweeps",
-        backbone,
-        weights=weights,
-        image_size=image_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        folds=folds,
-        seed=seed,
-    )
+    options = SweepOptions(weights, image_size, epochs, batch_size, folds=folds, seed=seed)
+    plan = prepare(Path(images.path), Path(store) / "sweeps", backbone, options=options)
     Path(study.path).write_text(str(plan.folder))
     study.metadata |= {"folder": str(plan.folder)}

@@ -15,6 +15,7 @@ def train(
     epochs: int,
     batch_size: int,
     recipe: str,
+    settings: str,
     folds: int,
     store: str,
     registry: str,
@@ -29,26 +30,25 @@ def train(
 
     from components.pages import picture_page
     from thyroid.data import tables
+    from thyroid.train.options import TrainOptions
     from thyroid.train.train import train as run
 
     tables.check_fingerprint(Path(images.path), fingerprint)
+    options = TrainOptions(
+        weights=weights,
+        image_size=image_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        recipe=recipe,
+        settings=settings,
+        folds=folds,
+        work=Path(store) / "work" if store else None,
+        registry=registry if champion else "",
+        champion=champion,
+        seed=seed,
+    )
     for domain in tables.read(Path(images.path))[2]["domains"]:
-        done = run(
-            Path(images.path),
-            Path(model.path) / domain,
-            backbone,
-            domain,
-            weights=weights,
-            image_size=image_size,
-            epochs=epochs,
-            batch_size=batch_size,
-            recipe=recipe,
-            folds=folds,
-            work=Path(store) / "work" if store else None,
-            registry_root=registry if champion else None,
-            champion=champion or None,
-            seed=seed,
-        )
+        done = run(Path(images.path), Path(model.path) / domain, backbone, domain, options)
         metrics.log_metric(f"validation_auroc_{domain}", done.facts["validation"]["auroc"])
         metrics.log_metric(f"seconds_{domain}", done.facts["seconds"])
     picture_page(history.path, f"Training {backbone}", *sorted(Path(model.path).glob("*/history.png")))

@@ -6,7 +6,7 @@ from typing import Any
 
 from kfp import kubernetes
 
-from thyroid.deploy import deploy
+from thyroid.deploy import manifest
 from thyroid.errors import InputError
 from thyroid.model.backbones import BACKBONES
 
@@ -84,7 +84,7 @@ class Cluster:
     gpus: int = 1
     accelerator: str = "nvidia.com/gpu"
     node_selector: Mapping[str, str] = field(default_factory=dict)
-    claim: str = deploy.CLAIM
+    claim: str = manifest.CLAIM
     gcs_secret: str = ""
     token_secret: str = "thyroid-token"
     key_secret: str = "thyroid-patient-key"
@@ -124,7 +124,7 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "thyroid")
     if cluster.claim:
-        kubernetes.mount_pvc(task, cluster.claim, deploy.MOUNT)
+        kubernetes.mount_pvc(task, cluster.claim, manifest.MOUNT)
     if cluster.gcs_secret:
         kubernetes.use_secret_as_volume(task, cluster.gcs_secret, KEY_FOLDER)
         task.set_env_variable("GOOGLE_APPLICATION_CREDENTIALS", f"{KEY_FOLDER}/key.json")

@@ -13,6 +13,8 @@ from components.sweep_images import sweep_images
 from components.sweep_prepare import sweep_prepare
 from components.sweep_rank import sweep_rank
 from pipelines.cluster import NEEDS, Cluster, place
+from thyroid.ingest.options import IngestOptions
+from thyroid.train.options import TrainOptions
 
 WORKERS = 4
 """Number of pods per stage on a cluster."""
@@ -42,39 +44,39 @@ def sweep_pipeline(
         rois: str = "",
         crops: str = "",
         labels: str = "",
-        classes: str = "B|M",
+        classes: str = IngestOptions.classes,
         domains: str = "",
-        weights: str = "imagenet",
-        image_size: int = 224,
-        epochs: int = 15,
-        batch_size: int = 32,
+        weights: str = TrainOptions.weights,
+        image_size: int = TrainOptions.image_size,
+        epochs: int = TrainOptions.epochs,
+        batch_size: int = TrainOptions.batch_size,
         head_trials: int = 200,
         image_trials: int = 24,
         folds: int = 5,
-        given_splits: str = "separate",
-        site: str = "",
-        seed: int = 0,
+        given_splits: str = IngestOptions.given_splits,
+        site: str = IngestOptions.site,
+        seed: int = IngestOptions.seed,
     ) -> None:
         """Hyper-parameter search on the development patients; the test set is not read. Research use only.
 
         Args:
-            scans: As of the training.
-            store: Folder on the volume that all workers see; the studies are in its sweeps, and a run that is started again goes on there.
-            rois: As of the training.
-            crops: As of the training.
-            labels: As of the training.
-            classes: As of the training.
-            domains: Of which the first is searched; empty for cropped where there are regions, else normal.
-            weights: As of the training.
+            scans: Folder or gs:// prefix of frames named B_001-0002-1.0.jpg, or DICOM files that its dicom.csv names; train and test folders in it are given splits.
+            store: Folder on the volume that all workers see; its folder sweeps holds the studies, and a run that is started again resumes them.
+            rois: CSV with filename, x, y, width, height of the nodules; empty for none.
+            crops: Folder or gs:// prefix of images that are already cropped; empty for none.
+            labels: CSV with filename and label for the class of every scan, labels.csv#column for another column than label; empty for the file names' class.
+            classes: Classes in their order, benign|malignant, such as 2<3|4a<4b<4c<5 for grades; B|M for the file names' letters.
+            domains: normal, cropped or both with a comma, of which the first is searched; empty for cropped where there are regions, else normal.
+            weights: imagenet, none, a *.weights.h5 file or a folder of them, also gs://; give new files a new folder, since the cache knows the path.
             image_size: Side of the input in the first stage; the second tries half and half as much again, too.
             epochs: Epochs of fine-tuning in a trial.
-            batch_size: Images a step while fine-tuning.
+            batch_size: Images per step of fine-tuning.
             head_trials: Trials on cached features.
             image_trials: Trials from the images; 0 for none.
-            folds: Of the cross-validation by patient in every trial.
-            given_splits: As of the training.
-            site: As of the training.
-            seed: Of splits, folds, training and proposals.
+            folds: Folds of the cross-validation by patient in every trial.
+            given_splits: Given train and test folders that share a patient: separate, keep or ignore.
+            site: Name of the cohort, such as the hospital, within which equal patient numbers mean the same patient. Its patients keep their splits wherever the scans are stored; empty for the cohort that the same scans had before.
+            seed: Seed of splits, folds, training and proposals.
         """  # noqa: E501
         # nothing is registered in the store, so everything counts as new
         ingested = ingest(
@@ -89,6 +91,7 @@ def sweep_pipeline(
             registry=store,
             minimum=0,
             recipe="",
+            settings="",
             seed=seed,
         )
         place(ingested, "ingest", cluster).set_caching_options(False)
@@ -97,6 +100,7 @@ def sweep_pipeline(
             fingerprint=ingested.outputs["version"],
             domains=domains,
             recipe="",
+            settings="",
             store=store,
         )
         place(cropped, "crop", cluster).set_caching_options(False)

@@ -14,8 +14,12 @@ from components.register import register
 from components.rest import rest
 from components.train import train
 from pipelines.cluster import Cluster, place
+from thyroid.deploy.options import DeployOptions
+from thyroid.evaluate.options import EvaluateOptions
+from thyroid.ingest.options import IngestOptions
 from thyroid.model.backbones import BACKBONES
 from thyroid.registry.changes import TRAIN
+from thyroid.train.options import TrainOptions
 
 
 def training_pipeline(
@@ -39,41 +43,43 @@ def training_pipeline(
         rois: str = "",
         crops: str = "",
         labels: str = "",
-        classes: str = "B|M",
+        classes: str = IngestOptions.classes,
         domains: str = "",
-        serving_domain: str = "",
-        sensitivity: float = 0.95,
-        abstain: float = 0.0,
-        prevalence: float = 0.1,
+        serving_domain: str = EvaluateOptions.serving_domain,
+        sensitivity: float = EvaluateOptions.sensitivity,
+        abstain: float = EvaluateOptions.abstain,
+        prevalence: float = EvaluateOptions.prevalence,
         clinical: str = "",
         waive: str = "",
-        weights: str = "imagenet",
-        image_size: int = 224,
-        epochs: int = 15,
-        batch_size: int = 32,
-        recipe: str = "two-phase",
-        folds: int = 0,
+        weights: str = TrainOptions.weights,
+        image_size: int = TrainOptions.image_size,
+        epochs: int = TrainOptions.epochs,
+        batch_size: int = TrainOptions.batch_size,
+        recipe: str = TrainOptions.recipe,
+        settings: str = "",
+        folds: int = TrainOptions.folds,
         store: str = "",
         minimum: int = 0,
-        given_splits: str = "separate",
-        site: str = "",
-        seed: int = 0,
-        namespace: str = "",
-        canary: int = 0,
-        min_replicas: int = 1,
-        serving_gpu: bool = False,
+        given_splits: str = IngestOptions.given_splits,
+        site: str = IngestOptions.site,
+        seed: int = IngestOptions.seed,
+        run: str = "",
+        namespace: str = DeployOptions.namespace,
+        canary: int = DeployOptions.canary,
+        min_replicas: int = DeployOptions.min_replicas,
+        serving_gpu: bool = DeployOptions.serving_gpu,
     ) -> None:
         """Ultrasound scans to a served thyroid nodule classifier. Research use only.
 
         Args:
             scans: Folder or gs:// prefix of frames named B_001-0002-1.0.jpg, or DICOM files that its dicom.csv names; train and test folders in it are given splits.
-            registry: Root of the model registry, a folder on the volume or a gs:// prefix.
+            registry: Root of the model registry, a folder (on Kubeflow on the volume) or a gs:// prefix.
             rois: CSV with filename, x, y, width, height of the nodules; empty for none.
             crops: Folder or gs:// prefix of images that are already cropped; empty for none.
             labels: CSV with filename and label for the class of every scan, labels.csv#column for another column than label; empty for the file names' class.
-            classes: In their order, benign|malignant, such as 2<3|4a<4b<4c<5 for grades; B|M for the file names' letters.
+            classes: Classes in their order, benign|malignant, such as 2<3|4a<4b<4c<5 for grades; B|M for the file names' letters.
             domains: normal, cropped or both with a comma; empty for cropped where there are regions, else normal.
-            serving_domain: Where models are compared; empty for the first trained domain.
+            serving_domain: Domain in which the models are compared and the endpoint is used, normal or cropped; empty for the first trained domain.
             sensitivity: Share of malignant validation images that the threshold must catch.
             abstain: Share of validation images to leave undecided.
             prevalence: Share of malignant nodules where the model would be used.
@@ -82,17 +88,19 @@ def training_pipeline(
             weights: imagenet, none, a *.weights.h5 file or a folder of them, also gs://; give new files a new folder, since the cache knows the path.
             image_size: Side of the model's square input in pixels.
             epochs: Epochs of fine-tuning.
-            batch_size: Images a step while fine-tuning.
-            recipe: two-phase, frozen (its first phase alone), warm (from the champion where that is as good) or deck (the slide deck's); or the path of a sweep's settings.json, also gs://; give new settings a new path, since the cache knows the path.
+            batch_size: Images per step of fine-tuning.
+            recipe: two-phase, frozen (its first phase alone), warm (from the champion where that is as good) or deck (the slide deck's, mistakes included).
+            settings: settings.json of a sweep, also gs://, whose recipe replaces the one given here; give new settings a new path, since the cache knows the path; empty for the recipe's own settings.
             folds: 0, or folds of a cross-validation by patient, by which models are then compared.
-            store: Folder on the volume that keeps data versions, crops and stopped trainings, so that a run costs what is new; empty for none.
+            store: Folder (on Kubeflow on the volume) that keeps data versions, crops and stopped trainings, so that a run processes only what is new; empty for none.
             minimum: Scans new, changed or removed since the last registered model that are worth a training; 0 trains in any case.
             given_splits: Given train and test folders that share a patient: separate, keep or ignore.
-            site: Where patient numbers mean the same patients, such as the hospital: its patients keep their splits wherever the scans lie; empty for that of the same scans before.
-            seed: Of splits, initialisation, shuffling and bootstrap.
-            namespace: Of the InferenceService; empty for the pipeline's own (on a cluster) or no deployment (elsewhere).
-            canary: Percent of the requests that the new model answers at first, 0 for all at once.
-            min_replicas: Of the endpoint; 0 scales to zero between requests (Knative mode).
+            site: Name of the cohort, such as the hospital, within which equal patient numbers mean the same patient. Its patients keep their splits wherever the scans are stored; empty for the cohort that the same scans had before.
+            seed: Seed of splits, initialisation, shuffling and bootstrap.
+            run: Content of a run.yaml, which the registry keeps with the model; the commands run, submit and schedule fill it in.
+            namespace: Namespace of the InferenceService; empty for the pipeline's own (on a cluster) or no deployment (elsewhere).
+            canary: Percentage of requests that the new model gets at first; 0 switches all of them at once.
+            min_replicas: Smallest number of replicas of the endpoint; 0 scales to zero between requests (Knative mode).
             serving_gpu: Serve the model on a GPU.
         """  # noqa: E501
         concluded = place(conclude(registry=registry), "conclude", cluster).set_display_name("conclude")
@@ -110,6 +118,7 @@ def training_pipeline(
                 registry=registry,
                 minimum=minimum,
                 recipe=recipe,
+                settings=settings,
                 seed=seed,
             )
             # the cache would not notice new scans in the same folder
@@ -117,7 +126,12 @@ def training_pipeline(
             with dsl.If(ingested.outputs["verdict"] == TRAIN, name="enough is new"):
                 version = ingested.outputs["version"]
                 cropped = crop(
-                    data=ingested.outputs["data"], fingerprint=version, domains=domains, recipe=recipe, store=store
+                    data=ingested.outputs["data"],
+                    fingerprint=version,
+                    domains=domains,
+                    recipe=recipe,
+                    settings=settings,
+                    store=store,
                 )
                 # the store serves as the cache, since it knows which images still exist
                 place(cropped, "crop", cluster).set_caching_options(False)
@@ -133,6 +147,7 @@ def training_pipeline(
                         epochs=epochs,
                         batch_size=batch_size,
                         recipe=recipe,
+                        settings=settings,
                         folds=folds,
                         store=store,
                         registry=registry,
@@ -154,7 +169,7 @@ def training_pipeline(
                 )
                 # the cache would not notice a new champion in the same registry, nor a service that was changed
                 place(evaluated, "evaluate", cluster).set_caching_options(False)
-                registered = register(evaluation=evaluated.outputs["evaluation"], registry=registry)
+                registered = register(evaluation=evaluated.outputs["evaluation"], registry=registry, run=run)
                 place(registered, "register", cluster).set_caching_options(False)
                 deployed = deploy(
                     summary=registered.outputs["summary"],

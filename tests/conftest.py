@@ -27,6 +27,7 @@ from PIL import Image
 from tests.support import ROOT, SHARED
 from tests.support import gcs as emulated
 from thyroid import locks, logs, storage
+from thyroid.crop import CropOptions
 from thyroid.data import plots
 from thyroid.imaging import images, phantom
 
@@ -144,19 +145,19 @@ def unsynced() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def once_compiled(tmp_path_factory) -> Iterator[None]:
     """Compile a pipeline with the same settings only once, for tests that use the result."""
-    from pipelines import __main__ as cli
+    from pipelines import compile
 
-    plain, folder, made = cli.compile_pipeline, tmp_path_factory.mktemp("compiled"), {}
+    plain, folder, made = compile.compile_training, tmp_path_factory.mktemp("compiled"), {}
 
-    def compile_pipeline(settings: Any, chosen: Any, output: Path) -> None:
-        key = repr((cli._cluster(settings), list(chosen)))
+    def compile_training(placement: compile.Placement, output: Path) -> None:
+        key = repr(placement)
         if key not in made:
             made[key] = folder / f"{len(made)}.yaml"
-            plain(settings, chosen, made[key])
+            plain(placement, made[key])
         shutil.copy(made[key], output)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "compile_pipeline", compile_pipeline)
+        patch.setattr(compile, "compile_training", compile_training)
         yield
 
 
@@ -270,10 +271,11 @@ def cropped(phantoms: Path, shared: Shared) -> Path:
     """Cropped data version of the phantoms, for both domains."""
     from thyroid import crop
     from thyroid.ingest import ingest
+    from thyroid.ingest.options import IngestOptions
 
     def write(folder: Path) -> None:
-        ingest.ingest(phantoms / "scans", folder / "ingested", rois=phantoms / "rois.csv")
-        crop.crop(folder / "ingested", folder / "cropped", ["cropped", "normal"])
+        ingest.ingest(IngestOptions(phantoms / "scans", rois=phantoms / "rois.csv"), folder / "ingested")
+        crop.crop(folder / "ingested", folder / "cropped", CropOptions(["cropped", "normal"]))
 
     return shared.make("data", write) / "cropped"
 
@@ -285,10 +287,11 @@ def trained(cropped: Path, shared: Shared) -> dict[tuple[str, str], Path]:
 
     def write(folder: Path) -> None:
         from thyroid.train import train
+        from thyroid.train.options import TrainOptions
 
         for backbone, domain in models:
-            options = {"weights": "none", "image_size": 32, "epochs": 1}
-            train.train(cropped, folder / backbone / domain, backbone, domain, **options)
+            options = TrainOptions(weights="none", image_size=32, epochs=1)
+            train.train(cropped, folder / backbone / domain, backbone, domain, options)
 
     folder = shared.make("models", write)
     return {(backbone, domain): folder / backbone / domain for backbone, domain in models}
@@ -382,10 +385,10 @@ def gcs(emulator, monkeypatch, tmp_path_factory) -> Iterator[Cloud]:
     with emulated.proxy(emulator) as (proxy, address):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
-        monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.1)
+        monkeypatch.setattr(storage.client, "FIRST_PAUSE", 0.01)
+        monkeypatch.setattr(storage.client, "LONGEST_PAUSE", 0.1)
         yield Cloud(bucket, proxy, client)
-    storage._client_of.cache_clear()
+    storage.client.client_of.cache_clear()
     client.close()
     gc.collect()  # connections that were broken are warned of here, where they belong
 

@@ -10,10 +10,12 @@ from PIL import Image
 
 from tests.conftest import write_rois, write_scan
 from thyroid import crop
+from thyroid.crop import CropOptions
 from thyroid.data import tables
 from thyroid.errors import InputError
 from thyroid.imaging import geometry, images, phantom
 from thyroid.ingest import ingest
+from thyroid.ingest.options import IngestOptions
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -101,7 +103,7 @@ def test_examples_are_split_by_patient(cropped):
 
 def test_is_deterministic(phantoms, tmp_path):
     for name in ("one", "two"):
-        ingest.ingest(phantoms / "scans", tmp_path / f"{name}-in", rois=phantoms / "rois.csv")
+        ingest.ingest(IngestOptions(phantoms / "scans", rois=phantoms / "rois.csv"), tmp_path / f"{name}-in")
         crop.crop(tmp_path / f"{name}-in", tmp_path / name)
     for file in (tmp_path / "one").rglob("*.jpg"):
         assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes()
@@ -111,7 +113,7 @@ def test_scans_without_a_region_stay_in_normal(scans, tmp_path):
     rois = write_rois(
         tmp_path / "rois.csv", [(f.name, 10, 10, 40, 30) for f in sorted(scans.iterdir()) if "-0001-" in f.name]
     )
-    ingest.ingest(scans, tmp_path / "in", rois=rois)
+    ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "in")
     facts = crop.crop(tmp_path / "in", tmp_path / "out").facts
     assert facts["without_region"] == 12
     assert facts["domains"] == ["cropped"]
@@ -123,7 +125,7 @@ def test_given_crops_come_in_whole(scans, tmp_path):
     for patient in range(1, 13):
         label = "B" if patient % 2 else "M"
         write_scan(tmp_path / "crops" / f"{label}_{patient:03d}-0001-1.0.jpg", seed=900 + patient, size=(40, 30))
-    ingest.ingest(scans, tmp_path / "in", crops=tmp_path / "crops")
+    ingest.ingest(IngestOptions(scans, crops=tmp_path / "crops"), tmp_path / "in")
     crop.crop(tmp_path / "in", tmp_path / "out")
     table = tables.examples(tmp_path / "out", "cropped")
     assert len(table) == 12
@@ -133,12 +135,12 @@ def test_given_crops_come_in_whole(scans, tmp_path):
 
 
 def test_without_regions_the_default_is_normal(scans, tmp_path):
-    ingest.ingest(scans, tmp_path / "in")
+    ingest.ingest(IngestOptions(scans), tmp_path / "in")
     assert crop.crop(tmp_path / "in", tmp_path / "out").facts["domains"] == ["normal"]
 
 
 def test_cropped_run_without_any_region_fails_by_name(scans, tmp_path, capsys):
-    ingest.ingest(scans, tmp_path / "in")
+    ingest.ingest(IngestOptions(scans), tmp_path / "in")
     arguments = ["--data", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--domains", "cropped"]
     assert crop.main(arguments) == 2
     assert "--rois" in capsys.readouterr().err
@@ -150,7 +152,7 @@ def test_unknown_domain():
 
 
 def test_what_changed_or_vanished_since_ingest_is_quarantined(scans, tmp_path):
-    ingest.ingest(scans, tmp_path / "in")
+    ingest.ingest(IngestOptions(scans), tmp_path / "in")
     (scans / "B_001-0001-1.0.jpg").unlink()
     shutil.copy(scans / "B_003-0001-1.0.jpg", scans / "B_001-0002-1.0.jpg")
     before = tables.read(tmp_path / "in")[2]
@@ -164,14 +166,14 @@ def test_what_changed_or_vanished_since_ingest_is_quarantined(scans, tmp_path):
 
 def test_a_class_without_regions_fails_before_training(scans, tmp_path):
     rois = write_rois(tmp_path / "rois.csv", [(f.name, 10, 10, 40, 30) for f in sorted(scans.glob("B_*"))])
-    ingest.ingest(scans, tmp_path / "in", rois=rois)
+    ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "in")
     with pytest.raises(InputError, match="no image of class M"):
         crop.crop(tmp_path / "in", tmp_path / "out")
 
 
 def test_full_disk_is_one_line(scans, tmp_path):
     """A file-size limit of 2 kB stands in for a full disk: every write beyond it fails."""
-    ingest.ingest(scans, tmp_path / "in")
+    ingest.ingest(IngestOptions(scans), tmp_path / "in")
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
         "from thyroid import crop; sys.exit(crop.main(sys.argv[1:]))"
@@ -196,8 +198,8 @@ def test_a_name_as_long_as_a_file_may_have_it(scans, tmp_path):
     rows = [f"{file.name},{file.name[0] if file.name[0] in 'BM' else 'B'}," for file in scans.iterdir()]
     rows = [f"{row}{500 + number if '갑' in row else ''}" for number, row in enumerate(rows)]
     (tmp_path / "labels.csv").write_text("\n".join(["filename,label,patient", *rows]))
-    ingest.ingest(scans, tmp_path / "in", store=tmp_path / "store", labels=tmp_path / "labels.csv")
-    crop.crop(tmp_path / "in", tmp_path / "out", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store", labels=tmp_path / "labels.csv"), tmp_path / "in")
+    crop.crop(tmp_path / "in", tmp_path / "out", CropOptions(store=tmp_path / "store"))
     table = tables.examples(tmp_path / "out", "normal")
     assert len(table) == table["name"].nunique() == 27
     assert all(Path(file).is_file() for file in table["file"])
@@ -205,7 +207,7 @@ def test_a_name_as_long_as_a_file_may_have_it(scans, tmp_path):
 
 def test_a_region_of_a_few_pixels_can_be_loaded_again(scans, tmp_path):
     rois = write_rois(tmp_path / "rois.csv", [(file.name, 10, 10, 5, 3) for file in sorted(scans.iterdir())])
-    ingest.ingest(scans, tmp_path / "in", rois=rois)
+    ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "in")
     crop.crop(tmp_path / "in", tmp_path / "out")
     file = tables.examples(tmp_path / "out", "cropped")["file"][0]
     assert images.square(Path(file).read_bytes(), 32).shape[:2] == (32, 32)
@@ -217,7 +219,7 @@ def test_examples_of_an_unknown_domain_are_refused(cropped):
 
 
 def test_counts_follow_what_is_lost(scans, tmp_path):
-    ingest.ingest(scans, tmp_path / "in")
+    ingest.ingest(IngestOptions(scans), tmp_path / "in")
     for file in scans.glob("B_001*"):
         file.unlink()
     facts = crop.crop(tmp_path / "in", tmp_path / "out").facts

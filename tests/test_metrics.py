@@ -11,6 +11,7 @@ from sklearn.metrics import (
 )
 
 from thyroid import metrics
+from thyroid.metrics import roc
 
 # pROC's own example data (Robin et al. 2011, 10.1186/1471-2105-12-77; patients of Turck et al. 2010): outcome after
 # subarachnoid haemorrhage with two markers and a clinical grade, and what pROC 1.19.1 for R answers to
@@ -155,7 +156,7 @@ def test_blocks_do_not_change_the_interval(monkeypatch):
     rng = np.random.default_rng(0)
     truth, score = rng.random(50) < 0.4, rng.random(50)
     whole = metrics.auroc(truth, score, np.arange(50))
-    monkeypatch.setattr(metrics, "_BLOCK_CELLS", 1)
+    monkeypatch.setattr(roc, "_BLOCK_CELLS", 1)
     assert metrics.auroc(truth, score, np.arange(50)) == whole
 
 
@@ -410,15 +411,15 @@ def test_kappa_is_scikit_learns(k, ordered):
     truth, patient = rng.integers(0, k, 80), np.repeat(np.arange(40), 2)
     called = np.where(rng.random(80) < 0.6, truth, rng.integers(0, k, 80))
     draws = metrics.Draws(patient, 30)
-    drawn = metrics.kappa_draws(draws, truth, called, patient, k, ordered)
+    drawn = metrics.kappa_draws(draws, truth, called, patient, classes=k, ordered=ordered)
     for row, kappa in zip(draws.counts[:, draws.places(patient)], drawn, strict=True):
         weights = "quadratic" if ordered else None
         expected = cohen_kappa_score(truth, called, labels=range(k), weights=weights, sample_weight=row)
         assert kappa == pytest.approx(expected)
-    assert metrics.kappa_draws(draws, truth, truth, patient, k, ordered)[0] == 1
+    assert metrics.kappa_draws(draws, truth, truth, patient, classes=k, ordered=ordered)[0] == 1
 
 
 def test_kappa_of_one_class_alone_is_none():
     draws, same = metrics.Draws(np.arange(6), 5), np.ones(6, int)
-    assert np.isnan(metrics.kappa_draws(draws, same, same, np.arange(6), 3, True)).all()
-    assert (metrics.kappa_draws(draws, same, same * 0, np.arange(6), 3, True) == 0).all()
+    assert np.isnan(metrics.kappa_draws(draws, same, same, np.arange(6), classes=3, ordered=True)).all()
+    assert (metrics.kappa_draws(draws, same, same * 0, np.arange(6), classes=3, ordered=True) == 0).all()

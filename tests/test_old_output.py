@@ -11,14 +11,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipelines import __main__ as cli
+from pipelines import output as outputs
 from tests.support import ROOT
 from tests.support.serving import PREDICT, Server, encoded
 from thyroid import crop
+from thyroid.crop import CropOptions
 from thyroid.data import tables
-from thyroid.ingest import ingest
+from thyroid.ingest import ingest, listing
+from thyroid.ingest.options import IngestOptions
 from thyroid.model import artefacts
-from thyroid.registry import changes, registry
+from thyroid.registry import changes
+from thyroid.registry.registry import Registry
 
 ARCHIVE = ROOT / "tests" / "fixtures" / "output-0.1.0.tar.xz"
 
@@ -42,13 +45,13 @@ def test_the_archive_is_small():
 
 def test_a_registry_keeps_versions_aliases_and_history(old):
     root = str(old / "output" / "registry")
-    assert registry.read_aliases(root)["champion"] == 1
-    facts = artefacts.verify(registry.find(root, "champion"))
+    assert Registry(root).read_aliases()["champion"] == 1
+    facts = artefacts.verify(Registry(root).find("champion"))
     assert facts["backbone"] == "Toy"
-    before = registry.history(root)
+    before = Registry(root).history()
     assert [line["action"] for line in before] == ["publish", "promote"]
-    registry.promote(root, "1", "again", "somebody")
-    assert registry.history(root)[:2] == before
+    Registry(root).promote("1", "again", "somebody")
+    assert Registry(root).history()[:2] == before
     seen = changes.since_last(old / "output" / "data", root)
     assert (seen.since, seen.count, seen.kept) == (1, 0, 24)
 
@@ -65,17 +68,17 @@ def test_its_champion_answers(old, tmp_path):
 
 
 def test_a_store_is_read_again_once_and_splits_stay(old, capsys, monkeypatch):
-    monkeypatch.setattr(ingest, "SETTLED_SECONDS", -1)
+    monkeypatch.setattr(listing, "SETTLED_SECONDS", -1)
     data, store = old / "output" / "data", old / "output" / "store"
     known, _, facts = tables.read(data)
     before = splits_of(data)
     for again in (False, True):
         ingested = old / f"ingested-{again}"
-        done = ingest.ingest(old / "scans", ingested, rois=old / "rois.csv", store=store)
+        done = ingest.ingest(IngestOptions(old / "scans", rois=old / "rois.csv", store=store), ingested)
         said = capsys.readouterr().out
         assert ("nothing has changed" in said) is again, said
         assert splits_of(ingested) == before
-        made = crop.crop(ingested, old / f"cropped-{again}", ["cropped"], store=store).facts
+        made = crop.crop(ingested, old / f"cropped-{again}", CropOptions(["cropped"], store=store)).facts
         assert made["digest"] == facts["digest"] == done.facts["digest"]
         assert made["cropped"] == (0 if again else len(known))
     pd.testing.assert_series_equal(
@@ -87,5 +90,5 @@ def test_an_output_is_taken_for_one(old):
     output = old / "output"
     summary = json.loads((output / "summary.json").read_text())
     assert summary["model"]["version"] == 1
-    with cli._alone(output):
-        assert (output / cli.MARK).read_text().startswith("made by `python -m pipelines run`")
+    with outputs.locked(output):
+        assert (output / outputs.MARK).read_text().startswith("made by `python -m pipelines run`")

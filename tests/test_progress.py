@@ -3,7 +3,7 @@
 import pytest
 
 from thyroid import progress
-from thyroid.train import epoch_bar
+from thyroid.train import checkpoints
 
 
 @pytest.fixture
@@ -14,10 +14,10 @@ def often(monkeypatch):
 
 def test_every_state_is_a_line_of_its_own(often, capfd):
     assert list(progress.bar("abc", 3, "ingest", "scan")) == ["a", "b", "c"]
-    said = capfd.readouterr().err
-    assert said.splitlines()[-1].startswith("ingest: 3 of 3 scans in 00:0")
-    assert [line.split(" scans")[0] for line in said.splitlines()][-3:] == [f"ingest: {n} of 3" for n in (1, 2, 3)]
-    assert "\r" not in said
+    output = capfd.readouterr().err
+    assert output.splitlines()[-1].startswith("ingest: 3 of 3 scans in 00:0")
+    assert [line.split(" scans")[0] for line in output.splitlines()][-3:] == [f"ingest: {n} of 3" for n in (1, 2, 3)]
+    assert "\r" not in output
 
 
 def test_what_is_short_or_silenced_says_nothing(capfd):
@@ -28,7 +28,7 @@ def test_what_is_short_or_silenced_says_nothing(capfd):
 
 
 def test_epochs_count_those_before_an_interruption(often, capfd):
-    callback = epoch_bar.epochs("VGG16 fine-tuning")
+    callback = checkpoints.ProgressBar("VGG16 fine-tuning")
     callback.set_params({"epochs": 5})
     callback.on_train_begin()
     for epoch in (3, 4):

@@ -60,24 +60,13 @@ class CropOptions:
     splits: Sequence[str] = tables.SPLITS
 
 
-def crop(
-    data: Path,
-    output: Path,
-    domains: Sequence[str] = (),
-    store: storage.Location | None = None,
-    margin: float = MARGIN,
-    splits: Sequence[str] = tables.SPLITS,
-) -> Cropped:
+def crop(data: Path, output: Path, options: CropOptions = CropOptions()) -> Cropped:
     """Make every image of both domains, re-encoded without metadata, and the tables that name them.
 
     Args:
         data: Folder of a data version written by `ingest`.
         output: Folder of the new data version.
-        domains: Domains that will be trained. If empty, cropped is used where there are regions, else normal.
-        store: Folder that outlives the run and keeps the images (see `thyroid.data.store`). If None, the images are
-            written to `normal/` and `cropped/` in `output`.
-        margin: Share of a region's sides to widen it by, see `geometry.widened`.
-        splits: Splits whose scans are wanted. The files of other splits are not even opened.
+        options: Which images are made, and how.
 
     Returns:
         Folder and facts of the new data version.
@@ -87,68 +76,37 @@ def crop(
             region, or a split has no image of a class left.
     """
     started = time.monotonic()
-    scans, regions, facts = tables.read(data)
-    if set(splits) != set(tables.SPLITS):
-        scans = scans[scans["split"].isin(splits)].reset_index(drop=True)
-        regions = regions[regions["path"].isin(scans["path"])].reset_index(drop=True)
-    domains = resolve_domains(domains, has_regions=len(regions) > 0)
-    place = None if store is None else Store(store)
-    images_folder = output if place is None else place.crops
+    scans, regions, facts = _read(data, options.splits)
+    domains = resolve_domains(options.domains, has_regions=len(regions) > 0)
+    store = Store(options.store) if options.store else None
+    images_folder = output if store is None else store.crops
     for domain in tables.DOMAINS:
         (images_folder / domain).mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
 
-    planned = crops.plan(tables.used(scans), regions, margin)
-    have = {} if place is None else _whole(images_folder, _images(place.cropped()), planned)
-    todo = [one for one in planned if not all(key in have for key in one.keys.values())]
-    tasks = [_Task(str(data / one.local_path), one, str(images_folder)) for one in todo]
-    made: dict[str, _Image] = {}
-    lost: dict[str, str] = {}
-    for task, done in zip(tasks, progress.bar(_each(tasks), len(tasks), "crop", "scan"), strict=True):
-        if isinstance(done, str):
-            lost[task.plan.path] = done
-        else:
-            made |= done
-    if place is not None and made:
-        place.add_cropped(pd.DataFrame(made.values(), columns=_Image._fields).assign(key=list(made), margin=margin))
-    have |= made
-
-    scans, regions = _filled(scans, regions, planned, have, lost)
-    quarantine = pd.DataFrame(list(lost.items()), columns=["file", "reason"])
+    planned = crops.plan(tables.used(scans), regions, options.margin)
+    made = _make(data, planned, images_folder, store)
+    scans, regions = _filled(scans, regions, planned, made)
+    quarantine = pd.DataFrame(list(made.lost.items()), columns=["file", "reason"])
     tables.write_quarantine(output / tables.QUARANTINE, pd.concat([tables.read_quarantine(data, facts), quarantine]))
-    good = tables.used(scans)
-    frames = good[good["domain"] == "normal"]
     facts |= {
-        "digest": tables.digest(scans, regions),
-        "scans": len(good),
-        "patients": int(good["patient"].nunique()),
-        "splits": tables.count_splits(good, facts["classes"]),
-        "quarantined": facts["quarantined"] + len(lost),
-        "regions": len(regions),
+        "splits": tables.count_splits(tables.used(scans), facts["classes"]),
+        "quarantined": facts["quarantined"] + len(made.lost),
         "domains": list(domains),
-        "margin": margin,
-        "without_region": int((~frames["path"].isin(regions["path"])).sum()),
-        "scan_area_not_found": sum(1 for one in planned if one.path not in lost and not have[one.main].found),
-        "cropped": len(todo),
+        "margin": options.margin,
+        **_count(scans, regions, planned, made),
         "seconds": facts["seconds"] | {"crop": round(time.monotonic() - started, 1)},
     }
-    if place is not None:
+    if store is not None:
         facts["images"] = str(images_folder)
     for domain in domains:
-        _require_examples(scans, regions, domain, splits)
+        _require_examples(scans, regions, domain, options.splits)
     shutil.copy(data / "statistics.png", output)
     from thyroid.data import plots  # only this line needs Matplotlib
 
     plots.crop_sheet(scans, regions, images_folder, output / "crops.png")
     tables.write(output, scans, regions, facts)
-    log.info(
-        f"normal: {len(frames)} frames; cropped: {len(regions)} regions; {facts['without_region']} frames without a "
-        f"region stay in normal only; scan area not found in {facts['scan_area_not_found']}"
-    )
-    if len(todo) < len(planned):
-        log.info(f"{len(todo)} of {len(planned)} scans were cropped now, the images of the others were there")
-    if lost:
-        log.info(f"quarantined since ingest: {len(lost)}, see {output / 'quarantine.csv'}")
+    _report(scans, facts, made, len(planned), output)
     return Cropped(output, facts)
 
 
@@ -180,9 +138,56 @@ def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str, s
                 )
 
 
+def _read(data: Path, splits: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Return the tables of a data version for the scans of some splits, and its facts."""
+    scans, regions, facts = tables.read(data)
+    if set(splits) != set(tables.SPLITS):
+        scans = scans[scans["split"].isin(splits)].reset_index(drop=True)
+        regions = regions[regions["path"].isin(scans["path"])].reset_index(drop=True)
+    return scans, regions, facts
+
+
+def _count(scans: pd.DataFrame, regions: pd.DataFrame, planned: Sequence[Planned], made: "_Made") -> dict[str, Any]:
+    """Return the facts that follow from the tables and the images."""
+    used = tables.used(scans)
+    frames = used[used["domain"] == "normal"]
+    kept = [plan for plan in planned if plan.path not in made.lost]
+    return {
+        "digest": tables.digest(scans, regions),
+        "scans": len(used),
+        "patients": int(used["patient"].nunique()),
+        "regions": len(regions),
+        "without_region": int((~frames["path"].isin(regions["path"])).sum()),
+        "scan_area_not_found": sum(1 for plan in kept if not made.images[plan.main].found),
+        "cropped": made.scans,
+    }
+
+
+def _report(scans: pd.DataFrame, facts: Mapping[str, Any], made: "_Made", planned: int, output: Path) -> None:
+    """Log what was made of `planned` scans."""
+    used = tables.used(scans)
+    log.info(
+        f"normal: {(used['domain'] == 'normal').sum()} frames; cropped: {facts['regions']} regions; "
+        f"{facts['without_region']} frames without a region stay in normal only; scan area not found in "
+        f"{facts['scan_area_not_found']}"
+    )
+    if made.scans < planned:
+        log.info(f"{made.scans} of {planned} scans were cropped now; the images of the others exist already")
+    if made.lost:
+        log.info(f"quarantined since ingest: {len(made.lost)}, see {output / tables.QUARANTINE}")
+
+
 @dataclass(frozen=True)
 class _Task:
-    file: str
+    """A scan of which images are made.
+
+    Attributes:
+        scan_path: Where its bytes are.
+        plan: The images to make.
+        output: Folder of the images.
+    """
+
+    scan_path: str
     plan: Planned
     output: str
 
@@ -199,6 +204,46 @@ class _Image(NamedTuple):
     found: bool
 
 
+@dataclass(frozen=True)
+class _Made:
+    """The images of a data version.
+
+    Attributes:
+        images: Every image by its key, those that existed before included.
+        lost: Why a scan can no longer be used, by its path.
+        scans: Number of scans that had to be cropped.
+    """
+
+    images: Mapping[str, _Image]
+    lost: Mapping[str, str]
+    scans: int
+
+
+def _make(data: Path, planned: Sequence[Planned], folder: Path, store: Store | None) -> _Made:
+    """Make all images that are planned, except those that the store has.
+
+    Args:
+        data: Folder of the data version that the scans' paths are relative to.
+        planned: The images to make.
+        folder: Folder of the images.
+        store: Store whose images are used, and that keeps the new ones; None for none.
+    """
+    existing = {} if store is None else _whole(folder, _images(store.cropped()), planned)
+    todo = [plan for plan in planned if not all(key in existing for key in plan.keys.values())]
+    tasks = [_Task(str(data / plan.local_path), plan, str(folder)) for plan in todo]
+    made: dict[str, _Image] = {}
+    lost: dict[str, str] = {}
+    for task, done in zip(tasks, progress.bar(_each(tasks), len(tasks), "crop", "scan"), strict=True):
+        if isinstance(done, str):
+            lost[task.plan.path] = done
+        else:
+            made |= done
+    if store is not None and made:
+        rows = pd.DataFrame(made.values(), columns=_Image._fields)
+        store.add_cropped(rows.assign(key=list(made), margin=todo[0].margin))
+    return _Made(existing | made, lost, len(todo))
+
+
 def _images(table: pd.DataFrame) -> dict[str, _Image]:
     """Return the rows of the store's table of images by key."""
     if table.empty:
@@ -207,7 +252,7 @@ def _images(table: pd.DataFrame) -> dict[str, _Image]:
     return dict(zip(table["key"].tolist(), map(_Image, *columns), strict=True))
 
 
-def _whole(folder: Path, have: Mapping[str, _Image], planned: Sequence[Planned]) -> dict[str, _Image]:
+def _whole(folder: Path, known: Mapping[str, _Image], planned: Sequence[Planned]) -> dict[str, _Image]:
     """Return the images of `planned` that are on disk exactly as they were written.
 
     Damaged images are left out, so that they are made again.
@@ -219,12 +264,12 @@ def _whole(folder: Path, have: Mapping[str, _Image], planned: Sequence[Planned])
         except OSError:
             return False
 
-    mine = {key: have[key] for one in planned for key in one.keys.values() if key in have}
+    images_by_key = {key: known[key] for plan in planned for key in plan.keys.values() if key in known}
     with ThreadPoolExecutor(cores.available()) as pool:
-        whole = dict(zip(mine, pool.map(is_whole, mine.values()), strict=True))
-    if damaged := [mine[key].file for key in mine if not whole[key]]:
+        whole = dict(zip(images_by_key, pool.map(is_whole, images_by_key.values()), strict=True))
+    if damaged := [image.file for key, image in images_by_key.items() if not whole[key]]:
         log.info(f"{len(damaged)} images in {folder} are damaged and made again, the first is {damaged[0]}")
-    return {key: image for key, image in mine.items() if whole[key]}
+    return {key: image for key, image in images_by_key.items() if whole[key]}
 
 
 def _each(tasks: Sequence[_Task]) -> Iterator[dict[str, _Image] | str]:
@@ -239,12 +284,12 @@ def _crop_file(task: _Task) -> dict[str, _Image] | str:
     """Make the images of one scan and return them by key, or the reason why the scan can no longer be used."""
     plan = task.plan
     try:
-        data = images.read(task.file)
+        data = images.read(task.scan_path)
         if hashlib.sha256(data).hexdigest() != plan.sha256:
             if plan.path == plan.local_path:
                 raise ValueError("file changed since ingest")
-            Path(task.file).unlink()  # our own copy
-            raise ValueError("its copy was damaged; the next run takes another one from where the scans are")
+            Path(task.scan_path).unlink()  # our own copy
+            raise ValueError("its copy was damaged; the next run copies it from the source again")
         frame = images.decode(data, formats=images.SERVED)
         pictures = _pictures(plan, frame)
     except FileNotFoundError:
@@ -279,33 +324,30 @@ def _write(output: str, file: str, image: images.Pixels, area: ScanArea) -> _Ima
 
 
 def _filled(
-    scans: pd.DataFrame,
-    regions: pd.DataFrame,
-    planned: Sequence[Planned],
-    have: dict[str, _Image],
-    lost: dict[str, str],
+    scans: pd.DataFrame, regions: pd.DataFrame, planned: Sequence[Planned], made: _Made
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return both tables with their images filled in.
 
     Lost scans are quarantined, and their regions are left out.
     """
-    there = [one for one in planned if one.path not in lost]
-    paths = [one.path for one in there]
-    mains = pd.DataFrame([have[one.main] for one in there], paths, columns=_Image._fields)
-    whole = mains[[one.domain == "normal" for one in there]]
-    for column, values in (("normal_path", whole["file"]), ("normal_sha256", whole["sha256"])):
+    images, lost = made.images, made.lost
+    kept = [plan for plan in planned if plan.path not in lost]
+    paths = [plan.path for plan in kept]
+    mains = pd.DataFrame([images[plan.main] for plan in kept], paths, columns=_Image._fields)
+    frames = mains[[plan.domain == "normal" for plan in kept]]
+    for column, values in (("normal_path", frames["file"]), ("normal_sha256", frames["sha256"])):
         scans[column] = scans["path"].map(values).astype("string")
     for column in _AREA:
         scans[column] = scans["path"].map(mains[column]).astype("Int64")
-    scans["quarantine_reason"] = scans["quarantine_reason"].fillna(scans["path"].map(lost).astype("string"))
+    scans["quarantine_reason"] = scans["quarantine_reason"].fillna(scans["path"].map(dict(lost)).astype("string"))
     regions = regions[~regions["path"].isin(lost)].reset_index(drop=True)
-    by_path = {one.path: one for one in there}
-    made = [
-        have[by_path[path].keys[box]]
+    by_path = {plan.path: plan for plan in kept}
+    cropped = [
+        images[by_path[path].keys[box]]
         for path, box in zip(regions["path"].tolist(), crops.boxes_of(regions), strict=True)
     ]
-    regions["crop_path"] = pd.Series([one.file for one in made], regions.index, "string")
-    regions["crop_sha256"] = pd.Series([one.sha256 for one in made], regions.index, "string")
+    regions["crop_path"] = pd.Series([image.file for image in cropped], regions.index, "string")
+    regions["crop_sha256"] = pd.Series([image.sha256 for image in cropped], regions.index, "string")
     return scans, regions
 
 
@@ -317,8 +359,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the new data version")
     parser.add_argument("--domains", type=lambda s: [d for d in s.split(",") if d], default=(), help="normal,cropped")
     parser.add_argument("--margin", type=float, default=MARGIN, help="share of a region's sides to widen it by")
-    parser.add_argument("--store", help="folder that outlives the run: images that are there are not made again")
-    crop(**vars(parser.parse_args(argv)))
+    parser.add_argument("--store", default="", help="folder that outlives the run: images in it are not made again")
+    given = vars(parser.parse_args(argv))
+    data, output = given.pop("data"), given.pop("output")
+    crop(data, output, CropOptions(**given))
 
 
 if __name__ == "__main__":

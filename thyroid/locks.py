@@ -7,11 +7,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 POLL = 0.002
-"""Seconds between attempts of somebody who waits: a search's workers take the lock after every trial of some 30 ms."""
+"""Seconds between the attempts of a waiting process. A search's workers lock after each trial of 30 ms."""
 
 
 def of(path: Path) -> FileLock:
-    """Return the lock of a file, which is made and stays; nobody holds it yet.
+    """Return the lock of a file. The file is created and stays; the lock is not held yet.
 
     Taking it raises an error on a file system that has no locks: filelock's substitute would outlive a killed process.
     """
@@ -25,7 +25,7 @@ def held(path: Path, busy: Callable[[], None] | None = None) -> Iterator[None]:
 
     Args:
         path: File of the lock.
-        busy: Called once, before waiting, if somebody else holds it. What it raises ends the attempt.
+        busy: Called once, before waiting, if another process holds the lock. Its exceptions end the attempt.
     """
     lock = of(path)
     try:

@@ -8,8 +8,8 @@ import time
 
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        told = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)), "level": record.levelname}
-        return json.dumps(told | {"message": record.getMessage()} | getattr(record, "fields", {}), ensure_ascii=False)
+        fields = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)), "level": record.levelname}
+        return json.dumps(fields | {"message": record.getMessage()} | getattr(record, "fields", {}), ensure_ascii=False)
 
 
 class _Plain(logging.Handler):

@@ -5,7 +5,7 @@ import ctypes
 import gc
 
 WORTH_IT = 20_000_000
-"""Number of released bytes from which on `give_back` is worth the milliseconds that it takes."""
+"""Least number of released bytes for which `give_back` is worth the milliseconds that it takes."""
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 

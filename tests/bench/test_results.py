@@ -5,9 +5,11 @@ import pytest
 from bench import results
 from tests.support import ROOT
 from thyroid import crop
+from thyroid.crop import CropOptions
 from thyroid.data import tables
 from thyroid.imaging import phantom
 from thyroid.ingest import ingest
+from thyroid.ingest.options import IngestOptions
 from thyroid.model import backbones, inputs
 
 
@@ -16,8 +18,8 @@ def test_command_writes_the_comparison(tmp_path, monkeypatch, drawn):
     """At toy size: two folds, two backbones. Sixty patients, or the deck's tenth of a class would be empty."""
     phantom.generate(tmp_path / "phantoms", patients=60, images_per_patient=1)
     rois = tmp_path / "phantoms" / "rois.csv"
-    ingest.ingest(tmp_path / "phantoms" / "scans", tmp_path / "ingested", rois=rois)
-    cropped = crop.crop(tmp_path / "ingested", tmp_path / "data", ["cropped"]).folder
+    ingest.ingest(IngestOptions(tmp_path / "phantoms" / "scans", rois=rois), tmp_path / "ingested")
+    cropped = crop.crop(tmp_path / "ingested", tmp_path / "data", CropOptions(["cropped"])).folder
     monkeypatch.setattr(results, "FOLDS", 2)
     monkeypatch.setattr(results, "memory", lambda name: {r: {8: 1.0, 16: 1.5, 32: 2.5} for r in ("two-phase", "deck")})
     few = {name: backbones.BACKBONES[name] for name in ("VGG16", "VGG19")}

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from scipy.stats import chi2_contingency, kruskal
 
-from thyroid.clinical import association
+from thyroid.clinical import association, leakage, plots
 from thyroid.errors import InputError
 
 
@@ -23,8 +23,8 @@ def quick(monkeypatch):
     """Few draws, where their number does not matter."""
     monkeypatch.setattr(association, "EFFECT_DRAWS", 10)
     monkeypatch.setattr(association, "PERMUTATIONS", 199)
-    monkeypatch.setattr(association, "LEAK_DRAWS", 200)
-    monkeypatch.setattr(association, "SHOWN", 5)
+    monkeypatch.setattr(leakage, "LEAK_DRAWS", 200)
+    monkeypatch.setattr(plots, "SHOWN", 5)
 
 
 def names(k):
@@ -40,7 +40,7 @@ def test_planted_effects_are_found_and_noise_is_not():
     rows["size"] = y + r.normal(size=150)
     rows["margins"] = np.where(r.random(150) < 0.3 + 0.3 * (y == 2), "ill-defined", "smooth")
     rows["tsh"] = np.where(r.random(150) < 0.15 + 0.35 * (y == 0), np.nan, r.normal(size=150))
-    facts = association.explore(rows, y, np.arange(150), names(3))
+    facts = association.describe(rows, y, np.arange(150), names(3))
     assert json.dumps(facts, allow_nan=False)
     found = {row["column"] for row in facts["columns"] if row["p_corrected"] < 0.05}
     assert found == {"size", "margins"}
@@ -62,7 +62,7 @@ def test_noise_is_called_associated_about_as_often_as_it_should_be(quick):
     raw, any_found = [], []
     for seed in range(30):
         rows, y, _ = noise(30, 4, seed)
-        facts = association.explore(rows, y, np.arange(30), names(2), seed)
+        facts = association.describe(rows, y, np.arange(30), names(2), seed)
         raw += [row["p"] for row in facts["columns"]]
         any_found.append(min(row["p_corrected"] for row in facts["columns"]) < 0.05)
     assert 0.01 < np.mean(np.array(raw) < 0.05) < 0.1
@@ -85,9 +85,9 @@ def test_holm():
 def test_patients_are_the_units(quick):
     rows, y, r = noise(40, 3, 1)
     rows["size"] = y + r.normal(size=40)
-    once = association.explore(rows, y, np.arange(40), names(2))
+    once = association.describe(rows, y, np.arange(40), names(2))
     again = np.repeat(np.arange(40), 5)
-    many = association.explore(rows.iloc[again].reset_index(drop=True), y[again], again, names(2))
+    many = association.describe(rows.iloc[again].reset_index(drop=True), y[again], again, names(2))
     assert many["patients"] == 40
     assert [row["p"] for row in many["columns"]] == pytest.approx([row["p"] for row in once["columns"]])
 
@@ -98,26 +98,26 @@ def test_odd_columns_and_a_class_with_one_patient(tmp_path, quick):
     rows["constant"] = "x"
     rows["empty"] = np.nan
     rows["$one_{ $ 여"] = [None] * 39 + [1.0]
-    facts = association.explore(rows, y, np.arange(40), names(4))
+    facts = association.describe(rows, y, np.arange(40), names(4))
     assert json.dumps(facts, allow_nan=False)
     assert column(facts, "empty")["p"] is None
     assert "permutations" in column(facts, "c1")["test"]
     assert column(facts, "c1")["distribution"]["class 3"] is None
-    assert association.draw(facts, tmp_path) == list(association.NAMES)
-    leaks = association.leaks(rows, y, np.arange(40), names(4), [False, False, True, True])
-    assert json.dumps(leaks, allow_nan=False)
-    assert not leaks["findings"]
+    assert plots.draw(facts, tmp_path) == list(plots.TITLES)
+    found = leakage.find(rows, y, np.arange(40), names(4), positive=[False, False, True, True])
+    assert json.dumps(found, allow_nan=False)
+    assert not found["findings"]
 
 
 def test_pictures(tmp_path, quick, drawn):
     rows, y, _ = noise(60, 7, 2, 4)
     rows.loc[::5, "c1"] = np.nan
-    facts = association.explore(rows, y, np.arange(60), names(4))
-    assert association.draw(facts, tmp_path) == list(association.NAMES)
-    for name in association.NAMES:
+    facts = association.describe(rows, y, np.arange(60), names(4))
+    assert plots.draw(facts, tmp_path) == list(plots.TITLES)
+    for name in plots.TITLES:
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 600
-    assert association.draw({**facts, "columns": []}, tmp_path / "none") == []
+    assert plots.draw({**facts, "columns": []}, tmp_path / "none") == []
 
 
 def test_a_column_that_gives_the_class_away_is_named(quick):
@@ -128,7 +128,7 @@ def test_a_column_that_gives_the_class_away_is_named(quick):
     rows["side"] = np.where(positive[y], "M", "B")
     rows["biopsy"] = np.where(positive[y], "done", None)
     rows["score"] = y + r.normal(size=150)
-    facts = association.leaks(rows, y, np.arange(150), names(4), positive)
+    facts = leakage.find(rows, y, np.arange(150), names(4), positive=positive)
     found = {row["column"] for row in facts["columns"] if row["finding"]}
     assert found == {"code", "grade", "side", "biopsy"}
     assert len(facts["findings"]) == 4
@@ -139,12 +139,12 @@ def test_a_column_that_gives_the_class_away_is_named(quick):
     assert json.dumps(facts, allow_nan=False)
 
 
-def test_columns_that_define_the_class_together_are_said():
+def test_columns_that_define_the_class_together_are_reported():
     r = np.random.default_rng(0)
     signs = r.integers(0, 2, (200, 4))
     y = (signs.sum(axis=1) >= 2).astype(int)
     rows = pd.DataFrame(signs, columns=list("abcd")).map(lambda one: "yes" if one else "no")
-    facts = association.leaks(rows, y, np.arange(200), names(2))
+    facts = leakage.find(rows, y, np.arange(200), names(2))
     assert not any(row["finding"] for row in facts["columns"])
     assert len(facts["findings"]) == 1
     assert "together the columns a, b, c, d nearly define the class" in facts["findings"][0]
@@ -154,19 +154,19 @@ def test_a_good_predictor_is_no_leak(quick):
     for seed in range(2):
         rows, y, r = noise(300, 1, seed)
         rows["good"] = 1.47 * y + r.normal(size=300)  # an AUROC of .85
-        facts = association.leaks(rows, y, np.arange(300), names(2), [False, True], seed)
+        facts = leakage.find(rows, y, np.arange(300), names(2), positive=[False, True], seed=seed)
         assert column(facts, "good")["auroc"]["value"] > 0.7
         assert not facts["findings"]
 
 
 def test_noise_among_many_columns_and_luck_with_few_patients_are_no_leak(quick):
     rows, y, _ = noise(120, 20, 5)
-    assert not association.leaks(rows, y, np.arange(120), names(2))["findings"]
+    assert not leakage.find(rows, y, np.arange(120), names(2))["findings"]
     for seed in range(2):
         rows, _, _ = noise(24, 10, seed)
         y = np.array([1] * 4 + [0] * 20)
         rows["lucky"] = np.where(y == 1, "a", "b")
-        facts = association.leaks(rows, y, np.arange(24), names(2), seed=seed)
+        facts = leakage.find(rows, y, np.arange(24), names(2), seed=seed)
         assert not facts["findings"], "four patients prove nothing"
 
 
@@ -174,12 +174,12 @@ def test_many_images_of_few_patients_are_few_patients():
     y = np.array([1] * 4 + [0] * 4)
     again = np.repeat(np.arange(8), 30)
     rows = pd.DataFrame({"lucky": np.where(y == 1, "a", "b")}).iloc[again].reset_index(drop=True)
-    assert not association.leaks(rows, y[again], again, names(2))["findings"]
+    assert not leakage.find(rows, y[again], again, names(2))["findings"]
 
 
-def test_what_cannot_be_searched_is_said():
+def test_what_cannot_be_searched_is_refused():
     rows, y, _ = noise(20, 2, 0)
     with pytest.raises(InputError, match="one class"):
-        association.leaks(rows, y * 0, np.arange(20), names(2))
+        leakage.find(rows, y * 0, np.arange(20), names(2))
     with pytest.raises(InputError, match="too few patients"):
-        association.leaks(rows, y, np.zeros(20), names(2))
+        leakage.find(rows, y, np.zeros(20), names(2))

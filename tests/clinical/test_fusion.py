@@ -25,7 +25,7 @@ def planted(n, k, effect, seed=0, images=2):
 
 def compared(p, rows, y, patient, **options):
     done = fusion.cross_fitted(p, rows, y, patient, folds=3)
-    return done, fusion.compare(p, done.clinical, done.fused, y, patient, done.fold, draws=400, **options)
+    return done, fusion.compare(p, done.clinical, done.fused, y, patient, fold=done.fold, draws=400, **options)
 
 
 @pytest.mark.parametrize("k", [2, 5])
@@ -73,7 +73,7 @@ def test_the_clinical_model_never_sees_the_images():
 def test_a_head_survives_json_and_takes_what_an_endpoint_has():
     p, rows, y, patient = planted(80, 3, 2.0)
     head = fusion.fit(p, rows, y, patient)
-    again = fusion.Fusion.of(json.loads(json.dumps(head.facts(), allow_nan=False)))
+    again = fusion.Fusion.from_dict(json.loads(json.dumps(head.to_dict(), allow_nan=False)))
     assert again == head
     answer, notes = again.predict(p[:3], [{"size": 5}, {}, {"kind": "unseen"}])
     np.testing.assert_allclose(answer.sum(axis=1), 1)
@@ -101,7 +101,7 @@ def test_a_class_with_one_patient_and_one_without_any():
     y[7] = 2
     done, facts = compared(p, rows, y, patient)
     assert np.isfinite(done.fused).all()
-    assert "a class has 1 patients only" in facts["sentence"]
+    assert "a class has only 1 patients" in facts["sentence"]
 
 
 def test_no_columns_change_nothing_but_calibration():
@@ -110,7 +110,7 @@ def test_no_columns_change_nothing_but_calibration():
     assert roc_auc_score(y, head.predict(p, rows)[0][:, 1]) == pytest.approx(roc_auc_score(y, p[:, 1]))
 
 
-def test_two_classes_are_the_auroc_and_harm_is_told():
+def test_two_classes_are_the_auroc_and_harm_is_reported():
     r = np.random.default_rng(0)
     y = r.integers(0, 2, 200)
     good, bad = (softmax(np.column_stack([-s, s]), axis=1) for s in (y + r.normal(size=200), r.normal(size=200)))
@@ -125,19 +125,19 @@ def test_two_classes_are_the_auroc_and_harm_is_told():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda p, y: (p[:-1], y), "not as many"),
-        (lambda p, y: (p[:, 0], y), "not as many"),
+        (lambda p, y: (p[:-1], y), "differ"),
+        (lambda p, y: (p[:, 0], y), "differ"),
         (lambda p, y: (p * 2, y), "do not sum to 1"),
         (lambda p, y: (p * np.nan, y), "not finite"),
         (lambda p, y: (p, y + 1), "whole numbers from 0 to 1"),
         (lambda p, y: (p, y * 1.0), "whole numbers from 0 to 1"),
     ],
 )
-def test_what_does_not_fit_is_said(change, said):
+def test_what_does_not_fit_is_refused(change, message):
     p, rows, y, patient = planted(20, 2, 1.0)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         fusion.fit(*(a := change(p, y))[:1], rows, a[1], patient)
 
 

@@ -15,8 +15,9 @@ from kfp.local.status import Status
 
 from components.step import image_name
 from pipelines import __main__ as cli
-from pipelines import containers, local
-from pipelines.plan import Plan
+from pipelines.local import containers
+from pipelines.local import steps as local
+from pipelines.local.plan import Plan
 from tests.support import ROOT, schemas
 from thyroid.data import pseudonyms
 from thyroid.model.backbones import BACKBONES
@@ -320,7 +321,7 @@ def test_interfaces_are_those_of_the_functions(compiled, plain):
 
 def test_parameters_have_descriptions_and_defaults(compiled):
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
-    assert len(parameters) <= 28
+    assert len(parameters) <= 30
     for name, parameter in parameters.items():
         assert parameter.get("description"), name
         assert parameter.get("isOptional", False) == (name not in ("scans", "registry"))
@@ -378,6 +379,7 @@ def test_a_step_reports_bad_input_in_one_line(tmp_path):
         "registry": str(tmp_path / "registry"),
         "minimum": 0,
         "recipe": "two-phase",
+        "settings": "",
         "seed": 0,
     }
     request = {"inputs": {"parameterValues": parameters}, "outputs": outputs}

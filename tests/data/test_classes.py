@@ -33,7 +33,7 @@ def test_text_and_json_come_back(text):
     found = classes.parse(text)
     assert str(found) == text
     assert classes.parse(str(found)) == found
-    assert classes.of(found.facts()) == found
+    assert Classes.from_dict(found.to_dict()) == found
 
 
 @pytest.mark.parametrize("text", ["", "B", "B<M", "|", "B|", "|M", "2<|3", "a|b|c", "a,b<c|d", "a<b|c,d"])

@@ -11,17 +11,20 @@ import pytest
 from PIL import Image
 
 from tests.conftest import variant
-from tests.evaluate.test_gate import answers, decide, failed
+from tests.evaluate.test_gate import against, answers, decide, failed
 from thyroid import crop
+from thyroid.crop import CropOptions
 from thyroid.data import duplicates, overlap, pseudonyms, tables
 from thyroid.data.classes import BINARY
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
-from thyroid.evaluate import audits, gate
-from thyroid.evaluate.audits import Audits
+from thyroid.evaluate.audits.leakage import LeakageAudit
 from thyroid.ingest import ingest
-from thyroid.model import artefacts
-from thyroid.registry import changes, register, registry
-from thyroid.train import train
+from thyroid.ingest.options import IngestOptions
+from thyroid.model import artefacts, backbones
+from thyroid.registry import changes, register
+from thyroid.registry.registry import Registry
+from thyroid.train import warm_start
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +58,10 @@ def exported(phantoms, tmp_path_factory) -> Path:
         folder / "rois.csv", index=False
     )
     ingest.ingest(
-        folder / "scans", folder / "ingested", rois=folder / "rois.csv", store=folder / "store", seed=3, site="north"
+        IngestOptions(folder / "scans", rois=folder / "rois.csv", store=folder / "store", seed=3, site="north"),
+        folder / "ingested",
     )
-    crop.crop(folder / "ingested", folder / "data", ["cropped"])
+    crop.crop(folder / "ingested", folder / "data", CropOptions(["cropped"]))
     return folder / "data"
 
 
@@ -75,26 +79,26 @@ def as_known(cropped: Path, **changed) -> pd.DataFrame:
 
 
 def warm(root: Path, table: pd.DataFrame, domain: str = "cropped") -> object:
-    version = registry.read_aliases(root)["champion"]
-    backbone = train.backbones.get(artefacts.facts(registry.find(root))["backbone"])
-    return train._warm_start(root, version, backbone, BINARY, domain, table)
+    version = Registry(root).read_aliases()["champion"]
+    backbone = backbones.get(artefacts.facts(Registry(root).find())["backbone"])
+    return warm_start.find(root, version, backbone, table, classes=BINARY, domain=domain)
 
 
 def started(root: Path) -> dict:
     """Of a training that started from the champion."""
-    files = artefacts.facts(registry.find(root))["files"]
+    files = artefacts.facts(Registry(root).find())["files"]
     return {"recipe": "warm", "weights": "champion 1", "champion": files[artefacts.MODEL]}
 
 
-def audited(data: Path, model: dict, root: Path | None) -> Audits:
-    done = Audits("cropped")
-    audits.inherited(done, data, model, root)
-    audits._judge(done)
+def audited(data: Path, model: dict, root: Path | None) -> LeakageAudit:
+    done = LeakageAudit()
+    done.count_inherited(DataVersion.read(data), model, root)
+    done.judge()
     return done
 
 
 def test_a_registered_version_names_its_patients_without_their_numbers(root, cropped):
-    table = changes.scans_of(registry.find(root))
+    table = changes.scans_of(Registry(root).find())
     secret = pseudonyms.key(root)
     scans, _, facts = tables.read(cropped)
     own = scans.set_index("sha256")
@@ -102,12 +106,12 @@ def test_a_registered_version_names_its_patients_without_their_numbers(root, cro
     for row in table.itertuples():
         assert row.phash == own.loc[row.sha256, "phash"]
         assert row.patient == pseudonyms.of_patient(secret, facts["cohort"], own.loc[row.sha256, "patient"])
-    artefacts.verify(registry.find(root))
+    artefacts.verify(Registry(root).find())
     assert overlap.find(root, table[table["split"] != "test"], judging(cropped, "test")) == overlap.Overlap(0, 0, 0, 0)
 
 
 def test_the_same_scans_are_known_after_another_export(root, evaluated, cropped, exported, capsys):
-    learnt, tested = changes.scans_of(registry.find(root)), judging(exported, "test")
+    learnt, tested = changes.scans_of(Registry(root).find()), judging(exported, "test")
     assert not set(learnt["sha256"]) & set(tables.read(exported)[0]["sha256"])
 
     found = overlap.find(root, learnt[learnt["split"] != "test"], tested)
@@ -115,10 +119,10 @@ def test_the_same_scans_are_known_after_another_export(root, evaluated, cropped,
     assert (found.files, found.patients, found.problem, found.note) == (0, 0, None, None)
 
     assert warm(root, judging(exported, "validation", "test")) is None
-    assert "scans that are to judge now, or from their patients (0 by file, " in capsys.readouterr().out
+    assert "scans that now judge models, or on their patients (0 by file, " in capsys.readouterr().out
 
     table = answers(evaluated, cropped)
-    current, _ = gate.rivals(root, table, BINARY, "cropped", tested)
+    current, _ = against(root, table, tested)
     decision = decide(table, current)
     assert decision["decision"] == "refused"
     assert "not inferior to champion 1" in failed(decision)
@@ -127,7 +131,7 @@ def test_the_same_scans_are_known_after_another_export(root, evaluated, cropped,
 
     done = audited(exported, started(root), root)
     assert 0 < done.leakage["test_images_its_start_learnt_from"] <= found.scans
-    assert "test images its start learnt from: the model may have seen what it is tested on" in done.findings["leakage"]
+    assert "test images its start learnt from: the model may have seen what it is tested on" in done.finding
 
 
 def test_the_same_patients_are_known_by_other_pictures(root, evaluated, cropped, capsys):
@@ -136,10 +140,10 @@ def test_the_same_patients_are_known_by_other_pictures(root, evaluated, cropped,
     assert warm(root, table) is None
     count = len(table)
     assert (
-        f"it learnt from {count} scans that are to judge now, or from their patients (0 by file, 0 by picture, {count} "
-        "by" in (capsys.readouterr().out)
+        f"it was trained on {count} scans that now judge models, or on their patients (0 by file, 0 by picture, "
+        f"{count} by" in (capsys.readouterr().out)
     )
-    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", table)
+    current, _ = against(root, answers(evaluated, cropped), table)
     assert f"{count} scans of this test set, or their patients" in current.problem
     assert table["cohort"].eq(cohort).all()
 
@@ -147,9 +151,7 @@ def test_the_same_patients_are_known_by_other_pictures(root, evaluated, cropped,
 def test_equal_numbers_of_another_hospital_are_other_patients(root, evaluated, cropped, capsys):
     assert warm(root, as_known(cropped).assign(cohort="south")) is not None
     assert capsys.readouterr().out == ""
-    current, _ = gate.rivals(
-        root, answers(evaluated, cropped), BINARY, "cropped", as_known(cropped).assign(cohort="south")
-    )
+    current, _ = against(root, answers(evaluated, cropped), as_known(cropped).assign(cohort="south"))
     assert (current.problem, current.note) == (None, None)
 
 
@@ -166,12 +168,12 @@ def test_with_another_key_patients_cannot_be_compared_and_pictures_can(
     said = f"its patients were named with key {before}, and the key is {pseudonyms.key_name(pseudonyms.key(root))} now"
     assert warm(root, table) is None
     assert f"does not start from champion 1: {said}" in capsys.readouterr().out
-    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", table)
+    current, _ = against(root, answers(evaluated, cropped), table)
     assert current.scores is None
     assert said in current.problem
-    assert said in audited(cropped, started(root), root).findings["leakage"]
+    assert said in audited(cropped, started(root), root).finding
 
-    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", judging(exported, "test"))
+    current, _ = against(root, answers(evaluated, cropped), judging(exported, "test"))
     assert "were among its development scans (0 by file, " in current.problem
 
 
@@ -184,16 +186,16 @@ def test_an_older_version_is_compared_by_bytes_alone_and_the_record_says_so(
     facts = artefacts.facts(artefact)
     artefacts.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
     root = tmp_path / "registry"
-    registry.publish(artefact, root, {"decision": "promoted", "reasons": [], "champion": None})
+    Registry(root).publish(artefact, {"decision": "promoted", "reasons": [], "champion": None})
     note = "compared by bytes alone, since it was registered without the names of its patients"
     assert warm(root, judging(exported, "test")) is not None
     assert f"champion 1: {note}" in capsys.readouterr().out
-    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", judging(exported, "test"))
+    current, _ = against(root, answers(evaluated, cropped), judging(exported, "test"))
     assert current.scores is not None
     found = {one["name"]: one["found"] for one in decide(answers(evaluated, cropped), current)["criteria"]}
     assert found["not inferior to champion 1"].endswith(f"; {note}")
     assert not (root / pseudonyms.KEY_FILE).exists()
-    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", judging(cropped, "train"))
+    current, _ = against(root, answers(evaluated, cropped), judging(cropped, "train"))
     assert "by file" in current.problem
 
 
@@ -205,15 +207,13 @@ def test_a_start_of_which_nothing_is_known_is_no_pass(root, cropped, trouble):
     elif trouble == "another model":
         model["champion"] = "0" * 64
     done = audited(cropped, model, given)
-    assert (
-        f"what {model['weights']}, which the model started from, learnt from is not known" in done.findings["leakage"]
-    )
-    assert not gate._passed(done.facts(), "leakage")
+    assert f"what {model['weights']}, which the model started from, learnt from is not known" in done.finding
+    assert not done.ran
 
 
 def test_a_start_that_learnt_from_nothing_of_the_test_passes(root, cropped):
     done = audited(cropped, started(root), root)
-    assert not done.findings
+    assert done.finding is None
     assert done.leakage == {"test_images_its_start_learnt_from": 0, "test_images_of_patients_its_start_learnt_from": 0}
     assert not audited(cropped, {"recipe": "two-phase", "weights": "imagenet", "champion": None}, None).leakage
 

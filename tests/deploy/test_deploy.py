@@ -11,11 +11,13 @@ import yaml
 
 from tests.support import schemas
 from tests.support.cluster import Cluster
-from thyroid.deploy import deploy, kserve_client
-from thyroid.deploy.deploy import APPLIED, CANARY, Options
+from thyroid.deploy import deploy, kserve_client, manifest, proof, rollout
+from thyroid.deploy.edits import APPLIED
+from thyroid.deploy.manifest import CANARY
+from thyroid.deploy.options import DeployOptions
 from thyroid.errors import InputError
 from thyroid.model import artefacts
-from thyroid.registry import registry
+from thyroid.registry.registry import Registry
 from thyroid.storage import Location
 
 REFERENCE = {"B": 0.2, "M": 0.8}
@@ -33,14 +35,15 @@ def register(root: Location, folder: Path, decision: str = "promoted") -> int:
     forms = {"keras": {}, "openvino-f32": {"largest_difference": 1e-5}}
     facts = {"name": "thyroid", "reference": REFERENCE, "forms": forms, "data_digest": "ab12", "backbone": "VGG16"}
     artefacts.describe(folder, facts)
-    return registry.publish(folder, root, gate(decision, registry.read_aliases(root).get("champion"))).version
+    return Registry(root).publish(folder, gate(decision, Registry(root).champion())).version
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
     """A registry with a champion, on what stands for the pipeline's volume."""
-    monkeypatch.setattr(deploy, "MOUNT", str(tmp_path / "data"))
-    monkeypatch.setattr(deploy, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(manifest, "MOUNT", str(tmp_path / "data"))
+    monkeypatch.setattr(proof, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(rollout, "_POLL_SECONDS", 0.02)
     monkeypatch.setattr(kserve_client, "_PAUSE", 0.02)
     root = tmp_path / "data" / "registry"
     root.mkdir(parents=True)
@@ -63,12 +66,15 @@ def cluster(root, tmp_path, monkeypatch):
 
 
 def run(root: Path, version: int | None = None, **options) -> deploy.Deployed:
-    return deploy.deploy(root, version, root.parent / "manifest.yaml", "lab", Options(timeout=60, **options))
+    options = DeployOptions(namespace="lab", timeout=60, **options)
+    return deploy.deploy(root, version, root.parent / "manifest.yaml", options)
 
 
 def shortly(root: Path, **options) -> deploy.Deployed:
     """As `run`, where nothing is to be waited for."""
-    return deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2, **options))
+    return deploy.deploy(
+        root, None, root.parent / "manifest.yaml", DeployOptions(namespace="lab", timeout=0.2, **options)
+    )
 
 
 FOR_EVER = 10_000
@@ -97,7 +103,7 @@ def test_first_deployment(cluster, root):
     assert predictor["model"]["runtime"] == "thyroid"
     assert predictor["model"]["storageUri"] == "pvc://thyroid-data/registry/thyroid/1"
     assert body["metadata"]["labels"]["thyroid/version"] == "1"
-    assert body["metadata"]["annotations"][deploy.MODE] == "Standard"
+    assert body["metadata"]["annotations"][manifest.MODE] == "Standard"
     assert body["metadata"]["annotations"]["prometheus.io/port"] == "8080"
     ((question, token),) = cluster.questions
     assert base64.b64decode(question["instances"][0]["image"]["b64"]) == b"picture"
@@ -109,8 +115,8 @@ def test_all_that_is_sent_fits_the_schemas(cluster, root):
     known = schemas.definitions()
     if not known:
         pytest.skip(f"no CustomResourceDefinitions here ({schemas.CRDS})")
-    cluster.put("httproutes", deploy.route("lab", 0))
-    for options in ({}, {"gpu": True}, {"canary": 10}):
+    cluster.put("httproutes", manifest.route("lab", 0))
+    for options in ({}, {"serving_gpu": True}, {"canary": 10}):
         run(root, **options)
     del cluster.objects["inferenceservices", "thyroid"]
     run(root, min_replicas=0)
@@ -125,7 +131,7 @@ def test_the_schemas_do_refuse():
     known = schemas.definitions()
     if not known:
         pytest.skip(f"no CustomResourceDefinitions here ({schemas.CRDS})")
-    body = deploy.inference_service("thyroid", 1, "gs://b/m", Options())
+    body = manifest.inference_service("thyroid", 1, "gs://b/m", DeployOptions())
     body["spec"]["predictor"]["minReplica"] = 1
     body["spec"]["predictor"]["model"]["resources"]["limits"]["cpu"] = [1]
     assert len(schemas.problems(body, known) or []) == 2
@@ -180,9 +186,9 @@ def test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path):
     ):
         run(root, 2)
     assert served(cluster)["spec"] == before
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 1, "anchor": 1}
-    assert registry.history(root)[-1]["by"] == "deploy"
-    assert list(registry.refuted(root)) == [2]
+    assert Registry(root).read_aliases() == {"candidate": 2, "champion": 1, "anchor": 1}
+    assert Registry(root).history()[-1]["by"] == "deploy"
+    assert list(Registry(root).refuted()) == [2]
 
 
 def test_a_retry_of_a_failed_deployment_fails_too(cluster, root, tmp_path):
@@ -198,7 +204,7 @@ def away(_: int) -> dict:
 
 def test_a_refuted_version_does_not_come_back_when_the_good_one_fails_for_a_moment(cluster, root, tmp_path):
     test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path)
-    before, aliases, written = served(cluster), registry.read_aliases(root), cluster.written()
+    before, aliases, written = served(cluster), Registry(root).read_aliases(), cluster.written()
     cluster.answer = away
     for _ in range(2):
         with pytest.raises(
@@ -208,7 +214,7 @@ def test_a_refuted_version_does_not_come_back_when_the_good_one_fails_for_a_mome
         ):
             shortly(root)
     assert served(cluster) == before
-    assert registry.read_aliases(root) == aliases
+    assert Registry(root).read_aliases() == aliases
     assert cluster.written() == written
     cluster.answer = lambda version: {"probability": REFERENCE, "model_version": version}
     assert run(root).status == "deployed"
@@ -221,9 +227,9 @@ def test_other_options_that_fail_refute_no_version_that_has_proven_itself(cluste
     before = served(cluster)["spec"]
     cluster.answer = away
     with pytest.raises(InputError, match=r"as it was before; version 2 stays the champion"):
-        shortly(root, gpu=True)
+        shortly(root, serving_gpu=True)
     assert served(cluster)["spec"] == before
-    assert registry.read_aliases(root)["champion"] == 2
+    assert Registry(root).read_aliases()["champion"] == 2
 
 
 def refuted_and_not_put_back(cluster, root, tmp_path, version: int) -> None:
@@ -253,7 +259,7 @@ def test_what_the_cluster_had_is_not_put_back_where_it_was_refuted(cluster, root
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/1")
     assert served(cluster)["metadata"]["labels"]["thyroid/version"] == "1"
     assert "thyroid/data-digest" not in served(cluster)["metadata"]["annotations"]
-    assert list(registry.refuted(root)) == [2, 3]
+    assert list(Registry(root).refuted()) == [2, 3]
 
 
 def test_where_there_is_nothing_to_go_back_to_what_was_sent_stays_and_that_is_said(cluster, root, tmp_path):
@@ -263,7 +269,7 @@ def test_where_there_is_nothing_to_go_back_to_what_was_sent_stays_and_that_is_sa
     with pytest.raises(InputError, match=r"stays as it was sent.*version 1 stays the champion"):
         shortly(root)
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/1")
-    assert registry.read_aliases(root)["champion"] == 1
+    assert Registry(root).read_aliases()["champion"] == 1
 
 
 def test_a_version_that_has_proven_itself_is_not_refuted_where_it_is_made_anew(cluster, root, tmp_path):
@@ -274,7 +280,7 @@ def test_a_version_that_has_proven_itself_is_not_refuted_where_it_is_made_anew(c
     cluster.answer = away
     with pytest.raises(InputError, match=r"is removed again; version 2 stays the champion"):
         shortly(root)
-    assert registry.read_aliases(root) == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
+    assert Registry(root).read_aliases() == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
 
 
 def test_a_champion_before_that_is_damaged_does_not_hide_why_the_deployment_failed(cluster, root, tmp_path):
@@ -310,7 +316,7 @@ def test_edits_by_hand_are_kept_and_told_but_for_the_model(cluster, root, tmp_pa
 
 
 def test_one_that_was_made_by_hand_is_taken_over(cluster, root):
-    body = deploy.inference_service("thyroid", 0, "gs://elsewhere/model", Options())
+    body = manifest.inference_service("thyroid", 0, "gs://elsewhere/model", DeployOptions())
     body["spec"]["predictor"] |= {"minReplicas": 2, "maxReplicas": 9}
     body["metadata"]["annotations"].pop("thyroid/notice")
     cluster.put("inferenceservices", body)
@@ -324,7 +330,7 @@ def test_one_that_was_made_by_hand_is_taken_over(cluster, root):
 
 def test_changed_options_are_applied(cluster, root):
     run(root)
-    run(root, gpu=True)
+    run(root, serving_gpu=True)
     predictor = served(cluster)["spec"]["predictor"]
     assert predictor["model"]["runtime"] == "thyroid-gpu"
     assert predictor["model"]["resources"]["limits"]["nvidia.com/gpu"] == "1"
@@ -346,13 +352,13 @@ def test_canary_in_knative_mode(cluster, root, tmp_path):
 
 def test_canary_in_standard_mode_is_a_second_service_and_a_route(cluster, root, tmp_path):
     run(root)
-    cluster.put("httproutes", deploy.route("lab", 0))
+    cluster.put("httproutes", manifest.route("lab", 0))
     register(root, tmp_path / "artefact")
     run(root, 2, canary=10)
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/1"), "the champion before stays"
     assert served(cluster, CANARY)["spec"]["predictor"]["model"]["storageUri"].endswith("/2")
     assert "canaryTrafficPercent" not in served(cluster, CANARY)["spec"]["predictor"], "it would be ignored"
-    backends = cluster.objects["httproutes", deploy.ROUTE]["spec"]["rules"][0]["backendRefs"]
+    backends = cluster.objects["httproutes", manifest.ROUTE]["spec"]["rules"][0]["backendRefs"]
     assert [(one["name"], one["weight"]) for one in backends] == [
         ("thyroid-predictor", 90),
         ("thyroid-canary-predictor", 10),
@@ -361,7 +367,7 @@ def test_canary_in_standard_mode_is_a_second_service_and_a_route(cluster, root, 
     run(root)
     assert ("inferenceservices", CANARY) not in cluster.objects
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/2")
-    assert len(cluster.objects["httproutes", deploy.ROUTE]["spec"]["rules"][0]["backendRefs"]) == 1
+    assert len(cluster.objects["httproutes", manifest.ROUTE]["spec"]["rules"][0]["backendRefs"]) == 1
 
 
 def test_canary_without_a_route_is_taken_back(cluster, root, tmp_path):
@@ -372,7 +378,7 @@ def test_canary_without_a_route_is_taken_back(cluster, root, tmp_path):
     ):
         run(root, 2, canary=10)
     assert ("inferenceservices", CANARY) not in cluster.objects
-    assert registry.refuted(root) == {}, "it has answered as evaluated"
+    assert Registry(root).refuted() == {}, "it has answered as evaluated"
 
 
 def test_a_canary_needs_something_beside_it(cluster, root):
@@ -458,14 +464,14 @@ def test_a_quota_that_is_used_up_is_said_at_once(cluster, root):
 def test_an_api_server_that_restarts_is_waited_out(cluster, root, tmp_path, method, plural):
     """It refuses for a moment, does not know its custom kinds yet, and is then away; none of it is a verdict."""
     run(root)
-    cluster.put("httproutes", deploy.route("lab", 0))
+    cluster.put("httproutes", manifest.route("lab", 0))
     register(root, tmp_path / "artefact")
     cluster.refuse[method, plural] = [(401, "Unauthorized"), (403, "forbidden"), (404, {}), (503, "starting")] * 2
     assert run(root, 2, canary=10).status == "deployed"
     assert run(root).status == "deployed"
     assert cluster.refuse[method, plural] == []
     assert ("inferenceservices", CANARY) not in cluster.objects
-    assert registry.read_aliases(root)["champion"] == 2
+    assert Registry(root).read_aliases()["champion"] == 2
 
 
 def test_a_right_that_is_lost_during_the_proof_decides_nothing(cluster, root, tmp_path, impatient):
@@ -479,7 +485,7 @@ def test_a_right_that_is_lost_during_the_proof_decides_nothing(cluster, root, tm
     cluster.before_write = then_lost
     with pytest.raises(InputError, match=r"403 forbidden.*rbac.yaml; nothing is decided: run the deployment again"):
         shortly(root)
-    assert registry.read_aliases(root)["champion"] == 2
+    assert Registry(root).read_aliases()["champion"] == 2
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/2")
 
 
@@ -502,7 +508,7 @@ def test_one_whose_deletion_does_not_end_is_said(cluster, root, monkeypatch):
     run(root)
     deleted(cluster)
     cluster.looks_until_gone = FOR_EVER
-    monkeypatch.setattr(deploy, "_DELETION_SECONDS", 0.05)
+    monkeypatch.setattr(rollout, "_DELETION_SECONDS", 0.05)
     before = cluster.written()
     with pytest.raises(InputError, match=r"deleted at 2026.*finalizers hold it \(inferenceservice.finalizers\)"):
         run(root)
@@ -521,7 +527,7 @@ def test_one_that_is_deleted_during_the_proof_refutes_nothing(cluster, root, tmp
     cluster.answer = then_deleted
     with pytest.raises(InputError, match="was deleted meanwhile; nothing is decided"):
         shortly(root)
-    assert registry.read_aliases(root)["champion"] == 2
+    assert Registry(root).read_aliases()["champion"] == 2
 
 
 def test_one_that_is_deleted_before_it_is_replaced_is_made_anew(cluster, root, tmp_path):
@@ -613,13 +619,13 @@ def test_never_ready_is_said_in_the_pods_own_words(cluster, root, status, said, 
     cluster.looks_until_ready = 10**6
     cluster.pods = [pod(**status)]
     with pytest.raises(InputError, match="not ready after 0 s") as caught:
-        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+        deploy.deploy(root, None, root.parent / "manifest.yaml", DeployOptions(namespace="lab", timeout=0.2))
     assert said in str(caught.value)
     assert "waiting for thyroid: PredictorReady MinimumReplicasUnavailable" in capsys.readouterr().out
 
 
 def test_a_model_that_does_not_load_is_not_waited_for(cluster, root, monkeypatch):
-    monkeypatch.setattr(deploy, "_FAILED_SECONDS", 0.05)
+    monkeypatch.setattr(proof, "_FAILED_SECONDS", 0.05)
     cluster.status = lambda body: {
         "observedGeneration": body["metadata"]["generation"],
         "conditions": [{"type": "Ready", "status": "False"}],
@@ -646,14 +652,14 @@ def test_an_endpoint_that_never_answers(cluster, root):
     cluster.looks_until_ready = 0
     cluster.answer = lambda _: {"error": 503}
     with pytest.raises(InputError, match=r"not ready after 0 s.*503"):
-        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+        deploy.deploy(root, None, root.parent / "manifest.yaml", DeployOptions(namespace="lab", timeout=0.2))
 
 
 def test_an_endpoint_that_answers_nonsense(cluster, root):
     cluster.looks_until_ready = 0
     cluster.answer = lambda _: {"nonsense": 1}
     with pytest.raises(InputError, match="KeyError"):
-        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+        deploy.deploy(root, None, root.parent / "manifest.yaml", DeployOptions(namespace="lab", timeout=0.2))
 
 
 @pytest.mark.parametrize("plural", ["servingruntimes", "inferenceservices"])
@@ -664,11 +670,11 @@ def test_what_fails_before_anything_is_sent_leaves_the_registry_alone(
     run(root)
     register(root, tmp_path / "artefact")
     cluster.refuse["GET", plural] = [(status, "no")] * FOR_EVER
-    before, history = cluster.written(), registry.history(root)
+    before, history = cluster.written(), Registry(root).history()
     with pytest.raises(InputError, match=f"{status} no"):
         run(root, 2)
-    assert registry.read_aliases(root)["champion"] == 2
-    assert registry.history(root) == history
+    assert Registry(root).read_aliases()["champion"] == 2
+    assert Registry(root).history() == history
     assert cluster.written() == before
     cluster.refuse.clear()
     assert run(root, 2).status == "deployed", "a retry helps"
@@ -697,7 +703,7 @@ def test_a_server_that_stays_away_decides_nothing(cluster, root, tmp_path, impat
     cluster.before_write = then_away
     with pytest.raises(InputError, match="503 down; nothing is decided: run the deployment again"):
         shortly(root)
-    assert registry.read_aliases(root)["champion"] == 2
+    assert Registry(root).read_aliases()["champion"] == 2
     cluster.refuse.clear()
     assert run(root, 2).status == "deployed"
 
@@ -728,31 +734,31 @@ def test_another_runs_champion_is_left_alone(cluster, root, tmp_path):
     register(root, tmp_path / "artefact")
 
     def meanwhile(version: int) -> dict:
-        if version == 2 and registry.read_aliases(root)["champion"] == 2:
+        if version == 2 and Registry(root).read_aliases()["champion"] == 2:
             register(root, tmp_path / "artefact")
         return wrong(version)
 
     cluster.answer = meanwhile
     with pytest.raises(InputError, match="champion is version 3"):
         run(root, 2)
-    assert registry.read_aliases(root)["champion"] == 3
+    assert Registry(root).read_aliases()["champion"] == 3
 
 
 def test_a_canary_that_does_not_go_is_told_and_demotes_nobody(cluster, root, tmp_path):
     run(root)
-    cluster.put("httproutes", deploy.route("lab", 0))
+    cluster.put("httproutes", manifest.route("lab", 0))
     register(root, tmp_path / "artefact")
     run(root, 2, canary=10)
     cluster.refuse["PATCH", "httproutes"] = [(409, "modified")]
     done = run(root, 2)
     assert done.status == "deployed"
     assert any("the canary is still there" in note for note in done.notes)
-    assert registry.read_aliases(root)["champion"] == 2
+    assert Registry(root).read_aliases()["champion"] == 2
 
 
 def test_a_route_of_kserves_own_is_refused(cluster, root, tmp_path):
     run(root)
-    route = deploy.route("lab", 0)
+    route = manifest.route("lab", 0)
     route["metadata"]["ownerReferences"] = [{"kind": "InferenceService", "name": "thyroid"}]
     cluster.put("httproutes", route)
     register(root, tmp_path / "artefact")
@@ -777,23 +783,23 @@ def test_additions_that_decide_who_answers_are_taken_out_and_removals_stay(clust
 
 
 def test_a_registry_in_a_bucket(cluster, tmp_path, gcs):
-    bucket, manifest = gcs.address("registry"), tmp_path / "manifest.yaml"
+    bucket, path = gcs.address("registry"), tmp_path / "manifest.yaml"
     for version in (1, 2):
         register(bucket, tmp_path / "artefact")
-        assert deploy.deploy(bucket, version, manifest, "lab", Options(timeout=60)).status == "deployed"
+        assert deploy.deploy(bucket, version, path, DeployOptions(namespace="lab", timeout=60)).status == "deployed"
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"] == f"{bucket}/thyroid/2"
     assert not any("alt=media" in path and "model.keras" in path for _, path in gcs.proxy.requests), "not needed here"
     cluster.answer = wrong
     register(bucket, tmp_path / "artefact")
     with pytest.raises(InputError, match=r"version 3 is not served.*as it was before.*champion is version 2"):
-        deploy.deploy(bucket, 3, manifest, "lab", Options(timeout=60))
+        deploy.deploy(bucket, 3, path, DeployOptions(namespace="lab", timeout=60))
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"] == f"{bucket}/thyroid/2"
     register(bucket, tmp_path / "artefact", "refused")
-    kept = deploy.deploy(bucket, 4, manifest, "lab")
+    kept = deploy.deploy(bucket, 4, path, DeployOptions(namespace="lab"))
     assert (kept.status, kept.version) == ("kept champion", 2)
     assert kept.notes == ["AUROC is not shown to be as good"]
     with pytest.raises(InputError, match="no registry here"):
-        deploy.deploy(gcs.address("misspelt"), None, manifest, "lab")
+        deploy.deploy(gcs.address("misspelt"), None, path, DeployOptions(namespace="lab"))
 
 
 def test_another_claim(cluster, root, monkeypatch):
@@ -821,13 +827,13 @@ def test_a_registry_that_kserve_cannot_read(tmp_path):
         run(tmp_path / "registry")
     with pytest.raises(InputError, match="no registry here"):
         run(tmp_path / "misspelt")
-    assert deploy.storage_uri("gs://bucket/registry/thyroid/3") == "gs://bucket/registry/thyroid/3"
+    assert manifest.storage_uri("gs://bucket/registry/thyroid/3") == "gs://bucket/registry/thyroid/3"
 
 
 @pytest.mark.parametrize("options", [{"canary": 100}, {"canary": -1}, {"min_replicas": -1}])
 def test_impossible_options(options):
     with pytest.raises(InputError, match="give a"):
-        Options(**options)
+        DeployOptions(**options)
 
 
 def test_command(cluster, root, capsys):

@@ -17,14 +17,15 @@ import yaml
 
 from components.step import image_name
 from pipelines import __main__ as cli
-from pipelines import containers
+from pipelines import configuration
+from pipelines.local import containers
 from tests.support import ROOT, SHARED, dicoms
 from tests.support.pages import Visitor
 from tests.support.serving import free_port
-from thyroid.deploy import deploy
+from thyroid.deploy import proof
 from thyroid.imaging import phantom
 from thyroid.model import artefacts
-from thyroid.registry import registry
+from thyroid.registry.registry import Registry
 
 pytestmark = pytest.mark.containers
 BACKBONES = ("VGG16", "ResNet50")
@@ -130,7 +131,7 @@ def output(engine, tmp_path_factory) -> Path:
         phantom.generate(folder / "sample", patients=30, images_per_patient=2, seed=1)
         scans, rois = folder / "sample" / "scans", folder / "sample" / "rois.csv"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(cli.PRESETS, "quick", TOY)
+        patch.setitem(configuration.PRESETS, "quick", TOY)
         command = [
             "run",
             "--scans",
@@ -151,7 +152,7 @@ def test_the_whole_pipeline_ran_in_containers(output):
     summary = json.loads((output / "summary.json").read_text())
     assert {row["backbone"] for row in summary["models"]} == set(BACKBONES)
     assert (output / "report.html").stat().st_size > 100_000
-    assert artefacts.verify(registry.find(output / "registry"))["version"] == 1
+    assert artefacts.verify(Registry(output / "registry").find())["version"] == 1
     assert "Research use only" in next((output / "pipeline").glob("*/conclude/page")).read_text()
     manifest = (output / "inferenceservice.yaml").read_text()
     assert ("kind: InferenceService" in manifest) == (summary["gate"]["decision"] == "promoted")
@@ -189,12 +190,12 @@ def container(kind: str, file: str) -> dict:
 
 def test_the_serve_image_answers_as_evaluated_and_the_page_asks_it(engine, output):
     """Mounted as KServe mounts it, with the arguments and the security context of the manifests."""
-    folder, port, page_port = registry.find(output / "registry"), free_port(), free_port()
+    folder, port, page_port = Registry(output / "registry").find(), free_port(), free_port()
     options = ("--memory", "2g", "-v", f"{folder}:/mnt/models:ro")
     options += ("-p", f"127.0.0.1:{port}:8080", "-p", f"127.0.0.1:{page_port}:8000")
     with running(engine, "serve", container("ServingRuntime", "servingruntime.yaml")["args"], *options) as name:
         deadline = time.monotonic() + 60
-        while (problem := deploy.ask(f"http://127.0.0.1:{port}", folder)) and time.monotonic() < deadline:
+        while (problem := proof.ask(f"http://127.0.0.1:{port}", folder)) and time.monotonic() < deadline:
             time.sleep(0.5)
         assert problem is None
         image = base64.b64encode((folder / "reference.jpg").read_bytes()).decode()

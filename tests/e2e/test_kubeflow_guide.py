@@ -21,8 +21,10 @@ from tests.deploy.test_deploy import REFERENCE, register
 from tests.support import ROOT, schemas
 from tests.support.cluster import Cluster
 from tests.support.kubeflow import Kubeflow
-from thyroid.deploy import deploy
+from thyroid.deploy import manifest
+from thyroid.deploy.options import DeployOptions
 from thyroid.ingest import ingest
+from thyroid.ingest.options import IngestOptions
 from thyroid.model.backbones import BACKBONES
 
 GUIDE = (ROOT / "docs" / "kubeflow.md").read_text()
@@ -158,7 +160,7 @@ def test_what_is_kept_is_listed(tmp_path, scans, undrawn, capsys):
         1
     ]
     (tmp_path / "registry").mkdir()
-    ingest.ingest(scans, tmp_path / "data", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "data")
     call(f".venv/bin/python {line}".replace("/data/", f"{tmp_path}/"))
     assert "000001" in capsys.readouterr().out
 
@@ -192,7 +194,8 @@ def test_a_champion_is_deployed_by_hand(tmp_path):
             .replace("/data/registry", str(root))
         )
         # the volume's mount point and the pod's namespace are the workbench's; everything else is as a reader runs it
-        code = f"from thyroid.deploy import deploy; deploy.MOUNT = {str(tmp_path)!r}; raise SystemExit(deploy.main())"
+        code = f"from thyroid.deploy import deploy, manifest; manifest.MOUNT = {str(tmp_path)!r}; "
+        code += "raise SystemExit(deploy.main())"
         line = ".venv/bin/python " + line.replace("-m thyroid.deploy", f'-c "{code}" --namespace lab')
         printed = run(line, KUBECONFIG=str(cluster.kubeconfig(tmp_path)))
     finally:
@@ -215,9 +218,9 @@ def test_the_table_of_nodes_is_the_codes():
     for backbone in BACKBONES.values():
         (cells,) = [cells for names, cells in rows.items() if re.search(rf"train .*\b{backbone.name}\b", names)]
         assert cells == [NEEDS["train"].cpu, f"{backbone.memory_request} to {backbone.memory_limit}", "1"]
-    limits = deploy.inference_service("t", 1, "gs://b", deploy.Options(gpu=True))["spec"]["predictor"]["model"][
-        "resources"
-    ]
+    limits = manifest.inference_service("t", 1, "gs://b", DeployOptions(serving_gpu=True))["spec"]["predictor"][
+        "model"
+    ]["resources"]
     assert rows["model server, GPU"] == ["1 to 2", limits["limits"]["memory"], limits["limits"]["nvidia.com/gpu"]]
 
 
@@ -244,8 +247,8 @@ def test_the_workbench_is_a_pod_of_our_image_with_the_volume():
     assert schemas.problems(pod, {}) == []
     (container,) = pod["spec"]["containers"]
     assert container["image"] == "registry.example.com/lab/thyroid-ops:abc"
-    assert container["volumeMounts"][0]["mountPath"] == deploy.MOUNT
-    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == deploy.CLAIM
+    assert container["volumeMounts"][0]["mountPath"] == manifest.MOUNT
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == manifest.CLAIM
 
 
 def test_the_request_is_made_of_a_scan(tmp_path):

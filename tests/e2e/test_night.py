@@ -19,7 +19,7 @@ from thyroid import storage
 from thyroid.data import filenames
 from thyroid.errors import one_line
 from thyroid.imaging import phantom
-from thyroid.registry import registry
+from thyroid.registry.registry import Registry
 
 COMMAND = next(
     block.strip()
@@ -88,12 +88,12 @@ def test_a_night(gcs, tmp_path):
     def crowned(version):
         """What the gate decided stands in the registry; what it refuses, which depends on the processor's rounding, is
         promoted by hand, so that the endpoint has something to swap."""
-        aliases = registry.read_aliases(root)
+        aliases = Registry(root).read_aliases()
         assert aliases["candidate"] == version
         if json.loads((tmp_path / "output" / "summary.json").read_text())["gate"]["decision"] == "refused":
             assert aliases.get("champion") == (version - 1 or None)
-            registry.promote(root, str(version), "the night's test", "test")
-        return {alias: number for alias, number in registry.read_aliases(root).items() if alias != "anchor"}
+            Registry(root).promote(str(version), "the night's test", "test")
+        return {alias: number for alias, number in Registry(root).read_aliases().items() if alias != "anchor"}
 
     upload(first, [row for row in rows if row[0] in known])
     told, _ = night()
@@ -127,7 +127,7 @@ def test_a_night(gcs, tmp_path):
         upload(new[:10], [row for row in rows if row[0] in known | {path.name for path in new[:10]}])
         told, _ = night()
         assert "waiting: 10 of 20 new, changed or removed scans since model version 1" in told
-        assert registry.versions(root) == [1]
+        assert Registry(root).versions() == [1]
 
         upload(new[10:], rows)
         told, _ = night()
@@ -141,7 +141,7 @@ def test_a_night(gcs, tmp_path):
 
         told, _ = night()
         assert "nothing new since model version 2" in told
-        assert registry.versions(root) == [1, 2]
+        assert Registry(root).versions() == [1, 2]
         assert caller.failures == []
         assert caller.versions == sorted(caller.versions), "an older model answered after a newer one"
     finally:

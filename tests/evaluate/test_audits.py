@@ -10,8 +10,12 @@ import pandas as pd
 import pytest
 
 from thyroid.data import tables
-from thyroid.evaluate import audits
-from thyroid.evaluate.audits import Audits
+from thyroid.data.version import DataVersion
+from thyroid.evaluate import card, gate, report
+from thyroid.evaluate.audits import audits, shortcut, subject
+from thyroid.evaluate.audits.leakage import LeakageAudit
+from thyroid.evaluate.audits.shortcut import ShortcutAudit
+from thyroid.evaluate.audits.subject import Subject
 from thyroid.imaging import geometry, images
 from thyroid.metrics import Interval
 from thyroid.model import inputs
@@ -29,7 +33,7 @@ def model(trained):
 def test_context_knows_boxes_and_frames(cropped):
     scans, regions, _ = tables.read(cropped)
     for domain in tables.DOMAINS:
-        table = audits.context(cropped, domain)
+        table = subject.context(DataVersion.read(cropped), domain)
         assert len(table) == len(tables.examples(cropped, domain)) == 30
         assert table["boxes"].map(len).eq(1).all()
         first = table.iloc[0]
@@ -48,9 +52,10 @@ def test_context_knows_boxes_and_frames(cropped):
 @pytest.mark.parametrize("domain", tables.DOMAINS)
 def test_blanked_images_show_nothing_of_the_nodule(cropped, domain):
     """Whatever is painted into the nodule, the blanked image is the same, and its square reveals no shape."""
-    table = audits.context(cropped, domain).head(4)
+    data = DataVersion.read(cropped)
+    table = subject.context(data, domain).head(4)
     size = 96
-    plain = audits.blanked(cropped, table, domain, size)
+    plain = subject.blanked(data, table, domain, size)
     assert plain.shape == (4, size, size, 3)
     assert plain.any(axis=(1, 2, 3)).all(), "the surroundings are still there"
     if domain == "cropped":
@@ -78,7 +83,8 @@ def plant(cropped, tmp_path, paint):
     return folder
 
 
-def audit(data, trained, paint=None):
+def audit(data, trained) -> tuple[ShortcutAudit, LeakageAudit, dict]:
+    """The audits of the model of full frames, and their JSON."""
     folder = trained["VGG16", "normal"]
     facts = record.read(folder)
     network = Network.load(folder, facts)
@@ -86,30 +92,34 @@ def audit(data, trained, paint=None):
     test = tables.examples(data, "normal", "test")
     test["probability_M"] = network.probabilities(inputs.decode(test, facts["image_size"]))[:, 1]
     test["file"] = [str(Path(f).relative_to(data)) for f in test["file"]]
-    return audits.audit(data, "normal", facts, network, parts, test)
+    done = audits.ModelAudits.run(Subject(DataVersion.read(data), "normal", facts, network, parts, test))
+    shortcut_audit, leakage_audit = done.audits
+    return shortcut_audit, leakage_audit, done.to_dict()
 
 
 def test_evidence_in_the_frame_is_found(cropped, trained, tmp_path):
     def corner(image, label):
         image[:40, :] = image[-40:, :] = 250 if label == "M" else 5
 
-    done = audit(plant(cropped, tmp_path, corner), trained)
+    done, _, facts = audit(plant(cropped, tmp_path, corner), trained)
     assert done.shortcut["blanked_nodule"].value > 0.95
-    assert done.kept["blanked_nodule"] > audits.KEPT
-    assert "most of the evidence is not in the nodule" in done.findings["shortcut"]
+    assert done.kept["blanked_nodule"] > shortcut.KEPT
+    assert facts["findings"]["shortcut"] == done.finding
+    assert any(done.finding in warning for warning in done.warnings)
 
 
 def test_numbers_alone_are_measured(cropped, trained):
-    done = audit(cropped, trained)
+    done, leakage, facts = audit(cropped, trained)
     measured = set(done.shortcut) | set(done.not_measured)
-    assert measured >= set(audits.SHORTCUTS)
+    assert measured >= set(shortcut.SHORTCUTS)
     assert {"patient_number", "acquisition_order", "scan_area_geometry", "box_size", "grey_levels"} <= set(
         done.shortcut
     )
     for auroc in done.shortcut.values():
         assert 0 <= auroc.value <= 1
-    json.dumps(done.facts(), allow_nan=False)
-    assert {"leaky_split", "by_patient", "difference"} <= set(done.leakage)
+    json.dumps(facts, allow_nan=False)
+    assert list(facts) == ["domain", "shortcut", "kept", "leakage", "findings", "not_measured"]
+    assert {"leaky_split", "by_patient", "difference"} <= set(leakage.leakage)
 
 
 def test_a_number_that_gives_the_label_away_is_found(cropped, trained, tmp_path):
@@ -117,14 +127,14 @@ def test_a_number_that_gives_the_label_away_is_found(cropped, trained, tmp_path)
     scans, regions, facts = tables.read(folder)
     scans["image"] = scans["image"] + scans["label"].map({"B": 0, "M": 50})
     tables.write(folder, scans, regions, facts)
-    assert audit(folder, trained).shortcut["acquisition_order"].value > 0.95
+    assert audit(folder, trained)[0].shortcut["acquisition_order"].value > 0.95
 
 
 def test_without_regions_nothing_is_blanked(cropped, trained, tmp_path):
     folder = shutil.copytree(cropped, tmp_path / "data")
     scans, regions, facts = tables.read(folder)
     tables.write(folder, scans, regions.iloc[:0], facts)
-    done = audit(folder, trained)
+    done, *_ = audit(folder, trained)
     assert not done.kept
     for name in ("blanked_nodule", "model_on_blanked_nodule", "box_size"):
         assert "give rois.csv" in done.not_measured[name]
@@ -143,18 +153,20 @@ def test_without_regions_nothing_is_blanked(cropped, trained, tmp_path):
 )
 def test_the_warning_rule(blanked, whole, model, warns):
     """More than half of the distance from .5; the first two rows are what was measured on DDTI's full frames."""
-    done = Audits("normal", {"blanked_nodule": Interval(blanked, 0.6, 0.8), "whole_image": Interval(whole, 0.7, 0.85)})
+    measured = {"blanked_nodule": Interval(blanked, 0.6, 0.8), "whole_image": Interval(whole, 0.7, 0.85)}
+    done = ShortcutAudit("normal", measured)
     if model is not None:
         done.shortcut["model"] = Interval(model, 0.7, 1.0)
-    audits._judge(done)
-    assert ("shortcut" in done.findings) == warns
+    done.judge()
+    assert (done.finding is not None) == warns
 
 
 def test_what_is_not_above_chance_judges_nothing():
-    done = Audits("normal", {"blanked_nodule": Interval(0.55, 0.4, 0.7), "whole_image": Interval(0.6, 0.45, 0.75)})
-    audits._judge(done)
-    assert not done.kept
-    assert "is not above chance" in done.not_measured["blanked_nodule, judged"]
+    measured = {"blanked_nodule": Interval(0.55, 0.4, 0.7), "whole_image": Interval(0.6, 0.45, 0.75)}
+    done = ShortcutAudit("normal", measured)
+    done.judge()
+    assert not done.ran
+    assert done.why_not_judged == done.not_measured["blanked_nodule, judged"]
 
 
 def test_leaks_are_found_anew(cropped, trained, tmp_path):
@@ -162,23 +174,24 @@ def test_leaks_are_found_anew(cropped, trained, tmp_path):
     folder = shutil.copytree(cropped, tmp_path / "data")
     scans, regions, facts = tables.read(folder)
     parts = pd.read_csv(trained["VGG16", "cropped"] / "parts.csv").set_index("file")["part"]
-    clean = Audits("cropped")
-    audits.leaks(clean, folder, "cropped", parts)
-    audits._judge(clean)
-    assert "leakage" not in clean.findings
+    clean = LeakageAudit()
+    clean.count(DataVersion.read(folder), "cropped", parts)
+    clean.judge()
+    assert clean.ran
+    assert clean.finding is None
 
     trains, tests = scans.index[scans["split"] == "train"], scans.index[scans["split"] == "test"]
     scans.loc[trains[0], "split"] = "test"
     scans.loc[tests[0], "phash"] = scans.loc[trains[2], "phash"]
     tables.write(folder, scans, regions, facts)
-    done = Audits("cropped")
-    audits.leaks(done, folder, "cropped", parts)
-    audits._judge(done)
+    done = LeakageAudit()
+    done.count(DataVersion.read(folder), "cropped", parts)
+    done.judge()
     assert done.leakage["patients_across_splits"] == 1
     assert done.leakage["near_duplicates_across_splits"] >= 1
     assert done.leakage["test_images_trained_on"] == 1
     assert done.leakage["test_patients_trained_on"] == 1
-    assert "every figure is too good" in done.findings["leakage"]
+    assert done.finding.startswith("1 patients across splits")
 
 
 def test_leaks_are_found_when_the_model_serves_another_domain(cropped, trained):
@@ -186,9 +199,55 @@ def test_leaks_are_found_when_the_model_serves_another_domain(cropped, trained):
     parts = pd.read_csv(trained["VGG16", "cropped"] / "parts.csv").set_index("file")["part"]
     planted = tables.examples(cropped, "cropped", "test").iloc[0]
     parts[str(Path(planted["file"]).relative_to(cropped))] = "train"
-    done = Audits("normal")
-    audits.leaks(done, cropped, "cropped", parts)
+    done = LeakageAudit()
+    done.count(DataVersion.read(cropped), "cropped", parts)
     assert done.leakage["test_images_trained_on"] == 1
-    unknown = Audits("normal")
-    audits.leaks(unknown, cropped, "normal", parts)
-    assert "not known" in unknown.findings["leakage"], "fail closed"
+    unknown = LeakageAudit()
+    unknown.count(DataVersion.read(cropped), "normal", parts)
+    assert unknown.finding is not None, "fail closed"
+
+
+class LuckAudit(LeakageAudit):
+    """Another kind of audit, which always finds something."""
+
+    name = "luck"
+    title = "Was it luck?"
+    criterion = "luck audit"
+
+    @classmethod
+    def run(cls, audited):
+        return cls({"dice": 6}, "the dice were loaded")
+
+    @classmethod
+    def from_dict(cls, facts, clinical):
+        return cls(facts["luck"], facts["findings"].get("luck"))
+
+    def to_dict(self):
+        return {"luck": self.leakage}
+
+
+def test_a_new_kind_of_audit_is_a_class_and_a_row_of_the_list(evaluated, cropped, tmp_path, monkeypatch):
+    """Gate, report, model card and log read it from the list."""
+    result = json.loads((evaluated / "evaluation.json").read_text())
+    monkeypatch.setattr(audits, "KINDS", (*audits.KINDS, LuckAudit))
+    result["audits"] |= {"luck": {"dice": 6}}
+    result["audits"]["findings"] |= {"luck": "the dice were loaded"}
+    (restored,) = audits.of_result(result)
+    assert restored.to_dict() == result["audits"]
+    criterion = gate._audit(restored.audits[-1], ())
+    assert (criterion.name, criterion.passed) == ("luck audit", False)
+    assert "The dice were loaded." in report.warnings(result)
+    shutil.copytree(evaluated / "plots", tmp_path / "plots")
+    report.write(tmp_path, DataVersion.read(cropped), result)
+    assert "Was it luck?" in (tmp_path / "report.html").read_text()
+    training = {"recipe": "two-phase", "seed": 0}
+    card.write(tmp_path, training, tables.read_facts(cropped), result)
+    assert "Was it luck?" in (tmp_path / "card.md").read_text()
+
+
+def test_an_audit_is_restored_from_its_json(evaluated):
+    result = json.loads((evaluated / "evaluation.json").read_text())
+    (restored,) = audits.of_result(result)
+    assert restored.to_dict() == result["audits"]
+    assert [audit.name for audit in restored.audits] == ["shortcut", "leakage"]
+    assert audits.WAIVABLE == ("shortcut", "leakage", "clinical")

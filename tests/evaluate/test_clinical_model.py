@@ -7,15 +7,21 @@ import pytest
 
 from thyroid import crop
 from thyroid.clinical.fusion import Fusion
+from thyroid.crop import CropOptions
 from thyroid.data import tables
 from thyroid.data.classes import BINARY
 from thyroid.errors import InputError
-from thyroid.evaluate import clinical_model, evaluate, gate, predictions
-from thyroid.evaluate.predictions import Trained
+from thyroid.evaluate import clinical_model, evaluate, gate, predictions, report, scored
+from thyroid.evaluate.audits.audits import ModelAudits
+from thyroid.evaluate.champion import Champion, Rivals
+from thyroid.evaluate.options import EvaluateOptions
 from thyroid.imaging import phantom
 from thyroid.ingest import ingest
+from thyroid.ingest.options import IngestOptions
 from thyroid.model import artefacts
+from thyroid.model.operating_point import OperatingPoint
 from thyroid.train import record, train
+from thyroid.train.options import TrainOptions
 
 PATIENTS = 110
 
@@ -30,10 +36,12 @@ def study(toy, tmp_path_factory):
     flipped = rng.random(len(names)) < 0.3  # or the images alone would leave nothing to add
     truth = ["BM"[int((name[0] == "M") != flip)] for name, flip in zip(names, flipped, strict=True)]
     pd.DataFrame({"filename": names, "label": truth}).to_csv(folder / "labels.csv", index=False)
-    ingest.ingest(folder / "scans", folder / "ingested", rois=folder / "rois.csv", labels=folder / "labels.csv")
-    data = crop.crop(folder / "ingested", folder / "data", ["cropped"]).folder
-    options = {"weights": "none", "image_size": 32, "recipe": "frozen", "folds": 3}
-    train.train(data, folder / "model", toy, "cropped", **options)
+    ingest.ingest(
+        IngestOptions(folder / "scans", rois=folder / "rois.csv", labels=folder / "labels.csv"), folder / "ingested"
+    )
+    data = crop.crop(folder / "ingested", folder / "data", CropOptions(["cropped"])).folder
+    options = TrainOptions(weights="none", image_size=32, recipe="frozen", folds=3)
+    train.train(data, folder / "model", toy, "cropped", options)
     scans = tables.used(tables.read(data)[0]).drop_duplicates("patient")
     malignant = (scans["label"] == "M").to_numpy()
     table = pd.DataFrame(
@@ -50,7 +58,8 @@ def study(toy, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def helped(study):
-    evaluate.evaluate(study / "data", [study / "model"], study / "helped", clinical=f"{study / 'clinical.csv'}#*")
+    options = EvaluateOptions(clinical=f"{study / 'clinical.csv'}#*")
+    evaluate.evaluate(study / "data", [study / "model"], study / "helped", options)
     return study / "helped"
 
 
@@ -74,30 +83,31 @@ def test_columns_that_help_are_used_and_what_gives_the_class_away_is_not(helped)
 
 def test_what_is_written_down_answers_as_it_was_scored(helped, study):
     facts = artefacts.verify(helped / "artefact")
-    head = Fusion.of(facts["clinical"])
+    head = Fusion.from_dict(facts["clinical"])
     assert [field["name"] for field in facts["clinical"]["fields"]] == ["tsh", "shoe"]
     table = pd.read_parquet(helped / "predictions.parquet").query("split == 'test'")
     folds = record.out_of_fold(study / "model", "cropped")
     assert not set(folds["patient"]) & set(table["patient"])
-    from thyroid.model import inputs, operating_point
+    from thyroid.model import inputs
 
     shown = inputs.decode(tables.examples(study / "data", "cropped", "test"), 32)
     own = inputs.predict(artefacts.load_keras(helped / "artefact" / artefacts.MODEL), shown)
     rows = pd.read_csv(study / "clinical.csv").set_index("patient").loc[table["patient"]]
-    scaled = operating_point.of(facts).scale(head.predict(own, rows.reset_index(drop=True))[0])
+    scaled = OperatingPoint.from_dict(facts).scale(head.predict(own, rows.reset_index(drop=True))[0])
     np.testing.assert_allclose(scaled, table[BINARY.columns], atol=1e-5)
 
 
-def weighed(data, training, clinical, folder):
+def fitted(data, training, clinical, folder):
     """As an evaluation does it before it reads the test set."""
-    winner = Trained(training, record.read(training))
-    beside = clinical_model.read(clinical, tables.used(tables.read(data)[0]))
-    validation = predictions.predict(data, winner.load(), winner.facts, ["cropped"], "validation")
-    return clinical_model.weigh(data, winner, validation, "cropped", beside, folder, 0)
+    evaluation, (winner,) = scored.read(data, [training], EvaluateOptions())
+    table = clinical_model.read(clinical, evaluation.data.used)
+    winner.load()
+    winner.lock()
+    return clinical_model.fit_and_compare(winner, table, folder)
 
 
 def test_columns_that_say_nothing_are_not_used(study, tmp_path):
-    done = weighed(study / "data", study / "model", f"{study / 'clinical.csv'}#shoe", tmp_path)
+    done = fitted(study / "data", study / "model", f"{study / 'clinical.csv'}#shoe", tmp_path)
     assert done.head is None
     assert done.facts["used"] == []
     assert done.facts["development"]["verdict"] == "not shown to help"
@@ -112,22 +122,42 @@ def test_columns_that_define_the_class_together_fail_the_gate(study, helped, tmp
         table[f"sign{number}"] = np.where(rng.random(len(table)) < 0.8, malignant, ~malignant).astype(int).astype(str)
     table.to_csv(study / "signs.csv", index=False)
     where = f"{study / 'signs.csv'}#sign0,sign1,sign2,sign3"
-    done = weighed(study / "data", study / "model", where, tmp_path)
+    done = fitted(study / "data", study / "model", where, tmp_path)
     assert done.facts["used"] == ["sign0", "sign1", "sign2", "sign3"]
     result = json.loads((helped / "evaluation.json").read_text())
-    (row,), alone = result["models"], gate.Champion(None, problem="no registry")
+    (row,), alone = result["models"], Rivals(Champion(None, problem="no registry"))
     test = predictions.of_model(pd.read_parquet(helped / "predictions.parquet"), row, "cropped", "test")
-    decided = gate.decide(row, "cropped", test, result["audits"], [], alone, 0.95, clinical=done.facts)
+    audited = ModelAudits.from_dict(result["audits"], done.facts)
+    decided = gate.decide(gate.Candidate(row, "cropped", test), alone, audited.audits, EvaluateOptions())
     (criterion,) = (one for one in decided["criteria"] if one["name"] == "clinical columns")
     assert not criterion["passed"]
-    assert "they may be what the label was made from" in criterion["found"]
+    assert criterion["found"] == "; ".join(done.facts["leaks"]["together"]["findings"])
+    waived = gate.decide(
+        gate.Candidate(row, "cropped", test), alone, audited.audits, EvaluateOptions(waive=["clinical"])
+    )
+    assert "clinical columns" in waived["waived"]
+
+
+def test_columns_that_cannot_be_searched_for_leakage_end_no_evaluation(study, tmp_path, monkeypatch):
+    def too_few(*given):
+        raise InputError("too few patients for folds")
+
+    monkeypatch.setattr(clinical_model.association, "leaks", too_few)
+    options = EvaluateOptions(clinical=f"{study / 'clinical.csv'}#tsh")
+    done = evaluate.evaluate(study / "data", [study / "model"], tmp_path / "out", options)
+    assert done.facts["clinical"]["used"] == []
+    assert done.facts["clinical"]["not_tried"] == "too few patients for folds"
+    (finding,) = done.facts["clinical"]["leaks"]["findings"]
+    assert any(finding in warning for warning in report.warnings(done.facts))
+    criteria = {criterion["name"]: criterion for criterion in done.facts["gate"]["criteria"]}
+    assert criteria["clinical columns"]["passed"], "the model uses none"
 
 
 def test_too_few_patients_end_no_evaluation(cropped, trained, tmp_path):
     scans = tables.used(tables.read(cropped)[0]).drop_duplicates("patient")
     table = pd.DataFrame({"patient": scans["patient"], "age": np.arange(len(scans)) % 7 + 30})
     table.to_csv(tmp_path / "clinical.csv", index=False)
-    done = weighed(cropped, trained["VGG16", "cropped"], f"{tmp_path / 'clinical.csv'}#age", tmp_path)
+    done = fitted(cropped, trained["VGG16", "cropped"], f"{tmp_path / 'clinical.csv'}#age", tmp_path)
     assert done.head is None
     assert done.facts["used"] == []
 

@@ -1,3 +1,5 @@
+import collections
+import dataclasses
 import json
 import re
 import shutil
@@ -9,15 +11,24 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from tests.conftest import variant
+from tests.support import toys
 from thyroid import RESEARCH_USE_ONLY, metrics
-from thyroid.data import tables
+from thyroid.data import tables, version
 from thyroid.data.classes import BINARY
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
-from thyroid.evaluate import audits, evaluate, plots, predictions, report, subgroups
-from thyroid.model import artefacts, operating_point
+from thyroid.evaluate import evaluate, performance, plots, predictions, report, scored
+from thyroid.evaluate.audits import shortcut
+from thyroid.evaluate.options import EvaluateOptions
+from thyroid.evaluate.scored import ScoredModel
+from thyroid.model import artefacts, backbones
+from thyroid.model.backend import keras
 from thyroid.model.network import GRAPH, Network
-from thyroid.registry import changes, registry
+from thyroid.model.operating_point import OperatingPoint
+from thyroid.registry import changes
+from thyroid.registry.registry import Registry
 from thyroid.train import record, train
+from thyroid.train.options import TrainOptions
 
 
 def facts_of(folder):
@@ -64,21 +75,21 @@ def test_winner_is_the_best_on_validation(evaluated):
 @pytest.fixture(scope="module")
 def upside_down(cropped, trained, tmp_path_factory):
     """An evaluation with a band, whose every answer to a test image is turned upside down; and what was read when."""
-    predict, read = predictions.predict, []
+    predict, read = ScoredModel.predict, []
     folder = tmp_path_factory.mktemp("upside-down") / "out"
 
-    def watched(data, network, model, domains, split, decode):
+    def watched(model, domains, split):
         locked = folder / "operating_points.json"
         read.append((split, locked.exists() and set(json.loads(locked.read_text())["points"])))
-        table = predict(data, network, model, domains, split, decode)
+        table = predict(model, domains, split)
         test = table["split"] == "test"
         table.loc[test, BINARY.columns] = 1 - table.loc[test, BINARY.columns].to_numpy()
         return table
 
     models = [trained["VGG19", "cropped"], trained["VGG16", "cropped"]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictions, "predict", watched)
-        return evaluate.evaluate(cropped, models, folder, abstain=0.25), read
+        patch.setattr(ScoredModel, "predict", watched)
+        return evaluate.evaluate(cropped, models, folder, EvaluateOptions(abstain=0.25)), read
 
 
 def test_the_test_set_never_chooses(upside_down, evaluated):
@@ -97,15 +108,67 @@ def test_points_and_winner_are_written_before_a_test_image_is_read(upside_down):
     done, read = upside_down
     both = {"VGG19-cropped", "VGG16-cropped"}
     assert read == [("validation", False)] * 2 + [("test", both)] * 2
-    point = operating_point.of(artefacts.verify(done.folder / "artefact"))
+    point = OperatingPoint.from_dict(artefacts.verify(done.folder / "artefact"))
     assert point.band is not None
     locked = json.loads((done.folder / "operating_points.json").read_text())
     assert locked["winner"] == "-".join(done.facts["winner"].values())
-    assert locked["points"][locked["winner"]] == point.facts()
+    assert locked["points"][locked["winner"]] == point.to_dict()
     assert "abstention" in done.facts["models"][0]["test"]["cropped"]
     html = (done.folder / "report.html").read_text()
     assert "Left undecided" in html
     assert "get no decision" in html
+
+
+def test_the_test_set_cannot_be_scored_before_the_point_is_locked(cropped, trained):
+    _, (model,) = scored.read(cropped, [trained["VGG16", "cropped"]], EvaluateOptions())
+    model.load()
+    with pytest.raises(RuntimeError, match="lock"):
+        model.score_test()
+    with pytest.raises(RuntimeError, match="lock"):
+        model.record({})
+    model.lock()
+    point = model.point
+    model.score_test()
+    with pytest.raises(RuntimeError, match="scored"):
+        model.lock()
+    assert model.point is point
+
+
+def test_five_models_read_the_tables_once_and_decode_every_image_once(toy, cropped, tmp_path, monkeypatch):
+    """Counted where everything must pass: the reader of verified tables, and the letterbox of every image."""
+    options = {"weights": "none", "image_size": 32, "epochs": 0, "recipe": "frozen"}
+    models = []
+    for number in range(3):
+        name = toy if number == 0 else f"{toy}{number}"
+        monkeypatch.setitem(backbones.BACKBONES, name, dataclasses.replace(backbones.BACKBONES[toy], name=name))
+        monkeypatch.setattr(keras.applications, name, toys.body, raising=False)
+        for domain in tables.DOMAINS if number < 2 else ("cropped",):
+            models.append(train.train(cropped, tmp_path / name / domain, name, domain, **options).folder)
+    assert len(models) == 5
+    table = tables.used(tables.read(cropped)[0])
+    rows = "".join(f"{patient},{patient % 9}\n" for patient in set(table["patient"]))
+    (tmp_path / "clinical.csv").write_text(f"patient,age\n{rows}")
+    read, decoded = collections.Counter(), collections.Counter()
+    plain_read, plain_fill = tables.checked, version._fill
+
+    def checked(folder, name, files):
+        read[name] += 1
+        return plain_read(folder, name, files)
+
+    def fill(out, rows):
+        decoded.update((sha256, out.shape[1]) for _, sha256 in rows)
+        return plain_fill(out, rows)
+
+    monkeypatch.setattr(tables, "checked", checked)
+    monkeypatch.setattr(version, "_fill", fill)
+    given = EvaluateOptions(clinical=tmp_path / "clinical.csv", registry=tmp_path / "registry")
+    done = evaluate.evaluate(cropped, models, tmp_path / "out", given)
+    assert len(done.facts["models"]) == 5
+    assert done.facts["domain_matrix"]
+    assert read == {"scans.parquet": 1, "regions.parquet": 1, tables.QUARANTINE: 1}
+    assert set(decoded.values()) == {1}
+    images = {sha256 for domain in tables.DOMAINS for sha256 in tables.examples(cropped, domain)["sha256"]}
+    assert {sha256 for sha256, _ in decoded} == images
 
 
 def test_nothing_of_an_earlier_evaluation_stays(cropped, trained, evaluated, tmp_path):
@@ -115,7 +178,7 @@ def test_nothing_of_an_earlier_evaluation_stays(cropped, trained, evaluated, tmp
     for name in ("false-negatives.png", "domains-VGG19.png"):
         (out / "plots" / name).write_bytes(b"old")
     with pytest.raises(InputError):
-        evaluate.evaluate(cropped, [trained["VGG16", "cropped"]], out, serving_domain="elsewhere")
+        evaluate.evaluate(cropped, [trained["VGG16", "cropped"]], out, EvaluateOptions(serving_domain="elsewhere"))
     assert not (out / "evaluation.json").exists(), "a stopped evaluation is not taken for a finished one"
     assert not (out / "plots" / "domains-VGG19.png").exists()
     assert not (out / "artefact").exists()
@@ -138,7 +201,7 @@ def test_report_opens_offline_and_is_honest(evaluated):
     assert html.count(RESEARCH_USE_ONLY) == 3, "above, below, and at the foot of every printed page"
     assert "30 of 30 scans are synthetic phantoms" in html
     assert "always answering the majority class gives" in html
-    assert "Before you trust these figures" in html
+    assert "Before you trust these" in html
     assert "2 malignant patients" in html or "1 malignant patients" in html
     for row in facts_of(evaluated)["models"]:
         assert metrics.format_interval(row["test"]["cropped"]["auroc"]) in html
@@ -148,9 +211,9 @@ def test_report_opens_offline_and_is_honest(evaluated):
 def matrix(toy, cropped, tmp_path_factory):
     """Return the evaluation of a backbone that was trained and cross-validated on both domains, and its trainings."""
     folder = tmp_path_factory.mktemp("matrix")
-    options = {"weights": "none", "image_size": 32, "epochs": 0, "folds": 2}
-    models = [train.train(cropped, folder / domain, toy, domain, **options).folder for domain in ("cropped", "normal")]
-    return evaluate.evaluate(cropped, models, folder / "out", serving_domain="normal")
+    options = TrainOptions(weights="none", image_size=32, epochs=0, folds=2)
+    models = [train.train(cropped, folder / domain, toy, domain, options).folder for domain in ("cropped", "normal")]
+    return evaluate.evaluate(cropped, models, folder / "out", EvaluateOptions(serving_domain="normal"))
 
 
 def test_domain_matrix(matrix):
@@ -234,7 +297,7 @@ def test_summary_has_audits_and_gate(evaluated):
     facts = facts_of(evaluated)
     for name, auroc in facts["audits"]["shortcut"].items():
         assert set(auroc) == {"value", "low", "high"}, name
-    assert set(facts["audits"]["shortcut"]) <= set(audits.SHORTCUTS) | set(audits.REFERENCES)
+    assert set(facts["audits"]["shortcut"]) <= set(shortcut.SHORTCUTS) | set(shortcut.REFERENCES)
     assert facts["audits"]["leakage"]["patients_across_splits"] == 0
     assert facts["gate"]["decision"] in ("promoted", "refused")
     assert facts["gate"]["reasons"]
@@ -272,16 +335,14 @@ def held_against(cropped, trained, evaluated, tmp_path_factory):
     facts = artefacts.facts(artefact)
     artefacts.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
     gate = {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []}
-    registry.publish(artefact, folder / "registry", gate)
-    registry.publish(variant(artefact, folder), folder / "registry", gate | {"champion": 1})
+    Registry(folder / "registry").publish(artefact, gate)
+    Registry(folder / "registry").publish(variant(artefact, folder), gate | {"champion": 1})
     winner = facts_of(evaluated)["winner"]
     return evaluate.evaluate(
         cropped,
         [trained[winner["backbone"], winner["train_domain"]]],
         folder / "out",
-        clinical=folder / "clinical.csv",
-        registry_root=folder / "registry",
-        waive=["shortcut"],
+        EvaluateOptions(clinical=folder / "clinical.csv", registry=folder / "registry", waive=["shortcut"]),
     )
 
 
@@ -302,7 +363,7 @@ def test_subgroups_and_a_champion(held_against):
         assert criteria[name] == "0.000 [0.000, 0.000] by patient, each at its own threshold"
     assert (done.facts["gate"]["anchor"], done.facts["gate"]["ahead_of"]) == (1, None)
     assert "So was version 1, the anchor" in html
-    assert subgroups.PREFIX + "sex" in pd.read_parquet(done.folder / "predictions.parquet")
+    assert performance.SUBGROUP + "sex" in pd.read_parquet(done.folder / "predictions.parquet")
 
 
 def test_the_report_says_what_was_new_and_what_it_changed(held_against, cropped):
@@ -329,18 +390,18 @@ def test_the_report_says_what_was_new_and_what_it_changed(held_against, cropped)
 )
 def test_options_out_of_range_end_before_anything_is_loaded(cropped, options, tmp_path):
     with pytest.raises(InputError):
-        evaluate.evaluate(cropped, [tmp_path / "not", tmp_path / "there"], tmp_path / "out", **options)
+        evaluate.evaluate(cropped, [tmp_path / "not", tmp_path / "there"], tmp_path / "out", EvaluateOptions(**options))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_test_set_with_one_class_is_said(cropped, trained, tmp_path, monkeypatch):
-    examples = tables.examples
+    examples = DataVersion.examples
 
     def one_class(data, domain, split=None):
         table = examples(data, domain, split)
         return table[table["label"] == "B"].reset_index(drop=True) if split == "test" else table
 
-    monkeypatch.setattr(tables, "examples", one_class)
+    monkeypatch.setattr(DataVersion, "examples", one_class)
     with pytest.raises(InputError, match=r"test split of the cropped domain has images of 1 class"):
         evaluate.evaluate(cropped, [trained["VGG16", "cropped"]], tmp_path / "out")
 

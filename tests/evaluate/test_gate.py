@@ -12,19 +12,27 @@ from tests.evaluate.test_performance import predictions
 from thyroid.data.classes import BINARY
 from thyroid.data.filenames import SCORE
 from thyroid.errors import InputError
-from thyroid.evaluate import gate, performance, subgroups
-from thyroid.evaluate.gate import Champion
+from thyroid.evaluate import champion, gate, performance
+from thyroid.evaluate.audits import audits
+from thyroid.evaluate.audits.leakage import LeakageAudit
+from thyroid.evaluate.audits.shortcut import ShortcutAudit
+from thyroid.evaluate.champion import Champion, Rivals
+from thyroid.evaluate.gate import Candidate
+from thyroid.evaluate.options import EvaluateOptions
 from thyroid.model import artefacts, operating_point
 from thyroid.model.operating_point import OperatingPoint
-from thyroid.registry import changes, registry
+from thyroid.registry import changes
+from thyroid.registry.registry import Registry
 
 NOBODY = pd.DataFrame(columns=["sha256", "phash", "cohort", "patient"])
-CLEAN = {
-    "kept": {"blanked_nodule": 0.1},
-    "leakage": {"patients_across_splits": 0},
-    "findings": {},
-    "not_measured": {},
-}
+
+
+def audited(shortcut: str | None = None, leakage: str | None = None) -> list:
+    """Audits that ran, with these findings."""
+    return [
+        ShortcutAudit("cropped", kept={"blanked_nodule": 0.1}, finding=shortcut),
+        LeakageAudit({"patients_across_splits": 0}, leakage),
+    ]
 
 
 def threshold_of(table: pd.DataFrame, scores: np.ndarray | None = None) -> float:
@@ -37,7 +45,7 @@ def row_of(table: pd.DataFrame, threshold: float | None = None, behind: int = ga
     return {
         "test": {"cropped": performance.of(table, BINARY, point, 0.1)},
         "validation": {"malignant_patients": behind},
-        "operating_point": point.facts(),
+        "operating_point": point.to_dict(),
     }
 
 
@@ -47,11 +55,17 @@ def rival(version: int, table: pd.DataFrame, scores: np.ndarray | None = None) -
     return Champion(version, own, threshold_of(table, own))
 
 
-def decide(table: pd.DataFrame, current: Champion | None = None, audited: dict = CLEAN, **options) -> dict:
-    row = options.pop("row", None) or row_of(table)
-    return gate.decide(
-        row, "cropped", table, audited, options.pop("groups", ()), current or Champion(None), 0.95, **options
-    )
+def decide(table: pd.DataFrame, current: Champion | None = None, anchor: Champion | None = None, **given) -> dict:
+    """The decision on a candidate with these predictions; `given` are its row, subgroups, audits and waivers."""
+    candidate = Candidate(given.get("row") or row_of(table), "cropped", table, given.get("groups", ()))
+    options = EvaluateOptions(waive=given.get("waive", ()))
+    return gate.decide(candidate, Rivals(current or Champion(None), anchor), given.get("audits", audited()), options)
+
+
+def against(root, table: pd.DataFrame, scans: pd.DataFrame) -> tuple[Champion, Champion | None]:
+    """Champion and anchor of a registry on the images of `table`."""
+    found = champion.rivals(root, champion.CommonTestSet(table, BINARY, "cropped", scans))
+    return found.champion, found.anchor
 
 
 def failed(decision: dict) -> list[str]:
@@ -111,27 +125,27 @@ def test_a_worse_model_is_refused(good):
 
 
 def test_a_leaky_model_is_refused(good):
-    audited = CLEAN | {"findings": {"leakage": "3 patients across splits"}}
-    decision = decide(good, audited=audited)
+    decision = decide(good, audits=audited(leakage="3 patients across splits"))
     assert (decision["decision"], failed(decision)) == ("refused", ["leakage audit"])
 
 
 def test_a_shortcut_is_refused_unless_waived_by_name(good):
-    audited = CLEAN | {"findings": {"shortcut": "most of the evidence is not in the nodule"}}
-    assert failed(decide(good, audited=audited)) == ["shortcut audit"]
-    decision = decide(good, audited=audited, waive=("shortcut",))
+    found = audited(shortcut="most of the evidence is not in the nodule")
+    assert failed(decide(good, audits=found)) == ["shortcut audit"]
+    decision = decide(good, audits=found, waive=("shortcut",))
     assert decision["decision"] == "promoted"
     assert decision["waived"] == ["shortcut audit"]
     assert "waived by name" in decision["reasons"][0]
-    assert decide(good, audited=audited, waive=("leakage",))["decision"] == "refused"
+    assert decide(good, audits=found, waive=("leakage",))["decision"] == "refused"
 
 
 def test_an_audit_that_could_not_run_is_no_pass(good):
-    audited = CLEAN | {"kept": {}, "not_measured": {"blanked_nodule": "no region"}}
-    decision = decide(good, audited=audited)
+    shortcut, leakage = audited()
+    not_run = ShortcutAudit("cropped", not_measured={"blanked_nodule": "no region"})
+    decision = decide(good, audits=[not_run, leakage])
     assert failed(decision) == ["shortcut audit"]
     assert "could not be run: no region" in decision["reasons"][0]
-    assert failed(decide(good, audited=CLEAN | {"leakage": {}})) == ["leakage audit"]
+    assert failed(decide(good, audits=[shortcut, LeakageAudit()])) == ["leakage audit"]
 
 
 def test_chance_missed_cancers_and_bad_probabilities_are_refused(good):
@@ -154,12 +168,12 @@ def test_a_large_group_below_its_floor_refuses_and_a_small_one_does_not(good):
     table.loc[mine, SCORE] *= 0.3
     point = OperatingPoint(1.0, (0, 0), float(good[SCORE].median()), (0.5, 0.5))
     for column, share in (("scanner", 2), ("rare", 17)):
-        table[subgroups.PREFIX + column] = np.where(table["patient"] % share == 0, "a", "b")
-        rows = [one for one in subgroups.figures(table, point, 0.1) if one["group"] == "a"]
+        table[performance.SUBGROUP + column] = np.where(table["patient"] % share == 0, "a", "b")
+        rows = [one for one in performance.by_subgroup(table, point.threshold, 0.1) if one["group"] == "a"]
         decision = decide(good, groups=rows)
         assert rows[0]["small"] == (share == 17)
         assert ("subgroups" in failed(decision)) == (share == 2)
-        del table[subgroups.PREFIX + column]
+        del table[performance.SUBGROUP + column]
 
 
 def test_perfect_separation_is_no_error():
@@ -246,18 +260,18 @@ def test_only_what_is_shown_to_be_better_than_the_anchor_is_ahead_of_it(good):
 def test_a_group_that_loses_what_the_champion_had_refuses(good):
     """It stays above every floor, and all patients together do not show it."""
     table = good.copy()
-    table[subgroups.PREFIX + "scanner"] = np.where(table["patient"] % 4 == 0, "a", "b")
+    table[performance.SUBGROUP + "scanner"] = np.where(table["patient"] % 4 == 0, "a", "b")
     mine = (table["patient"] % 4 == 0) & (table["label"] == "B")
     threshold = threshold_of(good)
     table.loc[mine & (table["patient"] % 8 == 0), SCORE] = threshold + 0.02
     point = OperatingPoint(1.0, (0, 0), threshold, (0.5, threshold))
     for current, holds in ((rival(3, good), False), (rival(3, table), True), (Champion(3, problem="away"), True)):
-        rows = subgroups.figures(table, point, 0.1, current=current)
+        rows = performance.by_subgroup(table, point.threshold, 0.1, champion=current)
         decision = decide(table, current, row=row_of(table, threshold), groups=rows)
         names = failed(decision)
         assert "subgroups" not in names
         assert ("subgroups against champion 3" not in names) is holds, decision["criteria"]
-    rows = subgroups.figures(table, point, 0.1)
+    rows = performance.by_subgroup(table, point.threshold, 0.1)
     assert not any("less_champion" in row for row in rows)
 
 
@@ -271,15 +285,15 @@ def test_one_patient_of_a_class_is_refused_and_no_error():
 
 
 def test_unknown_waivers_are_said():
-    assert gate.check_waivers(["leakage", "leakage"]) == ("leakage",)
+    assert audits.check_waivers(["leakage", "leakage"]) == ("leakage",)
     with pytest.raises(InputError, match="'calibration': only shortcut and leakage"):
-        gate.check_waivers(["calibration"])
+        audits.check_waivers(["calibration"])
 
 
 @pytest.fixture
 def crowned(evaluated, tmp_path) -> tuple:
     """A registry whose champion is the evaluation's winner, and its test predictions."""
-    registry.publish(evaluated / "artefact", tmp_path / "r", {"decision": "promoted", "reasons": [], "champion": None})
+    Registry(tmp_path / "r").publish(evaluated / "artefact", {"decision": "promoted", "reasons": [], "champion": None})
     return tmp_path / "r", tmp_path / "r" / "thyroid" / "1"
 
 
@@ -292,44 +306,44 @@ def answers(evaluated, cropped) -> pd.DataFrame:
 
 def test_the_champion_is_scored_on_the_candidates_images(crowned, evaluated, cropped):
     table = answers(evaluated, cropped)
-    current, anchor = gate.rivals(crowned[0], table, BINARY, "cropped", NOBODY)
+    current, anchor = against(crowned[0], table, NOBODY)
     assert (current.version, anchor) == (1, None)
-    facts = artefacts.facts(registry.find(crowned[0]))
+    facts = artefacts.facts(Registry(crowned[0]).find())
     assert current.threshold == facts["threshold"]
     np.testing.assert_allclose(current.scores, table[SCORE], atol=1e-5)
 
 
 def test_no_registry_and_no_champion(tmp_path, evaluated, cropped):
     table = answers(evaluated, cropped)
-    assert gate.rivals(tmp_path, table, BINARY, "cropped", NOBODY) == (Champion(None), None)
-    assert "no registry was given" in gate.rivals(None, table, BINARY, "cropped", NOBODY)[0].problem
+    assert against(tmp_path, table, NOBODY) == (Champion(None), None)
+    assert "no registry was given" in against(None, table, NOBODY)[0].problem
 
 
 def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tmp_path, good):
     """A champion that is not shown to be better does not become the anchor, which is looked at after it."""
     other = variant(evaluated / "artefact", tmp_path)
-    registry.publish(other, crowned[0], {"decision": "promoted", "reasons": [], "champion": 1})
-    assert registry.read_aliases(crowned[0]) == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
-    current, anchor = gate.rivals(crowned[0], answers(evaluated, cropped), BINARY, "cropped", NOBODY)
+    Registry(crowned[0]).publish(other, {"decision": "promoted", "reasons": [], "champion": 1})
+    assert Registry(crowned[0]).read_aliases() == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
+    current, anchor = against(crowned[0], answers(evaluated, cropped), NOBODY)
     assert (current.version, anchor.version) == (2, 1)
     np.testing.assert_array_equal(current.scores, anchor.scores)
     better = decide(
         good, current=rival(2, good), anchor=rival(1, good, predictions(200, 2, signal=1.2)[SCORE].to_numpy())
     )
     (crowned[1] / "model.keras").write_bytes(b"x")
-    current, anchor = gate.rivals(crowned[0], answers(evaluated, cropped), BINARY, "cropped", NOBODY)
+    current, anchor = against(crowned[0], answers(evaluated, cropped), NOBODY)
     assert current.problem is None
     assert "changed since it was registered" in anchor.problem
     assert (better["decision"], better["ahead_of"]) == ("promoted", 1)
-    registry.publish(variant(other, tmp_path), crowned[0], better)
-    assert registry.read_aliases(crowned[0]) == {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
+    Registry(crowned[0]).publish(variant(other, tmp_path), better)
+    assert Registry(crowned[0]).read_aliases() == {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
 
 
 def test_patients_needed():
-    assert gate.patients_needed(0.95) == 72
-    assert gate.patients_needed(0.9999) == 36887
-    assert gate.patients_needed(1.0) is None
-    assert "no number of patients" in gate.told_needed(1.0)
+    assert operating_point.patients_needed(0.95) == 72
+    assert operating_point.patients_needed(0.9999) == 36887
+    assert operating_point.patients_needed(1.0) is None
+    assert "no number of patients" in operating_point.describe_patients_needed(1.0)
 
 
 def republished(artefact, root, tmp_path, **facts):
@@ -341,7 +355,7 @@ def republished(artefact, root, tmp_path, **facts):
         if value is not None
     }
     (copy / "model.json").write_text(json.dumps(told))
-    registry.publish(copy, root, {"decision": "promoted", "reasons": [], "champion": None})
+    Registry(root).publish(copy, {"decision": "promoted", "reasons": [], "champion": None})
     return root
 
 
@@ -369,7 +383,7 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(
         )
     else:
         (folder / "model.keras").write_bytes(b"x")
-    current, _ = gate.rivals(root, answers(evaluated, cropped), BINARY, "cropped", judging)
+    current, _ = against(root, answers(evaluated, cropped), judging)
     said = {
         "classes": "tells 2<3|4 apart, not B|M",
         "domain": "serves normal images",

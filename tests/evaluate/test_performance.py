@@ -197,7 +197,8 @@ def test_a_patient_counts_as_the_last_class_of_the_images():
 def test_every_curve_is_drawn(kinds, tmp_path):
     table = predictions() if kinds is BINARY else graded()
     point = POINT if kinds is BINARY else GRADED
-    plots.draw(table, kinds, performance.of(table, kinds, point, 0.1), point, 0.1, "title", "one", tmp_path)
+    shown = plots.PlottedModel(table, kinds, performance.of(table, kinds, point, 0.1), point, 0.1, "title")
+    plots.draw(shown, "one", tmp_path)
     more = {"class-roc", "class-confusion"}
     drawn = set(plots.NAMES) if kinds is KINDS else set(plots.NAMES) - more
     assert {file.name for file in tmp_path.iterdir()} == {f"{name}-one.png" for name in drawn}

@@ -13,13 +13,19 @@ import pytest
 from tests.support.pages import Page
 from tests.support.serving import EXPLAIN, INFER, PREDICT, Server, encoded
 from thyroid import crop
+from thyroid.crop import CropOptions
 from thyroid.data import classes, tables
+from thyroid.data.classes import Classes
 from thyroid.evaluate import evaluate
+from thyroid.evaluate.options import EvaluateOptions
 from thyroid.imaging import phantom
 from thyroid.ingest import ingest
+from thyroid.ingest.options import IngestOptions
 from thyroid.model import artefacts, engine
-from thyroid.registry import register, registry
+from thyroid.registry import register
+from thyroid.registry.registry import Registry
 from thyroid.train import train
+from thyroid.train.options import TrainOptions
 from thyroid.web import words
 from thyroid.web.words import Words
 
@@ -43,10 +49,11 @@ def run(toy, tmp_path_factory) -> Path:
         rows = [(file.name, "x", grade[file.name[:5]]) for file in sorted((folder / "scans").iterdir())]
         csv.writer(stream).writerows([("filename", "label", "TI-RADS"), *rows])
     labels = f"{folder}/labels.csv#TI-RADS"
-    ingest.ingest(folder / "scans", folder / "ingested", rois, labels=labels, classes=GRADES)
-    crop.crop(folder / "ingested", folder / "data", ["cropped"])
-    train.train(folder / "data", folder / "model", toy, weights="none", image_size=32, epochs=1)
-    evaluate.evaluate(folder / "data", [folder / "model"], folder / "evaluation", prevalence=0.2)
+    ingest.ingest(IngestOptions(folder / "scans", rois, labels=labels, classes=GRADES), folder / "ingested")
+    crop.crop(folder / "ingested", folder / "data", CropOptions(["cropped"]))
+    options = TrainOptions(weights="none", image_size=32, epochs=1)
+    train.train(folder / "data", folder / "model", toy, options=options)
+    evaluate.evaluate(folder / "data", [folder / "model"], folder / "evaluation", EvaluateOptions(prevalence=0.2))
     register.register(folder / "evaluation", folder / "registry", folder / "summary.json")
     return folder
 
@@ -71,9 +78,9 @@ def instance(row, **more) -> dict:
 
 def test_all_facts_know_the_classes(run):
     for file in ("data/data.json", "model/train.json", "evaluation/evaluation.json"):
-        assert classes.of(json.loads((run / file).read_text())) == KINDS, file
-    facts = artefacts.verify(registry.find(run / "registry"))
-    assert classes.of(facts) == KINDS
+        assert Classes.from_dict(json.loads((run / file).read_text())) == KINDS, file
+    facts = artefacts.verify(Registry(run / "registry").find())
+    assert Classes.from_dict(facts) == KINDS
     assert list(facts["reference"]) == list(KINDS.names)
     assert sum(facts["reference"].values()) == pytest.approx(1)
     assert len(facts["thresholds"]) == len(facts["bias"]) == 4

@@ -3,7 +3,7 @@ import pytest
 
 from tests.evaluate.test_performance import POINT, predictions
 from thyroid.clinical import clinical_csv
-from thyroid.evaluate import subgroups
+from thyroid.evaluate import clinical_model, performance
 
 
 def write(path, text):
@@ -19,13 +19,13 @@ def scans() -> pd.DataFrame:
 def test_groups_by_patient(tmp_path, scans):
     rows = "".join(f"{n},{'f' if n % 3 else 'm'},{20 + n * 7 % 29},{n % 4},same,name {n}\n" for n in range(1, 29))
     file = write(tmp_path / "clinical.csv", f"patient,sex,age,children,scanner,remark\n{rows}99,f,50,0,same,x\n")
-    groups, notes = subgroups.join(scans, clinical_csv.read(file))
+    groups, notes = clinical_model.subgroups(scans, clinical_csv.read(file))
     assert list(groups.columns) == ["sex", "age", "children"]
     assert groups["sex"].isna().sum() == 2
-    assert groups["age"].nunique() == subgroups.BANDS
+    assert groups["age"].nunique() == clinical_model.BANDS
     assert groups["children"].tolist()[:4] == ["1", "2", "3", "0"]
     told = "; ".join(notes)
-    assert "1 rows of clinical.csv are of unknown patients" in told
+    assert "1 rows of clinical.csv belong to unknown patients" in told
     assert "2 scans have no row" in told
     assert "column scanner is constant or empty" in told
     assert "column remark is an identifier" in told
@@ -33,7 +33,9 @@ def test_groups_by_patient(tmp_path, scans):
 
 def test_too_many_texts_are_no_groups(tmp_path, scans):
     rows = "".join(f"{n},text {n * 7 % 15}\n" for n in range(1, 31))
-    groups, notes = subgroups.join(scans, clinical_csv.read(write(tmp_path / "c.csv", f"patient,remark\n{rows}")))
+    groups, notes = clinical_model.subgroups(
+        scans, clinical_csv.read(write(tmp_path / "c.csv", f"patient,remark\n{rows}"))
+    )
     assert groups.empty
     assert notes == ["clinical.csv: column remark has 15 different texts, too many for groups"]
 
@@ -42,29 +44,29 @@ def test_odd_values_make_groups_or_notes(tmp_path, scans):
     rows = "".join(
         f"{n},{'f ' if n % 2 else 'F'},{'unknown' if n == 1 else n * 7 % 31}.25,{n % 2 == 0},\n" for n in range(1, 31)
     )
-    groups, notes = subgroups.join(
+    groups, notes = clinical_model.subgroups(
         scans, clinical_csv.read(write(tmp_path / "c.csv", f"patient,sex,age,smoker\n{rows}"))
     )
     assert "column sex is constant" in "; ".join(notes), "case and blanks around a text make no second group"
-    assert "column age has 1 values that are no numbers" in "; ".join(notes)
+    assert "column age has 1 values that are not numbers" in "; ".join(notes)
     assert set(groups["smoker"]) == {"True", "False"}
-    assert groups["age"].nunique() == subgroups.BANDS
+    assert groups["age"].nunique() == clinical_model.BANDS
 
 
 def test_groups_by_file(tmp_path, scans):
     file = write(
         tmp_path / "c.csv", "filename,tirads\n" + "".join(f"{p[3:]},{i % 3 + 3}\n" for i, p in enumerate(scans["path"]))
     )
-    groups, notes = subgroups.join(scans, clinical_csv.read(file))
+    groups, notes = clinical_model.subgroups(scans, clinical_csv.read(file))
     assert groups["tirads"].tolist()[:3] == ["3", "4", "5"]
     assert not notes
 
 
 def test_figures_with_counts_and_small_groups_marked():
     table = predictions(100, 2)
-    table[subgroups.PREFIX + "sex"] = ["f" if p % 4 else "m" for p in table["patient"]]
-    table[subgroups.PREFIX + "only"] = ["benign" if label == "B" else None for label in table["label"]]
-    rows = {(row["column"], row["group"]): row for row in subgroups.figures(table, POINT, 0.1)}
+    table[performance.SUBGROUP + "sex"] = ["f" if p % 4 else "m" for p in table["patient"]]
+    table[performance.SUBGROUP + "only"] = ["benign" if label == "B" else None for label in table["label"]]
+    rows = {(row["column"], row["group"]): row for row in performance.by_subgroup(table, POINT.threshold, 0.1)}
     large, small = rows["sex", "f"], rows["sex", "m"]
     assert (large["images"], large["patients"], large["small"]) == (150, 75, False)
     assert small["small"]

@@ -15,6 +15,7 @@ from thyroid.data.store import Store
 from thyroid.errors import InputError
 from thyroid.imaging import images
 from thyroid.ingest import ingest
+from thyroid.ingest.options import IngestOptions
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -36,12 +37,12 @@ def patients_in(folder: Path, split: str) -> list[int]:
 
 def test_a_folder_that_moved_keeps_its_splits_and_says_so(tmp_path, capsys):
     home = tmp_path / "store"
-    ingest.ingest(hospital(tmp_path / "scans", 1000), tmp_path / "one", store=home)
+    ingest.ingest(IngestOptions(hospital(tmp_path / "scans", 1000), store=home), tmp_path / "one")
     before = split_of(tmp_path / "one")
     moved = shutil.move(tmp_path / "scans", tmp_path / "archive")
     write_scan(Path(moved) / "B_077-0001-1.0.jpg", seed=77)
     capsys.readouterr()
-    facts = ingest.ingest(moved, tmp_path / "two", store=home, seed=9).facts
+    facts = ingest.ingest(IngestOptions(moved, store=home, seed=9), tmp_path / "two").facts
     after = split_of(tmp_path / "two")
     assert {name: after[name] for name in before} == before
     assert facts["cohort"] == tables.read_facts(tmp_path / "one")["cohort"]
@@ -53,10 +54,10 @@ def test_a_folder_that_moved_keeps_its_splits_and_says_so(tmp_path, capsys):
 def test_equal_numbers_of_two_hospitals_have_nothing_to_do_with_each_other(tmp_path, capsys):
     home = tmp_path / "store"
     north, south = hospital(tmp_path / "north", 1000), hospital(tmp_path / "south", 5000)
-    ingest.ingest(north, tmp_path / "one", store=home, site="north")
-    ingest.ingest(south, tmp_path / "alone", seed=3)
+    ingest.ingest(IngestOptions(north, store=home, site="north"), tmp_path / "one")
+    ingest.ingest(IngestOptions(south, seed=3), tmp_path / "alone")
     capsys.readouterr()
-    ingest.ingest(south, tmp_path / "two", store=home, seed=3)
+    ingest.ingest(IngestOptions(south, store=home, seed=3), tmp_path / "two")
     assert split_of(tmp_path / "two") == split_of(tmp_path / "alone")
     assert split_of(tmp_path / "two") != split_of(tmp_path / "one")
     told = capsys.readouterr().out
@@ -67,7 +68,7 @@ def test_equal_numbers_of_two_hospitals_have_nothing_to_do_with_each_other(tmp_p
         write_scan(tmp_path / "more" / f"{'BM'[patient % 2]}_{patient:03d}-0002-1.0.jpg", seed=9000 + patient)
     for patient in range(31, 45):
         write_scan(tmp_path / "more" / f"{'BM'[patient % 2]}_{patient:03d}-0001-1.0.jpg", seed=9000 + patient)
-    ingest.ingest(tmp_path / "more", tmp_path / "three", store=home, seed=5, site="north")
+    ingest.ingest(IngestOptions(tmp_path / "more", store=home, seed=5, site="north"), tmp_path / "three")
     assert set(patients_in(tmp_path / "one", "test")) <= set(patients_in(tmp_path / "three", "test"))
     assert set(patients_in(tmp_path / "one", "validation")) <= set(patients_in(tmp_path / "three", "validation"))
     assert set(memory(home)["cohort"]) == {"north", tables.read_facts(tmp_path / "two")["cohort"]}
@@ -76,32 +77,32 @@ def test_equal_numbers_of_two_hospitals_have_nothing_to_do_with_each_other(tmp_p
 def test_a_cohort_that_is_given_its_name_later_keeps_its_splits(tmp_path):
     home = tmp_path / "store"
     scans = hospital(tmp_path / "scans", 1000)
-    ingest.ingest(scans, tmp_path / "one", store=home)
-    facts = ingest.ingest(scans, tmp_path / "two", store=home, site="St. Anna", seed=8).facts
+    ingest.ingest(IngestOptions(scans, store=home), tmp_path / "one")
+    facts = ingest.ingest(IngestOptions(scans, store=home, site="St. Anna", seed=8), tmp_path / "two").facts
     assert (facts["cohort"], facts["splits"]) == ("St. Anna", tables.read_facts(tmp_path / "one")["splits"])
     assert split_of(tmp_path / "two") == split_of(tmp_path / "one")
     assert set(memory(home)["cohort"]) == {"St. Anna"}
-    assert ingest.ingest(scans, tmp_path / "three", store=home).facts["cohort"] == "St. Anna"
+    assert ingest.ingest(IngestOptions(scans, store=home), tmp_path / "three").facts["cohort"] == "St. Anna"
 
 
 def test_a_picture_keeps_its_split_in_another_cohort(tmp_path):
     home = tmp_path / "store"
     north, south = hospital(tmp_path / "north", 1000), hospital(tmp_path / "south", 5000)
-    ingest.ingest(north, tmp_path / "one", store=home, site="north")
+    ingest.ingest(IngestOptions(north, store=home, site="north"), tmp_path / "one")
     number = patients_in(tmp_path / "one", "test")[0]
     file = next(north.glob(f"*_{number:03d}-*"))
     copy = south / f"{file.name[0]}_090-0001-1.0.jpg"
     Image.fromarray(images.decode(file.read_bytes())).resize((192, 160)).save(copy, quality=60)
     for seed in range(4):
-        ingest.ingest(south, tmp_path / f"two{seed}", store=home, seed=seed, site=f"south {seed}")
+        ingest.ingest(IngestOptions(south, store=home, seed=seed, site=f"south {seed}"), tmp_path / f"two{seed}")
         assert split_of(tmp_path / f"two{seed}")[copy.name] == "test"
 
 
 def test_a_place_that_holds_quite_other_scans_is_asked_about(tmp_path, capsys):
     home = tmp_path / "store"
-    ingest.ingest(hospital(tmp_path / "scans", 1000), tmp_path / "one", store=home)
+    ingest.ingest(IngestOptions(hospital(tmp_path / "scans", 1000), store=home), tmp_path / "one")
     shutil.rmtree(tmp_path / "scans")
-    ingest.ingest(hospital(tmp_path / "scans", 5000), tmp_path / "two", store=home)
+    ingest.ingest(IngestOptions(hospital(tmp_path / "scans", 5000), store=home), tmp_path / "two")
     assert split_of(tmp_path / "two") == split_of(tmp_path / "one"), "the same numbers, which may be the same patients"
     assert "was there before; equal patient numbers still count as the same patients" in capsys.readouterr().out
 
@@ -109,7 +110,7 @@ def test_a_place_that_holds_quite_other_scans_is_asked_about(tmp_path, capsys):
 @pytest.mark.parametrize("site", ["unnamed-1", "-x", "a" * 65, "a/b", "a\nb", "  ."])
 def test_names_that_no_cohort_may_have(scans, tmp_path, site):
     with pytest.raises(InputError, match="--site"):
-        ingest.ingest(scans, tmp_path / "out", site=site)
+        ingest.ingest(IngestOptions(scans, site=site), tmp_path / "out")
 
 
 def age(home: Path) -> None:
@@ -128,7 +129,7 @@ def test_a_store_of_older_code_is_filled_at_the_first_write(tmp_path, capsys):
     home = tmp_path / "store"
     sources = {name: hospital(tmp_path / name, seed) for name, seed in (("north", 1000), ("south", 5000))}
     for name, folder in sources.items():
-        ingest.ingest(folder, tmp_path / name / "out" / "1", store=home)
+        ingest.ingest(IngestOptions(folder, store=home), tmp_path / name / "out" / "1")
     before = {name: split_of(tmp_path / name / "out" / "1") for name in sources}
     age(home)
     (home / "versions" / "000003").mkdir()
@@ -137,7 +138,7 @@ def test_a_store_of_older_code_is_filled_at_the_first_write(tmp_path, capsys):
         moved = tmp_path / f"moved {name}"
         folder.rename(moved)
         shutil.rmtree(moved / "out")
-        ingest.ingest(moved, tmp_path / f"out{number}", store=home, seed=7)
+        ingest.ingest(IngestOptions(moved, store=home, seed=7), tmp_path / f"out{number}")
         assert split_of(tmp_path / f"out{number}") == before[name]
     assert "000003: damaged" in capsys.readouterr().out
     versions = [folder.name for folder in Store(home).versions() if tables.sealed(folder)]

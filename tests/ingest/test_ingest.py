@@ -9,10 +9,12 @@ from PIL import Image
 
 from tests.conftest import write_rois, write_scan
 from thyroid import crop
+from thyroid.crop import CropOptions
 from thyroid.data import tables
 from thyroid.errors import InputError
 from thyroid.imaging import images
 from thyroid.ingest import ingest
+from thyroid.ingest.options import IngestOptions
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -29,7 +31,7 @@ def split_of(folder) -> dict[str, str]:
 
 def test_writes_tables_statistics_and_the_decks_line(scans, tmp_path, capsys, monkeypatch, drawn):
     monkeypatch.undo()  # with its picture
-    done = ingest.ingest(scans, tmp_path / "out")
+    done = ingest.ingest(IngestOptions(scans), tmp_path / "out")
     table, _, facts = tables.read(tmp_path / "out")
     assert facts == done.facts
     assert (facts["scans"], facts["patients"], facts["quarantined"], facts["synthetic"]) == (24, 12, 0, 0)
@@ -41,9 +43,9 @@ def test_writes_tables_statistics_and_the_decks_line(scans, tmp_path, capsys, mo
 
 
 def test_is_reproducible_and_does_not_depend_on_where_the_scans_are(scans, tmp_path):
-    one = ingest.ingest(scans, tmp_path / "one").facts
+    one = ingest.ingest(IngestOptions(scans), tmp_path / "one").facts
     shutil.copytree(scans, tmp_path / "갑상선 copies" / "deep er")
-    two = ingest.ingest(tmp_path / "갑상선 copies", tmp_path / "two").facts
+    two = ingest.ingest(IngestOptions(tmp_path / "갑상선 copies"), tmp_path / "two").facts
     assert one["digest"] == two["digest"]
     assert one["splits"] == two["splits"]
     assert split_of(tmp_path / "one") == split_of(tmp_path / "two")
@@ -70,7 +72,7 @@ def test_everything_unusable_is_quarantined_by_name(scans, tmp_path):
     (scans / ".trash" / "B_060-0001-1.0.jpg").write_bytes(good)
     (scans / "linked").symlink_to(tmp_path / "elsewhere")
     (scans / os.fsdecode(b"bad\xff.jpg")).write_bytes(good)
-    done = ingest.ingest(scans, tmp_path / "out")
+    done = ingest.ingest(IngestOptions(scans), tmp_path / "out")
     found = reasons(tmp_path / "out")
     expected = {
         "B_051-0001-1.0.jpg": "not a JPEG",
@@ -95,7 +97,7 @@ def test_everything_unusable_is_quarantined_by_name(scans, tmp_path):
 
 def test_a_patient_in_both_classes_is_kept_in_one_group_and_said(scans, tmp_path, capsys):
     write_scan(scans / "M_001-0003-1.0.jpg", seed=500)
-    ingest.ingest(scans, tmp_path / "out")
+    ingest.ingest(IngestOptions(scans), tmp_path / "out")
     table = tables.used(tables.read(tmp_path / "out")[0])
     mine = table[table["patient"] == 1]
     assert set(mine["label"]) == {"B", "M"}
@@ -106,7 +108,7 @@ def test_a_patient_in_both_classes_is_kept_in_one_group_and_said(scans, tmp_path
 def test_a_copy_under_another_number_joins_its_original(scans, tmp_path, capsys):
     original = images.decode((scans / "M_002-0001-1.0.jpg").read_bytes())
     Image.fromarray(original).resize((192, 160)).save(scans / "M_077-0001-1.0.jpg", quality=60)
-    facts = ingest.ingest(scans, tmp_path / "out").facts
+    facts = ingest.ingest(IngestOptions(scans), tmp_path / "out").facts
     table = tables.used(tables.read(tmp_path / "out")[0])
     assert table[table["patient"].isin([2, 77])]["group"].nunique() == 1
     assert facts["duplicate_groups"] == 1
@@ -115,13 +117,13 @@ def test_a_copy_under_another_number_joins_its_original(scans, tmp_path, capsys)
 
 def test_same_bytes_count_once(scans, tmp_path):
     shutil.copy(scans / "B_001-0001-1.0.jpg", scans / "B_001-0009-1.0.jpg")
-    ingest.ingest(scans, tmp_path / "out")
+    ingest.ingest(IngestOptions(scans), tmp_path / "out")
     assert reasons(tmp_path / "out") == {"B_001-0009-1.0.jpg": "same bytes as B_001-0001-1.0.jpg"}
 
 
 def test_same_bytes_under_both_labels_are_all_set_aside(scans, tmp_path):
     shutil.copy(scans / "B_001-0001-1.0.jpg", scans / "M_001-0009-1.0.jpg")
-    ingest.ingest(scans, tmp_path / "out")
+    ingest.ingest(IngestOptions(scans), tmp_path / "out")
     found = reasons(tmp_path / "out")
     assert set(found) == {"B_001-0001-1.0.jpg", "M_001-0009-1.0.jpg"}
     assert all("different labels" in reason for reason in found.values())
@@ -135,7 +137,7 @@ def re_encoded(source, target, quality=60):
 def test_one_frame_under_two_labels_is_set_aside_however_it_is_encoded(scans, tmp_path):
     re_encoded(scans / "B_001-0001-1.0.jpg", scans / "M_077-0001-1.0.jpg")
     re_encoded(scans / "M_002-0001-1.0.jpg", scans / "M_078-0001-1.0.jpg")
-    ingest.ingest(scans, tmp_path / "out")
+    ingest.ingest(IngestOptions(scans), tmp_path / "out")
     both = "same picture under different labels: B_001-0001-1.0.jpg, M_077-0001-1.0.jpg"
     assert reasons(tmp_path / "out") == {"B_001-0001-1.0.jpg": both, "M_077-0001-1.0.jpg": both}
 
@@ -143,14 +145,14 @@ def test_one_frame_under_two_labels_is_set_aside_however_it_is_encoded(scans, tm
 @pytest.mark.parametrize("grey", [0, 1, 128, 255])
 @pytest.mark.parametrize("everybody", [False, True])
 def test_pictures_without_content_tie_nobody_together(scans, tmp_path, grey, everybody):
-    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "one")
     before = split_of(tmp_path / "one")
     noise = np.random.default_rng(0).integers(0, 3, (90, 120, 3), dtype=np.uint8)
     for patient in range(1, 13 if everybody else 8):
         size = (120 + patient, 90)
         blank = Image.fromarray(np.clip(noise.astype(int) + grey, 0, 255).astype(np.uint8)).resize(size)
         blank.save(scans / f"{'MB'[patient % 2]}_{patient:03d}-0009-1.0.jpg", quality=90 - patient)
-    ingest.ingest(scans, tmp_path / "two", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "two")
     assert split_of(tmp_path / "two") == before
     found = reasons(tmp_path / "two")
     assert len(found) == (12 if everybody else 7)
@@ -159,14 +161,14 @@ def test_pictures_without_content_tie_nobody_together(scans, tmp_path, grey, eve
 
 def test_a_picture_that_many_patients_have_is_no_scan_of_one(scans, tmp_path):
     """A hospital's logo, say, or an empty layout."""
-    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "one")
     before = split_of(tmp_path / "one")
     logo = write_scan(tmp_path / "logo.jpg", seed=4000)
     for count in (3, 8):
         for patient in range(1, count + 1):
             name = f"{'MB'[patient % 2]}_{patient:03d}-0009-1.0.jpg"
             re_encoded(logo, scans / name, quality=90 - 3 * patient)
-    facts = ingest.ingest(scans, tmp_path / "two", store=tmp_path / "store").facts
+    facts = ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "two").facts
     assert split_of(tmp_path / "two") == before
     found = reasons(tmp_path / "two")
     assert len(found) == 8
@@ -175,21 +177,21 @@ def test_a_picture_that_many_patients_have_is_no_scan_of_one(scans, tmp_path):
 
 
 def test_who_moves_into_test_is_told(scans, tmp_path, capsys):
-    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "one")
     first = {}
     for name, split in split_of(tmp_path / "one").items():
         first.setdefault(split, name)
     moves = first["train"][2:5]
     re_encoded(scans / first["test"], scans / f"{first['test'][0]}_{moves}-0009-1.0.jpg")
     capsys.readouterr()
-    ingest.ingest(scans, tmp_path / "two", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "two")
     after = split_of(tmp_path / "two")
     assert after[first["train"]] == "test"
     assert (
         f"note: 1 patients moved into test: {moves}. They were in train or validation before" in capsys.readouterr().out
     )
     write_scan(scans / "B_090-0001-1.0.jpg", seed=9090)
-    ingest.ingest(scans, tmp_path / "three", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "three")
     assert "moved into test" not in capsys.readouterr().out, "it is told once"
 
 
@@ -205,7 +207,7 @@ def deck_folders(scans, tmp_path):
 
 def test_given_train_and_test_folders_win(scans, tmp_path):
     root = deck_folders(scans, tmp_path)
-    facts = ingest.ingest(root, tmp_path / "out").facts
+    facts = ingest.ingest(IngestOptions(root), tmp_path / "out").facts
     for name, split in split_of(tmp_path / "out").items():
         assert (split == "test") == (int(name[2:5]) > 8)
     assert facts["splits"]["validation"]["patients"] == 2
@@ -215,7 +217,7 @@ def test_given_train_and_test_folders_win(scans, tmp_path):
 def test_a_patient_in_both_folders_is_named_and_moved_to_train(scans, tmp_path, capsys):
     root = deck_folders(scans, tmp_path)
     write_scan(root / "test" / "B_001-0009-1.0.jpg", seed=700)
-    ingest.ingest(root, tmp_path / "out")
+    ingest.ingest(IngestOptions(root), tmp_path / "out")
     assert split_of(tmp_path / "out")["B_001-0009-1.0.jpg"] != "test"
     assert "patient 001 was in the given test and train folders" in capsys.readouterr().out
 
@@ -224,7 +226,7 @@ def test_a_near_duplicate_across_the_folders_is_named_and_moved(scans, tmp_path,
     root = deck_folders(scans, tmp_path)
     image = images.decode((root / "train" / "M_002-0001-1.0.jpg").read_bytes())
     Image.fromarray(image).save(root / "test" / "M_099-0001-1.0.jpg", quality=50)
-    ingest.ingest(root, tmp_path / "out")
+    ingest.ingest(IngestOptions(root), tmp_path / "out")
     splits = split_of(tmp_path / "out")
     assert splits["M_099-0001-1.0.jpg"] == splits["M_002-0001-1.0.jpg"] != "test"
     assert "002, 099" in capsys.readouterr().out
@@ -233,7 +235,7 @@ def test_a_near_duplicate_across_the_folders_is_named_and_moved(scans, tmp_path,
 def test_told_to_keep_the_overlap_it_keeps_and_says_leak(scans, tmp_path, capsys):
     root = deck_folders(scans, tmp_path)
     write_scan(root / "test" / "B_001-0009-1.0.jpg", seed=700)
-    ingest.ingest(root, tmp_path / "out", given_splits="keep")
+    ingest.ingest(IngestOptions(root, given_splits="keep"), tmp_path / "out")
     splits = split_of(tmp_path / "out")
     assert splits["B_001-0009-1.0.jpg"] == "test"
     assert splits["B_001-0001-1.0.jpg"] == "train"
@@ -242,21 +244,21 @@ def test_told_to_keep_the_overlap_it_keeps_and_says_leak(scans, tmp_path, capsys
 
 def test_told_to_ignore_the_folders_it_deals_anew(scans, tmp_path):
     root = deck_folders(scans, tmp_path)
-    ingest.ingest(root, tmp_path / "out", given_splits="ignore")
+    ingest.ingest(IngestOptions(root, given_splits="ignore"), tmp_path / "out")
     assert {n for n, s in split_of(tmp_path / "out").items() if s == "test"} != {
         f.name for f in (root / "test").iterdir()
     }
 
 
 def test_splits_are_kept_when_scans_are_added(scans, tmp_path):
-    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "one")
     before = split_of(tmp_path / "one")
     for patient in range(20, 40):
         write_scan(scans / f"{'BM'[patient % 2]}_{patient:03d}-0001-1.0.jpg", seed=patient * 31)
     tested = next(name for name, split in before.items() if split == "test")
     copy = images.decode((scans / tested).read_bytes())
     Image.fromarray(copy).resize((150, 125)).save(scans / f"{tested[0]}_099-0001-1.0.jpg")
-    ingest.ingest(scans, tmp_path / "two", store=tmp_path / "store", seed=5)
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store", seed=5), tmp_path / "two")
     after = split_of(tmp_path / "two")
     assert {name: after[name] for name in before} == before
     assert after[f"{tested[0]}_099-0001-1.0.jpg"] == "test"
@@ -276,7 +278,7 @@ def test_splits_are_kept_when_scans_are_added(scans, tmp_path):
 )
 def test_an_unusable_region_is_a_quarantine_row(scans, tmp_path, row, reason):
     rois = write_rois(tmp_path / "rois.csv", [("M_002-0001-1.0.jpg", 1, 2, 30, 40), row])
-    done = ingest.ingest(scans, tmp_path / "out", rois=rois)
+    done = ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "out")
     found = reasons(tmp_path / "out")
     assert reason in found[row[0]]
     assert "line 3 of rois.csv" in found[row[0]]
@@ -288,11 +290,11 @@ def test_no_cell_of_the_quarantine_is_a_formula(scans, tmp_path):
     rois = write_rois(
         tmp_path / "rois.csv", [("M_002-0001-1.0.jpg", 1, 2, 30, 40), *((name, 1, 2, 3, 4) for name in names)]
     )
-    ingest.ingest(scans, tmp_path / "in", rois=rois)
+    ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "in")
     marked = [f"'{name}" for name in names]
     assert pd.read_csv(tmp_path / "in" / "quarantine.csv")["file"].tolist() == marked
     (scans / "M_004-0001-1.0.jpg").unlink()
-    crop.crop(tmp_path / "in", tmp_path / "out", domains=["normal"])
+    crop.crop(tmp_path / "in", tmp_path / "out", CropOptions(domains=["normal"]))
     assert pd.read_csv(tmp_path / "out" / "quarantine.csv")["file"].tolist()[:-1] == marked, "not marked twice"
 
 
@@ -300,7 +302,7 @@ def test_several_regions_of_a_scan_and_fractions_of_pixels(scans, tmp_path):
     rois = write_rois(
         tmp_path / "rois.csv", [("M_002-0001-1.0.jpg", 1.4, 2, 30.2, 40), ("M_002-0001-1.0.jpg", 50, 2, 20, 20)]
     )
-    ingest.ingest(scans, tmp_path / "out", rois=rois)
+    ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "out")
     regions = tables.read(tmp_path / "out")[1]
     assert regions[["index", "x", "y", "width", "height"]].to_numpy().tolist() == [
         [0, 1, 2, 31, 40],
@@ -313,7 +315,7 @@ def test_given_crops_make_up_the_cropped_domain(scans, tmp_path):
     for patient in range(1, 13):
         label = "B" if patient % 2 else "M"
         write_scan(tmp_path / "crops" / f"{label}_{patient:03d}-0001-1.0.jpg", seed=900 + patient, size=(40, 30))
-    facts = ingest.ingest(scans, tmp_path / "out", crops=tmp_path / "crops").facts
+    facts = ingest.ingest(IngestOptions(scans, crops=tmp_path / "crops"), tmp_path / "out").facts
     table, regions, _ = tables.read(tmp_path / "out")
     assert (facts["scans"], facts["regions"], facts["patients"]) == (36, 12, 12)
     assert (table.groupby("patient")["split"].nunique() == 1).all()
@@ -322,7 +324,7 @@ def test_given_crops_make_up_the_cropped_domain(scans, tmp_path):
 
 def failing(folder, output, **options) -> str:
     with pytest.raises(InputError) as caught:
-        ingest.ingest(folder, output, **options)
+        ingest.ingest(IngestOptions(folder, **options), output)
     return str(caught.value)
 
 
@@ -385,10 +387,10 @@ def test_equal_rows_of_regions_count_once_and_are_told(scans, tmp_path, capsys):
     row, other = ("B_001-0001-1.0.jpg", 5, 5, 20, 20), ("M_002-0001-1.0.jpg", 5, 5, 20, 20)
     again = ("./B_001-0001-1.0.jpg", 5.2, 5.0, 19.5, 20)  # the same whole pixels
     rois = write_rois(tmp_path / "rois.csv", [row, other, row, again, ("B_001-0001-1.0.jpg", 6, 5, 20, 20)])
-    done = ingest.ingest(scans, tmp_path / "out", rois=rois)
+    done = ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "out")
     regions = tables.read(tmp_path / "out")[1]
     assert regions[["index", "x"]].to_numpy().tolist() == [[0, 5], [0, 5], [1, 6]]
-    note = "2 regions of rois.csv stand there twice and count once: line 4 (as 2), 5 (as 2)"
+    note = "2 regions are repeated in rois.csv and count once: line 4 (as 2), 5 (as 2)"
     assert done.facts["notes"] == [note]
     assert f"note: {note}" in capsys.readouterr().out
 
@@ -415,18 +417,18 @@ def test_output_is_a_file(scans, tmp_path, capsys):
 
 
 def test_given_folders_win_over_an_earlier_data_version(scans, tmp_path):
-    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "one")
     root = deck_folders(scans, tmp_path)
-    ingest.ingest(root, tmp_path / "two", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(root, store=tmp_path / "store"), tmp_path / "two")
     after = split_of(tmp_path / "two")
     assert all((split == "test") == (int(name[2:5]) > 8) for name, split in after.items())
-    ingest.ingest(root, tmp_path / "three", store=tmp_path / "store", seed=9)
+    ingest.ingest(IngestOptions(root, store=tmp_path / "store", seed=9), tmp_path / "three")
     assert split_of(tmp_path / "three") == after
 
 
 def test_ignoring_given_splits_forgets_the_earlier_ones_too(scans, tmp_path):
-    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
-    ingest.ingest(scans, tmp_path / "two", store=tmp_path / "store", given_splits="ignore", seed=3)
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "one")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store", given_splits="ignore", seed=3), tmp_path / "two")
     assert split_of(tmp_path / "one") != split_of(tmp_path / "two")
 
 
@@ -434,14 +436,14 @@ def test_crops_within_the_scans_are_not_taken_for_frames(scans, tmp_path):
     for patient in range(1, 13):
         label = "B" if patient % 2 else "M"
         write_scan(scans / "crops" / f"{label}_{patient:03d}-0001-1.0.jpg", seed=900 + patient, size=(40, 30))
-    facts = ingest.ingest(scans, tmp_path / "out", crops=scans / "crops").facts
+    facts = ingest.ingest(IngestOptions(scans, crops=scans / "crops"), tmp_path / "out").facts
     assert (facts["scans"], facts["regions"]) == (36, 12)
     assert "keep them apart" in failing(scans, tmp_path / "out", crops=scans)
 
 
 def test_output_within_the_scans_is_not_ingested(scans):
-    first = ingest.ingest(scans, scans / "out").facts
-    assert ingest.ingest(scans, scans / "out").facts["quarantined"] == first["quarantined"] == 0
+    first = ingest.ingest(IngestOptions(scans), scans / "out").facts
+    assert ingest.ingest(IngestOptions(scans), scans / "out").facts["quarantined"] == first["quarantined"] == 0
 
 
 @pytest.mark.parametrize("row", [None, ("B_999-0001-1.0.jpg", 5, 5, 10, 10)])
@@ -454,7 +456,7 @@ def test_a_path_in_rois_finds_its_scan_among_namesakes(scans, tmp_path):
     name = "M_002-0001-1.0.jpg"
     write_scan(scans / "more" / name, seed=333)
     rois = write_rois(tmp_path / "rois.csv", [(name, 1, 1, 20, 20), (f"more/{name}", 2, 2, 30, 30)])
-    ingest.ingest(scans, tmp_path / "out", rois=rois)
+    ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "out")
     regions = tables.read(tmp_path / "out")[1]
     assert sorted(zip(regions["path"], regions["x"], strict=True)) == [
         (str(scans / name), 1),
@@ -463,7 +465,7 @@ def test_a_path_in_rois_finds_its_scan_among_namesakes(scans, tmp_path):
 
 
 def test_a_damaged_data_version_is_named(scans, tmp_path):
-    ingest.ingest(scans, tmp_path / "one", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "one")
     (tmp_path / "store" / "versions" / "000001" / "memory.parquet").write_bytes(b"PAR1")
     write_scan(scans / "B_077-0001-1.0.jpg", seed=77)
     assert "memory.parquet: damaged" in failing(scans, tmp_path / "two", store=tmp_path / "store")

@@ -14,10 +14,12 @@ import pytest
 from tests.conftest import write_rois, write_scan
 from tests.support import dicoms
 from thyroid import crop, storage
+from thyroid.crop import CropOptions
 from thyroid.data import pseudonyms, store, tables
 from thyroid.errors import InputError
 from thyroid.imaging import dicom, images
-from thyroid.ingest import dicom_names, ingest
+from thyroid.ingest import dicom_names, examine, ingest, listing
+from thyroid.ingest.options import IngestOptions
 from thyroid.registry import retention
 
 MARK = "ZEBRAFINK"
@@ -28,7 +30,7 @@ KEY = "a secret for tests only"
 @pytest.fixture(autouse=True)
 def key(monkeypatch, undrawn):
     monkeypatch.setenv("THYROID_PATIENT_KEY", KEY)
-    monkeypatch.setattr(ingest, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(listing, "SETTLED_SECONDS", -1.0)
 
 
 def file(number: int) -> str:
@@ -93,7 +95,7 @@ def check_nobody_is_named(*folders: Path, told: str = "") -> None:
 
 def failing(folder: Path | str, output: Path, **options) -> str:
     with pytest.raises(InputError) as caught:
-        ingest.ingest(folder, output, **options)
+        ingest.ingest(IngestOptions(folder, **options), output)
     assert MARK not in str(caught.value)
     return str(caught.value)
 
@@ -102,7 +104,7 @@ def failing(folder: Path | str, output: Path, **options) -> str:
 def test_a_number_that_no_table_holds_is_none(scans, tmp_path, number, image):
     (scans / "one.dcm").write_bytes(of_patient(1, InstanceNumber=number))
     write_mapping(scans, [("one.dcm", "B", "", "")])
-    assert ingest.ingest(scans, tmp_path / "out").facts["scans"] == 25
+    assert ingest.ingest(IngestOptions(scans), tmp_path / "out").facts["scans"] == 25
     assert of_dicoms(tmp_path / "out")["image"].tolist() == [image]
 
 
@@ -110,7 +112,7 @@ def test_a_number_that_no_table_holds_is_none(scans, tmp_path, number, image):
 @pytest.mark.parametrize("kept", [True, False])
 def test_dicom_and_jpeg_together_to_crops_and_splits(mixed, tmp_path, kept, capsys, monkeypatch):
     if kept:
-        monkeypatch.setattr(ingest, "_CHUNK", 4)  # several processes
+        monkeypatch.setattr(examine, "_CHUNK", 4)  # several processes
     home = tmp_path / "store" if kept else None
     more = [(f"{MARK}/second.dcm", "M", patient(1), ""), (f"{MARK}/third", "B", "", 2)]
     (mixed / MARK).mkdir()
@@ -120,7 +122,7 @@ def test_dicom_and_jpeg_together_to_crops_and_splits(mixed, tmp_path, kept, caps
     )
     write_mapping(mixed, ROWS + more)
     rois = write_rois(tmp_path / "rois.csv", [(file(1), 30, 40, 50, 40), ("B_001-0001-1.0.jpg", 1, 2, 30, 40)])
-    facts = ingest.ingest(mixed, tmp_path / "in", rois=rois, store=home).facts
+    facts = ingest.ingest(IngestOptions(mixed, rois=rois, store=home), tmp_path / "in").facts
     assert (facts["scans"], facts["patients"], facts["quarantined"], facts["regions"]) == (34, 20, 0, 2)
     table = of_dicoms(tmp_path / "in").set_index("path")
     assert len(table) == 10
@@ -142,7 +144,7 @@ def test_dicom_and_jpeg_together_to_crops_and_splits(mixed, tmp_path, kept, caps
     expected = dicom.read((mixed / more[1][0]).read_bytes(), 2).pixels
     assert (images.decode(Path(third["local_path"]).read_bytes(), formats=("PNG",)) == expected).all()
 
-    done = crop.crop(tmp_path / "in", tmp_path / "out", ["normal"], home)
+    done = crop.crop(tmp_path / "in", tmp_path / "out", CropOptions(["normal"], home))
     assert (done.facts["scans"], done.facts["quarantined"], done.facts["regions"]) == (34, 0, 2)
     told = capsys.readouterr()
     check_nobody_is_named(tmp_path / "in", tmp_path / "out", tmp_path / "store", told=told.out + told.err)
@@ -150,9 +152,9 @@ def test_dicom_and_jpeg_together_to_crops_and_splits(mixed, tmp_path, kept, caps
 
 
 def test_names_do_not_matter_but_the_key_does(mixed, tmp_path, monkeypatch):
-    one = ingest.ingest(mixed, tmp_path / "one").facts
+    one = ingest.ingest(IngestOptions(mixed), tmp_path / "one").facts
     monkeypatch.setenv("THYROID_PATIENT_KEY", "another secret for tests")
-    two = ingest.ingest(mixed, tmp_path / "two").facts
+    two = ingest.ingest(IngestOptions(mixed), tmp_path / "two").facts
     assert one["digest"] == two["digest"]
     assert not set(of_dicoms(tmp_path / "one")["path"]) & set(of_dicoms(tmp_path / "two")["path"])
     assert not set(of_dicoms(tmp_path / "one")["patient"]) & set(of_dicoms(tmp_path / "two")["patient"])
@@ -162,7 +164,7 @@ def test_names_do_not_matter_but_the_key_does(mixed, tmp_path, monkeypatch):
 def again(folder, tmp_path, number: int) -> int:
     """Ingest once more and return how many files were examined; -1 if no file had to be listed again."""
     output = tmp_path / f"in{number}"
-    facts = ingest.ingest(folder, output, store=tmp_path / "store").facts
+    facts = ingest.ingest(IngestOptions(folder, store=tmp_path / "store"), output).facts
     versions = [path.name for path in store.Store(tmp_path / "store").versions()]
     return facts["looked_at"] if len(versions) == number else -1
 
@@ -214,7 +216,7 @@ def test_copies_of_what_is_gone_go(mixed, tmp_path):
         if number == 1:
             write_mapping(mixed, ROWS[1:])
             (mixed / file(1)).unlink()
-        ingest.ingest(mixed, tmp_path / "in", store=tmp_path / "store")
+        ingest.ingest(IngestOptions(mixed, store=tmp_path / "store"), tmp_path / "in")
     home = tmp_path / "store" / "scans"
     old = store.copy_of(tmp_path / "store", "x", "y", ".png")
     old.parent.mkdir(exist_ok=True)
@@ -243,7 +245,7 @@ BAD = [
 @pytest.mark.parametrize(("row", "name", "frame", "told"), BAD)
 def test_a_row_that_cannot_be_used_is_told_by_its_line(mixed, tmp_path, capsys, row, name, frame, told):
     write_mapping(mixed, [*ROWS[1:], row])
-    facts = ingest.ingest(mixed, tmp_path / "in").facts
+    facts = ingest.ingest(IngestOptions(mixed), tmp_path / "in").facts
     assert reason(tmp_path / "in", name, frame).startswith(f"line 9 of dicom.csv: {told}")
     assert facts["quarantined"] == (1 if name == file(1) else 2)
     shown = capsys.readouterr()
@@ -252,7 +254,7 @@ def test_a_row_that_cannot_be_used_is_told_by_its_line(mixed, tmp_path, capsys, 
 
 def test_an_erased_patient_of_dicom_files_leaves_no_picture(mixed, tmp_path):
     home = tmp_path / "store"
-    ingest.ingest(mixed, tmp_path / "out", store=home)
+    ingest.ingest(IngestOptions(mixed, store=home), tmp_path / "out")
     scan = of_dicoms(tmp_path / "out").iloc[0]
     picture = Path(scan["local_path"])
     assert picture.is_file()
@@ -262,7 +264,7 @@ def test_an_erased_patient_of_dicom_files_leaves_no_picture(mixed, tmp_path):
         held = retention.forget(home, tmp_path / "registry", int(scan["patient"]), delete=delete)
         assert {one.kind: one.name for one in held if one.kind != "patients"} == {"copies": "1 files", "data": "000001"}
     for number in range(2):
-        ingest.ingest(mixed, tmp_path / f"again{number}", store=home)
+        ingest.ingest(IngestOptions(mixed, store=home), tmp_path / f"again{number}")
         assert {file.name for file in (home / "scans").glob("*/*")} == before - {picture.name}
         table = tables.read(tmp_path / f"again{number}")[0]
         assert len(tables.used(table)) == 31
@@ -273,7 +275,7 @@ def test_an_erased_patient_of_dicom_files_leaves_no_picture(mixed, tmp_path):
 
 def test_rows_that_say_the_same_twice_or_nothing(mixed, tmp_path):
     write_mapping(mixed, [*ROWS, (file(1), "M", "", ""), ("", "B", "", ""), (file(2), "M", "", "1")])
-    ingest.ingest(mixed, tmp_path / "in")
+    ingest.ingest(IngestOptions(mixed), tmp_path / "in")
     assert reason(tmp_path / "in", file(1)) == "line 2 of dicom.csv: line 10 names the same file and frame"
     assert reason(tmp_path / "in", "", "11") == "line 11 of dicom.csv: no filename"
     # the middle one of one frame is the first
@@ -306,7 +308,7 @@ def test_a_mapping_as_excel_writes_it(mixed, tmp_path):
         ["\ufeffFilename, Label", *(f"./{name}, {label.lower()}" for name, label, _, _ in ROWS), ",", ""]
     )
     (mixed / "dicom.csv").write_bytes(text.encode())
-    assert ingest.ingest(mixed, tmp_path / "in").facts["scans"] == 32
+    assert ingest.ingest(IngestOptions(mixed), tmp_path / "in").facts["scans"] == 32
 
 
 @pytest.mark.parametrize("given", [None, "", "too short"])
@@ -319,7 +321,7 @@ def test_without_a_key(mixed, tmp_path, monkeypatch, given):
     assert "THYROID_PATIENT_KEY" in failing(mixed, tmp_path / "in")
     for number in range(1, 9):
         shutil.rmtree((mixed / file(number)).parent)
-    assert ingest.ingest(mixed, tmp_path / "in").facts["scans"] == 24
+    assert ingest.ingest(IngestOptions(mixed), tmp_path / "in").facts["scans"] == 24
 
 
 def test_without_a_mapping_all_are_set_aside(mixed, tmp_path, capsys):
@@ -327,7 +329,7 @@ def test_without_a_mapping_all_are_set_aside(mixed, tmp_path, capsys):
     for name in (f"{MARK} without suffix", "DICOMDIR", f"{MARK}.DCM"):
         (mixed / name).write_bytes(of_patient(9))
     (mixed / "notes.txt").write_text("no scan")
-    facts = ingest.ingest(mixed, tmp_path / "in").facts
+    facts = ingest.ingest(IngestOptions(mixed), tmp_path / "in").facts
     assert (facts["scans"], facts["quarantined"]) == (24, 12)
     for name in (file(1), f"{MARK} without suffix", "DICOMDIR", f"{MARK}.DCM"):
         told = reason(tmp_path / "in", name)
@@ -345,7 +347,7 @@ def test_what_the_mapping_leaves_out_is_under_a_pseudonym(mixed, tmp_path, capsy
     (mixed / f"{MARK}.txt").write_text("not even DICOM")
     (mixed / odd).write_bytes(of_patient(9))
     (mixed / f"{MARK} gone.dcm").symlink_to(mixed / "nowhere")
-    facts = ingest.ingest(mixed, tmp_path / "in", store=tmp_path / "store").facts
+    facts = ingest.ingest(IngestOptions(mixed, store=tmp_path / "store"), tmp_path / "in").facts
     assert (facts["scans"], facts["quarantined"]) == (30, 5)
     for name in (file(1), file(2), f"{MARK}.txt", odd, f"{MARK} gone.dcm"):
         assert reason(tmp_path / "in", name).startswith(
@@ -391,7 +393,7 @@ def test_files_that_cannot_be_read_are_not_named(mixed, tmp_path, capsys):
     (mixed / names["half"]).write_bytes(of_patient(9)[:5000])
     (mixed / names["nobody"]).write_bytes(dicoms.write(dicoms.frame(9), name=MARK, patient=""))
     write_mapping(mixed, [*ROWS, *((name, "B", "", "") for name in names.values())])
-    ingest.ingest(mixed, tmp_path / "in")
+    ingest.ingest(IngestOptions(mixed), tmp_path / "in")
     for case, told in cases.items():
         assert told in reason(tmp_path / "in", names[case]), case
     shown = capsys.readouterr()
@@ -400,7 +402,7 @@ def test_files_that_cannot_be_read_are_not_named(mixed, tmp_path, capsys):
 
 def test_a_file_that_is_too_large(mixed, tmp_path, monkeypatch):
     monkeypatch.setattr(dicom, "MAX_BYTES", 10_000)
-    ingest.ingest(mixed, tmp_path / "in")
+    ingest.ingest(IngestOptions(mixed), tmp_path / "in")
     assert "is larger than the limit of 10,000" in reason(tmp_path / "in", file(1))
 
 
@@ -420,7 +422,7 @@ def test_only_dicom_in_given_folders(tmp_path):
     write_mapping(
         tmp_path / "scans", [(f"{'train' if n < 15 else 'test'}/{n}.dcm", "BM"[n % 2], "", "") for n in range(1, 21)]
     )
-    ingest.ingest(tmp_path / "scans", tmp_path / "in")
+    ingest.ingest(IngestOptions(tmp_path / "scans"), tmp_path / "in")
     table = of_dicoms(tmp_path / "in")
     tested = {f"{tmp_path}/scans/{pseudonym(f'test/{number}.dcm')}" for number in range(15, 21)}
     assert set(table.loc[table["split"] == "test", "path"]) == tested
@@ -441,7 +443,7 @@ def test_regions_of_frames(mixed, tmp_path, capsys):
     ]
     rois = tmp_path / "rois.csv"
     rois.write_text("filename,x,y,width,height,frame\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
-    ingest.ingest(mixed, tmp_path / "in", rois=rois)
+    ingest.ingest(IngestOptions(mixed, rois=rois), tmp_path / "in")
     regions = tables.read(tmp_path / "in")[1].groupby("path")["x"].apply(list).to_dict()
     assert regions == {
         f"{mixed}/{pseudonym(name, '1')}": [20],
@@ -455,7 +457,7 @@ def test_regions_of_frames(mixed, tmp_path, capsys):
     assert told[0] == "region in line 4 of rois.csv: no scan of this frame"
     assert told[1].startswith("region in line 5 of rois.csv: region x 140..180")
     assert told[2] == "region in line 6 of rois.csv: no such scan"
-    crop.crop(tmp_path / "in", tmp_path / "out", ["normal"])
+    crop.crop(tmp_path / "in", tmp_path / "out", CropOptions(["normal"]))
     shown = capsys.readouterr()
     check_nobody_is_named(tmp_path / "in", tmp_path / "out", told=shown.out + shown.err)
     rois.write_text(f"filename,x,y,width,height\n{MARK}.dcm,1,1,20,20\n")
@@ -477,15 +479,15 @@ def test_a_bucket_gives_what_the_folder_gives(mixed, tmp_path, gcs, capsys, monk
     passing = tmp_path / "passing"
     passing.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(passing))
-    monkeypatch.setattr(ingest, "_IN_PASSING", 3)
+    monkeypatch.setattr(examine, "_OBJECTS_ON_DISK", 3)
     name = f"{MARK}/cine.dcm"
     (mixed / MARK).mkdir()
     (mixed / name).write_bytes(dicoms.write(dicoms.cine(9), patient=patient(30)))
     (mixed / f"{MARK} left out").write_bytes(of_patient(31))
     write_mapping(mixed, [*ROWS, (name, "B", "", "1"), (name, "B", "", "9"), (file(99), "B", "", "")])
     upload(gcs, mixed)
-    here = ingest.ingest(mixed, tmp_path / "here").facts
-    there = ingest.ingest(gcs.address("scans"), tmp_path / "there", store=tmp_path / "store").facts
+    here = ingest.ingest(IngestOptions(mixed), tmp_path / "here").facts
+    there = ingest.ingest(IngestOptions(gcs.address("scans"), store=tmp_path / "store"), tmp_path / "there").facts
     for fact in ("digest", "scans", "quarantined", "patients", "duplicate_groups", "splits"):
         assert there[fact] == here[fact], fact
     assert there["scans"] == 34
@@ -495,14 +497,17 @@ def test_a_bucket_gives_what_the_folder_gives(mixed, tmp_path, gcs, capsys, monk
     # JPEGs, DICOM files (a cine twice, where a batch ends between its frames), dicom.csv
     assert downloads(gcs) in (24 + 9 + 1, 24 + 10 + 1)
     assert sorted(Path(path).suffix for path in of_dicoms(tmp_path / "there")["local_path"].dropna()) == [".png"] * 10
-    assert crop.crop(tmp_path / "there", tmp_path / "out", ["normal"], tmp_path / "store").facts["scans"] == 34
+    assert (
+        crop.crop(tmp_path / "there", tmp_path / "out", CropOptions(["normal"], tmp_path / "store")).facts["scans"]
+        == 34
+    )
 
     gcs.proxy.requests.clear()
-    ingest.ingest(gcs.address("scans"), tmp_path / "two", store=tmp_path / "store")
+    ingest.ingest(IngestOptions(gcs.address("scans"), store=tmp_path / "store"), tmp_path / "two")
     assert downloads(gcs) == 1
     next((tmp_path / "store").rglob("scans/*/*.png")).unlink()
     gcs.put({f"scans/{file(1)}": of_patient(99)})
-    facts = ingest.ingest(gcs.address("scans"), tmp_path / "three", store=tmp_path / "store").facts
+    facts = ingest.ingest(IngestOptions(gcs.address("scans"), store=tmp_path / "store"), tmp_path / "three").facts
     assert facts["looked_at"] in (1, 2)
     assert all(Path(path).is_file() for path in of_dicoms(tmp_path / "three")["local_path"].dropna())
     shown = capsys.readouterr()
@@ -517,21 +522,21 @@ def test_what_the_service_says_of_an_object_is_not_repeated(mixed, tmp_path, gcs
     def refuse(self, wanted, description=""):
         if any(MARK in entry.name for entry, _ in wanted):
             raise InputError(
-                f"{self.address}: no right to it (403 GET /o/{wanted[0][0].name}: (no)); give the account one"
+                f"{self.address}: no permission (403 GET /o/{wanted[0][0].name}: (no)); give the account one"
             )
         return download(self, wanted, description)
 
     download = storage.Bucket.download
     monkeypatch.setattr(storage.Bucket, "download", refuse)
     told = failing(gcs.address("scans"), tmp_path / "in", store=tmp_path / "store")
-    assert told.endswith("/scans: no right to it; give the account one")
+    assert told.endswith("/scans: no permission; give the account one")
 
 
 def test_jpeg_scans_need_no_library_of_dicom(scans, tmp_path):
     code = (
         "import sys; sys.modules['pydicom'] = None\n"
-        "from pathlib import Path; from thyroid.ingest import ingest\n"
-        f"ingest.ingest({str(scans)!r}, Path({str(tmp_path / 'in')!r}))"
+        "from pathlib import Path; from thyroid.ingest import ingest, options\n"
+        f"ingest.ingest(options.IngestOptions({str(scans)!r}), Path({str(tmp_path / 'in')!r}))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert json.loads((tmp_path / "in" / "data.json").read_text())["scans"] == 24

@@ -12,8 +12,9 @@ from tests.conftest import write_scan
 from tests.support import dicoms
 from thyroid.data import classes, tables
 from thyroid.errors import InputError
-from thyroid.ingest import ingest, labels
+from thyroid.ingest import ingest, labels, listing
 from thyroid.ingest.labels import Label
+from thyroid.ingest.options import IngestOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # see test_storage.py
 
@@ -79,8 +80,8 @@ def test_lines_that_agree_and_lines_that_do_not(tmp_path):
     rows = [("a.jpg", "2"), ("a.jpg", "2.0"), ("b.jpg", "2"), ("b.jpg", "4"), ("c.jpg", "4"), ("c.jpg", "9")]
     found = labels.read(write(tmp_path / "l.csv", rows), KINDS)
     assert found["a.jpg"] == Label("2")
-    assert found["b.jpg"] == Label(None, reason="lines 4 and 5 of l.csv say different things of it")
-    assert found["c.jpg"].reason == "lines 6 and 7 of l.csv say different things of it"
+    assert found["b.jpg"] == Label(None, reason="lines 4 and 5 of l.csv contradict each other")
+    assert found["c.jpg"].reason == "lines 6 and 7 of l.csv contradict each other"
     rows = [("a.jpg", "2", "1"), ("a.jpg", "2", "2")]
     found = labels.read(
         write(tmp_path / "l.csv", [*rows, ("b.jpg", "4", "1")], ("filename", "label", "patient")), KINDS
@@ -118,7 +119,7 @@ def test_no_such_file(tmp_path):
 
 
 def test_every_scan_gets_its_class_and_side(scans, table, tmp_path, capsys, drawn):
-    facts = ingest.ingest(scans, tmp_path / "out", labels=table, classes=GRADES).facts
+    facts = ingest.ingest(IngestOptions(scans, labels=table, classes=GRADES), tmp_path / "out").facts
     found = used(tmp_path / "out")
     expected = dict(told(scans))
     assert found["class"].to_dict() == expected
@@ -138,11 +139,11 @@ def test_scans_that_cannot_be_labelled_are_set_aside_with_the_reason(scans, tabl
     rows[1] = (rows[1][0], "")
     missing = rows.pop()[0]
     rows.append((rows[3][0], "none"))
-    done = ingest.ingest(scans, tmp_path / "out", labels=write(table, rows), classes=GRADES)
+    done = ingest.ingest(IngestOptions(scans, labels=write(table, rows), classes=GRADES), tmp_path / "out")
     assert reasons(tmp_path / "out") == {
         rows[0][0]: "its label in labels.csv '4b' is none of the classes 2, 4, 5",
         rows[1][0]: "its label in labels.csv is empty",
-        rows[3][0]: f"lines 5 and {len(rows) + 1} of labels.csv say different things of it",
+        rows[3][0]: f"lines 5 and {len(rows) + 1} of labels.csv contradict each other",
         missing: "it has no row in the table of labels",
     }
     assert done.facts["scans"] == 20
@@ -161,7 +162,7 @@ def test_files_of_any_name_with_their_patients(scans, tmp_path):
     write_scan(folder / "text.txt", 901)
     rows += [("nobody.jpg", "2", ""), ("text.txt", "2", "5")]
     table = write(tmp_path / "labels.csv", rows, ("filename", "label", "patient"))
-    done = ingest.ingest(folder, tmp_path / "out", labels=table, classes=GRADES)
+    done = ingest.ingest(IngestOptions(folder, labels=table, classes=GRADES), tmp_path / "out")
     assert (done.facts["scans"], done.facts["patients"]) == (24, 12)
     assert "does not parse" in reasons(tmp_path / "out")["nobody.jpg"]
     assert reasons(tmp_path / "out")["text.txt"] == "not a .jpg file"
@@ -171,7 +172,7 @@ def test_files_of_any_name_with_their_patients(scans, tmp_path):
 def test_a_patient_of_the_table_wins_over_the_name(scans, table, tmp_path):
     rows = [(name, grade, "1" if "_002-" in name else "") for name, grade in told(scans)]
     write(table, rows, ("filename", "label", "patient"))
-    ingest.ingest(scans, tmp_path / "out", labels=table, classes=GRADES)
+    ingest.ingest(IngestOptions(scans, labels=table, classes=GRADES), tmp_path / "out")
     found = used(tmp_path / "out")
     assert found.loc["M_002-0001-1.0.jpg", "patient"] == 1
     assert found.loc[["M_002-0001-1.0.jpg", "B_001-0001-1.0.jpg"], "group"].nunique() == 1
@@ -181,37 +182,42 @@ def test_a_patient_that_is_no_number(scans, table, tmp_path):
     rows = [(name, grade, "K7" if "_002-" in name else "") for name, grade in told(scans)]
     rows += [("B_060-0001-1.0.jpg", "2", "")]
     write_scan(scans / "B_060-0001-1.0.jpg", 77)
-    ingest.ingest(scans, tmp_path / "out", labels=write(table, rows, ("filename", "label", "patient")), classes=GRADES)
+    ingest.ingest(
+        IngestOptions(scans, labels=write(table, rows, ("filename", "label", "patient")), classes=GRADES),
+        tmp_path / "out",
+    )
     found = reasons(tmp_path / "out")
     assert found == {name: "its patient in labels.csv is not a whole number" for name, *_ in rows if "_002-" in name}
 
 
 def test_the_table_among_the_scans_is_no_scan(scans, tmp_path):
     write(scans / "labels.csv", told(scans), ("filename", "grade"))
-    facts = ingest.ingest(scans, tmp_path / "out", labels=f"{scans}/labels.csv#grade", classes=GRADES).facts
+    facts = ingest.ingest(
+        IngestOptions(scans, labels=f"{scans}/labels.csv#grade", classes=GRADES), tmp_path / "out"
+    ).facts
     assert (facts["scans"], facts["quarantined"]) == (24, 0)
 
 
 def test_a_table_may_say_benign_and_malignant(scans, table, tmp_path):
     """Labels by a pathologist, say, that the file names do not know."""
     write(table, [(name, "M" if name[0] == "B" else "b") for name, _ in told(scans)])
-    ingest.ingest(scans, tmp_path / "out", labels=table)
+    ingest.ingest(IngestOptions(scans, labels=table), tmp_path / "out")
     assert all(row["label"] == row["class"] != name[0] for name, row in used(tmp_path / "out").iterrows())
 
 
 def test_a_class_without_scans(scans, table, tmp_path):
     with pytest.raises(InputError, match="no usable scan of class 3 among 24"):
-        ingest.ingest(scans, tmp_path / "out", labels=table, classes="2<3|4<5")
+        ingest.ingest(IngestOptions(scans, labels=table, classes="2<3|4<5"), tmp_path / "out")
 
 
 def test_other_classes_without_a_table(scans, tmp_path):
     with pytest.raises(InputError, match=r"B is none of the classes 2, 4, 5; give their table with --labels"):
-        ingest.ingest(scans, tmp_path / "out", classes=GRADES)
+        ingest.ingest(IngestOptions(scans, classes=GRADES), tmp_path / "out")
 
 
 def test_a_patient_with_scans_of_several_classes_is_one_group(scans, table, tmp_path, capsys):
     rows = [(name, "5" if name == "B_003-0002-1.0.jpg" else grade) for name, grade in told(scans)]
-    ingest.ingest(scans, tmp_path / "out", labels=write(table, rows), classes=GRADES)
+    ingest.ingest(IngestOptions(scans, labels=write(table, rows), classes=GRADES), tmp_path / "out")
     mine = used(tmp_path / "out").query("patient == 3")
     assert set(mine["class"]) == {"2", "5"}
     assert mine["split"].nunique() == 1
@@ -221,16 +227,16 @@ def test_a_patient_with_scans_of_several_classes_is_one_group(scans, table, tmp_
 def test_same_bytes_under_two_grades_are_set_aside(scans, table, tmp_path):
     shutil.copy(scans / "B_001-0001-1.0.jpg", scans / "B_001-0009-1.0.jpg")
     rows = [(name, "5" if "-0009-" in name else grade) for name, grade in told(scans)]
-    ingest.ingest(scans, tmp_path / "out", labels=write(table, rows), classes=GRADES)
+    ingest.ingest(IngestOptions(scans, labels=write(table, rows), classes=GRADES), tmp_path / "out")
     assert set(reasons(tmp_path / "out")) == {"B_001-0001-1.0.jpg", "B_001-0009-1.0.jpg"}
 
 
 def test_a_store_notices_another_table(scans, table, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ingest, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(listing, "SETTLED_SECONDS", -1.0)
     options = {"labels": table, "classes": GRADES, "store": tmp_path / "store"}
 
     def run(number: int) -> dict:
-        return ingest.ingest(scans, tmp_path / f"out-{number}", **options).facts
+        return ingest.ingest(IngestOptions(scans, **options), tmp_path / f"out-{number}").facts
 
     first = run(1)
     assert first["looked_at"] == 24
@@ -262,14 +268,14 @@ def test_table_and_scans_in_a_bucket(gcs, scans, tmp_path):
     gcs.put({f"in/{file.name}": file.read_bytes() for file in [*scans.iterdir(), table]})
     address = gcs.address("in")
     options = {"labels": f"{address}/labels.csv#grade", "classes": GRADES, "store": tmp_path / "store"}
-    facts = ingest.ingest(address, tmp_path / "out", **options).facts
+    facts = ingest.ingest(IngestOptions(address, **options), tmp_path / "out").facts
     assert (facts["scans"], facts["quarantined"], facts["looked_at"]) == (24, 0, 24)
     assert used(tmp_path / "out")["class"].to_dict() == dict(told(scans))
     gcs.put({"in/labels.csv": table.read_bytes().replace(b"B_001-0001-1.0.jpg,4", b"B_001-0001-1.0.jpg,5")})
-    assert ingest.ingest(address, tmp_path / "again", **options).facts["looked_at"] == 0
+    assert ingest.ingest(IngestOptions(address, **options), tmp_path / "again").facts["looked_at"] == 0
     assert used(tmp_path / "again").loc["B_001-0001-1.0.jpg", "class"] == "5"
     with pytest.raises(InputError, match=r"none\.csv: no such object"):
-        ingest.ingest(address, tmp_path / "third", labels=f"{address}/none.csv", classes=GRADES)
+        ingest.ingest(IngestOptions(address, labels=f"{address}/none.csv", classes=GRADES), tmp_path / "third")
 
 
 def test_dicom_files_of_several_classes(tmp_path, monkeypatch):
@@ -280,10 +286,10 @@ def test_dicom_files_of_several_classes(tmp_path, monkeypatch):
     for number, (name, _) in enumerate(rows):
         (folder / name).write_bytes(dicoms.write(dicoms.frame(number), patient=f"ID-{number}"))
     write(folder / "dicom.csv", rows)
-    facts = ingest.ingest(folder, tmp_path / "out", classes=GRADES).facts
+    facts = ingest.ingest(IngestOptions(folder, classes=GRADES), tmp_path / "out").facts
     assert (facts["scans"], facts["quarantined"]) == (12, 0)
     assert used(tmp_path / "out")["class"].value_counts().to_dict() == {"2": 4, "4": 4, "5": 4}
     assert all(count[name] for count in facts["splits"].values() for name in KINDS.names)
     write(folder / "dicom.csv", [*rows[:-1], (rows[-1][0], "B")])
-    ingest.ingest(folder, tmp_path / "two", classes=GRADES)
+    ingest.ingest(IngestOptions(folder, classes=GRADES), tmp_path / "two")
     assert list(reasons(tmp_path / "two").values()) == ["line 13 of dicom.csv: label must be one of 2, 4, 5"]

@@ -14,8 +14,9 @@ import yaml
 from tests.deploy import test_deploy
 from tests.deploy.test_deploy import cluster, root  # noqa: F401 (fixtures)
 from tests.support import ROOT, schemas
-from thyroid.deploy import deploy
-from thyroid.deploy.deploy import CLAIM, Options
+from thyroid.deploy import deploy, manifest
+from thyroid.deploy.manifest import CLAIM
+from thyroid.deploy.options import KNATIVE, DeployOptions
 from thyroid.errors import InputError
 from thyroid.web import upload
 
@@ -98,13 +99,13 @@ def test_overlays_hold_what_a_namespace_needs(rendered):
 def test_the_service_is_what_the_deploy_step_makes(rendered, kind):
     (found,) = rendered[f"manifests/service/{kind}"]
     uri = f"pvc://{CLAIM}/registry/thyroid/1"
-    assert found == deploy.inference_service("thyroid", 1, uri, Options(gpu=kind == "gpu"))
+    assert found == manifest.inference_service("thyroid", 1, uri, DeployOptions(serving_gpu=kind == "gpu"))
 
 
 def test_the_route_is_what_the_deploy_step_patches(rendered):
-    route = of_kind(rendered["manifests/overlays/gateway"], "HTTPRoute")[deploy.ROUTE]
-    assert route["spec"]["rules"] == deploy.route("any", 0)["spec"]["rules"]
-    assert route["apiVersion"] == deploy.route("any", 0)["apiVersion"]
+    route = of_kind(rendered["manifests/overlays/gateway"], "HTTPRoute")[manifest.ROUTE]
+    assert route["spec"]["rules"] == manifest.route("any", 0)["spec"]["rules"]
+    assert route["apiVersion"] == manifest.route("any", 0)["apiVersion"]
 
 
 def test_the_page_is_reached_by_every_kind_of_entry_and_asks_the_endpoint(rendered):
@@ -176,12 +177,12 @@ def test_grpc_is_reached_where_the_mode_allows_it(rendered):
         (container,) = runtime["spec"]["containers"]
         given = dict(zip(container["args"], container["args"][1:], strict=False))
         for replicas in (1, 0):
-            options = Options(min_replicas=replicas, gpu=name.endswith("gpu"))
-            service = deploy.inference_service("thyroid", 1, "gs://b/m", options)
+            options = DeployOptions(min_replicas=replicas, serving_gpu=name.endswith("gpu"))
+            service = manifest.inference_service("thyroid", 1, "gs://b/m", options)
             assert service["spec"]["predictor"]["model"]["runtime"] == name
             first, *others = declared(runtime, service)
             assert (first["name"], str(first["containerPort"])) == ("http1", given["--port"])
-            if options.mode == deploy.KNATIVE:
+            if options.mode == KNATIVE:
                 assert others == [], "Knative refuses a second port"
             else:  # KServe knows gRPC by the name, and tells gateways and meshes so
                 assert [(one["name"], str(one["containerPort"])) for one in others] == [("grpc", given["--grpc-port"])]
@@ -202,12 +203,12 @@ def test_the_deploy_role_allows_just_what_the_step_calls(rendered):
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    services = ("thyroid", deploy.CANARY)
+    services = ("thyroid", manifest.CANARY)
     assert allowed == {
         ("inferenceservices", "create", ()),
         *(("inferenceservices", verb, services) for verb in ("get", "update", "delete")),
         ("servingruntimes", "get", ("thyroid", "thyroid-gpu")),
-        *(("httproutes", verb, (deploy.ROUTE,)) for verb in ("get", "patch")),
+        *(("httproutes", verb, (manifest.ROUTE,)) for verb in ("get", "patch")),
         ("pods", "list", ()),
     }
     for role in of_kind(objects, "Role").values():
@@ -224,7 +225,7 @@ def test_every_call_of_a_deployment_is_allowed(rendered, cluster, root, tmp_path
     del cluster.objects["inferenceservices", "thyroid"]
     cluster.serving.clear()
     with pytest.raises(InputError, match="not ready"):
-        deploy.deploy(root, None, root.parent / "manifest.yaml", "lab", Options(timeout=0.2))
+        deploy.deploy(root, None, root.parent / "manifest.yaml", DeployOptions(namespace="lab", timeout=0.2))
     verbs = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
     asked = set()
     for method, path, _, _ in cluster.calls:

@@ -1,4 +1,5 @@
 import itertools
+import tempfile
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ def test_one_colour_image_makes_three_channels_of_all(tmp_path):
 
 
 def test_a_set_larger_than_the_budget_is_paged_from_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     files = [write_scan(tmp_path / f"{i}.jpg", seed=i) for i in range(4)]
     small = inputs.decode(table_of(files), 32)
     large = inputs.decode(table_of(files), 32, budget=4 * 32 * 32 - 1)

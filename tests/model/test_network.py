@@ -4,9 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.conftest import write_scan
-from tests.model.test_inputs import colour_scan, table_of
-from thyroid.data import tables
+from thyroid.data import tables, version
 from thyroid.errors import InputError
 from thyroid.evaluate import evaluate
 from thyroid.imaging import images
@@ -98,12 +96,12 @@ def test_an_evaluation_builds_no_network_and_decodes_every_image_once(cropped, t
     """Counted where everything must pass: the layers of Keras, and the reader of files."""
     called, decoded = [], collections.Counter()
 
-    def fill(out, rows, plain=inputs._fill):
+    def fill(out, rows, plain=version._fill):
         decoded.update((sha256, out.shape[1]) for _, sha256 in rows)
         return plain(out, rows)
 
     monkeypatch.setattr(keras.layers.Layer, "__call__", lambda layer, *given, **named: called.append(layer.name))
-    monkeypatch.setattr(inputs, "_fill", fill)
+    monkeypatch.setattr(version, "_fill", fill)
     models = [trained["VGG16", "cropped"], trained["VGG19", "cropped"], trained["VGG16", "normal"]]
     facts = evaluate.evaluate(cropped, models, tmp_path).facts
     assert facts["audits"]["shortcut"].keys() >= {"model_on_blanked_nodule", "whole_image", "blanked_nodule"}
@@ -111,23 +109,3 @@ def test_an_evaluation_builds_no_network_and_decodes_every_image_once(cropped, t
     assert set(decoded.values()) == {1}
     everything = {*tables.examples(cropped, "cropped")["sha256"], *tables.examples(cropped, "normal")["sha256"]}
     assert {sha256 for sha256, _ in decoded} == everything
-
-
-def test_what_was_decoded_is_remembered(tmp_path, monkeypatch):
-    table = table_of([*(write_scan(tmp_path / f"{i}.jpg", seed=i) for i in range(4)), colour_scan(tmp_path / "c.jpg")])
-    asked = []
-
-    def watched(rows, size, budget, plain=inputs.decode):
-        asked.append((len(rows), size, budget))
-        return plain(rows, size, budget)
-
-    monkeypatch.setattr(inputs, "decode", watched)
-    decode = inputs.Decoded(10_000)
-    grey = decode(table.head(3), 32)
-    assert grey.shape == (3, 32, 32, 1)
-    np.testing.assert_array_equal(decode(table.iloc[[2, 0]], 32), grey[[2, 0]])
-    every = decode(table, 32)
-    assert every.shape == (5, 32, 32, 3)
-    np.testing.assert_array_equal(every[:3], images.rgb(grey))
-    decode(table, 48)
-    assert asked == [(3, 32, 10_000), (2, 32, 10_000 - 3 * 32 * 32), (5, 48, 784)]

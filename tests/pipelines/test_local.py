@@ -17,8 +17,9 @@ from kfp import dsl, local
 from kfp.dsl import PipelineTaskFinalStatus
 from kfp.local import logging_utils
 
-from pipelines import local as side
-from pipelines.plan import Plan, Planned
+from pipelines.local import dag, machine
+from pipelines.local import steps as side
+from pipelines.local.plan import Pace, Plan, Planned
 from thyroid.errors import InputError
 
 WAIT = 60.0
@@ -64,13 +65,13 @@ def last(folder: str, status: PipelineTaskFinalStatus):
     (pathlib.Path(folder) / "last").write_text(status.state)
 
 
-def steps(*planned: Planned, cores: int = 2, memory: float = 1e9) -> side.Steps:
-    return side.Steps(Plan(planned), cores, memory)
+def steps(*planned: Planned, pace: float = 0.0) -> side.Steps:
+    return side.Steps(Plan(planned, pace=Pace(others=pace)), 2, 1e9)
 
 
 def go(pipeline, tmp_path: Path, started: side.Steps, **arguments) -> None:
     runner = local.SubprocessRunner(use_venv=False)
-    with side.running(started, runner, tmp_path / "pipeline", "the run stopped"):
+    with dag.running(started, runner, tmp_path / "pipeline", "the run stopped"):
         pipeline(folder=str(tmp_path), **arguments)
 
 
@@ -120,14 +121,18 @@ def test_never_more_than_cores_and_memory_allow(tmp_path, cores, memory):
                 act(folder=folder, name=name).set_display_name(name)
 
     each = [Planned("one", 1.0, 1e9), Planned("two", 3.0, 1e9), Planned("three", 2.0, 9e9)]
-    go(pair, tmp_path, side.Steps(Plan(each, pace=1.0), cores, memory))
+    go(pair, tmp_path, side.Steps(Plan(each, pace=Pace(others=1.0)), cores, memory))
     order = ["two", "three", "one"]  # the longest first
     for before, after in itertools.pairwise(order):
         assert at(tmp_path, f"{before}.ended") < at(tmp_path, f"{after}.begun")
 
 
 def test_the_log_names_the_steps_and_holds_nothing_of_kfp(tmp_path, capfd):
-    go(diamond, tmp_path, side.Steps(Plan([Planned("the first", 1.0), Planned("on the left", 1.0)], pace=1.0), 2, 1e9))
+    go(
+        diamond,
+        tmp_path,
+        side.Steps(Plan([Planned("the first", 1.0), Planned("on the left", 1.0)], pace=Pace(others=1.0)), 2, 1e9),
+    )
     # kfp logs this for components with source text, and these have none
     lines = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("last  ")]
     said = "\n".join(lines)
@@ -191,13 +196,13 @@ def test_the_steps_of_a_loop_run_side_by_side_and_what_they_answer_is_collected(
 
 
 def test_memory_that_is_free():
-    assert 0 < side.free_memory() <= psutil.virtual_memory().total
+    assert 0 < machine.free_memory() <= psutil.virtual_memory().total
 
 
 LOOP = """
 from kfp import dsl, local
 from tests.pipelines.test_local import act, last, steps
-from pipelines import local as side
+from pipelines.local import dag
 from pathlib import Path
 import sys
 folder = sys.argv[1]
@@ -208,7 +213,7 @@ def loop(folder: str):
         with dsl.ParallelFor(["1", "2"], name="each") as number:
             act(folder=folder, name=number, meets="nobody").set_display_name("wait")
 
-with side.running(steps(), local.SubprocessRunner(use_venv=False), Path(folder) / "pipeline", "stopped"):
+with dag.running(steps(), local.SubprocessRunner(use_venv=False), Path(folder) / "pipeline", "stopped"):
     loop(folder=folder)
 """
 

@@ -2,8 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipelines import __main__ as cli
+from pipelines import configuration
+from pipelines import output as outputs
 from tests.conftest import write_rois
 from thyroid.model import artefacts
 
@@ -25,7 +28,7 @@ def output(phantoms, asked, tmp_path_factory) -> Path:
     """The whole DAG under kfp.local at toy size."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(cli.PRESETS, "quick", TOY)
+        patch.setitem(configuration.PRESETS, "quick", TOY)
         code = cli.main(
             [
                 "run",
@@ -66,6 +69,16 @@ def test_results_are_where_people_look(output):
     request = json.loads((output / "request.json").read_text())
     assert set(request["instances"][0]) == {"image", "roi"}
     assert not (output / "work").exists(), "what a killed run would go on from is gone after a whole one"
+
+
+def test_the_run_is_written_down_for_people_and_in_the_registry(output, asked):
+    text = (output / "run.yaml").read_text()
+    written = yaml.safe_load(text)
+    assert written["backbones"].split(",") == asked["backbones"]
+    assert written["domains"].split(",") == asked["domains"]
+    assert Path(written["scans"]).is_absolute()
+    version = Path(json.loads((output / "summary.json").read_text())["model"]["uri"])
+    assert (version / "run.yaml").read_text() == text
 
 
 def artifacts(output: Path, name: str) -> list[dict]:
@@ -119,15 +132,15 @@ def test_two_runs_on_one_output(capsys, scans, tmp_path):
     """The second one says so, and leaves the first one's files alone; a lock that nobody holds any more is none."""
     out = tmp_path / "out"
     arguments = ("--scans", str(scans), "--output", str(out))
-    with cli._alone(out):
+    with outputs.locked(out):
         before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-        told = f"error: {out}: another run is at work here; wait until it has ended, or choose another folder"
+        told = f"error: {out}: another run is using this folder"
         assert told in failing(capsys, *arguments)
         assert cli.main(["sweep", *arguments]) == 2
         assert told in capsys.readouterr().err
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    with cli._alone(out):
-        assert (out / cli.MARK).read_text().count("made by") == 1
+    with outputs.locked(out):
+        assert (out / outputs.MARK).read_text().count("made by") == 1
 
 
 def test_output_that_is_a_file(capsys, tmp_path):
@@ -142,7 +155,7 @@ def test_a_failing_step_ends_the_run_with_its_message(capfd, scans, tmp_path):
     captured = capfd.readouterr()
     assert "error: ingest: " in captured.out
     assert "no usable scan of class M" in captured.out
-    assert captured.err.rstrip().endswith("error: the run stopped; the step's own message stands above")
+    assert captured.err.rstrip().endswith("error: the run stopped; the step's own message is printed above")
     assert "Traceback" not in captured.out + captured.err
     assert not (tmp_path / "out" / "registry").exists()
 
@@ -173,4 +186,4 @@ def test_scans_and_output_may_not_hold_one_another(capsys, scans, place):
 
 
 def test_a_seed_below_zero(capsys, tmp_path):
-    assert "--seed -1" in failing(capsys, "--output", str(tmp_path / "out"), "--seed", "-1")
+    assert "seed -1" in failing(capsys, "--output", str(tmp_path / "out"), "--seed", "-1")

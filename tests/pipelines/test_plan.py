@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from pipelines import plan
-from pipelines.plan import Plan, Planned
+from pipelines.local import plan
+from pipelines.local.machine import Machine
+from pipelines.local.plan import Pace, Plan, Planned, Workload
 from thyroid.model import inputs
 from thyroid.model.backbones import BACKBONES
 from thyroid.train import twophase
@@ -15,8 +16,9 @@ def of(tmp_path, **changed) -> Plan:
     given = {
         "backbones": tuple(BACKBONES), "images": 240, "size": 64, "epochs": 3, "recipe": "two-phase", "domains": 1,
         "folds": 0, "cores": 2, "memory": 16e9, "remembered": tmp_path / "paces.json",
-    }  # fmt: skip
-    return plan.training(**given | changed)
+    } | changed  # fmt: skip
+    machine, remembered = Machine(given.pop("cores"), given.pop("memory")), given.pop("remembered")
+    return plan.training(Workload(**given), machine, remembered)
 
 
 def test_constants_are_those_of_the_training():
@@ -44,7 +46,7 @@ def test_this_machines_last_run_is_what_the_next_is_reckoned_from(tmp_path):
     assert same == another, "the others are as fast as half of those that are known"
     first = of(tmp_path, remembered=tmp_path / "none.json")
     assert first.announced().startswith("11 steps, 2 trainings at a time, about ")
-    assert "roughly" in first.announced()
+    assert "a rough estimate" in first.announced()
     for name in ("ingest", "train-VGG16"):
         first.started(name)
         first.ended(name)
@@ -73,7 +75,7 @@ def test_pictures_are_counted(tmp_path):
 def test_what_has_happened_corrects_what_is_left():
     """Two steps that took no time show a faster machine, so the time that is left shrinks by more than their own."""
     steps = [Planned(name, 100.0) for name in ("one", "two", "three", "four")]
-    known = Plan(steps, pace=1.0)
+    known = Plan(steps, pace=Pace(others=1.0))
     assert known.left() == pytest.approx(400)
     for name in ("one", "two"):
         known.started(name)
@@ -88,10 +90,10 @@ def test_what_has_happened_corrects_what_is_left():
 
 
 def test_steps_side_by_side_share_the_time_but_none_is_divided():
-    alone, long = Planned("alone", 10.0), Planned("long", 90.0, beside=True)
-    short = [Planned(f"short-{n}", 20.0, beside=True) for n in range(3)]
-    assert Plan([alone, long, *short], lanes=2, pace=1.0).left() == pytest.approx(10 + 90)
-    assert Plan([alone, long, *short], lanes=1, pace=2.0).left() == pytest.approx(2 * 160)
+    alone, long = Planned("alone", 10.0), Planned("long", 90.0, parallel=True)
+    short = [Planned(f"short-{n}", 20.0, parallel=True) for n in range(3)]
+    assert Plan([alone, long, *short], lanes=2, pace=Pace(others=1.0)).left() == pytest.approx(10 + 90)
+    assert Plan([alone, long, *short], lanes=1, pace=Pace(others=2.0)).left() == pytest.approx(2 * 160)
 
 
 def test_memory_is_that_of_the_cluster_less_what_so_few_images_leave_of_the_budget():

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import __main__ as cli
-from pipelines import schedule, submit
+from pipelines.kubeflow import cron as crons
+from pipelines.kubeflow import schedule, submit
+from pipelines.kubeflow.host import EXPERIMENT, Connection
 from tests.support import schemas
 from tests.support.kubeflow import KNOWN, RECURRING, Kubeflow
 from thyroid.errors import InputError
@@ -98,8 +100,8 @@ def changes(host) -> list[tuple[str, str]]:
         ("0 0 2 1 * 1", "whichever comes; leave one of them *"),
         ("0 0 2 */2 * 1", "whichever comes; leave one of them *"),
         ("0 0 2 1-31 * 1", "whichever comes; leave one of them *"),
-        ("0 0 0 30 2 *", "no such day ever comes"),
-        ("0 0 0 31 4,6,9,11 *", "no such day ever comes"),
+        ("0 0 0 30 2 *", "there is no such day"),
+        ("0 0 0 31 4,6,9,11 *", "there is no such day"),
     ],
 )
 def test_what_kubeflow_reads_otherwise_or_not_at_all_is_refused(host, capsys, cron, said):
@@ -126,9 +128,9 @@ def test_what_kubeflow_reads_otherwise_or_not_at_all_is_refused(host, capsys, cr
     ],
 )
 def test_words_and_dates(cron, written, said, first):
-    assert schedule.parse(cron) == written
-    assert said in schedule.words(cron)
-    dates = schedule.following(cron, NOW)
+    assert crons.parse(cron) == written
+    assert said in crons.words(cron)
+    dates = crons.following(cron, NOW)
     assert f"{dates[0]:%Y-%m-%d %H:%M:%S}" == first
     assert NOW < dates[0] < dates[1] < dates[2]
     assert {date.tzinfo for date in dates} == {datetime.UTC}
@@ -171,10 +173,10 @@ def test_the_dates_are_those_of_kubeflows_reader(drawn, every_day):
     read = robfig(cron)
     longest = {2: 29, 4: 30, 6: 30, 9: 30, 11: 30}
     if not any(day <= longest.get(month, 31) for day in read[3] for month in read[4]):
-        with pytest.raises(InputError, match="no such day ever comes"):
-            schedule.following(cron, NOW)
+        with pytest.raises(InputError, match="there is no such day"):
+            crons.following(cron, NOW)
         return
-    dates = schedule.following(cron, NOW, 2)
+    dates = crons.following(cron, NOW, 2)
     for date in dates:
         at = (date.second, date.minute, date.hour, date.day, date.month, date.isoweekday() % 7)
         assert all(value in values for value, values in zip(at, read, strict=True)), (cron, date)
@@ -203,11 +205,11 @@ def test_a_schedule_is_made_as_the_description_of_the_api_has_it(host, capsys):
     assert parameters.items() <= read.runtime_config.parameters.items()
     assert read.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] == "thyroid-training"
     assert "platforms" in read.pipeline_spec["platform_spec"], "GPUs, volumes and time-outs go along"
-    assert host.sent("/apis/v2beta1/experiments")["display_name"] == submit.EXPERIMENT
+    assert host.sent("/apis/v2beta1/experiments")["display_name"] == EXPERIMENT
     assert changes(host) == [("POST", RECURRING)], "nothing is uploaded, nothing deleted"
     told = capsys.readouterr().out
     assert f"{NIGHTLY}: At 02:30 (UTC, unless the installation sets CRON_SCHEDULE_TIMEZONE)" in told
-    upcoming = schedule.following(NIGHTLY, datetime.datetime.now(datetime.UTC))
+    upcoming = crons.following(NIGHTLY, datetime.datetime.now(datetime.UTC))
     assert "next: " + ", ".join(f"{date:%Y-%m-%d} 02:30:00" for date in upcoming) in told
     assert f"{host.url}/#/recurringrun/details/s1" in told
     (kept,) = host.recurring
@@ -243,7 +245,7 @@ def test_defaults_are_given_to_what_is_there(monkeypatch, recipes):
     both = package(minimum="NUMBER_INTEGER", recipe="STRING")
     warm = {"recipe": "warm"} if "warm" in recipes else {}
     assert schedule.defaults(both) == {"minimum": "1"} | warm
-    assert submit.arguments(both, schedule.defaults(both)) == {"minimum": 1} | warm
+    assert submit.convert(both, schedule.defaults(both)) == {"minimum": 1} | warm
     assert schedule.defaults(package(recipe="STRING")) == warm
     assert schedule.defaults(package(other="STRING")) == {}
 
@@ -254,14 +256,14 @@ def test_defaults_are_told_and_give_way(host, monkeypatch, capsys):
     parameters = host.sent(RECURRING)["runtime_config"]["parameters"]
     assert (parameters["folds"], parameters["epochs"]) == (5, 3)
     assert "unheard" not in parameters
-    assert "with folds=5 (--set says otherwise)" in capsys.readouterr().out
+    assert "with folds=5 (--set overrides)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--set", "epoch=3"], "the pipeline has no such parameter; it has"),
-        (["--set", "epochs=many"], "--set epochs=many: not a integer"),
+        (["--set", "epoch=3"], "the pipeline has no such parameter; did you mean epochs?"),
+        (["--set", "epochs=many"], "--set epochs=many: expected a whole number"),
         (["--set", "epochs"], "give it as NAME=VALUE"),
         (["--set", "scans="], "--set scans=...: this parameter has no default"),
     ],
@@ -304,7 +306,7 @@ def test_if_making_fails_the_older_one_stays(host, capsys, status):
     host.refuse = (status, {"message": "quota"})
     assert plan(host) == 2
     error = capsys.readouterr().err
-    assert f"--host {host.url}: {status} quota; the schedule that is there stays" in error
+    assert f"--host {host.url}: {status} quota; the present schedule stays" in error
     assert [one["recurring_run_id"] for one in host.recurring] == ["old1"]
     assert changes(host) == [("POST", RECURRING)]
 
@@ -313,7 +315,7 @@ def test_if_making_is_not_answered_nothing_is_deleted(host, capsys):
     existing(host, recurring_run_id="old1")
     host.refuse = (0, None)
     assert plan(host) == 2
-    assert "schedule --list says whether it is there, and nothing was deleted" in capsys.readouterr().err
+    assert "nothing was deleted" in capsys.readouterr().err
     assert changes(host) == [("POST", RECURRING)], "not tried again, or there would be two"
 
 
@@ -321,7 +323,7 @@ def test_if_deleting_is_not_answered_it_says_which_one(host, capsys):
     existing(host, recurring_run_id="old1")
     host.refuse_delete["old1"] = (0, None)
     assert plan(host) == 2
-    assert "an older one goes on beside it: thyroid-nightly (old1): no answer" in capsys.readouterr().err
+    assert "an older schedule is still active: thyroid-nightly (old1): no answer" in capsys.readouterr().err
 
 
 def test_if_deleting_fails_it_says_which_one_goes_on(host, capsys):
@@ -330,7 +332,7 @@ def test_if_deleting_fails_it_says_which_one_goes_on(host, capsys):
     host.refuse_delete["old2"] = (500, {"message": "the scheduled workflow is stuck"})
     assert plan(host) == 2
     captured = capsys.readouterr()
-    assert "thyroid-nightly is scheduled anew (s1), but an older one goes on beside it: " in captured.err
+    assert "thyroid-nightly is scheduled (s1), but an older schedule is still active: " in captured.err
     assert "thyroid-nightly (old2): 500 the scheduled workflow is stuck; " in captured.err
     assert "old1" not in captured.err
     assert "replaced thyroid-nightly (old3)" in captured.out, "the others are deleted all the same"
@@ -355,12 +357,12 @@ def test_the_table_holds_every_page(host, capsys):
     )
     existing(host, recurring_run_id="d1", display_name="odd", trigger={"cron_schedule": {"cron": "@every 1h"}})
     existing(host, recurring_run_id="e1", display_name="bare", trigger=None)
-    assert schedule.table(host.url, now=NOW).splitlines() == [
+    assert schedule.table(Connection(host.url), now=NOW).splitlines() == [
         "name     cron         in words                  next                 enabled  created           id",
         "bare     -            -                         -                    yes      2026-11-20 10:20  e1",
         "hourly   -            every 3600 s              -                    yes      2026-11-20 10:20  c1",
         "nightly  0 0 4 * * 1  At 04:00, only on Monday  2026-11-30 04:00:00  yes      2026-11-20 10:20  a1",
-        "odd      @every 1h    not one of ours           -                    yes      2026-11-20 10:20  d1",
+        "odd      @every 1h    created elsewhere         -                    yes      2026-11-20 10:20  d1",
         "paused   0 0 4 * * 1  At 04:00, only on Monday  2026-11-30 04:00:00  no       2026-11-20 10:20  b1",
         "dates: UTC, unless the installation sets CRON_SCHEDULE_TIMEZONE",
     ]
@@ -494,9 +496,8 @@ def test_the_object_is_of_the_kind_that_is_defined(written):
 
 def test_the_object_says_that_it_starts_nothing(written, capsys):
     assert "starts no run" in written.splitlines()[0]
-    with pytest.raises(SystemExit):
-        cli.main(["schedule", "--help"])
-    assert "it starts no runs when kubectl applies it" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["schedule", "--help"]) == 0
+    assert "starts no runs when kubectl applies it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_object_without_a_pipeline_is_not_written(tmp_path, capsys):

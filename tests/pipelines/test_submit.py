@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from pipelines import __main__ as cli
-from pipelines import submit
+from pipelines.kubeflow import submit
 from tests.support.kubeflow import Kubeflow
 
 pytestmark = pytest.mark.usefixtures("once_compiled")
@@ -67,7 +68,10 @@ def test_a_run_is_started_and_watched_to_its_end(host, capsys):
     assert f"{host.url}/#/runs/details/r1" in captured.out
     assert f"succeeded: {host.url}/#/runs/details/r1" in captured.err
     run = host.sent("/apis/v2beta1/runs")
-    assert run["runtime_config"]["parameters"] == {
+    parameters = run["runtime_config"]["parameters"]
+    described = yaml.safe_load(parameters.pop("run"))
+    assert (described["epochs"], described["folds"], described["backbones"]) == (3, 0, "VGG16")
+    assert parameters == {
         "scans": "/data/scans",
         "registry": "/data/registry",
         "epochs": 3,
@@ -98,7 +102,7 @@ def test_a_host_that_drops_out_is_waited_for(host, monkeypatch, capsys):
     host.states = [{"drop": 503}]
     monkeypatch.setattr(submit, "PATIENCE_SECONDS", 0.05)
     assert start(host) == 2
-    assert "the host is away (ApiException); the run goes on: " in capsys.readouterr().err
+    assert "the run continues: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
@@ -108,16 +112,16 @@ def test_a_run_that_fails_is_told_with_the_steps_own_message(host, capsys, state
     ]
     assert start(host) == 2
     error = capsys.readouterr().err
-    assert f"the run ended as {state.lower()}; train-VGG16: train is out of memory" in error
+    assert f"the run {state.lower()}; train-VGG16: train is out of memory" in error
     assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--set", "epoch=3"], "the pipeline has no such parameter; it has"),
-        (["--set", "epochs=many"], "--set epochs=many: not a integer"),
-        (["--set", "serving_gpu=maybe"], "not a boolean"),
+        (["--set", "epoch=3"], "the pipeline has no such parameter; did you mean epochs?"),
+        (["--set", "epochs=many"], "--set epochs=many: expected a whole number"),
+        (["--set", "serving_gpu=maybe"], "expected true or false"),
         (["--set", "epochs"], "give it as NAME=VALUE"),
         (["--set", "scans="], "--set scans=...: this parameter has no default"),
     ],
@@ -157,4 +161,4 @@ def test_a_host_that_is_not_there(capsys):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     assert cli.main(["submit", "--host", f"http://127.0.0.1:{port}", *NEEDED]) == 2
-    assert "not to be reached" in capsys.readouterr().err
+    assert "cannot be reached" in capsys.readouterr().err

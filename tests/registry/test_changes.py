@@ -10,7 +10,8 @@ from thyroid import storage
 from thyroid.data import tables
 from thyroid.errors import InputError
 from thyroid.model import artefacts
-from thyroid.registry import changes, registry
+from thyroid.registry import changes
+from thyroid.registry.registry import Registry
 
 Scans = dict[str, tuple[str, list[tuple[int, int, int, int]]]]
 """SHA-256 to label and regions."""
@@ -53,14 +54,14 @@ def register(root: storage.Location, folder: Path, scans: Scans, decision: str =
     (artefact / "model.keras").write_text(str(folder))
     (artefact / "reference.jpg").write_bytes(b"picture")
     artefacts.describe(artefact, {"name": "thyroid", "backbone": "VGG16"})
-    champion = registry.read_aliases(root).get("champion")
-    return registry.publish(artefact, root, {"decision": decision, "reasons": [], "champion": champion}).version
+    champion = Registry(root).champion()
+    return Registry(root).publish(artefact, {"decision": decision, "reasons": [], "champion": champion}).version
 
 
 def test_without_a_model_everything_is_new(tmp_path, place):
     found = changes.since_last(version(tmp_path / "now", FIRST, quarantined=("d",)), place)
     assert found == changes.Changes(None, {"a": "B", "b": "B", "c": "M"}, {}, {}, 0)
-    assert found.told() == "no model yet: all 3 scans are new"
+    assert found.describe() == "no model yet: all 3 scans are new"
     for minimum in (0, 1, 1000):
         assert changes.verdict(found, minimum) == changes.TRAIN
 
@@ -78,8 +79,8 @@ def test_new_changed_and_removed(tmp_path, place):
     found = changes.since_last(version(tmp_path / "now", now, quarantined=("g",)), place)
     assert found == changes.Changes(1, {"e": "M", "f": "B"}, {"a": "M", "d": "M"}, {"c": "M"}, 1)
     assert found.count == 5
-    assert found.told() == "since model version 1: 2 scans new, 2 changed, 1 removed, 1 as they were"
-    assert json.loads(json.dumps(found.facts())) == {
+    assert found.describe() == "since model version 1: 2 scans new, 2 changed, 1 removed, 1 as they were"
+    assert json.loads(json.dumps(found.to_dict())) == {
         "since": 1,
         "kept": 1,
         "new": {"B": 1, "M": 1},
@@ -109,7 +110,7 @@ def test_a_refused_model_counts_as_the_last_one(tmp_path, place):
     register(place, tmp_path / "1", FIRST)
     more = FIRST | {"e": ("M", [])}
     assert register(place, tmp_path / "2", more, "refused") == 2
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 1, "anchor": 1}
+    assert Registry(place).read_aliases() == {"candidate": 2, "champion": 1, "anchor": 1}
     found = changes.since_last(version(tmp_path / "now", more), place)
     assert (found.since, found.count, found.kept) == (2, 0, 5)
 
@@ -155,13 +156,13 @@ def test_a_registry_that_cannot_be_read(tmp_path, gcs):
     with pytest.raises(InputError, match="there is no bucket no-such-bucket; check the address"):
         changes.since_last(data, "gs://no-such-bucket/registry")
     gcs.proxy.rule = lambda method, path: "403"
-    with pytest.raises(InputError, match="no right to it"):
+    with pytest.raises(InputError, match="no permission"):
         changes.since_last(data, gcs.address("registry"))
 
 
 def test_the_table_of_a_model_is_that_of_its_data(tmp_path):
     register(str(tmp_path / "registry"), tmp_path / "1", FIRST)
-    told = changes.scans_of(registry.find(tmp_path / "registry", "1"))
+    told = changes.scans_of(Registry(tmp_path / "registry").find("1"))
     expected = tables.contents(*tables.read(tmp_path / "1" / "data")[:2])
     assert told.pop("patient").isna().all()
     pd.testing.assert_frame_equal(told, expected.reset_index(drop=True), check_dtype=False)

@@ -22,15 +22,15 @@ def test_failures_say_what_to_do(tmp_path):
     assert any("lower batch_size" in line for line in lines)
     (hint,) = [line for line in conclude.conclude(tmp_path, "FAILED", "train: Evicted") if "retries" in line]
     assert {"store"} == set(re.findall(r"\b(?:store|work)\b", hint)), "the pipeline's parameter"
-    assert "The step that failed says why" in conclude.conclude(tmp_path, "FAILED", "")[1]
-    assert "says why" not in "".join(conclude.conclude(tmp_path, "COMPLETE", ""))
+    hints = set(conclude.conclude(tmp_path, "FAILED", "")[1:]) - set(conclude.conclude(tmp_path, "COMPLETE", ""))
+    assert len(hints) == 1, "where to look for the reason"
 
 
 def test_a_bucket_that_cannot_be_read_does_not_hide_how_the_run_ended(gcs):
     gcs.proxy.rule = lambda method, path: "403"
     lines = conclude.conclude(gcs.address("registry"), "FAILED", "")
     assert lines[0] == "The run ended: FAILED."
-    assert "no right to it" in lines[-1]
+    assert "no permission" in lines[-1]
 
 
 def test_a_damaged_registry_does_not_hide_how_the_run_ended(tmp_path):

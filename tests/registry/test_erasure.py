@@ -14,12 +14,15 @@ from tests.conftest import write_rois, write_scan
 from tests.ingest.test_ingest import split_of
 from tests.registry.test_retention import House, killed_after
 from thyroid import crop
+from thyroid.crop import CropOptions
 from thyroid.data import duplicates, erased, pseudonyms, store, tables
 from thyroid.data.store import Store
 from thyroid.errors import InputError
 from thyroid.imaging import images
-from thyroid.ingest import ingest
+from thyroid.ingest import ingest, listing
+from thyroid.ingest.options import IngestOptions
 from thyroid.registry import erasure, retention
+from thyroid.registry.patient_data import PatientData
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 WHO = 987654
@@ -28,7 +31,7 @@ WHO = 987654
 @pytest.fixture(autouse=True)
 def without_a_secret(monkeypatch):
     monkeypatch.delenv(pseudonyms.KEY_VARIABLE, raising=False)
-    monkeypatch.setattr(ingest, "SETTLED_SECONDS", -1.0)  # every file counts as written long ago
+    monkeypatch.setattr(listing, "SETTLED_SECONDS", -1.0)  # every file counts as written long ago
 
 
 @pytest.fixture
@@ -154,8 +157,8 @@ def test_it_stays_erased_under_another_name_of_the_cohort_and_another_number(hou
     forget(house)
     scan = house.scans / f"B_{WHO}-0001-1.0.jpg"
     shutil.copy(scan, house.scans / "B_555-0001-1.0.jpg")
-    ingest.ingest(house.scans, house.root / "named", store=house.store, site="north")
-    ingest.ingest(house.scans, house.root / "again", store=house.store)
+    ingest.ingest(IngestOptions(house.scans, store=house.store, site="north"), house.root / "named")
+    ingest.ingest(IngestOptions(house.scans, store=house.store), house.root / "again")
     assert tables.read_facts(house.root / "again")["cohort"] == "north"
     scans = tables.read(house.root / "again")[0]
     assert scans["quarantine_reason"].str.startswith("of a patient who was erased").sum() == 5
@@ -183,8 +186,8 @@ def test_equal_numbers_of_another_cohort_are_somebody_else(house, tmp_path):
     south = tmp_path / "south"
     for patient in (*range(1, 12), WHO):
         write_scan(south / f"{'MB'[patient % 2]}_{patient:03d}-0001-1.0.jpg", seed=7000 + patient)
-    ingest.ingest(south, tmp_path / "one", store=house.store, site="south")
-    crop.crop(tmp_path / "one", tmp_path / "two", store=house.store)
+    ingest.ingest(IngestOptions(south, store=house.store, site="south"), tmp_path / "one")
+    crop.crop(tmp_path / "one", tmp_path / "two", CropOptions(store=house.store))
     with pytest.raises(InputError, match=r"--forget: the store knows several cohorts, .*: south, unnamed-"):
         forget(house)
     with pytest.raises(InputError, match="--site west: no such cohort in this store; it knows south, unnamed-"):
@@ -195,7 +198,7 @@ def test_equal_numbers_of_another_cohort_are_somebody_else(house, tmp_path):
     images_of_south = tables.examples(tmp_path / "two", "normal")
     assert all(Path(file).is_file() for file in images_of_south["file"])
     before = split_of(tmp_path / "one")
-    ingest.ingest(south, tmp_path / "three", store=house.store)
+    ingest.ingest(IngestOptions(south, store=house.store), tmp_path / "three")
     assert split_of(tmp_path / "three") == before
 
 
@@ -245,7 +248,7 @@ def test_what_cannot_be_erased_is_said_before_anything_goes(house):
         retention.forget(house.store, house.registry, 77, delete=True)
     (house.store / "versions" / "000001" / "memory.parquet").write_bytes(b"PAR1")
     before = house.files()
-    with pytest.raises(InputError, match="000001: damaged, and so it cannot be told"):
+    with pytest.raises(InputError, match="000001: damaged"):
         forget(house)
     assert house.files() == before
 
@@ -264,7 +267,7 @@ def test_the_words(house, capsys):
     told = subprocess.run(
         [sys.executable, "-c", bare, *where, "--delete"], capture_output=True, text=True, check=True
     ).stdout
-    assert "  gone   written anew without " in told
+    assert "  gone   rewritten without " in told
     assert "The store has nothing of the patient any more." in told
     assert str(WHO) not in told
     assert retention.main([*where[:-1], "77"]) == 2
@@ -274,7 +277,7 @@ def test_the_words(house, capsys):
 @pytest.mark.parametrize("key", ["as it was", "another"])
 def test_a_model_is_known_by_the_names_of_its_patients(tmp_path, key):
     """Even where no data version has the patient's files any more."""
-    found = erasure._Found(WHO, frozenset({"north"}), frozenset(), frozenset(), frozenset(), [])
+    found = PatientData(WHO, frozenset({"north"}), frozenset(), frozenset(), frozenset(), [])
     secret = pseudonyms.key(tmp_path) if key == "as it was" else b"a secret that is lost"
     names = [pseudonyms.of_patient(secret, cohort, number) for cohort, number in (("north", WHO), ("south", WHO))]
     named, comparable = erasure._named(tmp_path, pd.Series([*names, None], dtype="string"), found)

@@ -16,7 +16,9 @@ from tests.conftest import variant
 from thyroid import storage
 from thyroid.errors import InputError
 from thyroid.model import artefacts
-from thyroid.registry import register, registry
+from thyroid.registry import __main__ as commands
+from thyroid.registry import claims, register
+from thyroid.registry.registry import Registered, Registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 FORK = multiprocessing.get_context("fork")
@@ -24,7 +26,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def pool(processes: int) -> Any:
-    return FORK.Pool(processes, storage._client_of.cache_clear)
+    return FORK.Pool(processes, storage.client.client_of.cache_clear)
 
 
 def make(folder: Path, size: int = 200_000) -> Path:
@@ -50,12 +52,15 @@ def gate(decision: str = "promoted", champion: int | None = None, ahead_of: int 
     }
 
 
-def add(
-    root: storage.Location, folder: Path, decision: str = "promoted", ahead_of: int | None = None
-) -> registry.Registered:
+def add(root: storage.Location, folder: Path, decision: str = "promoted", ahead_of: int | None = None) -> Registered:
     """Publish a new artefact that was compared with the present champion."""
-    champion = registry.read_aliases(root).get("champion")
-    return registry.publish(make(folder / uuid.uuid4().hex, 1000), root, gate(decision, champion, ahead_of))
+    champion = Registry(root).champion()
+    return Registry(root).publish(make(folder / uuid.uuid4().hex, 1000), gate(decision, champion, ahead_of))
+
+
+def publish_in(artefact: Path, root: storage.Location, decision: dict) -> Registered:
+    """For a pool of processes."""
+    return Registry(root).publish(artefact, decision)
 
 
 def home(root: storage.Location) -> storage.Folder | storage.Bucket:
@@ -67,54 +72,54 @@ def claim(age: datetime.timedelta) -> bytes:
 
 
 def test_versions_count_up_and_aliases_follow(artefact, tmp_path, place):
-    first, second = registry.publish(artefact, place, gate()), add(place, tmp_path)
+    first, second = Registry(place).publish(artefact, gate()), add(place, tmp_path)
     assert (first.version, second.version) == (1, 2)
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
-    assert registry.find(place, "previous") == registry.find(place, "1")
-    facts = artefacts.verify(registry.find(place, "1"))
+    assert Registry(place).read_aliases() == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
+    assert Registry(place).find("previous") == Registry(place).find("1")
+    facts = artefacts.verify(Registry(place).find("1"))
     assert facts["version"] == 1
     assert facts["files"]["model.keras"] == first.sha256
-    assert artefacts.verify(registry.find(place))["parent"] == 1
-    assert first.uri == registry.address(place, 1)
-    assert [line["aliases"]["champion"] for line in registry.history(place)] == [1, 2]
+    assert artefacts.verify(Registry(place).find())["parent"] == 1
+    assert first.uri == Registry(place).address(1)
+    assert [line["aliases"]["champion"] for line in Registry(place).history()] == [1, 2]
     if storage.is_bucket(place):
         assert first.uri == f"{place}/thyroid/1"
     else:
-        assert registry.find(Path(place)) == Path(place) / "thyroid" / "2"
+        assert Registry(Path(place)).find() == Path(place) / "thyroid" / "2"
 
 
 def test_the_same_artefact_is_registered_once(artefact, tmp_path, place):
-    first = registry.publish(artefact, place, gate())
+    first = Registry(place).publish(artefact, gate())
     add(place, tmp_path, "refused")
-    assert registry.publish(artefact, place, gate("refused", champion=7)) == first
-    assert registry.versions(place) == [1, 2]
-    assert len(registry.history(place)) == 2
-    registry.promote(place, "2", "r", "b")
+    assert Registry(place).publish(artefact, gate("refused", champion=7)) == first
+    assert Registry(place).versions() == [1, 2]
+    assert len(Registry(place).history()) == 2
+    Registry(place).promote("2", "r", "b")
     for _ in range(2):
         add(place, tmp_path)
-    assert registry.collect_garbage(place, 1, delete=True) == [1]
-    assert registry.publish(artefact, place, gate("refused")).version == 5, "it is not there any more"
+    assert Registry(place).collect_garbage(1, delete=True) == [1]
+    assert Registry(place).publish(artefact, gate("refused")).version == 5, "it is not there any more"
 
 
 def test_a_version_that_lost_a_file_is_mended(artefact, place):
-    registry.publish(artefact, place, gate())
+    Registry(place).publish(artefact, gate())
     home(place).remove("1/model.keras")
     with pytest.raises(InputError, match=r"model\.keras: missing"):
-        artefacts.verify(registry.find(place))
-    assert registry.publish(artefact, place, gate()).version == 1
-    artefacts.verify(registry.find(place))
+        artefacts.verify(Registry(place).find())
+    assert Registry(place).publish(artefact, gate()).version == 1
+    artefacts.verify(Registry(place).find())
 
 
 def test_a_bucket_hands_on_only_what_is_asked_for(artefact, gcs):
     root = gcs.address("registry")
-    registry.publish(artefact, root, gate())
-    folder = registry.find(root, only=artefacts.CARD)
+    Registry(root).publish(artefact, gate())
+    folder = Registry(root).find(only=artefacts.CARD)
     assert [path.name for path in folder.iterdir()] == ["model.json"]
     assert artefacts.facts(folder, ("version",))["version"] == 1
     with pytest.raises(InputError, match="field threshold is missing"):
         artefacts.facts(folder, ("threshold",))
     gcs.proxy.requests.clear()
-    assert registry.find(root) == registry.find(root)
+    assert Registry(root).find() == Registry(root).find()
     assert sum("alt=media" in path and "model.keras" in path for _, path in gcs.proxy.requests) == 1, "it is kept"
 
 
@@ -123,8 +128,8 @@ def test_a_changed_file_is_refused_by_name(artefact, tmp_path, name):
     with (artefact / name).open("ab") as file:
         file.write(b"x")
     with pytest.raises(InputError, match=f"{name}: changed since it was registered"):
-        registry.publish(artefact, tmp_path / "registry", gate())
-    assert registry.versions(tmp_path / "registry") == []
+        Registry(tmp_path / "registry").publish(artefact, gate())
+    assert Registry(tmp_path / "registry").versions() == []
 
 
 def test_a_missing_file_is_refused_by_name(artefact):
@@ -149,47 +154,47 @@ def test_not_a_model(tmp_path):
 @pytest.mark.parametrize("which", [None, "champion", "7", "../x"])
 def test_what_is_not_there_is_said(place, which):
     with pytest.raises(InputError, match="no registered model"):
-        registry.find(place, which)
-    assert registry.versions(place) == registry.history(place) == []
+        Registry(place).find(which)
+    assert Registry(place).versions() == Registry(place).history() == []
 
 
 @pytest.mark.parametrize("root", ["", "s3://bucket/x", Path("gs://bucket/x")])
 def test_what_is_no_registry_is_said(root):
     with pytest.raises(InputError, match="give a folder, or gs://bucket/prefix"):
-        registry.versions(root)
+        Registry(root).versions()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", '{"candidate": 1}', ""])
 def test_a_damaged_state_is_said(place, content):
     home(place).write("aliases.json", content.encode())
     with pytest.raises(InputError, match=r"aliases\.json: (not JSON|field versions is missing)"):
-        registry.read_aliases(place)
+        Registry(place).read_aliases()
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_at_once_lose_nothing(tmp_path, place, processes):
     made = [make(tmp_path / str(number), 20_000) for number in range(12)]
     with pool(processes) as several:
-        done = several.starmap(registry.publish, [(one, place, gate("refused")) for one in made])
-    assert sorted(d.version for d in done) == registry.versions(place) == list(range(1, 13))
-    assert registry.read_aliases(place) == {"candidate": 12}
-    assert sorted(line["version"] for line in registry.history(place)) == list(range(1, 13))
+        done = several.starmap(publish_in, [(one, place, gate("refused")) for one in made])
+    assert sorted(d.version for d in done) == Registry(place).versions() == list(range(1, 13))
+    assert Registry(place).read_aliases() == {"candidate": 12}
+    assert sorted(line["version"] for line in Registry(place).history()) == list(range(1, 13))
     for one in done:
-        assert artefacts.verify(registry.find(place, str(one.version)))["files"]["model.keras"] == one.sha256
+        assert artefacts.verify(Registry(place).find(str(one.version)))["files"]["model.keras"] == one.sha256
 
 
 def test_the_same_artefact_at_once_is_registered_once(artefact, place):
     with pool(4) as several:
-        done = several.starmap(registry.publish, [(artefact, place, gate())] * 8)
-    assert registry.versions(place) == [done[0].version]
+        done = several.starmap(publish_in, [(artefact, place, gate())] * 8)
+    assert Registry(place).versions() == [done[0].version]
     assert {one.version for one in done} == {done[0].version}
     assert home(place).children() == [str(done[0].version), "aliases.json"]
-    assert registry.read_aliases(place) == dict.fromkeys(("candidate", "champion", "anchor"), done[0].version)
+    assert Registry(place).read_aliases() == dict.fromkeys(("candidate", "champion", "anchor"), done[0].version)
 
 
 def test_killed_at_any_moment_no_half_version_is_visible(tmp_path, place):
     def publish() -> None:
-        storage._client_of.cache_clear()
+        storage.client.client_of.cache_clear()
         while True:
             add(place, tmp_path)
 
@@ -198,22 +203,22 @@ def test_killed_at_any_moment_no_half_version_is_visible(tmp_path, place):
         process = FORK.Process(target=publish)
         process.start()
         deadline = time.monotonic() + 60
-        while len(registry.versions(place)) < before + 2 and time.monotonic() < deadline:
+        while len(Registry(place).versions()) < before + 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(dice.random() * 0.2)
         process.kill()
         process.join()
-        before = len(registry.versions(place))
-    last = registry.versions(place)[-1]
+        before = len(Registry(place).versions())
+    last = Registry(place).versions()[-1]
     assert before >= 12
     assert add(place, tmp_path, "refused").version > last
-    numbers = registry.versions(place)
-    assert [line["version"] for line in registry.history(place)] == numbers
-    facts = [artefacts.verify(registry.find(place, str(number))) for number in numbers]
+    numbers = Registry(place).versions()
+    assert [line["version"] for line in Registry(place).history()] == numbers
+    facts = [artefacts.verify(Registry(place).find(str(number))) for number in numbers]
     assert [one["version"] for one in facts] == numbers
     assert [one["gate"]["decision"] for one in facts] == ["promoted"] * before + ["refused"]
     assert [one["parent"] for one in facts] == [None, *numbers[:-2], numbers[-2]]
-    assert registry.read_aliases(place) == {
+    assert Registry(place).read_aliases() == {
         "candidate": numbers[-1],
         "champion": numbers[-2],
         "previous": numbers[-3],
@@ -258,15 +263,15 @@ def test_killed_after_each_step(artefact, tmp_path, place, monkeypatch, step):
         patch.setattr(kind, "put", been_put)
         patch.setattr(kind, "remove", removed)
         with pytest.raises(Killed):
-            registry.publish(artefact, place, gate(champion=1))
+            Registry(place).publish(artefact, gate(champion=1))
     there = step in ("after the commit", "claim removed")
-    assert registry.versions(place) == ([1, 2] if there else [1])
-    done = registry.publish(artefact, place, gate(champion=1))
+    assert Registry(place).versions() == ([1, 2] if there else [1])
+    done = Registry(place).publish(artefact, gate(champion=1))
     assert done.version == (2 if there else 3)
     assert done.gate["decision"] == "promoted"
     aliases = {"candidate": done.version, "champion": done.version, "previous": 1, "anchor": 1}
-    assert registry.read_aliases(place) == aliases
-    assert [line["version"] for line in registry.history(place)] == [1, done.version]
+    assert Registry(place).read_aliases() == aliases
+    assert [line["version"] for line in Registry(place).history()] == [1, done.version]
 
 
 @pytest.mark.parametrize("own", ["publish", "promote", "roll back", "gc", "test set"])
@@ -283,34 +288,34 @@ def test_a_change_whose_answer_is_lost_is_made_once(artefact, tmp_path, gcs, own
             return "lost"
         if done == [path]:
             done.append("meanwhile")
-            registry.read_test_set(root, "another", "another")
+            Registry(root).read_test_set("another", "another")
         return None
 
     uploads = {"publish": 4, "gc": 1}.get(own, 0)  # before the commit: claim, two files, model.json; claim of what goes
     commits = [False] * uploads + [True]
     gcs.proxy.rule = rule
-    before = registry.history(root)
+    before = Registry(root).history()
     if own == "publish":
-        assert registry.publish(artefact, root, gate(champion=3)).version == 4
+        assert Registry(root).publish(artefact, gate(champion=3)).version == 4
         expected = {"candidate": 4, "champion": 4, "previous": 3, "anchor": 3}
     elif own == "promote":
-        assert registry.promote(root, "1", "r", "b") == 1
+        assert Registry(root).promote("1", "r", "b") == 1
         expected = {"candidate": 3, "champion": 1, "previous": 3, "anchor": 1}
     elif own == "roll back":
-        assert registry.roll_back(root, "r", "b") == 2
+        assert Registry(root).roll_back("r", "b") == 2
         expected = {"candidate": 3, "champion": 2, "previous": 1, "anchor": 2}
     elif own == "gc":
-        assert registry.collect_garbage(root, 1, delete=True) == [1]
-        assert registry.versions(root) == [2, 3]
+        assert Registry(root).collect_garbage(1, delete=True) == [1]
+        assert Registry(root).versions() == [2, 3]
         assert gcs.client.bucket(gcs.bucket).get_blob("registry/thyroid/1/model.keras") is None
         expected = {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
     else:
-        assert registry.read_test_set(root, "t", "m") == 0
+        assert Registry(root).read_test_set("t", "m") == 0
         expected = {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
     assert len(done) == 2, "the answer was lost, and somebody else wrote"
-    assert registry.read_aliases(root) == expected
-    assert len(registry.history(root)) == len(before) + (own != "test set")
-    assert registry.read_test_set(root, "another", "m") == 1
+    assert Registry(root).read_aliases() == expected
+    assert len(Registry(root).history()) == len(before) + (own != "test set")
+    assert Registry(root).read_test_set("another", "m") == 1
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # Google's client lets go of a broken connection
@@ -319,11 +324,11 @@ def test_an_unreliable_bucket(tmp_path, gcs):
     gcs.proxy.randomly(60, 0.3, seed=1)
     done = [add(root, tmp_path) for _ in range(6)]
     assert gcs.proxy.faults > 30
-    assert [one.version for one in done] == registry.versions(root) == [1, 2, 3, 4, 5, 6]
-    assert [line["version"] for line in registry.history(root)] == [1, 2, 3, 4, 5, 6]
-    assert registry.collect_garbage(root, 1, delete=True) == [2, 3, 4]
+    assert [one.version for one in done] == Registry(root).versions() == [1, 2, 3, 4, 5, 6]
+    assert [line["version"] for line in Registry(root).history()] == [1, 2, 3, 4, 5, 6]
+    assert Registry(root).collect_garbage(1, delete=True) == [2, 3, 4]
     for version in (1, 5, 6):
-        artefacts.verify(registry.find(root, str(version)))
+        artefacts.verify(Registry(root).find(str(version)))
 
 
 def test_a_full_disk_leaves_nothing(artefact, tmp_path, monkeypatch):
@@ -333,25 +338,24 @@ def test_a_full_disk_leaves_nothing(artefact, tmp_path, monkeypatch):
 
     monkeypatch.setattr(storage.Folder, "put", full)
     with pytest.raises(OSError, match="No space"):
-        registry.publish(artefact, tmp_path / "registry", gate())
+        Registry(tmp_path / "registry").publish(artefact, gate())
     assert home(tmp_path / "registry").children() == []
 
 
 def test_a_refused_version_stays_a_candidate(tmp_path, place):
     add(place, tmp_path, "refused")
-    assert registry.read_aliases(place) == {"candidate": 1}
-    assert artefacts.verify(registry.find(place))["version"] == 1, "served as a candidate where there is no champion"
+    assert Registry(place).read_aliases() == {"candidate": 1}
+    assert artefacts.verify(Registry(place).find())["version"] == 1, "served as a candidate where there is no champion"
     add(place, tmp_path)
     add(place, tmp_path, "refused")
-    assert artefacts.verify(registry.find(place))["version"] == 2
-    assert artefacts.verify(registry.find(place, "3"))["parent"] == 2
+    assert artefacts.verify(Registry(place).find())["version"] == 2
+    assert artefacts.verify(Registry(place).find("3"))["parent"] == 2
 
 
 def test_every_model_that_reads_a_test_set_is_counted_once(place):
     """Also where it is never registered: a test set that was read often says less."""
-    assert [registry.read_test_set(place, "t", model) for model in ("a", "b", "b", "c", "a")] == [0, 1, 1, 2, 2]
-    assert registry.read_test_set(place, "other", "a") == 0
-    assert registry.read_test_set(None, "t", "z") == 0
+    assert [Registry(place).read_test_set("t", model) for model in ("a", "b", "b", "c", "a")] == [0, 1, 1, 2, 2]
+    assert Registry(place).read_test_set("other", "a") == 0
 
 
 def test_a_user_without_a_name_is_asked_for_one(tmp_path, capsys, monkeypatch):
@@ -361,12 +365,12 @@ def test_a_user_without_a_name_is_asked_for_one(tmp_path, capsys, monkeypatch):
     def nobody():
         raise KeyError("uid not found: 1234")
 
-    monkeypatch.setattr(registry.getpass, "getuser", nobody)
+    monkeypatch.setattr(commands.getpass, "getuser", nobody)
     where = ["--registry", str(tmp_path)]
-    assert registry.main(["gc", *where]) == 0
-    assert registry.main(["promote", *where, "1", "--reason", "r"]) == 2
-    assert "say who answers for it with --by" in capsys.readouterr().err
-    assert registry.main(["promote", *where, "1", "--reason", "r", "--by", "Kim"]) == 0
+    assert commands.main(["gc", *where]) == 0
+    assert commands.main(["promote", *where, "1", "--reason", "r"]) == 2
+    assert "--by" in capsys.readouterr().err
+    assert commands.main(["promote", *where, "1", "--reason", "r", "--by", "Kim"]) == 0
 
 
 def test_an_artefact_that_was_not_judged_is_not_registered(evaluated, tmp_path):
@@ -374,16 +378,16 @@ def test_an_artefact_that_was_not_judged_is_not_registered(evaluated, tmp_path):
     copy = shutil.copytree(evaluated, tmp_path / "evaluation")
     facts = json.loads((copy / "artefact" / "model.json").read_text())
     (copy / "artefact" / "model.json").write_text(json.dumps(facts | {"threshold": 0.9}))
-    with pytest.raises(InputError, match=r"not the one that evaluation\.json judged"):
+    with pytest.raises(InputError, match="evaluate again"):
         register.register(copy, tmp_path / "registry", tmp_path / "summary.json")
 
 
 def test_a_champion_that_changed_meanwhile_is_not_overrun(artefact, tmp_path, place):
     add(place, tmp_path)
-    done = registry.publish(artefact, place, gate(champion=None))  # decided before there was a champion
+    done = Registry(place).publish(artefact, gate(champion=None))  # decided before there was a champion
     assert done.gate["decision"] == "refused"
     assert "the champion changed from None to 1" in done.gate["reasons"][-1]
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 1, "anchor": 1}
+    assert Registry(place).read_aliases() == {"candidate": 2, "champion": 1, "anchor": 1}
 
 
 def test_a_champion_that_changes_while_files_are_copied_is_not_overrun(artefact, tmp_path, place, monkeypatch):
@@ -398,11 +402,11 @@ def test_a_champion_that_changes_while_files_are_copied_is_not_overrun(artefact,
         write(self, name, data, generation)
 
     monkeypatch.setattr(kind, "write", late)
-    done = registry.publish(artefact, place, gate())
+    done = Registry(place).publish(artefact, gate())
     assert (done.version, done.gate["decision"]) == (1, "refused")
-    facts = artefacts.verify(registry.find(place, "1"))
+    facts = artefacts.verify(Registry(place).find("1"))
     assert (facts["parent"], facts["gate"]) == (2, done.gate)
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2, "anchor": 2}
+    assert Registry(place).read_aliases() == {"candidate": 2, "champion": 2, "anchor": 2}
 
 
 def test_a_publication_that_was_taken_for_dead_starts_anew(artefact, tmp_path, place, monkeypatch):
@@ -413,12 +417,12 @@ def test_a_publication_that_was_taken_for_dead_starts_anew(artefact, tmp_path, p
     def slow(self, source, name, only=()):
         monkeypatch.setattr(kind, "put", put)
         self.write(f"{name}/.claim", claim(datetime.timedelta(days=2)))
-        assert registry.collect_garbage(place, 1, delete=True) == []
+        assert Registry(place).collect_garbage(1, delete=True) == []
         assert add(place, tmp_path, "refused").version == 2
         put(self, source, name, only)
 
     monkeypatch.setattr(kind, "put", slow)
-    assert registry.publish(artefact, place, gate()).version == 3
+    assert Registry(place).publish(artefact, gate()).version == 3
     assert home(place).children() == ["2", "3", "aliases.json"]
 
 
@@ -434,61 +438,61 @@ def test_a_number_that_another_one_published_meanwhile_is_left_alone(artefact, t
         return names
 
     monkeypatch.setattr(kind, "children", late)
-    done = registry.publish(artefact, place, gate())
+    done = Registry(place).publish(artefact, gate())
     assert ([one.version for one in others], done.version) == ([1], 2)
     for one in (*others, done):
-        assert artefacts.verify(registry.find(place, str(one.version)))["files"]["model.keras"] == one.sha256
+        assert artefacts.verify(Registry(place).find(str(one.version)))["files"]["model.keras"] == one.sha256
     assert home(place).read("1/.claim") == home(place).read("2/.claim") == (b"", storage.ABSENT)
 
 
 def test_promote_and_roll_back_keep_who_and_why(tmp_path, place):
     for decision in ("promoted", "refused"):
         add(place, tmp_path, decision)
-    assert registry.promote(place, "candidate", "the ward asked for it", "Kim") == 2
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 2}
-    assert registry.roll_back(place, "it was worse", "Lee", champion=1) == 2, "another champion by now"
-    assert registry.roll_back(place, "it was worse", "Lee") == 1
-    assert registry.read_aliases(place) == {"candidate": 2, "champion": 1, "anchor": 1}
-    assert [(line["action"], line["by"]) for line in registry.history(place)[2:]] == [
+    assert Registry(place).promote("candidate", "the ward asked for it", "Kim") == 2
+    assert Registry(place).read_aliases() == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 2}
+    assert Registry(place).roll_back("it was worse", "Lee", champion=1) == 2, "another champion by now"
+    assert Registry(place).roll_back("it was worse", "Lee") == 1
+    assert Registry(place).read_aliases() == {"candidate": 2, "champion": 1, "anchor": 1}
+    assert [(line["action"], line["by"]) for line in Registry(place).history()[2:]] == [
         ("promote", "Kim"),
         ("rollback", "Lee"),
     ]
     with pytest.raises(InputError, match="needs --reason"):
-        registry.promote(place, "2", " ", "Kim")
+        Registry(place).promote("2", " ", "Kim")
     with pytest.raises(InputError, match="no registered model '9'"):
-        registry.promote(place, "9", "because", "Kim")
+        Registry(place).promote("9", "because", "Kim")
 
 
 def test_a_roll_back_never_returns_to_a_version_that_was_rolled_back(tmp_path, place):
     for _ in range(3):
         add(place, tmp_path)
-    assert registry.roll_back(place, "answers wrongly", "deploy", champion=3) == 2
-    assert registry.refuted(place) == {3: "answers wrongly"}
-    assert registry.read_aliases(place) == {"candidate": 3, "champion": 2, "previous": 1, "anchor": 1}
-    assert registry.roll_back(place, "its pod was away", "deploy", champion=2) == 1
-    assert registry.read_aliases(place) == {"candidate": 3, "champion": 1, "anchor": 1}
+    assert Registry(place).roll_back("answers wrongly", "deploy", champion=3) == 2
+    assert Registry(place).refuted() == {3: "answers wrongly"}
+    assert Registry(place).read_aliases() == {"candidate": 3, "champion": 2, "previous": 1, "anchor": 1}
+    assert Registry(place).roll_back("its pod was away", "deploy", champion=2) == 1
+    assert Registry(place).read_aliases() == {"candidate": 3, "champion": 1, "anchor": 1}
     with pytest.raises(InputError, match="no previous champion"):
-        registry.roll_back(place, "once more", "Lee")
-    assert registry.promote(place, "2", "the pod was to blame", "Kim") == 2
-    assert registry.refuted(place) == {3: "answers wrongly"}
-    assert registry.earlier(place) == [1]
-    registry.promote(place, "3", "looked at", "Kim")
-    assert registry.earlier(place) == [2, 1]
-    assert registry.read_aliases(place)["anchor"] == 3
-    assert registry.roll_back(place, "no, after all", "Kim") == 2
-    assert registry.read_aliases(place)["anchor"] == 2, "a refuted version is nothing to compare with"
-    registry.promote(place, "3", "looked at again", "Kim")
-    assert registry.collect_garbage(place, 1, delete=True) == [1]
-    assert registry.earlier(place) == [2], "what is gone is no target"
+        Registry(place).roll_back("once more", "Lee")
+    assert Registry(place).promote("2", "the pod was to blame", "Kim") == 2
+    assert Registry(place).refuted() == {3: "answers wrongly"}
+    assert Registry(place).earlier() == [1]
+    Registry(place).promote("3", "looked at", "Kim")
+    assert Registry(place).earlier() == [2, 1]
+    assert Registry(place).read_aliases()["anchor"] == 3
+    assert Registry(place).roll_back("no, after all", "Kim") == 2
+    assert Registry(place).read_aliases()["anchor"] == 2, "a refuted version is nothing to compare with"
+    Registry(place).promote("3", "looked at again", "Kim")
+    assert Registry(place).collect_garbage(1, delete=True) == [1]
+    assert Registry(place).earlier() == [2], "what is gone is no target"
 
 
 def test_a_version_is_unproven_from_when_it_is_sent_until_it_answers(tmp_path, place):
     add(place, tmp_path)
-    assert not registry.is_unproven(place, 1)
+    assert not Registry(place).is_unproven(1)
     for action, unproven in (("sent", True), ("sent", True), ("proven", False), ("proven", False), ("sent", False)):
-        registry.note_deployment(place, action, 1, "in namespace lab")
-        assert registry.is_unproven(place, 1) == unproven
-    assert [(line["action"], line["by"]) for line in registry.history(place)[1:]] == [
+        Registry(place).note_deployment(action, 1, "in namespace lab")
+        assert Registry(place).is_unproven(1) == unproven
+    assert [(line["action"], line["by"]) for line in Registry(place).history()[1:]] == [
         ("sent", "deploy"),
         ("proven", "deploy"),
     ]
@@ -496,10 +500,10 @@ def test_a_version_is_unproven_from_when_it_is_sent_until_it_answers(tmp_path, p
 
 def test_nothing_to_roll_back_to(tmp_path, place):
     with pytest.raises(InputError, match="no registry here"):
-        registry.roll_back(place, "r", "b")
+        Registry(place).roll_back("r", "b")
     add(place, tmp_path)
     with pytest.raises(InputError, match="no previous champion"):
-        registry.roll_back(place, "r", "b")
+        Registry(place).roll_back("r", "b")
 
 
 def test_a_damaged_version_is_not_promoted(tmp_path, place):
@@ -507,8 +511,8 @@ def test_a_damaged_version_is_not_promoted(tmp_path, place):
         add(place, tmp_path, "refused")
     home(place).write("1/model.keras", b"")
     with pytest.raises(InputError, match="changed since"):
-        registry.promote(place, "1", "r", "b")
-    assert registry.read_aliases(place) == {"candidate": 2}
+        Registry(place).promote("1", "r", "b")
+    assert Registry(place).read_aliases() == {"candidate": 2}
 
 
 def test_garbage_is_what_nothing_needs(tmp_path, place):
@@ -522,22 +526,22 @@ def test_garbage_is_what_nothing_needs(tmp_path, place):
         there.write(f"{number}/.claim", claim(age))
     there.write("10/model.keras", b"whose is it?")
     there.write("6/.claim", claim(3 * day))  # killed between its commit and the end
-    assert registry.collect_garbage(place, keep=2) == [2, 3, 4]
-    assert registry.versions(place) == [1, 2, 3, 4, 5, 6], "nothing goes without --delete"
-    assert registry.collect_garbage(place, keep=2, delete=True) == [2, 3, 4]
-    assert registry.versions(place) == [1, 5, 6]
+    assert Registry(place).collect_garbage(keep=2) == [2, 3, 4]
+    assert Registry(place).versions() == [1, 2, 3, 4, 5, 6], "nothing goes without --delete"
+    assert Registry(place).collect_garbage(keep=2, delete=True) == [2, 3, 4]
+    assert Registry(place).versions() == [1, 5, 6]
     assert there.children() == ["1", "10", "5", "6", "8", "9", "aliases.json"]
     assert there.read("6/.claim") == (b"", storage.ABSENT)
-    assert registry.history(place)[-1]["reason"] == "removed 2, 3, 4, 7 (half-written)"
+    assert Registry(place).history()[-1]["reason"] == "removed 2, 3, 4, 7 (half-written)"
     assert add(place, tmp_path, "refused").version == 11
     with pytest.raises(InputError, match="at least the newest"):
-        registry.collect_garbage(place, keep=0)
-    assert registry.collect_garbage(storage.below(place, "none"), keep=1, delete=True) == []
+        Registry(place).collect_garbage(keep=0)
+    assert Registry(storage.below(place, "none")).collect_garbage(keep=1, delete=True) == []
 
 
 def test_a_number_is_not_used_again(tmp_path, place):
     home(place).write("7/.claim", claim(datetime.timedelta(days=2)))
-    assert registry.collect_garbage(place, 1, delete=True) == []
+    assert Registry(place).collect_garbage(1, delete=True) == []
     assert "7" not in home(place).children()
     assert add(place, tmp_path).version == 8
 
@@ -545,7 +549,7 @@ def test_a_number_is_not_used_again(tmp_path, place):
 def test_a_killed_collection_is_finished_by_the_next(tmp_path, place, monkeypatch):
     for _ in range(3):
         add(place, tmp_path, "refused")
-    kind, now = type(home(place)), registry._now
+    kind, now = type(home(place)), claims.now
 
     def killed(self, name):
         raise Killed
@@ -553,10 +557,10 @@ def test_a_killed_collection_is_finished_by_the_next(tmp_path, place, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(kind, "remove", killed)
         with pytest.raises(Killed):
-            registry.collect_garbage(place, 1, delete=True)
-    assert registry.versions(place) == [3]
-    monkeypatch.setattr(registry, "_now", lambda: now() + datetime.timedelta(days=2))
-    assert registry.collect_garbage(place, 1, delete=True) == []
+            Registry(place).collect_garbage(1, delete=True)
+    assert Registry(place).versions() == [3]
+    monkeypatch.setattr(claims, "now", lambda: now() + datetime.timedelta(days=2))
+    assert Registry(place).collect_garbage(1, delete=True) == []
     assert home(place).children() == ["3", "aliases.json"]
 
 
@@ -569,43 +573,42 @@ def test_what_is_promoted_during_a_collection_stays(tmp_path, place, monkeypatch
     def late(self, name, data, generation=None):
         if name == "aliases.json":
             monkeypatch.setattr(kind, "write", write)
-            registry.promote(place, "1", "r", "b")
+            Registry(place).promote("1", "r", "b")
         write(self, name, data, generation)
 
     monkeypatch.setattr(kind, "write", late)
-    assert registry.collect_garbage(place, 1, delete=True) == [2]
-    assert registry.versions(place) == [1, 3]
-    artefacts.verify(registry.find(place, "champion"))
+    assert Registry(place).collect_garbage(1, delete=True) == [2]
+    assert Registry(place).versions() == [1, 3]
+    artefacts.verify(Registry(place).find("champion"))
 
 
 def test_commands(evaluated, tmp_path, capsys, place):
-    registry.publish(
+    Registry(place).publish(
         evaluated / "artefact",
-        place,
         gate() | {"criteria": [{"name": "AUROC", "asked": "a", "found": "f", "passed": True, "waived": False}]},
     )
-    registry.publish(variant(evaluated / "artefact", tmp_path), place, gate("refused", champion=1))
+    Registry(place).publish(variant(evaluated / "artefact", tmp_path), gate("refused", champion=1))
     where = ["--registry", place]
-    assert registry.main(["list", *where]) == 0
+    assert commands.main(["list", *where]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert "promoted" in lines[1]
     assert "champion" in lines[1]
     assert "candidate" in lines[2]
-    assert registry.main(["show", *where, "champion"]) == 0
+    assert commands.main(["show", *where, "champion"]) == 0
     shown = capsys.readouterr().out
     assert "holds  AUROC: f (asked: a)" in shown
     assert "test AUROC" in shown
-    assert registry.main(["promote", *where, "2", "--reason", "asked for", "--by", "Kim"]) == 0
-    assert registry.main(["rollback", *where, "--reason", "worse"]) == 0
-    assert registry.main(["gc", *where, "--keep", "1"]) == 0
+    assert commands.main(["promote", *where, "2", "--reason", "asked for", "--by", "Kim"]) == 0
+    assert commands.main(["rollback", *where, "--reason", "worse"]) == 0
+    assert commands.main(["gc", *where, "--keep", "1"]) == 0
     assert "would be removed (with --delete): nothing" in capsys.readouterr().out
     home(place).write("1/model.json" if storage.is_bucket(place) else "1/model.keras", b"")
-    assert registry.main(["list", *where]) == 0
+    assert commands.main(["list", *where]) == 0
     assert "damaged" in capsys.readouterr().out
-    assert registry.main(["show", *where, "7"]) == 2
+    assert commands.main(["show", *where, "7"]) == 2
     assert "no registered model '7'" in capsys.readouterr().err
-    assert registry.main(["promote", "--registry", str(tmp_path / "no"), "1", "--reason", "r"]) == 2
+    assert commands.main(["promote", "--registry", str(tmp_path / "no"), "1", "--reason", "r"]) == 2
 
 
 def test_register_publishes_the_report_and_writes_the_summary(evaluated, tmp_path):
@@ -648,23 +651,23 @@ def test_a_damaged_winner_is_not_registered(evaluated, tmp_path):
     (copy / "artefact" / "model.keras").write_bytes(b"")
     with pytest.raises(InputError, match="changed since"):
         register.register(copy, tmp_path / "registry", tmp_path / "summary.json")
-    assert registry.versions(tmp_path / "registry") == []
+    assert Registry(tmp_path / "registry").versions() == []
 
 
 def test_the_anchor_moves_only_to_what_is_ahead_of_it(tmp_path, place):
     """The anchor is there for comparison, however many champions there have been since."""
     for _ in range(4):
         add(place, tmp_path)
-    assert registry.read_aliases(place) == {"candidate": 4, "champion": 4, "previous": 3, "anchor": 1}
-    assert registry.collect_garbage(place, 1, delete=True) == [2]
-    artefacts.verify(registry.find(place, "anchor"))
+    assert Registry(place).read_aliases() == {"candidate": 4, "champion": 4, "previous": 3, "anchor": 1}
+    assert Registry(place).collect_garbage(1, delete=True) == [2]
+    artefacts.verify(Registry(place).find("anchor"))
     add(place, tmp_path, "refused", ahead_of=1)
-    assert registry.read_aliases(place)["anchor"] == 1, "what is not the champion is not the anchor"
+    assert Registry(place).read_aliases()["anchor"] == 1, "what is not the champion is not the anchor"
     add(place, tmp_path, ahead_of=4)
-    assert registry.read_aliases(place)["anchor"] == 1, "it was ahead of another one"
+    assert Registry(place).read_aliases()["anchor"] == 1, "it was ahead of another one"
     add(place, tmp_path, ahead_of=1)
-    assert registry.read_aliases(place)["anchor"] == 7
-    assert [line["aliases"]["anchor"] for line in registry.history(place)][-3:] == [1, 1, 7]
+    assert Registry(place).read_aliases()["anchor"] == 7
+    assert [line["aliases"]["anchor"] for line in Registry(place).history()][-3:] == [1, 1, 7]
 
 
 def aged(root: storage.Location) -> bytes:
@@ -683,14 +686,14 @@ def test_an_old_registry_is_filled_by_the_first_write(tmp_path, place):
         add(place, tmp_path)
     before = json.loads(home(place).read("aliases.json")[0])
     old = aged(place)
-    assert registry.read_aliases(place) == {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
-    assert artefacts.verify(registry.find(place))["version"] == 3
+    assert Registry(place).read_aliases() == {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
+    assert artefacts.verify(Registry(place).find())["version"] == 3
     assert home(place).read("aliases.json")[0] == old, "reading writes nothing"
-    registry.read_test_set(place, "t", "m")
+    Registry(place).read_test_set("t", "m")
     after = json.loads(home(place).read("aliases.json")[0])
     assert after["versions"] == before["versions"]
     assert (after["anchor"], set(after)) == (3, set(before))
-    assert artefacts.verify(registry.find(place))["version"] == 3
+    assert artefacts.verify(Registry(place).find())["version"] == 3
 
 
 def test_an_old_registry_does_not_take_a_changed_model_for_whole(tmp_path, place):
@@ -701,9 +704,9 @@ def test_an_old_registry_does_not_take_a_changed_model_for_whole(tmp_path, place
     home(place).write("1/model.json", card.replace(b"VGG16", b"VGG19"))
     for _ in range(2):
         with pytest.raises(InputError, match=r"model\.json: changed since it was registered"):
-            registry.find(place, "1")
-        registry.find(place, "2")
-        registry.read_test_set(place, "t", "m")
+            Registry(place).find("1")
+        Registry(place).find("2")
+        Registry(place).read_test_set("t", "m")
 
 
 @pytest.mark.parametrize(
@@ -715,14 +718,14 @@ def test_a_damaged_old_state_is_said(tmp_path, place, change):
     assert old.count(change[0]) >= 1
     home(place).write("aliases.json", old.replace(*change, 1))
     with pytest.raises(InputError, match=r"aliases\.json: field .* put back a copy of the file"):
-        registry.read_aliases(place)
+        Registry(place).read_aliases()
 
 
 def looked_at(root: storage.Location) -> tuple:
     """All that can be read of a registry."""
-    versions = registry.versions(root)
-    every = [artefacts.verify(registry.find(root, str(version))) for version in versions]
-    return versions, every, registry.read_aliases(root), registry.history(root)
+    versions = Registry(root).versions()
+    every = [artefacts.verify(Registry(root).find(str(version))) for version in versions]
+    return versions, every, Registry(root).read_aliases(), Registry(root).history()
 
 
 def flip(data: bytes, place: int, bits: int) -> bytes:
@@ -734,9 +737,7 @@ def test_no_flipped_byte_is_silent(tmp_path, every):
     """Every byte of every file, one after the other; without the slow tests each ninth."""
     root, dice = tmp_path / "registry", random.Random(0)
     for decision in ("promoted", "refused"):
-        registry.publish(
-            make(tmp_path / uuid.uuid4().hex, 800), root, gate(decision, registry.read_aliases(root).get("champion"))
-        )
+        Registry(root).publish(make(tmp_path / uuid.uuid4().hex, 800), gate(decision, Registry(root).champion()))
     before, flips = looked_at(root), 0
     for file in sorted(path for path in (root / "thyroid").rglob("*") if path.is_file() and path.stat().st_size):
         data = file.read_bytes()
@@ -770,7 +771,7 @@ def test_no_flipped_byte_of_a_bucket_is_silent(tmp_path, gcs):
 def test_no_flipped_byte_is_silent_where_a_folder_is_all_there_is(tmp_path):
     """As KServe mounts it: without the registry's state."""
     root, dice = tmp_path / "registry", random.Random(0)
-    published = registry.publish(make(tmp_path / "artefact", 800), root, gate())
+    published = Registry(root).publish(make(tmp_path / "artefact", 800), gate())
     folder = Path(published.uri)
     before = artefacts.verify(folder)
     for file in (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
@@ -785,17 +786,17 @@ def test_no_flipped_byte_is_silent_where_a_folder_is_all_there_is(tmp_path):
 
 def test_commands_name_what_was_changed(evaluated, tmp_path, capsys):
     root = tmp_path / "registry"
-    registry.publish(evaluated / "artefact", root, gate())
+    Registry(root).publish(evaluated / "artefact", gate())
     where, dice = ["--registry", str(root)], random.Random(1)
     for name in ("1/model.json", "aliases.json"):
         file = root / "thyroid" / name
         data = file.read_bytes()
         for _ in range(20):
             file.write_bytes(flip(data, dice.randrange(len(data)), 1 << dice.randrange(8)))
-            assert registry.main(["show", *where, "1"]) == 2
+            assert commands.main(["show", *where, "1"]) == 2
             assert file.name in capsys.readouterr().err
-            assert registry.main(["promote", *where, "1", "--reason", "r", "--by", "b"]) == 2
-            assert registry.main(["list", *where]) == (0 if name == "1/model.json" else 2)
+            assert commands.main(["promote", *where, "1", "--reason", "r", "--by", "b"]) == 2
+            assert commands.main(["list", *where]) == (0 if name == "1/model.json" else 2)
             told = capsys.readouterr()
             assert file.name in told.out + told.err
         file.write_bytes(data)
@@ -806,14 +807,15 @@ def test_a_changed_threshold_is_neither_served_nor_deployed(evaluated, tmp_path)
     import asyncio
 
     from thyroid.deploy import deploy
-    from thyroid.serve import server
+    from thyroid.serve.options import ServeOptions
+    from thyroid.serve.state import Loader, State
 
     root = tmp_path / "registry"
-    registry.publish(evaluated / "artefact", root, gate())
+    Registry(root).publish(evaluated / "artefact", gate())
     file = root / "thyroid" / "1" / "model.json"
     data = file.read_bytes()
     spot = data.index(b'"threshold": 0.') + len(b'"threshold": 0.')
-    one = server.Server(server.Options(registry=root))
+    one = Loader(State(ServeOptions(registry=root)))
     for content, whole in ((flip(data, spot, 4), False), (data, True)):
         file.write_bytes(content)
         assert json.loads(content)["threshold"] != json.loads(data)["threshold"] or whole
@@ -834,4 +836,4 @@ def test_a_damaged_claim_is_said(tmp_path, place, content):
     add(place, tmp_path)
     home(place).write("2/.claim", content)
     with pytest.raises(InputError, match=r"2/\.claim: damaged; remove it"):
-        registry.collect_garbage(place, 1, delete=True)
+        Registry(place).collect_garbage(1, delete=True)

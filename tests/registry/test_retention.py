@@ -13,13 +13,16 @@ import pytest
 
 from tests.conftest import write_rois, write_scan
 from thyroid import crop, storage
+from thyroid.crop import CropOptions
 from thyroid.data import crops, tables
 from thyroid.data.store import Store
 from thyroid.errors import InputError
 from thyroid.imaging import geometry
-from thyroid.ingest import ingest
+from thyroid.ingest import ingest, listing
+from thyroid.ingest.options import IngestOptions
 from thyroid.model import artefacts
-from thyroid.registry import registry, retention
+from thyroid.registry import retention
+from thyroid.registry.registry import Registry
 from thyroid.registry.retention import Row
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -57,7 +60,7 @@ def killed_after(steps: int, calls: dict, monkeypatch: pytest.MonkeyPatch, work:
 class House:
     """A store whose data versions come of small scans, and a registry of models without weights."""
 
-    def __init__(self, root: Path, scans: storage.Location, rois: Path | None = None) -> None:
+    def __init__(self, root: Path, scans: storage.Location, rois: storage.Location = "") -> None:
         self.root, self.scans, self.rois = root, scans, rois
         self.store, self.registry = root / "store", str(root / "registry")
         (root / "registry").mkdir()
@@ -65,8 +68,8 @@ class House:
     def night(self) -> Path:
         """Ingest and crop; the folder of the cropped data version."""
         folder = self.root / uuid.uuid4().hex
-        ingest.ingest(self.scans, folder / "in", rois=self.rois, store=self.store)
-        crop.crop(folder / "in", folder / "out", store=self.store)
+        ingest.ingest(IngestOptions(self.scans, rois=self.rois, store=self.store), folder / "in")
+        crop.crop(folder / "in", folder / "out", CropOptions(store=self.store))
         return folder / "out"
 
     def grow(self) -> Path:
@@ -86,9 +89,9 @@ class House:
             tables.contents(scans, regions).to_csv(folder / artefacts.SCANS, index=False)
             facts["data_digest"] = told["digest"]
         artefacts.describe(folder, facts)
-        champion = registry.read_aliases(self.registry).get("champion")
+        champion = Registry(self.registry).champion()
         gate = {"decision": decision, "reasons": ["in a test"], "champion": champion}
-        return registry.publish(folder, self.registry, gate).version
+        return Registry(self.registry).publish(folder, gate).version
 
     def retain(self, keep: int = 1, days: int = 7, delete: bool = True) -> list[Row]:
         return retention.retain(self.store, self.registry, keep, days, delete)
@@ -167,7 +170,7 @@ def test_what_an_alias_needs_stays(house):
         "2": (False, "no alias, and not among the newest 1"),
         "3": (True, "candidate"),
     }
-    assert registry.versions(house.registry) == [1, 3]
+    assert Registry(house.registry).versions() == [1, 3]
     assert house.versions() == ["000001", "000002", "000004"]
     data = rows(found, "data")
     assert data["000001"] == (True, "has the data of model version 1")
@@ -183,17 +186,17 @@ def test_a_model_that_goes_holds_no_data(house):
     house.model(later)
     house.grow()
     house.retain(keep=1)
-    assert registry.versions(house.registry) == [2]
+    assert Registry(house.registry).versions() == [2]
     assert house.versions() == ["000002", "000003"]
 
 
 def test_scans_that_crop_set_aside_do_not_hide_the_data_version(house):
     """The model's digest is none of the store's: the newest version that has all its scans is its."""
     broken = house.scans / "B_001-0001-1.0.jpg"
-    ingest.ingest(house.scans, house.root / "in", store=house.store)
+    ingest.ingest(IngestOptions(house.scans, store=house.store), house.root / "in")
     kept = broken.read_bytes()
     broken.unlink()
-    cropped = crop.crop(house.root / "in", house.root / "out", store=house.store)
+    cropped = crop.crop(house.root / "in", house.root / "out", CropOptions(store=house.store))
     broken.write_bytes(kept)
     house.model(house.root / "out", "promoted")
     house.grow()  # has its scans, too
@@ -227,7 +230,7 @@ def test_a_model_without_its_list_of_scans_is_found_by_its_digest(house):
 
 
 def test_images_of_data_versions_that_stay_are_not_made_again(house, tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest, "SETTLED_SECONDS", -1.0)  # every file counts as written long ago
+    monkeypatch.setattr(listing, "SETTLED_SECONDS", -1.0)  # every file counts as written long ago
     house.rois = write_rois(
         tmp_path / "rois.csv", [(file.name, 10, 10, 40, 30) for file in sorted(house.scans.iterdir())]
     )
@@ -255,7 +258,7 @@ def test_crops_with_a_swept_margin_stay_as_long_as_their_data_version(house, tmp
         tmp_path / "rois.csv", [(file.name, 30, 30, 40, 30) for file in sorted(house.scans.iterdir())]
     )
     data = house.night()
-    swept = crop.crop(data.with_name("in"), tmp_path / "swept", store=house.store, margin=0.35)
+    swept = crop.crop(data.with_name("in"), tmp_path / "swept", CropOptions(store=house.store, margin=0.35))
     (house.scans / "M_002-0001-1.0.jpg").unlink()
     house.grow()
     wanted = {name for domain in tables.DOMAINS for name in tables.examples(swept.folder, domain)["file"]}
@@ -264,7 +267,12 @@ def test_crops_with_a_swept_margin_stay_as_long_as_their_data_version(house, tmp
     house.retain()
     assert house.versions() == ["000002"]
     assert {name for name in wanted if Path(name).is_file()} == wanted - of_gone
-    assert crop.crop(data.with_name("in"), tmp_path / "again", store=house.store, margin=0.35).facts["cropped"] == 1
+    assert (
+        crop.crop(data.with_name("in"), tmp_path / "again", CropOptions(store=house.store, margin=0.35)).facts[
+            "cropped"
+        ]
+        == 1
+    )
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"PAR1"), lambda file: file.unlink()])
@@ -277,14 +285,14 @@ def test_while_it_cannot_be_told_which_margins_there_are_all_crops_stay(house, d
     ((stays, reason),) = rows(found, "crops").values()
     assert stays
     assert reason.startswith("crops.parquet")
-    assert reason.endswith("and so it cannot be told what they are; the next crop makes them anew")
+    assert reason.endswith("the next crop makes them again")
 
 
 def test_given_crops_are_kept_too(house, tmp_path):
     for patient in range(1, 13):
         write_scan(tmp_path / "crops" / f"{'MB'[patient % 2]}_{patient:03d}-0001-1.0.jpg", 900 + patient, (40, 30))
-    ingest.ingest(house.scans, tmp_path / "in", crops=tmp_path / "crops", store=house.store)
-    crop.crop(tmp_path / "in", tmp_path / "out", store=house.store)
+    ingest.ingest(IngestOptions(house.scans, crops=tmp_path / "crops", store=house.store), tmp_path / "in")
+    crop.crop(tmp_path / "in", tmp_path / "out", CropOptions(store=house.store))
     assert len(house.images()) == 36
     assert [row.name for row in house.retain() if row.kind == "crops"] == ["36 images"]
 
@@ -312,7 +320,7 @@ def test_copies_of_objects_that_no_version_names_go(scans, tmp_path, gcs):
     house.model(newest, "promoted")
     assert len(list((house.store / "scans").glob("*/*"))) == 25
     found = house.retain()
-    assert registry.versions(house.registry) == [2]
+    assert Registry(house.registry).versions() == [2]
     assert house.versions() == ["000002"]
     assert rows(found, "copies") == {
         "24 files": (True, "of data versions that stay"),

@@ -23,11 +23,13 @@ from tests.support import dicoms
 from tests.support.attackers import closed, connections, memory, png_header, until
 from tests.support.serving import INFER, PREDICT, Server, encoded
 from thyroid.model import artefacts
-from thyroid.registry import registry
+from thyroid.registry.registry import Registry
 from thyroid.serve import limits, payload
-from thyroid.serve.admission import Admission, Memory
-from thyroid.serve.guard import Guard
+from thyroid.serve.admission import Memory
 from thyroid.serve.limits import RequestError
+from thyroid.serve.options import ServeOptions
+from thyroid.serve.protocol.guard import Guard
+from thyroid.serve.state import State
 
 TOKEN = "the-token"
 BEFORE = (
@@ -187,7 +189,9 @@ def test_whatever_becomes_of_a_body_its_bytes_are_free(monkeypatch, end):
             await asyncio.sleep(60)
             raise AssertionError
 
-        guard = Guard(app, None, False, lambda name, version: None, Admission(), held, lambda: False, lambda: False)
+        state = State(ServeOptions())
+        state.memory = held
+        guard = Guard(app, state)
         monkeypatch.setattr(limits, "MAX_BODY", 70_000_000)
         scope = {"type": "http", "method": "POST", "path": PREDICT, "headers": []}
         task = asyncio.create_task(guard(scope, receive, send))
@@ -233,7 +237,9 @@ def test_small_bodies_that_do_not_end_give_way():
         await guard({"type": "http", "method": "POST", "path": INFER, "headers": []}, receive, send)
         return told[0]
 
-    guard = Guard(app, None, False, lambda name, version: None, Admission(), held, lambda: False, lambda: False)
+    state = State(ServeOptions())
+    state.memory = held
+    guard = Guard(app, state)
 
     async def together() -> list[int]:
         slow = [asyncio.create_task(ask(9, ends=False)) for _ in range(4)]
@@ -466,7 +472,7 @@ def test_a_broken_champion_ends_no_watch(evaluated, tmp_path, scan):
 
     def promote(version: int) -> None:
         gate = {"decision": "promoted", "reasons": ["r"], "champion": version - 1 or None}
-        registry.publish(variant(evaluated / "artefact", tmp_path), root, gate)
+        Registry(root).publish(variant(evaluated / "artefact", tmp_path), gate)
 
     def served() -> int:
         return running.ask(PREDICT, {"instances": [{"image": encoded(scan)}]})[1]["predictions"][0]["model_version"]
@@ -474,12 +480,12 @@ def test_a_broken_champion_ends_no_watch(evaluated, tmp_path, scan):
     promote(1)
     fault = tmp_path / "fault"
     before = (
-        "import pathlib; from thyroid.registry import registry; from thyroid.serve import server, model; "
-        "server.WATCH_SECONDS = 0.1; server.RETRY_SECONDS = 0.1; "
-        "read, load = registry.read_aliases, model.ThyroidModel.load; "
+        "import pathlib; from thyroid.registry.registry import Registry; from thyroid.serve import state, model; "
+        "state.WATCH_SECONDS = 0.1; state.RETRY_SECONDS = 0.1; "
+        "read, load = Registry.read_aliases, model.ThyroidModel.load; "
         f"broken = pathlib.Path({str(fault)!r}); "
-        "registry.read_aliases = lambda root: "
-        "1 / 0 if broken.exists() and broken.read_text() == 'read' else read(root); "
+        "Registry.read_aliases = lambda registry: "
+        "1 / 0 if broken.exists() and broken.read_text() == 'read' else read(registry); "
         "model.ThyroidModel.load = lambda one: "
         "{}['odd'] if broken.exists() and broken.read_text() == 'load' else load(one)"
     )
@@ -500,7 +506,7 @@ def test_a_broken_champion_ends_no_watch(evaluated, tmp_path, scan):
 def test_a_champion_without_a_threshold_ends_the_start_in_words(model, tmp_path):
     import shutil
 
-    copy = shutil.copytree(registry.find(model), tmp_path / "model")
+    copy = shutil.copytree(Registry(model).find(), tmp_path / "model")
     facts = json.loads((copy / "model.json").read_text())
     del facts["threshold"]
     (copy / "model.json").write_text(json.dumps(facts))
@@ -555,15 +561,15 @@ def test_sigterm_is_carried_out_under_load(model, tmp_path, scan):
 def test_a_model_is_not_retired_while_it_parses(model, scan):
     """A large body is parsed outside the event loop; its model must still be there when that is done."""
     from thyroid.serve.model import ThyroidModel
-    from thyroid.serve.server import _retire
+    from thyroid.serve.state import retire
 
-    served = ThyroidModel("thyroid", registry.find(model))
+    served = ThyroidModel("thyroid", Registry(model).find())
     served.load()
 
     async def swapped():
         answering = asyncio.ensure_future(served({"instances": [{"image": encoded(scan)}]}))
         await asyncio.sleep(0)  # it is parsing now
-        retiring = asyncio.ensure_future(_retire(served))
+        retiring = asyncio.ensure_future(retire(served))
         answer, _ = await answering
         await retiring
         return answer

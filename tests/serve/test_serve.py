@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 
 import httpx
+import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 from pydicom.data import get_testdata_file
 
 from tests.conftest import variant
@@ -25,15 +27,17 @@ from thyroid import RESEARCH_USE_ONLY, serve
 from thyroid.data import tables
 from thyroid.errors import InputError
 from thyroid.imaging import dicom, geometry, images
-from thyroid.model import artefacts, engine, explain, inputs, operating_point
+from thyroid.model import artefacts, engine, explain, inputs
 from thyroid.model.network import Network
-from thyroid.registry import registry
+from thyroid.model.operating_point import OperatingPoint
+from thyroid.registry.registry import Registry
 from thyroid.serve import __main__ as command
+from thyroid.serve import schemas
 
 
 @pytest.fixture(scope="module")
 def facts(model) -> dict:
-    return artefacts.verify(registry.find(model))
+    return artefacts.verify(Registry(model).find())
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def server(model, phantoms, tmp_path_factory):
 @pytest.fixture(scope="module")
 def network(model):
     """The champion as Keras runs it."""
-    return artefacts.load_keras(registry.find(model) / artefacts.MODEL)
+    return artefacts.load_keras(Registry(model).find() / artefacts.MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +188,7 @@ def test_who_answers_and_its_report(server, model, facts):
     assert told["images_per_second"] == {}, "a form that was asked for is not measured"
     assert told["not_released"]
     assert "files" not in told
-    assert server.ask("/v1/models/thyroid/report") == (200, (registry.find(model) / "report.html").read_text())
+    assert server.ask("/v1/models/thyroid/report") == (200, (Registry(model).find() / "report.html").read_text())
     for path in ("facts", "report"):
         assert server.ask(f"/v1/models/other/{path}")[0] == 404
 
@@ -321,6 +325,42 @@ def test_openapi_describes_the_routes(server):
     document = server.ask("/openapi.json")[1]
     assert "/v1/models/{model}:predict" in document["paths"]
     assert RESEARCH_USE_ONLY in document["info"]["description"]
+    found = document["components"]["schemas"]
+    assert {"PredictRequest", "PredictAnswer", "ExplainAnswer", "InferRequest", "InferAnswer", "Error"} <= set(found)
+    for name, schema in found.items():
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema["description"], name
+        for field, described in schema["properties"].items():
+            assert "description" in described or "$ref" in described, f"{name}.{field}"
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert references <= set(found)
+
+
+def check_schema(model: type[BaseModel], answer: dict) -> None:
+    """An answer has every field that its model requires, and no field that the model does not describe."""
+    assert model.model_validate(answer, strict=True).model_dump(by_alias=True, exclude_unset=True) == answer
+
+
+def test_answers_are_as_their_schemas_describe_them(server, tested):
+    row = tested.iloc[0]
+    clip = base64.b64encode(dicoms.write(dicoms.cine(5))).decode()
+    requests = [
+        {"instances": [{"image": encoded(row["path"]), "roi": box(row), "patient": "p"}]},
+        {"instances": [{"image": encoded(row["path"])}]},
+        {"instances": [{"image": {"b64": clip}, "roi": [40, 40, 60, 50], "frame": 1}]},
+    ]
+    for body in requests:
+        schemas.PredictRequest.model_validate(body, strict=True)
+        check_schema(schemas.PredictAnswer, server.ask(PREDICT, body)[1])
+        check_schema(schemas.ExplainAnswer, server.ask(EXPLAIN, body)[1])
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [encoded(row["path"])["b64"]]}
+    for body in ({"inputs": [tensor]}, {"id": "42", "inputs": [tensor]}):
+        schemas.InferRequest.model_validate(body, strict=True)
+        check_schema(schemas.InferAnswer, server.ask(INFER, body)[1])
+    for path, body in ((PREDICT, {}), (INFER, {"inputs": []}), ("/v1/models/other:predict", requests[1])):
+        status, answer = server.ask(path, body)
+        assert status in (400, 404)
+        check_schema(schemas.Error, answer)
 
 
 def test_metrics_say_what_happens_and_name_nobody(server, tested):
@@ -350,9 +390,9 @@ def test_metrics_say_what_happens_and_name_nobody(server, tested):
 @pytest.mark.slow
 def test_normal_domain_finds_the_scan_area_itself(model, network, cropped, tmp_path):
     """A model of whole frames, run by Keras."""
-    folder = shutil.copytree(registry.find(model), tmp_path / "model")
+    folder = shutil.copytree(Registry(model).find(), tmp_path / "model")
     facts = json.loads((folder / "model.json").read_text()) | {"serving_domain": "normal"}
-    point = operating_point.of(facts)
+    point = OperatingPoint.from_dict(facts)
 
     def answer(pixels: np.ndarray) -> list[float]:
         return point.scale(network.predict(images.rgb(pixels)[None], verbose=0))[0].tolist()
@@ -380,7 +420,7 @@ def test_champion_and_previous_side_by_side(evaluated, tmp_path, tested):
     root = tmp_path / "registry"
     for version in (1, 2):
         gate = {"decision": "promoted", "reasons": ["r"], "champion": version - 1 or None}
-        registry.publish(variant(evaluated / "artefact", tmp_path), root, gate)
+        Registry(root).publish(variant(evaluated / "artefact", tmp_path), gate)
     running = Server(tmp_path / "log", "--registry", str(root)).wait()
     running.wait_for('"thyroid-previous"')
     body = {"instances": [{"image": encoded(tested["path"].iloc[0])}]}
@@ -398,7 +438,7 @@ def test_champion_and_previous_side_by_side(evaluated, tmp_path, tested):
 
 
 def test_a_changed_model_is_not_served(model, tmp_path):
-    copy = shutil.copytree(registry.find(model), tmp_path / "model")
+    copy = shutil.copytree(Registry(model).find(), tmp_path / "model")
     with (copy / "openvino" / "model.bin").open("r+b") as file:
         file.seek(1000)
         file.write(b"changed")
@@ -410,7 +450,7 @@ def test_a_changed_model_is_not_served(model, tmp_path):
 def test_a_model_that_answers_differently_is_not_served(model, tmp_path):
     from thyroid.serve.model import ThyroidModel
 
-    copy = shutil.copytree(registry.find(model), tmp_path / "model")
+    copy = shutil.copytree(Registry(model).find(), tmp_path / "model")
     facts = json.loads((copy / "model.json").read_text())
     facts["reference"] = {"B": facts["reference"]["M"] + 0.1, "M": facts["reference"]["B"] - 0.1}
     (copy / "model.json").write_text(json.dumps(facts))
@@ -422,7 +462,7 @@ def test_a_model_that_answers_differently_is_not_served(model, tmp_path):
 def test_drift_of_the_self_test_makes_it_unready(model):
     from thyroid.serve.model import ThyroidModel
 
-    one = ThyroidModel("thyroid", registry.find(model))
+    one = ThyroidModel("thyroid", Registry(model).find())
     assert one.load()
 
     async def drifted():

@@ -31,7 +31,8 @@ from tests.conftest import variant
 from tests.support import ROOT
 from tests.support.attackers import png_header
 from tests.support.serving import EXPLAIN, INFER, PREDICT, Server, encoded
-from thyroid.registry import registry
+from thyroid.registry import aliases
+from thyroid.registry.registry import Registry
 from thyroid.serve import limits
 
 
@@ -226,6 +227,18 @@ def test_unknown_models_and_versions(server, scan):
     assert server.ask("/nothing")[0] == 404
 
 
+def test_errors_of_the_framework_have_the_form_of_all_others(server):
+    for path, body, status, code in (
+        ("/nothing", None, 404, "not_found"),
+        ("/v1/models", {}, 405, "invalid_input"),
+        (INFER, b"{\x80", 400, "invalid_input"),
+        (INFER, b"{not json", 422, "invalid_input"),
+    ):
+        got, answer = server.ask(path, body)
+        assert (got, answer["code"]) == (status, code)
+        assert answer["error"]
+
+
 def test_the_repository_is_closed(server):
     for action in ("load", "unload"):
         status, answer = server.ask(f"/v2/repository/models/thyroid/{action}", {})
@@ -349,8 +362,10 @@ def test_a_request_without_a_place_waits_for_one_and_is_then_turned_away(monkeyp
 
 
 def test_who_is_turned_away_is_not_read(monkeypatch):
-    from thyroid.serve.admission import Admission, Memory
-    from thyroid.serve.guard import Guard
+    from thyroid.serve.admission import Admission
+    from thyroid.serve.options import ServeOptions
+    from thyroid.serve.protocol.guard import Guard
+    from thyroid.serve.state import State
 
     monkeypatch.setattr(limits, "PATIENCE", 0.0)
     sent, reached = [], []
@@ -374,9 +389,10 @@ def test_who_is_turned_away_is_not_read(monkeypatch):
         return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
 
     async def full():
-        admission = Admission(limit=1)
-        guard = Guard(app, None, False, lambda name, version: None, admission, Memory(), lambda: False, lambda: False)
-        with admission.admit(1):
+        state = State(ServeOptions())
+        state.admission = Admission(limit=1)
+        guard = Guard(app, state)
+        with state.admission.admit(1):
             for path in (PREDICT, EXPLAIN, INFER):
                 status, headers = await ask(guard, "POST", path, never)
                 assert (status, headers["retry-after"]) == (503, "1")
@@ -400,7 +416,7 @@ def test_the_deadline(model, scan, monkeypatch):
     from thyroid.serve.limits import RequestError
     from thyroid.serve.model import ThyroidModel
 
-    served = ThyroidModel("thyroid", registry.find(model))
+    served = ThyroidModel("thyroid", Registry(model).find())
     served.load()
     monkeypatch.setattr(limits, "DEADLINE", 0.05)
 
@@ -514,7 +530,7 @@ def test_champions_come_and_go_without_a_failed_request(evaluated, tmp_path, sca
 
     def promote(version: int) -> None:
         gate = {"decision": "promoted", "reasons": ["r"], "champion": version - 1 or None}
-        registry.publish(variant(evaluated / "artefact", tmp_path), root, gate)
+        Registry(root).publish(variant(evaluated / "artefact", tmp_path), gate)
 
     promote(1)
     before = "from thyroid.serve import limits; limits.DRAIN = 1.0"
@@ -529,11 +545,11 @@ def test_champions_come_and_go_without_a_failed_request(evaluated, tmp_path, sca
         enough(lambda: (200, 2) in results)
 
         gate = {"decision": "refused", "reasons": ["r"], "champion": 2}
-        registry.publish(variant(evaluated / "artefact", tmp_path), root, gate)
+        Registry(root).publish(variant(evaluated / "artefact", tmp_path), gate)
         (root / "thyroid" / "3" / "model.keras").write_bytes(b"broken")
         state = json.loads((root / "thyroid" / "aliases.json").read_text())
         del state["sha256"]
-        (root / "thyroid" / "aliases.json").write_bytes(registry._seal(state | {"champion": 3, "previous": 2}))
+        (root / "thyroid" / "aliases.json").write_bytes(aliases.sealed(state | {"champion": 3, "previous": 2}))
         running.wait_for("changed since it was registered")
         until_now = len(results)
         enough(lambda: len(results) > until_now + 20)
@@ -562,12 +578,12 @@ def test_a_champion_in_a_bucket_is_served_and_the_next_one_swapped_in(evaluated,
         assert status == 200
         return answer["predictions"][0]["model_version"]
 
-    registry.publish(evaluated / "artefact", root, {"decision": "promoted", "reasons": ["r"], "champion": None})
-    before = "from thyroid.serve import server; server.WATCH_BUCKET_SECONDS = 0.5"
+    Registry(root).publish(evaluated / "artefact", {"decision": "promoted", "reasons": ["r"], "champion": None})
+    before = "from thyroid.serve import state; state.WATCH_BUCKET_SECONDS = 0.5"
     running = Server(tmp_path / "log", "--registry", root, before=before).wait()
     assert version() == 1
     gate = {"decision": "promoted", "reasons": ["r"], "champion": 1}
-    registry.publish(variant(evaluated / "artefact", tmp_path), root, gate)
+    Registry(root).publish(variant(evaluated / "artefact", tmp_path), gate)
     enough(lambda: version() == 2)
     gcs.proxy.rule = lambda method, path: "503"
     enough(lambda: gcs.proxy.faults > 0)

@@ -289,7 +289,9 @@ def test_what_is_wrong_with_a_sweep_is_said_at_once(capsys, scans, tmp_path):
     assert cli.main(["run", "--scans", str(scans), "--recipe", "fast", "--output", str(tmp_path / "out")]) == 2
     assert "--recipe fast: choose from two-phase" in capsys.readouterr().err
     assert cli.main(["run", "--scans", str(scans), "--recipe", "no.json", "--output", str(tmp_path / "out")]) == 2
-    assert "settings no.json: no such file" in capsys.readouterr().err
+    assert "--settings" in capsys.readouterr().err
+    assert cli.main(["run", "--scans", str(scans), "--settings", "no.json", "--output", str(tmp_path / "out")]) == 2
+    assert "no.json: no such file" in capsys.readouterr().err
 
 
 def test_a_settings_file_needs_its_own_crops(cropped, tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from thyroid.imaging import phantom
 from thyroid.model import artefacts, inputs
 from thyroid.model.backend import tf
 from thyroid.train import checkpoints, record, train, twophase
+from thyroid.train.options import TrainOptions
 
 DRIVER = """
 import os, signal, sys
@@ -133,15 +135,15 @@ def test_sigterm_saves_first(cropped, uninterrupted, tmp_path, capsys):
 
 
 def test_a_finished_training_of_a_killed_run_is_not_repeated(cropped, tmp_path, capsys):
-    options = {"weights": "none", "image_size": 32, "epochs": 0, "work": tmp_path / "work"}
-    train.train(cropped, tmp_path / "one", "Toy", "cropped", **options)
+    options = TrainOptions(weights="none", image_size=32, epochs=0, work=tmp_path / "work")
+    train.train(cropped, tmp_path / "one", "Toy", "cropped", options)
     (work,) = (tmp_path / "work").iterdir()
     assert [path.name for path in work.iterdir()] == ["done"], "features and states are gone"
     capsys.readouterr()
-    train.train(cropped, tmp_path / "two", "Toy", "cropped", **options)
+    train.train(cropped, tmp_path / "two", "Toy", "cropped", options)
     assert "was trained before the interruption" in capsys.readouterr().out
     assert record.read(tmp_path / "one") == record.read(tmp_path / "two")
-    train.train(cropped, tmp_path / "three", "Toy", "cropped", **options | {"seed": 1})
+    train.train(cropped, tmp_path / "three", "Toy", "cropped", replace(options, seed=1))
     assert "was trained before" not in capsys.readouterr().out
 
 
@@ -210,12 +212,11 @@ def test_out_of_memory_halves_the_batch_and_goes_on(cropped, tmp_path, monkeypat
     monkeypatch.setattr(checkpoints, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(train.keras.Model, "predict", failing_predict)
     monkeypatch.setattr(checkpoints.Resume, "on_train_batch_end", failing_end)
-    facts = train.train(
-        cropped, tmp_path, "Toy", "cropped", weights="none", image_size=32, epochs=3, batch_size=8
-    ).facts
+    options = TrainOptions(weights="none", image_size=32, epochs=3, batch_size=8)
+    facts = train.train(cropped, tmp_path, "Toy", "cropped", options).facts
     printed = capsys.readouterr().out
-    assert "out of memory, goes on with batches of 4" in printed
-    assert "out of memory, goes on with batches of 2" in printed
+    assert "out of memory, continues with batches of 4" in printed
+    assert "out of memory, continues with batches of 2" in printed
     assert "goes on in epoch 2" in printed
     assert facts["batch_size"] == 2
     history = pd.read_csv(tmp_path / "history.csv").query("phase == 'finetune'")

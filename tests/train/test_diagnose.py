@@ -10,19 +10,20 @@ import pytest
 from tests.support import toys
 from thyroid import atomic
 from thyroid.data import classes, tables
-from thyroid.data.classes import BINARY
+from thyroid.data.classes import BINARY, Classes
 from thyroid.errors import InputError
 from thyroid.evaluate import report
 from thyroid.model import backbones, inputs
 from thyroid.model.network import Network
 from thyroid.train import diagnose, record, train
+from thyroid.train.options import TrainOptions
 
 
 @pytest.fixture(scope="module")
 def deck(cropped, shared):
     """The deck's recipe, really trained at toy size."""
-    options = {"weights": "none", "image_size": 32, "epochs": 2, "batch_size": 8, "recipe": "deck"}
-    return shared.make("deck", lambda folder: train.train(cropped, folder, "VGG16", "cropped", **options))
+    options = TrainOptions(weights="none", image_size=32, epochs=2, batch_size=8, recipe="deck")
+    return shared.make("deck", lambda folder: train.train(cropped, folder, "VGG16", "cropped", options))
 
 
 def names(diagnosis) -> set[str]:
@@ -34,11 +35,11 @@ def test_our_recipe_has_no_finding(cropped, trained):
         folder = trained[key]
         diagnosis = diagnose.diagnose(cropped, folder)
         assert diagnosis.findings == ()
-        assert diagnosis.figures["scale"]["stem_spread"] == pytest.approx(
-            diagnosis.figures["scale"]["expected_stem_spread"]
+        assert diagnosis.measurements["scale"]["stem_spread"] == pytest.approx(
+            diagnosis.measurements["scale"]["expected_stem_spread"]
         )
-        assert diagnosis.figures["serving"]["probability_difference"] < 1e-5
-        assert "nothing found" in diagnose.tell(diagnosis)
+        assert diagnosis.measurements["serving"]["probability_difference"] < 1e-5
+        assert "nothing found" in diagnose.describe(diagnosis)
 
 
 @pytest.mark.slow
@@ -55,8 +56,8 @@ def test_the_decks_recipe_keeps_its_mistakes(cropped, deck):
 def test_the_decks_recipe_is_told_what_is_wrong(cropped, deck):
     diagnosis = diagnose.diagnose(cropped, deck)
     assert {"input scale", "patient leakage"} <= names(diagnosis)
-    assert diagnosis.figures["scale"]["input_high"] <= 1
-    text = diagnose.tell(diagnosis)
+    assert diagnosis.measurements["scale"]["input_high"] <= 1
+    text = diagnose.describe(diagnosis)
     assert "FOUND input scale: images enter the body between 0 and" in text
     assert "keras.applications.vgg16.preprocess_input" in text
 
@@ -119,7 +120,7 @@ def test_swapped_labels_are_seen(cropped, trained):
 
     assert [f.name for f in diagnose._label_order(facts, Swapped(), table, BINARY, BINARY)[1]] == ["label order"]
     other = facts | {"classes": ["M", "B"]}
-    reversed_ = classes.of(other)
+    reversed_ = Classes.from_dict(other)
     assert "in the order ['M', 'B']" in diagnose._label_order(other, None, table, reversed_, BINARY)[1][0].text
 
 
@@ -178,7 +179,7 @@ def test_command_writes_words_a_table_and_a_picture(cropped, deck, trained, tmp_
 def test_the_report_says_what_was_found(cropped, deck, evaluated, tmp_path):
     """In place of what the evaluation found at a model of the same name."""
     result = json.loads((evaluated / "evaluation.json").read_text())
-    of_deck = diagnose.diagnose(cropped, deck).facts()
+    of_deck = diagnose.diagnose(cropped, deck).to_dict()
     assert [one.keys() for one in result["diagnosis"]] == [of_deck.keys()] * 2
     result["diagnosis"] = [of_deck if one["backbone"] == "VGG16" else one for one in result["diagnosis"]]
     report.write(shutil.copytree(evaluated, tmp_path / "out"), cropped, tables.read(cropped)[2], result)

@@ -12,16 +12,18 @@ from thyroid.train.settings import Settings
 
 
 def test_a_file_gives_back_what_was_written(tmp_path, place):
-    mine = Settings(head_rate=0.01, tap="block4_pool", margin=0.3, unfrozen=0, backbone="VGG16")
-    mine.write(tmp_path / "settings.json", auroc=0.7)
+    chosen = Settings(head_rate=0.01, tap="block4_pool", margin=0.3, unfrozen=0, backbone="VGG16")
+    chosen.write(tmp_path / "settings.json", auroc=0.7)
     assert json.loads((tmp_path / "settings.json").read_text())["found"] == {"auroc": 0.7}
-    assert settings.read(tmp_path / "settings.json") == mine
-    assert settings.resolve(str(tmp_path / "settings.json")) == ("frozen", mine)
+    assert settings.read(tmp_path / "settings.json") == chosen
+    assert settings.resolve("two-phase", str(tmp_path / "settings.json")) == ("frozen", chosen)
     assert settings.resolve("warm") == ("warm", Settings())
+    with pytest.raises(InputError, match="give it as settings"):
+        settings.resolve(str(tmp_path / "settings.json"))
     from thyroid import storage
 
     storage.at(place).write("settings.json", (tmp_path / "settings.json").read_bytes())
-    assert settings.read(storage.below(place, "settings.json")) == mine
+    assert settings.read(storage.below(place, "settings.json")) == chosen
 
 
 def test_what_a_file_leaves_out_keeps_its_value(tmp_path):
@@ -58,11 +60,11 @@ def test_a_missing_file(tmp_path):
 
 
 def test_a_tap_belongs_to_its_backbone(capsys):
-    mine = Settings(tap="block4_pool", backbone="VGG16")
-    assert mine.of("VGG16") is mine
-    assert mine.of("ResNet50") == replace(mine, tap="")
+    chosen = Settings(tap="block4_pool", backbone="VGG16")
+    assert chosen.of("VGG16") is chosen
+    assert chosen.of("ResNet50") == replace(chosen, tap="")
     assert "block4_pool" in capsys.readouterr().out
-    assert replace(mine, backbone="").of("ResNet50").tap == "block4_pool"
+    assert replace(chosen, backbone="").of("ResNet50").tap == "block4_pool"
 
 
 def examples(count: int, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -78,20 +80,20 @@ def test_the_head_is_what_keras_fits(monkeypatch):
     from thyroid.model.backend import keras
 
     x, y = examples(90, classes=3)
-    mine = Settings(head_rate=0.02, head_penalty=0.05, label_smoothing=0.1)
+    chosen = Settings(head_rate=0.02, head_penalty=0.05, label_smoothing=0.1)
     train, validation = np.arange(60), np.arange(60, 90)
     monkeypatch.setattr(head, "EPOCHS", 25)
     monkeypatch.setattr(head, "PATIENCE", 99)
     seen = []
-    head.fit([x], y, train, validation, mine, 3, lambda epoch, now: seen.append(now))
+    head.fit([x], y, train, validation, chosen, seed=3, watch=lambda epoch, now: seen.append(now))
     mean, deviation = x[train].mean(axis=0), x[train].std(axis=0)
     scale = deviation + 1e-3 * deviation.mean() + 1e-12
-    dense = keras.layers.Dense(3, activation="softmax", kernel_regularizer=keras.regularizers.L2(mine.head_penalty))
+    dense = keras.layers.Dense(3, activation="softmax", kernel_regularizer=keras.regularizers.L2(chosen.head_penalty))
     model = keras.Sequential([keras.Input((6,)), dense])
     limit = np.sqrt(6 / 9)
     dense.set_weights([np.random.default_rng(3).uniform(-limit, limit, (6, 3)), np.zeros(3)])
-    loss = keras.losses.CategoricalCrossentropy(label_smoothing=mine.label_smoothing)
-    model.compile(keras.optimizers.Adam(mine.head_rate), loss)
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=chosen.label_smoothing)
+    model.compile(keras.optimizers.Adam(chosen.head_rate), loss)
     weights = dict(enumerate(head.class_weights(y[train], "balanced")))
     model.fit((x[train] - mean) / scale, y[train], batch_size=60, epochs=25, class_weight=weights, verbose=0)
     expected = model.predict((x - mean) / scale, verbose=0)
@@ -102,15 +104,15 @@ def test_the_best_epoch_is_kept_and_the_seed_decides():
     x, y = examples(200)
     seen = []
     parts = (np.arange(120), np.arange(120, 160))
-    mine = Settings(head_rate=0.2, head_penalty=0)
-    fitted = head.fit([x, x + 0.1], y, *parts, mine, 0, lambda epoch, now: seen.append(now))
+    chosen = Settings(head_rate=0.2, head_penalty=0)
+    fitted = head.fit([x, x + 0.1], y, *parts, chosen, seed=0, watch=lambda epoch, now: seen.append(now))
     losses = [head.cross_entropy(one(x[parts[1]]), y[parts[1]]) for one in seen]
     assert fitted.epoch == int(np.argmin(losses)) + 1
     assert len(seen) == min(head.EPOCHS, fitted.epoch + head.PATIENCE)
     assert fitted(x).sum(axis=1) == pytest.approx(1, abs=1e-5)
-    again = head.fit([x, x + 0.1], y, *parts, mine, 0)
+    again = head.fit([x, x + 0.1], y, *parts, chosen, seed=0)
     assert (again.kernel == fitted.kernel).all()
-    assert (head.fit([x, x + 0.1], y, *parts, mine, 1).kernel != fitted.kernel).any()
+    assert (head.fit([x, x + 0.1], y, *parts, chosen, seed=1).kernel != fitted.kernel).any()
 
 
 def test_class_weights():

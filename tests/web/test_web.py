@@ -25,7 +25,7 @@ from tests.support.serving import EXPLAIN, Server, free_port
 from thyroid import RESEARCH_USE_ONLY
 from thyroid.imaging import images, phantom
 from thyroid.model import artefacts, engine
-from thyroid.registry import registry
+from thyroid.registry.registry import Registry
 from thyroid.web import __main__ as command
 from thyroid.web import app, upload, words
 from thyroid.web.words import Words
@@ -96,7 +96,7 @@ def test_a_reading_shows_the_endpoints_own_answer(visitor, server, frames, model
     assert Words("en")(f"decision_{told['decision']}") in text
     assert told["heat_map"]["layer_png"]["b64"] in answer.text
     assert f'x="{told["crop"]["square"][0]}" y="{told["crop"]["square"][1]}"' in answer.text
-    facts = artefacts.verify(registry.find(model))
+    facts = artefacts.verify(Registry(model).find())
     auroc = facts["forms"][engine.F32]["test"]["auroc"]
     for shown in (
         f"{auroc['value']:.2f} ({auroc['low']:.2f}–{auroc['high']:.2f})",
@@ -320,7 +320,7 @@ def test_the_language_is_the_browsers_or_the_chosen_one(page):
 def test_the_report_is_shown_without_a_way_to_do_harm(page, model):
     assert "<iframe" in httpx.get(f"{page.address}/report").text
     document = httpx.get(f"{page.address}/report/document")
-    assert document.text == (registry.find(model) / "report.html").read_text()
+    assert document.text == (Registry(model).find() / "report.html").read_text()
     assert "sandbox" in document.headers["content-security-policy"]
     assert "script-src" not in document.headers["content-security-policy"]
 
@@ -595,6 +595,7 @@ FACTS = {
     "version": 1,
     "backbone": "ResNet50",
     "serving_domain": "cropped",
+    "margin": 0.25,
     "data_digest": "0" * 64,
     "threshold": 0.5,
     "form": "keras",
@@ -615,6 +616,7 @@ FACTS = {
             {"version": "1"},
             {"threshold": float("nan")},
             {"threshold": 10**400},
+            {"margin": None},
             {"forms": []},
             {"serving_domain": None, "forms": None},
             {"not_released": 5},
@@ -635,6 +637,7 @@ def test_sound_facts_are_shown(stub_address, monkeypatch):
     home = app.create(app.Options(stub_address)).test_client().get("/")
     assert Words("en")("model_away") not in home.text
     assert Words("en")("not_measured") in home.text
+    assert Words("en")("domain_cropped", margin="25\N{NO-BREAK SPACE}%") in home.text
 
 
 def test_an_endpoint_that_is_down(tmp_path):

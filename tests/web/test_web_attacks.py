@@ -71,7 +71,7 @@ def test_connections_are_taken_in_many_at_once():
         if waiting:
             taken[waiting.pop()] = None
 
-    take_in = channel._all_of_them(server, accept)
+    take_in = channel._accepting_many(server, accept)
     left = []
     for _ in range(2):
         take_in()

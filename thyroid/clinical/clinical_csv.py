@@ -1,4 +1,4 @@
-"""Reads and checks clinical.csv, and encodes its columns as numbers that a model can take.
+"""Reads and checks clinical.csv, and joins its usable columns to the scans.
 
 Research use only. Nothing in this module prints or logs a value of a patient: messages hold names of columns, numbers
 of rows, counts and categories.
@@ -8,14 +8,13 @@ import csv
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
 
 from thyroid.errors import InputError
 
@@ -38,12 +37,6 @@ LARGEST = 1e15
 """A number of a larger absolute value is not a measurement and counts as infinite."""
 MINIMUM = 5
 """Categories of fewer training patients than this are combined into `OTHER`."""
-OTHER = "other"
-CLIP = 5.0
-"""Numbers are clipped at this many standard deviations from the training mean.
-
-A misplaced decimal point, or a value far from those of the training, must not decide alone.
-"""
 
 _MISSING = {"", "na", "n/a", "nan", "null", "#n/a", "<na>", "-", "?", "."}  # "none" is a finding: no calcification
 _DATE = re.compile(
@@ -92,7 +85,7 @@ def clean(value: Any) -> str | None:
     return None if text.casefold() in _MISSING else text
 
 
-def read(file: Path) -> Clinical:
+def read(path: Path) -> Clinical:
     """Read clinical.csv, which has one row per scan (column filename) or per patient (column patient).
 
     All other columns are clinical ones. Columns of dates are left out, and values that are not numbers, such as texts
@@ -100,22 +93,22 @@ def read(file: Path) -> Clinical:
     The rules are a pandera schema, and all of its failures are reported.
 
     Args:
-        file: CSV file in UTF-8 with commas.
+        path: CSV file in UTF-8 with commas.
 
     Raises:
         InputError: The file does not exist or is not a CSV with commas, the key column is missing, a column or a key
             occurs twice, a key is missing or not a whole number, or there are no columns besides the keys. The message
             counts rows like a spreadsheet: the header is row 1.
     """
-    table = _table(file)
+    table = _table(path)
     key = next((name for name in KEYS if name in table), None)
     if key is None:
         hint = "; is it separated by semicolons?" if any(";" in column for column in table.columns) else ""
         raise InputError(
-            f"{file}: needs a column filename (one row a scan) or patient (one row a patient's number){hint}"
+            f"{path}: needs a column filename (one row per scan) or patient (one row per patient number){hint}"
         )
     if not set(table.columns) - set(KEYS):
-        raise InputError(f"{file}: has no column beside {key}")
+        raise InputError(f"{path}: has no column besides {key}")
     if key == "patient":
         table[key] = table[key].str.replace(r"^0*(\d+?)(\.0*)?$", r"\1", regex=True)
     else:
@@ -124,7 +117,7 @@ def read(file: Path) -> Clinical:
     numbers = [column for column, kind in kinds.items() if kind == "number"]
     wrong, notes = _failures(table, key, numbers)
     if wrong:
-        raise InputError(f"{file}: {'; '.join(wrong)}")
+        raise InputError(f"{path}: {'; '.join(wrong)}")
     rows = pd.DataFrame({key: table[key].astype("int64" if key == "patient" else object)})
     for column, kind in kinds.items():
         values = table[column]
@@ -134,39 +127,41 @@ def read(file: Path) -> Clinical:
         elif kind == "category":
             rows[column], folded = _one_spelling(values)
             if folded:
-                notes.append(f"column {column} has {folded} categories in several spellings, taken as one each")
+                notes.append(
+                    f"column {column} has {folded} categories with several spellings each, which count as one category"
+                )
         else:
             notes.append(f"column {column} {kind} and was not used")
     return Clinical(key, rows.reset_index(drop=True), [f"clinical.csv: {note}" for note in notes])
 
 
-def _table(file: Path) -> pd.DataFrame:
+def _table(path: Path) -> pd.DataFrame:
     """Read all cells as text, None where missing. The index is the row's number in the file."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             lines = dict(enumerate(csv.reader(stream, skipinitialspace=True, strict=True), 1))
     except FileNotFoundError:
-        raise InputError(f"{file}: no such file") from None
+        raise InputError(f"{path}: no such file") from None
     except (UnicodeDecodeError, csv.Error):
-        raise InputError(f"{file}: not a CSV file in UTF-8: save it as such, with commas") from None
+        raise InputError(f"{path}: not a CSV file in UTF-8: save it as such, with commas") from None
     cells = {number: [clean(field) for field in line] for number, line in lines.items()}
     cells = {number: line for number, line in cells.items() if any(line)}
     if len(cells) < 2:
-        raise InputError(f"{file}: not a CSV file with a header and rows below it")
+        raise InputError(f"{path}: not a CSV file with a header and rows below it")
     header = cells.pop(next(iter(cells)))
     longer = [number for number, line in cells.items() if any(line[len(header) :])]
     if longer:
-        raise InputError(f"{file}: {_rows(longer)}: more fields than the header; quote texts that hold commas")
+        raise InputError(f"{path}: {_rows(longer)}: more fields than the header; quote texts that hold commas")
     table = pd.DataFrame(
         [line[: len(header)] + [None] * (len(header) - len(line)) for line in cells.values()], list(cells), dtype=object
     )
     nameless = [place for place, name in enumerate(header) if name is None]
     if any(table[place].notna().any() for place in nameless):
-        raise InputError(f"{file}: a column has values and no name in the header")
+        raise InputError(f"{path}: a column has values and no name in the header")
     table = table.drop(columns=nameless).set_axis([name for name in header if name], axis=1)
     folded = pd.Series(table.columns.map(str.casefold))
     if folded.duplicated().any():
-        raise InputError(f"{file}: column {table.columns[folded.duplicated()][0]} comes twice")
+        raise InputError(f"{path}: column {table.columns[folded.duplicated()][0]} occurs twice")
     return table
 
 
@@ -220,7 +215,7 @@ def _failures(table: pd.DataFrame, key: str, numbers: Sequence[str]) -> tuple[li
         if check == _DUPLICATE:
             groups = table.loc[found, key].groupby(table.loc[found, key], sort=False)
             same = "; ".join(_rows(group.index) for _, group in list(groups)[:5])
-            wrong.append(f"{key} comes twice: {same} have the same one each; keep one row")
+            wrong.append(f"{key} occurs twice: {same} have the same value; keep one row")
         elif check == _NO_KEY:
             wrong.append(f"{_rows(found)}: no {key}")
         elif check == _NOT_WHOLE:
@@ -228,9 +223,11 @@ def _failures(table: pd.DataFrame, key: str, numbers: Sequence[str]) -> tuple[li
         else:
             values = table.loc[found, column]
             dates = int(values.str.fullmatch(_DATE).sum())
-            what = "that are infinite or too large" if check == _INFINITE else "that are no numbers"
+            what = "that are infinite or too large" if check == _INFINITE else "that are not numbers"
             extra = f", {dates} of them dates" if dates else ""
-            notes.append(f"column {column} has {len(found)} values {what}{extra}, taken as missing ({_rows(found)})")
+            notes.append(
+                f"column {column} has {len(found)} values {what}{extra}, which count as missing ({_rows(found)})"
+            )
     return wrong, notes
 
 
@@ -254,7 +251,7 @@ def join(scans: pd.DataFrame, clinical: Clinical) -> tuple[pd.DataFrame, list[st
     """Join the usable columns of clinical.csv to the scans.
 
     Constant or empty columns, identifiers and free texts are not used, because a model could only learn from them who
-    is who.
+    a patient is.
 
     Args:
         scans: All scans in use, as rows with path and patient (int), and image (int) where it is known.
@@ -269,18 +266,18 @@ def join(scans: pd.DataFrame, clinical: Clinical) -> tuple[pd.DataFrame, list[st
     """
     key, notes = clinical.key, list(clinical.notes)
     by_file = key == "filename"
-    mine = scans["path"].map(_file) if by_file else scans["patient"].astype("int64")
-    known = clinical.rows[key].isin(set(mine))
+    scan_keys = scans["path"].map(_file) if by_file else scans["patient"].astype("int64")
+    known = clinical.rows[key].isin(set(scan_keys))
     if not known.any():
-        like = "B_001-0002-1.0.jpg" if by_file else "the number in the files' names, as 1 in B_001-0002-1.0.jpg"
-        raise InputError(f"clinical.csv: no row is of a scan in use; {key} should be like {like}")
+        like = "B_001-0002-1.0.jpg" if by_file else "the number in the file names, such as 1 in B_001-0002-1.0.jpg"
+        raise InputError(f"clinical.csv: no row belongs to a scan in use; {key} should look like {like}")
     if (~known).any():
         plural = "files" if by_file else "patients"
-        notes.append(f"{int((~known).sum())} rows of clinical.csv are of unknown {plural} and were not used")
-    without = int((~mine.isin(set(clinical.rows[key]))).sum())
+        notes.append(f"{int((~known).sum())} rows of clinical.csv belong to unknown {plural} and were not used")
+    without = int((~scan_keys.isin(set(clinical.rows[key]))).sum())
     if without:
         notes.append(f"{without} scans have no row in clinical.csv")
-    place = pd.Series(np.arange(len(clinical.rows)), clinical.rows[key]).reindex(mine).to_numpy()
+    place = pd.Series(np.arange(len(clinical.rows)), clinical.rows[key]).reindex(scan_keys).to_numpy()
     rows = clinical.rows.drop(columns=key).reindex(place).set_axis(scans.index)
     for column in list(rows):
         why = _unusable(rows[column], scans)
@@ -321,215 +318,3 @@ def _unusable(values: pd.Series, scans: pd.DataFrame) -> str | None:
     if not number and different > MAX_CATEGORIES:
         return f"has {different} different texts, too many for categories"
     return None
-
-
-@dataclass(frozen=True)
-class Column:
-    """Encodes one column as numbers.
-
-    Attributes:
-        name: Name of the column.
-        kind: "number" or "category".
-        missing: Whether a training row lacked the value. If so, an additional feature marks missing values.
-        low: Smallest number of the training rows. None if there is none, and for categories.
-        median: Median of the training rows' numbers. None if there is none, and for categories.
-        high: Largest number of the training rows. None if there is none, and for categories.
-        mean: Mean of the training rows' numbers; 0 without numbers.
-        scale: Standard deviation of the training rows' numbers; 1 without numbers, or if they are all alike.
-        categories: Categories as written, with one feature each. `OTHER` stands for `rare`.
-        rare: Categories of too few patients, case folded.
-    """
-
-    name: str
-    kind: str
-    missing: bool
-    low: float | None = None
-    median: float | None = None
-    high: float | None = None
-    mean: float = 0.0
-    scale: float = 1.0
-    categories: tuple[str, ...] = ()
-    rare: tuple[str, ...] = ()
-
-    @classmethod
-    def fit(cls, values: pd.Series, patient: NDArray[Any], minimum: int) -> "Column":
-        """Fit the column to training rows.
-
-        Args:
-            values: The column's values [n].
-            patient: Patient number of every row [n].
-            minimum: Number of patients as for `MINIMUM`.
-        """
-        name = str(values.name)
-        if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-            numbers = _finite(values)
-            known = numbers[~np.isnan(numbers)]
-            missing = len(known) < len(numbers)
-            if not len(known):
-                return cls(name, "number", missing)
-            low, median, high, mean, scale = (float(f(known)) for f in (np.min, np.median, np.max, np.mean, np.std))
-            return cls(name, "number", missing, low, median, high, mean, scale if scale > 1e-9 * abs(mean) else 1.0)
-        texts = values.map(clean).reset_index(drop=True)
-        folded = texts.map(str.casefold, na_action="ignore")
-        patients = pd.Series(patient).groupby(folded).nunique()
-        spelling = texts.groupby(folded).first()
-        rare = tuple(sorted(patients.index[patients < minimum]))
-        shown = [spelling[one] for one in sorted(patients.index[patients >= minimum])]
-        if rare and OTHER not in {one.casefold() for one in shown}:
-            shown.append(OTHER)
-        return cls(name, "category", bool(texts.isna().any()), categories=tuple(shown), rare=rare)
-
-    @property
-    def features(self) -> list[str]:
-        """Return the names of the features of `encode`."""
-        names = [self.name] if self.kind == "number" else [f"{self.name} = {one}" for one in self.categories]
-        return [*names, f"{self.name} is missing"] if self.missing else names
-
-    def encode(self, values: pd.Series) -> tuple[NDArray[np.float64], str | None]:
-        """Return the features [n, len(features)] of values, and a note on those that count as missing, or None."""
-        if self.kind == "number":
-            numbers = _finite(values)
-            gone = np.isnan(numbers)
-            lost = int((gone & values.notna().to_numpy()).sum())
-            filled = np.where(gone, self.mean if self.median is None else self.median, numbers)
-            block = np.clip((filled - self.mean) / self.scale, -CLIP, CLIP)[:, None]
-            note = f"column {self.name}: {lost} values are no finite numbers and count as missing" if lost else None
-        else:
-            folded = values.map(clean).map(str.casefold, na_action="ignore")
-            place = {one.casefold(): number for number, one in enumerate(self.categories)}
-            if self.rare:
-                place = dict.fromkeys(self.rare, place[OTHER]) | place
-            places = np.array([place.get(one, -1) for one in folded], dtype=int)
-            gone = places < 0
-            lost = int((gone & folded.notna().to_numpy()).sum())
-            block = (places[:, None] == np.arange(len(self.categories))).astype(float)
-            what = (
-                "a category that the training never saw and counts"
-                if lost == 1
-                else "categories that the training never saw and count"
-            )
-            note = f"column {self.name}: {lost} rows have {what} as missing" if lost else None
-        return np.column_stack([block, gone]) if self.missing else block, note
-
-
-def _finite(values: pd.Series) -> NDArray[np.float64]:
-    numbers = pd.to_numeric(values, errors="coerce").to_numpy(float, na_value=np.nan)
-    return np.where(np.abs(numbers) <= LARGEST, numbers, np.nan)
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Encodes clinical rows as numbers, by what the training rows held.
-
-    The class needs only numpy and pandas, so that an endpoint can use it.
-
-    Attributes:
-        columns: The columns, in the order of the features.
-    """
-
-    columns: tuple[Column, ...]
-
-    @classmethod
-    def fit(cls, rows: pd.DataFrame, patient: ArrayLike, minimum: int = MINIMUM) -> "Encoder":
-        """Fit the encoder to training rows alone.
-
-        Args:
-            rows: Rows of `join` [n]. Columns of a numeric dtype are numbers, all others are categories.
-            patient: Patient number of every row [n].
-            minimum: Number of patients as for `MINIMUM`.
-        """
-        patients = np.asarray(patient)
-        return cls(tuple(Column.fit(rows[name], patients, minimum) for name in rows))
-
-    @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> "Encoder":
-        """Return the encoder from its JSON, as `facts` returns it."""
-        lists = ("categories", "rare")
-        columns = [one | {name: tuple(one[name]) for name in lists} for one in facts["columns"]]
-        return cls(tuple(Column(**one) for one in columns))
-
-    def facts(self) -> dict[str, Any]:
-        """Return the encoder as JSON.
-
-        Of the training rows it holds the categories, and the minimum, median, maximum, mean and standard deviation of
-        the numbers.
-        """
-        return asdict(self)
-
-    @property
-    def features(self) -> list[str]:
-        """Return the names of the d features."""
-        return [name for column in self.columns for name in column.features]
-
-    def encode(self, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float32], list[str]]:
-        """Encode rows.
-
-        Numbers are standardised, and missing ones take the median. Categories are one-hot; missing and unseen ones are
-        all zero.
-
-        Args:
-            rows: n rows. Columns that do not exist count as missing, and unknown columns are ignored.
-
-        Returns:
-            float32 [n, d], and notes on what counts as missing.
-        """
-        table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), index=range(len(rows)))
-        absent = pd.Series([None] * len(table), index=table.index, dtype=object)
-        done = [column.encode(table.get(column.name, absent)) for column in self.columns]
-        matrix = np.column_stack([np.zeros((len(table), 0)), *(block for block, _ in done)])
-        return matrix.astype(np.float32), [note for _, note in done if note]
-
-    def check(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Check the values that were sent for one patient.
-
-        Args:
-            values: Values by column. All are optional, and None is missing.
-
-        Returns:
-            The values (numbers as float, categories as str), and notes on those that are far outside the training rows
-            or unknown.
-
-        Raises:
-            InputError: The model does not have a column, or a value is not of the column's kind. The message names the
-                column and not the value.
-        """
-        known = {column.name: column for column in self.columns}
-        done: dict[str, Any] = {}
-        notes = []
-        for name, value in values.items():
-            column = known.get(name)
-            if column is None:
-                has = ", ".join(known) or "none"
-                raise InputError(f"clinical: unknown column {str(name)[:40]!r}; the model has {has}")
-            if value is None:
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number and not (column.kind == "category" and isinstance(value, str)):
-                wanted = "number" if column.kind == "number" else "text"
-                raise InputError(f"clinical: {name} has to be a {wanted} or null")
-            if number and not abs(value) <= LARGEST:
-                raise InputError(f"clinical: {name} has to be a finite number; leave it out if it is not known")
-            if column.kind == "number":
-                done[name] = float(value)
-                if column.low is not None and column.high is not None:
-                    reach = column.high - column.low
-                    if not column.low - reach <= value <= column.high + reach:
-                        notes.append(f"column {name}: the value is far outside those of the training")
-            elif text := clean(value):
-                done[name] = text
-                note = column.encode(pd.Series([text], dtype=object))[1]
-                notes += [note] if note else []
-        return done, notes
-
-    def fields(self) -> list[dict[str, Any]]:
-        """Describe every column for a form: name, kind, and minimum, median and maximum, or categories.
-
-        Units are not known.
-        """
-        fields: list[dict[str, Any]] = []
-        for one in self.columns:
-            about: dict[str, Any] = {"categories": list(one.categories)}
-            if one.kind == "number":
-                about = {"minimum": one.low, "median": one.median, "maximum": one.high}
-            fields.append({"name": one.name, "kind": one.kind, **about})
-        return fields

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
 
-from thyroid.clinical.clinical_csv import Encoder
+from thyroid.clinical.encoder import Encoder
 from thyroid.data import splits
 from thyroid.errors import InputError
 
@@ -50,12 +50,14 @@ class Fusion:
     strength: float
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> "Fusion":
+    def from_dict(cls, facts: Mapping[str, Any]) -> "Fusion":
         """Return the head from its JSON, as `facts` returns it."""
         weights = tuple(tuple(row) for row in facts["weights"])
-        return cls(Encoder.of(facts["encoder"]), facts["scale"], weights, tuple(facts["offsets"]), facts["strength"])
+        return cls(
+            Encoder.from_dict(facts["encoder"]), facts["scale"], weights, tuple(facts["offsets"]), facts["strength"]
+        )
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the head as JSON."""
         return asdict(self)
 
@@ -64,7 +66,7 @@ class Fusion:
 
         Args:
             p: Probabilities of the images [n, n_classes].
-            rows: n rows as `clinical_csv.Encoder.encode` takes them.
+            rows: n rows as `Encoder.encode` takes them.
         """
         x, notes = self.encoder.encode(rows)
         return self.answer(p, x), notes
@@ -110,8 +112,8 @@ def fit(p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, seed
     fold = deal(classes, patients, INNER, seed)
     losses = np.zeros(len(STRENGTHS))
     with threadpool_limits(1):
-        for one in np.unique(fold):
-            held = fold == one
+        for number in np.unique(fold):
+            held = fold == number
             path = _path(probabilities[~held], rows[~held], classes[~held], patients[~held])
             x = path[0].encoder.encode(rows[held])[0]
             for place, head in enumerate(path):
@@ -164,11 +166,11 @@ def _checked(
 ) -> tuple[Array, NDArray[np.int64], NDArray[Any]]:
     probabilities, classes, patients = np.asarray(p, float), np.asarray(y), np.asarray(patient)
     if probabilities.ndim != 2 or not len(probabilities) == len(rows) == len(classes) == len(patients):
-        raise InputError("fusion: probabilities, clinical rows, classes and patients are not as many")
+        raise InputError("fusion: the numbers of probabilities, clinical rows, classes and patients differ")
     if not np.isfinite(probabilities).all() or (probabilities < 0).any() or abs(probabilities.sum(1) - 1).max() > 1e-3:
         raise InputError("fusion: the images' probabilities are not finite, not positive or do not sum to 1")
     if not np.issubdtype(classes.dtype, np.integer) or not 0 <= classes.min() <= classes.max() < probabilities.shape[1]:
-        raise InputError(f"fusion: classes have to be whole numbers from 0 to {probabilities.shape[1] - 1}")
+        raise InputError(f"fusion: classes must be whole numbers from 0 to {probabilities.shape[1] - 1}")
     return probabilities, classes, patients
 
 
@@ -212,7 +214,7 @@ class CrossFitted:
 
 
 def cross_fitted(
-    p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, folds: int = 5, seed: int = 0
+    p: ArrayLike, rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, *, folds: int = 5, seed: int = 0
 ) -> CrossFitted:
     """Compute fused and clinical-only probabilities out of fold.
 
@@ -234,8 +236,8 @@ def cross_fitted(
     fold = deal(classes, patients, folds, seed)
     nothing = np.full_like(probabilities, 1 / probabilities.shape[1])
     fused, clinical = np.empty_like(probabilities), np.empty_like(probabilities)
-    for one in np.unique(fold):
-        held = fold == one
+    for number in np.unique(fold):
+        held = fold == number
         for image, answer in ((probabilities, fused), (nothing, clinical)):
             head = fit(image[~held], rows[~held], classes[~held], patients[~held], seed)
             answer[held] = head.predict(image[held], rows[held])[0]
@@ -248,13 +250,14 @@ def compare(
     fused: ArrayLike,
     y: ArrayLike,
     patient: ArrayLike,
+    *,
     fold: ArrayLike | None = None,
     draws: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compare images and columns together with images alone and with columns alone.
 
-    All figures are for the same patients and the same draws of them.
+    All metrics are of the same patients and the same draws of them.
 
     Args:
         images: Probabilities of the images [n, n_classes], out of fold.
@@ -284,20 +287,20 @@ def compare(
     gain = {f"fused_less_{name}": metrics.interval(drawn["fused"] - drawn[name]) for name in ("images", "clinical")}
     difference = gain["fused_less_images"]
     low, high = difference.low, difference.high
-    verdict = "helped" if low and low > 0 else "harmed" if high and high < 0 else "not shown to help"
+    decision = "helped" if low and low > 0 else "harmed" if high and high < 0 else "not shown to help"
     fewest = min(len(np.unique(patients[classes == c])) for c in np.unique(classes))
-    said = {
+    statement = {
         "helped": "Clinical columns helped",
         "harmed": "Clinical columns harmed",
         "not shown to help": "Clinical columns were not shown to help",
-    }[verdict]
-    doubt = f"; a class has {fewest} patients only, so the interval is too narrow" if fewest < metrics.FEW else ""
+    }[decision]
+    doubt = f"; a class has only {fewest} patients, so the interval is too narrow" if fewest < metrics.FEW else ""
     areas = {name: metrics.macro_auroc(resampled, y, p, patient, fold) for name, p in answers.items()}
     return {
-        "auroc": {name: asdict(one) for name, one in areas.items()},
-        "difference": {name: asdict(one) for name, one in gain.items()},
+        "auroc": {name: asdict(area) for name, area in areas.items()},
+        "difference": {name: asdict(found) for name, found in gain.items()},
         "patients": len(resampled.patients),
-        "verdict": verdict,
-        "sentence": f"{said}: macro AUROC {areas['fused']} with them, {areas['images']} of images alone, difference "
-        f"{difference}{doubt}.",
+        "verdict": decision,
+        "sentence": f"{statement}: macro AUROC {areas['fused']} with them, {areas['images']} with images alone, "
+        f"difference {difference}{doubt}.",
     }

@@ -6,6 +6,7 @@ audited and released. With the two classes B and M, class and side are the same.
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from thyroid.data.filenames import CLASSES, POSITIVE
 from thyroid.errors import InputError
+from thyroid.records.data import ClassFields
 
 DEFAULT = "B|M"
 EXPECTED = (
@@ -72,8 +74,18 @@ class Classes:
         """
         return next((name for name in self.names if _plain(name) == _plain(text)), None)
 
-    def facts(self) -> dict[str, Any]:
-        """Return the classes as JSON fields, which `of` reads again."""
+    @classmethod
+    def from_record(cls, record: ClassFields) -> "Classes":
+        """Return the classes of a data.json, train.json or model.json."""
+        return cls(tuple(record.classes), tuple(record.positive), record.ordered)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Classes":
+        """Return the classes from their JSON fields, as `to_dict` returns them."""
+        return cls(tuple(fields["classes"]), tuple(fields["positive"]), fields["ordered"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the classes as JSON fields."""
         return {"classes": list(self.names), "positive": list(self.positive), "ordered": self.ordered}
 
     def __str__(self) -> str:
@@ -93,11 +105,6 @@ BINARY = Classes(CLASSES, (False, True))
 """The classes that file names carry: B and M."""
 
 
-def of(facts: dict[str, Any]) -> Classes:
-    """Return the classes of the content of a data.json, train.json or model.json."""
-    return Classes(tuple(facts["classes"]), tuple(facts["positive"]), facts["ordered"])
-
-
 def parse(text: str) -> Classes:
     """Parse the classes that a user names, such as "2<3|4a<4b<4c<5".
 
@@ -114,7 +121,7 @@ def parse(text: str) -> Classes:
     if plain == [_plain(name) for name in CLASSES]:
         return BINARY
     if len(set(plain)) < len(names):
-        raise InputError(f"classes {text!r}: one of them stands there twice")
+        raise InputError(f"classes {text!r}: one of them occurs twice")
     if {"b", "m"} & set(plain):
         raise InputError(f"classes {text!r}: B and M are the two sides of the |; call the classes something else")
     if "patients" in plain:

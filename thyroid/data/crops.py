@@ -54,11 +54,11 @@ class Planned:
         return next(iter(self.keys.values()))
 
 
-def plan(good: pd.DataFrame, regions: pd.DataFrame, margin: float) -> list[Planned]:
+def plan(used: pd.DataFrame, regions: pd.DataFrame, margin: float) -> list[Planned]:
     """Return the images to make of every scan.
 
     Args:
-        good: Scans in use: path, local_path, sha256 and domain.
+        used: Scans in use: path, local_path, sha256 and domain.
         regions: Their regions: path, x, y, width and height.
         margin: Share of a region's sides to widen it by.
     """
@@ -67,17 +67,17 @@ def plan(good: pd.DataFrame, regions: pd.DataFrame, margin: float) -> list[Plann
         boxes.setdefault(path, []).append(box)
     plans = []
     for path, local, sha256, domain in zip(
-        *(good[column].tolist() for column in ("path", "local_path", "sha256", "domain")), strict=True
+        *(used[column].tolist() for column in ("path", "local_path", "sha256", "domain")), strict=True
     ):
-        mine = tuple(boxes.get(path, ()))
+        region_boxes = tuple(boxes.get(path, ()))
         # a file that came in cropped is its own region and gets no margin
-        wanted: list[Box | None] = [*mine] if domain == "cropped" else [None, *mine]
+        wanted: list[Box | None] = [*region_boxes] if domain == "cropped" else [None, *region_boxes]
         keys = {
             box: f"{stem(path)}-"
             f"{hashlib.sha256(f'{CODE} {sha256} {domain} {box} {margin if box else 0}'.encode()).hexdigest()[:16]}"
             for box in wanted
         }
-        plans.append(Planned(path, local, sha256, domain, mine, margin, keys))
+        plans.append(Planned(path, local, sha256, domain, region_boxes, margin, keys))
     return plans
 
 
@@ -92,8 +92,8 @@ def files(scans: pd.DataFrame, regions: pd.DataFrame, margins: Collection[float]
     return {
         f"{'normal' if box is None else 'cropped'}/{key}.jpg"
         for margin in margins
-        for one in plan(tables.used(scans), regions, margin)
-        for box, key in one.keys.items()
+        for planned in plan(tables.used(scans), regions, margin)
+        for box, key in planned.keys.items()
     }
 
 

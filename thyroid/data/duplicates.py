@@ -49,11 +49,11 @@ def links(hashes: Collection[str], known: Collection[str] = (), max_bits: int = 
         known: Hashes whose links are known already.
         max_bits: Largest number of different bits, of 1024.
     """
-    there = dict.fromkeys(known)
-    new = [one for one in dict.fromkeys(hashes) if one not in there]
+    old = dict.fromkeys(known)
+    new = [hash_ for hash_ in dict.fromkeys(hashes) if hash_ not in old]
     if not new:
         return []
-    every = [*new, *there]
+    every = [*new, *old]
     words = np.array([np.frombuffer(bytes.fromhex(hash_), np.uint64) for hash_ in every]).reshape(len(every), -1)
     found = []
     for start in range(0, len(new), _BLOCK):
@@ -70,13 +70,12 @@ def near(hashes: Collection[str], known: Collection[str]) -> set[str]:
         hashes: Hashes of `perceptual_hash`.
         known: Hashes to compare them with.
     """
-    there = dict.fromkeys(known)
-    mine = list(dict.fromkeys(hashes))
-    if not there or not mine:
+    new, old = list(dict.fromkeys(hashes)), list(dict.fromkeys(known))
+    if not new or not old:
         return set()
-    new, old = (np.frombuffer(bytes.fromhex("".join(some)), np.uint8).reshape(len(some), -1) for some in (mine, there))
-    nearest, _ = cv2.batchDistance(new, old, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=1)
-    return {hash_ for hash_, distance in zip(mine, nearest[:, 0].tolist(), strict=True) if distance <= MAX_BITS}
+    left, right = (np.frombuffer(bytes.fromhex("".join(some)), np.uint8).reshape(len(some), -1) for some in (new, old))
+    nearest, _ = cv2.batchDistance(left, right, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=1)
+    return {hash_ for hash_, distance in zip(new, nearest[:, 0].tolist(), strict=True) if distance <= MAX_BITS}
 
 
 def near_duplicates(hashes: Sequence[str], linked: Sequence[tuple[str, str]] | None = None) -> list[tuple[int, int]]:

@@ -33,7 +33,7 @@ class Overlap:
     problem: str | None = None
     note: str | None = None
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Return the counts as text: by file, by picture and by patient."""
         return f"{self.files} by file, {self.pictures} by picture, {self.patients} by patient"
 

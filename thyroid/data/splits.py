@@ -45,7 +45,7 @@ def deal(scans: pd.DataFrame, fractions: Mapping[str, float] = FRACTIONS, seed: 
         if lacking:
             raise InputError(
                 f"class {name} has too few patients to be in every split: add scans of at least {lacking} more, or "
-                "deal all splits anew with --given-splits ignore"
+                "deal all splits again with --given-splits ignore"
             )
     return scans["split"].fillna(scans["group"].map(groups["split"]))
 
@@ -85,7 +85,7 @@ def check(scans: pd.DataFrame) -> None:
         for name in sorted(scans["class"].unique()):
             if not ((scans["split"] == split) & (scans["class"] == name)).any():
                 raise InputError(
-                    f"the {split} split has no scan of class {name}: add scans, or deal the splits anew "
+                    f"the {split} split has no scan of class {name}: add scans, or deal the splits again "
                     "with --given-splits ignore"
                 )
 

@@ -133,7 +133,7 @@ class Store:
             try:
                 result.append(Version(folder))
             except (InputError, OSError):
-                log.info(f"{folder}: damaged ({tables.FACTS}); the version before is taken up")
+                log.info(f"{folder}: damaged ({tables.FACTS}); the version before it is used")
         return result
 
     def add(self, data: Path, examined: pd.DataFrame, links: Sequence[tuple[str, str]], memory: pd.DataFrame) -> Path:
@@ -279,7 +279,7 @@ class Version:
         except (ValueError, OSError) as error:
             raise InputError(
                 f"{self.folder / name}: damaged ({errors.one_line(error)[:200]}); remove {self.folder} and start "
-                "again: the version before is taken up"
+                "again: the version before it is used"
             ) from None
 
     def take(self, output: Path) -> None:
@@ -293,7 +293,7 @@ class Version:
         except ValueError as error:
             raise InputError(
                 f"{self.folder}: damaged data version ({error}); remove {self.folder} and start again: the version "
-                "before is taken up"
+                "before it is used"
             ) from None
         output.mkdir(parents=True, exist_ok=True)
         for name, data in content.items():

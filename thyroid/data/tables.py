@@ -263,7 +263,7 @@ def read_csv(path: Path, given: str, kind: str) -> pd.DataFrame:
     if not header:
         raise InputError(f"{given}: not a CSV table: it has no header")
     if twice := [name for name, count in Counter(header).items() if name and count > 1]:
-        raise InputError(f"{given}: column {twice[0]} stands there twice")
+        raise InputError(f"{given}: column {twice[0]} occurs twice")
     return pd.DataFrame(rows, columns=header, dtype=object)
 
 
@@ -279,7 +279,12 @@ def fingerprint(folder: Path) -> str:
     and names. Passed on as a parameter, the fingerprint keeps the cache from returning the result of other data.
     """
     scans, regions, facts = read(folder)
-    digest = hashlib.sha256(facts["digest"].encode())
+    return fingerprint_of(scans, regions, facts["digest"])
+
+
+def fingerprint_of(scans: pd.DataFrame, regions: pd.DataFrame, content_digest: str) -> str:
+    """Return the fingerprint of tables that were read, and of the digest in their data.json."""
+    digest = hashlib.sha256(content_digest.encode())
     for table in (scans.drop(columns="local_path"), regions):
         digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
     return digest.hexdigest()
@@ -292,7 +297,7 @@ def check_fingerprint(folder: Path, expected: str) -> None:
         InputError: The fingerprint is different.
     """
     if fingerprint(folder) != expected:
-        raise InputError(f"{folder}: not the data version that the step before announced; run the pipeline anew")
+        raise InputError(f"{folder}: not the data version that the step before announced; run the pipeline again")
 
 
 def count_splits(scans: pd.DataFrame, classes: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -359,20 +364,33 @@ def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFram
     Raises:
         InputError: The domain is unknown, or the folder is no whole data version.
     """
-    if domain not in DOMAINS:
-        raise InputError(f"domain {domain!r} is unknown; choose from {', '.join(DOMAINS)}")
-    scans, regions, _ = read(folder)
-    table = examples_of(scans, regions, domain)
+    scans, regions, facts = read(folder)
+    return select_examples(examples_of(scans, regions, domain), split, Path(facts.get("images", folder)))
+
+
+def select_examples(table: pd.DataFrame, split: str | None, root: Path) -> pd.DataFrame:
+    """Select the images of a split from a table of `examples_of`, in the order of `examples`, with the column file.
+
+    Args:
+        table: Result of `examples_of`.
+        split: One of `SPLITS`; None for all.
+        root: Folder that the names of the images are relative to; see `images`.
+    """
     if split is not None:
         table = table[table["split"] == split]
     table = table.sort_values("name").reset_index(drop=True)
-    root = images(folder)
     table["file"] = [str(root / name) for name in table["name"]]
     return table
 
 
 def examples_of(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.DataFrame:
-    """Return the images of one domain, as `examples` does but without the column file and in no fixed order."""
+    """Return the images of one domain, as `examples` does but without the column file and in no fixed order.
+
+    Raises:
+        InputError: The domain is unknown.
+    """
+    if domain not in DOMAINS:
+        raise InputError(f"domain {domain!r} is unknown; choose from {', '.join(DOMAINS)}")
     good = used(scans)
     if domain == "normal":
         table = good[good["domain"] == "normal"].assign(name=good["normal_path"], sha256=good["normal_sha256"])

@@ -14,7 +14,7 @@ _PAUSE = 1.0
 _RESTARTING = (401, 403, 404)
 """Status codes that an API server returns for a moment after its start, but also for lasting mistakes."""
 
-_SAID = 500  # characters of a container's last message, which is the end of its log if it wrote no other
+_MESSAGE_LENGTH = 500  # characters of a container's last message, which is the end of its log if it wrote no other
 
 Object = dict[str, Any]
 
@@ -133,14 +133,14 @@ class Cluster:
         """
         name = body["metadata"]["name"]
         typed = _typed(body, self.namespace)
-        done: Object | None = self._do(
+        replaced: Object | None = self._do(
             f"updating InferenceService {name}",
             lambda: self.kserve.replace(name, typed, namespace=self.namespace),
             absent=True,
         )
-        if done is None:
+        if replaced is None:
             raise ConflictError(f"InferenceService {name} was deleted meanwhile")
-        return done
+        return replaced
 
     def delete(self, name: str) -> None:
         """Remove an InferenceService. One that does not exist is no error."""
@@ -206,12 +206,12 @@ class Cluster:
                     reasons.add(condition.message)
             if pod.status.reason:
                 reasons.add(f"{pod.status.reason}: {pod.status.message}")  # such as Evicted
-            for one in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
-                for state in (one.state, one.last_state):
+            for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
+                for state in (container.state, container.last_state):
                     stopped = state and (state.waiting or state.terminated)
                     if stopped and stopped.reason not in (None, "Completed", "PodInitializing", "ContainerCreating"):
-                        said = " ".join((stopped.message or "").split())[-_SAID:]
-                        reasons.add(f"container {one.name}: {stopped.reason} {said}".strip())
+                        message = " ".join((stopped.message or "").split())[-_MESSAGE_LENGTH:]
+                        reasons.add(f"container {container.name}: {stopped.reason} {message}".strip())
         return "".join(f"; {reason}" for reason in sorted(filter(None, reasons)))
 
 

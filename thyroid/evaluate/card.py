@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from thyroid import RESEARCH_USE_ONLY, metrics, rendering
-from thyroid.data import classes as kinds
 from thyroid.data import tables
 from thyroid.data.classes import Classes
-from thyroid.evaluate import audits, gate
+from thyroid.evaluate.audits import audits
 from thyroid.evaluate.performance import AGGREGATION
 from thyroid.model import backbones
+from thyroid.model.operating_point import describe_patients_needed
 
 NOT_REPORTED = "not reported"
 
@@ -95,12 +95,12 @@ def write(output: Path, training: dict[str, Any], facts: dict[str, Any], result:
         best=best,
         test=best["test"][domain],
         domain_names=tables.DOMAIN_NAMES,
-        sides=_sides(kinds.of(result)),
+        sides=_sides(Classes.from_dict(result)),
         domain=domain,
         facts=facts,
         result=result,
         aggregation=AGGREGATION,
-        describe=audits.describe,
+        audits=audits.ModelAudits.from_dict(result["audits"], result["clinical"]).audits,
         checklist=[(number, asked, answers.get(number, NOT_REPORTED)) for number, asked in TRIPOD_AI.items()],
         reported=len(answers),
     )
@@ -112,10 +112,9 @@ def _columns(result: dict[str, Any]) -> list[str]:
     return result["clinical"]["used"] if result["clinical"] else []
 
 
-def _sides(classes: Classes) -> str:
+def _sides(known: Classes) -> str:
     sides = (
-        ", ".join(n for n, p in zip(classes.names, classes.positive, strict=True) if p is side)
-        for side in (False, True)
+        ", ".join(n for n, p in zip(known.names, known.positive, strict=True) if p is side) for side in (False, True)
     )
     return "benign: {}; malignant: {}".format(*sides)
 
@@ -135,76 +134,104 @@ def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, An
     Returns:
         Answers by the number of the item. Items that the run cannot answer are absent.
     """
-    best, domain = result["models"][0], result["serving_domain"]
-    test, settings, classes = best["test"][domain], result["settings"], kinds.of(result)
+    settings, subgroups = result["settings"], result["subgroups"]
+    answers = _answers_on_data(facts, result) | _answers_on_model(training, result) | _answers_on_results(result)
+    if settings["abstain"]:
+        band = result["models"][0]["operating_point"].get("band")
+        answers["27a"] += f"; doubtful answers are left undecided (band {band})"
+    if subgroups:
+        answers["14"] = "Figures by subgroup; the gate asks each large one to hold its floor"
+        answers["23b"] = "By every column of clinical.csv, see the report"
+    return answers
+
+
+def _flow(facts: dict[str, Any], known: Classes) -> str:
+    """Describe the patients and images of every split."""
     counts = {
-        split: f"{count['patients']} patients; images: " + ", ".join(f"{count[name]} {name}" for name in classes.names)
+        split: f"{count['patients']} patients; images: " + ", ".join(f"{count[name]} {name}" for name in known.names)
         for split, count in facts["splits"].items()
     }
-    flow = "; ".join(f"{split}: {count}" for split, count in counts.items())
-    shown = {name: metrics.format_interval(test[name]) for name in ("auroc", "brier", "ece") if name in test}
-    answers = {
-        "1": f"Development and internal evaluation of a model that tells malignant from benign thyroid nodules on "
-        f"ultrasound images ({tables.DOMAIN_NAMES[domain]})",
+    return "; ".join(f"{split}: {count}" for split, count in counts.items())
+
+
+def _answers_on_data(facts: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+    """Answer the items on the purpose of the model and on its data."""
+    best, domain = result["models"][0], result["serving_domain"]
+    known, columns, shown = Classes.from_dict(result), _columns(result), tables.DOMAIN_NAMES[domain]
+    flow = _flow(facts, known)
+    synthetic = f"; {facts['synthetic']} of them are synthetic phantoms" if facts["synthetic"] else ""
+    return {
+        "1": "Development and internal evaluation of a model that distinguishes malignant from benign thyroid nodules "
+        f"on ultrasound images ({shown})",
         "3b": RESEARCH_USE_ONLY,
         "4": "Development, and evaluation on patients held out of it",
         "5a": f"{facts['scans']} scans of {facts['patients']} patients given by the user (data {facts['digest'][:12]})"
-        + (f"; {facts['synthetic']} of them are synthetic phantoms" if facts["synthetic"] else "")
-        + "; what they represent is not reported",
-        "6b": "JPEG frames named by label, patient, image and version; files that cannot be used are set aside "
-        "with a reason",
+        f"{synthetic}; what they represent is not reported",
+        "6b": "JPEG frames named by label, patient, image and version; files that cannot be used are set aside with a "
+        "reason",
         "7": f"Every file decoded and hashed; {facts['quarantined']} files or regions set aside (quarantine.csv); "
         f"{facts['duplicate_groups']} groups of near-duplicates kept together; scanner frame and burned-in text "
         "blanked; letterboxed, never stretched",
-        "8a": f"Class ({_sides(classes)}) in file name or table; how it was found is not reported",
-        "9a": "The image" + (f", and {', '.join(_columns(result))}" if _columns(result) else " alone"),
-        "9b": f"{tables.DOMAIN_NAMES[domain]} of {best['image_size']} pixels a side, grey or colour, 8 bits",
-        "10": f"All scans given; {gate.told_needed(settings['sensitivity'])}, and the test set has "
-        f"{sum(test['patient_level']['confusion'][1])} malignant patients",
-        "11": f"Images are complete; {facts['without_region']} frames without a region are left out of the "
-        "cropped domain",
-        "12a": "Parted by patient and near-duplicate into training, validation and test; the next run on the same "
-        "scans keeps the parts",
-        "12b": f"Input scaled as {best['backbone']}'s pre-trained weights expect "
-        f"(keras.applications.{backbones.get(best['backbone']).module})",
-        "12c": f"{best['backbone']}, global average pooling, softmax; recipe {training['recipe']}, start "
-        f"{best['weights']}, seed {training['seed']}; chosen among {len(result['models'])} models by "
+        "8a": f"Class ({_sides(known)}) in file name or table; how it was found is not reported",
+        "9a": "The image" + (f", and {', '.join(columns)}" if columns else " alone"),
+        "9b": f"{shown} of {best['image_size']} pixels a side, grey or colour, 8 bits",
+        "11": f"Images are complete; {facts['without_region']} frames without a region are left out of the cropped "
+        "domain",
+        "12a": "Split by patient and near-duplicate into training, validation and test; the next run on the same scans "
+        "keeps the splits",
+        "20a": flow,
+        "21": flow,
+        "27a": "An image that does not decode, or a region outside it, is refused with the reason",
+        "27b": "The user marks the nodule where the model needs a region"
+        if domain == "cropped"
+        else "None: the scan area is found automatically",
+    }
+
+
+def _answers_on_model(training: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+    """Answer the items on the model, its training and its operating point."""
+    best, sensitivity = result["models"][0], result["settings"]["sensitivity"]
+    backbone, point = best["backbone"], best["operating_point"]
+    return {
+        "12b": f"Input scaled as {backbone}'s pre-trained weights expect "
+        f"(keras.applications.{backbones.get(backbone).module})",
+        "12c": f"{backbone}, global average pooling, softmax; recipe {training['recipe']}, start {best['weights']}, "
+        f"seed {training['seed']}; chosen among {len(result['models'])} models by "
         f"{result['ranked_by'].replace('_', '-')} AUROC",
-        "12d": "Intervals resample whole patients",
-        "12e": "AUROC, AUPRC, sensitivity, specificity, PPV, NPV, Brier score and calibration error with 95 % "
-        f"intervals ({metrics.DRAWS} bootstrap draws of patients); plots of ROC, precision-recall, reliability and net "
-        f"benefit; by image and by patient ({AGGREGATION})",
-        "12f": f"Temperature {best['operating_point']['temperature']:.3f} and biases "
-        f"{_numbers(best['operating_point']['bias'][1:])}, fitted on validation patients",
+        "12f": f"Temperature {point['temperature']:.3f} and biases {_numbers(point['bias'][1:])}, fitted on validation "
+        "patients",
         "12g": "model.keras, temperature, bias and threshold of model.json, served over HTTP",
         "13": "Class weights in training"
         if training["recipe"] != "deck"
         else "None (the slide deck's recipe weighs no class)",
-        "15": f"Probability of {', '.join(classes.names)}; malignant from "
-        f"{best['operating_point']['threshold']:.4f} on, the highest threshold that caught "
-        f"{settings['sensitivity']:.0%} of malignant validation images",
-        "18f": "The code version stands in model.json",
-        "20a": flow,
-        "21": flow,
+        "15": f"Probability of {', '.join(result['classes'])}; malignant from {point['threshold']:.4f} on, the "
+        f"highest threshold that caught {sensitivity:.0%} of malignant validation images",
+        "18f": "The code version is in model.json",
         "22": "model.keras, model.json",
-        "23a": ", ".join(f"{name.upper()} {figure}" for name, figure in shown.items())
-        + (f"; {len(result['subgroups'])} subgroups in the report" if result["subgroups"] else "; no subgroups"),
+    }
+
+
+def _answers_on_results(result: dict[str, Any]) -> dict[str, str]:
+    """Answer the items on the performance and its limits."""
+    test, settings = result["models"][0]["test"][result["serving_domain"]], result["settings"]
+    names = [name for name in ("auroc", "brier", "ece") if name in test]
+    shown = [f"{name.upper()} {metrics.format_interval(test[name])}" for name in names]
+    subgroups = f"{len(result['subgroups'])} subgroups in the report" if result["subgroups"] else "no subgroups"
+    audited = audits.ModelAudits.from_dict(result["audits"], result["clinical"])
+    return {
+        "10": f"All scans given; {describe_patients_needed(settings['sensitivity'])}, and the test set has "
+        f"{sum(test['patient_level']['confusion'][1])} malignant patients",
+        "12d": "Intervals resample whole patients",
+        "12e": "AUROC, AUPRC, sensitivity, specificity, PPV, NPV, Brier score and calibration error with 95 % "
+        f"intervals ({metrics.DRAWS} bootstrap draws of patients); plots of ROC, precision-recall, reliability and net "
+        f"benefit; by image and by patient ({AGGREGATION})",
+        "23a": f"{', '.join(shown)}; {subgroups}",
         "26": "; ".join(
             [
                 f"prevalence of the test set {sum(test['confusion'][1]) / test['n']:.0%}, assumed in use "
                 f"{settings['prevalence']:.0%}",
                 "no external test set",
-                *result["audits"]["findings"].values(),
+                *audited.findings.values(),
             ]
         ),
-        "27a": "An image that does not decode, or a region outside it, is refused with the reason",
-        "27b": "The user marks the nodule where the model wants a region"
-        if domain == "cropped"
-        else "None: the scan area is found by itself",
     }
-    if settings["abstain"]:
-        answers["27a"] += f"; doubtful answers are left undecided (band {best['operating_point'].get('band')})"
-    if result["subgroups"]:
-        answers["14"] = "Figures by subgroup; the gate asks each large one to hold its floor"
-        answers["23b"] = "By every column of clinical.csv, see the report"
-    return answers

@@ -12,24 +12,24 @@ from typing import Any
 import pandas as pd
 
 from thyroid import storage
-from thyroid.clinical import association, clinical_csv, fusion
-from thyroid.clinical.fusion import Fusion
-from thyroid.data import classes as kinds
-from thyroid.data import tables
-from thyroid.data.classes import Classes
+from thyroid.clinical import association, clinical_csv, fusion, leakage, plots
 from thyroid.errors import InputError
-from thyroid.evaluate import subgroups
-from thyroid.evaluate.predictions import Trained
+from thyroid.evaluate.predictions import ClinicalHead, unscaled
+from thyroid.evaluate.scored import ScoredModel
 from thyroid.train import record
 
 log = logging.getLogger(__name__)
 
 ALL = "*"
 FOLDS = 5
+BANDS = 3
+"""Columns of numbers with more than `MAX_GROUPS` values are cut into this many bands with about as many scans each."""
+MAX_GROUPS = 12
+"""A text column with more values than this is not used for subgroups."""
 
 
-@dataclass(frozen=True)
-class Beside:
+@dataclass(frozen=True, eq=False)
+class ClinicalTable:
     """The content of clinical.csv for the scans in use.
 
     Attributes:
@@ -46,38 +46,34 @@ class Beside:
 
 
 @dataclass
-class Benefit:
+class ClinicalComparison:
     """The effect of clinical data on the winner.
 
     Attributes:
+        table: Content of clinical.csv; None where there is none.
         head: Head that the model uses; None where the columns were not shown to help, or none was requested.
         tried: Head on images and columns, and head on columns alone, for the comparison on the test set; None where no
             column was tried.
         facts: Facts as they appear in summary.json.
-        rows: Values of the columns that were tried, by the path of the scan.
     """
 
-    head: Fusion | None = None
-    tried: tuple[Fusion, Fusion] | None = None
+    table: ClinicalTable | None
+    head: ClinicalHead | None = None
+    tried: tuple[ClinicalHead, ClinicalHead] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
-
-    def fused(self, table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
-        """Add the columns to unscaled predictions. They stay as they are where the model uses no columns."""
-        return table if self.head is None else _through(self.head, table, self.rows, classes)
 
 
-def parts(place: storage.Location) -> tuple[str, list[str]]:
-    """Split a place such as clinical.csv#age,sex into the file and the columns that the model may use."""
-    file, columns = storage.parted(place)
+def parse_location(location: storage.Location) -> tuple[str, list[str]]:
+    """Split a location such as clinical.csv#age,sex into the file and the columns that the model may use."""
+    file, columns = storage.parted(location)
     return file, [name.strip() for name in columns.split(",") if name.strip()]
 
 
-def read(place: storage.Location, scans: pd.DataFrame) -> Beside:
+def read(location: storage.Location, scans: pd.DataFrame) -> ClinicalTable:
     """Read clinical.csv and join it to the scans in use.
 
     Args:
-        place: The file. A suffix such as #age,sex names the columns that the model may use; #* means all columns.
+        location: The file. A suffix such as #age,sex names the columns that the model may use; #* means all columns.
         scans: Scans in use, with path, patient and image.
 
     Returns:
@@ -87,10 +83,10 @@ def read(place: storage.Location, scans: pd.DataFrame) -> Beside:
         InputError: A requested column cannot be used, or the file cannot be read or joined (see `clinical_csv.read` and
             `clinical_csv.join`).
     """
-    file, wanted = parts(place)
+    file, wanted = parse_location(location)
     table = clinical_csv.read(Path(storage.file(file)))
     rows, notes = clinical_csv.join(scans, table)
-    groups, more = subgroups.join(scans, table)
+    groups, group_notes = subgroups(scans, table)
     if ALL in wanted:
         wanted = list(rows.columns)
     for name in wanted:
@@ -98,130 +94,148 @@ def read(place: storage.Location, scans: pd.DataFrame) -> Beside:
             why = [note for note in notes if f"column {name} " in note]
             raise InputError(f"{file}: column {name} cannot be used: {why[0] if why else 'there is none'}")
     paths = scans["path"].to_numpy()
-    return Beside(rows.set_axis(paths), groups.set_axis(paths), list(dict.fromkeys([*notes, *more])), wanted)
+    notes = list(dict.fromkeys([*notes, *group_notes]))
+    return ClinicalTable(rows.set_axis(paths), groups.set_axis(paths), notes, wanted)
 
 
-def weigh(
-    data: Path,
-    winner: Trained,
-    validation: pd.DataFrame,
-    serving_domain: str,
-    beside: Beside,
-    pictures: Path,
-    seed: int,
-) -> Benefit:
+def subgroups(scans: pd.DataFrame, table: clinical_csv.Clinical) -> tuple[pd.DataFrame, list[str]]:
+    """Assign every scan to a group in each usable column of clinical.csv.
+
+    Args:
+        scans: Scans as `clinical_csv.join` takes them.
+        table: Result of `clinical_csv.read`.
+
+    Returns:
+        The groups, and notes in words on what could not be used. The groups have one row per scan (index of `scans`)
+        and one column of group names (null where unknown) per usable column.
+
+    Raises:
+        InputError: No row of clinical.csv is of a scan in use.
+    """
+    rows, notes = clinical_csv.join(scans, table)
+    groups = pd.DataFrame(index=scans.index)
+    for column in rows:
+        values, different = rows[column], rows[column].nunique()
+        if different <= MAX_GROUPS:
+            groups[column] = values.map(lambda value: clinical_csv.clean(value), na_action="ignore")
+        elif pd.api.types.is_numeric_dtype(values):
+            groups[column] = _bands(values)
+        else:
+            notes.append(f"clinical.csv: column {column} has {different} different texts, too many for groups")
+    return groups, notes
+
+
+def _bands(values: pd.Series) -> pd.Series:
+    """Cut numbers into bands with about as many scans each, named with enough digits to distinguish them."""
+    cut = pd.qcut(values, BANDS, duplicates="drop")
+    bands = list(cut.cat.categories)
+    digits = next((d for d in range(3, 17) if len({f"{band.right:.{d}g}" for band in bands}) == len(bands)), 17)
+    names = {band: f"{band.left:.{digits}g} to {band.right:.{digits}g}" for band in bands}
+    return cut.map(names, na_action="ignore").astype(object)
+
+
+def fit_and_compare(model: ScoredModel, table: ClinicalTable, pictures: Path) -> ClinicalComparison:
     """Explore the columns, find those that give the class away, and try the other requested ones.
 
     The head is fitted on patients that the network did not learn from: development patients out of fold where the
     winner was cross-validated, otherwise validation patients. It is cross-fitted on them by patient, and used only if
     the whole interval of its difference from the images alone is above 0.
 
+    Clinical columns are optional. If they cannot be searched or tried, the evaluation continues without them, and the
+    facts give the reason (`not_tried`).
+
     Args:
-        data: Data version of `crop`.
-        winner: Training of the winner.
-        validation: The winner's unscaled validation predictions in the serving domain.
-        serving_domain: Domain in which models are compared.
-        beside: Result of `read`.
+        model: The winner, locked on images alone.
+        table: Content of clinical.csv.
         pictures: Folder for the plots.
-        seed: Seed of folds and bootstrap.
 
     Returns:
-        The effect of the columns. If they could not be tried, its facts give the reason (`not_tried`).
-
-    Raises:
-        InputError: The columns cannot be searched for leaks (see `association.leaks`).
+        The effect of the columns.
     """
-    classes = kinds.of(winner.facts)
-    scans = tables.used(tables.read(data)[0])
+    classes, seed = model.classes, model.evaluation.options.seed
+    scans = model.evaluation.data.used
     development = scans[scans["split"] != "test"]
-    known, patient = beside.rows.loc[development["path"]], development["patient"].astype(int).to_numpy()
+    known, patient = table.rows.loc[development["path"]], development["patient"].astype(int).to_numpy()
     truth = classes.index(development["class"])
-    facts: dict[str, Any] = {"notes": beside.notes, "columns": list(beside.rows), "wanted": beside.wanted}
-    if beside.rows.empty or not len(beside.rows.columns):
-        return Benefit(facts=facts | {"leaks": {"columns": [], "findings": []}, "used": []})
-    log.info(f"clinical.csv: {len(beside.rows.columns)} columns, of {len(development)} development scans")
-    facts["explored"] = association.explore(known, truth, patient, classes.names, seed)
-    facts["pictures"] = association.draw(facts["explored"], pictures)
-    facts["leaks"] = association.leaks(known, truth, patient, classes.names, classes.positive, seed)
-    told = {row["column"]: row["finding"] for row in facts["leaks"]["columns"] if row["finding"]}
-    facts["left_out"] = {name: told[name] for name in beside.wanted if name in told}
-    columns = [name for name in beside.wanted if name not in told]
-    if not columns:
-        return Benefit(facts=facts | {"used": []})
-
+    facts: dict[str, Any] = {"notes": table.notes, "columns": list(table.rows), "wanted": table.wanted}
+    if table.rows.empty or not len(table.rows.columns):
+        return ClinicalComparison(table, facts=facts | {"leaks": {"columns": [], "findings": []}, "used": []})
+    log.info(f"clinical.csv: {len(table.rows.columns)} columns, of {len(development)} development scans")
+    facts["explored"] = association.describe(known, truth, patient, classes.names, seed)
+    facts["pictures"] = plots.draw(facts["explored"], pictures)
     try:
-        return _try(data, winner, validation, serving_domain, beside, columns, facts, seed)
-    except InputError as error:  # clinical columns are optional: the evaluation goes on without them
+        facts["leaks"] = leakage.find(known, truth, patient, classes.names, positive=classes.positive, seed=seed)
+    except InputError as error:
+        log.info(f"clinical columns were not searched for target leakage: {error}")
+        finding = f"whether a column gives the class away is not known, since they could not be searched: {error}"
+        not_searched = {"columns": [], "findings": [finding]}
+        return ClinicalComparison(table, facts=facts | {"leaks": not_searched, "used": [], "not_tried": str(error)})
+    findings = {row["column"]: row["finding"] for row in facts["leaks"]["columns"] if row["finding"]}
+    facts["left_out"] = {name: findings[name] for name in table.wanted if name in findings}
+    columns = [name for name in table.wanted if name not in findings]
+    if not columns:
+        return ClinicalComparison(table, facts=facts | {"used": []})
+    try:
+        return _try(model, table, columns, facts)
+    except InputError as error:
         log.info(f"clinical columns were not tried: {error}")
-        return Benefit(facts=facts | {"used": [], "not_tried": str(error)})
+        return ClinicalComparison(table, facts=facts | {"used": [], "not_tried": str(error)})
 
 
-def _try(
-    data: Path,
-    winner: Trained,
-    validation: pd.DataFrame,
-    serving_domain: str,
-    beside: Beside,
-    columns: list[str],
-    facts: dict[str, Any],
-    seed: int,
-) -> Benefit:
+def _try(model: ScoredModel, table: ClinicalTable, names: list[str], facts: dict[str, Any]) -> ClinicalComparison:
     """Fit and compare heads on images and columns, with patients that the winner did not learn from."""
-    classes = kinds.of(winner.facts)
-    seen, fold = _unseen(data, winner, validation, serving_domain)
-    rows, p = beside.rows.loc[seen["path"], columns].reset_index(drop=True), seen[classes.columns].to_numpy()
+    classes, seed = model.classes, model.evaluation.options.seed
+    columns = table.rows[names]
+    seen, fold = _unseen(model)
+    rows, p = columns.loc[seen["path"]].reset_index(drop=True), seen[classes.columns].to_numpy()
     truth, patient = classes.index(seen["class"]), seen["patient"].astype(int).to_numpy()
-    fitted = fusion.cross_fitted(p, rows, truth, patient, FOLDS, seed)
-    found = fusion.compare(p, fitted.clinical, fitted.fused, truth, patient, fitted.fold, seed=seed)
-    nothing = p * 0 + 1 / len(classes)
-    tried = (fusion.fit(p, rows, truth, patient, seed), fusion.fit(nothing, rows, truth, patient, seed))
+    fitted = fusion.cross_fitted(p, rows, truth, patient, folds=FOLDS, seed=seed)
+    found = fusion.compare(p, fitted.clinical, fitted.fused, truth, patient, fold=fitted.fold, seed=seed)
+    uninformed = p * 0 + 1 / len(classes)
+    both = ClinicalHead(fusion.fit(p, rows, truth, patient, seed), columns)
+    alone = ClinicalHead(fusion.fit(uninformed, rows, truth, patient, seed), columns)
     used = found["verdict"] == "helped"
     facts |= {
-        "tried": columns,
+        "tried": names,
         "fitted_on": {"what": fold, "images": len(seen), "patients": found["patients"]},
         "development": found,
-        "used": columns if used else [],
+        "used": names if used else [],
     }
-    return Benefit(tried[0] if used else None, tried, facts, beside.rows[columns])
+    return ClinicalComparison(table, both if used else None, (both, alone), facts)
 
 
-def tell_on_test(benefit: Benefit, images: pd.DataFrame, raw: pd.DataFrame, classes: Classes, seed: int) -> None:
+def score_on_test(comparison: ClinicalComparison, model: ScoredModel) -> None:
     """Compare images, columns and both on the same test patients, and add the result to the facts.
 
     Nothing is added where no column was tried.
 
     Args:
-        benefit: Result of `weigh`; its facts are changed.
-        images: Test predictions of the images alone, at their operating point.
-        raw: The same predictions, unscaled.
-        classes: Classes of the data version.
-        seed: Seed of the bootstrap.
+        comparison: Result of `fit_and_compare`; its facts are changed.
+        model: The winner, scored on the test set.
     """
-    if benefit.tried is None:
+    if comparison.tried is None:
         return
-    both, alone = benefit.tried
-    truth, patient = classes.index(images["class"]), images["patient"].astype(int).to_numpy()
-    fused = _through(both, raw, benefit.rows, classes)[classes.columns].to_numpy()
-    blind = raw.assign(**dict.fromkeys(classes.columns, 1 / len(classes)))
-    columns = _through(alone, blind, benefit.rows, classes)[classes.columns].to_numpy()
-    benefit.facts["test"] = fusion.compare(
-        images[classes.columns].to_numpy(), columns, fused, truth, patient, seed=seed
+    both, alone = comparison.tried
+    classes, seed = model.classes, model.evaluation.options.seed
+    tested = model.tested_by_images
+    raw = unscaled(tested, classes)
+    truth, patient = classes.index(tested["class"]), tested["patient"].astype(int).to_numpy()
+    fused = both.apply(raw, classes)[classes.columns].to_numpy()
+    uninformed = raw.assign(**dict.fromkeys(classes.columns, 1 / len(classes)))
+    columns = alone.apply(uninformed, classes)[classes.columns].to_numpy()
+    comparison.facts["test"] = fusion.compare(
+        tested[classes.columns].to_numpy(), columns, fused, truth, patient, seed=seed
     )
 
 
-def _unseen(data: Path, winner: Trained, validation: pd.DataFrame, domain: str) -> tuple[pd.DataFrame, str]:
+def _unseen(model: ScoredModel) -> tuple[pd.DataFrame, str]:
     """Return unscaled predictions of patients that the network did not learn from, and which patients these are.
 
     The predictions have the path of each scan.
     """
-    if winner.facts["folds"] and not winner.facts["only_fold"]:
-        paths = tables.examples(data, domain).set_index("name")["path"]
-        table = record.out_of_fold(winner.folder, domain)
-        return table.assign(path=table["file"].map(paths)), "development patients, out of fold"
-    return validation, "validation patients"
-
-
-def _through(head: Fusion, table: pd.DataFrame, rows: pd.DataFrame, classes: Classes) -> pd.DataFrame:
-    """Replace the probabilities of `table` by those of the head, with the clinical rows of the same scans."""
-    answers, _ = head.predict(table[classes.columns].to_numpy(), rows.loc[table["path"]].reset_index(drop=True))
-    return table.assign(**dict(zip(classes.columns, answers.T, strict=True)))
+    if not model.cross_validated:
+        return unscaled(model.validation, model.classes), "validation patients"
+    domain = model.evaluation.serving_domain
+    paths = model.evaluation.data.examples(domain).set_index("name")["path"]
+    table = record.out_of_fold(model.folder, domain)
+    return table.assign(path=table["file"].map(paths)), "development patients, out of fold"

@@ -4,28 +4,18 @@ The decision rests on floors, on a paired comparison with the champion on the sa
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from thyroid import metrics
-from thyroid.clinical.fusion import Fusion
-from thyroid.data import classes as kinds
-from thyroid.data import overlap
-from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
-from thyroid.errors import InputError
-from thyroid.model import artefacts, operating_point
-from thyroid.registry import changes, registry
-from thyroid.storage import Location
-
-if TYPE_CHECKING:
-    from thyroid.model.inputs import Decode
+from thyroid.evaluate.audits.audit import Audit, passed
+from thyroid.evaluate.champion import Champion, Rivals
+from thyroid.evaluate.options import EvaluateOptions
+from thyroid.model.operating_point import describe_patients_needed
 
 MARGIN = 0.05
 """Largest loss of AUROC against the champion. The lower bound of the difference must be above minus this margin."""
@@ -59,11 +49,7 @@ SUBGROUP_AUROC = 0.6
 The sensitivity of such a subgroup, by image, has the same floor as the sensitivity by patient.
 """
 
-AUDITS = ("shortcut", "leakage")
-WAIVABLE = (*AUDITS, "clinical")
-
-_NEEDED = ("classes", "positive", "ordered", "temperature", "bias", "threshold", "thresholds")
-"""Fields that model.json of a champion must have so that it can be scored."""
+_ASKED = f"lower bound of the AUROC difference above -{MARGIN:.2f}"
 
 
 @dataclass(frozen=True)
@@ -85,40 +71,33 @@ class Criterion:
     waived: bool = False
 
 
-@dataclass(frozen=True)
-class Champion:
-    """A champion on the candidate's test images: its scores, or the reason why it has none.
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """The model that the gate decides on.
 
     Attributes:
-        version: Version in the registry; None where there is no champion.
-        scores: Probability of malignant for each test image, in the order of the images; None where it was not scored.
-        threshold: The champion's own threshold, on the scale of its scores.
-        problem: Why it has no scores, or, without a version, why no champion was looked for.
-        note: What could not be compared of the scans that it was trained on.
+        row: Its row of the ranking as in summary.json: its operating point, and its metrics on validation and on test.
+        domain: Serving domain.
+        test: Its test predictions in this domain: sha256, label, patient and the probability of malignant.
+        subgroups: Rows of `performance.by_subgroup`.
     """
 
-    version: int | None
-    scores: NDArray[np.float64] | None = None
-    threshold: float | None = None
-    problem: str | None = None
-    note: str | None = None
+    row: dict[str, Any]
+    domain: str
+    test: pd.DataFrame
+    subgroups: Sequence[dict[str, Any]] = ()
 
-    def calls(self, scores: Any) -> Any:
-        """Return whether each of `scores` reaches the threshold."""
-        assert self.threshold is not None
-        return np.asarray(scores, float) >= self.threshold
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics on the test set."""
+        found: dict[str, Any] = self.row["test"][self.domain]
+        return found
 
-
-def check_waivers(waive: Sequence[str]) -> tuple[str, ...]:
-    """Check the names of the audits to waive, and remove duplicates.
-
-    Raises:
-        InputError: A name is not in `WAIVABLE`.
-    """
-    for name in waive:
-        if name not in WAIVABLE:
-            raise InputError(f"waive {name!r}: only {' and '.join(WAIVABLE)} can be waived")
-    return tuple(dict.fromkeys(waive))
+    @property
+    def threshold(self) -> float:
+        """Threshold of the operating point."""
+        threshold: float = self.row["operating_point"]["threshold"]
+        return threshold
 
 
 def test_digest(test: pd.DataFrame) -> str:
@@ -126,126 +105,15 @@ def test_digest(test: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(sorted(test["sha256"])).encode()).hexdigest()
 
 
-def rivals(
-    root: Location | None,
-    test: pd.DataFrame,
-    classes: Classes,
-    domain: str,
-    judging: pd.DataFrame,
-    rows: pd.DataFrame | None = None,
-    decode: "Decode | None" = None,
-) -> tuple[Champion, Champion | None]:
-    """Score the registry's champion and its anchor on the candidate's test images.
-
-    A series of candidates, each a little worse than the last one, would always pass a comparison with the champion
-    alone. The anchor is a champion that stays until another one is shown to be better than it, so the losses cannot add
-    up.
-
-    A model that cannot be compared fairly leads to a refusal of the candidate, not to a crash, because somebody has to
-    look. Such a model has other classes or another serving domain, was trained on images or patients that are now in
-    the test set, names its patients with another key, uses clinical columns that are missing now, or is damaged.
-
-    Args:
-        root: Root of the registry; None for no registry.
-        test: Test images as `tables.examples` gives them.
-        classes: Classes of the candidate.
-        domain: Serving domain of the candidate.
-        judging: Every scan of the test set, as in `overlap.find`. The champion must not have been developed on any of
-            them.
-        rows: Clinical columns of the test images, in the same order; None where there are none.
-        decode: Function that reads the images; None for `inputs.decode`.
-
-    Returns:
-        The champion, and the anchor if it is another version, otherwise None.
-    """
-    if root is None:
-        return Champion(None, problem="no registry was given: not compared with any champion"), None
-    aliases = registry.read_aliases(root)
-    if "champion" not in aliases:
-        return Champion(None), None
-    current = _scored(root, aliases["champion"], test, classes, domain, judging, rows, decode)
-    if aliases["anchor"] == aliases["champion"]:
-        return current, None
-    return current, _scored(root, aliases["anchor"], test, classes, domain, judging, rows, decode)
-
-
-def _scored(
-    root: Location,
-    version: int,
-    test: pd.DataFrame,
-    classes: Classes,
-    domain: str,
-    judging: pd.DataFrame,
-    rows: pd.DataFrame | None,
-    decode: "Decode | None",
-) -> Champion:
-    """Score a version on the candidate's test images. The arguments are those of `rivals`."""
-    from thyroid.model import inputs  # imports TensorFlow, which checking the options of a run does not need
-
-    folder = registry.locate(root, str(version))  # outside try: an unreachable registry must not refuse the candidate
-    try:
-        registry.check(root, folder)
-        facts = artefacts.verify(folder, (*_NEEDED, "serving_domain", "image_size"))
-        own = kinds.of(facts)
-        if own != classes:
-            return Champion(version, problem=f"it tells {own} apart, not {classes}")
-        if facts["serving_domain"] != domain:
-            return Champion(
-                version,
-                problem=f"it serves {facts['serving_domain']} images and the candidate {domain} "
-                "ones (set --serving-domain)",
-            )
-        learnt = changes.scans_of(folder)
-        seen = overlap.find(root, learnt[learnt["split"] != "test"], judging)
-        if seen.scans:
-            known = f"{seen.scans} scans of this test set, or their patients, were among its development scans"
-            return Champion(version, problem=f"{known} ({seen.told()})")
-        if seen.problem:
-            return Champion(version, problem=seen.problem)
-        network = artefacts.load_keras(folder / artefacts.MODEL)
-        probability = inputs.predict(network, (decode or inputs.decode)(test, facts["image_size"]))
-        if "clinical" in facts:
-            head = Fusion.of(facts["clinical"])
-            columns = [one.name for one in head.encoder.columns]
-            if rows is None or not set(columns) <= set(rows):
-                return Champion(
-                    version, problem=f"it uses the clinical columns {', '.join(columns)}: give clinical.csv"
-                )
-            probability = head.predict(probability, rows[columns])[0]
-    except (InputError, OSError) as error:
-        return Champion(version, problem=str(error))
-    point = operating_point.of(facts)
-    return Champion(version, classes.malignant(point.scale(probability)), point.threshold, note=seen.note)
-
-
-def decide(
-    row: dict[str, Any],
-    domain: str,
-    test: pd.DataFrame,
-    audited: dict[str, Any],
-    subgroups: Sequence[dict[str, Any]],
-    current: Champion,
-    sensitivity: float,
-    waive: Sequence[str] = (),
-    seed: int = 0,
-    clinical: dict[str, Any] | None = None,
-    anchor: Champion | None = None,
-) -> dict[str, Any]:
+def decide(candidate: Candidate, rivals: Rivals, audits: Sequence[Audit], options: EvaluateOptions) -> dict[str, Any]:
     """Decide whether the candidate may replace the champion, and list every criterion.
 
     Args:
-        row: The candidate's row of the ranking as in summary.json: its operating point, and its metrics on validation
-            and on test.
-        domain: Serving domain.
-        test: The candidate's test predictions in this domain: sha256, label, patient and the probability of malignant.
-        audited: Facts of `audits.Audits`.
-        subgroups: Rows of `subgroups.figures`.
-        current: The champion on the same images.
-        sensitivity: Sensitivity that the threshold was locked for.
-        waive: Names of audits whose failure does not count.
-        seed: Seed of the bootstrap.
-        clinical: Facts of `clinical_model.Benefit`; None where there is no clinical.csv.
-        anchor: The anchor on the same images; None where it is the champion, or there is none.
+        candidate: The model and its performance.
+        rivals: The champion and the anchor on the same images.
+        audits: Audits of the candidate.
+        options: Options of the evaluation: the sensitivity that the threshold was locked for, the names of audits whose
+            failure does not count, and the seed of the bootstrap.
 
     Returns:
         decision ("promoted" or "refused"), reasons, criteria, champion and anchor (version or null), comparison and
@@ -253,85 +121,89 @@ def decide(
         criteria), test_digest, and ahead_of: the version of the anchor (of the champion, where that is the anchor) if
         the candidate is shown to be better than it, otherwise null.
     """
-    figures = row["test"][domain]
+    comparisons, compared = _compare(candidate, rivals, options.seed)
     criteria = [
-        _size(figures),
-        *_every_class(figures),
-        _better_than_chance(figures),
-        _behind_the_threshold(row["validation"]["malignant_patients"]),
-        _sensitivity(figures, sensitivity),
-        _specificity(figures),
-        _calibration(figures),
+        *_floors(candidate, options.sensitivity),
+        *_subgroups(candidate.subgroups, options.sensitivity, rivals.champion),
+        *compared,
+        *(_audit(audit, options.waive) for audit in audits),
     ]
-    criteria += _subgroups(subgroups, sensitivity, current)
-    threshold = row["operating_point"]["threshold"]
-    standing = {
-        name: one for name, one in (("champion", current), ("anchor", anchor)) if one and one.version is not None
-    }
-    comparisons: dict[str, dict[str, Any]] = {}
-    for name, rival in standing.items():
-        if rival.scores is None:
-            what = f"cannot be compared: {rival.problem}; promote by hand once somebody has looked"
-            criteria.append(Criterion(f"not inferior to {name} {rival.version}", _ASKED, what, False))
-            continue
-        comparisons[name], criterion = _not_inferior(test, name, rival, seed)
-        criteria += [criterion, _as_specific(test, threshold, name, rival, seed)]
-    nearest = "champion" if anchor is None else "anchor"
-    ahead = nearest in comparisons and comparisons[nearest]["lowest"] is not None and comparisons[nearest]["lowest"] > 0
-    for name in AUDITS:
-        passed = _passed(audited, name)
-        reason = why_not_judged(audited) if name == "shortcut" else None
-        not_run = "could not be run" + (f": {reason}" if reason else "")
-        found = audited["findings"].get(name, "nothing found" if passed else not_run)
-        criteria.append(Criterion(f"{name} audit", "nothing found", found, passed, not passed and name in waive))
-    if clinical is not None:
-        criteria.append(_columns(clinical, waive))
-    failed = [one for one in criteria if not (one.passed or one.waived)]
-    reasons = [f"{one.name}: {one.found}; asked: {one.asked}" for one in failed]
-    if not failed:
-        reasons = ["every criterion holds" + (" or was waived by name" if any(one.waived for one in criteria) else "")]
-        if current.version is None:
-            reasons.append(current.problem or "there is no champion yet: the floors alone decide")
+    failed = [criterion for criterion in criteria if not (criterion.passed or criterion.waived)]
     return {
         "decision": "refused" if failed else "promoted",
-        "reasons": reasons,
-        "criteria": [asdict(one) for one in criteria],
-        "champion": current.version,
+        "reasons": _reasons(criteria, failed, rivals.champion),
+        "criteria": [asdict(criterion) for criterion in criteria],
+        "champion": rivals.champion.version,
         "comparison": comparisons.get("champion"),
-        "anchor": None if anchor is None else anchor.version,
+        "anchor": None if rivals.anchor is None else rivals.anchor.version,
         "anchor_comparison": comparisons.get("anchor"),
-        "ahead_of": standing[nearest].version if ahead else None,
-        "waived": [one.name for one in criteria if one.waived],
-        "test_digest": test_digest(test),
+        "ahead_of": _ahead_of(rivals, comparisons),
+        "waived": [criterion.name for criterion in criteria if criterion.waived],
+        "test_digest": test_digest(candidate.test),
     }
 
 
-def _passed(facts: dict[str, Any], name: str) -> bool:
-    """Return whether the audit `name` ("shortcut" or "leakage") ran and found nothing."""
-    ran = bool(facts["kept"]) if name == "shortcut" else "patients_across_splits" in facts["leakage"]
-    return ran and name not in facts["findings"]
+def _floors(candidate: Candidate, sensitivity: float) -> list[Criterion]:
+    """Return the criteria that the candidate must meet by itself."""
+    found = candidate.metrics
+    return [
+        _size(found),
+        *_every_class(found),
+        _better_than_chance(found),
+        _behind_the_threshold(candidate.row["validation"]["malignant_patients"]),
+        _sensitivity(found, sensitivity),
+        _specificity(found),
+        _calibration(found),
+    ]
 
 
-def why_not_judged(audited: dict[str, Any]) -> str | None:
-    """Return why the shortcuts could not be judged.
-
-    Args:
-        audited: Facts of `audits.Audits`.
+def _compare(candidate: Candidate, rivals: Rivals, seed: int) -> tuple[dict[str, dict[str, Any]], list[Criterion]]:
+    """Compare the candidate with the champion and the anchor.
 
     Returns:
-        The reason in words; None if they were judged, or no reason is known.
+        The comparisons by role ("champion", "anchor"), for rivals that could be scored, and the criteria.
     """
-    judged = ("blanked_nodule", "model_on_blanked_nodule")
-    names = [*(f"{name}, judged" for name in judged), *judged, "whole_image"]
-    return (
-        None
-        if audited["kept"]
-        else next((audited["not_measured"][n] for n in names if n in audited["not_measured"]), None)
-    )
+    comparisons: dict[str, dict[str, Any]] = {}
+    criteria = []
+    for role, rival in rivals.by_role.items():
+        if rival.scores is None:
+            what = f"cannot be compared: {rival.problem}; promote by hand once somebody has looked"
+            criteria.append(Criterion(f"not inferior to {role} {rival.version}", _ASKED, what, False))
+            continue
+        comparisons[role], criterion = _not_inferior(candidate.test, role, rival, seed)
+        criteria += [criterion, _as_specific(candidate, role, rival, seed)]
+    return comparisons, criteria
 
 
-def _size(figures: dict[str, Any]) -> Criterion:
-    benign, malignant = (sum(row) for row in figures["patient_level"]["confusion"])
+def _audit(audit: Audit, waive: Sequence[str]) -> Criterion:
+    """Return the criterion of an audit. An audit that could not be run fails."""
+    holds = passed(audit)
+    waived = not holds and audit.waivable and audit.name in waive
+    return Criterion(audit.criterion, audit.asked, audit.finding or audit.outcome, holds, waived)
+
+
+def _reasons(criteria: Sequence[Criterion], failed: Sequence[Criterion], champion: Champion) -> list[str]:
+    """Return the reasons of the decision in words."""
+    if failed:
+        return [f"{criterion.name}: {criterion.found}; asked: {criterion.asked}" for criterion in failed]
+    waived = any(criterion.waived for criterion in criteria)
+    reasons = ["every criterion holds" + (" or was waived by name" if waived else "")]
+    if champion.version is None:
+        reasons.append(champion.problem or "there is no champion yet: the floors alone decide")
+    return reasons
+
+
+def _ahead_of(rivals: Rivals, comparisons: dict[str, dict[str, Any]]) -> int | None:
+    """Return the version of the anchor, or of the champion where that is the anchor, if the candidate is better."""
+    nearest = "champion" if rivals.anchor is None else "anchor"
+    if nearest not in comparisons:
+        return None
+    lowest = comparisons[nearest]["lowest"]
+    return rivals.by_role[nearest].version if lowest is not None and lowest > 0 else None
+
+
+def _size(performance: dict[str, Any]) -> Criterion:
+    benign, malignant = (sum(row) for row in performance["patient_level"]["confusion"])
     return Criterion(
         "size of the test set",
         f"at least {PATIENTS} patients of each class",
@@ -340,15 +212,17 @@ def _size(figures: dict[str, Any]) -> Criterion:
     )
 
 
-def _every_class(figures: dict[str, Any]) -> list[Criterion]:
+def _every_class(performance: dict[str, Any]) -> list[Criterion]:
     """Return the criteria for more than two classes.
 
     They are enough patients of each class, and a macro AUROC above chance.
     """
-    if len(figures["classes"]) == len(CLASSES):
+    if len(performance["classes"]) == len(CLASSES):
         return []
-    few = [f"{name} has {row['patients']}" for name, row in figures["classes"].items() if row["patients"] < PATIENTS]
-    macro = figures["macro_auroc"]
+    few = [
+        f"{name} has {row['patients']}" for name, row in performance["classes"].items() if row["patients"] < PATIENTS
+    ]
+    macro = performance["macro_auroc"]
     return [
         Criterion(
             "size of every class", f"at least {PATIENTS} test patients", "; ".join(few) if few else "all have", not few
@@ -356,60 +230,36 @@ def _every_class(figures: dict[str, Any]) -> list[Criterion]:
         Criterion(
             "macro AUROC",
             "lower bound above .5",
-            str(metrics.Interval.of(macro)),
+            str(metrics.Interval.from_dict(macro)),
             macro["low"] is not None and macro["low"] > 0.5,
         ),
     ]
 
 
-def given_away(clinical: dict[str, Any] | None) -> list[str]:
-    """Return findings that the clinical columns together may be what the label was made from.
-
-    Args:
-        clinical: Facts of `clinical_model.Benefit`; None where there is no clinical.csv.
-
-    Returns:
-        The findings in words; none where the model uses no columns.
-    """
-    return [] if clinical is None or not clinical["used"] else clinical["leaks"]["together"]["findings"]
-
-
-def _columns(facts: dict[str, Any], waive: Sequence[str]) -> Criterion:
-    """Return the criterion of the clinical columns.
-
-    A column that gives the class away alone is never used, but several together may still be what the label was made
-    from.
-    """
-    together = given_away(facts)
-    found = f"nothing found in {', '.join(facts['used'])}" if facts["used"] else "the model uses none"
-    asked = "those that the model uses do not give the class away"
-    waived = bool(together) and "clinical" in waive
-    return Criterion("clinical columns", asked, "; ".join(together) or found, not together, waived)
-
-
-def _better_than_chance(figures: dict[str, Any]) -> Criterion:
-    auroc = figures["auroc"]
+def _better_than_chance(performance: dict[str, Any]) -> Criterion:
+    auroc = performance["auroc"]
     return Criterion(
         "AUROC",
         "lower bound above .5",
-        str(metrics.Interval.of(auroc)),
+        str(metrics.Interval.from_dict(auroc)),
         auroc["low"] is not None and auroc["low"] > 0.5,
     )
 
 
-def _sensitivity(figures: dict[str, Any], target: float) -> Criterion:
+def _sensitivity(performance: dict[str, Any], target: float) -> Criterion:
     """Return the criterion of the sensitivity by patient.
 
     Patients are the independent units, so the exact bound holds.
     """
     floor = target - SENSITIVITY_SLACK
-    missed, caught = figures["patient_level"]["confusion"][POSITIVE]
+    missed, caught = performance["patient_level"]["confusion"][POSITIVE]
     malignant = missed + caught
     low, high = metrics.clopper_pearson(caught, malignant)
     return Criterion(
         "sensitivity",
         f"at least {floor:.2f} of malignant test patients at the locked threshold",
-        f"{caught} of {malignant} patients, {caught / malignant:.3f} [{low:.3f}, {high:.3f}] ({told_needed(target)})",
+        f"{caught} of {malignant} patients, {caught / malignant:.3f} [{low:.3f}, {high:.3f}] "
+        f"({describe_patients_needed(target)})",
         caught / malignant >= floor,
     )
 
@@ -423,10 +273,10 @@ def _behind_the_threshold(patients: int) -> Criterion:
     )
 
 
-def _specificity(figures: dict[str, Any]) -> Criterion:
+def _specificity(performance: dict[str, Any]) -> Criterion:
     """Return the criterion of the specificity, which is by patient like the sensitivity."""
     name, asked = "specificity", f"at least {SPECIFICITY:.2f} of benign test patients at the locked threshold"
-    spared, alarmed = figures["patient_level"]["confusion"][1 - POSITIVE]
+    spared, alarmed = performance["patient_level"]["confusion"][1 - POSITIVE]
     benign = spared + alarmed
     if not benign:
         return Criterion(name, asked, "there is no benign patient", False)
@@ -435,17 +285,18 @@ def _specificity(figures: dict[str, Any]) -> Criterion:
     return Criterion(name, asked, found, spared / benign >= SPECIFICITY)
 
 
-def _as_specific(test: pd.DataFrame, threshold: float, name: str, rival: Champion, seed: int) -> Criterion:
+def _as_specific(candidate: Candidate, role: str, rival: Champion, seed: int) -> Criterion:
     """Compare the specificities of candidate and rival by patient, each at its own threshold."""
     asked = f"lower bound of the specificity difference above -{SPECIFICITY_MARGIN:.2f}"
+    test = candidate.test
     rows = test.assign(malignant=test["label"] == CLASSES[POSITIVE], other=rival.scores)
     patients = rows.groupby("patient").agg({"malignant": "any", SCORE: "mean", "other": "mean"}).reset_index()
-    title = f"as specific as {name} {rival.version}"
+    title = f"as specific as {role} {rival.version}"
     if patients["malignant"].all():
         return Criterion(title, asked, "there is no benign patient", False)
     found = metrics.specificity_difference(
         patients["malignant"],
-        patients[SCORE] >= threshold,
+        patients[SCORE] >= candidate.threshold,
         rival.calls(patients["other"]),
         patients["patient"].astype(int),
         seed=seed,
@@ -454,31 +305,14 @@ def _as_specific(test: pd.DataFrame, threshold: float, name: str, rival: Champio
     return Criterion(title, asked, f"{found} by patient, each at its own threshold", passed)
 
 
-def patients_needed(sensitivity: float) -> int | None:
-    """Return how many malignant patients must all be caught for the exact lower bound to reach `sensitivity`.
-
-    Returns None for a sensitivity of 1, which no number of patients can show.
-    """
-    # Clopper and Pearson's lower bound for n of n is alpha / 2 to the power 1 / n
-    return None if sensitivity >= 1 else max(1, math.ceil(math.log((1 - metrics.LEVEL) / 2) / math.log(sensitivity)))
-
-
-def told_needed(sensitivity: float) -> str:
-    """Describe the result of `patients_needed` in words."""
-    needed = patients_needed(sensitivity)
-    if needed is None:
-        return f"no number of patients shows a sensitivity of {sensitivity:.0%}"
-    return f"a lower bound of {sensitivity:.2f} takes {needed} patients without a miss"
-
-
-def _calibration(figures: dict[str, Any]) -> Criterion:
+def _calibration(performance: dict[str, Any]) -> Criterion:
     return Criterion(
         "calibration",
         f"expected calibration error at most {CALIBRATION_CEILING:.2f} above that of perfectly calibrated "
         "probabilities",
-        f"{metrics.Interval.of(figures['ece'])}, against {figures['ece_if_calibrated']:.3f} of perfectly calibrated "
-        "ones",
-        figures["ece"]["value"] - figures["ece_if_calibrated"] <= CALIBRATION_CEILING,
+        f"{metrics.Interval.from_dict(performance['ece'])}, against {performance['ece_if_calibrated']:.3f} of "
+        "perfectly calibrated ones",
+        performance["ece"]["value"] - performance["ece_if_calibrated"] <= CALIBRATION_CEILING,
     )
 
 
@@ -510,7 +344,7 @@ def _subgroups(rows: Sequence[dict[str, Any]], target: float, current: Champion)
     both = [row for row in large if "less_champion" in row]
     if both:
         lost = [
-            f"{row['column']} {row['group']} ({what} {metrics.Interval.of(row['less_champion'][key])})"
+            f"{row['column']} {row['group']} ({what} {metrics.Interval.from_dict(row['less_champion'][key])})"
             for row in both
             for key, what, margin in (("auroc", "AUROC", MARGIN), ("specificity", "specificity", SPECIFICITY_MARGIN))
             if row["less_champion"][key]["value"] < -margin and row["less_champion"][key]["high"] < 0
@@ -527,10 +361,7 @@ def _subgroups(rows: Sequence[dict[str, Any]], target: float, current: Champion)
     return criteria
 
 
-_ASKED = f"lower bound of the AUROC difference above -{MARGIN:.2f}"
-
-
-def _not_inferior(test: pd.DataFrame, name: str, rival: Champion, seed: int) -> tuple[dict[str, Any], Criterion]:
+def _not_inferior(test: pd.DataFrame, role: str, rival: Champion, seed: int) -> tuple[dict[str, Any], Criterion]:
     positive, patient = test["label"] == CLASSES[POSITIVE], test["patient"].astype(int)
     other = rival.scores
     assert other is not None
@@ -543,12 +374,12 @@ def _not_inferior(test: pd.DataFrame, name: str, rival: Champion, seed: int) -> 
         delong = metrics.delong(positive, test[SCORE], other, patient)
         comparison["delong"] = asdict(delong.difference) | {"z": delong.z, "p": delong.p}
         lows = [bootstrap.low, delong.difference.low]
-        told = f"{delong.difference} by DeLong (p {delong.p:.3f})"
+        by_delong = f"{delong.difference} by DeLong (p {delong.p:.3f})"
     except ValueError as error:
         lows = [bootstrap.low, None]
-        told = str(error)
+        by_delong = str(error)
     known = [low for low in lows if low is not None]
     comparison["lowest"] = lowest = min(known) if len(known) == len(lows) else None
-    found = f"{bootstrap} by the bootstrap, {told}" + (f"; {rival.note}" if rival.note else "")
+    found = f"{bootstrap} by the bootstrap, {by_delong}" + (f"; {rival.note}" if rival.note else "")
     passed = lowest is not None and lowest > -MARGIN
-    return comparison, Criterion(f"not inferior to {name} {rival.version}", _ASKED, found, passed)
+    return comparison, Criterion(f"not inferior to {role} {rival.version}", _ASKED, found, passed)

@@ -21,7 +21,7 @@ class EvaluateOptions:
         clinical: clinical.csv, whose columns are explored and define subgroups, and the columns that the model may
             use; see `clinical_model.read`.
         registry: Root of the registry whose champion the winner is compared with.
-        waive: Audits whose failure the gate ignores; see `gate.WAIVABLE`.
+        waive: Audits whose failure the gate ignores; see `audits.WAIVABLE`.
         seed: Seed of the bootstrap, 0 to 4294967295.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Compute the metrics of predictions with their intervals: by image, by patient and across domains."""
+"""Compute the metrics of predictions with their intervals: by image, patient, class, subgroup and domain."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,16 @@ from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.model import operating_point
 
+if TYPE_CHECKING:
+    from thyroid.evaluate.champion import Champion
+
 RAW = "raw_M"
 """Column of the probability of malignant before temperature scaling."""
+
+SMALL = 20
+"""A subgroup with fewer patients of a class than this is marked as small, because its metrics are uncertain."""
+SUBGROUP = "group: "
+"""Prefix of the columns that hold subgroups in a table of predictions."""
 
 AGGREGATION = (
     "a patient's probability is the mean over the patient's images; the patient counts as malignant if any image is "
@@ -103,21 +111,23 @@ def _level(
     positive, patient, score = is_malignant(table), _patient(table), table[SCORE].to_numpy()
     truth, probability = classes.index(table["class"]), table[classes.columns].to_numpy()
     called = point.call(probability, classes)
-    figures: dict[str, metrics.Interval] = {}
+    found: dict[str, metrics.Interval] = {}
     if positive.any() and not positive.all():
-        figures["auroc"] = metrics.auroc_interval(draws, positive, score, patient)
-        figures["auprc"] = metrics.interval(metrics.auprc_draws(draws, positive, score, patient))
-        figures["macro_auroc"] = metrics.macro_auroc(draws, truth, probability, patient)
-    kappa = metrics.interval(metrics.kappa_draws(draws, truth, called, patient, len(classes), classes.ordered))
+        found["auroc"] = metrics.auroc_interval(draws, positive, score, patient)
+        found["auprc"] = metrics.interval(metrics.auprc_draws(draws, positive, score, patient))
+        found["macro_auroc"] = metrics.macro_auroc(draws, truth, probability, patient)
+    kappa = metrics.interval(
+        metrics.kappa_draws(draws, truth, called, patient, classes=len(classes), ordered=classes.ordered)
+    )
     if np.isfinite(kappa.value):
-        figures["kappa"] = kappa
-    figures["brier"] = metrics.interval(metrics.brier_draws(draws, positive, score, patient))
-    figures["ece"] = metrics.interval(metrics.ece_draws(draws, positive, score, patient))
-    figures["ece_unscaled"] = metrics.interval(metrics.ece_draws(draws, positive, table[RAW], patient))
+        found["kappa"] = kappa
+    found["brier"] = metrics.interval(metrics.brier_draws(draws, positive, score, patient))
+    found["ece"] = metrics.interval(metrics.ece_draws(draws, positive, score, patient))
+    found["ece_unscaled"] = metrics.interval(metrics.ece_draws(draws, positive, table[RAW], patient))
     expected = metrics.ece_if_calibrated(score, patient)
-    figures |= metrics.at_threshold(draws, positive, score >= point.threshold, patient, prevalence)
+    found |= metrics.at_threshold(draws, positive, score >= point.threshold, patient, prevalence)
     return {
-        **{name: asdict(figure) for name, figure in figures.items()},
+        **{name: asdict(interval) for name, interval in found.items()},
         "ece_if_calibrated": expected,
         "accuracy": metrics.accuracy(truth, probability),
         "majority": metrics.majority(truth),
@@ -140,15 +150,15 @@ def _against_all_others(
     truth, patient = classes.index(table["class"]), _patient(table)
     result = {}
     for place, name in enumerate(classes.names):
-        mine, score, threshold = truth == place, table[classes.columns[place]].to_numpy(), point.thresholds[place]
-        at = metrics.at_threshold(draws, mine, score >= threshold, patient, prevalence)
+        of_class, score, threshold = truth == place, table[classes.columns[place]].to_numpy(), point.thresholds[place]
+        at = metrics.at_threshold(draws, of_class, score >= threshold, patient, prevalence)
         found: dict[str, metrics.Interval] = {
             key: at[key] for key in ("sensitivity", "specificity", "ppv", "npv") if key in at
         }
-        if mine.any() and not mine.all():
-            found = {"auroc": metrics.auroc_interval(draws, mine, score, patient), **found}
-        counts = {"n": int(mine.sum()), "patients": len(np.unique(patient[mine])), "threshold": threshold}
-        result[name] = counts | {key: asdict(figure) for key, figure in found.items()}
+        if of_class.any() and not of_class.all():
+            found = {"auroc": metrics.auroc_interval(draws, of_class, score, patient), **found}
+        counts = {"n": int(of_class.sum()), "patients": len(np.unique(patient[of_class])), "threshold": threshold}
+        result[name] = counts | {key: asdict(interval) for key, interval in found.items()}
     return result
 
 
@@ -176,6 +186,68 @@ def confusion(table: pd.DataFrame, point: operating_point.OperatingPoint) -> NDA
     return counts
 
 
+def by_subgroup(
+    table: pd.DataFrame, threshold: float, prevalence: float, seed: int = 0, champion: "Champion | None" = None
+) -> list[dict[str, Any]]:
+    """Compute AUROC, sensitivity and specificity of every subgroup, with its counts.
+
+    Args:
+        table: Test predictions with label, patient, the probability of malignant, and columns of subgroups, whose names
+            start with `SUBGROUP`.
+        threshold: Threshold of the model.
+        prevalence: Share of malignant nodules in use; see `metrics.at_threshold`.
+        seed: Seed of the bootstrap.
+        champion: The champion on the same images; None for no champion.
+
+    Returns:
+        Rows with column, group, images, patients, malignant (patients), benign (patients), small, and the metrics that
+        the group's classes allow. Where the champion could be scored, groups that are not small also have
+        less_champion: AUROC and specificity minus those of the champion on the same images.
+    """
+    rows = []
+    others = None if champion is None or champion.scores is None else pd.Series(champion.scores, table.index)
+    for name in [column for column in table.columns if column.startswith(SUBGROUP)]:
+        for group, part in table.groupby(name):
+            positive = part["label"] == CLASSES[POSITIVE]
+            called = part[SCORE] >= threshold
+            row = {"column": name.removeprefix(SUBGROUP), "group": str(group), **_counts(part)}
+            if positive.nunique() == 2:
+                row["auroc"] = asdict(metrics.auroc(positive, part[SCORE], part["patient"], seed=seed))
+            draws = metrics.Draws(part["patient"], seed=seed)
+            at = metrics.at_threshold(draws, positive, called, part["patient"], prevalence)
+            row |= {key: asdict(at[key]) for key in ("sensitivity", "specificity") if key in at}
+            if champion is not None and others is not None and not row["small"]:
+                row["less_champion"] = _less_champion(part, called, champion, others[part.index], seed)
+            rows.append(row)
+    return rows
+
+
+def _counts(part: pd.DataFrame) -> dict[str, Any]:
+    """Count the images and patients of a subgroup."""
+    patients = part.groupby("patient")["label"].agg(lambda labels: CLASSES[POSITIVE] in set(labels))
+    malignant, benign = int(patients.sum()), int((~patients).sum())
+    return {
+        "images": len(part),
+        "patients": len(patients),
+        "malignant": malignant,
+        "benign": benign,
+        "small": min(malignant, benign) < SMALL,
+    }
+
+
+def _less_champion(
+    part: pd.DataFrame, called: "pd.Series[bool]", champion: "Champion", scores: pd.Series, seed: int
+) -> dict[str, Any]:
+    """Compare a subgroup's AUROC and specificity with those of the champion, whose `scores` are of the same images."""
+    positive, patient = part["label"] == CLASSES[POSITIVE], part["patient"]
+    by_champion = champion.calls(scores)
+    less = {
+        "auroc": metrics.auroc_difference(positive, part[SCORE], scores, patient, seed=seed),
+        "specificity": metrics.specificity_difference(positive, called, by_champion, patient, seed=seed),
+    }
+    return {key: asdict(difference) for key, difference in less.items()}
+
+
 def domain_matrix(
     tables: Mapping[tuple[str, str], pd.DataFrame], domains: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
@@ -200,7 +272,7 @@ def domain_matrix(
         cell: metrics.auroc_draws(draws, is_malignant(table), table[SCORE], _patient(table))
         for cell, table in tables.items()
     }
-    cells: dict[str, dict[str, Any]] = {one: {} for one in domains}
+    cells: dict[str, dict[str, Any]] = {domain: {} for domain in domains}
     for (train, test), table in tables.items():
         area = metrics.auroc_interval(draws, is_malignant(table), table[SCORE], _patient(table))
         cells[train][test] = asdict(area)

@@ -1,6 +1,7 @@
 """Draw the plots of the evaluation: the performance of a model on the test set, with intervals, and comparisons."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,48 +42,57 @@ The last two are drawn only where the classes are not just benign and malignant.
 """
 
 
-def draw(
-    table: pd.DataFrame,
-    classes: Classes,
-    figures: Mapping[str, Any],
-    point: operating_point.OperatingPoint,
-    prevalence: float,
-    title: str,
-    name: str,
-    folder: Path,
-    seed: int = 0,
-) -> None:
-    """Draw the plots of `NAMES` as `folder`/<picture>-<name>.png.
+@dataclass(frozen=True, eq=False)
+class PlottedModel:
+    """What the plots of one model show.
 
-    Args:
-        table: Test predictions of one model in one domain.
+    Attributes:
+        table: Test predictions of the model in one domain.
         classes: Classes of the data version.
-        figures: Metrics of `performance.of`.
+        performance: Metrics of `performance.of`.
         point: Operating point of the model.
         prevalence: Share of malignant nodules where the model would be used, for the decision curve.
         title: Model and domain in words.
-        name: Name of the model in the file names.
-        folder: Folder to write to.
         seed: Seed of the bootstrap.
     """
 
-    def path(picture: str) -> Path:
-        return folder / f"{picture}-{name}.png"
+    table: pd.DataFrame
+    classes: Classes
+    performance: Mapping[str, Any]
+    point: operating_point.OperatingPoint
+    prevalence: float
+    title: str
+    seed: int = 0
 
-    _roc(table, figures, title, path("roc"), seed)
-    _precision_recall(table, figures, title, path("precision-recall"))
-    _reliability(table, figures, title, path("reliability"))
-    _decision_curve(table, point, prevalence, title, path("decision-curve"))
-    _distribution(table, point, title, path("distribution"))
+
+def draw(tested: PlottedModel, name: str, folder: Path) -> None:
+    """Draw the plots of `NAMES` as `folder`/<plot>-<name>.png.
+
+    Args:
+        tested: Performance of the model.
+        name: Name of the model in the file names.
+        folder: Folder to write to.
+    """
+
+    def path(plot: str) -> Path:
+        return folder / f"{plot}-{name}.png"
+
+    _roc(tested, path("roc"))
+    _precision_recall(tested, path("precision-recall"))
+    _reliability(tested, path("reliability"))
+    _decision_curve(tested, path("decision-curve"))
+    _distribution(tested, path("distribution"))
     sides = [CLASS_NAMES[label] for label in CLASSES]
-    _confusion(np.array(figures["confusion"]), sides, title, path("confusion"))
-    if classes != BINARY:
-        _confusion(np.array(figures["class_confusion"]), classes.names, title, path("class-confusion"))
-        _classes_roc(table, classes, figures, title, path("class-roc"))
-    _risk_coverage(table, point, title, path("risk-coverage"))
+    _confusion(np.array(tested.performance["confusion"]), sides, tested.title, path("confusion"))
+    if tested.classes != BINARY:
+        of_classes = np.array(tested.performance["class_confusion"])
+        _confusion(of_classes, tested.classes.names, tested.title, path("class-confusion"))
+        _classes_roc(tested, path("class-roc"))
+    _risk_coverage(tested, path("risk-coverage"))
 
 
-def _roc(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path, seed: int) -> None:
+def _roc(tested: PlottedModel, path: Path) -> None:
+    table, performance = tested.table, tested.performance
     figure, axis = plt.subplots(figsize=_SIZE)
     plot_roc(
         is_malignant(table).astype(int),
@@ -95,23 +105,26 @@ def _roc(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path
     curve = axis.get_lines()[0]
     curve.set(color=_INK, linewidth=2)
     patient = table["patient"].to_numpy(int)
-    low, high = metrics.roc_band(metrics.Draws(patient, seed=seed), is_malignant(table), table[SCORE], patient, _GRID)
+    low, high = metrics.roc_band(
+        metrics.Draws(patient, seed=tested.seed), is_malignant(table), table[SCORE], patient, _GRID
+    )
     band = axis.fill_between(_GRID, low, high, color=_INK, alpha=0.15, lw=0)
     handles, labels = (
         [curve, band],
-        [f"AUROC {metrics.format_interval(figures.get('auroc'))}", "95 % band over patients"],
+        [f"AUROC {metrics.format_interval(performance.get('auroc'))}", "95 % band over patients"],
     )
-    if {"sensitivity", "specificity"} <= set(figures):
-        at = (1 - figures["specificity"]["value"], figures["sensitivity"]["value"])
+    if {"sensitivity", "specificity"} <= set(performance):
+        at = (1 - performance["specificity"]["value"], performance["sensitivity"]["value"])
         handles += axis.plot(*at, "o", ms=9, color=_ALERT, mec="white", zorder=5)
         labels.append(f"operating point: sensitivity {at[1]:.2f}, specificity {1 - at[0]:.2f}")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(tested.title, fontsize=10)
     axis.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axis.legend(handles, labels, loc="lower right", fontsize=8)
     save(figure, path)
 
 
-def _precision_recall(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path) -> None:
+def _precision_recall(tested: PlottedModel, path: Path) -> None:
+    table, performance = tested.table, tested.performance
     figure, axis = plt.subplots(figsize=_SIZE)
     precision, recall, _ = precision_recall_curve(is_malignant(table), table[SCORE])
     axis.step(
@@ -120,20 +133,21 @@ def _precision_recall(table: pd.DataFrame, figures: Mapping[str, Any], title: st
         where="post",
         color=_INK,
         lw=2,
-        label=f"average precision {metrics.format_interval(figures.get('auprc'))}",
+        label=f"average precision {metrics.format_interval(performance.get('auprc'))}",
     )
     share = is_malignant(table).mean()
     axis.axhline(share, color=_SOFT, lw=0.9, ls="--", label=f"chance: {share:.2f} of the images are malignant")
-    if {"sensitivity", "ppv"} <= set(figures):
-        at = (figures["sensitivity"]["value"], figures["ppv"]["value"])
+    if {"sensitivity", "ppv"} <= set(performance):
+        at = (performance["sensitivity"]["value"], performance["ppv"]["value"])
         axis.plot(*at, "o", ms=9, color=_ALERT, mec="white", zorder=5, label="operating point")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(tested.title, fontsize=10)
     axis.set(xlabel="recall (sensitivity)", ylabel="precision (PPV)", xlim=(0, 1.01), ylim=(0, 1.02))
     axis.legend(fontsize=8, loc="lower left")
     save(figure, path)
 
 
-def _reliability(table: pd.DataFrame, figures: Mapping[str, Any], title: str, path: Path) -> None:
+def _reliability(tested: PlottedModel, path: Path) -> None:
+    table = tested.table
     figure, (axis, below) = plt.subplots(
         2, 1, figsize=_SIZE, sharex=True, gridspec_kw={"height_ratios": [3, 1]}, layout="constrained"
     )
@@ -149,31 +163,30 @@ def _reliability(table: pd.DataFrame, figures: Mapping[str, Any], title: str, pa
             "o-",
             color=colour,
             lw=1.5,
-            label=f"{label}: error {metrics.format_interval(figures.get(name))}",
+            label=f"{label}: error {metrics.format_interval(tested.performance.get(name))}",
         )
     below.hist(table[SCORE], bins=metrics.BINS, range=(0, 1), color=_INK, alpha=0.7)
     below.set(xlabel="probability of malignant", ylabel="images")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(tested.title, fontsize=10)
     axis.set(ylabel="share that is malignant", xlim=(0, 1), ylim=(-0.02, 1.02))
     axis.legend(fontsize=8, loc="upper left")
     save(figure, path)
 
 
-def _decision_curve(
-    table: pd.DataFrame, point: operating_point.OperatingPoint, prevalence: float, title: str, path: Path
-) -> None:
+def _decision_curve(tested: PlottedModel, path: Path) -> None:
+    table, prevalence = tested.table, tested.prevalence
     figure, axis = plt.subplots(figsize=_SIZE)
     thresholds = np.linspace(0.005, min(0.6, 4 * prevalence), 100)
     everybody = metrics.net_benefit(is_malignant(table), np.ones(len(table)), thresholds, prevalence)
     shifted = at_prevalence(table[SCORE].to_numpy(), float(is_malignant(table).mean()), prevalence)
     model = metrics.net_benefit(is_malignant(table), shifted, thresholds, prevalence)
-    locked = at_prevalence(np.array([point.threshold]), float(is_malignant(table).mean()), prevalence)[0]
+    locked = at_prevalence(np.array([tested.point.threshold]), float(is_malignant(table).mean()), prevalence)[0]
     axis.plot(thresholds, model, color=_INK, lw=2, label="act on the model")
     axis.plot(thresholds, everybody, color=_SOFT, lw=1.2, label="act on everybody")
     axis.axhline(0, color="black", lw=1, label="act on nobody")
     if locked <= thresholds[-1]:
         axis.axvline(locked, color=_ALERT, lw=0.9, ls="--", label="operating point")
-    axis.set_title(f"{title}\nwhere {prevalence:.0%} are malignant", fontsize=10)
+    axis.set_title(f"{tested.title}\nwhere {prevalence:.0%} are malignant", fontsize=10)
     axis.set(xlabel="risk at which one would act", ylabel="net benefit", xlim=(0, thresholds[-1]))
     axis.set_ylim(-prevalence / 3, prevalence * 1.1)
     axis.legend(fontsize=8, loc="upper right")
@@ -198,7 +211,8 @@ def at_prevalence(score: NDArray[np.float64], seen: float, prevalence: float) ->
     return score * ratio / (score * ratio + 1 - score)
 
 
-def _distribution(table: pd.DataFrame, point: operating_point.OperatingPoint, title: str, path: Path) -> None:
+def _distribution(tested: PlottedModel, path: Path) -> None:
+    table, point = tested.table, tested.point
     figure, axis = plt.subplots(figsize=_SIZE)
     for label in CLASSES:
         scores = table.loc[table["label"] == label, SCORE]
@@ -207,19 +221,20 @@ def _distribution(table: pd.DataFrame, point: operating_point.OperatingPoint, ti
     axis.axvline(point.threshold, color="black", lw=1, ls="--", label=f"threshold {point.threshold:.2f}")
     if point.band is not None:
         axis.axvspan(*point.band, color="#e7c565", alpha=0.35, lw=0, label="no decision")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(tested.title, fontsize=10)
     axis.set(xlabel="probability of malignant", ylabel="density", xlim=(0, 1))
     axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # room for the legend
     axis.legend(fontsize=8, loc="upper center", ncols=2)
     save(figure, path)
 
 
-def _classes_roc(table: pd.DataFrame, classes: Classes, figures: Mapping[str, Any], title: str, path: Path) -> None:
+def _classes_roc(tested: PlottedModel, path: Path) -> None:
     """Draw the ROC curve of each class against all others, with its operating point."""
+    table, classes, performance = tested.table, tested.classes, tested.performance
     figure, axis = plt.subplots(figsize=_SIZE)
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(classes)))
     for name, column, colour in zip(classes.names, classes.columns, colours, strict=True):
-        found = figures["classes"][name]
+        found = performance["classes"][name]
         if "auroc" in found:
             fpr, tpr, _ = roc_curve(table["class"] == name, table[column])
             axis.plot(fpr, tpr, color=colour, lw=1.6, label=f"{name}: {metrics.format_interval(found.get('auroc'))}")
@@ -227,7 +242,9 @@ def _classes_roc(table: pd.DataFrame, classes: Classes, figures: Mapping[str, An
             at = 1 - found["specificity"]["value"], found["sensitivity"]["value"]
             axis.plot(*at, "o", ms=6, color=colour, mec="white", zorder=5)
     axis.plot((0, 1), (0, 1), color=_SOFT, lw=0.9, ls="--")
-    axis.set_title(f"{title}\nmacro AUROC {metrics.format_interval(figures.get('macro_auroc'))}", fontsize=10)
+    axis.set_title(
+        f"{tested.title}\nmacro AUROC {metrics.format_interval(performance.get('macro_auroc'))}", fontsize=10
+    )
     axis.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axis.legend(loc="lower right", fontsize=7, title="class against all others", title_fontsize=7)
     save(figure, path)
@@ -248,14 +265,15 @@ def _confusion(matrix: NDArray[np.int64], ticks: Sequence[str], title: str, path
     save(figure, path)
 
 
-def _risk_coverage(table: pd.DataFrame, point: operating_point.OperatingPoint, title: str, path: Path) -> None:
+def _risk_coverage(tested: PlottedModel, path: Path) -> None:
+    table, point = tested.table, tested.point
     figure, axis = plt.subplots(figsize=_SIZE)
     coverage, risk = operating_point.risk_coverage(is_malignant(table), table[SCORE], point.threshold)
     axis.plot(coverage, risk, color=_INK, lw=2, label="wrong decisions among those made")
     if point.band is not None:
         decided = float((point.decide(table[SCORE]) != "abstain").mean())
         axis.axvline(decided, color=_ALERT, lw=0.9, ls="--", label=f"abstention band: {decided:.0%} decided")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(tested.title, fontsize=10)
     axis.set(xlabel="share of images with a decision (surest first)", ylabel="share of wrong decisions", xlim=(0, 1.01))
     axis.set_ylim(0, max(0.1, float(risk.max()) * 1.25))  # room for the legend
     axis.legend(fontsize=8, loc="upper left")
@@ -285,8 +303,8 @@ def worst_cases(
     save(figure, path)
 
 
-def shortcuts(rows: Sequence[tuple[str, metrics.Interval, bool]], path: Path) -> None:
-    """Draw the AUROC of every shortcut, which does not look at the nodule, next to the references.
+def audit(rows: Sequence[tuple[str, metrics.Interval, bool]], path: Path) -> None:
+    """Draw the AUROCs of an audit, next to the references that they are compared with.
 
     Args:
         rows: Name, AUROC, and whether it is a reference (the whole image, the model).
@@ -344,8 +362,8 @@ def domain_matrix(
             limits = "" if cell["low"] is None else f"\n[{cell['low']:.2f}, {cell['high']:.2f}]"
             axis.text(j, i, f"{cell['value']:.3f}{limits}", ha="center", va="center", fontsize=10)
     axis.set(xticks=range(len(domains)), yticks=range(len(domains)), xlabel="tested on", ylabel="trained on")
-    axis.set_xticklabels([tables.DOMAIN_NAMES[one] for one in domains])
-    axis.set_yticklabels([tables.DOMAIN_NAMES[one] for one in domains], rotation=90, va="center")
+    axis.set_xticklabels([tables.DOMAIN_NAMES[domain] for domain in domains])
+    axis.set_yticklabels([tables.DOMAIN_NAMES[domain] for domain in domains], rotation=90, va="center")
     axis.set_title(title, fontsize=10)
     save(figure, path)
 

@@ -12,133 +12,40 @@ The table (predictions.parquet) has one row per model and image, with the column
 - "group: NAME" for every usable column of clinical.csv: the subgroup of the scan.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
-from thyroid.data import classes as kinds
-from thyroid.data import tables
+from thyroid.clinical.fusion import Fusion
 from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
-from thyroid.errors import InputError
 from thyroid.evaluate import performance
-from thyroid.model import inputs, operating_point
-from thyroid.model.network import Network
-from thyroid.train import record
+from thyroid.model import operating_point
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A trained model to score.
+@dataclass(frozen=True, eq=False)
+class ClinicalHead:
+    """A head that adds clinical columns to the probabilities of a network.
 
     Attributes:
-        folder: Output folder of the training.
-        facts: Facts of the training (train.json).
+        head: The head.
+        rows: Values of its columns, by the path of the scan.
     """
 
-    folder: Path
-    facts: dict[str, Any]
+    head: Fusion
+    rows: pd.DataFrame
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """The backbone and the domain trained on, which identify a model within an evaluation."""
-        return self.facts["backbone"], self.facts["train_domain"]
+    def apply(self, table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+        """Replace the unscaled probabilities of `table`, which has the path of each scan, by those of the head."""
+        answers, _ = self.head.predict(table[classes.columns].to_numpy(), self.rows_of(table))
+        return table.assign(**dict(zip(classes.columns, answers.T, strict=True)))
 
-    @property
-    def parts(self) -> pd.Series:
-        """What the training used each image for ("train" or "validation"), by file.
-
-        Raises:
-            InputError: The folder is not the output of a finished training.
-        """
-        return record.parts(self.folder)
-
-    def load(self) -> Network:
-        """Load the network of the training.
-
-        Raises:
-            InputError: Its checkpoint or its graph is missing, or is not the one that the training wrote.
-        """
-        return Network.load(self.folder, self.facts)
-
-
-def trained_models(data: Path, models: Sequence[Path], facts: dict[str, Any]) -> list[Trained]:
-    """Read the trainings in the folders `models`.
-
-    Args:
-        data: Data version, for error messages.
-        models: Output folders of `train`.
-        facts: Facts of the data version (data.json).
-
-    Raises:
-        InputError: There is no training, a folder is not a finished training, a training is of another data version, or
-            one backbone is given twice on a domain.
-    """
-    trained = [Trained(folder, record.read(folder)) for folder in models]
-    if not trained:
-        raise InputError("there is no model to evaluate")
-    for one in trained:
-        if one.facts["data_digest"] != facts["digest"]:
-            raise InputError(f"{one.folder}: trained on another data version than {data}")
-    keys = [one.key for one in trained]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise InputError(f"{twice[0][0]} trained on {twice[0][1]} is given twice; compare one recipe at a time")
-    return trained
-
-
-def examples(data: Path, domain: str, split: str) -> pd.DataFrame:
-    """Return `tables.examples` of a split, and check that metrics can be computed on it.
-
-    Raises:
-        InputError: The domain is unknown, or the split lacks benign or malignant images.
-    """
-    table = tables.examples(data, domain, split)
-    if table["label"].nunique() < len(CLASSES):
-        raise InputError(
-            f"{data}: the {split} split of the {domain} domain has images of {table['label'].nunique()} class(es), and "
-            "figures need both; add scans or deal the splits anew with --given-splits ignore"
-        )
-    return table
-
-
-def predict(
-    data: Path,
-    network: Network,
-    model: dict[str, Any],
-    domains: Sequence[str],
-    split: str,
-    decode: inputs.Decode = inputs.decode,
-) -> pd.DataFrame:
-    """Predict the images of a split in several domains.
-
-    Args:
-        data: Data version of `crop`.
-        network: Network to score the images with.
-        model: Facts of its training (train.json).
-        domains: Domains of the images.
-        split: Split of the images.
-        decode: Function that reads the images.
-
-    Returns:
-        One row per image with backbone, train_domain, domain, the columns of `tables.examples` (file is the name within
-        `tables.images`) and the network's own probabilities, not yet scaled.
-
-    Raises:
-        InputError: The split lacks benign or malignant images in a domain, or the probabilities are not finite.
-    """
-    parts, classes = [], kinds.of(model)
-    for domain in domains:
-        table = examples(data, domain, split)
-        table[classes.columns] = network.probabilities(decode(table, model["image_size"]), f"{split} images")
-        table["file"] = table.pop("name")
-        names = {"backbone": model["backbone"], "train_domain": model["train_domain"], "domain": domain}
-        parts.append(pd.concat([pd.DataFrame(names, table.index), table], axis=1))
-    return pd.concat(parts, ignore_index=True)
+    def rows_of(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the values of the columns for the scans of `table`, in its order."""
+        return self.rows.loc[table["path"]].reset_index(drop=True)
 
 
 def at_point(table: pd.DataFrame, point: operating_point.OperatingPoint, classes: Classes) -> pd.DataFrame:
@@ -157,9 +64,9 @@ def at_point(table: pd.DataFrame, point: operating_point.OperatingPoint, classes
     return table
 
 
-def raw(table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
+def unscaled(table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
     """Return predictions of `at_point` with the unscaled probabilities that it was given."""
-    return table.assign(**{one: table[own] for one, own in zip(classes.columns, _raw(classes), strict=True)})
+    return table.assign(**{column: table[raw] for column, raw in zip(classes.columns, _raw(classes), strict=True)})
 
 
 def _raw(classes: Classes) -> list[str]:

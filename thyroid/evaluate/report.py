@@ -1,23 +1,31 @@
-"""Render report.html, the report for people: a single file that opens without a network connection."""
+"""Render report.html, the report for people: a single file that opens without a network connection. Log its summary."""
 
 import datetime
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from thyroid import RESEARCH_USE_ONLY, metrics, rendering
-from thyroid.clinical import association
-from thyroid.data import classes as kinds
+from thyroid.clinical import plots as clinical_plots
 from thyroid.data import tables
 from thyroid.data.classes import BINARY, Classes
 from thyroid.data.plots import class_names
-from thyroid.evaluate import audits, gate, performance, plots, subgroups
+from thyroid.data.version import DataVersion
+from thyroid.evaluate import gate, performance, plots
+from thyroid.evaluate.audits import audits
+from thyroid.evaluate.audits.audit import Audit
+from thyroid.evaluate.audits.audits import ModelAudits
 from thyroid.imaging import images
 from thyroid.metrics import format_interval
+from thyroid.model.operating_point import describe_patients_needed, patients_needed
+
+log = logging.getLogger(__name__)
 
 CHOSEN_BY = {"validation": "validation", "cross_validation": "cross-validated"}
 """Name of the AUROC that ranks the models, in words."""
 
-FIGURES = {
+METRICS = {
     "auroc": "AUROC",
     "auprc": "AUPRC (average precision)",
     "sensitivity": "Sensitivity",
@@ -32,7 +40,7 @@ FIGURES = {
 }
 """Rows of the table of metrics: key and title."""
 
-OF_CLASSES = {
+METRICS_OF_CLASSES = {
     "macro_auroc": "Macro AUROC (mean of each class against all others)",
     "kappa": "Kappa of called and true class",
 }
@@ -41,13 +49,12 @@ OF_CLASSES = {
 _TEMPLATE = "report.html"
 
 
-def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any]) -> None:
+def write(output: Path, data: DataVersion, result: dict[str, Any]) -> None:
     """Render report.html into `output`.
 
     Args:
         output: Folder of the evaluation, with its plots/.
         data: Data version of `crop`, for its plots and its quarantine list.
-        facts: Facts of the data version (data.json).
         result: Result of the evaluation.
     """
     environment = rendering.environment("thyroid.evaluate")
@@ -56,174 +63,179 @@ def write(output: Path, data: Path, facts: dict[str, Any], result: dict[str, Any
         "percent": lambda share: f"{share:.1%}",
         "sentence": _sentence,
     }
-    best, domain, classes = result["models"][0], result["serving_domain"], kinds.of(result)
+    best, domain, known = result["models"][0], result["serving_domain"], Classes.from_dict(result)
+    audited = audits.of_result(result)
     html = environment.get_template(_TEMPLATE).render(
         notice=RESEARCH_USE_ONLY,
         date=datetime.date.today().isoformat(),
-        facts=facts,
+        facts=data.facts,
         result=result,
         best=best,
         best_test=best["test"][domain],
         lead=lead(result),
         warnings=warnings(result),
-        short_reasons=_short_reasons(result["gate"]),
+        short_reasons=_short_reasons(result["gate"], audited[0]),
         domain=domain,
         domain_names=tables.DOMAIN_NAMES,
         chosen_by=CHOSEN_BY[result["ranked_by"]],
-        classes=classes.names,
-        class_names=class_names(classes),
-        several=classes != BINARY,
-        split_at=str(classes),
-        told_changes=_told_changes(result["changes"]),
-        figure_names=FIGURES if classes == BINARY else FIGURES | OF_CLASSES,
+        classes=known.names,
+        class_names=class_names(known),
+        several=known != BINARY,
+        split_at=str(known),
+        changes_in_words=_describe_changes(result["changes"]),
+        metric_names=METRICS if known == BINARY else METRICS | METRICS_OF_CLASSES,
         aggregation=performance.AGGREGATION,
         pictures_of_a_model=plots.NAMES,
-        kept_limit=audits.KEPT,
-        small=subgroups.SMALL,
+        audits=_by_kind(audited),
+        small=performance.SMALL,
         margin=gate.MARGIN,
-        clinical_pictures=association.NAMES,
-        given_away=bool(gate.given_away(result["clinical"])),
-        quarantine=tables.read_quarantine(data, tables.read_facts(data)).to_dict("records"),
+        clinical_pictures=clinical_plots.TITLES,
+        given_away="clinical" in audited[0].findings,
+        quarantine=tables.read_quarantine(data.folder, data.facts).to_dict("records"),
         draws=metrics.DRAWS,
         pictures={path.stem: images.data_uri(path.read_bytes()) for path in (output / "plots").glob("*.png")}
-        | {name: images.data_uri((data / f"{name}.png").read_bytes()) for name in ("statistics", "crops")},
+        | {name: images.data_uri((data.folder / f"{name}.png").read_bytes()) for name in ("statistics", "crops")},
     )
     (output / "report.html").write_text(html, encoding="utf-8")
+
+
+def _by_kind(audited: Sequence[ModelAudits]) -> list[list[tuple[str, Audit]]]:
+    """Group the audits of all models by kind, each with the domain of its images."""
+    kinds: dict[str, list[tuple[str, Audit]]] = {}
+    for model in audited:
+        for audit in model.audits:
+            kinds.setdefault(audit.name, []).append((model.domain, audit))
+    return list(kinds.values())
 
 
 def lead(result: dict[str, Any]) -> list[str]:
     """Summarise the result of an evaluation for a clinician, in a few sentences and without the warnings."""
     best, domain = result["models"][0], result["serving_domain"]
     test = best["test"][domain]
-    auroc = test["auroc"]
     among = "" if len(result["models"]) == 1 else f" among {len(result['models'])} trained models"
     by = "validation patients" if result["ranked_by"] == "validation" else "development patients, out of fold,"
-    told = [
+    return [
         f"{best['backbone']}, trained on {tables.DOMAIN_NAMES[best['train_domain']]} and meant for "
-        f"{tables.DOMAIN_NAMES[domain]}, was chosen{among} on {by} alone. The figures here are of {test['n']} test "
-        f"images of {test['patients']} other patients."
+        f"{tables.DOMAIN_NAMES[domain]}, was chosen{among} on {by} alone. All numbers here are from {test['n']} test "
+        f"images of {test['patients']} other patients.",
+        *_lead_clinical(result),
+        _lead_auroc(test),
+        *_lead_decisions(test, result["settings"]),
+        *_lead_classes(test, result),
+        f"Its accuracy at the most probable class is {test['accuracy']:.1%}; always answering the majority class gives "
+        f"{test['majority']:.1%}.",
     ]
-    if (beside := result["clinical"]) and beside["used"]:
-        alone, columns = (format_interval(beside["test"]["auroc"][name]) for name in ("images", "clinical"))
-        doubt = " These columns may be what the label was made from." if gate.given_away(beside) else ""
-        told.append(
-            f"It sees the image and the clinical columns {', '.join(beside['used'])}; on the same test images the "
-            f"macro AUROC of the image alone is {alone}, of the columns alone {columns}.{doubt}"
-        )
+
+
+def _lead_clinical(result: dict[str, Any]) -> list[str]:
+    """Describe the clinical columns that the model uses, and what they add."""
+    clinical = result["clinical"]
+    if not clinical or not clinical["used"]:
+        return []
+    alone, columns = (format_interval(clinical["test"]["auroc"][name]) for name in ("images", "clinical"))
+    given_away = "clinical" in ModelAudits.from_dict(result["audits"], clinical).findings
+    doubt = " These columns may be what the label was made from." if given_away else ""
+    return [
+        f"It sees the image and the clinical columns {', '.join(clinical['used'])}; on the same test images the macro "
+        f"AUROC of the image alone is {alone}, of the columns alone {columns}.{doubt}"
+    ]
+
+
+def _lead_auroc(test: dict[str, Any]) -> str:
+    """Describe the AUROC, and whether it is above chance."""
+    auroc = test["auroc"]
     if auroc["low"] is None:
-        told.append("The test set is too small for an interval, so that no figure here says much.")
-    else:
-        what = "which includes .50: it is not shown to be better than chance"
-        if auroc["low"] > 0.5:
-            what = "so it tells malignant from benign better than chance"
-        elif auroc["high"] < 0.5:
-            what = "which is below .50: it calls benign what is malignant more often than the other way round"
-        told.append(
-            f"Of a random malignant and a random benign image it finds the malignant one more suspicious in "
-            f"{auroc['value']:.0%} of the pairs (AUROC {format_interval(auroc)}), {what}."
-        )
-    told.append(
-        f"At its operating point, locked on validation patients to catch {result['settings']['sensitivity']:.0%} of "
-        f"the malignant images, it calls {_of_hundred(test['sensitivity'])} of 100 malignant images malignant and "
-        f"{_of_hundred(test['specificity'])} of 100 benign images benign."
+        return "The test set is too small for an interval, so no number here means much."
+    what = "which includes .50: it is not shown to be better than chance"
+    if auroc["low"] > 0.5:
+        what = "so it distinguishes malignant from benign better than chance"
+    elif auroc["high"] < 0.5:
+        what = "which is below .50: it calls malignant images benign more often than the other way round"
+    return (
+        f"Of a random malignant and a random benign image it finds the malignant one more suspicious in "
+        f"{auroc['value']:.0%} of the pairs (AUROC {format_interval(auroc)}), {what}."
     )
+
+
+def _lead_decisions(test: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Describe the decisions at the operating point, in images of a hundred."""
+    sentences = [
+        f"At its operating point, locked on validation patients to catch {settings['sensitivity']:.0%} of the "
+        f"malignant images, it calls {_of_hundred(test['sensitivity'])} of 100 malignant images malignant and "
+        f"{_of_hundred(test['specificity'])} of 100 benign images benign."
+    ]
     if "ppv_at_prevalence" in test and "npv_at_prevalence" in test:
-        told.append(
-            f"Where {result['settings']['prevalence']:.0%} of the nodules are malignant, "
+        sentences.append(
+            f"Where {settings['prevalence']:.0%} of the nodules are malignant, "
             f"{_of_hundred(test['ppv_at_prevalence'])} of 100 images that it calls malignant would be, and "
             f"{_of_hundred(test['npv_at_prevalence'])} of 100 that it calls benign would be benign."
         )
     if "abstention" in test:
-        told.append(
+        sentences.append(
             f"These are its answers without the abstention band; with it {_of_hundred(test['abstention']['share'])} of "
             "100 images get no decision."
         )
-    if kinds.of(result) != BINARY:
-        kappa = (
-            f", kappa {'with quadratic weights ' if result['ordered'] else ''}{format_interval(test['kappa'])}"
-            if "kappa" in test
-            else ""
-        )
-        told.append(
-            f"Here malignant means the classes {', '.join(_malignant(kinds.of(result)))}. Told apart one by one, each "
-            f"of the {len(result['classes'])} classes against all others, the mean AUROC is "
-            f"{format_interval(test['macro_auroc'])}{kappa}."
-        )
-    told.append(
-        f"Its accuracy at the most probable class is {test['accuracy']:.1%}; always answering the majority class gives "
-        f"{test['majority']:.1%}."
-    )
-    return told
+    return sentences
 
 
-def _malignant(classes: Classes) -> list[str]:
-    return [name for name, positive in zip(classes.names, classes.positive, strict=True) if positive]
+def _lead_classes(test: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    """Describe how well several classes are distinguished; nothing for benign and malignant alone."""
+    known = Classes.from_dict(result)
+    if known == BINARY:
+        return []
+    weights = "with quadratic weights " if result["ordered"] else ""
+    kappa = f", kappa {weights}{format_interval(test['kappa'])}" if "kappa" in test else ""
+    return [
+        f"Here malignant means the classes {', '.join(_malignant(known))}. For each of the {len(known)} classes "
+        f"against all others, the mean AUROC is {format_interval(test['macro_auroc'])}{kappa}."
+    ]
+
+
+def _malignant(known: Classes) -> list[str]:
+    return [name for name, positive in zip(known.names, known.positive, strict=True) if positive]
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
     """List the reasons not to trust the metrics of an evaluation, for the first page of the report."""
     best, domain = result["models"][0], result["serving_domain"]
     test = best["test"][domain]
-    told = []
-    for audited in (result["audits"], *result["other_audits"]):
-        where = f"On {tables.DOMAIN_NAMES[audited['domain']]} "
-        if "shortcut" in audited["findings"]:
-            told.append(f"{where}{audited['findings']['shortcut']}.")
-        elif not audited["kept"]:
-            why = gate.why_not_judged(audited) or "nothing to hold it against"
-            told.append(f"{where}it is not known whether the evidence is in the nodule: {why}.")
-    if blind := _blind(result["audits"]["shortcut"]):
-        told.append(f"Without a look at the nodule the classes can be told apart by {blind}.")
-    if "leakage" in result["audits"]["findings"]:
-        told.append(_sentence(result["audits"]["findings"]["leakage"]))
+    texts = [warning for model in audits.of_result(result) for audit in model.audits for warning in audit.warnings]
     if test["auroc"]["low"] is None or test["auroc"]["low"] <= 0.5:
-        told.append("On this test set the model is not shown to be better than chance.")
+        texts.append("On this test set the model is not shown to be better than chance.")
     if test["accuracy"] <= test["majority"]:
-        told.append(
+        texts.append(
             "Its accuracy is not above that of always answering the majority class, so that accuracy is no evidence."
         )
     malignant = sum(test["patient_level"]["confusion"][1])
     asked = result["settings"]["sensitivity"]
-    if (needed := gate.patients_needed(asked)) is None or malignant < needed:
-        told.append(f"The test set has {malignant} malignant patients, and {gate.told_needed(asked)}.")
-    if beside := result["clinical"]:
-        unused = "" if beside["used"] else " (the model does not use it)"
-        told += [f"clinical.csv: {finding}{unused}." for finding in beside["leaks"]["findings"]]
+    if (needed := patients_needed(asked)) is None or malignant < needed:
+        texts.append(f"The test set has {malignant} malignant patients, and {describe_patients_needed(asked)}.")
     if best["weights"] == "none":
-        told.append("The model started from random weights; pre-trained weights are the first thing to add.")
-    return told
+        texts.append("The model started from random weights; pre-trained weights are the first thing to add.")
+    return list(dict.fromkeys(texts))
 
 
-def _told_changes(news: dict[str, Any] | None) -> str:
-    if news is None or news["since"] is None:
+def _describe_changes(changes: dict[str, Any] | None) -> str:
+    if changes is None or changes["since"] is None:
         return ""
-    new, changed, removed = (sum(news[name].values()) for name in ("new", "changed", "removed"))
+    new, changed, removed = (sum(changes[name].values()) for name in ("new", "changed", "removed"))
     return (
-        f"since model version {news['since']} was made, {new} scans are new, {changed} have another class or other "
-        f"regions, {removed} are no longer in use and {news['kept']} are as they were"
+        f"since model version {changes['since']} was made, {new} scans are new, {changed} have another class or other "
+        f"regions, {removed} are no longer in use and {changes['kept']} are unchanged"
     )
 
 
-def _blind(shortcut: dict[str, Any]) -> str:
-    """Name the shortcuts without any pixel that distinguish the classes better than chance, with their AUROC."""
-    above = {
-        name: shortcut[name]
-        for name in ("scan_area_geometry", "patient_number", "acquisition_order")
-        if name in shortcut and shortcut[name]["low"] is not None and shortcut[name]["low"] > 0.5
-    }
-    return " and by ".join(f"{audits.describe(name)} (AUROC {format_interval(auroc)})" for name, auroc in above.items())
-
-
-def _short_reasons(decision: dict[str, Any]) -> list[str]:
-    """List the gate's reasons without repeating the warnings above them."""
-    failed = [one for one in decision["criteria"] if not (one["passed"] or one["waived"])]
+def _short_reasons(decision: dict[str, Any], audited: ModelAudits) -> list[str]:
+    """List the gate's reasons without repeating the findings of the audits, which are among the warnings above them."""
+    failed = [criterion for criterion in decision["criteria"] if not (criterion["passed"] or criterion["waived"])]
     if not failed:
         reasons: list[str] = decision["reasons"]
         return reasons
+    shown_above = {audit.criterion for audit in audited.audits}
     return [
-        f"{_sentence(one['name'])[:-1]}: {'see above' if one['name'].endswith('audit') else one['found']}; "
-        f"asked: {one['asked']}"
-        for one in failed
+        f"{_sentence(criterion['name'])[:-1]}: "
+        f"{'see above' if criterion['name'] in shown_above else criterion['found']}; asked: {criterion['asked']}"
+        for criterion in failed
     ]
 
 
@@ -240,3 +252,34 @@ def _of_hundred(figure: dict[str, Any]) -> str:
     if figure["low"] is None:
         return f"{figure['value'] * 100:.0f}"
     return f"{figure['value'] * 100:.0f} [{figure['low'] * 100:.0f} to {figure['high'] * 100:.0f}]"
+
+
+def log_summary(result: dict[str, Any]) -> None:
+    """Log the ranking, the winner, what is wrong, and the decision."""
+    domain, name = result["serving_domain"], CHOSEN_BY[result["ranked_by"]]
+    log.info(f"\nRanking by {name} AUROC in the {domain} domain (95 % intervals over patients)")
+    log.info(f"{'model':<28}{name:<24}{'test':<24}{'accuracy':>9}{'majority':>10}{'parameters':>13}{'MB':>7}")
+    for row in result["models"]:
+        test = row["test"][domain]
+        log.info(
+            f"{row['backbone'] + ' (' + row['train_domain'] + ')':<28}"
+            f"{metrics.Interval.from_dict(row[result['ranked_by']])!s:<24}{metrics.Interval.from_dict(test['auroc'])!s:<24}"
+            f"{test['accuracy']:>9.3f}{test['majority']:>10.3f}{row['parameters']:>13,}{row['bytes'] / 1e6:>7.0f}"
+        )
+    best = result["models"][0]
+    log.info(f"Winner, chosen by {name}: {best['backbone']} trained on {best['train_domain']}")
+    at = best["test"][domain]
+    log.info(
+        f"Threshold {best['operating_point']['threshold']:.3f}, locked on validation for a sensitivity of "
+        f"{result['settings']['sensitivity']:.2f}: on test images sensitivity "
+        f"{metrics.Interval.from_dict(at['sensitivity'])}, specificity {metrics.Interval.from_dict(at['specificity'])}"
+    )
+    for diagnosis in result["diagnosis"]:
+        for name, text in diagnosis["findings"].items():
+            log.warning(f"WARNING, {diagnosis['backbone']} trained on {diagnosis['train_domain']}, {name}: {text}")
+    for audited in audits.of_result(result):
+        for name, text in audited.findings.items():
+            log.warning(f"WARNING, {name} audit of the {audited.domain} domain: {text}")
+    log.info(f"Gate: {result['gate']['decision']}")
+    for reason in result["gate"]["reasons"]:
+        log.info(f"  {reason}")

@@ -2,7 +2,7 @@
 
 The picture shows the scan area that `geometry.scan_area` finds, within the file's ultrasound regions (DICOM PS3.3
 C.8.5.5) if it has any. Everything outside, where scanners write the patient's name, is black. If neither is found, the
-whole picture is taken only where the file says that it has no burned-in text. Text that was drawn over the tissue
+whole picture is used only where the file says that it has no burned-in text. Text that was drawn over the tissue
 itself stays.
 
 Untrusted files are read by `dicom_guard`, which does the same in a process that can be ended.
@@ -29,9 +29,9 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble  # the public reader takes only paths
-from pydicom.pixels import apply_color_lut, apply_rescale, apply_windowing, pixel_array
 
-from thyroid.imaging import geometry, images
+from thyroid.imaging import dicom_pixels, geometry, images
+from thyroid.imaging.dicom_codestream import encoded_shape
 from thyroid.imaging.dicom_picture import DicomError, Picture
 
 MAX_BYTES = 500_000_000
@@ -89,21 +89,6 @@ _ULTRASOUND = {
     "1.2.840.10008.5.1.4.1.1.6",  # retired: Ultrasound Image Storage
     "1.2.840.10008.5.1.4.1.1.3",  # retired: Ultrasound Multi-frame Image Storage
 }
-_JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
-_DECODERS = {
-    uid.ImplicitVRLittleEndian: "",
-    uid.ExplicitVRLittleEndian: "",
-    uid.ExplicitVRBigEndian: "",
-    uid.DeflatedExplicitVRLittleEndian: "",
-    **dict.fromkeys(_JPEG, "pillow"),
-    **dict.fromkeys(uid.JPEGLSTransferSyntaxes, "pyjpegls"),
-    **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pylibjpeg"),
-    uid.RLELossless: "pydicom",
-}
-"""Decoding plug-in of pydicom for each transfer syntax, chosen so that damaged pixels cannot crash it.
-
-GDCM, which pydicom tries first, aborts the process. Uncompressed syntaxes need no plug-in.
-"""
 _HEADER = 4_000_000
 """Most bytes before the pixels of a deflated file; scanners write thousands.
 
@@ -122,12 +107,6 @@ _MOST_REGIONS = 64
 _EVERYWHERE = 0.95
 """Share of the picture above which regions would keep the scanner's text, so they are ignored."""
 _TISSUE = 1  # Region Spatial Format 2D, PS3.3 C.8.5.5.1.1
-_START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
-_MOST_SCANS = 8
-_MOST_TILES = 1024
-_MOST_LAYERS = 64
-_LEAST_PRECINCT = 5  # binary logarithm of the side in pixels
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages contain values of the file
@@ -148,16 +127,18 @@ def read(data: bytes, frame: int | None = None) -> Picture:
             frame, or burned-in text cannot be distinguished from tissue.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about odd values next to sound pixels
+        warnings.simplefilter("ignore")  # about odd values in files whose pixels are valid
         try:
             dataset = _parse(data)
             modality = str(dataset.get("Modality") or "")
             if modality != "US" and not (not modality and dataset.get("SOPClassUID") in _ULTRASOUND):
                 kind = modality if modality in _MODALITIES else "unknown"
-                raise DicomError("modality", f"DICOM of modality {kind}; only ultrasound (US) is taken")
+                raise DicomError("modality", f"DICOM of modality {kind}; only ultrasound (US) is accepted")
             chosen, frames = _choose(dataset, frame)
             allowed = _regions(dataset)
-            pixels = _deidentified(_decode(dataset, chosen), allowed, str(dataset.get("BurnedInAnnotation") or ""))
+            pixels = _deidentified(
+                dicom_pixels.decode(dataset, chosen), allowed, str(dataset.get("BurnedInAnnotation") or "")
+            )
             return Picture(
                 pixels,
                 chosen,
@@ -213,14 +194,14 @@ def _inflated(deflated: bytes) -> bytes:
         reached = tag == _PIXEL_DATA
         return reached
 
-    told = _read(header, at_pixels)
+    parsed = _read(header, at_pixels)
     if not reached:
         if unpacker.unconsumed_tail:
             raise DicomError("size", f"deflated DICOM of more than {_HEADER:,} bytes before its pixels")
         return header
-    rows, columns, frames = int(told.Rows), int(told.Columns), int(told.get("NumberOfFrames") or 1)
+    rows, columns, frames = int(parsed.Rows), int(parsed.Columns), int(parsed.get("NumberOfFrames") or 1)
     _check_size(rows, columns)
-    samples = int(told.get("SamplesPerPixel") or 1) * int(told.get("BitsAllocated") or 8) // 8
+    samples = int(parsed.get("SamplesPerPixel") or 1) * int(parsed.get("BitsAllocated") or 8) // 8
     wanted = rows * columns * frames * samples
     if wanted > MAX_BYTES:
         raise DicomError("size", f"deflated DICOM of more than {MAX_BYTES:,} bytes")
@@ -249,26 +230,30 @@ def _choose(dataset: Dataset, frame: int | None) -> tuple[int, int]:
     if not 1 <= chosen <= frames:
         raise DicomError("frame", f"there is no frame {chosen}; the file has {frames}, counted from 1")
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax not in _DECODERS:
+    if syntax not in dicom_pixels.DECODERS:
         raise DicomError(
-            "damaged", "DICOM whose pixels are compressed in a way that is not taken (video, for instance)"
+            "damaged", "DICOM whose pixels are compressed in a way that is not accepted (as video, for example)"
         )
     if syntax.is_encapsulated:
-        offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
-        known = (offsets[0], offsets[1]) if all(offsets) else None
-        encoded = get_frame(dataset.PixelData, chosen - 1, number_of_frames=frames, extended_offsets=known)
-        if syntax in _JPEG and dataset.BitsAllocated != 8:
-            raise DicomError(
-                "damaged", "DICOM whose pixels are a JPEG of more than 8 bits a sample, which is not taken"
-            )
-        shape = (rows, columns, int(dataset.get("SamplesPerPixel", 1)))
-        if syntax == uid.RLELossless:
-            # even incompressible data grows by less than this (PS3.5 G.3.1)
-            if len(encoded) > 2 * math.prod(shape) * dataset.BitsAllocated // 8 + 64:
-                raise DicomError("damaged", "damaged DICOM: its compressed image is larger than an uncompressed one")
-        elif _encoded_shape(encoded) != shape:
-            raise DicomError("damaged", "damaged DICOM: its compressed image has another size than its header says")
+        _check_compressed(dataset, chosen, frames)
     return chosen, frames
+
+
+def _check_compressed(dataset: Dataset, frame: int, frames: int) -> None:
+    """Check that a compressed frame is as large as the DICOM header says, before it is decoded."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    known = (offsets[0], offsets[1]) if all(offsets) else None
+    encoded = get_frame(dataset.PixelData, frame - 1, number_of_frames=frames, extended_offsets=known)
+    if syntax in dicom_pixels.JPEG and dataset.BitsAllocated != 8:
+        raise DicomError("damaged", "DICOM whose pixels are a JPEG of more than 8 bits a sample, which is not accepted")
+    shape = (int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel", 1)))
+    if syntax == uid.RLELossless:
+        # even incompressible data grows by less than this (PS3.5 G.3.1)
+        if len(encoded) > 2 * math.prod(shape) * dataset.BitsAllocated // 8 + 64:
+            raise DicomError("damaged", "damaged DICOM: its compressed image is larger than an uncompressed one")
+    elif encoded_shape(encoded) != shape:
+        raise DicomError("damaged", "damaged DICOM: its compressed image has another size than its header says")
 
 
 def _check_size(rows: int, columns: int) -> None:
@@ -276,126 +261,6 @@ def _check_size(rows: int, columns: int) -> None:
         raise DicomError("size", f"image of {columns}x{rows} is larger than the limit of {MAX_PIXELS:,} pixels")
     if min(rows, columns) < images.MIN_SIDE:
         raise DicomError("size", f"image of {columns}x{rows} is smaller than {images.MIN_SIDE} pixels a side")
-
-
-def _encoded_shape(frame: bytes) -> tuple[int, int, int]:
-    """Return height, width and samples per pixel from the header of a JPEG, JPEG-LS or JPEG 2000 code stream."""
-    if frame[:4] == b"\xff\x4f\xff\x51":  # SIZ directly follows SOC (ISO 15444-1 A.5.1)
-        width, height, left, top, tile_width, tile_height = (
-            int.from_bytes(frame[at : at + 4], "big") for at in range(8, 32, 4)
-        )
-        tiles = -(-width // max(1, tile_width)) * -(-height // max(1, tile_height))
-        if tiles > _MOST_TILES or not _sound_jpeg2000(frame):
-            raise DicomError("damaged", "damaged DICOM: its JPEG 2000 image is cut into too many parts")
-        return height - top, width - left, int.from_bytes(frame[40:42], "big")
-    place = 2 if frame[:2] == b"\xff\xd8" else len(frame)
-    while place + 10 <= len(frame) and frame[place] == 0xFF:
-        marker = frame[place + 1]
-        if marker in _START_OF_FRAME:
-            if marker in _PROGRESSIVE or frame.count(b"\xff\xda") > _MOST_SCANS:
-                raise DicomError("damaged", "damaged DICOM: its JPEG image is of a kind that DICOM does not have")
-            height, width = (int.from_bytes(frame[at : at + 2], "big") for at in (place + 5, place + 7))
-            return height, width, frame[place + 9]
-        if marker == 0xFF:  # a fill byte
-            place += 1
-        elif marker in (0x01, *range(0xD0, 0xD9)):  # markers without a length
-            place += 2
-        else:
-            place += 2 + max(2, int.from_bytes(frame[place + 2 : place + 4], "big"))
-    raise DicomError("damaged", "damaged DICOM: its compressed image has no header")
-
-
-def _sound_jpeg2000(frame: bytes) -> bool:
-    """Return whether the coding styles in all headers of a JPEG 2000 code stream are such as encoders write.
-
-    Precincts of a few pixels, or thousands of layers, cost gigabytes in a file of some hundred bytes (ISO 15444-1
-    A.6.1).
-    """
-    place, start = 2, 0
-    while place + 4 <= len(frame):
-        marker, length = frame[place : place + 2], int.from_bytes(frame[place + 2 : place + 4], "big")
-        if marker == b"\xff\x93":  # SOD: data until the end of the tile-part
-            size = int.from_bytes(frame[start + 6 : start + 10], "big")
-            if size < 14:  # 0: until the end of the code stream
-                return True
-            place = start + size
-            continue
-        if marker == b"\xff\xd9":
-            return True
-        if marker == b"\xff\x90":  # SOT
-            start = place
-        if marker in (b"\xff\x52", b"\xff\x53"):  # COD, or COC, whose component number takes one byte
-            style = place + (4 if marker == b"\xff\x52" else 5)
-            levels = style + (5 if marker == b"\xff\x52" else 1)
-            layers = int.from_bytes(frame[style + 2 : style + 4], "big") if marker == b"\xff\x52" else 1
-            precincts = frame[levels + 5 : place + 2 + length] if frame[style : style + 1] and frame[style] & 1 else b""
-            if layers > _MOST_LAYERS or any(min(one & 15, one >> 4) < _LEAST_PRECINCT for one in precincts):
-                return False
-        place += 2 + max(2, length)
-    return True
-
-
-def _decode(dataset: Dataset, frame: int) -> images.Pixels:
-    """Decode one frame, counted from 1, to uint8 [rows, columns, 3]."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax in _JPEG:
-        dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit  # libjpeg-turbo detects the actual kind itself
-    values = pixel_array(dataset, index=frame - 1, decoding_plugin=_DECODERS[syntax])
-    photometric = dataset.PhotometricInterpretation
-    if photometric == "PALETTE COLOR":
-        values = apply_color_lut(values, dataset)
-        if values.dtype == np.uint16:
-            values = (values >> 8).astype(np.uint8)
-    elif values.ndim == 2:
-        values = _grey(dataset, values)
-        if photometric == "MONOCHROME1":
-            values = 255 - values
-    elif values.dtype != np.uint8:
-        values = _scaled(values, dataset)
-    if values.ndim == 2:
-        values = np.repeat(values[..., None], 3, axis=2)
-    return np.ascontiguousarray(values[..., :3], np.uint8)
-
-
-def _grey(dataset: Dataset, values: np.ndarray) -> np.ndarray:
-    """Return greys of 0 to 255: by the file's window if it has one, else by the range of its samples (PS3.3 C.11.2)."""
-    if "WindowWidth" in dataset and "WindowCenter" in dataset:
-        slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
-        low, high = sorted(bound * slope + intercept for bound in _range(dataset))
-        return _looked_up(
-            values,
-            lambda every: (
-                (apply_windowing(apply_rescale(every, dataset), dataset).astype(float) - low) / max(high - low, 1e-9)
-            ),
-        )
-    return values if values.dtype == np.uint8 and dataset.get("BitsStored", 8) == 8 else _scaled(values, dataset)
-
-
-def _scaled(values: np.ndarray, dataset: Dataset) -> np.ndarray:
-    low, high = _range(dataset)
-    return _looked_up(values, lambda every: (every.astype(float) - low) / max(high - low, 1))
-
-
-def _looked_up(values: np.ndarray, share: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Return `share` of every sample, scaled from 0..1 to uint8.
-
-    `share` is computed once for each possible value, since a picture of floats takes 8 times the memory.
-
-    Args:
-        values: Samples of 8 or 16 bits, signed or not.
-        share: Function from an array of samples to an array of floats.
-    """
-    places = values.view(f"u{values.itemsize}")
-    every = np.arange(1 << 8 * values.itemsize, dtype=places.dtype)
-    table = np.clip(share(every.view(values.dtype)) * 255, 0, 255).round().astype(np.uint8)
-    looked_up: np.ndarray = table[places]
-    return looked_up
-
-
-def _range(dataset: Dataset) -> tuple[int, int]:
-    """Return the smallest and the largest value that the samples can hold."""
-    bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
-    return (-(1 << bits - 1), (1 << bits - 1) - 1) if dataset.get("PixelRepresentation") else (0, (1 << bits) - 1)
 
 
 def _deidentified(pixels: images.Pixels, allowed: NDArray[np.uint8] | None, burned_in: str) -> images.Pixels:
@@ -422,7 +287,7 @@ def _deidentified(pixels: images.Pixels, allowed: NDArray[np.uint8] | None, burn
         return pixels
     raise DicomError(
         "burned_in",
-        "neither an ultrasound region nor a scan area is to be found, so burned-in text cannot be blanked",
+        "neither an ultrasound region nor a scan area was found, so burned-in text cannot be blanked",
     )
 
 
@@ -440,11 +305,11 @@ def _regions(dataset: Dataset) -> NDArray[np.uint8] | None:
     if len(regions) > _MOST_REGIONS:
         raise DicomError("damaged", f"damaged DICOM: it has more than {_MOST_REGIONS} ultrasound regions")
     allowed = np.zeros((dataset.Rows, dataset.Columns), np.uint8)
-    for one in regions:
-        if one.get("RegionSpatialFormat") == _TISSUE:
+    for region in regions:
+        if region.get("RegionSpatialFormat") == _TISSUE:
             # never below 0, which would count from the other end
-            left, top = (max(0, int(one[f"RegionLocationMin{side}0"].value)) for side in "XY")
-            right, bottom = (max(0, int(one[f"RegionLocationMax{side}1"].value) + 1) for side in "XY")
+            left, top = (max(0, int(region[f"RegionLocationMin{side}0"].value)) for side in "XY")
+            right, bottom = (max(0, int(region[f"RegionLocationMax{side}1"].value) + 1) for side in "XY")
             allowed[top:bottom, left:right] = 1
     if not allowed.any():
         raise DicomError("pixels", "DICOM without a 2D ultrasound region in its image")

@@ -175,8 +175,8 @@ def _answer(reader: Any, data: bytes, frame: int | None) -> tuple[dict[str, Any]
     except DicomError as error:
         return {"code": error.code, "message": str(error)}, b""
     height, width = picture.pixels.shape[:2]
-    told = {"height": height, "width": width, "frame": picture.frame, "frames": picture.frames}
-    return told | {"instance": picture.instance, "regions": picture.regions}, picture.pixels.tobytes()
+    header = {"height": height, "width": width, "frame": picture.frame, "frames": picture.frames}
+    return header | {"instance": picture.instance, "regions": picture.regions}, picture.pixels.tobytes()
 
 
 if __name__ == "__main__":

@@ -45,66 +45,77 @@ class Row:
     mark: str = ""
 
 
-def rows(
-    secret: bytes, data: bytes | None, address: str, files: Collection[str], odd: Collection[str], classes: Classes
-) -> list[Row]:
-    """Return the scans that dicom.csv makes of a folder's DICOM files, and a row for every odd file that it omits.
+@dataclass(frozen=True)
+class DicomFolder:
+    """A folder of scans that contains DICOM files.
 
-    Args:
+    Attributes:
         secret: Key that makes the pseudonyms.
-        data: Content of dicom.csv; None if there is no such file.
-        address: Address of dicom.csv, for error messages.
-        files: Names of all files within the folder of scans.
-        odd: Names of the files that may be DICOM and do not follow the naming scheme of scans.
+        files: Names of all files within the folder.
         classes: The classes. Every label must be one of them.
-
-    Raises:
-        InputError: dicom.csv is not a UTF-8 CSV table with the columns of `COLUMNS`.
     """
-    found: dict[tuple[str, str], list[tuple[int, dict[str, str]]]] = {}
-    for line, row in [] if data is None else _read(data, address):
-        number = _NUMBER.fullmatch(row["frame"])
-        found.setdefault((row["filename"], number[1] if number else row["frame"]), []).append((line, row))
-    result = [_row(secret, file, frame, lines, files, classes) for (file, frame), lines in found.items()]
-    missing = f"DICOM, and there is no {NAME} beside the scans, a table with the columns {COLUMNS}"
-    if data is not None:
-        missing = f"neither named as a scan nor in {NAME}"
-    missing += "; python -m thyroid.dicom with the folder of scans says which file this is"
-    known = {row.file for row in result}
-    result += [
-        Row(pseudonyms.file_pseudonym(secret, file), file, reason=missing, mark=_mark(secret, file, missing))
-        for file in odd
-        if file not in known
-    ]
-    return result
 
+    secret: bytes = field(repr=False)
+    files: Collection[str] = field(repr=False)
+    classes: Classes
 
-def _row(
-    secret: bytes,
-    file: str,
-    frame: str,
-    lines: list[tuple[int, dict[str, str]]],
-    files: Collection[str],
-    classes: Classes,
-) -> Row:
-    line, row = lines[0]
-    label, patient = classes.read(row["label"]) or "", row["patient"]
-    name = pseudonyms.file_pseudonym(secret, file, frame)
-    reason = None
-    if not file:
-        name, reason = pseudonyms.file_pseudonym(secret, "", str(line)), "no filename"
-    elif len(lines) > 1:
-        reason = f"line {', '.join(str(other) for other, _ in lines[1:])} names the same file and frame"
-    elif file not in files:
-        reason = "there is no such file in the folder of scans"
-    elif not label:
-        reason = f"label must be one of {', '.join(classes.names)}"
-    elif frame and not _NUMBER.fullmatch(frame):
-        reason = "frame must be a whole number from 1, or empty for the middle one"
-    number = int(frame) if frame and not reason else None
-    return Row(
-        name, file, line, label, patient, number, reason, _mark(secret, file, label, patient, frame, reason or "")
-    )
+    def rows(self, data: bytes | None, address: str, odd: Collection[str]) -> list[Row]:
+        """Return the scans that dicom.csv makes of the DICOM files, and a row for every odd file that it omits.
+
+        Args:
+            data: Content of dicom.csv; None if there is no such file.
+            address: Address of dicom.csv, for error messages.
+            odd: Names of the files that may be DICOM and do not follow the naming scheme of scans.
+
+        Raises:
+            InputError: dicom.csv is not a UTF-8 CSV table with the columns of `COLUMNS`.
+        """
+        found: dict[tuple[str, str], list[tuple[int, dict[str, str]]]] = {}
+        for line, row in [] if data is None else _read(data, address):
+            number = _NUMBER.fullmatch(row["frame"])
+            found.setdefault((row["filename"], number[1] if number else row["frame"]), []).append((line, row))
+        result = [self._listed(file, frame, lines) for (file, frame), lines in found.items()]
+        missing = f"DICOM, and there is no {NAME} beside the scans, a table with the columns {COLUMNS}"
+        if data is not None:
+            missing = f"neither named as a scan nor in {NAME}"
+        missing += "; python -m thyroid.dicom with the folder of scans says which file this is"
+        known = {row.file for row in result}
+        return result + [self._omitted(file, missing) for file in odd if file not in known]
+
+    def _listed(self, file: str, frame: str, lines: list[tuple[int, dict[str, str]]]) -> Row:
+        """Return the row of a file and frame, which are named in these lines of dicom.csv."""
+        line, row = lines[0]
+        label, patient = self.classes.read(row["label"]) or "", row["patient"]
+        name = pseudonyms.file_pseudonym(self.secret, file, frame)
+        reason = None
+        if not file:
+            name, reason = pseudonyms.file_pseudonym(self.secret, "", str(line)), "no filename"
+        elif len(lines) > 1:
+            reason = f"line {', '.join(str(other) for other, _ in lines[1:])} names the same file and frame"
+        elif file not in self.files:
+            reason = "there is no such file in the folder of scans"
+        elif not label:
+            reason = f"label must be one of {', '.join(self.classes.names)}"
+        elif frame and not _NUMBER.fullmatch(frame):
+            reason = "frame must be a whole number from 1, or empty for the middle one"
+        return Row(
+            name,
+            file,
+            line=line,
+            label=label,
+            patient=patient,
+            frame=int(frame) if frame and not reason else None,
+            reason=reason,
+            mark=self._mark(file, label, patient, frame, reason or ""),
+        )
+
+    def _omitted(self, file: str, reason: str) -> Row:
+        name = pseudonyms.file_pseudonym(self.secret, file)
+        return Row(name, file, reason=reason, mark=self._mark(file, reason))
+
+    def _mark(self, *parts: str) -> str:
+        text = "\0".join(parts).encode("utf-8", "surrogatepass")
+        return hmac.digest(self.secret, b"row\0" + text, "sha256").hex()[:32]
 
 
 def _read(data: bytes, address: str) -> list[tuple[int, dict[str, str]]]:
@@ -134,8 +145,3 @@ def _read(data: bytes, address: str) -> list[tuple[int, dict[str, str]]]:
     except csv.Error as error:
         raise InputError(f"{address}: line {reader.line_num}: not a CSV table ({error})") from None
     return result
-
-
-def _mark(secret: bytes, *parts: str) -> str:
-    text = "\0".join(parts).encode("utf-8", "surrogatepass")
-    return hmac.digest(secret, b"row\0" + text, "sha256").hex()[:32]

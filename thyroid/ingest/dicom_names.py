@@ -1,4 +1,4 @@
-"""List which DICOM file became which scan of the tables, for somebody who has the key.
+"""List which DICOM file became which scan of the tables. This needs the key of the pseudonyms.
 
 python -m thyroid.dicom my/scans
 """
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from thyroid import errors, storage
 from thyroid.errors import InputError
-from thyroid.ingest import dicom_csv, ingest
+from thyroid.ingest import dicom_csv, listing
+from thyroid.ingest.dicom_csv import Row
 
 
 def list_pseudonyms(scans: storage.Location) -> list[tuple[str, str]]:
@@ -25,17 +26,16 @@ def list_pseudonyms(scans: storage.Location) -> list[tuple[str, str]]:
     Raises:
         InputError: There is no DICOM file or no key, or dicom.csv cannot be read.
     """
-    rows = [file.row for file in ingest.list_scans(scans, "normal") if file.row is not None]
+    rows = [file.row for file in listing.list_scans(scans, "normal") if file.row is not None]
     if not rows:
         raise InputError(f"{scans}: no DICOM file here")
-    result = []
-    for row in sorted(rows, key=lambda row: (row.file, row.line)):
-        told = os.fsencode(row.file).decode("utf-8", "backslashreplace")
-        told += f", frame {row.frame}" if row.frame else ""
-        result.append(
-            (row.name, told + (f", line {row.line} of {dicom_csv.NAME}" if row.line else f", not in {dicom_csv.NAME}"))
-        )
-    return result
+    return [(row.name, _describe(row)) for row in sorted(rows, key=lambda row: (row.file, row.line))]
+
+
+def _describe(row: Row) -> str:
+    file = os.fsencode(row.file).decode("utf-8", "backslashreplace")
+    frame = f", frame {row.frame}" if row.frame else ""
+    return f"{file}{frame}, " + (f"line {row.line} of {dicom_csv.NAME}" if row.line else f"not in {dicom_csv.NAME}")
 
 
 @errors.command
@@ -46,5 +46,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="List the DICOM files of a folder with the pseudonyms under which the tables know their scans.",
     )
     parser.add_argument("scans", help="folder or gs:// prefix of scans, with dicom.csv")
-    for pseudonym, told in list_pseudonyms(parser.parse_args(argv).scans):
-        print(f"{pseudonym}  {told}")
+    for pseudonym, source in list_pseudonyms(parser.parse_args(argv).scans):
+        print(f"{pseudonym}  {source}")

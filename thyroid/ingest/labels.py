@@ -42,22 +42,22 @@ def read(location: storage.Location, classes: Classes) -> dict[str, Label]:
     """
     place, column = storage.parted(location)
     column = column or "label"
-    told = place.rsplit("/", 1)[-1]
+    name = place.rsplit("/", 1)[-1]
     table = tables.read_csv(storage.file(place), place, "labels")
-    file = next((name for name in _FILE if name in table), None)
-    if file is None or column not in table:
-        missing = "filename" if file is None else column
+    file_column = next((known for known in _FILE if known in table), None)
+    if file_column is None or column not in table:
+        missing = "filename" if file_column is None else column
         raise InputError(
             f"{place}: column {missing} is missing; it has {', '.join(table.columns)}"
-            + ("" if file is None else f"; name the one with the class as {told}#column")
+            + ("" if file_column is None else f"; name the one with the class as {name}#column")
         )
     result: dict[str, Label] = {}
     lines: dict[str, int] = {}
     patients = table["patient"] if "patient" in table else [""] * len(table)
-    for line, (name, text, patient) in enumerate(zip(table[file], table[column], patients, strict=True), 2):
-        key, label = _key(name), _label(text, patient, classes, told)
+    for line, (file, text, patient) in enumerate(zip(table[file_column], table[column], patients, strict=True), 2):
+        key, label = _key(file), _label(text, patient, classes, name)
         if key in result and (result[key].name, result[key].patient) != (label.name, label.patient):
-            label = Label(None, reason=f"lines {lines[key]} and {line} of {told} say different things of it")
+            label = Label(None, reason=f"lines {lines[key]} and {line} of {name} contradict each other")
         result[key], lines[key] = label, line
     if not any(label.name for label in result.values()):
         found = ", ".join(sorted({text.strip() for text in table[column]} - {""})[:10]) or "nothing"
@@ -70,15 +70,16 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip().removeprefix("./"))
 
 
-def _label(text: str, patient: str, classes: Classes, told: str) -> Label:
+def _label(text: str, patient: str, classes: Classes, table: str) -> Label:
+    """Return the label of a row. `table` is the name of labels.csv, for the reason why a row cannot be used."""
     name = classes.read(text)
     if name is None:
         what = f"{text.strip()!r} is none of the classes {', '.join(classes.names)}" if text.strip() else "is empty"
-        return Label(None, reason=f"its label in {told} {what}")
+        return Label(None, reason=f"its label in {table} {what}")
     if not patient.strip():
         return Label(name)
     if (number := _PATIENT.fullmatch(patient.strip())) is None:
-        return Label(None, reason=f"its patient in {told} is not a whole number")
+        return Label(None, reason=f"its patient in {table} is not a whole number")
     return Label(name, int(number[1]))
 
 

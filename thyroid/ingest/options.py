@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from thyroid.data import classes as kinds
+from thyroid.data.classes import DEFAULT as DEFAULT_CLASSES
 from thyroid.errors import InputError
 from thyroid.storage import Location
 
@@ -41,7 +41,7 @@ class IngestOptions:
     rois: Location = ""
     crops: Location = ""
     labels: Location = ""
-    classes: str = kinds.DEFAULT
+    classes: str = DEFAULT_CLASSES
     given_splits: str = "separate"
     site: str = ""
     store: Location = ""

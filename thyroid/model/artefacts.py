@@ -26,7 +26,7 @@ It is for readers who see only the version's folder, which is what KServe mounts
 """
 
 CARD = ("model.json",)
-"""Files that `registry.find` fetches for callers who only need the facts."""
+"""Files that `Registry.find` fetches for callers who only need the facts."""
 
 
 def sha256(file: Path) -> str:

@@ -106,6 +106,15 @@ def find_weights(backbone: Backbone, weights: str) -> str | Path | None:
     return next((file for file in files if backbone.name.lower() in file.name.lower()), None)
 
 
+def weights_name(weights: str | Path | None) -> str:
+    """Return the name of initial weights, without the folder of their file.
+
+    Args:
+        weights: Result of `find_weights`.
+    """
+    return "none" if weights is None else weights if weights == "imagenet" else Path(weights).name
+
+
 def _find_in_bucket(backbone: Backbone, weights: str) -> Path | None:
     ending = ".weights.h5"
     if weights.endswith(ending):
@@ -115,12 +124,12 @@ def _find_in_bucket(backbone: Backbone, weights: str) -> Path | None:
         if not names:
             raise InputError(f"weights {weights!r}: there is no *{ending} file below it")
         files = [storage.below(weights, name) for name in names if "/" not in name]
-    mine = (file for file in files if backbone.name.lower() in file.rsplit("/", 1)[-1].lower())
-    return next(map(storage.file, mine), None)
+    matching = (file for file in files if backbone.name.lower() in file.rsplit("/", 1)[-1].lower())
+    return next(map(storage.file, matching), None)
 
 
 def build(
-    backbone: Backbone, size: int, weights: str | Path | None, tap: str = "", deck: bool = False, classes: int = 2
+    backbone: Backbone, size: int, weights: str | Path | None, tap: str = "", *, deck: bool = False, classes: int = 2
 ) -> "keras.Model":
     """Build a model with the named layers `preprocessed`, `body`, `features` (pooled) and `probability` (softmax).
 
@@ -224,6 +233,29 @@ def copy_weights(source: "keras.Model", target: "keras.Model") -> None:
     for layer in target.get_layer(BODY).layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
+
+
+def in_single_precision(
+    model: "keras.Model", backbone: Backbone, weights: str | Path | None, tap: str = "", *, deck: bool = False
+) -> "keras.Model":
+    """Return a model of `build` without its compile state, so that it loads in safe mode, and in single precision.
+
+    Args:
+        model: The model. It is not changed.
+        backbone: Row of `BACKBONES`, as for `build`.
+        weights: Initial weights, as for `build`. They decide some layers of EfficientNet.
+        tap: Layer at which the body ends, as for `build`.
+        deck: Whether it is the model of the slide deck, as for `build`.
+    """
+    from thyroid.model.backend import keras
+
+    if model.get_layer(BODY).layers[-1].dtype_policy.name == "float32":
+        return keras.Model(model.inputs, model.outputs, name=model.name)
+    plain = build(backbone, model.input_shape[1], weights, tap, deck=deck, classes=model.output_shape[-1])
+    copy_weights(model, plain)
+    for layer, source in zip(plain.get_layer(BODY).layers, model.get_layer(BODY).layers, strict=True):
+        layer.trainable = source.trainable  # so that the stored file also shows which layers were frozen
+    return plain
 
 
 def _blocks(body: "keras.Model") -> list[str]:

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thyroid import cores
-from thyroid.data import classes as kinds
 from thyroid.data.classes import Classes
 from thyroid.errors import InputError
 
@@ -157,7 +156,7 @@ def load(folder: Path, facts: dict[str, Any], form: str | None = None) -> Engine
     """
     names = candidates(facts["forms"], form)
     if names == [KERAS]:
-        return KerasEngine(folder, kinds.of(facts))
+        return KerasEngine(folder, Classes.from_dict(facts))
     engines = [OpenVINOEngine(folder / OPENVINO, facts["image_size"], name) for name in names]
     measured = _measure(engines) if len(engines) > 1 else {}
     chosen = max(engines, key=lambda one: measured.get(one.form, 0.0))

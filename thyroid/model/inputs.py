@@ -1,4 +1,4 @@
-"""Feeds a network: verifies, decodes and letterboxes every file once into one uint8 array, and makes batches of it.
+"""Feeds a network: makes batches of decoded images (see `data.version`), augmented ones for training.
 
 All randomness depends on the seed and the epoch alone. A training that was stopped in the middle of an epoch therefore
 resumes with the same batches that an uninterrupted one would have seen. The augmentation runs where it is fastest: on a
@@ -6,27 +6,20 @@ GPU as a layer of the model (`Augment`), on a CPU by OpenCV while the batch is m
 kernel).
 """
 
-import hashlib
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from thyroid import cores, progress
+from thyroid.data.version import MEMORY_BUDGET as MEMORY_BUDGET
+from thyroid.data.version import Decode as Decode
+from thyroid.data.version import allocate as allocate
+from thyroid.data.version import decode as decode
 from thyroid.errors import InputError
-from thyroid.imaging import images
 from thyroid.model.backend import XLA, keras, tf
-
-MEMORY_BUDGET = 4_000_000_000
-"""Arrays of up to this many bytes are held in memory, larger ones in a temporary file that the system pages in."""
 
 # The ranges of the deck's ImageDataGenerator. Keras takes shear_range in degrees, so .2 hardly shears at all.
 ROTATION_DEGREES = 20.0
@@ -34,109 +27,7 @@ SHIFT = 0.2
 SHEAR_DEGREES = 0.2
 ZOOM = 0.2
 
-_CHUNK = 16  # images per task of a thread
-
 IDENTITY = np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32)
-
-
-Decode = Callable[[pd.DataFrame, int], NDArray[np.uint8]]
-"""Type of `decode` and of a `Decoded`: returns the images of a table at a size."""
-
-
-def decode(table: pd.DataFrame, size: int, budget: int = MEMORY_BUDGET) -> NDArray[np.uint8]:
-    """Decode the images of a table in order.
-
-    Args:
-        table: Table with the columns file (full path) and sha256, as `tables.examples` returns it.
-        size: Side of the square in pixels.
-        budget: Bytes that may be held in memory.
-
-    Returns:
-        uint8 [n, size, size, 1] if every image is grey, else [n, size, size, 3].
-
-    Raises:
-        InputError: Files are missing, or differ from the ones that the data version describes.
-    """
-    rows = list(zip(table["file"], table["sha256"], strict=True))
-    for channels in (1, 3):
-        out = allocate((len(rows), size, size, channels), np.uint8, budget)
-        if _fill(out, rows):
-            break
-    return out
-
-
-class Decoded:
-    """Caches the results of `decode`.
-
-    An image is read only once at each size, however many models and audits look at it.
-
-    Args:
-        budget: Bytes that all cached images together may hold in memory.
-    """
-
-    def __init__(self, budget: int = MEMORY_BUDGET) -> None:
-        """Start with an empty cache."""
-        self._budget = budget
-        self._known: dict[tuple[int, str], NDArray[np.uint8]] = {}
-
-    def __call__(self, table: pd.DataFrame, size: int) -> NDArray[np.uint8]:
-        """Return the images of `table` as `decode` does, from the cache where they are known."""
-        fresh = table[[(size, sha256) not in self._known for sha256 in table["sha256"]]].drop_duplicates("sha256")
-        if len(fresh):
-            read = decode(fresh, size, self._budget)
-            self._budget = max(0, self._budget - read.nbytes)
-            self._known |= {(size, sha256): image for sha256, image in zip(fresh["sha256"], read, strict=True)}
-        rows = [self._known[size, sha256] for sha256 in table["sha256"]]
-        out = allocate((len(rows), size, size, max(row.shape[-1] for row in rows)), np.uint8)
-        for number, row in enumerate(rows):
-            out[number] = row
-        return out
-
-
-def allocate(shape: tuple[int, ...], dtype: type, budget: int = MEMORY_BUDGET) -> NDArray[Any]:
-    """Allocate an array in memory, or in a temporary file if it has more than `budget` bytes."""
-    if math.prod(shape) * np.dtype(dtype).itemsize <= budget:
-        return np.empty(shape, dtype)
-    descriptor, name = tempfile.mkstemp(prefix="thyroid-")
-    os.close(descriptor)
-    out = np.memmap(name, dtype, "w+", shape=shape)
-    Path(name).unlink()  # the mapping keeps the file until the process ends, even if it is killed
-    return out
-
-
-def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]]) -> bool:
-    """Decode `rows` into `out`. Return False as soon as an image has more channels than `out`."""
-    wrong: list[tuple[str, str]] = []
-
-    def some(start: int) -> bool:
-        for number, (file, sha256) in enumerate(rows[start : start + _CHUNK], start):
-            try:
-                data = Path(file).read_bytes()
-            except OSError:
-                wrong.append(("missing", file))
-                continue
-            if hashlib.sha256(data).hexdigest() != sha256:
-                wrong.append(("changed", file))
-                continue
-            image = images.square(data, out.shape[1])
-            if image.shape[-1] > out.shape[-1]:
-                return False
-            out[number] = image
-        return True
-
-    starts = range(0, len(rows), _CHUNK)
-    with ThreadPoolExecutor(cores.available()) as pool, progress.bar(None, len(rows), "decode", "image") as bar:
-        for start, fits in zip(starts, pool.map(some, starts), strict=True):
-            if not fits:
-                pool.shutdown(cancel_futures=True)
-                return False
-            bar.update(min(_CHUNK, len(rows) - start))
-    if wrong:
-        what, file = min(wrong, key=lambda pair: pair[1])
-        raise InputError(
-            f"{len(wrong)} images of the data version are missing or changed, the first is {file} ({what}); crop again"
-        )
-    return True
 
 
 def transforms(count: int, size: int, seed: tuple[int, ...], strength: float = 1.0) -> NDArray[np.float32]:

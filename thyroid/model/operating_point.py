@@ -4,7 +4,7 @@ It is locked on the validation set before the test set is read.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,40 +13,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, softmax
 
+from thyroid import metrics
 from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE
-from thyroid.errors import InputError
-
-SENSITIVITY = 0.95
-"""Share of malignant images that the threshold must catch on validation: a missed cancer costs more than a biopsy."""
-PREVALENCE = 0.10
-"""Share of malignant nodules where the model would be used.
-
-It is 7 to 15 % of nodules (Haugen et al. 2016, 10.1089/thy.2015.0020).
-"""
 
 _TINY = 1e-7  # float32 probabilities may be 0 or 1
 _TEMPERATURES = (0.05, 20.0)
 _BIAS = 10.0
-
-
-def check(sensitivity: float, abstain: float, prevalence: float) -> None:
-    """Check the values that a user asks for.
-
-    Args:
-        sensitivity: Sensitivity that the threshold must reach on validation, above 0 and at most 1.
-        abstain: Share of images to leave undecided, at least 0 and below 1.
-        prevalence: Share of malignant nodules where the model is used, above 0 and below 1.
-
-    Raises:
-        InputError: A value is out of range.
-    """
-    if not 0 < sensitivity <= 1:
-        raise InputError(f"sensitivity {sensitivity}: must be above 0 and at most 1")
-    if not 0 <= abstain < 1:
-        raise InputError(f"abstain {abstain}: must be at least 0 and below 1")
-    if not 0 < prevalence < 1:
-        raise InputError(f"prevalence {prevalence}: must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -98,22 +71,22 @@ class OperatingPoint:
         called: NDArray[np.intp] = on_side.argmax(axis=1)
         return called
 
-    def facts(self) -> dict[str, Any]:
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "OperatingPoint":
+        """Return the operating point from its JSON fields, as `to_dict` returns them."""
+        band = fields.get("band")
+        return cls(
+            fields["temperature"],
+            tuple(fields["bias"]),
+            fields["threshold"],
+            tuple(fields["thresholds"]),
+            tuple(band) if band else None,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON. `band` is left out if there is none."""
         known = {key: value for key, value in asdict(self).items() if value is not None}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
-
-
-def of(facts: dict[str, Any]) -> OperatingPoint:
-    """Return the operating point whose values are in a model.json."""
-    band = facts.get("band")
-    return OperatingPoint(
-        facts["temperature"],
-        tuple(facts["bias"]),
-        facts["threshold"],
-        tuple(facts["thresholds"]),
-        tuple(band) if band else None,
-    )
 
 
 def scale(probability: ArrayLike, temperature: float, bias: Sequence[float]) -> NDArray[np.float64]:
@@ -167,7 +140,7 @@ def fit_scaling(probability: ArrayLike, truth: ArrayLike) -> tuple[float, tuple[
     return float(math.exp(found[0])), (0.0, *(float(one) for one in found[1:]))
 
 
-def lock_threshold(positive: ArrayLike, score: ArrayLike, sensitivity: float = SENSITIVITY) -> float:
+def lock_threshold(positive: ArrayLike, score: ArrayLike, sensitivity: float) -> float:
     """Return the highest threshold that still catches the share `sensitivity` of malignant images.
 
     The threshold lies halfway between the last image that must be caught and the next lower one. Rounding differences
@@ -251,3 +224,20 @@ def risk_coverage(
     wrong = ((scores >= threshold) != truth)[order]
     count = np.arange(1, len(order) + 1)
     return count / len(order), np.cumsum(wrong) / count
+
+
+def patients_needed(sensitivity: float) -> int | None:
+    """Return how many malignant patients must all be caught for the exact lower bound to reach `sensitivity`.
+
+    Returns None for a sensitivity of 1, which no number of patients can show.
+    """
+    # Clopper and Pearson's lower bound for n of n is alpha / 2 to the power 1 / n
+    return None if sensitivity >= 1 else max(1, math.ceil(math.log((1 - metrics.LEVEL) / 2) / math.log(sensitivity)))
+
+
+def describe_patients_needed(sensitivity: float) -> str:
+    """Describe the result of `patients_needed` in words."""
+    needed = patients_needed(sensitivity)
+    if needed is None:
+        return f"no number of patients shows a sensitivity of {sensitivity:.0%}"
+    return f"a lower bound of {sensitivity:.2f} takes {needed} patients without a miss"

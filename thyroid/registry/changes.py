@@ -10,9 +10,10 @@ import pandas as pd
 
 from thyroid import storage
 from thyroid.data import tables
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.model import artefacts
-from thyroid.registry import registry
+from thyroid.registry.registry import Registry
 
 TRAIN = "train"
 
@@ -40,14 +41,14 @@ class Changes:
         """The number of scans that are new, changed or removed."""
         return len(self.new) + len(self.changed) + len(self.removed)
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the numbers of scans by class, for summary.json and the report."""
         parts = {"new": self.new, "changed": self.changed, "removed": self.removed}
         return {"since": self.since, "kept": self.kept} | {
             name: dict(sorted(Counter(scans.values()).items())) for name, scans in parts.items()
         }
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Describe the changes to people in one line."""
         if self.since is None:
             return f"no model yet: all {len(self.new)} scans are new"
@@ -70,20 +71,33 @@ def since_last(data: Path, root: storage.Location) -> Changes:
     Raises:
         InputError: The list of scans of the newest version is missing or damaged.
     """
-    scans, regions, _ = tables.read(data)
-    now = tables.contents(scans, regions).drop_duplicates("sha256").set_index("sha256")
-    version = registry.read_aliases(root).get("candidate")
+    return compare(DataVersion.read(data), root)
+
+
+def compare(data: DataVersion, root: storage.Location) -> Changes:
+    """Compare a data version that was read with the registry's newest version, as `since_last` does.
+
+    Args:
+        data: A data version of `ingest` or `crop`.
+        root: Root of the registry.
+
+    Raises:
+        InputError: The list of scans of the newest version is missing or damaged.
+    """
+    present = data.contents.drop_duplicates("sha256").set_index("sha256")
+    registry = Registry(root)
+    version = registry.read_aliases().get("candidate")
     if version is None:
-        return Changes(None, _labels(now["label"]), {}, {}, 0)
-    old = scans_of(registry.find(root, str(version), only=(*artefacts.CARD, artefacts.SCANS)))
+        return Changes(None, _labels(present["label"]), {}, {}, 0)
+    old = scans_of(registry.find(str(version), only=(*artefacts.CARD, artefacts.SCANS)))
     old = old.drop_duplicates("sha256").set_index("sha256")
-    both = now.join(old, rsuffix="_old", how="inner")
+    both = present.join(old, rsuffix="_old", how="inner")
     differs = (both["label"] != both["label_old"]) | (both["boxes"] != both["boxes_old"])
     return Changes(
         version,
-        _labels(now.loc[now.index.difference(old.index), "label"]),
+        _labels(present.loc[present.index.difference(old.index), "label"]),
         _labels(both.loc[differs, "label"]),
-        _labels(old.loc[old.index.difference(now.index), "label"]),
+        _labels(old.loc[old.index.difference(present.index), "label"]),
         int((~differs).sum()),
     )
 
@@ -133,5 +147,5 @@ def scans_of(artefact: Path) -> pd.DataFrame:
         table = pd.read_csv(artefact / artefacts.SCANS, dtype="string")
         table = table[[*tables.CONTENTS, *(name for name in tables.PRINTS if name in table)]]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{artefact / artefacts.SCANS}: cannot be read ({error}); register a model anew") from None
+        raise InputError(f"{artefact / artefacts.SCANS}: cannot be read ({error}); register a model again") from None
     return table.reindex(columns=[*tables.CONTENTS, *tables.PRINTS]).astype("string")

@@ -19,11 +19,14 @@ from thyroid import atomic, errors
 from thyroid.data import pseudonyms
 from thyroid.errors import InputError
 from thyroid.model import artefacts
-from thyroid.registry import changes, registry
+from thyroid.registry import changes
+from thyroid.registry.registry import Registered, Registry
 from thyroid.storage import Location
 
 log = logging.getLogger(__name__)
 
+RUN = "run.yaml"
+"""File of a version with the parameters of the run that made it."""
 PATIENTS = "patients.csv"
 """Table in an evaluation's folder with patient and cohort of every row of its artefact's scans.csv.
 
@@ -31,7 +34,7 @@ Patient numbers do not leave the evaluation; the registry contains pseudonyms on
 """
 
 
-def register(evaluation: Path, registry_root: Location, summary: Path) -> registry.Registered:
+def register(evaluation: Path, registry_root: Location, summary: Path, run: str = "") -> Registered:
     """Publish `evaluation`'s artefact with its report to the registry, and write summary.json.
 
     A second call with the same evaluation does not register it again.
@@ -39,7 +42,8 @@ def register(evaluation: Path, registry_root: Location, summary: Path) -> regist
     Args:
         evaluation: Folder that `evaluate` has written.
         registry_root: Root of the registry.
-        summary: File to write: the evaluation's figures, the registered model and the seconds of every step.
+        summary: File to write: the evaluation's metrics, the registered model and the seconds of every step.
+        run: Content of the run.yaml that repeats the run. It becomes a file of the version; empty for none.
 
     Returns:
         The published version.
@@ -57,11 +61,15 @@ def register(evaluation: Path, registry_root: Location, summary: Path) -> regist
         shutil.copytree(evaluation / "artefact", artefact)
         described = artefacts.verify(artefact)
         if artefacts.sha256(artefact / "model.json") != facts["artefact"]:
-            raise InputError(f"{evaluation}: its artefact is not the one that evaluation.json judged; evaluate again")
+            raise InputError(
+                f"{evaluation}: its artefact is not the one that evaluation.json refers to; evaluate again"
+            )
         shutil.copy(evaluation / "report.html", artefact / "report.html")
+        if run:
+            atomic.write_bytes(artefact / RUN, run.encode())
         _name_patients(artefact, _patients(evaluation, facts.pop("patients", "")), registry_root)
         artefacts.describe(artefact, {k: v for k, v in described.items() if k not in ("files", "code_version")})
-        registered = registry.publish(artefact, registry_root, facts["gate"])
+        registered = Registry(registry_root).publish(artefact, facts["gate"])
     facts["model"] = {key: value for key, value in asdict(registered).items() if key != "gate"}
     facts["gate"] = registered.gate
     facts["seconds"]["register"] = round(time.monotonic() - started, 1)
@@ -74,10 +82,10 @@ def register(evaluation: Path, registry_root: Location, summary: Path) -> regist
 
 def _patients(evaluation: Path, expected: str) -> pd.DataFrame:
     """Read the table of patients, and check its SHA-256 against evaluation.json."""
-    file = evaluation / PATIENTS
-    if not file.is_file() or artefacts.sha256(file) != expected:
-        raise InputError(f"{file}: missing or not the one of evaluation.json; evaluate again")
-    return pd.read_csv(file, dtype={"patient": "int64", "cohort": "string"}, keep_default_na=False)
+    table = evaluation / PATIENTS
+    if not table.is_file() or artefacts.sha256(table) != expected:
+        raise InputError(f"{table}: missing or not the one of evaluation.json; evaluate again")
+    return pd.read_csv(table, dtype={"patient": "int64", "cohort": "string"}, keep_default_na=False)
 
 
 def _name_patients(artefact: Path, patients: pd.DataFrame, root: Location) -> None:

@@ -21,9 +21,6 @@ python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --forg
 """
 
 import argparse
-import os
-import re
-import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -33,56 +30,12 @@ import pandas as pd
 
 from thyroid import errors, storage
 from thyroid.data import crops, pseudonyms, tables
-from thyroid.data.store import (
-    CROPPED,
-    CROPS,
-    EXAMINED,
-    GOING,
-    LINKS,
-    MEMORY,
-    SCANS,
-    VERSIONS,
-    Store,
-    Version,
-    remove,
-    write,
-)
+from thyroid.data.store import CROPPED, EXAMINED, LINKS, MEMORY, VERSIONS, Store, Version, remove, write
 from thyroid.errors import InputError
 from thyroid.model import artefacts
-from thyroid.registry import changes, erasure, registry
-
-_WORK = "work"
-_DAY = 86400
-_LEFT = (
-    f".{CROPPED}.*",
-    f"{VERSIONS}/.incoming-*",
-    f"{CROPS}/*/.*.jpg.*",
-    f"{SCANS}/*/.*.jpg.*",
-    f"{SCANS}/*/.*.png.*",
-)
-# If somebody's own folder was given as the store, files with other names are theirs and must stay.
-_IMAGE = re.compile(r"(normal|cropped)/[^.].*-[0-9a-f]{16}\.jpg")
-_COPY = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}\.(jpg|png)")
-_TRAINING = re.compile(r".+-[0-9a-f]{16}")
-
-
-@dataclass(frozen=True)
-class Row:
-    """Something that stays or goes.
-
-    Attributes:
-        kind: "model", "data", "crops", "copies", "work" or "leftovers".
-        name: Name of the version or folder, or how many files.
-        bytes: Size in bytes.
-        stays: Whether it stays.
-        reason: Why it stays or goes.
-    """
-
-    kind: str
-    name: str
-    bytes: int
-    stays: bool
-    reason: str
+from thyroid.registry import changes, erasure
+from thyroid.registry.inventory import WORK, FileGroup, Row, age_and_size, leftovers, size_of, trainings
+from thyroid.registry.registry import MODEL_NAME, Registry
 
 
 @dataclass(frozen=True)
@@ -146,12 +99,12 @@ def retain(
         if "margin" in cropped:
             margins, unsure = set(cropped["margin"]), ""
         else:
-            unsure += ", and so it cannot be told what they are; the next crop makes them anew"
+            unsure += ", so it is unknown what they are; the next crop makes them again"
         data, kept = _data(place, keep, needs, margins)
         unread = f"data version {', '.join(kept.unread)} cannot be read, and may need them" if kept.unread else ""
-        crops, images = _files("crops", "images", place.crops, _IMAGE, kept.images, unread or unsure)
-        copies, objects = _files("copies", "files", place.folder / SCANS, _COPY, kept.copies, unread)
-        work, left = _work(place, days), _leftovers(place)
+        crops, images = FileGroup.crops(place).divide(kept.images, unread or unsure)
+        copies, objects = FileGroup.copies(place).divide(kept.copies, unread)
+        work, left = trainings(place, days), leftovers(place)
         if delete:
             # Data versions go first, so that none exists without its copies.
             for row in data:
@@ -163,7 +116,7 @@ def retain(
                 path.unlink(missing_ok=True)
             for row in work:
                 if not row.stays:
-                    remove(place.folder / _WORK / row.name)
+                    remove(place.folder / WORK / row.name)
             for row in left:
                 if not row.stays:
                     remove(place.folder / row.name)
@@ -210,11 +163,11 @@ def _check(place: Store, registry_root: storage.Location) -> None:
 
 def _check_registry(root: storage.Location) -> None:
     """Raise InputError if the registry has no models and that is not plausible."""
-    if registry.versions(root):
+    if Registry(root).versions():
         return
     if not storage.is_bucket(root) and not Path(root).is_dir():
         raise InputError(f"--registry {root}: no such folder; give the root of the registry")
-    home = storage.at(storage.below(root, registry.NAME))
+    home = storage.at(storage.below(root, MODEL_NAME))
     inside = home.children()
     if any(name.isdigit() and home.read(f"{name}/{artefacts.CARD[0]}")[0] for name in inside):
         raise InputError(f"{home.address}: holds models, but its aliases.json does not; put back a copy of that file")
@@ -224,10 +177,11 @@ def _check_registry(root: storage.Location) -> None:
 
 def _models(root: storage.Location, keep: int, delete: bool) -> tuple[list[Row], list[_Need]]:
     """Return the rows of model versions and what those that stay were made of. With `delete`, remove the others."""
-    sizes = {version: _size(storage.at(registry.address(root, version))) for version in registry.versions(root)}
-    going = registry.collect_garbage(root, keep, delete)
+    registry = Registry(root)
+    sizes = {version: size_of(storage.at(registry.address(version))) for version in registry.versions()}
+    going = registry.collect_garbage(keep, delete)
     aliases: dict[int, list[str]] = {}
-    for alias, version in registry.read_aliases(root).items():
+    for alias, version in registry.read_aliases().items():
         aliases.setdefault(version, []).append(alias)
     rows = []
     for version, size in sizes.items():
@@ -235,16 +189,14 @@ def _models(root: storage.Location, keep: int, delete: bool) -> tuple[list[Row],
         if version not in going:
             reason = ", ".join(aliases.get(version, [f"among the newest {keep}"]))
         rows.append(Row("model", str(version), size, version not in going, reason))
-    return rows, [_need(root, version) for version in registry.versions(root) if version not in going]
+    return rows, [_need(registry, version) for version in registry.versions() if version not in going]
 
 
-def _need(root: storage.Location, version: int) -> _Need:
+def _need(registry: Registry, version: int) -> _Need:
     digest, scans = None, None
     try:
-        digest = artefacts.facts(registry.find(root, str(version), artefacts.CARD), ("data_digest",))["data_digest"]
-        scans = frozenset(
-            changes.scans_of(registry.find(root, str(version), (*artefacts.CARD, artefacts.SCANS)))["sha256"]
-        )
+        digest = artefacts.facts(registry.find(str(version), artefacts.CARD), ("data_digest",))["data_digest"]
+        scans = frozenset(changes.scans_of(registry.find(str(version), (*artefacts.CARD, artefacts.SCANS)))["sha256"])
     except InputError:
         pass
     return _Need(version, digest, scans)
@@ -253,31 +205,31 @@ def _need(root: storage.Location, version: int) -> _Need:
 def _data(place: Store, keep: int, needs: Sequence[_Need], margins: Collection[float]) -> tuple[list[Row], _Kept]:
     """Return the rows of data versions, and the files of those that stay."""
     folders = place.numbered()
-    described = {folder: _described(folder) for folder in folders}
-    digests = {digest for _, digest, damage in described.values() if not damage}
-    mute = [str(one.version) for one in needs if one.scans is None and one.digest not in digests]
+    descriptions = {folder: _description(folder) for folder in folders}
+    digests = {digest for _, digest, damage in descriptions.values() if not damage}
+    unknown = [str(need.version) for need in needs if need.scans is None and need.digest not in digests]
     rows, kept, newest, unmet = [], _Kept(), Counter[str](), list(needs)
     for folder in folders:
-        source, digest, damage = described[folder]
+        source, digest, damage = descriptions[folder]
         try:
             contents = _contents(folder, margins)
         except (InputError, OSError) as error:
             contents, damage = None, damage or errors.one_line(error)
         reasons = []
         if damage or contents is None:
-            reasons.append(f"damaged ({damage[:200]}): look at it; only by hand it goes")
+            reasons.append(f"damaged ({damage[:200]}): look at it; it is removed only by hand")
         else:
             newest[source] += 1
             if newest[source] <= keep:
                 reasons.append(f"among the newest {keep} of {source}")
-            holds = [one for one in unmet if one.scans is not None and one.scans <= contents.scans]
-            unmet = [one for one in unmet if one not in holds]
-            if models := {one.version for one in (*holds, *(one for one in needs if one.digest == digest))}:
+            met = [need for need in unmet if need.scans is not None and need.scans <= contents.scans]
+            unmet = [need for need in unmet if need not in met]
+            if models := {need.version for need in (*met, *(need for need in needs if need.digest == digest))}:
                 reasons.append(f"has the data of model version {', '.join(map(str, sorted(models)))}")
-        if mute:
-            reasons.append(f"what model version {', '.join(mute)} was made of cannot be read")
+        if unknown:
+            reasons.append(f"what model version {', '.join(unknown)} was made of cannot be read")
         reason = "; ".join(reasons) or f"not among the newest {keep} of {source}, and no model version needs it"
-        rows.append(Row("data", folder.name, _age_and_size(folder)[1], bool(reasons), reason))
+        rows.append(Row("data", folder.name, age_and_size(folder)[1], bool(reasons), reason))
         if not reasons:
             continue
         if contents is None:
@@ -288,7 +240,7 @@ def _data(place: Store, keep: int, needs: Sequence[_Need], margins: Collection[f
     return rows[::-1], kept
 
 
-def _described(folder: Path) -> tuple[str, str, str]:
+def _description(folder: Path) -> tuple[str, str, str]:
     """Return source and digest of a data version, and what is wrong with its data.json."""
     try:
         facts = tables.read_facts(folder)
@@ -311,67 +263,6 @@ def _contents(folder: Path, margins: Collection[float]) -> _Contents:
     return _Contents(frozenset(tables.used(scans)["sha256"].tolist()), crops.files(scans, regions, margins), copies)
 
 
-def _files(
-    kind: str, word: str, home: Path, pattern: re.Pattern[str], wanted: Collection[str], unsure: str
-) -> tuple[list[Row], list[Path]]:
-    """Count the files two levels below `home` that stay and that go.
-
-    Args:
-        kind: Kind of the rows.
-        word: Word for the files, such as "images".
-        home: Folder of folders.
-        pattern: Pattern of the files' names with their folder. Other files are left alone.
-        wanted: Names that stay.
-        unsure: Why it is unknown which files are needed, so that all stay; "" if it is known.
-
-    Returns:
-        One row for the files that stay and one for those that go, without empty ones, and the files that go.
-    """
-    count, size, going = Counter[bool](), Counter[bool](), []
-    for folder in sorted(home.iterdir()) if home.is_dir() else ():
-        if not folder.is_dir() or folder.is_symlink():
-            continue
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = f"{folder.name}/{entry.name}"
-                if not pattern.fullmatch(name):
-                    continue
-                stays = bool(unsure) or name in wanted
-                count[stays] += 1
-                size[stays] += entry.stat(follow_symlinks=False).st_size
-                if not stays:
-                    going.append(home / name)
-    told = {
-        True: unsure or "of data versions that stay",
-        False: "of no data version that stays" + (", or made by other code" if kind == "crops" else ""),
-    }
-    return [Row(kind, f"{count[s]} {word}", size[s], s, told[s]) for s in (True, False) if count[s]], going
-
-
-def _work(place: Store, days: int) -> list[Row]:
-    rows = []
-    for folder in sorted((place.folder / _WORK).glob("*")):
-        if _TRAINING.fullmatch(folder.name) and not folder.name.startswith(".") and folder.is_dir():
-            age, size = _age_and_size(folder)
-            reason = f"touched {age / _DAY:.1f} days ago"
-            rows.append(Row("work", folder.name, size, age < days * _DAY, reason))
-    return rows
-
-
-def _leftovers(place: Store) -> list[Row]:
-    rows = []
-    for pattern in _LEFT:
-        for path in sorted(place.folder.glob(pattern)):
-            age, size = _age_and_size(path)
-            reason = "half-written a day ago or earlier" if age >= _DAY else "may be being written"
-            rows.append(Row("leftovers", path.relative_to(place.folder).as_posix(), size, age < _DAY, reason))
-    for home in (VERSIONS, _WORK):
-        for path in sorted((place.folder / home).glob(f"{GOING}*")):
-            name = path.relative_to(place.folder).as_posix()
-            rows.append(Row("leftovers", name, _age_and_size(path)[1], False, "half-removed"))
-    return rows
-
-
 def _forget(place: Store, images: Sequence[Path]) -> None:
     """Remove images from the store's table before the files are removed. The caller holds the lock."""
     try:
@@ -383,38 +274,24 @@ def _forget(place: Store, images: Sequence[Path]) -> None:
         write(place.folder / CROPPED, table[~table["file"].isin(gone)])
 
 
-def _size(place: storage.Folder | storage.Bucket) -> int:
-    if isinstance(place, storage.Bucket):
-        return sum(entry.size for entry in place.entries())
-    return _age_and_size(place.path)[1]
-
-
-def _age_and_size(path: Path) -> tuple[float, int]:
-    """Return the seconds since the last write in a file or folder, and its bytes. Files that vanish do not count."""
-    latest, size = 0.0, 0
-    for one in (path, *path.rglob("*")):
-        try:
-            found = one.lstat()
-        except FileNotFoundError:
-            continue
-        latest = max(latest, found.st_mtime)
-        size += 0 if one.is_dir() else found.st_size
-    return time.time() - latest, size
-
-
 @errors.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the retention, or the erasure of a patient, from the command line."""
     parser = argparse.ArgumentParser(prog="python -m thyroid.retention", description=__doc__.split("\n")[0])
     parser.add_argument("--store", required=True, help="folder that thyroid.ingest --store has written")
     parser.add_argument("--registry", required=True, help="root of the registry: a folder, or gs://bucket/prefix")
-    parser.add_argument("--keep", type=int, default=5, help="newest models, and data versions of a source, that stay")
-    parser.add_argument("--days", type=int, default=7, help="after which an untouched training goes")
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=5,
+        help="newest models, and newest data versions of a source, that stay",
+    )
+    parser.add_argument("--days", type=int, default=7, help="days after which an untouched training goes")
     parser.add_argument("--delete", action="store_true", help="remove what goes")
     parser.add_argument(
         "--forget", type=int, metavar="PATIENT", help="list what holds a patient, and remove that instead"
     )
-    parser.add_argument("--site", default="", help="cohort of the patient, where the store knows several")
+    parser.add_argument("--site", default="", help="cohort of the patient, if the store knows several")
     chosen = parser.parse_args(argv)
     if chosen.forget is not None:
         _report(forget(chosen.store, chosen.registry, chosen.forget, chosen.site, chosen.delete), chosen.delete)
@@ -424,32 +301,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     word = "gone" if chosen.delete else "goes"
     for row in rows:
         print(
-            f"{row.kind:<11}{row.name:<{width}}{_told(row.bytes):>14}  {'stays' if row.stays else word:<6} {row.reason}"
+            f"{row.kind:<11}{row.name:<{width}}{_size(row.bytes):>14}  {'stays' if row.stays else word:<6} {row.reason}"
         )
     stays, goes = (sum(row.bytes for row in rows if row.stays is side) for side in (True, False))
     if not any(row.kind == "model" for row in rows):
         print(f"{chosen.registry}: no model version here that needs a data version")
-    print(f"{_told(stays)} stay, {_told(goes)} {'removed' if chosen.delete else 'would be removed (with --delete)'}")
+    print(f"{_size(stays)} stay, {_size(goes)} {'removed' if chosen.delete else 'would be removed (with --delete)'}")
 
 
 def _report(held: Sequence[erasure.Held], delete: bool) -> None:
-    width = max((len(one.name) for one in held), default=0)
-    for one in held:
-        word = "stays" if one.kind in ("patients", "model") else "gone" if delete else "goes"
-        print(f"{one.kind:<11}{one.name:<{width}}  {word:<6} {one.reason}")
-    if any(one.kind == "model" for one in held):
+    width = max((len(item.name) for item in held), default=0)
+    for item in held:
+        word = "stays" if item.kind in ("patients", "model") else "gone" if delete else "goes"
+        print(f"{item.kind:<11}{item.name:<{width}}  {word:<6} {item.reason}")
+    if any(item.kind == "model" for item in held):
         print(
             "A model's weights cannot be purged of a patient, and its report and pictures may show the patient: "
-            "retrain without, then remove these versions with `python -m thyroid.registry gc`; say --forget again to "
-            "see which are left."
+            "retrain without the patient, then remove these versions with `python -m thyroid.registry gc`; repeat "
+            "--forget to see which are left."
         )
     print(
-        "The store has nothing of the patient any more. Outputs of runs, Kubeflow's artifacts, caches and backups are "
-        "not looked at."
+        "The store has nothing of the patient any more. Outputs of runs, Kubeflow's artifacts, caches and backups were "
+        "not searched."
         if delete
         else "Nothing was removed; --delete removes what goes."
     )
 
 
-def _told(size: int) -> str:
+def _size(size: int) -> str:
     return f"{size / 1e6:,.2f} MB"

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from thyroid import RESEARCH_USE_ONLY, errors, logs
 from thyroid.model import engine
-from thyroid.registry import registry
+from thyroid.registry.registry import MODEL_NAME
+from thyroid.serve.options import ServeOptions
 
 
 @errors.command
@@ -38,14 +39,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "a new champion is taken over",
     )
     source.add_argument("--model-dir", type=Path, help="folder of one artefact, as KServe mounts it")
-    parser.add_argument("--port", type=int, default=8080, help="of HTTP")
-    parser.add_argument("--grpc-port", type=int, help="of gRPC; none without it")
-    parser.add_argument("--page-port", type=int, help="of the page for people (python -m thyroid.web), none without it")
-    parser.add_argument("--form", choices=engine.FORMS, help="default: the fastest here, by a second of measurement")
+    parser.add_argument("--port", type=int, default=8080, help="port of HTTP")
+    parser.add_argument("--grpc-port", type=int, help="port of gRPC; without it, there is no gRPC")
+    parser.add_argument(
+        "--page-port", type=int, help="port of the page for people (python -m thyroid.web); without it, no page"
+    )
+    parser.add_argument(
+        "--form", choices=engine.FORMS, help="form of the model; default: the fastest one here, which is measured"
+    )
     parser.add_argument("--token-file", type=Path, help="file with the bearer token that requests must carry")
     parser.add_argument("--repository-api", action="store_true", help="open /v2/repository (load and unload)")
-    parser.add_argument("--tls-certificate", type=Path, help="PEM file")
-    parser.add_argument("--tls-key", type=Path, help="PEM file")
+    parser.add_argument("--tls-certificate", type=Path, help="PEM file of the certificate")
+    parser.add_argument("--tls-key", type=Path, help="PEM file of its key")
     arguments = parser.parse_args(argv)
     values = vars(arguments)
     token_file, page_port = values.pop("token_file"), values.pop("page_port")
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     sys.argv = sys.argv[:1]  # kserve parses the command line when it is imported
-    from thyroid.serve.server import Options, Server
+    from thyroid.serve.server import Server
 
     logs.configure()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -67,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.nullcontext() if page_port is None else _page(page_port, arguments.port, token):
         print(
-            f"serving on http://localhost:{arguments.port}/v1/models/{registry.NAME}:predict "
+            f"serving on http://localhost:{arguments.port}/v1/models/{MODEL_NAME}:predict "
             "once /v2/health/ready says so\n"
             f"{RESEARCH_USE_ONLY}",
             flush=True,
         )
-        Server(Options(**values, token=token)).run()
+        Server(ServeOptions(**values, token=token)).run()
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ class Admission:
         loop = asyncio.get_running_loop()
         free: asyncio.Future[bool] = loop.create_future()
         self._waiting.append(free)
-        timer = loop.call_later(limits.PATIENCE, _tell, free, False)
+        timer = loop.call_later(limits.PATIENCE, _resolve, free, False)
         try:
             if not await free:
                 raise limits.overloaded()
@@ -67,7 +67,7 @@ class Admission:
             prometheus.QUEUE.set(self.inside)
             free = self.limit - self.inside
             while self._waiting and free > 0:
-                free -= _tell(self._waiting.popleft(), True)
+                free -= _resolve(self._waiting.popleft(), True)
 
 
 class Memory:
@@ -112,7 +112,7 @@ class Memory:
         loop = asyncio.get_running_loop()
         free: asyncio.Future[bool] = loop.create_future()
         self._waiting.append((size, free))
-        timer = loop.call_later(limits.PATIENCE, _tell, free, False)
+        timer = loop.call_later(limits.PATIENCE, _resolve, free, False)
         try:
             if not await free:
                 raise limits.overloaded()
@@ -129,11 +129,11 @@ class Memory:
         self.returned += size
         while self._waiting and (self._waiting[0][1].done() or self.held + self._waiting[0][0] <= self.limit):
             wanted, free = self._waiting.popleft()
-            if _tell(free, True):
+            if _resolve(free, True):
                 self.held += wanted
 
 
-def _tell(waiting: "asyncio.Future[bool]", answer: bool) -> bool:
+def _resolve(waiting: "asyncio.Future[bool]", answer: bool) -> bool:
     """Resolve the future of a waiting request, and return whether it was still waiting."""
     if waiting.done():
         return False

@@ -1,9 +1,7 @@
 """One registered model behind KServe's interface: it parses, prepares, predicts and explains."""
 
 import asyncio
-import base64
 import contextlib
-import io
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,20 +11,21 @@ from typing import Any
 
 import kserve
 import numpy as np
-from kserve import InferOutput, InferRequest, InferResponse
+from kserve import InferRequest
 from kserve.metrics import EXPLAIN_HIST_TIME, PREDICT_HIST_TIME, get_labels
 from kserve.model import InferenceVerb
-from PIL import Image
 
-from thyroid import RESEARCH_USE_ONLY, cores
+from thyroid import cores
 from thyroid.clinical.fusion import Fusion
-from thyroid.data import classes as kinds
+from thyroid.data.classes import Classes
 from thyroid.errors import InputError
-from thyroid.model import artefacts, engine, explain, operating_point
-from thyroid.serve import limits, payload, preprocessing, prometheus
+from thyroid.model import artefacts, engine
+from thyroid.model.operating_point import OperatingPoint
+from thyroid.serve import limits, payload, prometheus
 from thyroid.serve.admission import Admission
+from thyroid.serve.answers import Answers, Scored, heat_map
 from thyroid.serve.payload import Instance
-from thyroid.serve.preprocessing import Prepared
+from thyroid.serve.preprocessing import Preprocessing
 
 TOLERANCE = 1e-3
 """How far a probability of the reference image may be from the evaluated one.
@@ -65,22 +64,23 @@ class _Request:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """An image and its answer."""
+class Source:
+    """Where a model comes from.
 
-    instance: Instance
-    prepared: Prepared
-    probability: np.ndarray
-    decided: dict[str, Any]
-    evidence: np.ndarray
-    clinical: dict[str, Any]
-    milliseconds: dict[str, float]
+    Attributes:
+        folder: Folder of the artefact.
+        released: Whether the model is a champion. None where there is no registry: the artefact's own gate decides.
+    """
+
+    folder: Path
+    released: bool | None = None
 
 
 class ThyroidModel(kserve.Model):
     """A registered model.
 
-    Every image gets the preprocessing that the evaluation measured, and the answer says which.
+    Every image gets the preprocessing that the evaluation measured, and the answer says which. Research use only: the
+    answer says that, too.
 
     Args:
         name: Name under which the model is served.
@@ -102,13 +102,12 @@ class ThyroidModel(kserve.Model):
         """Create a model that is not ready; `load` makes it so."""
         super().__init__(name)
         self.folder = folder
-        self.source = (folder, released)
+        self.source = Source(folder, released)
         self.form = form
         self.admission = admission or Admission()
         self.in_flight = 0
-        kserves = {InferenceVerb.PREDICT: PREDICT_HIST_TIME, InferenceVerb.EXPLAIN: EXPLAIN_HIST_TIME}
-        self._seconds = {verb: one.labels(**get_labels(name)) for verb, one in kserves.items()}
-        self._released = released
+        histograms = {InferenceVerb.PREDICT: PREDICT_HIST_TIME, InferenceVerb.EXPLAIN: EXPLAIN_HIST_TIME}
+        self._seconds = {verb: histogram.labels(**get_labels(name)) for verb, histogram in histograms.items()}
         self._preparing = ThreadPoolExecutor(cores.available(), thread_name_prefix="prepare")
         # A separate thread, so that small requests do not wait for large ones.
         self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
@@ -123,16 +122,17 @@ class ThyroidModel(kserve.Model):
             InputError: The artefact was changed, has no form that can run here, or does not answer as evaluated.
         """
         self.facts = artefacts.verify(self.folder, _NEEDED)
-        self.point = operating_point.of(self.facts)
-        self.classes = kinds.of(self.facts)
-        self.head = Fusion.of(self.facts["clinical"]) if "clinical" in self.facts else None
-        self.released = self.facts["gate"]["decision"] == "promoted" if self._released is None else self._released
+        self.point, known = OperatingPoint.from_dict(self.facts), Classes.from_dict(self.facts)
+        self.head = Fusion.from_dict(self.facts["clinical"]) if "clinical" in self.facts else None
+        gate = self.facts["gate"]
+        self.released = gate["decision"] == "promoted" if self.source.released is None else self.source.released
         self.engine_ = engine.load(self.folder, self.facts, self.form)
         self.chosen = self.engine_.form
+        self.preprocessing = Preprocessing(self.facts["serving_domain"], self.facts["image_size"], self.facts["margin"])
+        reasons = None if self.released else self.not_released
+        self.answers = Answers(self.facts, self.point, known, self.chosen, reasons)
         reference = Instance("reference.jpg", (self.folder / "reference.jpg").read_bytes())
-        self._reference = preprocessing.prepare(
-            reference, self.facts["serving_domain"], self.facts["image_size"]
-        ).pixels
+        self._reference = self.preprocessing.prepare(reference).pixels
         if drift := self.drift():
             raise InputError(f"{self.folder}: {drift}; not served")
         labels = (self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"])
@@ -143,12 +143,12 @@ class ThyroidModel(kserve.Model):
 
     def drift(self) -> str | None:
         """Compare the answer to the reference image with the evaluated one; return the difference in words, or None."""
-        return self._judge(self._scaled(self.engine_.predict(self._reference[None])[0][0], {}))
+        return self._compare(self._scaled(self.engine_.predict(self._reference[None])[0][0], {}))
 
     async def self_test(self) -> bool:
         """Check for drift while requests run, and set and return the readiness accordingly."""
         probability, _ = await self.engine_.answer(self._reference)
-        self.ready = self._judge(self._scaled(probability, {})) is None
+        self.ready = self._compare(self._scaled(probability, {})) is None
         return self.ready
 
     def _scaled(self, probability: np.ndarray, clinical: dict[str, Any]) -> np.ndarray:
@@ -164,19 +164,20 @@ class ThyroidModel(kserve.Model):
             RequestError: The model uses no such column, or a value is not of its column's kind.
         """
         found: list[tuple[dict[str, Any], list[str]]] = []
-        for number, one in enumerate(instances):
-            if self.head is None and one.clinical:
+        for number, instance in enumerate(instances):
+            if self.head is None and instance.clinical:
                 raise limits.RequestError(
                     f"instances[{number}].clinical: this model uses no clinical columns; leave it out"
                 )
             try:
-                found.append(({}, []) if self.head is None else self.head.encoder.check(one.clinical))
+                found.append(({}, []) if self.head is None else self.head.encoder.check(instance.clinical))
             except InputError as error:
                 raise limits.RequestError(f"instances[{number}].{error}") from None
         return found
 
-    def _judge(self, probability: np.ndarray) -> str | None:
-        expected = [self.facts["reference"][label] for label in self.facts["classes"]]
+    def _compare(self, probability: np.ndarray) -> str | None:
+        """Describe how an answer to the reference image differs from the evaluated one; None if it is close enough."""
+        expected = [self.facts["reference"][name] for name in self.facts["classes"]]
         allowed = TOLERANCE + self.facts["forms"][self.chosen].get("largest_difference", 0.0)
         if np.abs(probability - expected).max() <= allowed:
             return None
@@ -263,127 +264,72 @@ class ThyroidModel(kserve.Model):
 
     async def predict(self, request: Any, headers: Any = None, response_headers: Any = None) -> Any:
         """Answer with `{"predictions": [...]}` (V1) or with the outputs `probability` and `decision` (V2)."""
-        seen = await self._look(request)
+        scored = await self._score_all(request)
         if request.v2 is not None:
-            return self._v2(request.v2, seen)
-        return {"predictions": [self._told(one) for one in seen]} | self._patients(seen)
+            return self.answers.v2(self.name, request.v2, scored)
+        return self.answers.predictions(scored)
 
     async def explain(self, request: Any, headers: Any = None) -> dict[str, Any]:
         """Answer with `{"explanations": [...]}` (V1).
 
         Each one is a prediction with its heat map as an array, as a layer (PNG) and as an overlay (PNG).
         """
-        seen = await self._look(request)
+        scored = await self._score_all(request)
         loop = asyncio.get_running_loop()
-        maps = [loop.run_in_executor(self._preparing, self._explained, one) for one in seen]
-        shown = await asyncio.gather(*maps)
-        told = [self._told(one) | {"heat_map": heat} for one, heat in zip(seen, shown, strict=True)]
-        return {"explanations": told} | self._patients(seen)
+        maps = [loop.run_in_executor(self._preparing, heat_map, image) for image in scored]
+        return self.answers.explanations(scored, await asyncio.gather(*maps))
 
-    async def _look(self, request: _Request) -> list[_Seen]:
+    async def _score_all(self, request: _Request) -> list[Scored]:
         if len(request.instances) == 1:
-            return [await self._see(request.instances[0], request.clinical[0], request.started, alone=True)]
-        seeing = [
-            asyncio.ensure_future(self._see(instance, clinical, request.started))
+            return [await self._score(request.instances[0], request.clinical[0], request.started, alone=True)]
+        scoring = [
+            asyncio.ensure_future(self._score(instance, clinical, request.started))
             for instance, clinical in zip(request.instances, request.clinical, strict=True)
         ]
         try:
-            return await asyncio.gather(*seeing)
+            return await asyncio.gather(*scoring)
         finally:
-            for one in seeing:  # after the first error the other answers are not needed
-                one.cancel()
+            for task in scoring:  # after the first error the other answers are not needed
+                task.cancel()
 
-    async def _see(
+    async def _score(
         self, instance: Instance, clinical: tuple[dict[str, Any], list[str]], started: float, alone: bool = False
-    ) -> _Seen:
-        wanted = self.facts["serving_domain"], self.facts["image_size"], self.facts["margin"]
+    ) -> Scored:
         begun = time.perf_counter()
-        prepared = preprocessing.at_once(instance, *wanted) if alone else None  # before a thread could start
+        prepared = self.preprocessing.prepare_small(instance) if alone else None  # before a thread could start
         if prepared is None:
             loop = asyncio.get_running_loop()
             executor = self._reading if _is_dicom(instance) else self._preparing
             end = time.monotonic() + started + limits.DEADLINE - time.perf_counter()
-            prepared = await loop.run_in_executor(executor, preprocessing.prepare, instance, *wanted, end)
+            prepared = await loop.run_in_executor(executor, self.preprocessing.prepare, instance, end)
         ready = time.perf_counter()
         probability, evidence = await self.engine_.answer(prepared.pixels)
         done = time.perf_counter()
         values, notes = clinical
         scaled = self._scaled(probability, values)
-        decided = self._decided(scaled)
+        decision = self.answers.decide(scaled)
         prometheus.PREPARE.observe(ready - begun)
         prometheus.ENGINE.observe(done - ready)
-        prometheus.PROBABILITY.labels(self._version).observe(decided["malignant"])
-        prometheus.DECISIONS.labels(self._version, decided["decision"]).inc()
+        prometheus.PROBABILITY.labels(self._version).observe(decision["malignant"])
+        prometheus.DECISIONS.labels(self._version, decision["decision"]).inc()
         if "scan_area_found" in prepared.done:
             prometheus.SCAN_AREA.labels(str(prepared.done["scan_area_found"]).lower()).inc()
-        milliseconds = {"prepare": ready - begun, "engine": done - ready, "total": done - started}
-        told: dict[str, Any] = {}
-        if self.head is not None:
-            columns = [one.name for one in self.head.encoder.columns]
-            told = {"used": [name for name in columns if name in values]}
-            told |= {"missing": [name for name in columns if name not in values], "notes": notes}
-        rounded = {name: round(s * 1000, 1) for name, s in milliseconds.items()}
-        return _Seen(instance, prepared, scaled, decided, evidence, told, rounded)
+        seconds = {"prepare": ready - begun, "engine": done - ready, "total": done - started}
+        milliseconds = {name: round(s * 1000, 1) for name, s in seconds.items()}
+        return Scored(instance, prepared, scaled, decision, evidence, self._used(values, notes), milliseconds)
 
-    def _told(self, seen: _Seen) -> dict[str, Any]:
-        return (
-            seen.decided
-            | {
-                "crop": seen.prepared.done,
-                "model": self.facts["backbone"],
-                "model_version": self.facts["version"],
-                "data_digest": self.facts["data_digest"],
-                "form": self.chosen,
-                "milliseconds": seen.milliseconds,
-                "notice": RESEARCH_USE_ONLY,
-            }
-            | ({"clinical": seen.clinical} if seen.clinical else {})
-            | ({} if self.released else {"not_released": self.not_released})
-        )
-
-    def _decided(self, probability: np.ndarray) -> dict[str, Any]:
-        names = self.classes.names
-        malignant = float(self.classes.malignant(probability[None])[0])
-        decision = str(self.point.decide(malignant))
-        above = [name for name, p, t in zip(names, probability, self.point.thresholds, strict=True) if p >= t]
+    def _used(self, values: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+        """Describe the clinical columns that were used and that are missing; empty if the model uses none."""
+        if self.head is None:
+            return {}
+        columns = [column.name for column in self.head.encoder.columns]
         return {
-            "probability": dict(zip(names, probability.tolist(), strict=True)),
-            "malignant": malignant,
-            "class": names[self.point.call(probability[None], self.classes)[0]],
-            "above_threshold": above,
-            "threshold": self.point.threshold,
-            "decision": decision,
-            **({"reason": "abstention_band"} if decision == "abstain" else {}),
+            "used": [name for name in columns if name in values],
+            "missing": [name for name in columns if name not in values],
+            "notes": notes,
         }
 
-    def _patients(self, seen: Sequence[_Seen]) -> dict[str, Any]:
-        """Average the views of each patient, as the evaluation does. The answer is empty if no patient is named."""
-        views: dict[str, list[np.ndarray]] = {}
-        for one in seen:
-            if one.instance.patient is not None:
-                views.setdefault(one.instance.patient, []).append(one.probability)
-        told = [
-            {"patient": patient, "images": len(rows)} | self._decided(np.mean(rows, axis=0))
-            for patient, rows in views.items()
-        ]
-        return {"patients": told} if told else {}
-
-    def _explained(self, seen: _Seen) -> dict[str, Any]:
-        pixels = seen.prepared.pixels
-        hot = explain.heat(seen.evidence, pixels.shape[0])
-        positive = np.maximum(seen.evidence, 0)
-        roi = seen.prepared.roi
-        return {
-            "method": "class activation map (Grad-CAM of a pooled last layer), evidence of malignancy",
-            "map": (positive / max(float(positive.max()), 1e-12)).round(4).tolist(),
-            "size": pixels.shape[0],
-            "overlay_png": _png(explain.overlay(pixels, hot)),
-            "layer_png": _png(explain.layer(hot)),
-            "roi": None if roi is None else list(roi),
-            "share_inside_roi": None if roi is None else explain.share_inside(hot, roi),
-        }
-
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return what the registry knows of this version, for people who ask which model answers.
 
         This is model.json without the hashes of its files, with the form that answers here, the images per second of
@@ -393,29 +339,6 @@ class ThyroidModel(kserve.Model):
         here = {"form": self.chosen, "images_per_second": self.engine_.measured}
         return facts | here | {"released": self.released, "not_released": self.not_released}
 
-    def _v2(self, request: InferRequest, seen: Sequence[_Seen]) -> InferResponse:
-        probability = InferOutput("probability", [len(seen), len(self.facts["classes"])], "FP32")
-        values = np.stack([one.probability for one in seen]).astype(np.float32)
-        probability.set_data_from_numpy(values, binary_data=False)
-        decision = InferOutput("decision", [len(seen)], "BYTES")
-        decisions = [one.decided["decision"].encode() for one in seen]
-        decision.set_data_from_numpy(np.array(decisions, dtype=np.object_), binary_data=False)
-        return InferResponse(
-            response_id=request.id or "",
-            model_name=self.name,
-            model_version=str(self.facts["version"]),
-            infer_outputs=[probability, decision],
-            use_binary_outputs=request.use_binary_outputs,
-            requested_outputs=request.request_outputs,
-            parameters={
-                "threshold": repr(self.point.threshold),
-                "data_digest": self.facts["data_digest"],
-                "form": self.chosen,
-                "released": self.released,
-                "notice": RESEARCH_USE_ONLY,
-            },
-        )
-
 
 def _is_dicom(instance: Instance) -> bool:
     """Return whether an image looks like DICOM: a cheaper check than `images.kind`, since every request needs it.
@@ -423,9 +346,3 @@ def _is_dicom(instance: Instance) -> bool:
     A file of another kind with these bytes in this place only waits with the DICOM files.
     """
     return isinstance(instance.image, bytes) and instance.image[128:132] == b"DICM"
-
-
-def _png(pixels: np.ndarray) -> dict[str, str]:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return {"b64": base64.b64encode(buffer.getvalue()).decode()}

@@ -35,6 +35,8 @@ from thyroid.serve import limits
 from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, MAX_REQUEST_PIXELS, RequestError
 
 EXAMPLE = '{"instances": [{"image": {"b64": "..."}}]}'
+_INPUTS = ("image", "roi", "patient", "frame", "clinical")  # of V2
+_INTEGERS = ("INT32", "INT64")
 _PATIENT_LENGTH = 128
 _COLUMNS = 200
 _PART = 65_536  # bytes that are handled in one go
@@ -104,10 +106,10 @@ class Values:
             RequestError: The decoded body would take many times its size.
         """
         for part in _parts(text):
-            for one in self._found:  # many times as fast as `bytes.count`, which all others would wait for
-                self._found[one] += int(np.count_nonzero(part == one))
+            for byte in self._found:  # many times as fast as `bytes.count`, which all others would wait for
+                self._found[byte] += int(np.count_nonzero(part == byte))
         numbers = self._found[ord(",")]
-        if numbers > limits.MAX_NUMBERS or any(self._found[one] > limits.MAX_VALUES for one in b'{["'):
+        if numbers > limits.MAX_NUMBERS or any(self._found[byte] > limits.MAX_VALUES for byte in b'{["'):
             raise RequestError("body: too many values; send pictures as base64, or as binary tensors")
 
 
@@ -146,8 +148,8 @@ def decoded(text: memoryview) -> Any:
     rest += text[done:]
     found = orjson.loads(rest)
     instances = found.get("instances") if isinstance(found, dict) else None
-    for one in instances if isinstance(instances, list) else []:
-        image = one.get("image") if isinstance(one, dict) else None
+    for instance in instances if isinstance(instances, list) else []:
+        image = instance.get("image") if isinstance(instance, dict) else None
         if isinstance(image, dict) and str(image.get("b64")).startswith(mark):
             start, end = cut[int(image["b64"][len(mark) :])]
             image["b64"] = text[start:end]
@@ -165,12 +167,12 @@ def _bounded(field: str, instances: list[Instance]) -> list[Instance]:
     if len(instances) == 1:  # the limit of a single picture applies
         return instances
     pixels = 0
-    for one in instances:
-        if not isinstance(one.image, bytes):
-            pixels += one.image.shape[0] * one.image.shape[1]
-        elif images.kind(one.image) in images.SERVED:
+    for instance in instances:
+        if not isinstance(instance.image, bytes):
+            pixels += instance.image.shape[0] * instance.image.shape[1]
+        elif images.kind(instance.image) in images.SERVED:
             with contextlib.suppress(ValueError):  # reported when it is decoded
-                pixels += math.prod(images.size(one.image, formats=images.SERVED))
+                pixels += math.prod(images.size(instance.image, formats=images.SERVED))
     if pixels > MAX_REQUEST_PIXELS:
         raise RequestError(
             f"{field}: {pixels:,} pixels in all are more than the limit of {MAX_REQUEST_PIXELS:,}; send fewer at once"
@@ -259,58 +261,18 @@ def _box(field: str, roi: Any) -> Box | None:
 
 
 def _v2(request: InferRequest) -> list[Instance]:
-    inputs = {one.name: one for one in request.inputs}
-    unknown = sorted(str(name) for name in set(inputs) - {"image", "roi", "patient", "frame", "clinical"})
+    inputs = {given.name: given for given in request.inputs}
+    unknown = sorted(str(name) for name in set(inputs) - set(_INPUTS))
     if unknown:
         raise RequestError(f"inputs: {unknown[0]!r} is unknown; there are image, roi, patient, frame and clinical")
     if "image" not in inputs:
         raise RequestError("inputs: image is missing; BYTES [n] (encoded) or UINT8 [n, height, width, 3]")
-    shown = inputs["image"]
-    pictures: list[bytes | NDArray[np.uint8]]
-    if shown.datatype == "BYTES":
-        pictures = [_encoded(f"inputs.image[{i}]", one) for i, one in enumerate(_tensor(shown, "BYTES", 1).tolist())]
-    elif shown.datatype == "UINT8":
-        array = _tensor(shown, "UINT8", 4)
-        if array.shape[-1] != 3:
-            raise RequestError(f"inputs.image: shape {list(array.shape)}; expected [n, height, width, 3]")
-        _count("inputs.image", len(array))
-        height, width = array.shape[1:3]
-        if (
-            height * width > images.MAX_PIXELS
-            or min(height, width) < images.MIN_SIDE
-            or max(height, width) > images.MAX_SIDE
-        ):
-            raise RequestError(f"inputs.image: {width}x{height} pixels are too few or too many")
-        pictures = list(array)
-    else:
-        raise RequestError(f"inputs.image: datatype {shown.datatype}; expected BYTES or UINT8")
-    _count("inputs.image", len(pictures))
-    boxes: list[Any] = [None] * len(pictures)
-    if "roi" in inputs:
-        rois = _tensor(inputs["roi"], inputs["roi"].datatype, 2)
-        if inputs["roi"].datatype not in ("INT32", "INT64") or rois.shape != (len(pictures), 4):
-            raise RequestError(f"inputs.roi: expected INT32 or INT64 of shape [{len(pictures)}, 4]")
-        boxes = rois.tolist()
-    patients: list[Any] = [None] * len(pictures)
-    if "patient" in inputs:
-        patients = _tensor(inputs["patient"], "BYTES", 1).tolist()
-        if len(patients) != len(pictures):
-            raise RequestError(f"inputs.patient: expected BYTES of shape [{len(pictures)}]")
-        if not all(isinstance(one, str | bytes) for one in patients):
-            raise RequestError("inputs.patient: expected texts")
-        patients = [one.decode(errors="replace") if isinstance(one, bytes) else one for one in patients]
-    frames: list[Any] = [None] * len(pictures)
-    if "frame" in inputs:
-        numbers = _tensor(inputs["frame"], inputs["frame"].datatype, 1)
-        if inputs["frame"].datatype not in ("INT32", "INT64") or len(numbers) != len(pictures):
-            raise RequestError(f"inputs.frame: expected INT32 or INT64 of shape [{len(pictures)}]")
-        frames = numbers.tolist()
-    clinical: list[Any] = [None] * len(pictures)
-    if "clinical" in inputs:
-        texts = _tensor(inputs["clinical"], "BYTES", 1).tolist()
-        if len(texts) != len(pictures):
-            raise RequestError(f"inputs.clinical: expected BYTES of shape [{len(pictures)}], each a JSON object")
-        clinical = [_object(f"inputs.clinical[{i}]", one) for i, one in enumerate(texts)]
+    pictures = _pictures(inputs["image"])
+    count = len(pictures)
+    boxes = _boxes(inputs.get("roi"), count)
+    patients = _patients(inputs.get("patient"), count)
+    frames = _frames(inputs.get("frame"), count)
+    clinical = _clinical_objects(inputs.get("clinical"), count)
     found = [
         Instance(
             f"inputs.image[{i}]",
@@ -325,6 +287,69 @@ def _v2(request: InferRequest) -> list[Instance]:
         )
     ]
     return _bounded("inputs.image", found)
+
+
+def _pictures(given: InferInput) -> list[bytes | NDArray[np.uint8]]:
+    """Return the images of the input `image`, encoded or decoded."""
+    pictures: list[bytes | NDArray[np.uint8]]
+    if given.datatype == "BYTES":
+        encoded = _tensor(given, "BYTES", 1).tolist()
+        pictures = [_encoded(f"inputs.image[{i}]", data) for i, data in enumerate(encoded)]
+    elif given.datatype == "UINT8":
+        array = _tensor(given, "UINT8", 4)
+        if array.shape[-1] != 3:
+            raise RequestError(f"inputs.image: shape {list(array.shape)}; expected [n, height, width, 3]")
+        _count("inputs.image", len(array))
+        height, width = array.shape[1:3]
+        if (
+            height * width > images.MAX_PIXELS
+            or min(height, width) < images.MIN_SIDE
+            or max(height, width) > images.MAX_SIDE
+        ):
+            raise RequestError(f"inputs.image: {width}x{height} pixels are too few or too many")
+        pictures = list(array)
+    else:
+        raise RequestError(f"inputs.image: datatype {given.datatype}; expected BYTES or UINT8")
+    _count("inputs.image", len(pictures))
+    return pictures
+
+
+def _boxes(given: InferInput | None, count: int) -> list[Any]:
+    if given is None:
+        return [None] * count
+    boxes = _tensor(given, given.datatype, 2)
+    if given.datatype not in _INTEGERS or boxes.shape != (count, 4):
+        raise RequestError(f"inputs.roi: expected INT32 or INT64 of shape [{count}, 4]")
+    return list(boxes.tolist())
+
+
+def _patients(given: InferInput | None, count: int) -> list[Any]:
+    if given is None:
+        return [None] * count
+    patients = _tensor(given, "BYTES", 1).tolist()
+    if len(patients) != count:
+        raise RequestError(f"inputs.patient: expected BYTES of shape [{count}]")
+    if not all(isinstance(patient, str | bytes) for patient in patients):
+        raise RequestError("inputs.patient: expected texts")
+    return [patient.decode(errors="replace") if isinstance(patient, bytes) else patient for patient in patients]
+
+
+def _frames(given: InferInput | None, count: int) -> list[Any]:
+    if given is None:
+        return [None] * count
+    frames = _tensor(given, given.datatype, 1)
+    if given.datatype not in _INTEGERS or len(frames) != count:
+        raise RequestError(f"inputs.frame: expected INT32 or INT64 of shape [{count}]")
+    return list(frames.tolist())
+
+
+def _clinical_objects(given: InferInput | None, count: int) -> list[Any]:
+    if given is None:
+        return [None] * count
+    texts = _tensor(given, "BYTES", 1).tolist()
+    if len(texts) != count:
+        raise RequestError(f"inputs.clinical: expected BYTES of shape [{count}], each a JSON object")
+    return [_object(f"inputs.clinical[{i}]", text) for i, text in enumerate(texts)]
 
 
 def _object(where: str, text: Any) -> Any:

@@ -14,7 +14,7 @@ from thyroid.serve import limits
 from thyroid.serve.limits import RequestError
 from thyroid.serve.payload import Instance
 
-_QUICK_BYTES, _QUICK_PIXELS = 65_536, 65_536
+_SMALL_BYTES, _SMALL_PIXELS = 65_536, 65_536
 
 
 @dataclass(frozen=True)
@@ -32,79 +32,88 @@ class Prepared:
     roi: Box | None
 
 
-def prepare(
-    instance: Instance, domain: str, size: int, margin: float = geometry.MARGIN, end: float | None = None
-) -> Prepared:
-    """Prepare an image exactly as `crop` and the evaluation did.
+@dataclass(frozen=True)
+class Preprocessing:
+    """The preprocessing of one model.
 
-    It goes through the same functions and the same JPEG round trip.
-
-    Args:
-        instance: An instance from `payload.parse`.
+    Attributes:
         domain: The serving domain.
         size: Side of the network's input in pixels.
         margin: Margin with which a region is cropped.
-        end: Time by `time.monotonic` until which a DICOM file may be read; None for `limits.DEADLINE` seconds from now.
-
-    Raises:
-        RequestError: The image cannot be decoded in time, has no such frame, or the region lies outside it.
     """
-    return _prepared(instance, *_frame(instance, end), domain, size, margin)
 
+    domain: str
+    size: int
+    margin: float = geometry.MARGIN
 
-def at_once(instance: Instance, domain: str, size: int, margin: float = geometry.MARGIN) -> Prepared | None:
-    """Prepare an image as `prepare` does if that takes about a millisecond, else return None.
+    def prepare(self, instance: Instance, end: float | None = None) -> Prepared:
+        """Prepare an image exactly as `crop` and the evaluation did.
 
-    Only a small JPEG of one scan is that fast, since every scan goes over all pixels.
+        It goes through the same functions and the same JPEG round trip.
 
-    Raises:
-        RequestError: The region lies outside the image.
-    """
-    data = instance.image
-    if not isinstance(data, bytes) or len(data) > _QUICK_BYTES or instance.frame is not None:
-        return None
-    try:
-        frame = images.decode(data, max_pixels=_QUICK_PIXELS, max_scans=1)
-    except ValueError:  # `prepare` reports it
-        return None
-    return _prepared(instance, frame, {}, domain, size, margin)
+        Args:
+            instance: An instance from `payload.parse`.
+            end: Time by `time.monotonic` until which a DICOM file may be read; None for `limits.DEADLINE` seconds from
+                now.
 
+        Raises:
+            RequestError: The image cannot be decoded in time, has no such frame, or the region lies outside it.
+        """
+        frame, counted = _frame(instance, end)
+        return self._prepare(instance, frame, counted)
 
-def _prepared(
-    instance: Instance, frame: NDArray[np.uint8], counted: dict[str, Any], domain: str, size: int, margin: float
-) -> Prepared:
-    height, width = frame.shape[:2]
-    box = instance.roi
-    if box is not None and (box[0] + box[2] > width or box[1] + box[3] > height):
-        raise RequestError(
-            f"{_beside(instance, 'roi')}: {list(box)} reaches outside the image of {width}x{height} pixels"
-        )
-    if domain == "normal":
-        area = geometry.scan_area(frame)
-        image = geometry.normal(frame, area)
-        done: dict[str, Any] = {"domain": domain, "box": list(area.box), "scan_area_found": area.found}
-        seen = area.box
-        inner = None if box is None else (box[0] - area.box[0], box[1] - area.box[1], box[2], box[3])
-    elif box is not None:
-        image = geometry.region(frame, box, margin=margin)
-        done = {"domain": domain, "box": list(box), "margin": margin}
-        seen = geometry.widened(box, width, height, margin)
-        inner = _inside_crop(box, width, height, margin)
-    else:
-        image = images.letterbox(frame, max(height, width))
-        done = {"domain": domain, "note": "no roi given: the image is taken as a crop of the nodule"}
-        seen = (0, 0, width, height)
-        inner = None
-    pixels = images.rgb(images.stored(image, size))
-    done |= counted | {"square": _square(seen)}
-    return Prepared(pixels, done, None if inner is None else _scaled(inner, image.shape[1], image.shape[0], size))
+    def prepare_small(self, instance: Instance) -> Prepared | None:
+        """Prepare an image as `prepare` does if that takes about a millisecond, else return None.
+
+        Only a small JPEG of one scan is that fast, since every scan goes over all pixels.
+
+        Raises:
+            RequestError: The region lies outside the image.
+        """
+        data = instance.image
+        if not isinstance(data, bytes) or len(data) > _SMALL_BYTES or instance.frame is not None:
+            return None
+        try:
+            frame = images.decode(data, max_pixels=_SMALL_PIXELS, max_scans=1)
+        except ValueError:  # `prepare` reports it
+            return None
+        return self._prepare(instance, frame, {})
+
+    def _prepare(self, instance: Instance, frame: NDArray[np.uint8], counted: dict[str, Any]) -> Prepared:
+        """Make the network's input of a frame; `counted` says which of the frames of a DICOM file this is."""
+        height, width = frame.shape[:2]
+        box, margin = instance.roi, self.margin
+        if box is not None and (box[0] + box[2] > width or box[1] + box[3] > height):
+            raise RequestError(
+                f"{_field(instance, 'roi')}: {list(box)} reaches outside the image of {width}x{height} pixels"
+            )
+        if self.domain == "normal":
+            area = geometry.scan_area(frame)
+            image = geometry.normal(frame, area)
+            done: dict[str, Any] = {"domain": self.domain, "box": list(area.box), "scan_area_found": area.found}
+            seen = area.box
+            inner = None if box is None else (box[0] - area.box[0], box[1] - area.box[1], box[2], box[3])
+        elif box is not None:
+            image = geometry.region(frame, box, margin=margin)
+            done = {"domain": self.domain, "box": list(box), "margin": margin}
+            seen = geometry.widened(box, width, height, margin)
+            inner = _inside_crop(box, width, height, margin)
+        else:
+            image = images.letterbox(frame, max(height, width))
+            done = {"domain": self.domain, "note": "no roi given: the image is taken as a crop of the nodule"}
+            seen = (0, 0, width, height)
+            inner = None
+        pixels = images.rgb(images.stored(image, self.size))
+        done |= counted | {"square": _square(seen)}
+        roi = None if inner is None else _scaled(inner, image.shape[1], image.shape[0], self.size)
+        return Prepared(pixels, done, roi)
 
 
 def _frame(instance: Instance, end: float | None) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Return the picture, uint8 [height, width, 3], and for a DICOM file which of its frames this is."""
     if not isinstance(instance.image, bytes) or images.kind(instance.image) != "DICOM":
         if instance.frame is not None:
-            raise RequestError(f"{_beside(instance, 'frame')}: only a DICOM file has frames")
+            raise RequestError(f"{_field(instance, 'frame')}: only a DICOM file has frames")
         if not isinstance(instance.image, bytes):
             return instance.image, {}
         try:
@@ -118,12 +127,12 @@ def _frame(instance: Instance, end: float | None) -> tuple[NDArray[np.uint8], di
     except TimeoutError:
         raise limits.too_late() from None
     except dicom_picture.DicomError as error:
-        field = _beside(instance, "frame") if error.code == "frame" else instance.field
+        field = _field(instance, "frame") if error.code == "frame" else instance.field
         raise RequestError(f"{field}: {error}") from None
     return picture.pixels, {"frame": picture.frame, "frames": picture.frames}
 
 
-def _beside(instance: Instance, name: str) -> str:
+def _field(instance: Instance, name: str) -> str:
     """Return the name of another field of the same instance, for errors."""
     field = instance.field.removesuffix(".image.b64").replace("inputs.image", f"inputs.{name}")
     return field if field.startswith("inputs") else f"{field}.{name}"

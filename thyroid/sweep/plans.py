@@ -1,7 +1,7 @@
 """The plan of a search: its stages, and what each of them varies, on which images and folds."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from thyroid import metrics
-from thyroid.data import classes
+from thyroid import atomic, metrics
 from thyroid.data.classes import Classes
 from thyroid.errors import InputError
 from thyroid.sweep import studies
@@ -46,7 +45,7 @@ class Plan:
     @property
     def classes(self) -> Classes:
         """The classes of the data version."""
-        return classes.of(self.facts)
+        return Classes.from_dict(self.facts)
 
     @property
     def labels(self) -> NDArray[np.float32]:
@@ -110,24 +109,38 @@ class Plan:
     def shared(self, stage: str) -> studies.Shared:
         """Return the study of a stage. Its trials may be pruned from the second fold on."""
         warmup = 2 if stage == HEADS else self.facts["epochs"] + 1
-        return studies.Shared(self.folder, stage, self.space(stage), self.facts["seed"], warmup)
+        return studies.Shared(self.folder, stage, self.space(stage), seed=self.facts["seed"], warmup=warmup)
 
     def settings(self, stage: str, parameters: Mapping[str, Any]) -> Settings:
         """Return the settings that a trial's parameters stand for."""
         if stage == HEADS:
             return replace(self.default, unfrozen=0, **parameters)
-        rest = dict(parameters)
+        others = dict(parameters)
         heads = self.heads()
-        head: int = rest.pop("head")
-        return replace(heads[min(head, len(heads) - 1)], **rest)
+        head: int = others.pop("head")
+        return replace(heads[min(head, len(heads) - 1)], **others)
 
     def heads(self) -> list[Settings]:
         """Return the default head and then the best heads of the first stage, as `rank` found them."""
-        return [self.default, *(Settings(**one) for one in json.loads((self.folder / "heads.json").read_text()))]
+        best = json.loads((self.folder / "heads.json").read_text())
+        return [self.default, *(Settings(**settings) for settings in best)]
 
     def scores(self, stage: str, number: int) -> Path:
         """Return the file with a trial's out-of-fold probabilities."""
         return self.folder / "trials" / f"{stage}-{number}.npy"
+
+    def write_scores(self, stage: str, number: int, probability: NDArray[np.float64]) -> None:
+        """Write a trial's out-of-fold probabilities [n, classes]."""
+        _write_array(self.scores(stage, number), probability)
+
+    def features(self, tap: str) -> list[NDArray[np.float32]]:
+        """Read the features [n, width] of a tap, one array per view."""
+        return [np.load(path) for path in sorted((self.folder / "features").glob(f"{tap or 'last'}-*.npy"))]
+
+    def write_features(self, tap: str, views: Sequence[NDArray[np.float32]]) -> None:
+        """Write the features [n, width] of a tap, one array per view."""
+        for number, view in enumerate(views):
+            _write_array(self.folder / "features" / f"{tap or 'last'}-{number}.npy", view)
 
 
 def read(folder: Path) -> Plan:
@@ -145,4 +158,11 @@ def read(folder: Path) -> Plan:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder}: not a prepared search (plan.json is missing)") from None
     except ValueError as error:
-        raise InputError(f"{folder}: damaged ({error}); remove it and search anew") from None
+        raise InputError(f"{folder}: damaged ({error}); remove it and start a new search") from None
+
+
+def _write_array(path: Path, values: NDArray[Any]) -> None:
+    """Write an array completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
+        np.save(handle, values)

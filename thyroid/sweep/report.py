@@ -1,7 +1,7 @@
 """Write what a search found: settings.json for the training, study.json for machines, report.html for people.
 
-The best of many trials looks better than it is, because it was chosen by the figure that is then shown. For this reason
-the report also shows a corrected figure. For it, the choice is repeated on bootstrap samples of patients and judged on
+The best of many trials looks better than it is, because it was chosen by the AUROC that is then shown. For this reason
+the report also shows a corrected AUROC. For it, the choice is repeated on bootstrap samples of patients and judged on
 the patients that these left out (BBC-CV: Tsamardinos, Greasidou & Borboudakis 2018, 10.1007/s10994-018-5714-4). The
 correction errs on the side of caution.
 """
@@ -80,7 +80,7 @@ def conclude(folder: Path, output: Path) -> Found:
         "difference": chosen["difference"],
         "corrected": chosen["corrected"],
         "helped": _helped(chosen, list(judged.values())),
-        "trials": [_row(plan, stage, one) for stage, shared in stages.items() for one in shared.trials()],
+        "trials": [_row(stage, trial) for stage, shared in stages.items() for trial in shared.trials()],
     }
     output.mkdir(parents=True, exist_ok=True)
     Settings(**chosen["best"]["settings"]).write(
@@ -107,15 +107,15 @@ def conclude(folder: Path, output: Path) -> Found:
 
 def _stage(plan: Plan, stage: str, shared: studies.Shared) -> dict[str, Any]:
     """Compare the default settings with the best trial of a stage, on the same images and draws."""
-    trials = {one.number: one for one in shared.trials(TrialState.COMPLETE)}
+    trials = {trial.number: trial for trial in shared.trials(TrialState.COMPLETE)}
     scores = {number: np.load(plan.scores(stage, number)) for number in trials}
     draws = metrics.Draws(plan.table["patient"], seed=plan.facts["seed"])
-    usual = next((n for n, one in trials.items() if studies.FIRST in one.user_attrs), min(trials))
+    default = next((n for n, trial in trials.items() if studies.FIRST in trial.user_attrs), min(trials))
     best = max(trials, key=lambda number: (trials[number].value, -number))
-    drawn = {number: plan.auroc(scores[number], draws) for number in {usual, best}}
-    counted = [one.state for one in shared.trials()]
+    drawn = {number: plan.auroc(scores[number], draws) for number in {default, best}}
+    counted = [trial.state for trial in shared.trials()]
 
-    def told(number: int) -> dict[str, Any]:
+    def describe(number: int) -> dict[str, Any]:
         settings = asdict(plan.settings(stage, trials[number].params))
         return {"number": number, "settings": settings, "auroc": asdict(metrics.interval(drawn[number]))}
 
@@ -123,20 +123,20 @@ def _stage(plan: Plan, stage: str, shared: studies.Shared) -> dict[str, Any]:
         "finished": counted.count(TrialState.COMPLETE),
         "pruned": counted.count(TrialState.PRUNED),
         "failed": counted.count(TrialState.FAIL),
-        "default": told(usual),
-        "best": told(best),
-        "difference": asdict(metrics.interval(drawn[best] - drawn[usual])),
-        "corrected": corrected(plan, list(scores.values()), list(scores).index(usual)),
+        "default": describe(default),
+        "best": describe(best),
+        "difference": asdict(metrics.interval(drawn[best] - drawn[default])),
+        "corrected": corrected(plan, list(scores.values()), list(scores).index(default)),
     }
 
 
-def corrected(plan: Plan, scores: Sequence[NDArray[np.float64]], usual: int) -> dict[str, Any] | None:
+def corrected(plan: Plan, scores: Sequence[NDArray[np.float64]], default: int) -> dict[str, Any] | None:
     """Estimate the best trial's lead with the choice made on other patients than the judgement.
 
     Args:
         plan: Plan of the study.
         scores: Out-of-fold probabilities [n, classes] of every completed trial.
-        usual: Index of the default settings in `scores`.
+        default: Index of the default settings in `scores`.
 
     Returns:
         auroc of the chosen trials, and difference to the default settings, both on patients that did not take part in
@@ -148,7 +148,7 @@ def corrected(plan: Plan, scores: Sequence[NDArray[np.float64]], usual: int) -> 
     judging = metrics.Draws(plan.table["patient"], 0)
     judging.counts = (choosing.counts == 0).astype(float)
     with np.errstate(invalid="ignore"):
-        seen, unseen = (np.array([plan.auroc(one, draws)[1:] for one in scores]) for draws in (choosing, judging))
+        seen, unseen = (np.array([plan.auroc(score, draws)[1:] for score in scores]) for draws in (choosing, judging))
     whole = np.isfinite(seen).all(axis=0) & np.isfinite(unseen).all(axis=0)
     if not whole.any():
         return None
@@ -158,31 +158,38 @@ def corrected(plan: Plan, scores: Sequence[NDArray[np.float64]], usual: int) -> 
     def spread(values: NDArray[np.float64]) -> dict[str, Any]:
         return asdict(metrics.interval(np.append(values.mean(), values)))
 
-    return {"auroc": spread(choice), "difference": spread(choice - unseen[usual])}
+    return {"auroc": spread(choice), "difference": spread(choice - unseen[default])}
 
 
 def _helped(chosen: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> str:
-    """Say in words whether the search helped.
+    """Describe in words whether the search helped.
 
     The second stage starts from heads that the first stage chose on the same patients, and its own correction does not
     see that choice. For this reason the stage with the smaller remaining lead decides.
     """
     if chosen["best"]["number"] == chosen["default"]["number"]:
         return "No trial was better than the default settings."
-    lefts = [stage["corrected"]["difference"] for stage in stages if stage["corrected"]]
-    left = min(lefts, key=lambda one: -1 if one["low"] is None else one["low"], default=chosen["difference"])
-    tried = (
-        f"Of {chosen['finished']} trials that were completed the best is "
-        f"{metrics.format_interval(chosen['difference'])} above the default"
+    corrected_leads = [stage["corrected"]["difference"] for stage in stages if stage["corrected"]]
+    lead = min(corrected_leads, key=_lower_end, default=chosen["difference"])
+    text = (
+        f"Of {chosen['finished']} completed trials, the best is {metrics.format_interval(chosen['difference'])} above "
+        "the default"
     )
-    tried += f"; {metrics.format_interval(left)} is left where other patients choose than judge" if lefts else ""
-    tried += ", in the stage that leaves least" if len(lefts) > 1 else ""
-    if left["low"] is not None and left["low"] > 0:
-        return f"{tried}. The search helped."
-    return f"{tried}. That interval holds 0: the search is not shown to help."
+    if corrected_leads:
+        text += f"; {metrics.format_interval(lead)} remains when the choice is made on other patients"
+    if len(corrected_leads) > 1:
+        text += ", in the stage where less remains"
+    if lead["low"] is not None and lead["low"] > 0:
+        return f"{text}. The search helped."
+    return f"{text}. This interval includes 0, so the search is not shown to help."
 
 
-def _row(plan: Plan, stage: str, trial: FrozenTrial) -> dict[str, Any]:
+def _lower_end(interval: Mapping[str, Any]) -> float:
+    """Return the lower end of an interval, or -1, the least possible difference, if it has none."""
+    return -1.0 if interval["low"] is None else float(interval["low"])
+
+
+def _row(stage: str, trial: FrozenTrial) -> dict[str, Any]:
     seconds = trial.duration.total_seconds() if trial.duration else None
     return {
         "stage": stage,
@@ -223,8 +230,8 @@ def _write_report(path: Path, facts: Mapping[str, Any], drawn: Mapping[str, Mapp
     environment = rendering.environment("thyroid.sweep")
     rows = {
         stage: sorted(
-            (one for one in facts["trials"] if one["stage"] == stage and one["auroc"] is not None),
-            key=lambda one: -one["auroc"],
+            (trial for trial in facts["trials"] if trial["stage"] == stage and trial["auroc"] is not None),
+            key=lambda trial: -trial["auroc"],
         )[:SHOWN]
         for stage in facts["stages"]
     }

@@ -77,7 +77,7 @@ class Shared:
     """
 
     def __init__(
-        self, folder: Path, name: str, space: Mapping[str, BaseDistribution], seed: int = 0, warmup: int = 0
+        self, folder: Path, name: str, space: Mapping[str, BaseDistribution], *, seed: int = 0, warmup: int = 0
     ) -> None:
         """Open the study, or create it."""
         self.folder, self.name, self.space, self.seed = folder, name, space, seed
@@ -93,13 +93,13 @@ class Shared:
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP // 2, n_warmup_steps=warmup),
             )
         except (ValueError, KeyError) as error:
-            raise InputError(f"{journal}: damaged ({error}); remove {folder} and start the search anew") from None
+            raise InputError(f"{journal}: damaged ({error}); remove {folder} and start a new search") from None
         for trial in self.trials():
-            for one, distribution in trial.distributions.items():
-                if space.get(one) != distribution:
+            for parameter, distribution in trial.distributions.items():
+                if space.get(parameter) != distribution:
                     raise InputError(
-                        f"{folder}: its study {name!r} searched {one} in {distribution}, not in {space.get(one)}; "
-                        "give another folder"
+                        f"{folder}: its study {name!r} searched {parameter} in {distribution}, not in "
+                        f"{space.get(parameter)}; give another folder"
                     )
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -128,7 +128,7 @@ class Shared:
             The trial; None if `wanted` trials are finished or in progress.
         """
         with locks.held(self.folder / "ask.lock"):
-            self._bury(worker)
+            self._fail_orphaned_trials(worker)
             begun = self.trials(*FINISHED, TrialState.RUNNING)
             if len(begun) >= wanted:
                 return None
@@ -141,7 +141,7 @@ class Shared:
             trial.set_user_attr(WORKER, worker)
             return trial
 
-    def _bury(self, worker: str) -> None:
+    def _fail_orphaned_trials(self, worker: str) -> None:
         """Mark the trials of dead workers as failed, after their parameters were queued again (once)."""
         trials = self.trials()
         repeated = {trial.user_attrs.get(AGAIN) for trial in trials}
@@ -168,7 +168,7 @@ class Shared:
 def worker(folder: Path) -> Iterator[str]:
     """Yield a name for this process. It counts as alive until the block or the process ends."""
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    file = folder / "workers" / name
-    with locks.held(file):
+    path = folder / "workers" / name
+    with locks.held(path):
         yield name
-    file.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)

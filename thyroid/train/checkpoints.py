@@ -2,7 +2,8 @@
 
 Keras' BackupAndRestore keeps weights, optimizer and epoch. To end as if it had never been stopped, a training also
 needs the state of early stopping, the metrics so far, and its position within the epoch. The callback `Resume` saves
-all of this. Arrays are written as a whole or not at all.
+all of this. Arrays are written as a whole or not at all. The other callbacks of a fit are here, too: `Watch` measures
+it, and `ProgressBar` shows its progress.
 """
 
 import json
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from thyroid import progress
 from thyroid.atomic import replacing
 from thyroid.errors import InputError
 from thyroid.model import inputs
@@ -50,7 +52,7 @@ def load(path: Path) -> Arrays | None:
 
     Returns:
         The arrays by name, or None if there is no file. If the file is damaged (by zip's checksums), a message is
-        printed and the result is None, too.
+        logged and the result is None, too.
     """
     if not path.exists():
         return None
@@ -58,7 +60,7 @@ def load(path: Path) -> Arrays | None:
         with path.open("rb") as file, np.load(file) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        log.info(f"{path}: damaged ({error}); it is left aside and made again")
+        log.info(f"{path}: damaged ({error}); it is ignored and computed again")
         return None
 
 
@@ -251,13 +253,54 @@ class Watch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Add the values to the metrics of the epoch."""
-        seconds = time.monotonic() - self.started
         if logs is not None:
-            logs |= {
-                "seconds": round(seconds, 3),
-                "elapsed": round(time.monotonic() - self.began, 3),
-                "images_per_second": round(self.images / seconds, 1),
-            } | memory()
+            logs |= pace(self.images, self.started, self.began)
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """Shows one progress bar over all epochs of a fit.
+
+    Args:
+        description: Text in front of the bar.
+    """
+
+    def __init__(self, description: str) -> None:
+        """Store the argument."""
+        super().__init__()
+        self.description = description
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Show the bar."""
+        self.bar = progress.bar(None, self.params["epochs"], self.description, "epoch")
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Count the epochs that were trained before an interruption."""
+        if not self.bar.n:
+            self.bar.initial = self.bar.n = epoch
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Count the epoch."""
+        self.bar.update()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+
+def pace(images: int, epoch_started: float, began: float) -> dict[str, float]:
+    """Return time, speed and memory of an epoch that ends now.
+
+    Args:
+        images: Number of images of the epoch.
+        epoch_started: time.monotonic() at the start of the epoch.
+        began: time.monotonic() at the start of the training.
+    """
+    now = time.monotonic()
+    return {
+        "seconds": round(now - epoch_started, 3),
+        "elapsed": round(now - began, 3),
+        "images_per_second": round(images / (now - epoch_started), 1),
+    } | memory()
 
 
 def memory() -> dict[str, float]:

@@ -24,7 +24,7 @@ from thyroid.data.classes import Classes
 from thyroid.errors import InputError
 from thyroid.model import backbones
 from thyroid.model.backend import keras
-from thyroid.train import checkpoints, epoch_bar
+from thyroid.train import checkpoints
 from thyroid.train.twophase import Fitted, Job, compile_model
 
 VALIDATION_SHARE = 0.1
@@ -50,17 +50,13 @@ def generator() -> Any:
     )
 
 
-def flows(
-    table: pd.DataFrame, classes: Classes, size: int, batch_size: int, seed: int, folder: Path
-) -> tuple[Any, Any]:
+def flows(job: Job, table: pd.DataFrame, classes: Classes, folder: Path) -> tuple[Any, Any]:
     """Return the deck's training and validation subsets of one folder.
 
     Args:
+        job: The training.
         table: Images with class and file (full path).
         classes: Classes of the images.
-        size: Side of the square image in pixels.
-        batch_size: Images per step.
-        seed: Seed of order and augmentation.
         folder: Empty folder in which links to the images are made.
 
     Raises:
@@ -73,16 +69,16 @@ def flows(
     folders = [str(number) for number in range(len(classes))]
     for name in folders:
         (folder / name).mkdir()
-    for file, place in zip(table["file"], classes.index(table["class"]), strict=True):
-        (folder / folders[place] / Path(file).name).symlink_to(Path(file).resolve())
-    source = generator()
+    for image_path, place in zip(map(Path, table["file"]), classes.index(table["class"]), strict=True):
+        (folder / folders[place] / image_path.name).symlink_to(image_path.resolve())
+    source, side = generator(), job.model.input_shape[1]
     training, validation = (
         source.flow_from_directory(
             str(folder),
-            target_size=(size, size),
+            target_size=(side, side),
             classes=folders,
-            batch_size=batch_size,
-            seed=seed,
+            batch_size=job.batch_size,
+            seed=job.seed,
             subset=subset,
         )
         for subset in ("training", "validation")
@@ -119,7 +115,7 @@ def fit(job: Job, table: pd.DataFrame, classes: Classes, name: str) -> tuple[Fit
     kept = work / "best.weights.h5"
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This ImageDataGenerator specifies", UserWarning)  # the deck's mistake
-        training, validation = flows(table, classes, size, job.batch_size, job.seed, Path(folder))
+        training, validation = flows(job, table, classes, Path(folder))
         log = network.fit(
             training,
             validation_data=validation,
@@ -130,7 +126,7 @@ def fit(job: Job, table: pd.DataFrame, classes: Classes, name: str) -> tuple[Fit
                 keras.callbacks.TerminateOnNaN(),
                 keras.callbacks.ModelCheckpoint(kept, "val_accuracy", save_best_only=True, save_weights_only=True),
                 keras.callbacks.TensorBoard(work / "tensorboard", write_graph=False),
-                epoch_bar.epochs(f"{model.name}, deck's recipe"),
+                checkpoints.ProgressBar(f"{model.name}, deck's recipe"),
             ],
         )
     history = pd.DataFrame(log.history)

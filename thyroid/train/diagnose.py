@@ -1,4 +1,4 @@
-"""Why did this model collapse? Figures and named findings for trained models.
+"""Explains why a model has collapsed, by measurements and named findings.
 
     python -m thyroid.diagnose --data DIR --models DIR [DIR ...]
 
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
 from thyroid import RESEARCH_USE_ONLY, atomic, errors, metrics
-from thyroid.data import classes as kinds
 from thyroid.data import tables
 from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE
@@ -48,7 +47,7 @@ class Finding:
 
     Attributes:
         name: Name of the mistake in the field.
-        text: Description with figures.
+        text: Description with values.
     """
 
     name: str
@@ -63,23 +62,23 @@ class Diagnosis:
         backbone: Name of the backbone.
         train_domain: Domain that the model was trained on.
         recipe: Recipe of the training.
-        figures: Figures by check.
+        measurements: Values by check.
         findings: What is wrong. Empty for a sound training.
     """
 
     backbone: str
     train_domain: str
     recipe: str
-    figures: dict[str, Any]
+    measurements: dict[str, Any]
     findings: tuple[Finding, ...]
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis as JSON."""
         return {
             "backbone": self.backbone,
             "train_domain": self.train_domain,
             "recipe": self.recipe,
-            "figures": self.figures,
+            "figures": self.measurements,
             "findings": {finding.name: finding.text for finding in self.findings},
         }
 
@@ -107,6 +106,7 @@ def examine(
     parts: pd.Series,
     trained: keras.Model,
     network: Network,
+    *,
     decode: inputs.Decode = inputs.decode,
 ) -> Diagnosis:
     """Diagnose a trained model.
@@ -119,30 +119,30 @@ def examine(
         network: Graph of the model.
         decode: Function that reads the images.
     """
-    given = kinds.of(tables.read(data)[2])
+    given = Classes.from_dict(tables.read(data)[2])
     table = tables.examples(data, model["train_domain"])
     table["part"] = [parts.get(name, "test") for name in table["name"]]
     validation = table[table["split"] == "validation"].reset_index(drop=True)
     pixels = decode(validation, model["image_size"])
-    classes = kinds.of(model)
+    classes = Classes.from_dict(model)
     probability = network.probabilities(pixels, "validation images")
     few = np.linspace(0, len(pixels) - 1, min(SAMPLE, len(pixels))).astype(int)
-    figures: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     findings: list[Finding] = []
     check: Callable[[], Checked]
     for check in (
         lambda: _scale(model, trained, pixels[few]),
         lambda: _predictor(validation, probability, classes),
-        lambda: _label_order(model, network, table, classes, given, decode),
+        lambda: _label_order(model, network, table, classes, given, decode=decode),
         lambda: _leakage(table),
         lambda: _classes(table, classes),
         lambda: _batch_norm(model, trained, pixels[few]),
         lambda: _serving(model, network, validation.iloc[few].reset_index(drop=True), pixels[few]),
     ):
-        figure, found = check()
-        figures |= figure
+        values, found = check()
+        measured |= values
         findings += found
-    return Diagnosis(model["backbone"], model["train_domain"], model["recipe"], figures, tuple(findings))
+    return Diagnosis(model["backbone"], model["train_domain"], model["recipe"], measured, tuple(findings))
 
 
 Checked = tuple[dict[str, Any], list[Finding]]
@@ -184,15 +184,15 @@ def _before_convolution(body: Any) -> list[Any]:
 def _scale(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Checked:
     """Check for double rescaling, or another scale than the one that the weights were trained on."""
     row = backbones.get(model["backbone"])
-    figures = scale(row.name, network, pixels)
-    spread, expected = figures["stem_spread"], figures["expected_stem_spread"]
+    measured = scale(row.name, network, pixels)
+    spread, expected = measured["stem_spread"], measured["expected_stem_spread"]
     ratio = spread / max(expected, 1e-12)
     if 1 / SCALE_TOLERANCE <= ratio <= SCALE_TOLERANCE:
-        return {"scale": figures}, []
+        return {"scale": measured}, []
     inner = _before_convolution(network.get_layer(backbones.BODY))
     rescales = any(isinstance(layer, keras.layers.Rescaling) for layer in inner)
     text = (
-        f"images enter the body between {figures['input_low']:.3g} and {figures['input_high']:.3g}; at its first "
+        f"images enter the body between {measured['input_low']:.3g} and {measured['input_high']:.3g}; at its first "
         f"convolution their standard deviation is {spread:.3g}, where the pre-trained weights expect {expected:.3g}. "
     )
     if rescales and ratio < 1:
@@ -201,7 +201,7 @@ def _scale(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Ch
     else:
         name = "input scale"
         text += f"Use keras.applications.{row.module}.preprocess_input instead of the scaling outside"
-    return {"scale": figures}, [Finding(name, text)]
+    return {"scale": measured}, [Finding(name, text)]
 
 
 def _predictor(validation: pd.DataFrame, probability: NDArray[np.float64], classes: Classes) -> Checked:
@@ -211,7 +211,7 @@ def _predictor(validation: pd.DataFrame, probability: NDArray[np.float64], class
     """
     truth, called = classes.index(validation["class"]), probability.argmax(axis=1)
     low, high = np.quantile(classes.malignant(probability), [0.05, 0.95])
-    figures = {
+    measured = {
         "probability_low": float(low),
         "probability_high": float(high),
         "accuracy": metrics.accuracy(truth, probability),
@@ -220,13 +220,13 @@ def _predictor(validation: pd.DataFrame, probability: NDArray[np.float64], class
     }
     one_class = len(set(called.tolist())) == 1
     if not (one_class and high - low < CONSTANT_SPREAD):
-        return {"predictor": figures}, []
-    return {"predictor": figures}, [
+        return {"predictor": measured}, []
+    return {"predictor": measured}, [
         Finding(
             "constant predictor",
             f"every validation image is called {classes.names[called[0]]}, 90 % of the probabilities of malignant lie "
-            f"between {low:.3f} and {high:.3f}: balanced accuracy {figures['balanced_accuracy']:.3f}, so its accuracy "
-            f"of {figures['accuracy']:.3f} is the share of a class, not skill",
+            f"between {low:.3f} and {high:.3f}: balanced accuracy {measured['balanced_accuracy']:.3f}, so its accuracy "
+            f"of {measured['accuracy']:.3f} is the share of a class, not skill",
         )
     ]
 
@@ -237,28 +237,29 @@ def _label_order(
     table: pd.DataFrame,
     classes: Classes,
     given: Classes,
+    *,
     decode: inputs.Decode = inputs.decode,
 ) -> Checked:
     """Check that the malignant column is higher for malignant images among those that the model was trained on."""
-    figures = {"classes": model["classes"]}
+    measured = {"classes": model["classes"]}
     if classes != given:
         text = f"the model's classes are in the order {model['classes']}, everything else uses {list(given.names)}"
-        return {"label_order": figures}, [Finding("label order", text)]
+        return {"label_order": measured}, [Finding("label order", text)]
     trained = table[table["part"] == "train"]
-    mine = pd.concat([trained[trained["label"] == label].head(SAMPLE) for label in CLASSES]).reset_index(drop=True)
-    score = classes.malignant(network.probabilities(decode(mine, model["image_size"]), "training images"))
-    auroc = metrics.auroc(mine["label"] == CLASSES[POSITIVE], score, mine["patient"].astype(int))
-    figures["training_auroc"] = {"value": auroc.value, "low": auroc.low, "high": auroc.high}
+    sample = pd.concat([trained[trained["label"] == label].head(SAMPLE) for label in CLASSES]).reset_index(drop=True)
+    score = classes.malignant(network.probabilities(decode(sample, model["image_size"]), "training images"))
+    auroc = metrics.auroc(sample["label"] == CLASSES[POSITIVE], score, sample["patient"].astype(int))
+    measured["training_auroc"] = {"value": auroc.value, "low": auroc.low, "high": auroc.high}
     if auroc.high is None or auroc.high >= 0.5:
-        return {"label_order": figures}, []
-    return {"label_order": figures}, [
+        return {"label_order": measured}, []
+    return {"label_order": measured}, [
         Finding("label order", f"AUROC on training images is {auroc}: below one half, as if the labels were swapped")
     ]
 
 
 def _leakage(table: pd.DataFrame) -> Checked:
     """Check for patients and groups of near-duplicates in more than one of train, validation and test."""
-    figures, findings = {}, []
+    measured, findings = {}, []
     for what, column in (("patient", "patient"), ("duplicate", "group")):
         # pandas-stubs: an aggregate is a scalar
         sides = table.groupby(column)["part"].agg(lambda part: tuple(sorted(set(part))))  # type: ignore[type-var]
@@ -266,31 +267,29 @@ def _leakage(table: pd.DataFrame) -> Checked:
         if what == "duplicate":  # a patient in two parts also splits its group, and was already counted
             whole = table.groupby("group")["patient"].nunique()
             crossing = crossing[whole[crossing.index] > 1]
-        figures[f"{what}s_across_parts"] = len(crossing)
+        measured[f"{what}s_across_parts"] = len(crossing)
         if len(crossing):
             between = ", ".join(sorted({" and ".join(side) for side in crossing}))
             thing = "patients have images" if what == "patient" else "groups of near-duplicates have images"
             findings.append(
                 Finding(
                     f"{what} leakage",
-                    f"{len(crossing)} {thing} in {between}: validation figures are too good, since the model "
-                    "has seen these patients",
+                    f"{len(crossing)} {thing} in {between}: validation metrics are too good, because "
+                    "the model has seen these patients",
                 )
             )
-    return {"leakage": figures}, findings
+    return {"leakage": measured}, findings
 
 
 def _classes(table: pd.DataFrame, classes: Classes) -> Checked:
     """Check that each part has images of each class."""
-    figures = {
+    measured = {
         part: {name: int(((table["part"] == part) & (table["class"] == name)).sum()) for name in classes.names}
         for part in tables.SPLITS
     }
-    empty = [(part, name) for part, count in figures.items() for name in classes.names if not count[name]]
-    return {"classes": figures}, [
-        Finding(
-            "part without a class", f"the {part} part has no image of class {label}: no figure on it means anything"
-        )
+    empty = [(part, name) for part, count in measured.items() for name in classes.names if not count[name]]
+    return {"classes": measured}, [
+        Finding("part without a class", f"the {part} part has no image of class {label}: no metric on it is meaningful")
         for part, label in empty
     ]
 
@@ -303,9 +302,9 @@ def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) 
     body = network.get_layer(backbones.BODY)
     layers = [layer for layer in body.layers if isinstance(layer, keras.layers.BatchNormalization)]
     trained = [layer for layer in layers if layer.trainable]
-    figures: dict[str, Any] = {"layers": len(layers), "trained": len(trained), "batch_size": model["batch_size"]}
+    measured: dict[str, Any] = {"layers": len(layers), "trained": len(trained), "batch_size": model["batch_size"]}
     if not trained:
-        return {"batch_norm": figures}, []
+        return {"batch_norm": measured}, []
     given = keras.Model(network.input, network.get_layer(backbones.PREPROCESSED).output)
     head = (network.get_layer(backbones.FEATURES), network.get_layer(backbones.PROBABILITY))
     kept = network.get_weights()
@@ -317,10 +316,10 @@ def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) 
     batch = inputs.rgb(tf.constant(pixels[: model["batch_size"]]))
     shift = float(np.mean(np.abs(answer(batch, False) - answer(batch, True))))
     network.set_weights(kept)  # the call in training mode has moved the statistics
-    figures["shift"] = shift
+    measured["shift"] = shift
     if shift <= BATCH_NORM_SHIFT:
-        return {"batch_norm": figures}, []
-    return {"batch_norm": figures}, [
+        return {"batch_norm": measured}, []
+    return {"batch_norm": measured}, [
         Finding(
             "BatchNorm statistics",
             f"probabilities move by {shift:.2f} on average between moving statistics (inference) and those of a batch "
@@ -332,36 +331,36 @@ def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) 
 
 def _serving(model: dict[str, Any], network: Network, table: pd.DataFrame, pixels: NDArray[np.uint8]) -> Checked:
     """Compare the answers to the same images, read as the training read them and as the endpoint reads them."""
-    files = [Path(file).read_bytes() for file in table["file"]]
+    files = [Path(image_path).read_bytes() for image_path in table["file"]]
     served = np.stack([images.rgb(images.square(data, pixels.shape[1])) for data in files])
     if model["recipe"] == "deck":
         size = (pixels.shape[1], pixels.shape[1])
         read = keras.utils.load_img
-        trained = np.stack([np.asarray(read(file, target_size=size), np.uint8) for file in table["file"]])
+        trained = np.stack([np.asarray(read(path, target_size=size), np.uint8) for path in table["file"]])
     else:
         trained = pixels
     difference = float(np.abs(network.probabilities(trained) - network.probabilities(served)).max())
-    figures = {
+    measured = {
         "pixel_difference": float(np.abs(trained.astype(np.int16) - served).mean()),
         "probability_difference": difference,
     }
     if difference <= SERVING_TOLERANCE:
-        return {"serving": figures}, []
-    return {"serving": figures}, [
+        return {"serving": measured}, []
+    return {"serving": measured}, [
         Finding(
             "training and serving differ",
             f"the same image, read as in training and as the endpoint reads it, moves the probability by up to "
-            f"{difference:.3f} (pixels by {figures['pixel_difference']:.1f} grey levels on average): "
-            "use one way of reading",
+            f"{difference:.3f} (pixels by {measured['pixel_difference']:.1f} grey levels on average): "
+            "read images in one way only",
         )
     ]
 
 
-def tell(diagnosis: Diagnosis) -> str:
+def describe(diagnosis: Diagnosis) -> str:
     """Describe a diagnosis in words, for a terminal."""
     lines = [f"{diagnosis.backbone} trained on {diagnosis.train_domain}, recipe {diagnosis.recipe}"]
-    for check, figures in diagnosis.figures.items():
-        lines.append(f"  {check + ':':<13}" + ", ".join(f"{name} {_short(value)}" for name, value in figures.items()))
+    for check, measured in diagnosis.measurements.items():
+        lines.append(f"  {check + ':':<13}" + ", ".join(f"{name} {_short(value)}" for name, value in measured.items()))
     lines += [f"  FOUND {finding.name}: {finding.text}" for finding in diagnosis.findings] or ["  nothing found"]
     return "\n".join(lines)
 
@@ -370,7 +369,7 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, dict):
-        return "/".join(_short(one) for one in value.values())
+        return "/".join(_short(item) for item in value.values())
     return "".join(value) if isinstance(value, list) else str(value)
 
 
@@ -384,10 +383,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     done = [diagnose(arguments.data, folder) for folder in arguments.models]
     for diagnosis in done:
-        print(tell(diagnosis))
+        print(describe(diagnosis))
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        rows = [diagnosis.facts() for diagnosis in done]
+        rows = [diagnosis.to_dict() for diagnosis in done]
         atomic.write_json(arguments.output / "diagnosis.json", {"models": rows})
         plots.diagnosis(rows, arguments.output / "diagnosis.png")
     print(RESEARCH_USE_ONLY)

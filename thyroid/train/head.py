@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 from thyroid.train.settings import Settings
 
 EPOCHS = 100
 BATCH = 128
 PATIENCE = 10
+
+LOSS = "categorical_crossentropy"
+"""Name of the loss without smoothing and penalty, by which models can be compared."""
 
 _MOMENTS = (0.9, 0.999)
 _TINY = 1e-7
@@ -64,6 +68,7 @@ def fit(
     train: NDArray[np.intp],
     validation: NDArray[np.intp],
     settings: Settings,
+    *,
     seed: int,
     watch: Callable[[int, Head], None] = lambda epoch, head: None,
 ) -> Head:
@@ -77,7 +82,7 @@ def fit(
         validation: Indices of the images for early stopping, which uses their first view.
         settings: Settings, of which head_rate, head_penalty, class_weight and label_smoothing are used.
         seed: Seed of initialisation and order.
-        watch: Function that is called after every epoch with its number and the present head.
+        watch: Function that is called after every epoch with its number and the current head.
     """
     x = np.concatenate([view[train] for view in views])
     y = np.concatenate([labels[train]] * len(views))
@@ -88,41 +93,58 @@ def fit(
     weight = class_weights(labels[train], settings.class_weight)[y.argmax(axis=1)].astype(np.float32)
     target = y * np.float32(1 - settings.label_smoothing) + np.float32(settings.label_smoothing / classes)
     rng = np.random.default_rng(seed)
-    limit = np.sqrt(6 / (x.shape[1] + classes))
-    # the bias is the last row, so that Adam updates a single array
-    weights = np.zeros((x.shape[1] + 1, classes), np.float32)
-    weights[:-1] = rng.uniform(-limit, limit, (x.shape[1], classes))
-    penalty = np.full((len(weights), 1), 2 * settings.head_penalty, np.float32)
-    penalty[-1] = 0
-    first, second = np.zeros_like(weights), np.zeros_like(weights)
+    adam = _Adam(x.shape[1], classes, settings, rng)
 
     def folded() -> Head:
-        kernel = weights[:-1] / scale[:, None]
-        return Head(kernel, weights[-1] - mean @ kernel, epoch)
+        kernel = adam.weights[:-1] / scale[:, None]
+        return Head(kernel, adam.weights[-1] - mean @ kernel, epoch)
 
-    best, lowest, wait, step = None, np.inf, 0, 0
+    best, lowest, wait = None, np.inf, 0
     for epoch in range(1, EPOCHS + 1):
         order = rng.permutation(len(x))
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            error = softmax(x[rows] @ weights[:-1] + weights[-1]) - target[rows]
-            error *= (weight[rows] / len(rows))[:, None]
-            gradient = penalty * weights
-            gradient[:-1] += x[rows].T @ error
-            gradient[-1] += error.sum(axis=0)
-            step += 1
-            first += (1 - _MOMENTS[0]) * (gradient - first)
-            second += (1 - _MOMENTS[1]) * (np.square(gradient) - second)
-            rate = settings.head_rate * np.sqrt(1 - _MOMENTS[1] ** step) / (1 - _MOMENTS[0] ** step)
-            weights -= np.float32(rate) * first / (np.sqrt(second) + np.float32(_TINY))
+            adam.step(x[rows], target[rows], weight[rows])
         watch(epoch, folded())
-        loss = cross_entropy(softmax(held @ weights[:-1] + weights[-1]), truth)
+        loss = cross_entropy(softmax(held @ adam.weights[:-1] + adam.weights[-1]), truth)
         wait += 1
         if loss < lowest:
             best, lowest, wait = folded(), loss, 0
         if wait >= PATIENCE:
             break
     return best or folded()
+
+
+class _Adam:
+    """Holds the head's weights while Adam updates them.
+
+    Attributes:
+        weights: float32 [width + 1, classes]. The bias is the last row, so that Adam updates a single array.
+    """
+
+    def __init__(self, width: int, classes: int, settings: Settings, rng: np.random.Generator) -> None:
+        """Draw the initial kernel (Glorot's uniform distribution)."""
+        self.rate = settings.head_rate
+        limit = np.sqrt(6 / (width + classes))
+        self.weights = np.zeros((width + 1, classes), np.float32)
+        self.weights[:-1] = rng.uniform(-limit, limit, (width, classes))
+        self.penalty = np.full((width + 1, 1), 2 * settings.head_penalty, np.float32)
+        self.penalty[-1] = 0
+        self.first, self.second = np.zeros_like(self.weights), np.zeros_like(self.weights)
+        self.steps = 0
+
+    def step(self, x: Floats, target: Floats, weight: Floats) -> None:
+        """Update the weights by one batch of standardised features, smoothed labels and class weights per row."""
+        error = softmax(x @ self.weights[:-1] + self.weights[-1]) - target
+        error *= (weight / len(x))[:, None]
+        gradient = self.penalty * self.weights
+        gradient[:-1] += x.T @ error
+        gradient[-1] += error.sum(axis=0)
+        self.steps += 1
+        self.first += (1 - _MOMENTS[0]) * (gradient - self.first)
+        self.second += (1 - _MOMENTS[1]) * (np.square(gradient) - self.second)
+        rate = self.rate * np.sqrt(1 - _MOMENTS[1] ** self.steps) / (1 - _MOMENTS[0] ** self.steps)
+        self.weights -= np.float32(rate) * self.first / (np.sqrt(self.second) + np.float32(_TINY))
 
 
 def softmax(logits: Floats) -> Floats:
@@ -142,3 +164,22 @@ def cross_entropy(probability: NDArray[np.floating], truth: NDArray[np.floating]
         truth: One-hot or smoothed labels [n, classes].
     """
     return float(-np.log(np.maximum((probability * truth).sum(axis=1), _TINY)).mean())
+
+
+def metrics(probability: NDArray[np.float64], truth: NDArray[np.float32], smoothing: float) -> dict[str, float]:
+    """Return loss, `LOSS`, accuracy and AUROC by Keras' names.
+
+    The loss is without class weights and penalty. The AUROC is the mean over the classes that occur.
+
+    Args:
+        probability: [n, classes].
+        truth: One-hot [n, classes].
+        smoothing: Label smoothing of `loss`.
+    """
+    both = truth.any(axis=0) & ~truth.all(axis=0)
+    return {
+        "loss": cross_entropy(probability, truth * (1 - smoothing) + smoothing / truth.shape[1]),
+        LOSS: cross_entropy(probability, truth),
+        "accuracy": float((probability.argmax(axis=1) == truth.argmax(axis=1)).mean()),
+        "auroc": float(roc_auc_score(truth[:, both], probability[:, both])),
+    }

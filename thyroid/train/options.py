@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from thyroid.errors import InputError
+from thyroid.model import backbones
 from thyroid.storage import Location
+from thyroid.train import settings
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,17 @@ class TrainOptions:
         deterministic: Whether to use TensorFlow's deterministic kernels. The same seed then gives the same bits, at
             some cost.
         registry: Registry with the champion from which the warm recipe starts. It starts from the champion if that is
-            of this backbone, these classes and this domain, has learnt from no scan that is used to judge now, and a
+            of this backbone, these classes and this domain, was trained on no scan that now judges models, and a
             head on its frozen features has at least the validation AUROC of a head on those of `weights`. Otherwise,
             or without a champion, the recipe starts from `weights` like two-phase.
-        champion: Version of the champion. 0 for the present one.
+        champion: Version of the champion. 0 for the current one.
         work: Folder that outlives a stopped process and from which a training resumes. None for one in the output.
         memory_budget: Bytes; 0 for `inputs.MEMORY_BUDGET`. Decoded images, or maps of the frozen part, are paged from
             a temporary file if they need more.
-        seed: Seed of initialisation, order, augmentation and folds.
+        seed: Seed of initialisation, order, augmentation and folds, 0 to 4294967295.
+
+    Raises:
+        InputError: A value is out of range or does not fit another one.
     """
 
     weights: str = "imagenet"
@@ -49,3 +55,29 @@ class TrainOptions:
     work: Path | None = None
     memory_budget: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value that does not need the data."""
+        settings.refuse_file(self.recipe)
+        if self.recipe not in backbones.RECIPES:
+            raise InputError(f"recipe {self.recipe!r} is unknown; choose from {', '.join(backbones.RECIPES)}")
+        if self.recipe == "deck" and (self.tap or self.epochs < 1):
+            raise InputError("the deck's recipe trains the whole body for at least one epoch: no tap, epochs above 0")
+        for name, value, least in (
+            ("image size", self.image_size, backbones.MIN_SIZE),
+            ("epochs", self.epochs, 0),
+            ("batch size", self.batch_size, 1),
+        ):
+            if value < least:
+                raise InputError(f"{name} {value} is below the minimum of {least}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed {self.seed}: must be between 0 and 4294967295")
+        if self.recipe == "warm" and self.folds:
+            raise InputError(
+                "the warm recipe cannot be cross-validated, because the champion has seen the patients that a fold "
+                "holds out: use two-phase"
+            )
+        if self.folds < 0 or self.folds == 1 or not 0 <= self.only_fold <= self.folds:
+            raise InputError(
+                f"folds {self.folds}, only fold {self.only_fold}: give 0, or at least 2 folds and one of them"
+            )

@@ -1,12 +1,15 @@
-"""Reads the files that a training has left in its folder, for the steps that follow."""
+"""Writes the files of a training into its folder, and reads them for the steps that follow."""
 
 import json
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from thyroid.errors import InputError
+from thyroid.train import plots
 
 DIAGNOSIS = "diagnosis.json"
 STARTED = "champion "
@@ -74,3 +77,65 @@ def parts(folder: Path) -> pd.Series:
         return pd.read_csv(folder / "parts.csv").set_index("file")["part"]
     except FileNotFoundError:
         raise InputError(f"{folder}: not a finished training (parts.csv is missing)") from None
+
+
+def write_history(folder: Path, history: pd.DataFrame, title: str) -> None:
+    """Write history.csv and its plot.
+
+    Args:
+        folder: Folder of the training.
+        history: One row per epoch.
+        title: Title of the plot.
+    """
+    history.to_csv(folder / "history.csv", index=False)
+    plots.history(history, title, folder / "history.png")
+
+
+def write_images(folder: Path, names: pd.Series, part: pd.Series, held_out: pd.DataFrame | None) -> None:
+    """Write what the training used each image for (parts.csv), and its out-of-fold predictions (folds.parquet).
+
+    Args:
+        folder: Folder of the training. Predictions of an earlier training are removed.
+        names: File names of the images.
+        part: "train" or "validation" per image.
+        held_out: Out-of-fold predictions, or None without folds.
+    """
+    pd.DataFrame({"file": names, "part": part}).to_csv(folder / "parts.csv", index=False)
+    (folder / "folds.parquet").unlink(missing_ok=True)
+    if held_out is not None:
+        held_out.to_parquet(folder / "folds.parquet", index=False)
+
+
+def copy_logs(work: Path, folder: Path) -> None:
+    """Copy TensorBoard's logs from the work folder of a fit, if there are any."""
+    if (logs := work / "tensorboard").is_dir():
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        shutil.copytree(logs, folder / "tensorboard")
+
+
+def tidy(work: Path, folder: Path, models: Iterable[str]) -> None:
+    """Remove everything from the work folder that a repeated run does not need.
+
+    A work folder within the training's folder is deleted. Any other one keeps the finished training: a repeated run
+    returns it, while other trainings may still be running.
+
+    Args:
+        work: Work folder of the training.
+        folder: Folder of the training.
+        models: Names of the model's files in `folder`.
+    """
+    if work.parent == folder / ".work":
+        shutil.rmtree(work.parent)
+        return
+    ready = work / "ready"
+    shutil.rmtree(ready, ignore_errors=True)
+    ready.mkdir()
+    for name in (*models, "history.csv", "history.png", "parts.csv", "folds.parquet", DIAGNOSIS, "train.json"):
+        if (folder / name).exists():
+            shutil.copy(folder / name, ready / name)
+    if (folder / "tensorboard").is_dir():
+        shutil.copytree(folder / "tensorboard", ready / "tensorboard")
+    ready.replace(work / "done")
+    for path in work.iterdir():
+        if path.name != "done":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

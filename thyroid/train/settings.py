@@ -1,8 +1,7 @@
 """Defines the settings of a training and their defaults.
 
-`python -m thyroid.sweep` searches for such settings and writes them to settings.json, which a training accepts in place
-of a recipe's name. The file is plain JSON and can also be written by hand. A setting that it leaves out keeps its
-default.
+`python -m thyroid.sweep` searches for such settings and writes them to settings.json, which a training accepts. The
+file is plain JSON and can also be written by hand. A setting that it leaves out keeps its default.
 """
 
 import json
@@ -96,19 +95,17 @@ class Settings:
     def of(self, backbone: str) -> "Settings":
         """Return the settings as `backbone` can use them, without a tap that is a layer of another backbone."""
         if self.tap and self.backbone and self.backbone != backbone:
-            log.info(
-                f"{backbone}: the settings' tap {self.tap} is a layer of {self.backbone}; it ends at its own last layer"
-            )
+            log.info(f"{backbone}: the settings' tap {self.tap} is a layer of {self.backbone}; the last layer is used")
             return replace(self, tap="")
         return self
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Describe in words what differs from the defaults."""
-        usual = Settings(image_size=self.image_size, backbone=self.backbone)
+        default = Settings(image_size=self.image_size, backbone=self.backbone)
         return ", ".join(
             f"{field.name.replace('_', ' ')} {getattr(self, field.name)}"
             for field in fields(self)
-            if getattr(self, field.name) != getattr(usual, field.name)
+            if getattr(self, field.name) != getattr(default, field.name)
         )
 
     def write(self, path: Path, **found: Any) -> None:
@@ -125,7 +122,7 @@ _KINDS: Mapping[Any, str] = {float: "a number", int: "a whole number", str: "tex
 
 
 def is_file(recipe: str) -> bool:
-    """Return whether the argument `recipe` is the path of a settings file."""
+    """Return whether `recipe` is the path of a settings file and not the name of a recipe."""
     return recipe.lower().endswith(".json")
 
 
@@ -154,16 +151,29 @@ def read(location: storage.Location) -> Settings:
         raise InputError(f"settings {location}: {error}") from None
 
 
-def resolve(recipe: str) -> tuple[str, Settings]:
-    """Return a recipe's name and its settings.
-
-    Args:
-        recipe: Name of a recipe, whose settings are the defaults, or the path of a settings file.
+def refuse_file(recipe: str) -> None:
+    """Check that a recipe is a name and not the path of a settings file.
 
     Raises:
-        InputError: As for `read`.
+        InputError: It is a path.
     """
-    if not is_file(recipe):
+    if is_file(recipe):
+        raise InputError(f"recipe {recipe!r} is a file, not a recipe's name: give it as settings instead")
+
+
+def resolve(recipe: str, settings: storage.Location = "") -> tuple[str, Settings]:
+    """Return the name of the recipe that is trained, and its settings.
+
+    Args:
+        recipe: Name of a recipe.
+        settings: Settings file of a sweep, which may be on gs://. Its recipe replaces `recipe`. If empty, the settings
+            are the defaults.
+
+    Raises:
+        InputError: The recipe is a path, or as for `read`.
+    """
+    refuse_file(recipe)
+    if not settings:
         return recipe, Settings()
-    settings = read(recipe)
-    return settings.recipe, settings
+    found = read(settings)
+    return found.recipe, found

@@ -19,14 +19,15 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from thyroid import progress
 from thyroid.errors import InputError
 from thyroid.model import backbones, inputs
 from thyroid.model.backend import XLA, keras, policy, strategy, tf
-from thyroid.train import checkpoints, epoch_bar
+from thyroid.train import checkpoints
 from thyroid.train import head as dense
+from thyroid.train.head import LOSS
+from thyroid.train.options import TrainOptions
 from thyroid.train.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,6 @@ PATIENCE = 5
 CHUNK = 256
 """Images whose maps are saved together. A resumed training computes only unfinished chunks again."""
 HALF = float(np.finfo(np.float16).max)
-
-LOSS = "categorical_crossentropy"
-"""Name of the loss without smoothing and penalty, by which models can be compared."""
 
 CONSTANTS = (dense.EPOCHS, dense.BATCH, dense.PATIENCE, VIEWS, WARMUP, PATIENCE)
 """A resumed training must use the same constants."""
@@ -108,6 +106,23 @@ class Job:
         extractor.jit_compile = pooled.jit_compile = XLA
         return extractor, pooled, keras.Model(maps, probability, name=self.backbone.name)
 
+    def within_memory(self, work: Callable[[], T]) -> T:
+        """Call `work`, and call it again with half the batch size whenever the device runs out of memory.
+
+        Raises:
+            InputError: The memory does not suffice for a single image.
+        """
+        while True:
+            try:
+                return work()
+            except tf.errors.ResourceExhaustedError:
+                if self.batch_size == 1:
+                    raise InputError(
+                        f"{self.backbone.name}: the memory does not suffice for one image; choose a smaller image size"
+                    ) from None
+            self.batch_size //= 2
+            log.info(f"{self.backbone.name}: out of memory, continues with batches of {self.batch_size}")
+
 
 @contextmanager
 def prepared(
@@ -115,15 +130,11 @@ def prepared(
     start: str | Path | None,
     table: pd.DataFrame,
     labels: NDArray[np.float32],
-    work: Path,
-    settings: Settings,
     *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
+    work: Path,
+    options: TrainOptions,
+    settings: Settings,
     started: float,
-    memory_budget: int = inputs.MEMORY_BUDGET,
-    deck: bool = False,
 ) -> Iterator[Job]:
     """Prepare a training that can be fitted within the block.
 
@@ -135,25 +146,23 @@ def prepared(
         table: Rows of `tables.examples`.
         labels: float32 one-hot [n, classes].
         work: Folder that outlives the process, as for `Job`.
-        settings: Settings of the training, with the side of the input in pixels.
-        epochs: Epochs of fine-tuning.
-        batch_size: Images per step.
-        seed: Seed of initialisation, order and augmentation.
+        options: Options of the training. The deck's recipe uses single precision.
+        settings: Settings of the training, with the side of the input in pixels. They replace those of `options`.
         started: time.monotonic() at the start of the training.
-        memory_budget: Bytes for the images and the maps of every view together.
-        deck: Whether to train by the slide deck's recipe, which uses single precision.
 
     Yields:
         The training.
     """
-    budget = memory_budget // (1 + VIEWS)
-    pixels = inputs.decode(table, settings.image_size, budget)
+    size, deck = settings.image_size, options.recipe == "deck"
+    # The budget is divided among the images and the maps of every view.
+    budget = (options.memory_budget or inputs.MEMORY_BUDGET) // (1 + VIEWS)
+    pixels = inputs.decode(table, size, budget)
     keras.config.set_dtype_policy("float32" if deck else policy())
     try:
         with strategy().scope():
-            keras.utils.set_random_seed(seed)
-            size, classes = settings.image_size, labels.shape[1]
-            model = backbones.build(backbone, size, start, settings.tap, deck=deck, classes=classes)
+            keras.utils.set_random_seed(options.seed)
+            model = backbones.build(backbone, size, start, settings.tap, deck=deck, classes=labels.shape[1])
+            epochs, batch_size, seed = options.epochs, options.batch_size, options.seed
             yield Job(model, backbone, pixels, labels, work, epochs, batch_size, seed, started, budget, settings)
     finally:
         keras.config.set_dtype_policy("float32")
@@ -164,7 +173,7 @@ class Fitted:
     """Holds the result of a fit.
 
     Attributes:
-        history: History of all epochs, one row per epoch.
+        history: History, one row per epoch.
         best: epoch, auroc, loss and accuracy of the epoch that was kept, on the validation images.
     """
 
@@ -195,8 +204,8 @@ def freeze(job: Job) -> Frozen:
         InputError: The memory does not suffice for a single image.
     """
     extractor, pooled, tuner = job.networks()
-    maps = [within_memory(job, partial(_maps, job, extractor, view)) for view in range(VIEWS)]
-    return Frozen(maps, [within_memory(job, partial(_features, job, pooled, view)) for view in maps], tuner)
+    maps = [job.within_memory(partial(_maps, job, extractor, view)) for view in range(VIEWS)]
+    return Frozen(maps, [job.within_memory(partial(_features, job, pooled, view)) for view in maps], tuner)
 
 
 def fit(
@@ -205,7 +214,7 @@ def fit(
     """Fit both phases.
 
     Args:
-        job: The training. Its model starts from its present weights.
+        job: The training. Its model starts from its current weights.
         train: Indices of the training images in job.pixels.
         validation: Indices of the images for early stopping in job.pixels.
         name: Name of this fit's folder in job.work.
@@ -225,42 +234,19 @@ def fit(
     if job.epochs == 0:
         return Fitted(head, best)
     start, folder = job.model.get_weights(), job.work / name
-    balance = dict(enumerate(dense.class_weights(job.labels[train], job.settings.class_weight)))
     folder.mkdir(parents=True, exist_ok=True)
-    tuned = within_memory(
-        job, partial(finetune, job, frozen.tuner, frozen.maps, train, validation, balance, folder, start)
-    )
+
+    def second_phase() -> pd.DataFrame:
+        job.model.set_weights(start)
+        return finetune(job, frozen, train, validation, folder)
+
+    tuned = job.within_memory(second_phase)
     history = pd.concat([head, tuned], ignore_index=True)
     if (last := _best(tuned, "val_auroc"))["auroc"] > best["auroc"]:
         best = last
     else:
         job.model.set_weights(start)
     return Fitted(history, best)
-
-
-def within_memory(job: Job, work: Callable[[], T]) -> T:
-    """Call `work`, and call it again with half the batch size whenever the device runs out of memory.
-
-    Args:
-        job: The training whose batch size is halved.
-        work: Function without arguments.
-
-    Returns:
-        What `work` returns.
-
-    Raises:
-        InputError: The memory does not suffice for a single image.
-    """
-    while True:
-        try:
-            return work()
-        except tf.errors.ResourceExhaustedError:
-            if job.batch_size == 1:
-                raise InputError(
-                    f"{job.backbone.name}: the memory does not suffice for one image; choose a smaller image size"
-                ) from None
-        job.batch_size //= 2
-        log.info(f"{job.backbone.name}: out of memory, goes on with batches of {job.batch_size}")
 
 
 def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
@@ -276,8 +262,8 @@ def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
     name = f"{job.backbone.name} frozen part, {'augmented' if view else 'plain'}"
     with progress.bar(None, count, name, "image") as bar:
         for start in range(0, count, CHUNK):
-            file, rows = folder / f"{view}-{start}.npz", slice(start, start + CHUNK)
-            found = checkpoints.load(file)
+            chunk, rows = folder / f"{view}-{start}.npz", slice(start, start + CHUNK)
+            found = checkpoints.load(chunk)
             if found is None:
                 batches = inputs.batches(job.pixels[rows], job.batch_size, None if moves is None else moves[rows])
                 values = extractor.predict(batches, verbose=0)[: len(out[rows])].astype(np.float32)
@@ -286,17 +272,14 @@ def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
                         f"{job.backbone.name}: its features are not finite numbers; check the weights"
                     )
                 found = {"maps": np.clip(values, -HALF, HALF).astype(np.float16)}
-                checkpoints.save(file, **found)
+                checkpoints.save(chunk, **found)
             out[rows] = found["maps"]
             bar.update(len(out[rows]))
     return out
 
 
 def _features(job: Job, pooled: Any, maps: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Return the pooled features [n, width] of `maps`.
-
-    They are computed in parts, so that maps that are paged from disk are not all in memory at once.
-    """
+    """Return the pooled features [n, width], computed in parts because `maps` may be paged from disk."""
     starts = range(0, len(maps), CHUNK)
     return np.concatenate(
         [pooled.predict(maps[i : i + CHUNK], job.batch_size, verbose=0).astype(np.float32) for i in starts]
@@ -314,77 +297,46 @@ def _fit_head(
     job: Job, views: list[NDArray[np.float32]], train: NDArray[np.intp], validation: NDArray[np.intp]
 ) -> pd.DataFrame:
     """Fit the dense head, set its weights in the model, and return the history."""
-    rows: list[dict[str, Any]] = []
+    history: list[dict[str, Any]] = []
     last = time.monotonic()
     with progress.bar(None, dense.EPOCHS, f"{job.backbone.name} head, which may stop early", "epoch") as bar:
 
         def watch(epoch: int, fitted: dense.Head) -> None:
             nonlocal last
-            now = time.monotonic()
-            rows.append(
-                {"phase": "head", "epoch": epoch}
-                | _figures(fitted(views[0][train]), job.labels[train], job.settings.label_smoothing)
-                | {
-                    f"val_{name}": value
-                    for name, value in _figures(
-                        fitted(views[0][validation]), job.labels[validation], job.settings.label_smoothing
-                    ).items()
-                }
-                | {
-                    "seconds": round(now - last, 3),
-                    "elapsed": round(now - job.started, 3),
-                    "images_per_second": round(len(train) * len(views) / (now - last), 1),
-                }
-                | checkpoints.memory()
+            measured, held = (
+                dense.metrics(fitted(views[0][rows]), job.labels[rows], job.settings.label_smoothing)
+                for rows in (train, validation)
             )
-            last = now
+            history.append(
+                {"phase": "head", "epoch": epoch}
+                | measured
+                | {f"val_{name}": value for name, value in held.items()}
+                | checkpoints.pace(len(train) * len(views), last, job.started)
+            )
+            last = time.monotonic()
             bar.update()
 
-        fitted = dense.fit(views, job.labels, train, validation, job.settings, job.seed, watch)
+        fitted = dense.fit(views, job.labels, train, validation, job.settings, seed=job.seed, watch=watch)
     job.model.get_layer(backbones.PROBABILITY).set_weights([fitted.kernel, fitted.bias])
-    return pd.DataFrame(rows)
-
-
-def _figures(probability: NDArray[np.float64], truth: NDArray[np.float32], smoothing: float) -> dict[str, float]:
-    """Return metrics by Keras' names.
-
-    The loss is without class weights and penalty. The AUROC is the mean over the classes that occur.
-    """
-    both = truth.any(axis=0) & ~truth.all(axis=0)
-    return {
-        "loss": dense.cross_entropy(probability, truth * (1 - smoothing) + smoothing / truth.shape[1]),
-        LOSS: dense.cross_entropy(probability, truth),
-        "accuracy": float((probability.argmax(axis=1) == truth.argmax(axis=1)).mean()),
-        "auroc": float(roc_auc_score(truth[:, both], probability[:, both])),
-    }
+    return pd.DataFrame(history)
 
 
 def finetune(
-    job: Job,
-    tuner: Any,
-    maps: list[NDArray[np.float16]],
-    train: NDArray[np.intp],
-    validation: NDArray[np.intp],
-    balance: dict[int, float],
-    folder: Path,
-    start: list[NDArray[Any]],
+    job: Job, frozen: Frozen, train: NDArray[np.intp], validation: NDArray[np.intp], folder: Path
 ) -> pd.DataFrame:
-    """Fine-tune the last block and the head from the weights `start`, or resume from the state in `folder`.
+    """Fine-tune the last block and the head from job.model's weights, or resume from the state in `folder`.
 
     Args:
         job: The training.
-        tuner: Model from maps to probabilities.
-        maps: Maps of every view.
+        frozen: Maps of every view, and the model from maps to probabilities.
         train: Indices of the training images.
         validation: Indices of the validation images.
-        balance: Weight of every class in the loss.
         folder: Folder for the state and for TensorBoard's logs.
-        start: Weights of job.model.
 
     Returns:
         History, one row per epoch.
     """
-    job.model.set_weights(start)
+    tuner, maps = frozen.tuner, frozen.maps
     epochs = inputs.Epochs(maps, job.labels, train, job.batch_size, job.seed)
     steps = epochs.steps * job.epochs
     warmup = max(1, round(WARMUP * steps))
@@ -400,11 +352,11 @@ def finetune(
             validation_data=inputs.rows_of(maps[0], job.labels, validation, job.batch_size),
             initial_epoch=resume.epoch,
             epochs=resume.epoch if resume.finished else job.epochs,
-            class_weight=balance,
+            class_weight=dict(enumerate(dense.class_weights(job.labels[train], job.settings.class_weight))),
             shuffle=False,  # the batches are already shuffled
             verbose=0,
             callbacks=[
-                epoch_bar.epochs(f"{job.backbone.name} fine-tuning"),
+                checkpoints.ProgressBar(f"{job.backbone.name} fine-tuning"),
                 checkpoints.Watch(len(train), job.started),
                 stopper,
                 resume,
@@ -420,13 +372,7 @@ def finetune(
 
 
 def compile_model(model: Any, rate: Any, smoothing: float = Settings.label_smoothing) -> None:
-    """Compile a model with the loss, metrics and optimizer of fine-tuning.
-
-    Args:
-        model: The model.
-        rate: Learning rate or schedule.
-        smoothing: Label smoothing.
-    """
+    """Compile a model with the loss, metrics and optimizer of fine-tuning, by a learning rate or its schedule."""
     model.compile(
         keras.optimizers.Adam(rate),
         keras.losses.CategoricalCrossentropy(label_smoothing=smoothing),

@@ -36,31 +36,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m thyroid.web", description=__doc__.split("\n")[0])
     parser.add_argument("--endpoint", required=True, help="address of the endpoint, http://host:port")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 in a container")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--proxies", type=int, default=0, help="proxies before the page that tell a visitor's address")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
+    parser.add_argument("--proxies", type=int, default=0, help="number of proxies in front of the page")
     parser.add_argument("--token-file", type=Path, help="file with the endpoint's bearer token (or THYROID_TOKEN)")
     parser.add_argument(
         "--secret-file", type=Path, help="file with the key of the CSRF cookie (or THYROID_PAGE_SECRET)"
     )
-    parser.add_argument("--with-parent", action="store_true", help="end when standard input is closed")
-    given = parser.parse_args(argv)
-    if not given.endpoint.startswith(("http://", "https://")):
-        raise InputError(f"--endpoint {given.endpoint}: expected http://host:port or https://host:port")
-    if not 0 < given.port < 65536:
-        raise InputError(f"port {given.port}: expected 1 to 65535")
-    token = _secret(given.token_file, "THYROID_TOKEN")
-    secret = _secret(given.secret_file, "THYROID_PAGE_SECRET")
-    options = app.Options(given.endpoint, token, secret)
+    parser.add_argument("--with-parent", action="store_true", help="exit when standard input is closed")
+    arguments = parser.parse_args(argv)
+    if not arguments.endpoint.startswith(("http://", "https://")):
+        raise InputError(f"--endpoint {arguments.endpoint}: expected http://host:port or https://host:port")
+    if not 0 < arguments.port < 65536:
+        raise InputError(f"port {arguments.port}: expected 1 to 65535")
+    token = _secret(arguments.token_file, "THYROID_TOKEN")
+    secret = _secret(arguments.secret_file, "THYROID_PAGE_SECRET")
+    options = app.Options(arguments.endpoint, token, secret)
     logs.configure()
-    if given.with_parent:
+    if arguments.with_parent:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     channels: dict[Any, Any] = {}
     try:
         server = waitress.create_server(
             app.create(options),
             channels,
-            host=given.host,
-            port=given.port,
+            host=arguments.host,
+            port=arguments.port,
             threads=THREADS,
             connection_limit=2 * channel.CONNECTIONS,  # never reached: `channel` closes others before
             asyncore_use_poll=True,  # select() takes at most 1024 files
@@ -71,16 +71,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             channel_timeout=IDLE,
             cleanup_interval=IDLE // 3,
             ident="",
-            **(_believed(given.proxies) if given.proxies else {}),
+            **(_believed(arguments.proxies) if arguments.proxies else {}),
         )
     except OSError as error:
-        raise InputError(f"port {given.port}: {errors.one_line(error)}; choose another with --port") from None
+        raise InputError(f"port {arguments.port}: {errors.one_line(error)}; choose another with --port") from None
     channel.guard(channels)
     # The default is 5 ms. The loop that reads all connections waits that long for every thread that parses a form.
     sys.setswitchinterval(0.0005)
     memory.return_large(1 << 20)
     gc.freeze()  # these objects stay: the collector need not look at them
-    print(f"page on http://localhost:{given.port} asking {given.endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
+    print(f"page on http://localhost:{arguments.port} asking {arguments.endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
     server.run()
 
 

@@ -4,7 +4,6 @@ Nothing is stored: bodies are held in memory and dropped with the answer. The lo
 address.
 """
 
-import base64
 import io
 import logging
 import re
@@ -27,12 +26,11 @@ from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
 from thyroid import logs
-from thyroid.data import tables
 from thyroid.data.filenames import CLASSES, POSITIVE
 from thyroid.imaging import images, phantom
-from thyroid.web import upload, words
+from thyroid.web import upload, view_model, words
 from thyroid.web.endpoint import Endpoint
-from thyroid.web.upload import PageError, ReadingError, View
+from thyroid.web.upload import PageError, ReadingError
 from thyroid.web.words import Words
 
 log = logging.getLogger("thyroid.web")
@@ -60,9 +58,6 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",  # the CSRF check over HTTPS needs it for this page itself
     "X-Content-Type-Options": "nosniff",
 }
-_ODD = (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError)
-"""Errors that are raised when an answer does not have its documented form."""
-_DECISIONS = ("benign", "malignant", "abstain")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -109,14 +104,18 @@ def create(options: Options) -> Flask:
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["share"] = words.share
-    _guard(app)  # first, because refusals are written in the visitor's language
+    _add_hooks(app)  # first, because refusals are written in the visitor's language
     limiter = Limiter(get_remote_address, app=app, storage_uri="memory://", headers_enabled=True)
-    _routes(app, Endpoint(options.endpoint, options.token), limiter, CSRFProtect(app))
-    _errors(app)
+    endpoint = Endpoint(options.endpoint, options.token)
+    _add_reading_routes(app, endpoint, limiter, CSRFProtect(app))
+    _add_other_routes(app, endpoint)
+    _add_error_handlers(app)
     return app
 
 
-def _guard(app: Flask) -> None:
+def _add_hooks(app: Flask) -> None:
+    """Choose the language before a request; set headers and write the log after it."""
+
     @app.before_request
     def begin() -> None:
         g.started, g.nonce = time.perf_counter(), secrets.token_urlsafe(16)
@@ -152,25 +151,27 @@ def _guard(app: Flask) -> None:
         return response
 
 
-def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter, forged: CSRFProtect) -> None:
+def _add_reading_routes(app: Flask, endpoint: Endpoint, limiter: Limiter, csrf: CSRFProtect) -> None:
     limited: Callable[..., Any] = limiter.limit(RATE)
 
     @app.get("/")
     def index() -> str:
-        return render_template("index.html", facts=_shown(endpoint.facts()), limits=_limits(), texts=_texts())
+        facts = view_model.describe_model(endpoint.facts())
+        return render_template("index.html", facts=facts, limits=_limits(), texts=_texts())
 
     @app.post("/read")
     @limited
     def read() -> str:
-        forged.protect()
+        csrf.protect()
         files = [(file.filename or "", file.read()) for file in request.files.getlist("files") if file.filename]
         views = upload.views(files, request.form.getlist("roi"))
-        clinical = upload.columns(request.form.to_dict(), (_shown(endpoint.facts()) or {}).get("columns", []))
+        model = view_model.describe_model(endpoint.facts())
+        clinical = upload.columns(request.form.to_dict(), model["columns"] if model else [])
         answer = endpoint.explain(views, g.request_id, clinical)
         try:
-            found = _found(answer, views)
-            facts = _shown(endpoint.facts(found["version"]))
-        except _ODD:
+            found = view_model.describe_reading(answer, views)
+            facts = view_model.describe_model(endpoint.facts(found["version"]))
+        except view_model.UNDOCUMENTED:
             raise PageError("error_answer", status=HTTPStatus.BAD_GATEWAY) from None
         fragment = _by_script()
         return render_template(
@@ -189,7 +190,7 @@ def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter, forged: CSRFProtec
     @app.post("/picture")
     @limited
     def picture() -> Response:
-        forged.protect()
+        csrf.protect()
         file = request.files.get("file")
         if file is None:
             raise PageError("error_none")
@@ -205,9 +206,11 @@ def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter, forged: CSRFProtec
         data, roi = _sample()
         return Response(data, mimetype="image/jpeg", headers={"x-roi": ",".join(map(str, roi))})
 
+
+def _add_other_routes(app: Flask, endpoint: Endpoint) -> None:
     @app.get("/report")
     def report() -> str:
-        return render_template("report.html", facts=_shown(endpoint.facts()))
+        return render_template("report.html", facts=view_model.describe_model(endpoint.facts()))
 
     @app.get("/report/document")
     def document() -> Response:
@@ -219,42 +222,42 @@ def _routes(app: Flask, endpoint: Endpoint, limiter: Limiter, forged: CSRFProtec
         return jsonify(status="ok")
 
 
-def _errors(app: Flask) -> None:
-    def told(problems: Sequence[PageError], status: int) -> tuple[Response | str, int]:
-        sentences = [g.words(one.code, **one.values) for one in problems]
+def _add_error_handlers(app: Flask) -> None:
+    def explain(problems: Sequence[PageError], status: int) -> tuple[Response | str, int]:
+        sentences = [g.words(problem.code, **problem.values) for problem in problems]
         if request.endpoint in ("picture", "sample"):
             return jsonify(error=" ".join(sentences)), status
         return render_template("errors.html" if _by_script() else "error.html", sentences=sentences), status
 
     @app.errorhandler(PageError)
-    def problem(error: PageError) -> Any:
-        return told([error], error.status)
+    def handle_problem(error: PageError) -> Any:
+        return explain([error], error.status)
 
     @app.errorhandler(ReadingError)
-    def problems(error: ReadingError) -> Any:
-        return told(error.problems, max(one.status for one in error.problems))
+    def handle_problems(error: ReadingError) -> Any:
+        return explain(error.problems, max(problem.status for problem in error.problems))
 
     @app.errorhandler(CSRFError)
-    def forged(_: CSRFError) -> Any:
-        answer = make_response(told([PageError("error_csrf")], HTTPStatus.BAD_REQUEST))
+    def handle_forgery(_: CSRFError) -> Any:
+        answer = make_response(explain([PageError("error_csrf")], HTTPStatus.BAD_REQUEST))
         answer.headers["x-token"] = "expired"  # the script gets a new token and sends the form again
         return answer
 
     @app.errorhandler(HTTPException)
-    def refused(error: HTTPException) -> Any:
+    def handle_http_error(error: HTTPException) -> Any:
         status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return told([PageError("error_total", {"limit": upload.MAX_TOTAL // 1_000_000})], status)
+            return explain([PageError("error_total", {"limit": upload.MAX_TOTAL // 1_000_000})], status)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            return failed(error)
+            return handle_exception(error)
         known = {HTTPStatus.NOT_FOUND: "error_page", HTTPStatus.TOO_MANY_REQUESTS: "error_rate"}
-        return told([PageError(known.get(HTTPStatus(status), "error_form"))], status)
+        return explain([PageError(known.get(HTTPStatus(status), "error_form"))], status)
 
     @app.errorhandler(Exception)
-    def failed(error: Exception) -> Any:
+    def handle_exception(error: Exception) -> Any:
         fields = {"request_id": g.request_id, "kind": type(error).__name__, "where": logs.place(error)}
         log.error("internal error", extra={"fields": fields})
-        return told([PageError("error_internal", {"id": g.request_id})], HTTPStatus.INTERNAL_SERVER_ERROR)
+        return explain([PageError("error_internal", {"id": g.request_id})], HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def _by_script() -> bool:
@@ -308,128 +311,3 @@ def _asset(name: str) -> Markup:
 def _sample() -> tuple[bytes, tuple[int, int, int, int]]:
     drawn = phantom.draw(CLASSES[POSITIVE], patient=SAMPLE_SEED, image=1)
     return images.encode(drawn.image, phantom.MARK), drawn.roi
-
-
-def _shown(facts: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return what the page shows of model.json; None if that is missing or of another form.
-
-    Metrics that it lacks are None.
-    """
-    if facts is None:
-        return None
-    try:
-        domain = str(facts["serving_domain"])
-        keras = facts["forms"].get("keras", {}).get("test", {}).get(domain, {})
-        # For forms other than Keras, the evaluation keeps only the metrics of the serving domain.
-        test = keras if facts["form"] == "keras" else facts["forms"][facts["form"]].get("test", {})
-        audits = facts.get("audits", {})
-        return {
-            "version": int(facts["version"]),
-            "backbone": str(facts["backbone"]),
-            "date": str(facts.get("created", ""))[:10],
-            "digest": str(facts["data_digest"])[:12],
-            "scans": facts.get("scans"),
-            "domain": domain if domain in tables.DOMAINS else None,
-            "threshold": _share(facts["threshold"]),
-            "band": [_share(end) for end in facts["band"]] if "band" in facts else None,
-            "auroc": _interval(test.get("auroc"), "{:.2f}"),
-            "sensitivity": _interval(test.get("sensitivity"), "{:.0%}"),
-            "specificity": _interval(test.get("specificity"), "{:.0%}"),
-            "missed": _rest(test.get("sensitivity")),
-            "false": _rest(test.get("specificity")),
-            "images": test.get("n"),
-            "patients": keras.get("patients"),
-            "synthetic": facts.get("synthetic", 0),
-            "columns": [_field(one) for one in facts.get("clinical", {}).get("fields", [])],
-            "not_released": [str(reason) for reason in facts["not_released"]],
-            "findings": sorted(audits.get("findings", {})),
-            "kept": max(map(float, audits.get("kept", {}).values()), default=None),
-        }
-    except _ODD:
-        log.error("the endpoint's facts are of another form", extra={"fields": {"request_id": g.request_id}})
-        return None
-
-
-def _field(one: dict[str, Any]) -> dict[str, Any]:
-    """Return a clinical column for the form."""
-    name, number = str(one["name"]), one["kind"] == "number"
-    if number:
-        low, high = (f"{float(one[bound]):g}" for bound in ("minimum", "maximum"))
-        return {"name": name, "categories": None, "low": low, "high": high}
-    return {"name": name, "categories": [str(category) for category in one["categories"]]}
-
-
-def _columns(told: dict[str, Any] | None) -> dict[str, list[str]] | None:
-    """Return the clinical columns that the answer was made with and without, and notes on odd values."""
-    return told and {name: [str(one) for one in told[name]] for name in ("used", "missing", "notes")}
-
-
-def _interval(figure: dict[str, Any] | None, form: str) -> str | None:
-    if not figure:
-        return None
-    value, low, high = (form.format(_share(figure[name])) for name in ("value", "low", "high"))
-    return f"{value} ({low.removesuffix('%')}–{high})".replace("%", "\N{NO-BREAK SPACE}%")
-
-
-def _rest(figure: dict[str, Any] | None) -> int | None:
-    """Return how many of a hundred are missed."""
-    return round((1 - _share(figure["value"])) * 100) if figure else None
-
-
-def _found(answer: dict[str, Any], views: Sequence[View]) -> dict[str, Any]:
-    """Return the endpoint's answer as the page shows it."""
-    told = answer["explanations"]
-    whole = answer["patients"][0]
-    threshold = _share(whole["threshold"])
-    decided = [_decided(one) for one in told]
-    return {
-        "patient": _decided(whole),
-        "threshold": threshold,
-        "version": int(told[0]["model_version"]),
-        "backbone": str(told[0]["model"]),
-        "not_released": [str(reason) for reason in told[0].get("not_released", [])],
-        "columns": _columns(told[0].get("clinical")),
-        "above": sum(one["probability"] >= threshold for one in decided),
-        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "views": [
-            shown
-            | {
-                "view": view,
-                "taken_as_crop": "note" in one["crop"],
-                "no_area": one["crop"].get("scan_area_found") is False,
-                "square": [int(value) for value in one["crop"]["square"]],
-                "heat": _png(one["heat_map"]["layer_png"]["b64"]),
-                "inside": None
-                if one["heat_map"]["share_inside_roi"] is None
-                else _share(one["heat_map"]["share_inside_roi"]),
-            }
-            for view, one, shown in zip(views, told, decided, strict=True)
-        ],
-    }
-
-
-def _decided(one: dict[str, Any]) -> dict[str, Any]:
-    if one["decision"] not in _DECISIONS:
-        raise ValueError("no decision")
-    classes = [(str(name), _share(share)) for name, share in one["probability"].items()]
-    return {
-        "probability": _share(one["malignant"]),
-        "decision": one["decision"],
-        "class": str(one["class"]),
-        "classes": classes if len(classes) > len(CLASSES) else [],
-    }
-
-
-def _share(value: Any) -> float:
-    """Return a number from 0 to 1. A boolean, a text or NaN raises ValueError."""
-    if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise ValueError("not a share")
-    return float(value)
-
-
-def _png(encoded: str) -> str:
-    """Return a picture from the endpoint for an <img>, after a check that it is a PNG."""
-    picture = base64.b64decode(encoded, validate=True)
-    if images.kind(picture) != "PNG":
-        raise ValueError("not a PNG")
-    return images.data_uri(picture)

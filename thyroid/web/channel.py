@@ -121,10 +121,10 @@ class Channel(HTTPChannel):
         self.requests_lock = threading.RLock()  # a probe is answered while it is held
         self._opened: float | None = time.monotonic()
         if len(server.active_channels) > CONNECTIONS:
-            waiting = (one for one in server.active_channels.values() if one is not self and one.idle())
-            for one in waiting:
-                one.will_close = True
-                break
+            for channel in server.active_channels.values():
+                if channel is not self and channel.idle():
+                    channel.will_close = True
+                    break
 
     def idle(self) -> bool:
         """Return whether the connection waits for a request."""
@@ -162,42 +162,47 @@ def guard(channels: dict[Any, Any]) -> None:
     Args:
         channels: The server's map, which holds every address that it listens on.
     """
-    for one in list(channels.values()):
-        if hasattr(one, "channel_class"):
-            one.channel_class = Channel
-            one.add_task, one.maintenance = _at_once(one.add_task), _tidied(one.maintenance)
-            one.handle_accept = _all_of_them(one, one.handle_accept)
+    for server in list(channels.values()):
+        if hasattr(server, "channel_class"):
+            server.channel_class = Channel
+            server.add_task = _answering_probes(server.add_task)
+            server.maintenance = _returning_memory(server.maintenance)
+            server.handle_accept = _accepting_many(server, server.handle_accept)
 
 
-def _at_once(add_task: Any) -> Any:
+def _answering_probes(add_task: Any) -> Any:
+    """Return an `add_task` that answers probes at once, where no thread may be free."""
+
     def add(channel: Any) -> None:
         channel.service() if getattr(channel.requests[0], "path", "") == PROBE else add_task(channel)
 
     return add
 
 
-def _all_of_them(server: Any, accept: Any) -> Any:
+def _accepting_many(server: Any, accept: Any) -> Any:
     """Return an `accept` that accepts up to `AT_ONCE` connections.
 
     Waitress accepts one between two looks at all connections, so a client behind a thousand others would wait for
     seconds.
     """
 
-    def take_in() -> None:
+    def accept_many() -> None:
         for _ in range(AT_ONCE):
             before = len(server.active_channels)
             accept()
             if len(server.active_channels) == before or len(server._map) >= server.adj.connection_limit:
                 break
 
-    return take_in
+    return accept_many
 
 
-def _tidied(maintenance: Any) -> Any:
-    def tidy(now: float) -> None:
+def _returning_memory(maintenance: Any) -> Any:
+    """Return a `maintenance` that also gives free memory back to the system."""
+
+    def maintain(now: float) -> None:
         maintenance(now)
         if _HELD.returned > memory.WORTH_IT > _HELD.held:
             _HELD.returned = 0
             memory.give_back()
 
-    return tidy
+    return maintain

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from thyroid.registry import registry
+from thyroid.registry.registry import MODEL_NAME
 from thyroid.web.upload import PageError, View
 
 PATIENCE = 35.0
@@ -33,7 +33,7 @@ MAX_ANSWER = 100_000_000
 FRESH = 5.0
 """Seconds for which the facts of the model are reused."""
 
-_MODEL = f"/v1/models/{registry.NAME}"
+_MODEL = f"/v1/models/{MODEL_NAME}"
 _FIELD = re.compile(r"instances\[(?P<number>[0-9]{1,3})\]")
 _CODES: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "error_token",
@@ -124,12 +124,13 @@ class Endpoint:
             answer = self._ask("POST", f"{_MODEL}:explain", PATIENCE, json=body, headers=headers)
         finally:
             self._places.release()
-        told = _object(_checked(answer, views))
-        if [type(told.get(name)) for name in ("explanations", "patients")] != [list, list]:
-            raise _odd()
-        if len(told["explanations"]) != len(views) or len(told["patients"]) != 1:
-            raise _odd()
-        return told
+        content = _object(_checked(answer, views))
+        explanations, patients = content.get("explanations"), content.get("patients")
+        if type(explanations) is not list or type(patients) is not list:
+            raise _undocumented()
+        if len(explanations) != len(views) or len(patients) != 1:
+            raise _undocumented()
+        return content
 
     def _ask(self, method: str, path: str, patience: float, **more: Any) -> "_Answer":
         """Return an answer that arrives completely within `patience` seconds and `MAX_ANSWER` bytes.
@@ -145,7 +146,7 @@ class Endpoint:
                 for part in answer.iter_raw():
                     size += len(part)
                     if size > MAX_ANSWER or time.monotonic() > end:
-                        raise _odd() if size > MAX_ANSWER else httpx.ReadTimeout("")
+                        raise _undocumented() if size > MAX_ANSWER else httpx.ReadTimeout("")
                     parts.append(part)
                 return _Answer(answer.status_code, b"".join(parts))
         except (httpx.ReadTimeout, httpx.WriteTimeout):
@@ -160,28 +161,28 @@ class _Answer:
     body: bytes
 
 
-def _odd() -> PageError:
+def _undocumented() -> PageError:
     return PageError("error_answer", status=HTTPStatus.BAD_GATEWAY)
 
 
 def _object(answer: _Answer) -> dict[str, Any]:
     try:
-        told = json.loads(answer.body)
+        content = json.loads(answer.body)
     except (ValueError, RecursionError):
-        raise _odd() from None
-    if not isinstance(told, dict):
-        raise _odd()
-    return told
+        raise _undocumented() from None
+    if not isinstance(content, dict):
+        raise _undocumented()
+    return content
 
 
 def _checked(answer: _Answer, views: Sequence[View]) -> _Answer:
     if answer.status == HTTPStatus.OK:
         return answer
     try:
-        told = _object(answer)
+        content = _object(answer)
     except PageError:  # the page of a gateway
-        told = {}
-    code, message = str(told.get("code")), str(told.get("error"))
+        content = {}
+    code, message = str(content.get("code")), str(content.get("error"))
     if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
         key = {"overloaded": "error_busy", "not_ready": "error_starting"}.get(code, "error_unreachable")
         raise PageError(key, status=HTTPStatus.SERVICE_UNAVAILABLE)

@@ -198,7 +198,7 @@ def columns(form: Mapping[str, str], fields: Sequence[Mapping[str, Any]]) -> dic
     Raises:
         PageError: The value of a number cannot be read, or is not finite.
     """
-    kinds = {one["name"]: one["categories"] for one in fields}
+    categories = {field["name"]: field["categories"] for field in fields}
     given = {
         name.removeprefix("clinical."): text.strip() for name, text in form.items() if name.startswith("clinical.")
     }
@@ -206,7 +206,7 @@ def columns(form: Mapping[str, str], fields: Sequence[Mapping[str, Any]]) -> dic
     for name, text in given.items():
         if not text:
             continue
-        if kinds.get(name, ()) is not None:
+        if categories.get(name, ()) is not None:
             values[name] = text
             continue
         try:

@@ -1,0 +1,157 @@
+"""Compiles the pipelines for Kubeflow."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from kfp import compiler
+from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
+from components.step import image_name
+from pipelines.cluster import Cluster
+from pipelines.sweep import sweep_pipeline
+from pipelines.training import training_pipeline
+from thyroid.command import FLAT
+from thyroid.errors import InputError
+from thyroid.model import backbones as networks
+
+SWEPT = "VGG16"
+"""The backbone whose settings are searched by default."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is trained on a cluster, and where.
+
+    Attributes:
+        backbones: Backbones to train, with commas; empty for all. A search takes VGG16 unless there is exactly one.
+        gpus: GPUs of each training; 0 trains on CPUs.
+        accelerator: Resource name of a GPU.
+        node_selector: Label of the nodes for training, as LABEL=VALUE; may be repeated.
+        claim: PersistentVolumeClaim that every step mounts at /data; empty for none.
+        gcs_secret: Secret with the key.json of a Google service account; empty for workload identity.
+    """
+
+    backbones: str = ""
+    gpus: int = Cluster.gpus
+    accelerator: str = Cluster.accelerator
+    node_selector: Sequence[str] = ()
+    claim: str = Cluster.claim
+    gcs_secret: str = Cluster.gcs_secret
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the backbones as in `BACKBONES`.
+
+        Raises:
+            InputError: A backbone is unknown.
+        """
+        return (
+            [networks.get(name).name for name in self.backbones.split(",")] if self.backbones else [*networks.BACKBONES]
+        )
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster's options.
+
+        Raises:
+            InputError: The number of GPUs is out of range, or a label has no value.
+        """
+        return Cluster(
+            gpus=self.gpus,
+            accelerator=self.accelerator,
+            node_selector=pairs("--node-selector", self.node_selector),
+            claim=self.claim,
+            gcs_secret=self.gcs_secret,
+        )
+
+
+def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """Split texts of the form NAME=VALUE.
+
+    Args:
+        option: Option that gives them, for the error message.
+        given: The texts.
+
+    Raises:
+        InputError: A text holds no equals sign.
+    """
+    for text in given:
+        if "=" not in text:
+            raise InputError(f"{option} {text}: give it as NAME=VALUE")
+    return dict(text.split("=", 1) for text in given)
+
+
+def compile(
+    *,
+    placement: Annotated[Placement, FLAT] = Placement(),
+    output: Path = Path("thyroid.yaml"),
+    picture: Path | None = None,
+) -> None:
+    """Write the pipelines for the Kubeflow UI, and the training also as Kubernetes objects.
+
+    Args:
+        placement: What is trained, and where.
+        output: YAML file of the training. The search is written to NAME-sweep.yaml and the Kubernetes objects to
+            NAME-version.yaml in the same folder.
+        picture: PNG file of a drawing of the steps.
+
+    Raises:
+        InputError: An option is wrong.
+    """
+    compile_training(placement, output)
+    search = output.with_name(f"{output.stem}-sweep.yaml")
+    compile_sweep(placement, search)
+    print(f"{output}: upload it in the Kubeflow UI under Pipelines")
+    print(f"{_version_manifest(output)}: or apply it with kubectl, where pipelines are kept as objects")
+    print(f"{search}: the search for settings; upload it in the same way")
+    if picture:
+        from pipelines import draw
+
+        draw.draw(output, picture)
+
+
+def compile_training(placement: Placement, output: Path) -> None:
+    """Compile the training pipeline to KFP's intermediate representation.
+
+    The same pipeline is written next to it a second time, as Kubernetes objects Pipeline and PipelineVersion.
+
+    Args:
+        placement: What is trained, and where.
+        output: YAML file to write; missing folders are created.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    pipeline = training_pipeline(placement.names, placement.cluster)
+    compiler.Compiler().compile(pipeline, str(output))
+    tag = re.sub("[^a-z0-9.-]", "-", image_name("train").rsplit(":", 1)[1].lower())
+    options = KubernetesManifestOptions(
+        pipeline_name="thyroid-training",
+        pipeline_display_name="Thyroid nodules: scans to endpoint",
+        pipeline_version_name=f"thyroid-training-{tag}",
+        pipeline_version_display_name=tag,
+        include_pipeline_manifest=True,
+    )
+    compiler.Compiler().compile(
+        pipeline,
+        str(_version_manifest(output)),
+        kubernetes_manifest_options=options,
+        kubernetes_manifest_format=True,
+    )
+
+
+def compile_sweep(placement: Placement, output: Path) -> None:
+    """Compile the search for a backbone's settings.
+
+    Args:
+        placement: What is trained, and where. The search takes `SWEPT` unless there is exactly one backbone.
+        output: YAML file to write.
+    """
+    names = placement.names
+    backbone = names[0] if len(names) == 1 else SWEPT
+    compiler.Compiler().compile(sweep_pipeline(backbone, cluster=placement.cluster), str(output))
+
+
+def _version_manifest(output: Path) -> Path:
+    return output.with_name(f"{output.stem}-version.yaml")

@@ -1,0 +1,106 @@
+"""Builds command lines from functions: their signatures give the options and types, their docstrings the help."""
+
+import difflib
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from thyroid.errors import InputError
+
+FLAT = Parameter(name="*")
+"""Marks a dataclass whose fields are options of their own: `options: Annotated[IngestOptions, FLAT]`."""
+
+
+def app(program: str, text: str) -> App:
+    """Return an App with the conventions of all commands: plain help, and one value after each option.
+
+    An option that may be repeated is a sequence. A flag has no negation unless its parameter names one.
+
+    Args:
+        program: How the command is started, such as `python -m thyroid.crop`.
+        text: Description for `--help`, of which the first line is used.
+    """
+    return App(
+        name=program,
+        help=text.strip().split("\n")[0],
+        help_format="plaintext",
+        help_formatter=_PlainHelp(),
+        version_flags=[],
+        result_action="return_none",
+        default_parameter=Parameter(negative=()),
+        suppress_keyboard_interrupt=False,  # `errors.command` turns it into exit code 130
+    )
+
+
+def call(commands: App, argv: Sequence[str] | None = None) -> None:
+    """Parse a command line and call its function.
+
+    Args:
+        commands: The commands.
+        argv: Arguments without the program's name; None for those of the process.
+
+    Raises:
+        InputError: An option or a command is unknown (the message names the nearest one), missing or not of its type.
+    """
+    try:
+        commands(argv, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        message = " ".join(str(error).split()).rstrip(".")
+        raise InputError(re.sub(r"\.? Did you mean (.*?)\?", r"; did you mean \1?", message)) from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the known name that is most like the given one, or else all known names.
+
+    Args:
+        name: The unknown name.
+        known: The names that exist.
+    """
+    names = list(known)
+    found = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {found[0]}?" if found else f"; choose from {', '.join(names)}"
+
+
+class _PlainHelp:
+    """Formats the help as text without colours or boxes, wrapped to the terminal; see `cyclopts.help`."""
+
+    def __call__(self, console: Any, options: Any, panel: Any) -> None:
+        """Print the commands or the options."""
+        if not panel.entries:
+            return
+        lines = [f"{panel.title}:"]
+        for entry in panel.entries:
+            text = _plain(console, entry.description)
+            if entry.choices:
+                text += f" [choices: {', '.join(entry.choices)}]"
+            if entry.default not in (None, "False", "()", '""', ""):
+                text += f" [default: {entry.default}]"
+            lines.append(f"  {', '.join(entry.all_options)}")
+            lines += textwrap.wrap(text.strip(), console.width - 8, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        _print(console, "\n".join(lines))
+
+    def render_usage(self, console: Any, options: Any, usage: Any) -> None:
+        """Print how the command is called."""
+        text = _plain(console, usage)
+        _print(console, f"usage: {text.removeprefix('Usage: ')}\n")
+
+    def render_description(self, console: Any, options: Any, description: Any) -> None:
+        """Print what the command does."""
+        text = _plain(console, description)
+        if text:
+            _print(console, textwrap.fill(text, console.width) + "\n")
+
+
+def _plain(console: Any, renderable: Any) -> str:
+    if renderable is None:
+        return ""
+    with console.capture() as captured:
+        console.print(renderable, markup=False, highlight=False, no_wrap=True, crop=False, overflow="ignore")
+    return " ".join(captured.get().split())
+
+
+def _print(console: Any, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,226 @@
+"""A data version in memory: its tables, read once, and its images, decoded once per size.
+
+An image is verified against its checksum, decoded and letterboxed into one uint8 array. Arrays that exceed the memory
+budget are in a temporary file that the system pages in.
+"""
+
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from thyroid import cores, progress
+from thyroid.data import tables
+from thyroid.data.classes import Classes
+from thyroid.errors import InputError
+
+MEMORY_BUDGET = 4_000_000_000
+"""Arrays of up to this many bytes are held in memory, larger ones in a temporary file that the system pages in."""
+
+_CHUNK = 16  # images per task of a thread
+
+Decode = Callable[[pd.DataFrame, int], NDArray[np.uint8]]
+"""Type of `decode`, of `PixelCache` and of `DataVersion.pixels`: returns the images of a table at a size."""
+
+
+class PixelCache:
+    """Caches decoded images. An image is read only once at each size.
+
+    Args:
+        budget: Bytes that all cached images together may hold in memory. Images beyond it are in temporary files.
+    """
+
+    def __init__(self, budget: int = MEMORY_BUDGET) -> None:
+        """Start with an empty cache."""
+        self._budget = budget
+        self._known: dict[tuple[int, str], NDArray[np.uint8]] = {}
+
+    def __call__(self, table: pd.DataFrame, size: int) -> NDArray[np.uint8]:
+        """Return the images of `table` as `decode` does, from the cache where they are known."""
+        fresh = table[[(size, sha256) not in self._known for sha256 in table["sha256"]]].drop_duplicates("sha256")
+        if len(fresh):
+            read = decode(fresh, size, self._budget)
+            self._budget = max(0, self._budget - read.nbytes)
+            self._known |= {(size, sha256): image for sha256, image in zip(fresh["sha256"], read, strict=True)}
+        rows = [self._known[size, sha256] for sha256 in table["sha256"]]
+        out = allocate((len(rows), size, size, max(row.shape[-1] for row in rows)), np.uint8)
+        for number, row in enumerate(rows):
+            out[number] = row
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class DataVersion:
+    """One state of the scans' tables and images.
+
+    Attributes:
+        folder: Folder of the data version.
+        scans: Table of scans, quarantined ones included; see `tables`.
+        regions: Table of regions; see `tables`.
+        facts: Content of data.json.
+    """
+
+    folder: Path
+    scans: pd.DataFrame
+    regions: pd.DataFrame
+    facts: dict[str, Any]
+    _pixels: PixelCache = field(default_factory=PixelCache, repr=False)
+
+    @classmethod
+    def read(cls, folder: Path) -> "DataVersion":
+        """Read the tables and the facts of the data version in `folder`.
+
+        Raises:
+            InputError: The folder is no whole data version.
+        """
+        return cls(folder, *tables.read(folder))
+
+    @cached_property
+    def used(self) -> pd.DataFrame:
+        """Scans that are not quarantined."""
+        return tables.used(self.scans)
+
+    @cached_property
+    def test_scans(self) -> pd.DataFrame:
+        """Scans of the test split, with the column cohort, as `overlap.find` compares them with a model's scans."""
+        return self.used[self.used["split"] == "test"].assign(cohort=self.facts["cohort"])
+
+    @cached_property
+    def contents(self) -> pd.DataFrame:
+        """What a model of this data version is made of; see `tables.contents`."""
+        return tables.contents(self.scans, self.regions)
+
+    @property
+    def classes(self) -> Classes:
+        """Classes of the scans."""
+        return Classes.from_dict(self.facts)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the contents; see `tables.digest`."""
+        digest: str = self.facts["digest"]
+        return digest
+
+    @property
+    def margin(self) -> float:
+        """Margin around a region in its crop, as a share of the region's longer side. `crop` has set it."""
+        margin: float = self.facts["margin"]
+        return margin
+
+    @property
+    def images(self) -> Path:
+        """Folder that crop_path and normal_path are relative to: a store's, or the data version's own."""
+        return Path(self.facts.get("images", self.folder))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that a later step reads from the tables; see `tables.fingerprint`."""
+        return tables.fingerprint_of(self.scans, self.regions, self.digest)
+
+    def examples(self, domain: str, split: str | None = None) -> pd.DataFrame:
+        """Return the images of one domain (and split), as `tables.examples` does.
+
+        Args:
+            domain: One of `tables.DOMAINS`.
+            split: One of `tables.SPLITS`; None for all.
+
+        Raises:
+            InputError: The domain is unknown.
+        """
+        return tables.select_examples(tables.examples_of(self.scans, self.regions, domain), split, self.images)
+
+    def pixels(self, examples: pd.DataFrame, size: int) -> NDArray[np.uint8]:
+        """Return images in the order of a table, as `decode` does. Every image is decoded once at each size.
+
+        Args:
+            examples: Table with the columns file (full path) and sha256.
+            size: Side of the square in pixels.
+
+        Returns:
+            uint8 [n, size, size, 1] if every image is grey, else [n, size, size, 3].
+
+        Raises:
+            InputError: Files are missing, or differ from the ones that the data version describes.
+        """
+        return self._pixels(examples, size)
+
+
+def decode(table: pd.DataFrame, size: int, budget: int = MEMORY_BUDGET) -> NDArray[np.uint8]:
+    """Decode the images of a table in order.
+
+    Args:
+        table: Table with the columns file (full path) and sha256, as `tables.examples` returns it.
+        size: Side of the square in pixels.
+        budget: Bytes that may be held in memory.
+
+    Returns:
+        uint8 [n, size, size, 1] if every image is grey, else [n, size, size, 3].
+
+    Raises:
+        InputError: Files are missing, or differ from the ones that the data version describes.
+    """
+    rows = list(zip(table["file"], table["sha256"], strict=True))
+    for channels in (1, 3):
+        out = allocate((len(rows), size, size, channels), np.uint8, budget)
+        if _fill(out, rows):
+            break
+    return out
+
+
+def allocate(shape: tuple[int, ...], dtype: type, budget: int = MEMORY_BUDGET) -> NDArray[Any]:
+    """Allocate an array in memory, or in a temporary file if it has more than `budget` bytes."""
+    if math.prod(shape) * np.dtype(dtype).itemsize <= budget:
+        return np.empty(shape, dtype)
+    descriptor, name = tempfile.mkstemp(prefix="thyroid-")
+    os.close(descriptor)
+    out = np.memmap(name, dtype, "w+", shape=shape)
+    Path(name).unlink()  # the mapping keeps the file until the process ends, even if it is killed
+    return out
+
+
+def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]]) -> bool:
+    """Decode `rows` into `out`. Return False as soon as an image has more channels than `out`."""
+    from thyroid.imaging import images  # imports OpenCV, which the registry's commands do without
+
+    wrong: list[tuple[str, str]] = []
+
+    def decode_chunk(start: int) -> bool:
+        for number, (image_path, sha256) in enumerate(rows[start : start + _CHUNK], start):
+            try:
+                data = Path(image_path).read_bytes()
+            except OSError:
+                wrong.append(("missing", image_path))
+                continue
+            if hashlib.sha256(data).hexdigest() != sha256:
+                wrong.append(("changed", image_path))
+                continue
+            image = images.square(data, out.shape[1])
+            if image.shape[-1] > out.shape[-1]:
+                return False
+            out[number] = image
+        return True
+
+    starts = range(0, len(rows), _CHUNK)
+    with ThreadPoolExecutor(cores.available()) as pool, progress.bar(None, len(rows), "decode", "image") as bar:
+        for start, fits in zip(starts, pool.map(decode_chunk, starts), strict=True):
+            if not fits:
+                pool.shutdown(cancel_futures=True)
+                return False
+            bar.update(min(_CHUNK, len(rows) - start))
+    if wrong:
+        what, image_path = min(wrong, key=lambda pair: pair[1])
+        raise InputError(
+            f"{len(wrong)} images of the data version are missing or changed, the first is {image_path} ({what}); "
+            "crop again"
+        )
+    return True

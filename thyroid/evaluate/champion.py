@@ -1,0 +1,163 @@
+"""Score the registry's champion and its anchor on the candidate's test images, so that the gate can compare them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from thyroid.clinical.fusion import Fusion
+from thyroid.data import overlap, version
+from thyroid.data.classes import Classes
+from thyroid.errors import InputError
+from thyroid.model import artefacts
+from thyroid.model.operating_point import OperatingPoint
+from thyroid.registry import changes
+from thyroid.registry.registry import Registry
+from thyroid.storage import Location
+
+_NEEDED = ("classes", "positive", "ordered", "temperature", "bias", "threshold", "thresholds")
+"""Fields that model.json of a champion must have so that it can be scored."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A champion on the candidate's test images: its scores, or the reason why it has none.
+
+    Attributes:
+        version: Version in the registry; None where there is no champion.
+        scores: Probability of malignant for each test image, in the order of the images; None where it was not scored.
+        threshold: The champion's own threshold, on the scale of its scores.
+        problem: Why it has no scores, or, without a version, why no champion was looked for.
+        note: What could not be compared of the scans that it was trained on.
+    """
+
+    version: int | None
+    scores: NDArray[np.float64] | None = None
+    threshold: float | None = None
+    problem: str | None = None
+    note: str | None = None
+
+    def calls(self, scores: Any) -> Any:
+        """Return whether each of `scores` reaches the threshold."""
+        assert self.threshold is not None
+        return np.asarray(scores, float) >= self.threshold
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What the candidate is compared with.
+
+    Attributes:
+        champion: The champion on the candidate's test images.
+        anchor: The anchor on them; None where it is the champion, or there is none.
+    """
+
+    champion: Champion
+    anchor: Champion | None = None
+
+    @property
+    def by_role(self) -> dict[str, Champion]:
+        """The rivals that are registered versions, by role: "champion" and "anchor"."""
+        roles = {"champion": self.champion, "anchor": self.anchor}
+        return {role: rival for role, rival in roles.items() if rival is not None and rival.version is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class CommonTestSet:
+    """The test set that the candidate and its rivals are scored on.
+
+    Attributes:
+        images: Test images as `tables.examples` gives them.
+        classes: Classes of the candidate.
+        domain: Serving domain of the candidate.
+        scans: Every scan of the test set, as in `overlap.find`. A rival must not have been developed on any of them.
+        clinical: Clinical columns of the images, in the same order; None where there are none.
+        pixels: Function that reads the images.
+    """
+
+    images: pd.DataFrame
+    classes: Classes
+    domain: str
+    scans: pd.DataFrame
+    clinical: pd.DataFrame | None = None
+    pixels: version.Decode = version.decode
+
+
+def rivals(root: Location | None, test: CommonTestSet) -> Rivals:
+    """Score the registry's champion and its anchor on the candidate's test images.
+
+    A series of candidates, each a little worse than the last one, would always pass a comparison with the champion
+    alone. The anchor is a champion that stays until another one is shown to be better than it, so the losses cannot add
+    up.
+
+    A model that cannot be compared fairly leads to a refusal of the candidate, not to a crash, because somebody has to
+    look. Such a model has other classes or another serving domain, was trained on images or patients that are now in
+    the test set, names its patients with another key, uses clinical columns that are missing now, or is damaged.
+
+    Args:
+        root: Root of the registry; None for no registry.
+        test: Test set of the candidate.
+
+    Returns:
+        The champion, and the anchor if it is another version.
+    """
+    if root is None:
+        return Rivals(Champion(None, problem="no registry was given: not compared with any champion"))
+    aliases = Registry(root).read_aliases()
+    if "champion" not in aliases:
+        return Rivals(Champion(None))
+    current = _score(root, aliases["champion"], test)
+    if aliases["anchor"] == aliases["champion"]:
+        return Rivals(current)
+    return Rivals(current, _score(root, aliases["anchor"], test))
+
+
+def _score(root: Location, number: int, test: CommonTestSet) -> Champion:
+    """Score a version on the candidate's test images."""
+    folder = Registry(root).locate(str(number))  # outside try: an unreachable registry must not refuse the candidate
+    try:
+        Registry(root).check(folder)
+        facts = artefacts.verify(folder, (*_NEEDED, "serving_domain", "image_size"))
+        own = Classes.from_dict(facts)
+        if own != test.classes:
+            return Champion(number, problem=f"it tells {own} apart, not {test.classes}")
+        if facts["serving_domain"] != test.domain:
+            return Champion(
+                number,
+                problem=f"it serves {facts['serving_domain']} images and the candidate {test.domain} "
+                "ones (set --serving-domain)",
+            )
+        learnt = changes.scans_of(folder)
+        seen = overlap.find(root, learnt[learnt["split"] != "test"], test.scans)
+        if seen.scans:
+            known = f"{seen.scans} scans of this test set, or their patients, were among its development scans"
+            return Champion(number, problem=f"{known} ({seen.describe()})")
+        if seen.problem:
+            return Champion(number, problem=seen.problem)
+        probability = _probability(folder, facts, test)
+    except (InputError, OSError) as error:
+        return Champion(number, problem=str(error))
+    point = OperatingPoint.from_dict(facts)
+    return Champion(number, test.classes.malignant(point.scale(probability)), point.threshold, note=seen.note)
+
+
+def _probability(folder: Path, facts: dict[str, Any], test: CommonTestSet) -> NDArray[np.float64]:
+    """Return the unscaled probabilities of the test images, float64 [n, classes].
+
+    Raises:
+        InputError: The model cannot be loaded, or it uses clinical columns that are not known.
+    """
+    from thyroid.model import inputs  # imports TensorFlow, which checking the options of a run does not need
+
+    network = artefacts.load_keras(folder / artefacts.MODEL)
+    probability = inputs.predict(network, test.pixels(test.images, facts["image_size"]))
+    if "clinical" not in facts:
+        return probability
+    head = Fusion.from_dict(facts["clinical"])
+    columns = [column.name for column in head.encoder.columns]
+    if test.clinical is None or not set(columns) <= set(test.clinical):
+        raise InputError(f"it uses the clinical columns {', '.join(columns)}: give clinical.csv")
+    return head.predict(probability, test.clinical[columns])[0]

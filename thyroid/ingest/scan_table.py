@@ -1,0 +1,117 @@
+"""The table of a run's scans, which the rules of the step narrow down to those in use."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from thyroid.data import tables
+from thyroid.data.classes import Classes
+from thyroid.errors import InputError
+from thyroid.ingest import dicom_csv
+from thyroid.ingest.examine import Examined
+from thyroid.ingest.labels import Label
+from thyroid.ingest.listing import ListedFile
+
+
+class ScanTable:
+    """The state of a run: every file, the scans in use, and why the others are quarantined.
+
+    Attributes:
+        files: The files as they were listed.
+        examined: One row per file as it was read, which the store keeps.
+        looked_at: Number of files that had to be read; the others were known.
+        table: One row per file with its class and side, and a quarantine reason where it cannot be used.
+        used: The rows of `table` that are not quarantined, with the same index. Groups and splits are decided here.
+        links: Pairs of perceptual hashes that are near-duplicates, among these scans and those of earlier runs.
+        duplicate_groups: Number of groups of several scans that are near-duplicates of each other.
+        notes: Sentences for people on what the run decided.
+    """
+
+    def __init__(self, files: Sequence[ListedFile], examined: Examined, classes: Classes, *, has_labels: bool) -> None:
+        """Give every scan its class, and quarantine scans without one.
+
+        Args:
+            files: The files as they were listed.
+            examined: The files as they were read.
+            classes: The classes.
+            has_labels: Whether there is a labels.csv. If so, it alone gives the classes.
+        """
+        self.files = files
+        self.examined = examined.rows
+        self.looked_at = examined.looked_at
+        self.table = _classified(self.examined, files if has_labels else None, classes)
+        self.used = tables.used(self.table).copy()
+        self.links: list[tuple[str, str]] = []
+        self.duplicate_groups = 0
+        self.notes: list[str] = []
+        self._lines = {file.path: file.row.line for file in files if file.row is not None and file.row.line}
+
+    def quarantine(self, reasons: pd.Series) -> None:
+        """Quarantine scans in use.
+
+        Args:
+            reasons: Reason (text) by the index of the scan.
+        """
+        self.table.loc[reasons.index, "quarantine_reason"] = reasons.astype("string")
+        self.used = self.used[~self.used.index.isin(reasons.index)].copy()
+
+    def quarantined(self) -> list[tuple[str, str]]:
+        """Return path and reason of every quarantined file, with its line in dicom.csv if it has one."""
+        bad = self.table[self.table["quarantine_reason"].notna()]
+        return [
+            (path, self._with_line(path, reason))
+            for path, reason in zip(bad["path"], bad["quarantine_reason"], strict=True)
+        ]
+
+    def require_every_class(self, source: str, classes: Classes) -> None:
+        """Check that there is a usable scan of every class.
+
+        Args:
+            source: Address of the scans, for error messages.
+            classes: The classes.
+
+        Raises:
+            InputError: A class has no usable scan.
+        """
+        if self.used.empty:
+            path, reason = self.table["path"].iloc[0], self.table["quarantine_reason"].iloc[0]
+            raise InputError(
+                f"{source}: none of its {len(self.table)} files can be used; the first is {Path(path).name}: "
+                f"{self._with_line(path, reason)}"
+            )
+        for name in classes.names:
+            if not (self.used["class"] == name).any():
+                raise InputError(
+                    f"{source}: no usable scan of class {name} among {len(self.used)}; every class is needed, as the "
+                    f"first letter of the file names (B for benign, M for malignant), as the label in {dicom_csv.NAME} "
+                    "or in the table of labels"
+                )
+
+    def _with_line(self, path: str, reason: str) -> str:
+        """Prefix `reason` with the scan's line in dicom.csv. Lines move, so they are not stored in the tables."""
+        line = self._lines.get(path)
+        return reason if line is None else f"line {line} of {dicom_csv.NAME}: {reason}"
+
+
+def _classified(examined: pd.DataFrame, labelled: Sequence[ListedFile] | None, classes: Classes) -> pd.DataFrame:
+    """Return `examined` with class and side, and with a quarantine reason for scans that have no class.
+
+    Args:
+        examined: Rows whose label is the class given by the file's name or by dicom.csv.
+        labelled: The files with what labels.csv says about them; None if there is no such table.
+        classes: The classes.
+    """
+    table = examined.copy()
+    usable = table["quarantine_reason"].isna()
+    if labelled is None:
+        name = table["label"].map({own: classes.read(own) for own in table["label"].dropna().unique()})
+        reason = table["label"] + f" is none of the classes {', '.join(classes.names)}; give their table with --labels"
+    else:
+        unknown = Label(None, reason="it has no row in the table of labels")
+        label = table["path"].map({file.path: file.label or unknown for file in labelled})
+        name, reason = label.map(lambda row: row.name), label.map(lambda row: row.reason)
+    table["class"] = name.where(usable).astype("string")
+    table["quarantine_reason"] = table["quarantine_reason"].mask(usable & name.isna(), reason.astype("string"))
+    table["label"] = table["class"].map(classes.side, na_action="ignore").astype("string")
+    return table

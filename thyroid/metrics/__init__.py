@@ -1,0 +1,62 @@
+"""Metrics with confidence intervals that resample patients: patients, not images, are the independent units.
+
+`Draws` holds the bootstrap draws of one set of patients. Every metric function takes it and returns the metric on the
+sample itself and on every draw, so that metrics on the same draws can be subtracted. `interval` turns such an array
+into an `Interval`.
+"""
+
+from thyroid.interval import Interval, format_interval
+from thyroid.metrics.calibration import BINS, brier_draws, ece_draws, ece_if_calibrated
+from thyroid.metrics.comparison import Comparison, auroc_covariance, auroc_difference, delong, specificity_difference
+from thyroid.metrics.decisions import accuracy, at_threshold, kappa_draws, majority, net_benefit
+from thyroid.metrics.intervals import (
+    DRAWS,
+    FEW,
+    LEVEL,
+    Draws,
+    clopper_pearson,
+    interval,
+    newcombe,
+)
+from thyroid.metrics.roc import (
+    auprc_draws,
+    auroc,
+    auroc_draws,
+    auroc_interval,
+    macro_auroc,
+    macro_auroc_draws,
+    roc_band,
+)
+
+__all__ = [
+    "BINS",
+    "DRAWS",
+    "FEW",
+    "LEVEL",
+    "Comparison",
+    "Draws",
+    "Interval",
+    "accuracy",
+    "at_threshold",
+    "auprc_draws",
+    "auroc",
+    "auroc_covariance",
+    "auroc_difference",
+    "auroc_draws",
+    "auroc_interval",
+    "brier_draws",
+    "clopper_pearson",
+    "delong",
+    "ece_draws",
+    "ece_if_calibrated",
+    "format_interval",
+    "interval",
+    "kappa_draws",
+    "macro_auroc",
+    "macro_auroc_draws",
+    "majority",
+    "net_benefit",
+    "newcombe",
+    "roc_band",
+    "specificity_difference",
+]

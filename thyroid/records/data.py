@@ -1,0 +1,64 @@
+"""data.json: what a data version is made of. `ingest` writes it, and `crop` adds how the images were made."""
+
+from thyroid.records.record import Record
+
+
+class ClassFields(Record):
+    """The classes, as every record that depends on them holds them."""
+
+    classes: list[str]
+    """Names of the classes in their order, the benign ones first."""
+    positive: list[bool]
+    """For each class, whether it counts as malignant."""
+    ordered: bool
+    """Whether the order of the classes means something, as for grades. Kappa is then weighted."""
+
+
+class DataRecord(ClassFields):
+    """data.json of a data version."""
+
+    source: str
+    """Address of the scans, as `ingest` was given it, made absolute."""
+    cohort: str
+    """Name of the cohort. Within a cohort, equal patient numbers mean the same patient."""
+    digest: str
+    """SHA-256 over the bytes, classes and regions of all scans in use. Paths and order do not matter."""
+    scans: int
+    """Number of scans in use."""
+    quarantined: int
+    """Number of files that were set aside; quarantine.csv gives the reasons."""
+    patients: int
+    """Number of patients."""
+    duplicate_groups: int
+    """Number of groups of near-duplicates."""
+    regions: int
+    """Number of regions of interest."""
+    synthetic: int
+    """Number of scans that the phantom drew. A model that learnt from any of them says so wherever it is shown."""
+    splits: dict[str, dict[str, int]]
+    """For train, validation and test: the number of images of each class, and the number of patients."""
+    notes: list[str]
+    """What people should know about the scans, in words."""
+    looked_at: int
+    """Number of files whose bytes were read. The others were known from the store."""
+    inputs: str | None
+    """SHA-256 over everything that decides the result, by which an unchanged ingest is recognised; null if a file has
+    no known generation."""
+    examined_by: int | str
+    """Version of the rules by which files were examined; a text in data versions of the first release."""
+    seconds: dict[str, float]
+    """Seconds that each step took."""
+    files: dict[str, str]
+    """SHA-256 of every other file of the data version, by name."""
+    domains: list[str] | None = None
+    """Domains that the images were made for, normal or cropped; the first one is the default. Set by `crop`."""
+    margin: float | None = None
+    """Share of a region's sides by which its crop is wider on each side. Set by `crop`."""
+    without_region: int | None = None
+    """Number of frames without a region, which are in the normal domain only. Set by `crop`."""
+    scan_area_not_found: int | None = None
+    """Number of frames whose scan area could not be told from the scanner's frame. Set by `crop`."""
+    cropped: int | None = None
+    """Number of crops that were made or found in the store. Set by `crop`."""
+    images: str | None = None
+    """Folder of the images, where they are in a store. Set by `crop`."""

@@ -1,0 +1,107 @@
+"""model.json: everything that the endpoint, the gate and a reader need to know about a model."""
+
+from thyroid.interval import Interval
+from thyroid.records.clinical import FusionRecord
+from thyroid.records.data import ClassFields
+from thyroid.records.gate import GateRecord
+from thyroid.records.performance import EvaluateSettings, OperatingPointFields, Performance, ValidationPerformance
+from thyroid.records.record import Record
+
+
+class FormTest(Record):
+    """Test metrics of another form of the model than Keras."""
+
+    n: int
+    """Number of images."""
+    auroc: Interval
+    """AUROC."""
+    sensitivity: Interval | None = None
+    """Sensitivity at the locked threshold."""
+    specificity: Interval | None = None
+    """Specificity at the locked threshold."""
+    ece: Interval
+    """Expected calibration error."""
+    confusion: list[list[int]]
+    """Counts [true, called] of benign and malignant."""
+
+
+class KerasForm(Record):
+    """The metrics of the model in the form that was evaluated."""
+
+    validation: ValidationPerformance
+    """Metrics on the validation images, on which the operating point was locked."""
+    test: dict[str, Performance]
+    """Metrics on the test set, by domain."""
+
+
+class OtherForm(Record):
+    """What another form of the model changes."""
+
+    largest_difference: float
+    """Largest difference of the probability of malignant from Keras on the test images."""
+    decisions_changed: int
+    """Number of test images that it decides otherwise."""
+    test: FormTest
+    """Its own metrics on the test images."""
+
+
+class ModelAudit(Record):
+    """The part of the audits that stays with the model."""
+
+    domain: str
+    """Domain of the images."""
+    shortcut: dict[str, Interval]
+    """AUROC of the model and of each baseline that must not know the answer, by name."""
+    kept: dict[str, float]
+    """Share of the distance from chance that is kept without the nodule."""
+    findings: dict[str, str]
+    """What was found, in words, by audit."""
+
+
+class ArtefactRecord(ClassFields, OperatingPointFields):
+    """model.json of an artefact. The registry adds version, created, parent and gate when it publishes it."""
+
+    name: str
+    """Name of the model."""
+    backbone: str
+    """Name of the backbone."""
+    weights: str
+    """Weights that the training started from."""
+    image_size: int
+    """Side of the square input in pixels."""
+    domain: str
+    """Domain that it was trained on, normal or cropped."""
+    margin: float
+    """Share of a region's sides by which its crop is wider on each side."""
+    serving_domain: str
+    """Domain that the operating point was locked in: what the endpoint makes of a picture without a region."""
+    parameters: int
+    """Number of parameters."""
+    data_digest: str
+    """Digest of the data version."""
+    scans: int
+    """Number of scans of the data version."""
+    synthetic: int
+    """Number of scans among them that the phantom drew."""
+    settings: EvaluateSettings
+    """What the user asked the evaluation for."""
+    reference: dict[str, float]
+    """Answer to the reference image, by class. The endpoint must give it before it serves."""
+    forms: dict[str, KerasForm | OtherForm]
+    """Metrics by form; a form that is not here is not served."""
+    clinical: FusionRecord | None = None
+    """Head that uses clinical columns; absent where the model uses none."""
+    audits: ModelAudit
+    """What the audits found."""
+    code_version: str
+    """Version of the package with the first digits of a SHA-256 over its source."""
+    files: dict[str, str]
+    """SHA-256 of every other file of the artefact, by path."""
+    version: int | None = None
+    """Version in the registry."""
+    created: str | None = None
+    """When it was published, in ISO 8601 (UTC)."""
+    parent: int | None = None
+    """Version that was the champion when it was published."""
+    gate: GateRecord | None = None
+    """Decision of the champion gate."""

@@ -1,0 +1,1 @@
+"""What speaks HTTP and gRPC: KServe's servers and data plane, with the checks in front of them."""

@@ -1,0 +1,228 @@
+"""The requests and answers of the endpoint as pydantic models, from which `openapi` makes its JSON schemas.
+
+They document and test: a request is checked by `payload`, which is faster and names the field, and an answer is built
+by `answers`. Fields are only ever added.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from thyroid.serve.limits import MAX_INSTANCES
+
+Text = Annotated[str, Field(max_length=128)]
+Pixel = Annotated[int, Field(ge=0, le=1_000_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class File(BaseModel):
+    """A file inside of JSON."""
+
+    b64: str = Field(description="The bytes of the file in base64.", json_schema_extra={"format": "byte"})
+
+
+class Instance(BaseModel):
+    """One image of a V1 request."""
+
+    image: File = Field(description="A JPEG, PNG or DICOM file. Its bytes decide which.")
+    roi: Annotated[list[Pixel], Field(min_length=4, max_length=4)] | None = Field(
+        None, description="The nodule as x, y, width and height in pixels of the image. Both sides are at least 1."
+    )
+    patient: Text | int | None = Field(None, description="The views of one patient are averaged in `patients`.")
+    frame: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="Frame of a DICOM file, counted from 1. The middle one if it is absent."
+    )
+    clinical: Annotated[dict[str, Any], Field(max_length=200)] | None = Field(
+        None,
+        description="Values of clinical columns, for a model that uses any (`clinical.fields` of its facts). "
+        "Every column may be absent.",
+    )
+
+
+class PredictRequest(BaseModel):
+    """The body of `:predict` and `:explain`."""
+
+    instances: list[Instance] = Field(description="The images.", min_length=1, max_length=MAX_INSTANCES)
+
+
+class Decision(BaseModel):
+    """Probabilities and the decision at the operating point."""
+
+    probability: dict[str, Share] = Field(description="The calibrated probability of each class.")
+    malignant: Share = Field(description="The probability of the malignant classes together.")
+    class_: str = Field(alias="class", description="The most probable class of the side that the threshold decides.")
+    above_threshold: list[str] = Field(
+        description="The classes whose probability is at least their own threshold, each against all others."
+    )
+    threshold: float = Field(description="The threshold for `malignant`, which was locked on validation patients.")
+    decision: Literal["benign", "malignant", "abstain"] = Field(description="The decision at the threshold.")
+    reason: Literal["abstention_band"] | None = Field(
+        None, description="Why there is no decision. Absent unless `decision` is `abstain`."
+    )
+
+
+class Crop(BaseModel):
+    """What was done to the image before the network saw it."""
+
+    domain: Literal["normal", "cropped"] = Field(description="Whether the network sees full frames or crops.")
+    box: list[int] | None = Field(
+        None,
+        description="The scan area (normal) or the region (cropped) as x, y, width and height in pixels of the image. "
+        "Absent if there is neither.",
+    )
+    margin: float | None = Field(
+        None, description="The margin around the region on each side, as a share of its size. Absent without a region."
+    )
+    scan_area_found: bool | None = Field(
+        None, description="Whether the scan area was found; otherwise the whole frame is used. Absent for crops."
+    )
+    note: str | None = Field(None, description="A remark for people. Absent if there is none.")
+    frame: int | None = Field(None, description="The frame of a DICOM file. Absent for other files.")
+    frames: int | None = Field(None, description="The number of frames of a DICOM file. Absent for other files.")
+    square: list[int] = Field(
+        description="The part of the image that the network saw: x, y and side in pixels of the image. It may reach "
+        "outside the image.",
+        min_length=3,
+        max_length=3,
+    )
+
+
+class Milliseconds(BaseModel):
+    """The time of each stage in milliseconds."""
+
+    prepare: float = Field(description="Decoding and cropping.")
+    engine: float = Field(description="Waiting for the network, and its inference.")
+    total: float = Field(description="From the parsing of the request to the answer of the network.")
+
+
+class ClinicalColumns(BaseModel):
+    """The clinical columns of the model in this answer."""
+
+    used: list[str] = Field(description="The columns with a value.")
+    missing: list[str] = Field(description="The columns without a value.")
+    notes: list[str] = Field(description="Remarks on values that the training never saw.")
+
+
+class Prediction(Decision):
+    """The answer for one image."""
+
+    crop: Crop = Field(description="What was done to the image before the network saw it.")
+    model: str = Field(description="The backbone.")
+    model_version: int = Field(description="The version in the registry.")
+    data_digest: str = Field(description="The digest of the data that the model was trained on.")
+    form: str = Field(description="The form of the model that answered, such as `openvino-f32`.")
+    milliseconds: Milliseconds = Field(description="The time of each stage in milliseconds.")
+    notice: str = Field(description="Research use only.")
+    clinical: ClinicalColumns | None = Field(
+        None, description="The clinical columns in this answer. Absent if the model uses none."
+    )
+    not_released: list[str] | None = Field(
+        None, description="Why the model may not be relied on. Absent for a released model."
+    )
+
+
+class HeatMap(BaseModel):
+    """Where the network saw evidence of malignancy."""
+
+    method: str = Field(description="How the map was made.")
+    map: list[list[Share]] = Field(description="Evidence of malignancy, by rows of the network's last map.")
+    size: int = Field(description="The side of the network's input, of both pictures and of `roi`, in pixels.")
+    overlay_png: File = Field(description="A PNG of the network's input with the map over it.")
+    layer_png: File = Field(description="A PNG of the map alone, transparent where there is little evidence.")
+    roi: list[int] | None = Field(
+        description="The nodule as x, y, width and height in pixels of the network's input. Null if it is not known."
+    )
+    share_inside_roi: Share | None = Field(
+        description="The share of the evidence inside `roi`. Null if there is no `roi` or no evidence."
+    )
+
+
+class Explanation(Prediction):
+    """The answer for one image, with its heat map."""
+
+    heat_map: HeatMap = Field(description="Where the network saw evidence of malignancy.")
+
+
+class Patient(Decision):
+    """The average of the views of one patient, and the decision for it."""
+
+    patient: str = Field(description="The patient as the request names it.")
+    images: int = Field(description="The number of views.")
+
+
+class PredictAnswer(BaseModel):
+    """The answer to `:predict`."""
+
+    predictions: list[Prediction] = Field(description="One answer for each image, in the order of the request.")
+    patients: list[Patient] | None = Field(
+        None, description="One answer for each patient. Absent if the request names none."
+    )
+
+
+class ExplainAnswer(BaseModel):
+    """The answer to `:explain`."""
+
+    explanations: list[Explanation] = Field(description="One answer for each image, in the order of the request.")
+    patients: list[Patient] | None = Field(
+        None, description="One answer for each patient. Absent if the request names none."
+    )
+
+
+class InferInput(BaseModel):
+    """An input of a V2 request."""
+
+    name: Literal["image", "roi", "patient", "frame", "clinical"] = Field(description="The meaning of the tensor.")
+    shape: list[Annotated[int, Field(ge=1, le=100_000)]] = Field(
+        description="The first side is the number of images.", min_length=1, max_length=4
+    )
+    datatype: Literal["BYTES", "UINT8", "INT32", "INT64"] = Field(
+        description="`image` is BYTES [n] (encoded files) or UINT8 [n, height, width, 3], `roi` INT32 or INT64 [n, 4], "
+        "`frame` INT32 or INT64 [n], `patient` BYTES [n], `clinical` BYTES [n] (JSON objects)."
+    )
+    data: list[Any] = Field(description="The values. Encoded files are base64.")
+
+
+class InferRequest(BaseModel):
+    """The body of `infer`."""
+
+    id: str = Field("", description="Is repeated in the answer.")
+    inputs: list[InferInput] = Field(description="The inputs.", min_length=1, max_length=5)
+
+
+class InferOutput(BaseModel):
+    """An output of a V2 answer."""
+
+    name: Literal["probability", "decision"] = Field(
+        description="`probability` is FP32 [n, classes], calibrated; `decision` is BYTES [n]."
+    )
+    shape: list[int] = Field(description="The first side is the number of images.")
+    datatype: Literal["FP32", "BYTES"] = Field(description="The type of the values.")
+    data: list[float] | list[str] = Field(description="The values, by rows.")
+    parameters: dict[str, Any] | None = Field(None, description="Parameters of the protocol.")
+
+
+class InferParameters(BaseModel):
+    """Who answered a V2 request, and how it was decided."""
+
+    threshold: str = Field(description="The threshold for the malignant classes together, as a decimal number.")
+    data_digest: str = Field(description="The digest of the data that the model was trained on.")
+    form: str = Field(description="The form of the model that answered, such as `openvino-f32`.")
+    released: bool = Field(description="Whether the model is released.")
+    notice: str = Field(description="Research use only.")
+
+
+class InferAnswer(BaseModel):
+    """The answer to `infer`."""
+
+    id: str = Field(description="The id of the request.")
+    model_name: str = Field(description="The name under which the model is served.")
+    model_version: str = Field(description="The version in the registry.")
+    parameters: InferParameters = Field(description="Who answered, and how it was decided.")
+    outputs: list[InferOutput] = Field(description="The outputs.")
+
+
+class Error(BaseModel):
+    """The answer to a request that is refused."""
+
+    error: str = Field(description="What is wrong. It names the field and says what to do.")
+    code: str = Field(description="The reason in one word, for machines.")

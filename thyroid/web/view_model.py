@@ -1,0 +1,160 @@
+"""What the templates show of the endpoint's answers, which are checked value by value before anything is shown."""
+
+import base64
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from flask import g
+
+from thyroid.data import tables
+from thyroid.data.filenames import CLASSES
+from thyroid.imaging import images
+from thyroid.web.upload import View
+
+log = logging.getLogger("thyroid.web")
+
+UNDOCUMENTED = (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError)
+"""Errors that are raised when an answer does not have its documented form."""
+_DECISIONS = ("benign", "malignant", "abstain")
+
+
+def describe_model(facts: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what the page shows of model.json; None if that is missing or of another form.
+
+    Metrics that it lacks are None.
+    """
+    if facts is None:
+        return None
+    try:
+        domain = str(facts["serving_domain"])
+        keras = facts["forms"].get("keras", {}).get("test", {}).get(domain, {})
+        # For forms other than Keras, the evaluation keeps only the metrics of the serving domain.
+        test = keras if facts["form"] == "keras" else facts["forms"][facts["form"]].get("test", {})
+        audits = facts.get("audits", {})
+        return {
+            "version": int(facts["version"]),
+            "backbone": str(facts["backbone"]),
+            "date": str(facts.get("created", ""))[:10],
+            "digest": str(facts["data_digest"])[:12],
+            "scans": facts.get("scans"),
+            "domain": domain if domain in tables.DOMAINS else None,
+            "margin": float(facts["margin"]),
+            "threshold": _share(facts["threshold"]),
+            "band": [_share(end) for end in facts["band"]] if "band" in facts else None,
+            "auroc": _interval(test.get("auroc"), "{:.2f}"),
+            "sensitivity": _interval(test.get("sensitivity"), "{:.0%}"),
+            "specificity": _interval(test.get("specificity"), "{:.0%}"),
+            "missed": _missed(test.get("sensitivity")),
+            "false": _missed(test.get("specificity")),
+            "images": test.get("n"),
+            "patients": keras.get("patients"),
+            "synthetic": facts.get("synthetic", 0),
+            "columns": [_column(column) for column in facts.get("clinical", {}).get("fields", [])],
+            "not_released": [str(reason) for reason in facts["not_released"]],
+            "findings": sorted(audits.get("findings", {})),
+            "kept": max(map(float, audits.get("kept", {}).values()), default=None),
+        }
+    except UNDOCUMENTED:
+        log.error("the endpoint's facts are of another form", extra={"fields": {"request_id": g.request_id}})
+        return None
+
+
+def _column(column: dict[str, Any]) -> dict[str, Any]:
+    """Return a clinical column for the form."""
+    name, number = str(column["name"]), column["kind"] == "number"
+    if number:
+        low, high = (f"{float(column[bound]):g}" for bound in ("minimum", "maximum"))
+        return {"name": name, "categories": None, "low": low, "high": high}
+    return {"name": name, "categories": [str(category) for category in column["categories"]]}
+
+
+def _columns(clinical: dict[str, Any] | None) -> dict[str, list[str]] | None:
+    """Return the clinical columns that the answer was made with and without, and notes on odd values."""
+    return clinical and {name: [str(text) for text in clinical[name]] for name in ("used", "missing", "notes")}
+
+
+def _interval(metric: dict[str, Any] | None, form: str) -> str | None:
+    if not metric:
+        return None
+    value, low, high = (form.format(_share(metric[name])) for name in ("value", "low", "high"))
+    return f"{value} ({low.removesuffix('%')}–{high})".replace("%", "\N{NO-BREAK SPACE}%")
+
+
+def _missed(metric: dict[str, Any] | None) -> int | None:
+    """Return how many of a hundred are missed."""
+    return round((1 - _share(metric["value"])) * 100) if metric else None
+
+
+def describe_reading(answer: dict[str, Any], views: Sequence[View]) -> dict[str, Any]:
+    """Return the endpoint's answer to `:explain` as the page shows it.
+
+    Args:
+        answer: The answer, with one explanation for each view and one patient.
+        views: The pictures that were sent.
+
+    Raises:
+        ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError: The answer does not have its
+            documented form (`UNDOCUMENTED`).
+    """
+    explanations = answer["explanations"]
+    first, patient = explanations[0], answer["patients"][0]
+    threshold = _share(patient["threshold"])
+    decisions = [_decision(explanation) for explanation in explanations]
+    return {
+        "patient": _decision(patient),
+        "threshold": threshold,
+        "version": int(first["model_version"]),
+        "backbone": str(first["model"]),
+        "not_released": [str(reason) for reason in first.get("not_released", [])],
+        "columns": _columns(first.get("clinical")),
+        "above": sum(decision["probability"] >= threshold for decision in decisions),
+        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "views": [
+            decision | _view(view, explanation)
+            for view, explanation, decision in zip(views, explanations, decisions, strict=True)
+        ],
+    }
+
+
+def _view(view: View, explanation: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page shows of one picture besides its decision."""
+    crop, heat_map = explanation["crop"], explanation["heat_map"]
+    share = heat_map["share_inside_roi"]
+    return {
+        "view": view,
+        "taken_as_crop": "note" in crop,
+        "no_area": crop.get("scan_area_found") is False,
+        "square": [int(value) for value in crop["square"]],
+        "heat": _png(heat_map["layer_png"]["b64"]),
+        "inside": None if share is None else _share(share),
+    }
+
+
+def _decision(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the decision for a picture or a patient."""
+    if answer["decision"] not in _DECISIONS:
+        raise ValueError("no decision")
+    classes = [(str(name), _share(share)) for name, share in answer["probability"].items()]
+    return {
+        "probability": _share(answer["malignant"]),
+        "decision": answer["decision"],
+        "class": str(answer["class"]),
+        "classes": classes if len(classes) > len(CLASSES) else [],
+    }
+
+
+def _share(value: Any) -> float:
+    """Return a number from 0 to 1. A boolean, a text or NaN raises ValueError."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError("not a share")
+    return float(value)
+
+
+def _png(encoded: str) -> str:
+    """Return a picture from the endpoint for an <img>, after a check that it is a PNG."""
+    picture = base64.b64decode(encoded, validate=True)
+    if images.kind(picture) != "PNG":
+        raise ValueError("not a PNG")
+    return images.data_uri(picture)
