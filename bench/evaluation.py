@@ -26,13 +26,14 @@ from sklearn.metrics import roc_auc_score
 
 from thyroid import crop, metrics
 from thyroid.data.version import DataVersion
-from thyroid.evaluate import evaluate
+from thyroid.evaluate import champion, evaluate
 from thyroid.evaluate.audits import subject
 from thyroid.imaging import phantom
 from thyroid.ingest import ingest
 from thyroid.ingest.options import IngestOptions
-from thyroid.model import artefacts, backbones, inputs
+from thyroid.model import backbones, inputs
 from thyroid.model.network import Network
+from thyroid.records.evaluation import EvaluationRecord
 from thyroid.train import record, train
 from thyroid.train.options import TrainOptions
 
@@ -86,7 +87,7 @@ def whole_evaluation(folder: Path) -> tuple[float, float]:
 
         return run
 
-    networks = [(inputs, "decode"), (artefacts, "load_keras"), (Network, "probabilities"), (Network, "features")]
+    networks = [(inputs, "decode"), (champion, "load_keras"), (Network, "probabilities"), (Network, "features")]
     with contextlib.ExitStack() as stack:
         for place, name in networks:
             stack.enter_context(mock.patch.object(place, name, timed(getattr(place, name))))
@@ -108,8 +109,8 @@ def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Pat
 
     They hold what the evaluation asked every model about, each image once.
     """
-    facts = json.loads((evaluated / "evaluation.json").read_text())
-    domain, size = facts["serving_domain"], facts["models"][0]["image_size"]
+    result = EvaluationRecord.read(evaluated / "evaluation.json")
+    domain, size, winner = result.serving_domain, result.models[0].image_size, result.winner
     version = DataVersion.read(data)
     table = subject.context(version, domain)
     development, test = table[table["split"] != "test"], table[table["split"] == "test"]
@@ -125,8 +126,8 @@ def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Pat
     asked = {}
     for model in models:
         one = record.read(model)
-        wins = (one["backbone"], one["train_domain"]) == tuple(facts["winner"].values())
-        asked[str(model / one["checkpoint"])] = ["development", "test", *arrays] if wins else ["validation", "test"]
+        wins = (one.backbone, one.train_domain) == (winner.backbone, winner.train_domain)
+        asked[str(model / one.checkpoint)] = ["development", "test", *arrays] if wins else ["validation", "test"]
     written = {"size": size, "files": files, "arrays": list(arrays), "models": asked}
     (folder / "asked.json").write_text(json.dumps(written))
     counts = {name: len(some) for name, some in files.items()} | arrays

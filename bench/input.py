@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 
 from thyroid.imaging import geometry, images, phantom
-from thyroid.model import artefacts, inputs
+from thyroid.model import inputs
+from thyroid.model.artefact import sha256
 from thyroid.train import deck
 
 RUNS = 5
@@ -38,7 +39,7 @@ def write(folder: Path, count: int) -> pd.DataFrame:
         file = folder / label / f"{label}_{number:05d}.jpg"
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(images.encode(cv2.resize(area, FRAME)))
-        rows.append((str(file), artefacts.sha256(file)))
+        rows.append((str(file), sha256(file)))
     return pd.DataFrame(rows, columns=["file", "sha256"])
 
 

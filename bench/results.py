@@ -23,16 +23,21 @@ from thyroid import RESEARCH_USE_ONLY, atomic, errors, metrics
 from thyroid.data import tables
 from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.evaluate import plots
 from thyroid.evaluate.performance import auroc
 from thyroid.imaging import images
+from thyroid.metrics import format_interval
 from thyroid.model import backbones, inputs
 from thyroid.model.backend import keras
+from thyroid.records.clinical import ClinicalRecord, FusionComparison
+from thyroid.records.data import DataRecord
+from thyroid.records.evaluation import SummaryRecord
+from thyroid.records.settings import Settings
 from thyroid.train import checkpoints, diagnose, record, train, twophase
 from thyroid.train.deck import RATE as DECK_RATE
 from thyroid.train.options import TrainOptions
-from thyroid.train.settings import Settings
 
 FOLDS = 5
 DECK_EPOCHS = 15
@@ -83,7 +88,7 @@ def recipes(
         folders[name] = folder
         table = record.out_of_fold(folder, domain)
         reference = None if name == "frozen" else record.out_of_fold(folders["frozen"], domain)
-        row = {"recipe": name, "seconds": done.facts["seconds"], "measured": "all folds and the final model"}
+        row = {"recipe": name, "seconds": done.record.seconds, "measured": "all folds and the final model"}
         row |= performance(table, reference)
         if name == "deck":
             epoch = float(pd.read_csv(folder / "history.csv")["seconds"].min())
@@ -105,7 +110,7 @@ def recipes(
 def sizes(data: Path, domain: str, weights: str, size: int, work: Path) -> list[dict[str, Any]]:
     """Measure every backbone's size, frozen cross-validated AUROC, input of the first convolution, and memory."""
     rows = []
-    pixels = inputs.decode(tables.examples(data, domain, "validation").head(diagnose.SAMPLE), size)
+    pixels = inputs.decode(DataVersion.read(data).examples(domain, "validation").head(diagnose.SAMPLE), size)
     for name, row in backbones.BACKBONES.items():
         folder = work / f"{name}-frozen"
         trainings = work / "trainings"
@@ -119,10 +124,10 @@ def sizes(data: Path, domain: str, weights: str, size: int, work: Path) -> list[
         rows.append(
             {
                 "backbone": name,
-                "parameters": done.facts["parameters"],
-                "megabytes": (folder / done.facts["checkpoint"]).stat().st_size / 1e6,
-                "weights": done.facts["weights"],
-                "seconds": done.facts["seconds"],
+                "parameters": done.record.parameters,
+                "megabytes": (folder / done.record.checkpoint).stat().st_size / 1e6,
+                "weights": done.record.weights,
+                "seconds": done.record.seconds,
                 "spread": spread,
                 "memory": memory(name),
             }
@@ -166,14 +171,14 @@ def _peak(backbone: str, recipe: str, batch: int) -> float:
         job = twophase.Job(model, row, pixels, labels, Path(), 1, batch, 0, 0.0)
         extractor, _, tuner = job.networks()
         maps = extractor.predict(inputs.batches(pixels, batch), verbose=0)
-        twophase.compile_model(tuner, Settings.rate)
+        twophase.compile_model(tuner, Settings().rate)
         tuner.fit(maps, labels, batch_size=batch, verbose=0)
     return checkpoints.memory()["memory_mb"] / 1000
 
 
 def write(
     output: Path,
-    facts: dict[str, Any],
+    facts: DataRecord,
     settings: dict[str, Any],
     compared: list[dict[str, Any]],
     sized: list[dict[str, Any]],
@@ -183,14 +188,14 @@ def write(
     deck = next(row for row in compared if row["recipe"] == "deck")
     two_phase = next(row for row in compared if row["recipe"] == "two-phase")
     tap = next(row for row in compared if "tapped" in row["recipe"])
-    splits = facts["splits"]
+    splits = facts.splits
     development = {label: splits["train"][label] + splits["validation"][label] for label in CLASSES}
     lines = [
         "# Results",
         "",
         f"> **{RESEARCH_USE_ONLY}**",
         "",
-        f"Written by `make results` (`python bench/results.py`). Data version `{facts['digest'][:12]}`: "
+        f"Written by `make results` (`python bench/results.py`). Data version `{facts.digest[:12]}`: "
         f"{development['B']} benign and {development['M']} malignant scans of the development part "
         f"({splits['train']['patients'] + splits['validation']['patients']} patients), domain {settings['domain']}, "
         f"{settings['size']} px, start {settings['weights']}. Patient-grouped {FOLDS}-fold cross-validation; every "
@@ -216,7 +221,7 @@ def write(
         "",
         f"After {settings['deck_epochs']} epochs, `python -m thyroid.diagnose` finds:",
         "",
-        *(f"- **{finding.name}**: {finding.text}" for finding in deck["diagnosis"].findings),
+        *(f"- **{name}**: {text}" for name, text in deck["diagnosis"].findings.items()),
         "",
         "Standard deviation of what reaches the first convolution, by what is done to the image before:",
         "",
@@ -300,17 +305,18 @@ def write_runs(output: Path, runs: Sequence[Path]) -> None:
             if (study := run / "sweep" / "study.json").is_file():
                 sections += _search(json.loads(study.read_text()))
             else:
-                summary = json.loads((run / "summary.json").read_text())
-                several, clinical = len(summary["classes"]) > len(CLASSES), summary["clinical"] or {}
-                sections += (
-                    _columns(summary) if "development" in clinical else _graded(summary) if several else _missing(run)
-                )
+                sections += _run(run)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{run}: not the output of make sweep or make run: {errors.one_line(error)}") from None
     file.write_text(above.rstrip() + "\n\n" + "\n".join(sections), encoding="utf-8")
 
 
-def _missing(run: Path) -> list[str]:
+def _run(run: Path) -> list[str]:
+    summary = SummaryRecord.read(run / "summary.json")
+    if summary.clinical is not None and summary.clinical.development is not None:
+        return _columns(summary, summary.clinical, summary.clinical.development)
+    if len(summary.classes) > len(CLASSES):
+        return _graded(summary)
     raise InputError(f"{run}: two classes and no clinical columns that were tried; name such runs")
 
 
@@ -329,10 +335,10 @@ def _search(study: dict[str, Any]) -> list[str]:
         *(
             f"| {name} | {stage['finished'] + stage['pruned'] + stage['failed']} "
             f"({stage['pruned']}, {stage['failed']}) | "
-            f"{metrics.format_interval(stage['default']['auroc'])} | "
-            f"{metrics.format_interval(stage['best']['auroc'])} | "
-            f"{metrics.format_interval(stage['difference'])} | "
-            f"{metrics.format_interval((stage['corrected'] or {}).get('difference'))} |"
+            f"{metrics.Interval(**stage['default']['auroc'])} | "
+            f"{metrics.Interval(**stage['best']['auroc'])} | "
+            f"{metrics.Interval(**stage['difference'])} | "
+            f"{metrics.Interval(**stage['corrected']['difference']) if stage['corrected'] else 'n/a'} |"
             for name, stage in study["stages"].items()
         ),
         "",
@@ -343,76 +349,64 @@ def _search(study: dict[str, Any]) -> list[str]:
     ]
 
 
-def _about(summary: dict[str, Any]) -> str:
-    best, data = summary["models"][0], summary["data"]
-    by_class = {name: sum(part[name] for part in data["splits"].values()) for name in summary["classes"]}
+def _about(summary: SummaryRecord) -> str:
+    best, data = summary.models[0], summary.data
+    by_class = {name: sum(part[name] for part in data.splits.values()) for name in summary.classes}
     counts = ", ".join(f"{count} of {name}" for name, count in by_class.items())
     return (
-        f"{best['backbone']}, {best['recipe']}, {best['image_size']} px, start {best['weights']}, on "
-        f"{tables.DOMAIN_NAMES[summary['serving_domain']]}; data version `{data['digest'][:12]}`: {counts}; classes "
-        f"`{Classes.from_dict(summary)}`"
+        f"{best.backbone}, {best.recipe}, {best.image_size} px, start {best.weights}, on "
+        f"{tables.DOMAIN_NAMES[summary.serving_domain]}; data version `{data.digest[:12]}`: {counts}; classes "
+        f"`{Classes.from_record(summary)}`"
     )
 
 
-def _graded(summary: dict[str, Any]) -> list[str]:
-    best, domain = summary["models"][0], summary["serving_domain"]
-    test = best["test"][domain]
+def _graded(summary: SummaryRecord) -> list[str]:
+    best, domain = summary.models[0], summary.serving_domain
+    test = best.test[domain]
     return [
-        f"## {len(summary['classes'])} classes",
+        f"## {len(summary.classes)} classes",
         "",
-        f"`make run LABELS=... CLASSES=...`: {_about(summary)}. {test['n']} test images of {test['patients']} "
-        "patients.",
+        f"`make run LABELS=... CLASSES=...`: {_about(summary)}. {test.n} test images of {test.patients} patients.",
         "",
         "| class against all others | test images | patients | AUROC | sensitivity at its own point | specificity |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {name} | {row['n']} | {row['patients']} | {metrics.format_interval(row.get('auroc'))} | "
-            f"{metrics.format_interval(row.get('sensitivity'))} | "
-            f"{metrics.format_interval(row.get('specificity'))} |"
-            for name, row in test["classes"].items()
+            f"| {name} | {row.n} | {row.patients} | {format_interval(row.auroc)} | "
+            f"{format_interval(row.sensitivity)} | {format_interval(row.specificity)} |"
+            for name, row in test.classes.items()
         ),
-        f"| macro (mean) | {test['n']} | {test['patients']} | {metrics.format_interval(test['macro_auroc'])} | | |",
+        f"| macro (mean) | {test.n} | {test.patients} | {format_interval(test.macro_auroc)} | | |",
         "",
-        f"Malignant side against benign side: AUROC {metrics.format_interval(test['auroc'])}, "
-        f"{summary['ranked_by'].replace('_', '-')} "
-        f"{metrics.format_interval(best[summary['ranked_by']])}. "
-        f"{'Quadratic-weighted kappa' if summary['ordered'] else 'Kappa'} "
-        f"{metrics.format_interval(test.get('kappa'))}. Accuracy {test['accuracy']:.3f}, majority class alone "
-        f"{test['majority']:.3f}. "
-        f"Gate: {summary['gate']['decision']}.",
+        f"Malignant side against benign side: AUROC {format_interval(test.auroc)}, "
+        f"{summary.ranked_by.replace('_', '-')} {best.chosen_by(summary.ranked_by)}. "
+        f"{'Quadratic-weighted kappa' if summary.ordered else 'Kappa'} {format_interval(test.kappa)}. "
+        f"Accuracy {test.accuracy:.3f}, majority class alone {test.majority:.3f}. Gate: {summary.gate.decision}.",
         "",
     ]
 
 
-def _columns(summary: dict[str, Any]) -> list[str]:
-    clinical = summary["clinical"]
-    fitted = clinical["fitted_on"]
+def _columns(summary: SummaryRecord, clinical: ClinicalRecord, development: FusionComparison) -> list[str]:
+    fitted, test = clinical.fitted_on, clinical.test
+    if fitted is None or test is None:
+        raise ValueError("its clinical columns were not compared on the test set")
     rows = (("images", "images alone"), ("clinical", "columns alone"), ("fused", "both"))
     gains = (("fused_less_images", "both less images, paired"), ("fused_less_clinical", "both less columns, paired"))
     return [
         "## Clinical data",
         "",
-        f"`make run CLINICAL=...#{','.join(clinical['wanted'])}`: {_about(summary)}. The head was fitted on "
-        f"{fitted['images']} images of {fitted['patients']} {fitted['what']}.",
+        f"`make run CLINICAL=...#{','.join(clinical.wanted)}`: {_about(summary)}. The head was fitted on "
+        f"{fitted.images} images of {fitted.patients} {fitted.what}.",
         "",
         "| macro AUROC | development, cross-fitted | test set |",
         "|---|---|---|",
-        *(
-            f"| {name} | {metrics.format_interval(clinical['development']['auroc'][key])} | "
-            f"{metrics.format_interval(clinical['test']['auroc'][key])} |"
-            for key, name in rows
-        ),
-        *(
-            f"| {name} | {metrics.format_interval(clinical['development']['difference'][key])} | "
-            f"{metrics.format_interval(clinical['test']['difference'][key])} |"
-            for key, name in gains
-        ),
+        *(f"| {name} | {development.auroc[key]} | {test.auroc[key]} |" for key, name in rows),
+        *(f"| {name} | {development.difference[key]} | {test.difference[key]} |" for key, name in gains),
         "",
-        f"{clinical['development']['sentence']} The model uses {', '.join(clinical['used']) or 'the image alone'}.",
+        f"{development.sentence} The model uses {', '.join(clinical.used) or 'the image alone'}.",
         "",
-        *(f"- **Leakage**: {finding}." for finding in clinical["leaks"]["findings"]),
+        *(f"- **Leakage**: {finding}." for finding in clinical.leaks.findings),
         "",
-        f"Gate: {summary['gate']['decision']}. What gives the class away is no evidence that a model sees it.",
+        f"Gate: {summary.gate.decision}. What gives the class away is no evidence that a model sees it.",
         "",
     ]
 
@@ -454,15 +448,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not given.runs:
             raise InputError("--data or --runs is needed: a data version, or outputs of runs")
         return
-    facts = tables.read(given.data)[2]
-    if tables.examples(given.data, given.domain).empty:
+    data = DataVersion.read(given.data)
+    if data.examples(given.domain).empty:
         raise InputError(f"{given.data}: the {given.domain} domain has no image")
     common = (given.data, given.domain, given.weights, given.image_size, given.work)
     compared = recipes(*common, epochs=given.epochs, deck_epochs=given.deck_epochs)
     sized = sizes(*common)
     settings = {"domain": given.domain, "size": given.image_size, "deck_epochs": given.deck_epochs}
     settings["weights"] = next(row["weights"] for row in sized if row["backbone"] == "VGG16")
-    write(given.output, facts, settings, compared, sized)
+    write(given.output, data.facts, settings, compared, sized)
     print(f"{given.output / 'results.md'}\n{RESEARCH_USE_ONLY}")
 
 

@@ -33,12 +33,15 @@ import psutil
 from endpoint import Endpoint
 from load import Load
 
+from tests.support import toy_artefact
 from thyroid import cores
 from thyroid.data.classes import BINARY
 from thyroid.imaging import geometry, images, phantom
-from thyroid.model import artefacts, backbones, engine
+from thyroid.model import backbones, engine
+from thyroid.model.artefact import MODEL, Artefact
 from thyroid.model.backend import keras, tf
 from thyroid.model.network import Network
+from thyroid.records.model import ArtefactRecord, Publication
 from thyroid.serve.payload import Instance
 from thyroid.serve.preprocessing import Preprocessing
 
@@ -60,7 +63,7 @@ def artefact(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True)
     keras.utils.set_random_seed(0)
     network = backbones.build(backbones.get(name), SIZE, None)
-    network.save(folder / artefacts.MODEL)
+    network.save(folder / MODEL)
     graph = folder.with_suffix(".pb")
     graph.write_bytes(Network.trace(network).graph.SerializeToString())
     engine.convert(graph, folder / engine.OPENVINO)
@@ -68,27 +71,15 @@ def artefact(name: str, folder: Path) -> Path:
     (folder / "reference.jpg").write_bytes(reference)
     pixels = Preprocessing("cropped", SIZE).prepare(Instance("reference.jpg", reference)).pixels[None]
     expected = network.predict(pixels, verbose=0)
-    forms: dict[str, Any] = {engine.KERAS: {}}
+    differences = {}
     for form in engine.openvino_forms():
         answer = engine.OpenVINOEngine(folder / engine.OPENVINO, SIZE, form).predict(pixels)[0]
-        forms[form] = {"largest_difference": float(np.abs(answer - expected).max())}
-    facts = {
-        "version": 1,
-        "backbone": name,
-        **BINARY.to_dict(),
-        "image_size": SIZE,
-        "serving_domain": "cropped",
-        "margin": geometry.MARGIN,
-        "data_digest": "0" * 64,
-        "temperature": 1.0,
-        "bias": [0.0, 0.0],
-        "threshold": 0.5,
-        "thresholds": [0.5, 0.5],
-        "gate": {"decision": "promoted", "reasons": ["a benchmark"]},
-        "reference": dict(zip(BINARY.names, expected[0].astype(float).tolist(), strict=True)),
-        "forms": forms,
-    }
-    artefacts.describe(folder, facts)
+        differences[form] = float(np.abs(answer - expected).max())
+    answers = dict(zip(BINARY.names, expected[0].astype(float).tolist(), strict=True))
+    described = toy_artefact.description(differences, backbone=name, image_size=SIZE, reference=answers)
+    record = Artefact.describe(folder, described).record
+    published = Publication(version=1, created="", parent=None, gate=toy_artefact.gate(reasons=["a benchmark"]))
+    ArtefactRecord.parse(record.to_dict() | published.to_dict(), folder).write(folder / "model.json")
     return folder
 
 
@@ -266,14 +257,14 @@ def beside_peers(folder: Path, form: str, asked: bool, rounds: int) -> dict[str,
 def floors(name: str, folder: Path, rounds: int) -> dict[str, float]:
     """Compare one backbone, in the form that is served by default, with Keras; print its row and return its ratios."""
     (jpeg, kind), as_json, _ = requests()
-    network = keras.saving.load_model(folder / artefacts.MODEL, compile=False)
+    network = keras.saving.load_model(folder / MODEL, compile=False)
     network.jit_compile = False
     compiled = tf.function(lambda batch: network(batch, training=False), jit_compile=False)
 
     def pixels() -> np.ndarray:
         return images.rgb(images.square(jpeg, SIZE))[None]
 
-    plain_options = ("--model", str(folder / artefacts.MODEL))
+    plain_options = ("--model", str(folder / MODEL))
     with (
         Endpoint("--model-dir", str(folder)) as served,
         Endpoint(*plain_options, script=str(HERE / "plain_server.py")) as plain,

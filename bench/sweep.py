@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 from training import DDTI, WEIGHTS, data_version
 
+from thyroid.data.version import DataVersion
 from thyroid.model import backbones
+from thyroid.records.settings import Settings
 from thyroid.sweep import plans, search
 from thyroid.sweep.heads import evaluate_heads
 from thyroid.sweep.images import development, job_of
 from thyroid.sweep.options import SweepOptions
 from thyroid.sweep.prepare import prepare
 from thyroid.train import twophase
-from thyroid.train.settings import Settings
 
 FOLDS = 5
 SIZE = 64
@@ -40,7 +41,7 @@ def nothing(step: int, value: float) -> None:
 def retrain(plan: plans.Plan, data: Path, weights: str, settings: Settings, work: Path) -> np.ndarray:
     """Train with the settings, starting from the images, and return the out-of-fold probabilities."""
     start = backbones.find_weights(backbones.get(plan.facts["backbone"]), weights)
-    table = development(data, plan.facts["domain"])
+    table = development(DataVersion.read(data), plan.facts["domain"])
     probability = np.full(plan.labels.shape, np.nan)
     with job_of(plan, start, settings, table, work) as job:
         frozen, pristine = twophase.freeze(job), job.model.get_weights()

@@ -21,15 +21,17 @@ from thyroid import crop
 from thyroid.crop import CropOptions
 from thyroid.data import tables
 from thyroid.data.classes import BINARY
+from thyroid.data.version import DataVersion
 from thyroid.evaluate import performance
 from thyroid.imaging import phantom
 from thyroid.ingest import ingest
 from thyroid.ingest.options import IngestOptions
-from thyroid.model import artefacts, backbones, inputs
+from thyroid.model import backbones, inputs
+from thyroid.model.artefact import load_keras
 from thyroid.model.backend import keras
+from thyroid.records.settings import Settings
 from thyroid.train import train, twophase
 from thyroid.train.options import TrainOptions
-from thyroid.train.settings import Settings
 
 DDTI = Path(__file__).parents[2] / "shared" / "data" / "ddti"
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
@@ -57,14 +59,14 @@ def time_to_auroc(data: Path, weights: str, folder: Path, deck_epochs: int) -> f
     options = TrainOptions(weights=weights, image_size=SIZE)
     ours = train.train(data, folder / "ours", "VGG16", "cropped", options)
     history = pd.read_csv(ours.folder / "history.csv")
-    final = ours.facts["validation"]["auroc"]
+    final = ours.record.validation.auroc
     reached = history[history["val_auroc"] >= final - NEAR].iloc[0]
     options = replace(options, epochs=deck_epochs, recipe="deck")
     theirs = train.train(data, folder / "deck", "VGG16", "cropped", options)
     epochs = pd.read_csv(theirs.folder / "history.csv")["seconds"]
     epoch = min(epochs)  # the first one traces the graph
-    table = tables.examples(data, "cropped", "validation")
-    network = artefacts.load_keras(theirs.folder / theirs.facts["checkpoint"])
+    table = DataVersion.read(data).examples("cropped", "validation")
+    network = load_keras(theirs.folder / theirs.record.checkpoint)
     table[BINARY.columns] = inputs.predict(network, inputs.decode(table, SIZE))
     print(
         f"ours: final validation AUROC {final:.3f}, within {NEAR} of it after {reached['elapsed']:.1f} s "
@@ -83,7 +85,7 @@ def fit_overhead(data: Path, weights: str, folder: Path) -> float:
     """
     twophase.PATIENCE = OVERHEAD_EPOCHS  # both run all epochs
     row = backbones.get("VGG16")
-    table = tables.examples(data, "cropped", "train")
+    table = DataVersion.read(data).examples("cropped", "train")
     pixels = inputs.decode(table, SIZE)
     labels = np.eye(2, dtype=np.float32)[(table["label"] == "M").astype(int)]
     held, rows = np.split(np.random.default_rng(0).permutation(len(table)), [len(table) // 10])
@@ -101,7 +103,7 @@ def fit_overhead(data: Path, weights: str, folder: Path) -> float:
             if who == "ours":
                 twophase.finetune(job, twophase.Frozen(maps, [], tuner), rows, held, work)
             else:
-                twophase.compile_model(tuner, Settings.rate)
+                twophase.compile_model(tuner, Settings().rate)
                 tuner.fit(
                     maps[0][rows],
                     labels[rows],
@@ -124,7 +126,7 @@ def frozen_phase(data: Path, weights: str, folder: Path) -> float:
     twophase.VIEWS = 1
     for name in backbones.BACKBONES:
         options = TrainOptions(weights=weights, image_size=SIZE, recipe="frozen")
-        seconds = train.train(data, folder / name, name, "cropped", options).facts["seconds"]
+        seconds = train.train(data, folder / name, name, "cropped", options).record.seconds
         total += seconds
         keras.backend.clear_session()
     return total
@@ -141,7 +143,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = data_version(arguments.scans, arguments.rois, folder)
-        counts = tables.read(data)[2]["splits"]
+        counts = tables.read_facts(data).splits
         ratios = {
             "time_to_auroc_vs_deck": time_to_auroc(data, arguments.weights, folder, arguments.deck_epochs),
             "fit_overhead": fit_overhead(data, arguments.weights, folder),

@@ -23,14 +23,14 @@ def crop(
     from components.pages import picture_page
     from thyroid.crop import CropOptions
     from thyroid.crop import crop as run
-    from thyroid.data import tables
+    from thyroid.data.version import DataVersion
     from thyroid.train.settings import resolve
 
-    tables.check_fingerprint(Path(data.path), fingerprint)
+    DataVersion.read(Path(data.path)).require_fingerprint(fingerprint)
     margin = resolve(recipe, settings)[1].margin
     options = CropOptions([name for name in domains.split(",") if name], store, margin)
     done = run(Path(data.path), Path(images.path), options)
-    images.metadata["digest"] = done.facts["digest"]
-    Path(version).write_text(tables.fingerprint(done.folder))
-    images.metadata["domains"] = ",".join(done.facts["domains"])
+    images.metadata["digest"] = done.facts.digest
+    Path(version).write_text(DataVersion.read(done.folder).fingerprint)
+    images.metadata["domains"] = ",".join(done.facts.domains or ())
     picture_page(sheet.path, "Crops", done.folder / "crops.png")

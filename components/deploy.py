@@ -17,14 +17,14 @@ def deploy(
     status: Output[HTML],
 ):
     """Serve the winner if the gate released it. If the gate refused it, the champion stays and the run succeeds."""
-    import json
     from pathlib import Path
 
     from components.pages import text_page
     from thyroid.deploy import deploy as library
     from thyroid.deploy.options import DeployOptions
+    from thyroid.records.evaluation import SummaryRecord
 
-    version = json.loads(Path(summary.path).read_text())["model"]["version"]
+    version = SummaryRecord.read(Path(summary.path)).model.version
     options = DeployOptions(namespace=namespace, canary=canary, min_replicas=min_replicas, serving_gpu=serving_gpu)
     done = library.deploy(registry, version, Path(manifest.path), options)
     manifest.metadata |= {"status": done.status, "version": str(done.version), "url": done.url or ""}

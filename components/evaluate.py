@@ -48,21 +48,21 @@ def evaluate(
     )
     done = library.evaluate(Path(images.path), folders, Path(evaluation.path), options)
     shutil.copy(done.folder / "report.html", report.path)
-    best, domain = done.facts["models"][0], done.facts["serving_domain"]
-    evaluation.metadata |= done.facts["winner"]
-    metrics.log_metric("validation_auroc", best["validation"]["auroc"])
-    test = best["test"][domain]
-    for name in ("accuracy", "majority"):
-        metrics.log_metric(f"test_{name}", test[name])
+    best, domain = done.record.models[0], done.record.serving_domain
+    evaluation.metadata |= done.record.winner.to_dict()
+    metrics.log_metric("validation_auroc", best.validation.auroc.value)
+    test = best.test[domain]
+    metrics.log_metric("test_accuracy", test.accuracy)
+    metrics.log_metric("test_majority", test.majority)
     for metric in ("auroc", "sensitivity", "specificity", "ece"):
-        for name, value in test.get(metric, {}).items():
+        for name, value in test.to_dict().get(metric, {}).items():
             if value is not None:
                 metrics.log_metric(f"test_{metric}_{name}", value)
     # Metrics must be numbers: a reader of metrics (MLflow's plugin) takes any text for 0.
-    metrics.log_metric("promoted", int(done.facts["gate"]["decision"] == "promoted"))
+    metrics.log_metric("promoted", int(done.record.gate.decision == "promoted"))
     table = predictions.of_model(pd.read_parquet(done.folder / "predictions.parquet"), best, domain, "test")
     classification.log_roc_curve(*predictions.roc_points(table))
-    classification.log_confusion_matrix(["benign", "malignant"], test["confusion"])
+    classification.log_confusion_matrix(["benign", "malignant"], test.confusion)
 
 
 # kfp needs a fixed interface, so there is one optional model for each row of the backbone table.

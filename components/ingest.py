@@ -31,7 +31,7 @@ def ingest(
     from pathlib import Path
 
     from components.pages import picture_page
-    from thyroid.data import tables
+    from thyroid.data.version import DataVersion
     from thyroid.ingest.ingest import ingest as run
     from thyroid.ingest.options import IngestOptions
     from thyroid.registry import changes
@@ -39,16 +39,16 @@ def ingest(
 
     options = IngestOptions(scans, rois, crops, labels, classes, given_splits, site, store, seed)
     done = run(options, Path(data.path))
-    data.metadata["digest"] = done.facts["digest"]
+    data.metadata["digest"] = done.facts.digest
     changed = changes.since_last(done.folder, registry)
     decided = changes.verdict(changed, minimum)
     print(f"{changed.describe()}: {decided}", flush=True)
-    Path(version).write_text(tables.fingerprint(done.folder))
+    Path(version).write_text(DataVersion.read(done.folder).fingerprint)
     Path(verdict).write_text(decided)
     # The trainings take this as a parameter: the cache would not notice another champion in the same registry.
     Path(champion).write_text(str(Registry(registry).read_aliases().get("champion", 0) if recipe == "warm" else 0))
     for name in ("scans", "quarantined", "patients", "duplicate_groups", "regions"):
-        metrics.log_metric(name, done.facts[name])
+        metrics.log_metric(name, getattr(done.facts, name))
     for name in ("new", "changed", "removed"):
         metrics.log_metric(name, len(getattr(changed, name)))
     picture_page(statistics.path, "Data", done.folder / "statistics.png")

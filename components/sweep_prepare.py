@@ -22,14 +22,14 @@ def sweep_prepare(
     """Create or find the study's folder on the volume, and compute the features of every tap."""
     from pathlib import Path
 
-    from thyroid.data import tables
+    from thyroid.data.version import DataVersion
     from thyroid.errors import InputError
     from thyroid.sweep.options import SweepOptions
     from thyroid.sweep.prepare import prepare
 
     if not store:
         raise InputError("store: a search needs a folder that all workers see, on the volume")
-    tables.check_fingerprint(Path(images.path), fingerprint)
+    DataVersion.read(Path(images.path)).require_fingerprint(fingerprint)
     options = SweepOptions(weights, image_size, epochs, batch_size, folds=folds, seed=seed)
     plan = prepare(Path(images.path), Path(store) / "sweeps", backbone, options=options)
     Path(study.path).write_text(str(plan.folder))

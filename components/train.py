@@ -29,11 +29,12 @@ def train(
     from pathlib import Path
 
     from components.pages import picture_page
-    from thyroid.data import tables
+    from thyroid.data.version import DataVersion
     from thyroid.train.options import TrainOptions
     from thyroid.train.train import train as run
 
-    tables.check_fingerprint(Path(images.path), fingerprint)
+    data = DataVersion.read(Path(images.path))
+    data.require_fingerprint(fingerprint)
     options = TrainOptions(
         weights=weights,
         image_size=image_size,
@@ -47,9 +48,9 @@ def train(
         champion=champion,
         seed=seed,
     )
-    for domain in tables.read(Path(images.path))[2]["domains"]:
-        done = run(Path(images.path), Path(model.path) / domain, backbone, domain, options)
-        metrics.log_metric(f"validation_auroc_{domain}", done.facts["validation"]["auroc"])
-        metrics.log_metric(f"seconds_{domain}", done.facts["seconds"])
+    for domain in data.domains:
+        done = run(data.folder, Path(model.path) / domain, backbone, domain, options)
+        metrics.log_metric(f"validation_auroc_{domain}", done.record.validation.auroc)
+        metrics.log_metric(f"seconds_{domain}", done.record.seconds)
     picture_page(history.path, f"Training {backbone}", *sorted(Path(model.path).glob("*/history.png")))
     model.metadata["backbone"] = backbone

@@ -24,16 +24,17 @@ COMMANDS = {
 
 
 @errors.command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, program: str = "python -m pipelines") -> None:
     """Run the command that the arguments name; `errors.command` turns an error of the user into exit code 2.
 
     Args:
         argv: Arguments without the program's name; None for those of the process.
+        program: How the command is started.
 
     Raises:
         InputError: An argument, or a file that it names, cannot be used.
     """
-    app = command.app("python -m pipelines", __doc__)
+    app = command.app(program, __doc__)
     arguments = sys.argv[1:] if argv is None else argv
     for name, (function, text) in COMMANDS.items():
         # the list of commands imports none of them; the help of one command is its docstring

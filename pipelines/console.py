@@ -39,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
     if name in PIPELINES:
-        return _main_of("pipelines.__main__")(arguments)
+        return _main_of("pipelines.__main__")(arguments, "thyroid")
     if name in MODULES:
-        return _main_of(MODULES[name][0])(arguments[1:])
+        return _main_of(MODULES[name][0])(arguments[1:], f"thyroid {name}")
     return _without_command(arguments)
 
 
-def _main_of(module: str) -> Callable[[Sequence[str]], int]:
-    main: Callable[[Sequence[str]], int] = importlib.import_module(module).main
+def _main_of(module: str) -> Callable[[Sequence[str], str], int]:
+    main: Callable[[Sequence[str], str], int] = importlib.import_module(module).main
     return main
 
 

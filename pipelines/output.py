@@ -10,6 +10,7 @@ from typing import Any
 
 from thyroid import locks
 from thyroid.data import tables
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import phantom
 
@@ -62,8 +63,8 @@ def collect(output: Path) -> None:
 
 def _example(data: Path) -> dict[str, Any]:
     """Return a request instance with a test scan; a scan with a region is preferred."""
-    scans, regions, _ = tables.read(data)
-    tested = tables.used(scans).query("split == 'test'").sort_values("path")
+    version = DataVersion.read(data)
+    tested, regions = version.test_scans.sort_values("path"), version.regions
     marked = tested[tested["path"].isin(regions["path"])]
     scan = (marked if len(marked) else tested).iloc[0]
     instance: dict[str, Any] = {"image": {"b64": base64.b64encode((data / scan["local_path"]).read_bytes()).decode()}}

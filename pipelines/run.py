@@ -1,6 +1,5 @@
 """The command that runs the training pipeline on this machine, without a cluster."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from pipelines.local.steps import Steps
 from pipelines.training import training_pipeline
 from thyroid import RESEARCH_USE_ONLY, storage
 from thyroid.command import FLAT
+from thyroid.records.evaluation import SummaryRecord
 from thyroid.registry.registry import MODEL_NAME
 from thyroid.train import settings
 
@@ -115,11 +115,11 @@ def runner(options: LocalOptions, values: dict[str, Any]) -> Any:
 def _print_results(options: LocalOptions, given_registry: str) -> None:
     """Print where the results are, and how to serve and query the model."""
     folder, given = options.folder, options.output
-    summary = json.loads((folder / "summary.json").read_text())
-    model = summary["model"]
+    summary = SummaryRecord.read(folder / "summary.json")
+    model = summary.model
     make = "make serve" + ("" if given == Path("output") else f" OUTPUT={given}")
     make += f" REGISTRY={given_registry}" if given_registry else ""
-    decision = summary["gate"]["decision"]
+    decision = summary.gate.decision
     status = "released: the champion" if decision == "promoted" else "not released: served as a candidate, and marked"
     print(
         f"""
@@ -127,7 +127,7 @@ def _print_results(options: LocalOptions, given_registry: str) -> None:
 
 Report    {folder / "report.html"}
 Summary   {folder / "summary.json"}
-Model     {model["uri"]} ({summary["winner"]["backbone"]}, version {model["version"]})
+Model     {model.uri} ({summary.winner.backbone}, version {model.version})
 Gate      {status}
 Repeat    make run CONFIG={given / configuration.FILE}
 

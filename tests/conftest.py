@@ -98,7 +98,7 @@ def variant(artefact: Path, folder: Path) -> Path:
     """A copy of an artefact in `folder` that passes for another one: the same one is registered only once."""
     copy = shutil.copytree(artefact, folder / uuid.uuid4().hex)
     facts = json.loads((copy / "model.json").read_text())
-    (copy / "model.json").write_text(json.dumps(facts | {"variant": copy.name}))
+    (copy / "model.json").write_text(json.dumps(facts | {"code_version": copy.name}))
     return copy
 
 

@@ -12,6 +12,7 @@ from tests.conftest import write_rois, write_scan
 from thyroid import crop
 from thyroid.crop import CropOptions
 from thyroid.data import tables
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import geometry, images, phantom
 from thyroid.ingest import ingest
@@ -80,11 +81,11 @@ def test_crops_match_the_sets_own(ddti):
 
 def test_both_domains_with_tables(cropped):
     scans, regions, facts = tables.read(cropped)
-    assert facts["domains"] == ["cropped", "normal"]
-    assert facts["without_region"] == 0
+    assert facts.domains == ["cropped", "normal"]
+    assert facts.without_region == 0
     assert regions["crop_path"].notna().all()
     for domain in tables.DOMAINS:
-        table = tables.examples(cropped, domain)
+        table = DataVersion.read(cropped).examples(domain)
         assert len(table) == len(scans) == 30
         for file in table["file"]:
             with Image.open(file) as image:
@@ -95,7 +96,7 @@ def test_both_domains_with_tables(cropped):
 
 
 def test_examples_are_split_by_patient(cropped):
-    patients = {split: set(tables.examples(cropped, "cropped", split)["patient"]) for split in tables.SPLITS}
+    patients = {split: set(DataVersion.read(cropped).examples("cropped", split)["patient"]) for split in tables.SPLITS}
     assert not patients["train"] & patients["test"]
     assert not patients["train"] & patients["validation"]
     assert sum(map(len, patients.values())) == 15
@@ -115,10 +116,10 @@ def test_scans_without_a_region_stay_in_normal(scans, tmp_path):
     )
     ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "in")
     facts = crop.crop(tmp_path / "in", tmp_path / "out").facts
-    assert facts["without_region"] == 12
-    assert facts["domains"] == ["cropped"]
-    assert len(tables.examples(tmp_path / "out", "normal")) == 24
-    assert len(tables.examples(tmp_path / "out", "cropped")) == 12
+    assert facts.without_region == 12
+    assert facts.domains == ["cropped"]
+    assert len(DataVersion.read(tmp_path / "out").examples("normal")) == 24
+    assert len(DataVersion.read(tmp_path / "out").examples("cropped")) == 12
 
 
 def test_given_crops_come_in_whole(scans, tmp_path):
@@ -127,16 +128,16 @@ def test_given_crops_come_in_whole(scans, tmp_path):
         write_scan(tmp_path / "crops" / f"{label}_{patient:03d}-0001-1.0.jpg", seed=900 + patient, size=(40, 30))
     ingest.ingest(IngestOptions(scans, crops=tmp_path / "crops"), tmp_path / "in")
     crop.crop(tmp_path / "in", tmp_path / "out")
-    table = tables.examples(tmp_path / "out", "cropped")
+    table = DataVersion.read(tmp_path / "out").examples("cropped")
     assert len(table) == 12
     with Image.open(table["file"][0]) as image:
         assert image.size == (40, 40)
-    assert len(tables.examples(tmp_path / "out", "normal")) == 24
+    assert len(DataVersion.read(tmp_path / "out").examples("normal")) == 24
 
 
 def test_without_regions_the_default_is_normal(scans, tmp_path):
     ingest.ingest(IngestOptions(scans), tmp_path / "in")
-    assert crop.crop(tmp_path / "in", tmp_path / "out").facts["domains"] == ["normal"]
+    assert crop.crop(tmp_path / "in", tmp_path / "out").facts.domains == ["normal"]
 
 
 def test_cropped_run_without_any_region_fails_by_name(scans, tmp_path, capsys):
@@ -155,12 +156,12 @@ def test_what_changed_or_vanished_since_ingest_is_quarantined(scans, tmp_path):
     ingest.ingest(IngestOptions(scans), tmp_path / "in")
     (scans / "B_001-0001-1.0.jpg").unlink()
     shutil.copy(scans / "B_003-0001-1.0.jpg", scans / "B_001-0002-1.0.jpg")
-    before = tables.read(tmp_path / "in")[2]
+    before = tables.read_facts(tmp_path / "in")
     facts = crop.crop(tmp_path / "in", tmp_path / "out").facts
     rows = pd.read_csv(tmp_path / "out" / "quarantine.csv")
     assert sorted(rows["reason"]) == ["file changed since ingest", "file vanished since ingest"]
-    assert facts["scans"] == before["scans"] - 2
-    assert facts["digest"] != before["digest"]
+    assert facts.scans == before.scans - 2
+    assert facts.digest != before.digest
     assert tables.read_facts(tmp_path / "out") == facts
 
 
@@ -200,7 +201,7 @@ def test_a_name_as_long_as_a_file_may_have_it(scans, tmp_path):
     (tmp_path / "labels.csv").write_text("\n".join(["filename,label,patient", *rows]))
     ingest.ingest(IngestOptions(scans, store=tmp_path / "store", labels=tmp_path / "labels.csv"), tmp_path / "in")
     crop.crop(tmp_path / "in", tmp_path / "out", CropOptions(store=tmp_path / "store"))
-    table = tables.examples(tmp_path / "out", "normal")
+    table = DataVersion.read(tmp_path / "out").examples("normal")
     assert len(table) == table["name"].nunique() == 27
     assert all(Path(file).is_file() for file in table["file"])
 
@@ -209,13 +210,13 @@ def test_a_region_of_a_few_pixels_can_be_loaded_again(scans, tmp_path):
     rois = write_rois(tmp_path / "rois.csv", [(file.name, 10, 10, 5, 3) for file in sorted(scans.iterdir())])
     ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "in")
     crop.crop(tmp_path / "in", tmp_path / "out")
-    file = tables.examples(tmp_path / "out", "cropped")["file"][0]
+    file = DataVersion.read(tmp_path / "out").examples("cropped")["file"][0]
     assert images.square(Path(file).read_bytes(), 32).shape[:2] == (32, 32)
 
 
 def test_examples_of_an_unknown_domain_are_refused(cropped):
     with pytest.raises(InputError, match="'Normal' is unknown"):
-        tables.examples(cropped, "Normal")
+        DataVersion.read(cropped).examples("Normal")
 
 
 def test_counts_follow_what_is_lost(scans, tmp_path):
@@ -223,5 +224,5 @@ def test_counts_follow_what_is_lost(scans, tmp_path):
     for file in scans.glob("B_001*"):
         file.unlink()
     facts = crop.crop(tmp_path / "in", tmp_path / "out").facts
-    assert facts["patients"] == 11
-    assert sum(split[label] for split in facts["splits"].values() for label in "BM") == facts["scans"] == 22
+    assert facts.patients == 11
+    assert sum(split[label] for split in facts.splits.values() for label in "BM") == facts.scans == 22

@@ -118,9 +118,23 @@ def test_packages_stay_small():
             assert len(modules) <= MOST_MODULES, name
 
 
+LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
+DAGS = {"pipelines/training.py", "pipelines/sweep.py"}
+"""Their parameters and steps stand in one function, which Kubeflow makes its form of."""
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_every_module_says_what_it_is(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
+def test_every_module_says_what_it_is_and_stays_short(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree)
+    assert len(text.splitlines()) <= LONGEST_MODULE
+    if path.relative_to(ROOT).as_posix() in DAGS:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
 
 
 # What an image holds: its steps, and what they must not import.

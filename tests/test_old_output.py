@@ -17,9 +17,12 @@ from tests.support.serving import PREDICT, Server, encoded
 from thyroid import crop
 from thyroid.crop import CropOptions
 from thyroid.data import tables
+from thyroid.data.version import DataVersion
 from thyroid.ingest import ingest, listing
 from thyroid.ingest.options import IngestOptions
-from thyroid.model import artefacts
+from thyroid.interval import Interval
+from thyroid.model.artefact import Artefact
+from thyroid.registry import __main__ as commands
 from thyroid.registry import changes
 from thyroid.registry.registry import Registry
 
@@ -43,11 +46,14 @@ def test_the_archive_is_small():
     assert ARCHIVE.stat().st_size <= 300_000
 
 
-def test_a_registry_keeps_versions_aliases_and_history(old):
+def test_a_registry_keeps_versions_aliases_and_history(old, capsys):
     root = str(old / "output" / "registry")
     assert Registry(root).read_aliases()["champion"] == 1
-    facts = artefacts.verify(Registry(root).find("champion"))
-    assert facts["backbone"] == "Toy"
+    facts = Artefact.verify(Registry(root).find("champion")).record
+    assert facts.backbone == "Toy"
+    assert facts.forms["keras"].validation.auroc == Interval(1.0, pytest.approx(0.2065, abs=1e-4), 1.0)
+    assert commands.main(["list", "--registry", root]) == 0
+    assert "0.333 [0.000, 1.000]" in capsys.readouterr().out
     before = Registry(root).history()
     assert [line["action"] for line in before] == ["publish", "promote"]
     Registry(root).promote("1", "again", "somebody")
@@ -57,14 +63,14 @@ def test_a_registry_keeps_versions_aliases_and_history(old):
 
 
 def test_its_champion_answers(old, tmp_path):
-    facts = artefacts.facts(old / "output" / "registry" / "thyroid" / "1")
+    facts = Artefact.read(old / "output" / "registry" / "thyroid" / "1").record
     server = Server(tmp_path / "log", "--registry", str(old / "output" / "registry")).wait()
     scan = sorted((old / "scans").iterdir())[0]
     status, answer = server.ask(PREDICT, {"instances": [{"image": encoded(scan), "roi": [18, 12, 24, 20]}]})
     server.kill()
     assert status == 200, answer
     assert answer["predictions"][0]["model_version"] == 1
-    assert answer["predictions"][0]["threshold"] == pytest.approx(facts["threshold"])
+    assert answer["predictions"][0]["threshold"] == pytest.approx(facts.threshold)
 
 
 def test_a_store_is_read_again_once_and_splits_stay(old, capsys, monkeypatch):
@@ -79,10 +85,11 @@ def test_a_store_is_read_again_once_and_splits_stay(old, capsys, monkeypatch):
         assert ("nothing has changed" in said) is again, said
         assert splits_of(ingested) == before
         made = crop.crop(ingested, old / f"cropped-{again}", CropOptions(["cropped"], store=store)).facts
-        assert made["digest"] == facts["digest"] == done.facts["digest"]
-        assert made["cropped"] == (0 if again else len(known))
+        assert made.digest == facts.digest == done.facts.digest
+        assert made.cropped == (0 if again else len(known))
     pd.testing.assert_series_equal(
-        tables.examples(old / "cropped-True", "cropped")["sha256"], tables.examples(data, "cropped")["sha256"]
+        DataVersion.read(old / "cropped-True").examples("cropped")["sha256"],
+        DataVersion.read(data).examples("cropped")["sha256"],
     )
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +163,7 @@ def test_search_and_the_training_after_it(copy):
     assert f"SETTINGS={'my/sweep/sweep/settings.json'}" in printed
     assert "Research use only" in (copy / "my" / "sweep" / "sweep" / "report.html").read_text()
 
-    mine = replace(settings.read(copy / "my" / "sweep" / "sweep" / "settings.json"), margin=0.35, image_size=48)
+    mine = settings.read(copy / "my" / "sweep" / "sweep" / "settings.json").replace(margin=0.35, image_size=48)
     mine.write(copy / "my" / "chosen.json")
     where = "SCANS=my/scans ROIS=my/rois.csv BACKBONES=VGG16 OUTPUT=my/sweep"
     run = shell(f"make run {where} SETTINGS=my/chosen.json", copy)

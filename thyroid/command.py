@@ -2,22 +2,33 @@
 
 import difflib
 import re
+import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
+from thyroid import errors
 from thyroid.errors import InputError
 
 FLAT = Parameter(name="*")
 """Marks a dataclass whose fields are options of their own: `options: Annotated[IngestOptions, FLAT]`."""
+SEVERAL = Parameter(consume_multiple=True)
+"""Marks an option that takes any number of values: `--waive calibration subgroups`."""
+AT_LEAST_ONE = Parameter(consume_multiple=(1, None))
+"""Marks an option that takes one or more values: `--models VGG16 VGG19`."""
+COMMAS = Parameter(n_tokens=1, converter=lambda _, tokens: [item for item in tokens[-1].value.split(",") if item])
+"""Marks a list that is given as one value with commas: `--domains normal,cropped`."""
+NOT_AN_OPTION = Parameter(parse=False)
+"""Marks a field with a default that only code sets."""
 
 
 def app(program: str, text: str) -> App:
     """Return an App with the conventions of all commands: plain help, and one value after each option.
 
-    An option that may be repeated is a sequence. A flag has no negation unless its parameter names one.
+    An option that may be repeated is a sequence; of any other option, the last value counts. A flag has no negation
+    unless its parameter names one.
 
     Args:
         program: How the command is started, such as `python -m thyroid.crop`.
@@ -30,9 +41,52 @@ def app(program: str, text: str) -> App:
         help_formatter=_PlainHelp(),
         version_flags=[],
         result_action="return_none",
-        default_parameter=Parameter(negative=()),
+        default_parameter=Parameter(negative=(), allow_repeating=True),
         suppress_keyboard_interrupt=False,  # `errors.command` turns it into exit code 130
     )
+
+
+def one_of(names: Sequence[str]) -> Parameter:
+    """Return the mark of an option whose value must be one of these names, or empty."""
+
+    def convert(_: object, tokens: Sequence[Token]) -> str:
+        value = tokens[-1].value
+        if value and value not in names:
+            raise InputError(f"{tokens[-1].keyword} {value}: choose from {', '.join(names)}")
+        return value
+
+    return Parameter(n_tokens=1, converter=convert)
+
+
+def main(
+    program: str, run: Callable[..., None] | Mapping[str, Callable[..., None]], text: str = ""
+) -> Callable[..., int]:
+    """Return the `main` of a command.
+
+    It takes the arguments without the program's name, or None for those of the process, and optionally another name of
+    the program for its help and its messages. It returns the exit code: an error of the user is one line on stderr and
+    exit code 2.
+
+    Args:
+        program: How the command is started, such as `python -m thyroid.crop`.
+        run: The function of the command, or functions by the names of the commands.
+        text: Description for `--help`, of which the first line is used; if empty, that of the function.
+    """
+
+    @errors.command
+    def main(argv: Sequence[str] | None = None, program: str = program) -> None:
+        commands = app(program, text or run.__doc__ or "")
+        arguments = sys.argv[1:] if argv is None else argv
+        if isinstance(run, Mapping):
+            if not arguments:
+                raise InputError(f"{program}: give a command: {', '.join(run)}")
+            for name, function in run.items():
+                commands.command(function, name=name)
+        else:
+            commands.default(run)
+        call(commands, arguments)
+
+    return main
 
 
 def call(commands: App, argv: Sequence[str] | None = None) -> None:

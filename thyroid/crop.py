@@ -5,28 +5,30 @@ With a store, images are kept there from run to run, and only missing ones are m
 python -m thyroid.crop --data DIR --output DIR
 """
 
-import argparse
 import hashlib
 import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from thyroid import cores, errors, progress, storage, workers
+from thyroid import command, cores, errors, progress, storage, workers
 from thyroid.atomic import replacing
+from thyroid.command import COMMAS, FLAT, NOT_AN_OPTION
 from thyroid.data import crops, tables
 from thyroid.data.crops import Planned
 from thyroid.data.store import Store
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import images
 from thyroid.imaging.geometry import MARGIN, ScanArea, normal, region, scan_area
+from thyroid.records.data import DataRecord
 
 log = logging.getLogger("thyroid.crop")
 
@@ -39,7 +41,7 @@ class Cropped:
     """A data version with its images: its folder and its facts (the content of data.json)."""
 
     folder: Path
-    facts: dict[str, Any]
+    facts: DataRecord
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,18 @@ class CropOptions:
     """Which images are made, and how.
 
     Attributes:
-        domains: Domains that will be trained. If empty, cropped is used where there are regions, else normal.
-        store: Folder that outlives the run and keeps the images (see `thyroid.data.store`). If empty, the images are
-            written to `normal/` and `cropped/` in the output.
-        margin: Share of a region's sides to widen it by, see `geometry.widened`.
+        domains: Domains that will be trained, such as normal,cropped. If empty, cropped is used where there are
+            regions, else normal.
+        store: Folder that outlives the run and keeps the images: those in it are not made again. If empty, the images
+            are written to normal/ and cropped/ in the output.
+        margin: Share of a region's sides to widen it by.
         splits: Splits whose scans are wanted. The files of other splits are not even opened.
     """
 
-    domains: Sequence[str] = ()
+    domains: Annotated[Sequence[str], COMMAS] = ()
     store: storage.Location = ""
     margin: float = MARGIN
-    splits: Sequence[str] = tables.SPLITS
+    splits: Annotated[Sequence[str], NOT_AN_OPTION] = tables.SPLITS
 
 
 def crop(data: Path, output: Path, options: CropOptions = CropOptions()) -> Cropped:
@@ -76,7 +79,8 @@ def crop(data: Path, output: Path, options: CropOptions = CropOptions()) -> Crop
             region, or a split has no image of a class left.
     """
     started = time.monotonic()
-    scans, regions, facts = _read(data, options.splits)
+    version = _read(data, options.splits)
+    scans, regions, facts = version.scans, version.regions, version.facts
     domains = resolve_domains(options.domains, has_regions=len(regions) > 0)
     store = Store(options.store) if options.store else None
     images_folder = output if store is None else store.crops
@@ -84,28 +88,28 @@ def crop(data: Path, output: Path, options: CropOptions = CropOptions()) -> Crop
         (images_folder / domain).mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
 
-    planned = crops.plan(tables.used(scans), regions, options.margin)
+    planned = crops.plan(version.used, regions, options.margin)
     made = _make(data, planned, images_folder, store)
     scans, regions = _filled(scans, regions, planned, made)
     quarantine = pd.DataFrame(list(made.lost.items()), columns=["file", "reason"])
     tables.write_quarantine(output / tables.QUARANTINE, pd.concat([tables.read_quarantine(data, facts), quarantine]))
-    facts |= {
-        "splits": tables.count_splits(tables.used(scans), facts["classes"]),
-        "quarantined": facts["quarantined"] + len(made.lost),
+    changed = {
+        "splits": tables.count_splits(tables.used(scans), facts.classes),
+        "quarantined": facts.quarantined + len(made.lost),
         "domains": list(domains),
         "margin": options.margin,
         **_count(scans, regions, planned, made),
-        "seconds": facts["seconds"] | {"crop": round(time.monotonic() - started, 1)},
+        "seconds": facts.seconds | {"crop": round(time.monotonic() - started, 1)},
     }
     if store is not None:
-        facts["images"] = str(images_folder)
+        changed["images"] = str(images_folder)
     for domain in domains:
         _require_examples(scans, regions, domain, options.splits)
     shutil.copy(data / "statistics.png", output)
     from thyroid.data import plots  # only this line needs Matplotlib
 
     plots.crop_sheet(scans, regions, images_folder, output / "crops.png")
-    tables.write(output, scans, regions, facts)
+    facts = tables.write(output, scans, regions, facts.model_copy(update=changed))
     _report(scans, facts, made, len(planned), output)
     return Cropped(output, facts)
 
@@ -138,13 +142,14 @@ def _require_examples(scans: pd.DataFrame, regions: pd.DataFrame, domain: str, s
                 )
 
 
-def _read(data: Path, splits: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Return the tables of a data version for the scans of some splits, and its facts."""
-    scans, regions, facts = tables.read(data)
-    if set(splits) != set(tables.SPLITS):
-        scans = scans[scans["split"].isin(splits)].reset_index(drop=True)
-        regions = regions[regions["path"].isin(scans["path"])].reset_index(drop=True)
-    return scans, regions, facts
+def _read(data: Path, splits: Sequence[str]) -> DataVersion:
+    """Read a data version, and keep only the scans of some splits."""
+    version = DataVersion.read(data)
+    if set(splits) == set(tables.SPLITS):
+        return version
+    scans = version.scans[version.scans["split"].isin(splits)].reset_index(drop=True)
+    regions = version.regions[version.regions["path"].isin(scans["path"])].reset_index(drop=True)
+    return replace(version, scans=scans, regions=regions)
 
 
 def _count(scans: pd.DataFrame, regions: pd.DataFrame, planned: Sequence[Planned], made: "_Made") -> dict[str, Any]:
@@ -163,13 +168,13 @@ def _count(scans: pd.DataFrame, regions: pd.DataFrame, planned: Sequence[Planned
     }
 
 
-def _report(scans: pd.DataFrame, facts: Mapping[str, Any], made: "_Made", planned: int, output: Path) -> None:
+def _report(scans: pd.DataFrame, facts: DataRecord, made: "_Made", planned: int, output: Path) -> None:
     """Log what was made of `planned` scans."""
     used = tables.used(scans)
     log.info(
-        f"normal: {(used['domain'] == 'normal').sum()} frames; cropped: {facts['regions']} regions; "
-        f"{facts['without_region']} frames without a region stay in normal only; scan area not found in "
-        f"{facts['scan_area_not_found']}"
+        f"normal: {(used['domain'] == 'normal').sum()} frames; cropped: {facts.regions} regions; "
+        f"{facts.without_region} frames without a region stay in normal only; scan area not found in "
+        f"{facts.scan_area_not_found}"
     )
     if made.scans < planned:
         log.info(f"{made.scans} of {planned} scans were cropped now; the images of the others exist already")
@@ -351,19 +356,18 @@ def _filled(
     return scans, regions
 
 
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command `python -m thyroid.crop` with the arguments `argv`, by default those of the process."""
-    parser = argparse.ArgumentParser(prog="python -m thyroid.crop", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.ingest")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the new data version")
-    parser.add_argument("--domains", type=lambda s: [d for d in s.split(",") if d], default=(), help="normal,cropped")
-    parser.add_argument("--margin", type=float, default=MARGIN, help="share of a region's sides to widen it by")
-    parser.add_argument("--store", default="", help="folder that outlives the run: images in it are not made again")
-    given = vars(parser.parse_args(argv))
-    data, output = given.pop("data"), given.pop("output")
-    crop(data, output, CropOptions(**given))
+def run(*, data: Path, output: Path, options: Annotated[CropOptions, FLAT] = CropOptions()) -> None:
+    """Make the images of both domains: normal (scan area, scanner frame blanked) and cropped (a square per region).
 
+    Args:
+        data: Data version of thyroid.ingest.
+        output: Folder of the new data version.
+        options: Which images are made, and how.
+    """
+    crop(data, output, options)
+
+
+main = command.main("python -m thyroid.crop", run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

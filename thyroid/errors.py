@@ -2,9 +2,12 @@
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import ParamSpec
 
 from thyroid import logs
+
+P = ParamSpec("P")
 
 
 class InputError(Exception):
@@ -14,7 +17,7 @@ class InputError(Exception):
     """
 
 
-def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
+def command(main: Callable[P, None]) -> Callable[P, int]:
     """Wrap a `main(argv)` so that user errors become one line on stderr and exit code 2, never a traceback.
 
     `OSError` counts as a user error: the user can fix an unwritable output, a full disk or a vanished file. An
@@ -22,10 +25,10 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
     """
 
     @functools.wraps(main)
-    def wrapped(argv: Sequence[str] | None = None) -> int:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
         logs.to_stdout()
         try:
-            main(argv)
+            main(*args, **kwargs)
         except (InputError, OSError) as error:
             sys.stderr.write(f"error: {one_line(error)}\n")
             return 2

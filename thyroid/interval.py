@@ -1,8 +1,9 @@
 """A metric with its confidence interval."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+LEVEL = 0.95
+"""Confidence level of all intervals."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,6 @@ class Interval:
     low: float | None
     high: float | None
 
-    @classmethod
-    def from_dict(cls, metric: Mapping[str, Any]) -> "Interval":
-        """Return the interval of a metric as summary.json holds it: value (auroc for validation), low and high."""
-        value = metric["value"] if "value" in metric else metric["auroc"]
-        return cls(value, metric["low"], metric["high"])
-
     def __str__(self) -> str:
         """Return the value with its bounds to three decimals, such as "0.912 [0.874, 0.945]"."""
         if self.low is None or self.high is None:
@@ -32,6 +27,6 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def format_interval(metric: Mapping[str, Any] | None) -> str:
-    """Return a metric of summary.json with its interval as text, or "n/a" if there is none."""
-    return str(Interval.from_dict(metric)) if metric else "n/a"
+def format_interval(metric: Interval | None) -> str:
+    """Return a metric with its interval as text, or "n/a" if there is none."""
+    return "n/a" if metric is None else str(metric)

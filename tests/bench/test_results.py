@@ -33,7 +33,7 @@ def test_command_writes_the_comparison(tmp_path, monkeypatch, drawn):
         assert f"\n| {recipe} | " in page
     assert "- **input scale**" in page
     assert "extrapolated" in page
-    assert f"Data version `{tables.read(cropped)[2]['digest'][:12]}`" in page
+    assert f"Data version `{tables.read_facts(cropped).digest[:12]}`" in page
     assert (tmp_path / "docs" / "results.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "docs" / "results.json").read_text())["memory_gb"]["VGG16"]["deck"]["32"] == 2.5
 

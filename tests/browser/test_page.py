@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 from tests.support import ROOT, dicoms, pages
 from tests.support.serving import Server, free_port
 from thyroid.imaging import images, phantom
-from thyroid.model import artefacts
+from thyroid.model.artefact import Artefact
 from thyroid.registry.registry import Registry
 from thyroid.web.words import Words
 
@@ -541,7 +541,7 @@ def test_the_report(visit, model):
     shown = page.frame_locator("iframe")
     expect(shown.get_by_text("Research use only").first).to_be_visible()
     expect(page.get_by_text(EN("report_lead", version=1))).to_be_visible()
-    assert artefacts.verify(Registry(model).find())["version"] == 1
+    assert Artefact.verify(Registry(model).find()).record.version == 1
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         found = Axe().run(page, options={"resultTypes": ["violations"], "iframes": False}).response["violations"]

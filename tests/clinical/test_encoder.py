@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from thyroid.clinical.encoder import CLIP, Encoder
 from thyroid.errors import InputError
+from thyroid.records.clinical import EncoderRecord
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_rare_is_counted_in_patients(rows):
 
 def test_an_encoder_survives_json(rows):
     encoder = Encoder.fit(rows, range(60))
-    again = Encoder.from_dict(json.loads(json.dumps(encoder.to_dict(), allow_nan=False)))
+    again = Encoder.from_record(EncoderRecord.parse(json.loads(json.dumps(encoder.to_dict(), allow_nan=False)), "x"))
     assert again == encoder
     np.testing.assert_array_equal(again.encode(rows)[0], encoder.encode(rows)[0])
 

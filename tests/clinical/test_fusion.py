@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 from thyroid import metrics
 from thyroid.clinical import fusion
 from thyroid.errors import InputError
+from thyroid.records.clinical import FusionRecord
 
 
 def planted(n, k, effect, seed=0, images=2):
@@ -34,24 +35,24 @@ def test_a_complementary_column_helps(k):
     done, facts = compared(p, rows, y, patient)
     np.testing.assert_allclose(done.fused.sum(axis=1), 1)
     np.testing.assert_allclose(done.clinical.sum(axis=1), 1)
-    assert facts["verdict"] == "helped"
-    assert facts["difference"]["fused_less_images"]["low"] > 0
-    assert facts["auroc"]["fused"]["value"] > max(facts["auroc"][name]["value"] for name in ("images", "clinical"))
-    assert facts["sentence"].startswith("Clinical columns helped: macro AUROC")
-    assert facts["patients"] == 90
-    assert json.dumps(facts, allow_nan=False)
+    assert facts.verdict == "helped"
+    assert facts.difference["fused_less_images"].low > 0
+    assert facts.auroc["fused"].value > max(facts.auroc[name].value for name in ("images", "clinical"))
+    assert facts.sentence.startswith("Clinical columns helped: macro AUROC")
+    assert facts.patients == 90
+    assert json.dumps(facts.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_noise_does_not_help(seed):
     p, rows, y, patient = planted(100, 2 + seed % 2, 0.0, seed, images=1)
     _, facts = compared(p, rows, y, patient)
-    difference = facts["difference"]["fused_less_images"]
-    assert facts["verdict"] != "helped"
-    assert difference["low"] <= 0
-    assert abs(difference["value"]) < 0.05
-    clinical = facts["auroc"]["clinical"]
-    assert abs(clinical["value"] - 0.5) < 0.15
+    difference = facts.difference["fused_less_images"]
+    assert facts.verdict != "helped"
+    assert difference.low <= 0
+    assert abs(difference.value) < 0.05
+    clinical = facts.auroc["clinical"]
+    assert abs(clinical.value - 0.5) < 0.15
 
 
 def test_folds_keep_patients_together_and_do_not_see_their_own():
@@ -73,7 +74,8 @@ def test_the_clinical_model_never_sees_the_images():
 def test_a_head_survives_json_and_takes_what_an_endpoint_has():
     p, rows, y, patient = planted(80, 3, 2.0)
     head = fusion.fit(p, rows, y, patient)
-    again = fusion.Fusion.from_dict(json.loads(json.dumps(head.to_dict(), allow_nan=False)))
+    content = json.loads(json.dumps(head.to_dict() | {"fields": head.encoder.fields()}, allow_nan=False))
+    again = fusion.Fusion.from_record(FusionRecord.parse(content, "x"))
     assert again == head
     answer, notes = again.predict(p[:3], [{"size": 5}, {}, {"kind": "unseen"}])
     np.testing.assert_allclose(answer.sum(axis=1), 1)
@@ -101,7 +103,7 @@ def test_a_class_with_one_patient_and_one_without_any():
     y[7] = 2
     done, facts = compared(p, rows, y, patient)
     assert np.isfinite(done.fused).all()
-    assert "a class has only 1 patients" in facts["sentence"]
+    assert "a class has only 1 patients" in facts.sentence
 
 
 def test_no_columns_change_nothing_but_calibration():
@@ -115,13 +117,13 @@ def test_two_classes_are_the_auroc_and_harm_is_reported():
     y = r.integers(0, 2, 200)
     good, bad = (softmax(np.column_stack([-s, s]), axis=1) for s in (y + r.normal(size=200), r.normal(size=200)))
     facts = fusion.compare(good, bad, bad, y, np.arange(200), draws=300)
-    assert facts["verdict"] == "harmed"
-    assert facts["auroc"]["images"]["value"] == pytest.approx(roc_auc_score(y, good[:, 1]))
-    assert facts["difference"]["fused_less_clinical"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert facts.verdict == "harmed"
+    assert facts.auroc["images"].value == pytest.approx(roc_auc_score(y, good[:, 1]))
+    assert facts.difference["fused_less_clinical"] == metrics.Interval(0.0, 0.0, 0.0)
     same = fusion.compare(good, bad, good, y, np.arange(200), draws=300)
-    assert same["verdict"] == "not shown to help"
+    assert same.verdict == "not shown to help"
     drawn = metrics.auroc_difference(y, bad[:, 1], good[:, 1], np.arange(200), draws=300)
-    assert facts["difference"]["fused_less_images"]["low"] == pytest.approx(drawn.low)
+    assert facts.difference["fused_less_images"].low == pytest.approx(drawn.low)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.conftest import variant
 from tests.evaluate.test_gate import against, answers, decide, failed
+from tests.support import toy_artefact
 from thyroid import crop
 from thyroid.crop import CropOptions
 from thyroid.data import duplicates, overlap, pseudonyms, tables
@@ -21,7 +22,8 @@ from thyroid.errors import InputError
 from thyroid.evaluate.audits.leakage import LeakageAudit
 from thyroid.ingest import ingest
 from thyroid.ingest.options import IngestOptions
-from thyroid.model import artefacts, backbones
+from thyroid.model import backbones
+from thyroid.model.artefact import MODEL, SCANS, Artefact
 from thyroid.registry import changes, register
 from thyroid.registry.registry import Registry
 from thyroid.train import warm_start
@@ -68,7 +70,7 @@ def exported(phantoms, tmp_path_factory) -> Path:
 def judging(data: Path, *splits: str) -> pd.DataFrame:
     """Scans that are to judge, as train, gate and audit take them."""
     scans, _, facts = tables.read(data)
-    return tables.used(scans)[lambda table: table["split"].isin(splits)].assign(cohort=facts["cohort"])
+    return tables.used(scans)[lambda table: table["split"].isin(splits)].assign(cohort=facts.cohort)
 
 
 def as_known(cropped: Path, **changed) -> pd.DataFrame:
@@ -80,14 +82,14 @@ def as_known(cropped: Path, **changed) -> pd.DataFrame:
 
 def warm(root: Path, table: pd.DataFrame, domain: str = "cropped") -> object:
     version = Registry(root).read_aliases()["champion"]
-    backbone = backbones.get(artefacts.facts(Registry(root).find())["backbone"])
+    backbone = backbones.get(Artefact.read(Registry(root).find()).record.backbone)
     return warm_start.find(root, version, backbone, table, classes=BINARY, domain=domain)
 
 
 def started(root: Path) -> dict:
     """Of a training that started from the champion."""
-    files = artefacts.facts(Registry(root).find())["files"]
-    return {"recipe": "warm", "weights": "champion 1", "champion": files[artefacts.MODEL]}
+    files = Artefact.read(Registry(root).find()).record.files
+    return {"recipe": "warm", "weights": "champion 1", "champion": files[MODEL]}
 
 
 def audited(data: Path, model: dict, root: Path | None) -> LeakageAudit:
@@ -105,8 +107,8 @@ def test_a_registered_version_names_its_patients_without_their_numbers(root, cro
     assert len(table) == len(tables.used(scans))
     for row in table.itertuples():
         assert row.phash == own.loc[row.sha256, "phash"]
-        assert row.patient == pseudonyms.of_patient(secret, facts["cohort"], own.loc[row.sha256, "patient"])
-    artefacts.verify(Registry(root).find())
+        assert row.patient == pseudonyms.of_patient(secret, facts.cohort, own.loc[row.sha256, "patient"])
+    Artefact.verify(Registry(root).find())
     assert overlap.find(root, table[table["split"] != "test"], judging(cropped, "test")) == overlap.Overlap(0, 0, 0, 0)
 
 
@@ -135,7 +137,7 @@ def test_the_same_scans_are_known_after_another_export(root, evaluated, cropped,
 
 
 def test_the_same_patients_are_known_by_other_pictures(root, evaluated, cropped, capsys):
-    cohort = tables.read_facts(cropped)["cohort"]
+    cohort = tables.read_facts(cropped).cohort
     table = as_known(cropped)
     assert warm(root, table) is None
     count = len(table)
@@ -181,12 +183,11 @@ def test_an_older_version_is_compared_by_bytes_alone_and_the_record_says_so(
     evaluated, cropped, exported, tmp_path, capsys
 ):
     artefact = variant(evaluated / "artefact", tmp_path)
-    table = pd.read_csv(artefact / artefacts.SCANS, dtype="string")[list(tables.CONTENTS)]
-    table.to_csv(artefact / artefacts.SCANS, index=False)
-    facts = artefacts.facts(artefact)
-    artefacts.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
+    table = pd.read_csv(artefact / SCANS, dtype="string")[list(tables.CONTENTS)]
+    table.to_csv(artefact / SCANS, index=False)
+    Artefact.describe(artefact, Artefact.read(artefact).record)
     root = tmp_path / "registry"
-    Registry(root).publish(artefact, {"decision": "promoted", "reasons": [], "champion": None})
+    Registry(root).publish(artefact, toy_artefact.gate("promoted", None, []))
     note = "compared by bytes alone, since it was registered without the names of its patients"
     assert warm(root, judging(exported, "test")) is not None
     assert f"champion 1: {note}" in capsys.readouterr().out

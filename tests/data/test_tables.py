@@ -1,5 +1,6 @@
 import pytest
 
+from tests.support.records import data_record
 from thyroid.data import tables
 from thyroid.errors import InputError
 
@@ -44,16 +45,16 @@ def test_digest_leaves_out_quarantined_scans():
 
 
 def test_round_trip(tmp_path):
-    tables.write(tmp_path, scans(ONE, TWO), regions(("/a/1.jpg", 5)), {"digest": "x"})
+    tables.write(tmp_path, scans(ONE, TWO), regions(("/a/1.jpg", 5)), data_record())
     table, boxes, facts = tables.read(tmp_path)
     assert table.dtypes.astype(str).to_dict() == tables.SCANS
     assert boxes.dtypes.astype(str).to_dict() == tables.REGIONS
-    assert (facts["digest"], sorted(facts["files"])) == ("x", ["regions.parquet", "scans.parquet"])
+    assert (facts.digest, sorted(facts.files)) == ("x", ["regions.parquet", "scans.parquet"])
 
 
 @pytest.mark.parametrize("name", ["scans.parquet", "regions.parquet", "data.json"])
 def test_no_flipped_bit_of_a_data_version_is_silent(tmp_path, name):
-    tables.write(tmp_path, scans(ONE, TWO), regions(("/a/1.jpg", 5)), {"digest": "x", "notes": ["갑상선"]})
+    tables.write(tmp_path, scans(ONE, TWO), regions(("/a/1.jpg", 5)), data_record(notes=["갑상선"]))
     whole = (tmp_path / name).read_bytes()
     for place in range(0, 8 * len(whole), 1 + len(whole) // 2):
         flipped = bytearray(whole)
@@ -63,6 +64,16 @@ def test_no_flipped_bit_of_a_data_version_is_silent(tmp_path, name):
             tables.read(tmp_path)
     (tmp_path / name).write_bytes(whole)
     tables.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [({"scans": "many"}, "field scans"), ({"patients": None}, "field patients"), ({"x": 1}, "field x")],
+)
+def test_a_data_json_that_is_no_record_is_damaged(tmp_path, changed, field):
+    tables.write_sealed(tmp_path / tables.FACTS, data_record().to_dict() | changed)
+    with pytest.raises(InputError, match=rf"damaged data version \(data\.json: {field}: .*; remove it"):
+        tables.read_facts(tmp_path)
 
 
 def test_half_a_data_version_is_none(tmp_path):

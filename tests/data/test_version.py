@@ -1,7 +1,8 @@
 """A data version in memory answers as the functions of `tables` do, and decodes every image once at each size."""
 
+from dataclasses import replace
+
 import numpy as np
-import pandas as pd
 import pytest
 
 from tests.conftest import write_scan
@@ -16,13 +17,30 @@ from thyroid.imaging import images
 def test_it_has_the_images_of_its_tables(cropped, domain):
     data = DataVersion.read(cropped)
     for split in (None, *tables.SPLITS):
-        pd.testing.assert_frame_equal(data.examples(domain, split), tables.examples(cropped, domain, split))
-    assert data.images == tables.images(cropped)
-    assert data.fingerprint == tables.fingerprint(cropped)
-    assert data.margin == tables.read_facts(cropped)["margin"]
+        table = data.examples(domain, split)
+        expected = tables.examples_of(data.scans, data.regions, domain)
+        if split is not None:
+            expected = expected[expected["split"] == split]
+        assert table["file"].tolist() == [str(data.images / name) for name in sorted(expected["name"])]
+    assert (data.margin, data.domains) == (data.facts.margin, data.facts.domains)
     assert set(data.test_scans["split"]) == {"test"}
     table = data.examples(domain, "test")
     np.testing.assert_array_equal(data.pixels(table, 24), version.decode(table, 24))
+
+
+def test_before_crop_it_has_neither_margin_nor_domains(cropped):
+    data = DataVersion.read(cropped.parent / "ingested")
+    for name in ("margin", "domains"):
+        with pytest.raises(InputError, match="its images are not cropped yet"):
+            getattr(data, name)
+
+
+def test_the_fingerprint_is_that_of_what_later_steps_read(cropped):
+    data = DataVersion.read(cropped)
+    data.require_fingerprint(DataVersion.read(cropped).fingerprint)
+    other = replace(data, scans=data.scans.assign(split="train"))
+    with pytest.raises(InputError, match="not the data version that the step before announced"):
+        other.require_fingerprint(data.fingerprint)
 
 
 def test_an_unknown_domain_is_refused(cropped):

@@ -9,32 +9,33 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support import schemas
+from tests.support import schemas, toy_artefact
 from tests.support.cluster import Cluster
 from thyroid.deploy import deploy, kserve_client, manifest, proof, rollout
+from thyroid.deploy.__main__ import main
 from thyroid.deploy.edits import APPLIED
 from thyroid.deploy.manifest import CANARY
 from thyroid.deploy.options import DeployOptions
 from thyroid.errors import InputError
-from thyroid.model import artefacts
+from thyroid.model.artefact import Artefact
+from thyroid.records.gate import GateRecord
 from thyroid.registry.registry import Registry
 from thyroid.storage import Location
 
 REFERENCE = {"B": 0.2, "M": 0.8}
 
 
-def gate(decision: str, champion: int | None) -> dict:
+def gate(decision: str, champion: int | None) -> GateRecord:
     reasons = ["AUROC is not shown to be as good"] if decision == "refused" else []
-    return {"decision": decision, "reasons": reasons, "champion": champion}
+    return toy_artefact.gate(decision, champion, reasons)
 
 
 def register(root: Location, folder: Path, decision: str = "promoted") -> int:
     folder.mkdir(exist_ok=True)
     (folder / "model.keras").write_bytes(os.urandom(8))  # another model each time
     (folder / "reference.jpg").write_bytes(b"picture")
-    forms = {"keras": {}, "openvino-f32": {"largest_difference": 1e-5}}
-    facts = {"name": "thyroid", "reference": REFERENCE, "forms": forms, "data_digest": "ab12", "backbone": "VGG16"}
-    artefacts.describe(folder, facts)
+    described = toy_artefact.description({"openvino-f32": 1e-5}, reference=REFERENCE, data_digest="ab12")
+    Artefact.describe(folder, described)
     return Registry(root).publish(folder, gate(decision, Registry(root).champion())).version
 
 
@@ -847,7 +848,7 @@ def test_command(cluster, root, capsys):
         "--timeout",
         "60",
     ]
-    assert deploy.main(arguments) == 0
+    assert main(arguments) == 0
     assert "answers its reference image as evaluated" in capsys.readouterr().out
-    assert deploy.main(["--registry", str(root / "no"), "--namespace", "lab"]) == 2
+    assert main(["--registry", str(root / "no"), "--namespace", "lab"]) == 2
     assert json.loads(served(cluster)["metadata"]["annotations"][APPLIED])["labels"]["thyroid/version"] == "1"

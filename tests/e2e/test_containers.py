@@ -24,7 +24,7 @@ from tests.support.pages import Visitor
 from tests.support.serving import free_port
 from thyroid.deploy import proof
 from thyroid.imaging import phantom
-from thyroid.model import artefacts
+from thyroid.model.artefact import Artefact
 from thyroid.registry.registry import Registry
 
 pytestmark = pytest.mark.containers
@@ -152,7 +152,7 @@ def test_the_whole_pipeline_ran_in_containers(output):
     summary = json.loads((output / "summary.json").read_text())
     assert {row["backbone"] for row in summary["models"]} == set(BACKBONES)
     assert (output / "report.html").stat().st_size > 100_000
-    assert artefacts.verify(Registry(output / "registry").find())["version"] == 1
+    assert Artefact.verify(Registry(output / "registry").find()).record.version == 1
     assert "Research use only" in next((output / "pipeline").glob("*/conclude/page")).read_text()
     manifest = (output / "inferenceservice.yaml").read_text()
     assert ("kind: InferenceService" in manifest) == (summary["gate"]["decision"] == "promoted")
@@ -219,7 +219,7 @@ def test_the_serve_image_answers_as_evaluated_and_the_page_asks_it(engine, outpu
             read = visitor.read([("scan.dcm", scan), ("scan.jpg", (folder / "reference.jpg").read_bytes())])
             visitor.client.close()
             assert read.status_code == 200, read.text
-            assert artefacts.verify(folder)["backbone"] in read.text
+            assert Artefact.verify(folder).record.backbone in read.text
             log = subprocess.run([engine, "logs", page], capture_output=True, text=True)
             assert '"route": "read", "status": 200' in log.stdout + log.stderr
             assert "KIM" not in log.stdout + log.stderr

@@ -194,8 +194,8 @@ def test_a_champion_is_deployed_by_hand(tmp_path):
             .replace("/data/registry", str(root))
         )
         # the volume's mount point and the pod's namespace are the workbench's; everything else is as a reader runs it
-        code = f"from thyroid.deploy import deploy, manifest; manifest.MOUNT = {str(tmp_path)!r}; "
-        code += "raise SystemExit(deploy.main())"
+        code = f"from thyroid.deploy import __main__, manifest; manifest.MOUNT = {str(tmp_path)!r}; "
+        code += "raise SystemExit(__main__.main())"
         line = ".venv/bin/python " + line.replace("-m thyroid.deploy", f'-c "{code}" --namespace lab')
         printed = run(line, KUBECONFIG=str(cluster.kubeconfig(tmp_path)))
     finally:

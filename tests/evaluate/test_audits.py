@@ -20,6 +20,7 @@ from thyroid.imaging import geometry, images
 from thyroid.metrics import Interval
 from thyroid.model import inputs
 from thyroid.model.network import Network
+from thyroid.records.evaluation import EvaluationRecord
 from thyroid.train import record
 
 
@@ -34,7 +35,7 @@ def test_context_knows_boxes_and_frames(cropped):
     scans, regions, _ = tables.read(cropped)
     for domain in tables.DOMAINS:
         table = subject.context(DataVersion.read(cropped), domain)
-        assert len(table) == len(tables.examples(cropped, domain)) == 30
+        assert len(table) == len(DataVersion.read(cropped).examples(domain)) == 30
         assert table["boxes"].map(len).eq(1).all()
         first = table.iloc[0]
         region = regions[regions["path"] == first["path"]].iloc[0]
@@ -89,12 +90,12 @@ def audit(data, trained) -> tuple[ShortcutAudit, LeakageAudit, dict]:
     facts = record.read(folder)
     network = Network.load(folder, facts)
     parts = pd.read_csv(folder / "parts.csv").set_index("file")["part"]
-    test = tables.examples(data, "normal", "test")
-    test["probability_M"] = network.probabilities(inputs.decode(test, facts["image_size"]))[:, 1]
+    test = DataVersion.read(data).examples("normal", "test")
+    test["probability_M"] = network.probabilities(inputs.decode(test, facts.image_size))[:, 1]
     test["file"] = [str(Path(f).relative_to(data)) for f in test["file"]]
     done = audits.ModelAudits.run(Subject(DataVersion.read(data), "normal", facts, network, parts, test))
     shortcut_audit, leakage_audit = done.audits
-    return shortcut_audit, leakage_audit, done.to_dict()
+    return shortcut_audit, leakage_audit, done.record().to_dict()
 
 
 def test_evidence_in_the_frame_is_found(cropped, trained, tmp_path):
@@ -197,7 +198,7 @@ def test_leaks_are_found_anew(cropped, trained, tmp_path):
 def test_leaks_are_found_when_the_model_serves_another_domain(cropped, trained):
     """Trained on crops, served on frames: the test scan that was trained on is still found."""
     parts = pd.read_csv(trained["VGG16", "cropped"] / "parts.csv").set_index("file")["part"]
-    planted = tables.examples(cropped, "cropped", "test").iloc[0]
+    planted = DataVersion.read(cropped).examples("cropped", "test").iloc[0]
     parts[str(Path(planted["file"]).relative_to(cropped))] = "train"
     done = LeakageAudit()
     done.count(DataVersion.read(cropped), "cropped", parts)
@@ -219,35 +220,33 @@ class LuckAudit(LeakageAudit):
         return cls({"dice": 6}, "the dice were loaded")
 
     @classmethod
-    def from_dict(cls, facts, clinical):
-        return cls(facts["luck"], facts["findings"].get("luck"))
-
-    def to_dict(self):
-        return {"luck": self.leakage}
+    def from_record(cls, audits, clinical):
+        return cls(audits.leakage, audits.findings.get("luck"))
 
 
-def test_a_new_kind_of_audit_is_a_class_and_a_row_of_the_list(evaluated, cropped, tmp_path, monkeypatch):
+def test_a_new_kind_of_audit_is_a_class_and_a_row_of_the_list(evaluated, cropped, trained, tmp_path, monkeypatch):
     """Gate, report, model card and log read it from the list."""
-    result = json.loads((evaluated / "evaluation.json").read_text())
+    content = json.loads((evaluated / "evaluation.json").read_text())
     monkeypatch.setattr(audits, "KINDS", (*audits.KINDS, LuckAudit))
-    result["audits"] |= {"luck": {"dice": 6}}
-    result["audits"]["findings"] |= {"luck": "the dice were loaded"}
+    content["audits"]["leakage"] |= {"dice": 6}
+    content["audits"]["findings"] |= {"luck": "the dice were loaded"}
+    result = EvaluationRecord.parse(content, "evaluation.json")
     (restored,) = audits.of_result(result)
-    assert restored.to_dict() == result["audits"]
+    assert restored.record().to_dict() == content["audits"]
     criterion = gate._audit(restored.audits[-1], ())
     assert (criterion.name, criterion.passed) == ("luck audit", False)
     assert "The dice were loaded." in report.warnings(result)
     shutil.copytree(evaluated / "plots", tmp_path / "plots")
     report.write(tmp_path, DataVersion.read(cropped), result)
     assert "Was it luck?" in (tmp_path / "report.html").read_text()
-    training = {"recipe": "two-phase", "seed": 0}
+    training = record.read(trained["VGG16", "cropped"])
     card.write(tmp_path, training, tables.read_facts(cropped), result)
     assert "Was it luck?" in (tmp_path / "card.md").read_text()
 
 
 def test_an_audit_is_restored_from_its_json(evaluated):
-    result = json.loads((evaluated / "evaluation.json").read_text())
+    result = EvaluationRecord.read(evaluated / "evaluation.json")
     (restored,) = audits.of_result(result)
-    assert restored.to_dict() == result["audits"]
+    assert restored.record() == result.audits
     assert [audit.name for audit in restored.audits] == ["shortcut", "leakage"]
     assert audits.WAIVABLE == ("shortcut", "leakage", "clinical")

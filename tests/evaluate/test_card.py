@@ -1,9 +1,9 @@
-import json
 import re
 
 from thyroid import RESEARCH_USE_ONLY
 from thyroid.data import tables
 from thyroid.evaluate import card
+from thyroid.records.evaluation import EvaluationRecord
 from thyroid.train import record
 
 
@@ -26,12 +26,12 @@ def test_what_the_run_cannot_know_is_not_reported(evaluated):
 
 
 def test_figures_are_the_evaluations(evaluated, cropped, trained):
-    facts = json.loads((evaluated / "evaluation.json").read_text())
+    facts = EvaluationRecord.read(evaluated / "evaluation.json")
     text = (evaluated / "artefact" / "card.md").read_text()
-    test = facts["models"][0]["test"]["cropped"]
-    assert f"{test['auroc']['value']:.3f}" in text
-    training = record.read(trained[facts["winner"]["backbone"], "cropped"])
-    answers = card.tripod(training, tables.read(cropped)[2], facts)
+    test = facts.models[0].test["cropped"]
+    assert f"{test.auroc.value:.3f}" in text
+    training = record.read(trained[facts.winner.backbone, "cropped"])
+    answers = card.tripod(training, tables.read_facts(cropped), facts)
     assert set(answers) <= set(card.TRIPOD_AI)
     assert "10 patients" in answers["20a"]
     assert "takes 72 patients without a miss" in answers["10"]

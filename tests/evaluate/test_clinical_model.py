@@ -10,6 +10,7 @@ from thyroid.clinical.fusion import Fusion
 from thyroid.crop import CropOptions
 from thyroid.data import tables
 from thyroid.data.classes import BINARY
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.evaluate import clinical_model, evaluate, gate, predictions, report, scored
 from thyroid.evaluate.audits.audits import ModelAudits
@@ -18,8 +19,9 @@ from thyroid.evaluate.options import EvaluateOptions
 from thyroid.imaging import phantom
 from thyroid.ingest import ingest
 from thyroid.ingest.options import IngestOptions
-from thyroid.model import artefacts
+from thyroid.model.artefact import MODEL, Artefact, load_keras
 from thyroid.model.operating_point import OperatingPoint
+from thyroid.records.evaluation import EvaluationRecord
 from thyroid.train import record, train
 from thyroid.train.options import TrainOptions
 
@@ -29,7 +31,7 @@ PATIENTS = 110
 @pytest.fixture(scope="module")
 def study(toy, tmp_path_factory):
     """Return a data version, a cross-validated training and clinical.csv: a helpful, a useless and a leaky column."""
-    folder = tmp_path_factory.mktemp("beside")
+    folder = tmp_path_factory.mktemp("clinical")
     phantom.generate(folder, patients=PATIENTS, images_per_patient=1, seed=5)
     rng = np.random.default_rng(2)
     names = sorted(path.name for path in (folder / "scans").glob("*.jpg"))
@@ -64,36 +66,36 @@ def helped(study):
 
 
 def test_columns_that_help_are_used_and_what_gives_the_class_away_is_not(helped):
-    result = json.loads((helped / "evaluation.json").read_text())
-    beside = result["clinical"]
-    assert beside["used"] == ["tsh", "shoe"]
-    assert list(beside["left_out"]) == ["biopsy"]
-    assert beside["development"]["verdict"] == "helped"
-    assert beside["development"]["difference"]["fused_less_images"]["low"] > 0
-    assert beside["fitted_on"]["what"] == "development patients, out of fold"
+    result = EvaluationRecord.read(helped / "evaluation.json")
+    clinical = result.clinical
+    assert clinical.used == ["tsh", "shoe"]
+    assert list(clinical.left_out) == ["biopsy"]
+    assert clinical.development.verdict == "helped"
+    assert clinical.development.difference["fused_less_images"].low > 0
+    assert clinical.fitted_on.what == "development patients, out of fold"
     locked = json.loads((helped / "operating_points.json").read_text())
     assert locked["columns"] == ["tsh", "shoe"]
     text = (helped / "report.html").read_text()
     assert "column biopsy gives the class away" in text.split("<h2>Champion gate")[0], "on the first page"
     assert "Clinical data: did it help?" in text
     assert "Research use only" in text
-    criteria = {one["name"]: one for one in result["gate"]["criteria"]}
-    assert criteria["clinical columns"]["passed"]
+    criteria = {one.name: one for one in result.gate.criteria}
+    assert criteria["clinical columns"].passed
 
 
 def test_what_is_written_down_answers_as_it_was_scored(helped, study):
-    facts = artefacts.verify(helped / "artefact")
-    head = Fusion.from_dict(facts["clinical"])
-    assert [field["name"] for field in facts["clinical"]["fields"]] == ["tsh", "shoe"]
+    facts = Artefact.verify(helped / "artefact").record
+    head = Fusion.from_record(facts.clinical)
+    assert [field.name for field in facts.clinical.fields] == ["tsh", "shoe"]
     table = pd.read_parquet(helped / "predictions.parquet").query("split == 'test'")
     folds = record.out_of_fold(study / "model", "cropped")
     assert not set(folds["patient"]) & set(table["patient"])
     from thyroid.model import inputs
 
-    shown = inputs.decode(tables.examples(study / "data", "cropped", "test"), 32)
-    own = inputs.predict(artefacts.load_keras(helped / "artefact" / artefacts.MODEL), shown)
+    shown = inputs.decode(DataVersion.read(study / "data").examples("cropped", "test"), 32)
+    own = inputs.predict(load_keras(helped / "artefact" / MODEL), shown)
     rows = pd.read_csv(study / "clinical.csv").set_index("patient").loc[table["patient"]]
-    scaled = OperatingPoint.from_dict(facts).scale(head.predict(own, rows.reset_index(drop=True))[0])
+    scaled = OperatingPoint.from_record(facts).scale(head.predict(own, rows.reset_index(drop=True))[0])
     np.testing.assert_allclose(scaled, table[BINARY.columns], atol=1e-5)
 
 
@@ -109,9 +111,9 @@ def fitted(data, training, clinical, folder):
 def test_columns_that_say_nothing_are_not_used(study, tmp_path):
     done = fitted(study / "data", study / "model", f"{study / 'clinical.csv'}#shoe", tmp_path)
     assert done.head is None
-    assert done.facts["used"] == []
-    assert done.facts["development"]["verdict"] == "not shown to help"
-    assert {f"{name}.png" for name in done.facts["pictures"]} == {path.name for path in tmp_path.iterdir()}
+    assert done.record.used == []
+    assert done.record.development.verdict == "not shown to help"
+    assert {f"{name}.png" for name in done.record.pictures} == {path.name for path in tmp_path.iterdir()}
 
 
 def test_columns_that_define_the_class_together_fail_the_gate(study, helped, tmp_path):
@@ -123,34 +125,34 @@ def test_columns_that_define_the_class_together_fail_the_gate(study, helped, tmp
     table.to_csv(study / "signs.csv", index=False)
     where = f"{study / 'signs.csv'}#sign0,sign1,sign2,sign3"
     done = fitted(study / "data", study / "model", where, tmp_path)
-    assert done.facts["used"] == ["sign0", "sign1", "sign2", "sign3"]
-    result = json.loads((helped / "evaluation.json").read_text())
-    (row,), alone = result["models"], Rivals(Champion(None, problem="no registry"))
+    assert done.record.used == ["sign0", "sign1", "sign2", "sign3"]
+    result = EvaluationRecord.read(helped / "evaluation.json")
+    (row,), alone = result.models, Rivals(Champion(None, problem="no registry"))
     test = predictions.of_model(pd.read_parquet(helped / "predictions.parquet"), row, "cropped", "test")
-    audited = ModelAudits.from_dict(result["audits"], done.facts)
+    audited = ModelAudits.from_record(result.audits, done.record)
     decided = gate.decide(gate.Candidate(row, "cropped", test), alone, audited.audits, EvaluateOptions())
-    (criterion,) = (one for one in decided["criteria"] if one["name"] == "clinical columns")
-    assert not criterion["passed"]
-    assert criterion["found"] == "; ".join(done.facts["leaks"]["together"]["findings"])
+    (criterion,) = (one for one in decided.criteria if one.name == "clinical columns")
+    assert not criterion.passed
+    assert criterion.found == "; ".join(done.record.leaks.together.findings)
     waived = gate.decide(
         gate.Candidate(row, "cropped", test), alone, audited.audits, EvaluateOptions(waive=["clinical"])
     )
-    assert "clinical columns" in waived["waived"]
+    assert "clinical columns" in waived.waived
 
 
 def test_columns_that_cannot_be_searched_for_leakage_end_no_evaluation(study, tmp_path, monkeypatch):
     def too_few(*given):
         raise InputError("too few patients for folds")
 
-    monkeypatch.setattr(clinical_model.association, "leaks", too_few)
+    monkeypatch.setattr(clinical_model.leakage, "find", too_few)
     options = EvaluateOptions(clinical=f"{study / 'clinical.csv'}#tsh")
     done = evaluate.evaluate(study / "data", [study / "model"], tmp_path / "out", options)
-    assert done.facts["clinical"]["used"] == []
-    assert done.facts["clinical"]["not_tried"] == "too few patients for folds"
-    (finding,) = done.facts["clinical"]["leaks"]["findings"]
-    assert any(finding in warning for warning in report.warnings(done.facts))
-    criteria = {criterion["name"]: criterion for criterion in done.facts["gate"]["criteria"]}
-    assert criteria["clinical columns"]["passed"], "the model uses none"
+    assert done.record.clinical.used == []
+    assert done.record.clinical.not_tried == "too few patients for folds"
+    (finding,) = done.record.clinical.leaks.findings
+    assert any(finding in warning for warning in report.warnings(done.record))
+    criteria = {criterion.name: criterion for criterion in done.record.gate.criteria}
+    assert criteria["clinical columns"].passed, "the model uses none"
 
 
 def test_too_few_patients_end_no_evaluation(cropped, trained, tmp_path):
@@ -159,7 +161,7 @@ def test_too_few_patients_end_no_evaluation(cropped, trained, tmp_path):
     table.to_csv(tmp_path / "clinical.csv", index=False)
     done = fitted(cropped, trained["VGG16", "cropped"], f"{tmp_path / 'clinical.csv'}#age", tmp_path)
     assert done.head is None
-    assert done.facts["used"] == []
+    assert done.record.used == []
 
 
 @pytest.mark.parametrize(("asked", "said"), [("weight", "there is none"), ("site", "is constant or empty")])

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from tests.conftest import variant
-from tests.support import toys
+from tests.support import toy_artefact, toys
 from thyroid import RESEARCH_USE_ONLY, metrics
 from thyroid.data import tables, version
 from thyroid.data.classes import BINARY
@@ -21,10 +21,12 @@ from thyroid.evaluate import evaluate, performance, plots, predictions, report, 
 from thyroid.evaluate.audits import shortcut
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.evaluate.scored import ScoredModel
-from thyroid.model import artefacts, backbones
+from thyroid.model import backbones
+from thyroid.model.artefact import SCANS, Artefact, load_keras, sha256
 from thyroid.model.backend import keras
 from thyroid.model.network import GRAPH, Network
 from thyroid.model.operating_point import OperatingPoint
+from thyroid.records.evaluation import EvaluationRecord
 from thyroid.registry import changes
 from thyroid.registry.registry import Registry
 from thyroid.train import record, train
@@ -32,44 +34,44 @@ from thyroid.train.options import TrainOptions
 
 
 def facts_of(folder):
-    return json.loads((folder / "evaluation.json").read_text())
+    return EvaluationRecord.read(folder / "evaluation.json")
 
 
 def test_predictions_hold_every_model_and_image_once(evaluated, cropped):
     table = pd.read_parquet(evaluated / "predictions.parquet")
     assert set(table["split"]) == {"validation", "test"}
     assert not table.duplicated(["backbone", "train_domain", "domain", "file"]).any()
-    expected = len(tables.examples(cropped, "cropped", "test")) + len(tables.examples(cropped, "cropped", "validation"))
+    expected = len(DataVersion.read(cropped).examples("cropped", "test")) + len(
+        DataVersion.read(cropped).examples("cropped", "validation")
+    )
     assert len(table) == 2 * expected
     np.testing.assert_allclose(table[BINARY.columns].sum(axis=1), 1, rtol=1e-5)
 
 
 def test_figures_follow_from_the_predictions(evaluated):
     table = pd.read_parquet(evaluated / "predictions.parquet")
-    for row in facts_of(evaluated)["models"]:
+    for row in facts_of(evaluated).models:
         mine = predictions.of_model(table, row, "cropped", "test")
         truth = mine["label"] == "M"
-        figures = row["test"]["cropped"]
-        assert figures["n"] == len(mine)
-        assert figures["auroc"]["value"] == pytest.approx(roc_auc_score(truth, mine["probability_M"]))
-        assert figures["auroc"]["low"] <= figures["auroc"]["value"] <= figures["auroc"]["high"]
-        assert figures["majority"] == pytest.approx(max(truth.mean(), 1 - truth.mean()))
-        assert np.sum(figures["confusion"]) == len(mine)
-        (_, _), (missed, caught) = figures["confusion"]
-        assert figures["sensitivity"]["value"] == pytest.approx(caught / (caught + missed))
-        assert figures["accuracy"] == pytest.approx(((mine["probability_M"] > 0.5) == truth).mean())
-        called = (mine["probability_M"] >= row["operating_point"]["threshold"]).map(
-            {True: "malignant", False: "benign"}
-        )
+        figures = row.test["cropped"]
+        assert figures.n == len(mine)
+        assert figures.auroc.value == pytest.approx(roc_auc_score(truth, mine["probability_M"]))
+        assert figures.auroc.low <= figures.auroc.value <= figures.auroc.high
+        assert figures.majority == pytest.approx(max(truth.mean(), 1 - truth.mean()))
+        assert np.sum(figures.confusion) == len(mine)
+        (_, _), (missed, caught) = figures.confusion
+        assert figures.sensitivity.value == pytest.approx(caught / (caught + missed))
+        assert figures.accuracy == pytest.approx(((mine["probability_M"] > 0.5) == truth).mean())
+        called = (mine["probability_M"] >= row.operating_point.threshold).map({True: "malignant", False: "benign"})
         assert called.tolist() == mine["decision"].tolist()
-        assert row["validation"]["sensitivity"]["value"] >= 0.95
+        assert row.validation.sensitivity.value >= 0.95
 
 
 def test_winner_is_the_best_on_validation(evaluated):
     facts = facts_of(evaluated)
-    best = max(facts["models"], key=lambda row: row["validation"]["auroc"])
-    assert facts["winner"]["backbone"] == facts["models"][0]["backbone"]
-    assert facts["models"][0]["validation"]["auroc"] == best["validation"]["auroc"]
+    best = max(facts.models, key=lambda row: row.validation.auroc.value)
+    assert facts.winner.backbone == facts.models[0].backbone
+    assert facts.models[0].validation.auroc == best.validation.auroc
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +96,11 @@ def upside_down(cropped, trained, tmp_path_factory):
 
 def test_the_test_set_never_chooses(upside_down, evaluated):
     done, _ = upside_down
-    assert done.facts["winner"] == facts_of(evaluated)["winner"]
-    points = [[row["operating_point"] for row in facts["models"]] for facts in (done.facts, facts_of(evaluated))]
+    assert done.record.winner == facts_of(evaluated).winner
+    points = [[row.operating_point.to_dict() for row in facts.models] for facts in (done.record, facts_of(evaluated))]
     assert all(point.pop("band") for point in points[0])
     assert points[0] == points[1]
-    tests = [
-        [row["test"]["cropped"]["auroc"] for row in facts["models"]] for facts in (done.facts, facts_of(evaluated))
-    ]
+    tests = [[row.test["cropped"].auroc for row in facts.models] for facts in (done.record, facts_of(evaluated))]
     assert tests[0] != tests[1]
 
 
@@ -108,12 +108,12 @@ def test_points_and_winner_are_written_before_a_test_image_is_read(upside_down):
     done, read = upside_down
     both = {"VGG19-cropped", "VGG16-cropped"}
     assert read == [("validation", False)] * 2 + [("test", both)] * 2
-    point = OperatingPoint.from_dict(artefacts.verify(done.folder / "artefact"))
+    point = OperatingPoint.from_record(Artefact.verify(done.folder / "artefact").record)
     assert point.band is not None
     locked = json.loads((done.folder / "operating_points.json").read_text())
-    assert locked["winner"] == "-".join(done.facts["winner"].values())
+    assert locked["winner"] == "-".join(done.record.winner.to_dict().values())
     assert locked["points"][locked["winner"]] == point.to_dict()
-    assert "abstention" in done.facts["models"][0]["test"]["cropped"]
+    assert done.record.models[0].test["cropped"].abstention is not None
     html = (done.folder / "report.html").read_text()
     assert "Left undecided" in html
     assert "get no decision" in html
@@ -136,14 +136,14 @@ def test_the_test_set_cannot_be_scored_before_the_point_is_locked(cropped, train
 
 def test_five_models_read_the_tables_once_and_decode_every_image_once(toy, cropped, tmp_path, monkeypatch):
     """Counted where everything must pass: the reader of verified tables, and the letterbox of every image."""
-    options = {"weights": "none", "image_size": 32, "epochs": 0, "recipe": "frozen"}
+    options = TrainOptions(weights="none", image_size=32, epochs=0, recipe="frozen")
     models = []
     for number in range(3):
         name = toy if number == 0 else f"{toy}{number}"
         monkeypatch.setitem(backbones.BACKBONES, name, dataclasses.replace(backbones.BACKBONES[toy], name=name))
         monkeypatch.setattr(keras.applications, name, toys.body, raising=False)
         for domain in tables.DOMAINS if number < 2 else ("cropped",):
-            models.append(train.train(cropped, tmp_path / name / domain, name, domain, **options).folder)
+            models.append(train.train(cropped, tmp_path / name / domain, name, domain, options).folder)
     assert len(models) == 5
     table = tables.used(tables.read(cropped)[0])
     rows = "".join(f"{patient},{patient % 9}\n" for patient in set(table["patient"]))
@@ -163,11 +163,11 @@ def test_five_models_read_the_tables_once_and_decode_every_image_once(toy, cropp
     monkeypatch.setattr(version, "_fill", fill)
     given = EvaluateOptions(clinical=tmp_path / "clinical.csv", registry=tmp_path / "registry")
     done = evaluate.evaluate(cropped, models, tmp_path / "out", given)
-    assert len(done.facts["models"]) == 5
-    assert done.facts["domain_matrix"]
+    assert len(done.record.models) == 5
+    assert done.record.domain_matrix
     assert read == {"scans.parquet": 1, "regions.parquet": 1, tables.QUARANTINE: 1}
     assert set(decoded.values()) == {1}
-    images = {sha256 for domain in tables.DOMAINS for sha256 in tables.examples(cropped, domain)["sha256"]}
+    images = {sha256 for domain in tables.DOMAINS for sha256 in DataVersion.read(cropped).examples(domain)["sha256"]}
     assert {sha256 for sha256, _ in decoded} == images
 
 
@@ -203,8 +203,8 @@ def test_report_opens_offline_and_is_honest(evaluated):
     assert "always answering the majority class gives" in html
     assert "Before you trust these" in html
     assert "2 malignant patients" in html or "1 malignant patients" in html
-    for row in facts_of(evaluated)["models"]:
-        assert metrics.format_interval(row["test"]["cropped"]["auroc"]) in html
+    for row in facts_of(evaluated).models:
+        assert metrics.format_interval(row.test["cropped"].auroc) in html
 
 
 @pytest.fixture(scope="module")
@@ -218,23 +218,23 @@ def matrix(toy, cropped, tmp_path_factory):
 
 def test_domain_matrix(matrix):
     done = matrix
-    assert {(row["train_domain"], d) for row in done.facts["models"] for d in row["test"]} == {
+    assert {(row.train_domain, d) for row in done.record.models for d in row.test} == {
         (a, b) for a in ("normal", "cropped") for b in ("normal", "cropped")
     }
     assert (done.folder / "plots" / "domains-Toy.png").is_file()
     assert "Tested on nodule crops" in (done.folder / "report.html").read_text()
-    cells = done.facts["domain_matrix"]["Toy"]
-    for row in done.facts["models"]:
-        for domain, test in row["test"].items():
-            assert cells["cells"][row["train_domain"]][domain]["value"] == pytest.approx(test["auroc"]["value"])
-    assert set(cells["drop"]) == set(cells["shortfall"]) == {"normal", "cropped"}
-    assert [audit["domain"] for audit in (done.facts["audits"], *done.facts["other_audits"])] == ["normal", "cropped"]
+    cells = done.record.domain_matrix["Toy"]
+    for row in done.record.models:
+        for domain, test in row.test.items():
+            assert cells.cells[row.train_domain][domain].value == pytest.approx(test.auroc.value)
+    assert set(cells.drop) == set(cells.shortfall) == {"normal", "cropped"}
+    assert [audit.domain for audit in (done.record.audits, *done.record.other_audits)] == ["normal", "cropped"]
 
 
 def test_artefact_answers_its_reference(evaluated):
-    facts = artefacts.verify(evaluated / "artefact")
-    assert facts["classes"] == ["B", "M"]
-    assert set(facts["files"]) == {
+    facts = Artefact.verify(evaluated / "artefact").record
+    assert facts.classes == ["B", "M"]
+    assert set(facts.files) == {
         "model.keras",
         "openvino/model.xml",
         "openvino/model.bin",
@@ -242,19 +242,15 @@ def test_artefact_answers_its_reference(evaluated):
         "card.md",
         "scans.csv",
     }
-    assert 0 < facts["threshold"] < 1
-    assert facts["temperature"] > 0
-    assert (
-        facts["forms"]["keras"]["test"]["cropped"]["auroc"]
-        == facts_of(evaluated)["models"][0]["test"]["cropped"]["auroc"]
-    )
-    assert sum(facts["reference"].values()) == pytest.approx(1, abs=1e-5)
+    assert 0 < facts.threshold < 1
+    assert facts.temperature > 0
+    assert facts.forms["keras"].test["cropped"].auroc == facts_of(evaluated).models[0].test["cropped"].auroc
+    assert sum(facts.reference.values()) == pytest.approx(1, abs=1e-5)
 
 
 def test_models_of_another_data_version_are_refused(cropped, trained, tmp_path):
     folder = trained["VGG16", "cropped"]
-    facts = json.loads((folder / "train.json").read_text())
-    (tmp_path / "train.json").write_text(json.dumps(facts | {"data_digest": "other"}))
+    record.read(folder).model_copy(update={"data_digest": "other"}).write(tmp_path / "train.json")
     with pytest.raises(InputError, match="another data version"):
         evaluate.evaluate(cropped, [tmp_path], tmp_path / "out")
 
@@ -272,16 +268,16 @@ def test_roc_points_are_finite():
 
 
 def test_cross_validated_models_are_compared_by_that(matrix):
-    facts = matrix.facts
-    assert facts["ranked_by"] == "cross_validation"
-    figures = [row["cross_validation"]["auroc"] for row in facts["models"]]
+    facts = matrix.record
+    assert facts.ranked_by == "cross_validation"
+    figures = [row.cross_validation.auroc.value for row in facts.models]
     assert figures == sorted(figures, reverse=True)
-    for row in facts["models"]:
-        folder = matrix.folder.with_name(row["train_domain"])
+    for row in facts.models:
+        folder = matrix.folder.with_name(row.train_domain)
         table = pd.read_parquet(folder / "folds.parquet").query("domain == 'normal'")
         pairs = [(g["label"] == "M").sum() * (g["label"] == "B").sum() for _, g in table.groupby("fold")]
         areas = [roc_auc_score(g["label"] == "M", g["probability_M"]) for _, g in table.groupby("fold")]
-        assert row["cross_validation"]["auroc"] == pytest.approx(np.average(areas, weights=pairs))
+        assert row.cross_validation.auroc.value == pytest.approx(np.average(areas, weights=pairs))
     html = (matrix.folder / "report.html").read_text()
     assert "Cross-validated AUROC" in html
     assert "was chosen among 2 trained models on development patients, out of fold, alone" in html
@@ -295,13 +291,11 @@ def test_one_backbone_twice_is_refused(cropped, trained, tmp_path):
 
 def test_summary_has_audits_and_gate(evaluated):
     facts = facts_of(evaluated)
-    for name, auroc in facts["audits"]["shortcut"].items():
-        assert set(auroc) == {"value", "low", "high"}, name
-    assert set(facts["audits"]["shortcut"]) <= set(shortcut.SHORTCUTS) | set(shortcut.REFERENCES)
-    assert facts["audits"]["leakage"]["patients_across_splits"] == 0
-    assert facts["gate"]["decision"] in ("promoted", "refused")
-    assert facts["gate"]["reasons"]
-    assert [one["name"] for one in facts["gate"]["criteria"]] == [
+    assert set(facts.audits.shortcut) <= set(shortcut.SHORTCUTS) | set(shortcut.REFERENCES)
+    assert facts.audits.leakage["patients_across_splits"] == 0
+    assert facts.gate.decision in ("promoted", "refused")
+    assert facts.gate.reasons
+    assert [one.name for one in facts.gate.criteria] == [
         "size of the test set",
         "AUROC",
         "validation patients behind the threshold",
@@ -331,16 +325,14 @@ def held_against(cropped, trained, evaluated, tmp_path_factory):
     gone = scans.iloc[[0]].assign(sha256="0" * 64)
     learnt = scans[scans["split"] == "train"].index[0]
     scans.loc[learnt, "label"] = "B" if scans.loc[learnt, "label"] == "M" else "M"
-    pd.concat([scans.drop(test[::2]), gone]).to_csv(artefact / artefacts.SCANS, index=False)
-    facts = artefacts.facts(artefact)
-    artefacts.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
-    gate = {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []}
-    Registry(folder / "registry").publish(artefact, gate)
-    Registry(folder / "registry").publish(variant(artefact, folder), gate | {"champion": 1})
-    winner = facts_of(evaluated)["winner"]
+    pd.concat([scans.drop(test[::2]), gone]).to_csv(artefact / SCANS, index=False)
+    Artefact.describe(artefact, Artefact.read(artefact).record)
+    Registry(folder / "registry").publish(artefact, toy_artefact.gate("promoted"))
+    Registry(folder / "registry").publish(variant(artefact, folder), toy_artefact.gate("promoted", 1))
+    winner = facts_of(evaluated).winner
     return evaluate.evaluate(
         cropped,
-        [trained[winner["backbone"], winner["train_domain"]]],
+        [trained[winner.backbone, winner.train_domain]],
         folder / "out",
         EvaluateOptions(clinical=folder / "clinical.csv", registry=folder / "registry", waive=["shortcut"]),
     )
@@ -349,34 +341,34 @@ def held_against(cropped, trained, evaluated, tmp_path_factory):
 def test_subgroups_and_a_champion(held_against):
     """A difference of nothing from the same model."""
     done = held_against
-    assert {row["group"] for row in done.facts["subgroups"]} <= {"f", "m"}
-    assert all(row["small"] for row in done.facts["subgroups"])
-    assert len(done.facts["clinical"]["notes"]) == 2
+    assert {row.group for row in done.record.subgroups} <= {"f", "m"}
+    assert all(row.small for row in done.record.subgroups)
+    assert len(done.record.clinical.notes) == 2
     html = (done.folder / "report.html").read_text()
     assert "(small)" in html
     assert "column constant is constant or empty" in html
-    assert done.facts["gate"]["champion"] == 2
-    assert done.facts["gate"]["comparison"]["difference"]["value"] == pytest.approx(0, abs=1e-9)
-    criteria = {one["name"]: one["found"] for one in done.facts["gate"]["criteria"]}
+    assert done.record.gate.champion == 2
+    assert done.record.gate.comparison.difference.value == pytest.approx(0, abs=1e-9)
+    criteria = {one.name: one.found for one in done.record.gate.criteria}
     assert set(criteria) >= {"not inferior to champion 2", "not inferior to anchor 1"}
     for name in ("as specific as champion 2", "as specific as anchor 1"):
         assert criteria[name] == "0.000 [0.000, 0.000] by patient, each at its own threshold"
-    assert (done.facts["gate"]["anchor"], done.facts["gate"]["ahead_of"]) == (1, None)
+    assert (done.record.gate.anchor, done.record.gate.ahead_of) == (1, None)
     assert "So was version 1, the anchor" in html
     assert performance.SUBGROUP + "sex" in pd.read_parquet(done.folder / "predictions.parquet")
 
 
 def test_the_report_says_what_was_new_and_what_it_changed(held_against, cropped):
     done = held_against
-    test = len(tables.examples(cropped, "cropped", "test"))
+    test = len(DataVersion.read(cropped).examples("cropped", "test"))
     new = (test + 1) // 2
-    news = done.facts["changes"]
-    assert news["since"] == 2
-    assert sum(news["new"].values()) == new
-    assert sum(news["changed"].values()) == 1
-    assert sum(news["removed"].values()) == 1
-    assert news["test_new"]["images"] == new
-    assert news["test_known"]["images"] == test - new
+    news = done.record.changes
+    assert news.since == 2
+    assert sum(news.new.values()) == new
+    assert sum(news.changed.values()) == 1
+    assert sum(news.removed.values()) == 1
+    assert news.test_new.images == new
+    assert news.test_known.images == test - new
     table = pd.read_parquet(done.folder / "predictions.parquet")
     assert table.loc[table["split"] == "test", "new"].sum() == new
     html = (done.folder / "report.html").read_text()
@@ -409,12 +401,12 @@ def test_a_test_set_with_one_class_is_said(cropped, trained, tmp_path, monkeypat
 def test_answers_that_are_no_numbers_are_said(cropped, trained, tmp_path):
     copy = shutil.copytree(trained["VGG16", "cropped"], tmp_path / "model")
     facts = record.read(copy)
-    broken = artefacts.load_keras(copy / facts["checkpoint"])
+    broken = load_keras(copy / facts.checkpoint)
     head = broken.get_layer("probability")
     head.set_weights([np.full_like(weight, np.nan) for weight in head.get_weights()])
     (copy / GRAPH).write_bytes(Network.trace(broken).graph.SerializeToString())
-    files = facts["files"] | {GRAPH: artefacts.sha256(copy / GRAPH)}
-    (copy / "train.json").write_text(json.dumps(facts | {"files": files}))
+    files = facts.files | {GRAPH: sha256(copy / GRAPH)}
+    facts.model_copy(update={"files": files}).write(copy / "train.json")
     with pytest.raises(InputError, match="not finite; train it again"):
         evaluate.evaluate(cropped, [copy], tmp_path / "out")
 
@@ -429,5 +421,5 @@ def test_the_lead_speaks_of_hundreds_and_the_warnings_of_patients(evaluated):
 
 
 def test_without_a_model_before_nothing_is_said_to_be_new(evaluated):
-    assert facts_of(evaluated)["changes"] is None
+    assert facts_of(evaluated).changes is None
     assert "What was new" not in (evaluated / "report.html").read_text()

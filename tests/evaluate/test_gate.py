@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 
 from tests.conftest import variant
 from tests.evaluate.test_performance import predictions
+from tests.support import toy_artefact
 from thyroid.data.classes import BINARY
 from thyroid.data.filenames import SCORE
 from thyroid.errors import InputError
@@ -19,8 +21,10 @@ from thyroid.evaluate.audits.shortcut import ShortcutAudit
 from thyroid.evaluate.champion import Champion, Rivals
 from thyroid.evaluate.gate import Candidate
 from thyroid.evaluate.options import EvaluateOptions
-from thyroid.model import artefacts, operating_point
+from thyroid.model import operating_point
+from thyroid.model.artefact import Artefact
 from thyroid.model.operating_point import OperatingPoint
+from thyroid.records.gate import GateRecord
 from thyroid.registry import changes
 from thyroid.registry.registry import Registry
 
@@ -39,14 +43,16 @@ def threshold_of(table: pd.DataFrame, scores: np.ndarray | None = None) -> float
     return operating_point.lock_threshold(table["label"] == "M", table[SCORE] if scores is None else scores, 0.97)
 
 
-def row_of(table: pd.DataFrame, threshold: float | None = None, behind: int = gate.VALIDATION_PATIENTS) -> dict:
+def row_of(
+    table: pd.DataFrame, threshold: float | None = None, behind: int = gate.VALIDATION_PATIENTS
+) -> SimpleNamespace:
     threshold = threshold_of(table) if threshold is None else threshold
     point = OperatingPoint(1.0, (0, 0), threshold, (0.5, threshold))
-    return {
-        "test": {"cropped": performance.of(table, BINARY, point, 0.1)},
-        "validation": {"malignant_patients": behind},
-        "operating_point": point.to_dict(),
-    }
+    return SimpleNamespace(
+        test={"cropped": performance.of(table, BINARY, point, 0.1)},
+        validation=SimpleNamespace(malignant_patients=behind),
+        operating_point=point,
+    )
 
 
 def rival(version: int, table: pd.DataFrame, scores: np.ndarray | None = None) -> Champion:
@@ -55,7 +61,7 @@ def rival(version: int, table: pd.DataFrame, scores: np.ndarray | None = None) -
     return Champion(version, own, threshold_of(table, own))
 
 
-def decide(table: pd.DataFrame, current: Champion | None = None, anchor: Champion | None = None, **given) -> dict:
+def decide(table: pd.DataFrame, current: Champion | None = None, anchor: Champion | None = None, **given) -> GateRecord:
     """The decision on a candidate with these predictions; `given` are its row, subgroups, audits and waivers."""
     candidate = Candidate(given.get("row") or row_of(table), "cropped", table, given.get("groups", ()))
     options = EvaluateOptions(waive=given.get("waive", ()))
@@ -68,8 +74,8 @@ def against(root, table: pd.DataFrame, scans: pd.DataFrame) -> tuple[Champion, C
     return found.champion, found.anchor
 
 
-def failed(decision: dict) -> list[str]:
-    return [one["name"] for one in decision["criteria"] if not one["passed"]]
+def failed(decision: GateRecord) -> list[str]:
+    return [one.name for one in decision.criteria if not one.passed]
 
 
 @pytest.fixture(scope="module")
@@ -89,54 +95,52 @@ def recalibrated(table: pd.DataFrame) -> np.ndarray:
 
 def test_without_a_champion_the_floors_decide(good):
     decision = decide(good)
-    assert decision["decision"] == "promoted", decision["reasons"]
-    assert "there is no champion yet" in decision["reasons"][1]
+    assert decision.decision == "promoted", decision.reasons
+    assert "there is no champion yet" in decision.reasons[1]
     alone = decide(good, Champion(None, problem="no registry was given: not compared with any champion"))
-    assert "not compared with any champion" in alone["reasons"][1]
-    assert "not judged: no clinical.csv" in next(
-        one["found"] for one in decision["criteria"] if one["name"] == "subgroups"
-    )
-    assert len(decision["test_digest"]) == 64
+    assert "not compared with any champion" in alone.reasons[1]
+    assert "not judged: no clinical.csv" in next(one.found for one in decision.criteria if one.name == "subgroups")
+    assert len(decision.test_digest) == 64
 
 
 def test_a_better_model_goes_through(good):
     worse = predictions(200, 2, signal=1.2)[SCORE].to_numpy()
     decision = decide(good, rival(3, good, worse))
-    assert decision["decision"] == "promoted", decision["reasons"]
-    assert decision["champion"] == 3
-    assert decision["comparison"]["difference"]["low"] > 0
-    assert decision["comparison"]["delong"]["p"] < 0.05
-    assert decision["ahead_of"] == 3
+    assert decision.decision == "promoted", decision.reasons
+    assert decision.champion == 3
+    assert decision.comparison.difference.low > 0
+    assert decision.comparison.delong.p < 0.05
+    assert decision.ahead_of == 3
 
 
 def test_an_equal_model_goes_through(good):
     decision = decide(good, rival(3, good))
-    assert decision["decision"] == "promoted", decision["reasons"]
-    assert decision["comparison"]["difference"]["value"] == 0
-    assert decision["ahead_of"] is None
+    assert decision.decision == "promoted", decision.reasons
+    assert decision.comparison.difference.value == 0
+    assert decision.ahead_of is None
 
 
 def test_a_worse_model_is_refused(good):
     worse = predictions(200, 2, signal=1.2)
     decision = decide(worse, rival(3, good))
-    assert decision["decision"] == "refused"
+    assert decision.decision == "refused"
     assert "not inferior to champion 3" in failed(decision)
-    assert any("lower bound of the AUROC difference above -0.05" in reason for reason in decision["reasons"])
+    assert any("lower bound of the AUROC difference above -0.05" in reason for reason in decision.reasons)
 
 
 def test_a_leaky_model_is_refused(good):
     decision = decide(good, audits=audited(leakage="3 patients across splits"))
-    assert (decision["decision"], failed(decision)) == ("refused", ["leakage audit"])
+    assert (decision.decision, failed(decision)) == ("refused", ["leakage audit"])
 
 
 def test_a_shortcut_is_refused_unless_waived_by_name(good):
     found = audited(shortcut="most of the evidence is not in the nodule")
     assert failed(decide(good, audits=found)) == ["shortcut audit"]
     decision = decide(good, audits=found, waive=("shortcut",))
-    assert decision["decision"] == "promoted"
-    assert decision["waived"] == ["shortcut audit"]
-    assert "waived by name" in decision["reasons"][0]
-    assert decide(good, audits=found, waive=("leakage",))["decision"] == "refused"
+    assert decision.decision == "promoted"
+    assert decision.waived == ["shortcut audit"]
+    assert "waived by name" in decision.reasons[0]
+    assert decide(good, audits=found, waive=("leakage",)).decision == "refused"
 
 
 def test_an_audit_that_could_not_run_is_no_pass(good):
@@ -144,7 +148,7 @@ def test_an_audit_that_could_not_run_is_no_pass(good):
     not_run = ShortcutAudit("cropped", not_measured={"blanked_nodule": "no region"})
     decision = decide(good, audits=[not_run, leakage])
     assert failed(decision) == ["shortcut audit"]
-    assert "could not be run: no region" in decision["reasons"][0]
+    assert "could not be run: no region" in decision.reasons[0]
     assert failed(decide(good, audits=[shortcut, LeakageAudit()])) == ["leakage audit"]
 
 
@@ -152,12 +156,12 @@ def test_chance_missed_cancers_and_bad_probabilities_are_refused(good):
     assert "AUROC" in failed(decide(predictions(200, 2, signal=0)))
     assert "sensitivity" in failed(decide(good, row=row_of(good, 0.8)))
     boasting = good.assign(**{SCORE: good[SCORE] ** 0.1})
-    assert "against" in next(one["found"] for one in decide(good)["criteria"] if one["name"] == "calibration")
+    assert "against" in next(one.found for one in decide(good).criteria if one.name == "calibration")
     assert "calibration" in failed(decide(boasting))
 
 
 def test_the_sensitivity_names_its_bound_and_what_it_takes(good):
-    found = next(one["found"] for one in decide(good)["criteria"] if one["name"] == "sensitivity")
+    found = next(one.found for one in decide(good).criteria if one.name == "sensitivity")
     assert "of 100 patients" in found
     assert "0.95 takes 72 patients without a miss" in found
 
@@ -169,9 +173,9 @@ def test_a_large_group_below_its_floor_refuses_and_a_small_one_does_not(good):
     point = OperatingPoint(1.0, (0, 0), float(good[SCORE].median()), (0.5, 0.5))
     for column, share in (("scanner", 2), ("rare", 17)):
         table[performance.SUBGROUP + column] = np.where(table["patient"] % share == 0, "a", "b")
-        rows = [one for one in performance.by_subgroup(table, point.threshold, 0.1) if one["group"] == "a"]
+        rows = [one for one in performance.by_subgroup(table, point.threshold, 0.1) if one.group == "a"]
         decision = decide(good, groups=rows)
-        assert rows[0]["small"] == (share == 17)
+        assert rows[0].small == (share == 17)
         assert ("subgroups" in failed(decision)) == (share == 2)
         del table[performance.SUBGROUP + column]
 
@@ -180,19 +184,17 @@ def test_perfect_separation_is_no_error():
     table = predictions(200, 2)
     table[SCORE] = np.where(table["label"] == "M", 0.97, 0.03)
     decision = decide(table, rival(1, table))
-    assert decision["decision"] == "promoted", decision["reasons"]
+    assert decision.decision == "promoted", decision.reasons
 
 
 def test_a_threshold_that_calls_everybody_malignant_is_refused(good):
     """The champion's very scores: nothing but the threshold differs."""
     assert (
-        performance.of(good, BINARY, OperatingPoint(1.0, (0, 0), threshold_of(good), (0.5, 0.5)), 0.1)["specificity"][
-            "value"
-        ]
+        performance.of(good, BINARY, OperatingPoint(1.0, (0, 0), threshold_of(good), (0.5, 0.5)), 0.1).specificity.value
         > 0.8
     )
     everybody = row_of(good, 0.0)
-    assert everybody["test"]["cropped"]["specificity"]["value"] == 0
+    assert everybody.test["cropped"].specificity.value == 0
     assert failed(decide(good, row=everybody)) == ["specificity"]
     assert failed(decide(good, rival(3, good), row=everybody)) == ["specificity", "as specific as champion 3"]
 
@@ -209,9 +211,8 @@ def test_a_threshold_that_one_wrong_label_moved_is_refused(good):
     row = row_of(good, wrong, patients)
     assert patients < gate.VALIDATION_PATIENTS
     assert (
-        row["test"]["cropped"]["specificity"]["value"]
-        < performance.of(good, BINARY, OperatingPoint(1.0, (0, 0), right, (0.5, right)), 0.1)["specificity"]["value"]
-        - 0.3
+        row.test["cropped"].specificity.value
+        < performance.of(good, BINARY, OperatingPoint(1.0, (0, 0), right, (0.5, right)), 0.1).specificity.value - 0.3
     )
     names = failed(decide(good, current, row=row))
     assert {"validation patients behind the threshold", "as specific as champion 3"} <= set(names)
@@ -243,18 +244,18 @@ def test_losses_do_not_add_up(good):
         current = rival(version, table)
     assert not [name for step in steps for name in failed(step) if "inferior to champion" in name]
     assert ["not inferior to anchor 1" in failed(step) for step in steps] == [False, False, True]
-    assert steps[-1]["anchor_comparison"]["lowest"] <= -gate.MARGIN < steps[-1]["comparison"]["lowest"]
-    assert [step["ahead_of"] for step in steps] == [None] * 3
+    assert steps[-1].anchor_comparison.lowest <= -gate.MARGIN < steps[-1].comparison.lowest
+    assert [step.ahead_of for step in steps] == [None] * 3
 
 
 def test_only_what_is_shown_to_be_better_than_the_anchor_is_ahead_of_it(good):
     worse = predictions(200, 2, signal=1.2)[SCORE].to_numpy()
-    assert decide(good, rival(4, good), anchor=rival(2, good, worse))["ahead_of"] == 2
-    assert decide(good, rival(4, good, worse), anchor=rival(2, good))["ahead_of"] is None
-    assert decide(good)["ahead_of"] is None
+    assert decide(good, rival(4, good), anchor=rival(2, good, worse)).ahead_of == 2
+    assert decide(good, rival(4, good, worse), anchor=rival(2, good)).ahead_of is None
+    assert decide(good).ahead_of is None
     lost = decide(good, rival(4, good), anchor=Champion(2, problem="it tells other classes apart"))
     assert failed(lost) == ["not inferior to anchor 2"]
-    assert "it tells other classes apart; promote by hand" in lost["reasons"][0]
+    assert "it tells other classes apart; promote by hand" in lost.reasons[0]
 
 
 def test_a_group_that_loses_what_the_champion_had_refuses(good):
@@ -270,18 +271,18 @@ def test_a_group_that_loses_what_the_champion_had_refuses(good):
         decision = decide(table, current, row=row_of(table, threshold), groups=rows)
         names = failed(decision)
         assert "subgroups" not in names
-        assert ("subgroups against champion 3" not in names) is holds, decision["criteria"]
+        assert ("subgroups against champion 3" not in names) is holds, decision.criteria
     rows = performance.by_subgroup(table, point.threshold, 0.1)
-    assert not any("less_champion" in row for row in rows)
+    assert not any("less_champion" in row.to_dict() for row in rows)
 
 
 def test_one_patient_of_a_class_is_refused_and_no_error():
     table = predictions(20, 2, share=0.05, signal=4.0)
     decision = decide(table, rival(1, table, table[SCORE].to_numpy()[::-1].copy()))
-    assert decision["decision"] == "refused"
+    assert decision.decision == "refused"
     assert "size of the test set" in failed(decision)
-    assert "DeLong's test needs two patients of each class" in " ".join(decision["reasons"])
-    assert "delong" not in decision["comparison"]
+    assert "DeLong's test needs two patients of each class" in " ".join(decision.reasons)
+    assert "delong" not in decision.comparison.to_dict()
 
 
 def test_unknown_waivers_are_said():
@@ -293,7 +294,7 @@ def test_unknown_waivers_are_said():
 @pytest.fixture
 def crowned(evaluated, tmp_path) -> tuple:
     """A registry whose champion is the evaluation's winner, and its test predictions."""
-    Registry(tmp_path / "r").publish(evaluated / "artefact", {"decision": "promoted", "reasons": [], "champion": None})
+    Registry(tmp_path / "r").publish(evaluated / "artefact", toy_artefact.gate("promoted", None, []))
     return tmp_path / "r", tmp_path / "r" / "thyroid" / "1"
 
 
@@ -308,8 +309,8 @@ def test_the_champion_is_scored_on_the_candidates_images(crowned, evaluated, cro
     table = answers(evaluated, cropped)
     current, anchor = against(crowned[0], table, NOBODY)
     assert (current.version, anchor) == (1, None)
-    facts = artefacts.facts(Registry(crowned[0]).find())
-    assert current.threshold == facts["threshold"]
+    facts = Artefact.read(Registry(crowned[0]).find()).record
+    assert current.threshold == facts.threshold
     np.testing.assert_allclose(current.scores, table[SCORE], atol=1e-5)
 
 
@@ -322,7 +323,7 @@ def test_no_registry_and_no_champion(tmp_path, evaluated, cropped):
 def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tmp_path, good):
     """A champion that is not shown to be better does not become the anchor, which is looked at after it."""
     other = variant(evaluated / "artefact", tmp_path)
-    Registry(crowned[0]).publish(other, {"decision": "promoted", "reasons": [], "champion": 1})
+    Registry(crowned[0]).publish(other, toy_artefact.gate("promoted", 1, []))
     assert Registry(crowned[0]).read_aliases() == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
     current, anchor = against(crowned[0], answers(evaluated, cropped), NOBODY)
     assert (current.version, anchor.version) == (2, 1)
@@ -334,8 +335,8 @@ def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tm
     current, anchor = against(crowned[0], answers(evaluated, cropped), NOBODY)
     assert current.problem is None
     assert "changed since it was registered" in anchor.problem
-    assert (better["decision"], better["ahead_of"]) == ("promoted", 1)
-    Registry(crowned[0]).publish(variant(other, tmp_path), better)
+    assert (better.decision, better.ahead_of) == ("promoted", 1)
+    Registry(crowned[0]).publish(variant(other, tmp_path), better.to_dict())
     assert Registry(crowned[0]).read_aliases() == {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
 
 
@@ -347,19 +348,15 @@ def test_patients_needed():
 
 
 def republished(artefact, root, tmp_path, **facts):
-    """A registry whose champion says something else; None takes a field out."""
+    """A registry whose champion says something else."""
     copy = variant(artefact, tmp_path)
-    told = {
-        name: value
-        for name, value in (json.loads((copy / "model.json").read_text()) | facts).items()
-        if value is not None
-    }
+    told = json.loads((copy / "model.json").read_text()) | facts
     (copy / "model.json").write_text(json.dumps(told))
-    Registry(root).publish(copy, {"decision": "promoted", "reasons": [], "champion": None})
+    Registry(root).publish(copy, toy_artefact.gate("promoted", None, []))
     return root
 
 
-@pytest.mark.parametrize("trouble", ["classes", "domain", "test set", "damaged", "old", "flipped"])
+@pytest.mark.parametrize("trouble", ["classes", "domain", "test set", "damaged", "flipped"])
 def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(
     crowned, evaluated, cropped, trouble, good, tmp_path
 ):
@@ -374,8 +371,6 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(
     elif trouble == "test set":
         learnt = changes.scans_of(folder)
         judging = learnt[learnt["split"] != "test"].head(1).assign(cohort="here", patient=1)
-    elif trouble == "old":
-        root = republished(artefact, tmp_path / "other", tmp_path, bias=None)
     elif trouble == "flipped":
         file = folder / "model.json"
         file.write_text(
@@ -390,9 +385,8 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(
         "test set": "1 scans of this test set, or their patients, were among its development scans",
         "damaged": "changed since it was registered",
         "flipped": "model.json: changed since it was registered",
-        "old": "field bias is missing",
     }[trouble]
     assert said in current.problem
     decision = decide(good, current)
-    assert decision["decision"] == "refused"
-    assert said in decision["reasons"][0]
+    assert decision.decision == "refused"
+    assert said in decision.reasons[0]

@@ -8,6 +8,7 @@ from thyroid.data.classes import BINARY, Classes
 from thyroid.data.filenames import SCORE
 from thyroid.evaluate import performance, plots
 from thyroid.evaluate.performance import RAW
+from thyroid.metrics import Interval
 from thyroid.model.operating_point import OperatingPoint
 
 POINT = OperatingPoint(1.0, (0, 0), 0.4, (0.6, 0.4))
@@ -46,36 +47,36 @@ def test_patients_are_means_and_malignant_if_any_image_is():
 def test_both_levels_have_every_figure_with_an_interval():
     table = predictions()
     done = performance.of(table, BINARY, POINT, 0.1)
-    assert (done["n"], done["patients"]) == (120, 40)
+    assert (done.n, done.patients) == (120, 40)
     names = {"auroc", "auprc", "brier", "ece", "ece_unscaled", "sensitivity", "specificity", "ppv", "npv"}
-    for level in (done, done["patient_level"]):
+    for level in (done, done.patient_level):
         for name in names | {"ppv_at_prevalence", "npv_at_prevalence"}:
-            assert level[name]["low"] <= level[name]["value"] <= level[name]["high"], name
-        assert level["majority"] == 0.5
-    assert done["auroc"]["value"] == pytest.approx(roc_auc_score(table["label"] == "M", table[SCORE]))
+            assert getattr(level, name).low <= getattr(level, name).value <= getattr(level, name).high, name
+        assert level.majority == 0.5
+    assert done.auroc.value == pytest.approx(roc_auc_score(table["label"] == "M", table[SCORE]))
     merged = performance.by_patient(table, BINARY)
     area = roc_auc_score(merged["label"] == "M", merged[SCORE])
-    assert done["patient_level"]["auroc"]["value"] == pytest.approx(area)
-    (_, _), (fn, tp) = done["confusion"]
-    assert done["sensitivity"]["value"] == pytest.approx(tp / (tp + fn))
-    assert np.sum(done["patient_level"]["confusion"]) == 40
-    assert done["ece"]["value"] < done["ece_unscaled"]["value"]
-    assert "abstention" not in done
+    assert done.patient_level.auroc.value == pytest.approx(area)
+    (_, _), (fn, tp) = done.confusion
+    assert done.sensitivity.value == pytest.approx(tp / (tp + fn))
+    assert np.sum(done.patient_level.confusion) == 40
+    assert done.ece.value < done.ece_unscaled.value
+    assert "abstention" not in done.to_dict()
 
 
 def test_abstention_leaves_the_doubtful_out():
     table = predictions()
     done = performance.of(table, BINARY, OperatingPoint(1.0, (0, 0), 0.4, (0.6, 0.4), (0.25, 0.6)), 0.1)
-    assert done["abstention"]["share"]["value"] == pytest.approx(((table[SCORE] >= 0.25) & (table[SCORE] < 0.6)).mean())
-    assert done["abstention"]["sensitivity"]["value"] >= done["sensitivity"]["value"] - 0.02
+    assert done.abstention.share.value == pytest.approx(((table[SCORE] >= 0.25) & (table[SCORE] < 0.6)).mean())
+    assert done.abstention.sensitivity.value >= done.sensitivity.value - 0.02
 
 
 def test_a_single_patient_with_both_kinds_of_nodules():
     table = predictions(2, 4).assign(patient=7)
     done = performance.of(table, BINARY, POINT, 0.1)
-    assert done["auroc"]["low"] is None
-    assert "auroc" not in done["patient_level"]
-    assert done["patient_level"]["majority"] == 1
+    assert done.auroc.low is None
+    assert "auroc" not in done.patient_level.to_dict()
+    assert done.patient_level.majority == 1
 
 
 def test_domain_matrix_pairs_its_cells():
@@ -87,17 +88,17 @@ def test_domain_matrix_pairs_its_cells():
         ("cropped", "cropped"): good,
     }
     done = performance.domain_matrix(tables, ["normal", "cropped"])
-    cells = done["cells"]
-    assert cells["normal"]["normal"]["value"] == pytest.approx(roc_auc_score(good["label"] == "M", good[SCORE]))
-    assert done["drop"]["cropped"]["value"] == pytest.approx(
-        cells["cropped"]["cropped"]["value"] - cells["cropped"]["normal"]["value"]
+    cells = done.cells
+    assert cells["normal"]["normal"].value == pytest.approx(roc_auc_score(good["label"] == "M", good[SCORE]))
+    assert done.drop["cropped"].value == pytest.approx(
+        cells["cropped"]["cropped"].value - cells["cropped"]["normal"].value
     )
-    assert done["drop"]["cropped"]["low"] > 0, "trained on crops, fails on frames"
-    assert done["shortfall"]["normal"]["value"] == pytest.approx(
-        cells["normal"]["normal"]["value"] - cells["cropped"]["normal"]["value"]
+    assert done.drop["cropped"].low > 0, "trained on crops, fails on frames"
+    assert done.shortfall["normal"].value == pytest.approx(
+        cells["normal"]["normal"].value - cells["cropped"]["normal"].value
     )
     same = dict.fromkeys(tables, good)
-    assert performance.domain_matrix(same, ["normal", "cropped"])["drop"]["normal"] == {"value": 0, "low": 0, "high": 0}
+    assert performance.domain_matrix(same, ["normal", "cropped"]).drop["normal"] == Interval(0, 0, 0)
 
 
 KINDS = classes.parse("2<3|4<5")
@@ -131,55 +132,55 @@ def test_figures_of_several_classes(ordered):
     done = performance.of(table, kinds, GRADED, 0.1)
     truth, probability = kinds.index(table["class"]), table[kinds.columns].to_numpy()
     called = GRADED.call(probability, kinds)
-    assert done["macro_auroc"]["value"] == pytest.approx(roc_auc_score(truth, probability, multi_class="ovr"))
+    assert done.macro_auroc.value == pytest.approx(roc_auc_score(truth, probability, multi_class="ovr"))
     weights = "quadratic" if ordered else None
-    assert done["kappa"]["value"] == pytest.approx(cohen_kappa_score(truth, called, weights=weights))
-    assert done["accuracy"] == pytest.approx((probability.argmax(axis=1) == truth).mean())
-    assert done["majority"] == pytest.approx(0.25)
-    matrix = np.array(done["class_confusion"])
+    assert done.kappa.value == pytest.approx(cohen_kappa_score(truth, called, weights=weights))
+    assert done.accuracy == pytest.approx((probability.argmax(axis=1) == truth).mean())
+    assert done.majority == pytest.approx(0.25)
+    matrix = np.array(done.class_confusion)
     assert matrix.tolist() == confusion_matrix(truth, called).tolist()
-    assert done["confusion"] == [
+    assert done.confusion == [
         [matrix[:2, :2].sum(), matrix[:2, 2:].sum()],
         [matrix[2:, :2].sum(), matrix[2:, 2:].sum()],
     ], "sides and classes agree"
-    assert done["auroc"]["value"] == pytest.approx(roc_auc_score(table["label"] == "M", table[SCORE]))
-    assert done["patient_level"]["majority"] == pytest.approx(0.25)
-    for level in (done, done["patient_level"]):
+    assert done.auroc.value == pytest.approx(roc_auc_score(table["label"] == "M", table[SCORE]))
+    assert done.patient_level.majority == pytest.approx(0.25)
+    for level in (done, done.patient_level):
         for name in ("macro_auroc", "kappa"):
-            assert level[name]["low"] < level[name]["value"] < level[name]["high"]
+            assert getattr(level, name).low < getattr(level, name).value < getattr(level, name).high
 
 
 def test_every_class_against_all_others():
     table = graded()
-    done = performance.of(table, KINDS, GRADED, 0.1)["classes"]
+    done = performance.of(table, KINDS, GRADED, 0.1).classes
     assert list(done) == list(KINDS.names)
     for name, column, threshold in zip(KINDS.names, KINDS.columns, GRADED.thresholds, strict=True):
         mine, above = table["class"] == name, table[column] >= threshold
         found = done[name]
-        assert (found["n"], found["patients"], found["threshold"]) == (30, 15, threshold)
-        assert found["auroc"]["value"] == pytest.approx(roc_auc_score(mine, table[column]))
-        assert found["sensitivity"]["value"] == pytest.approx((above & mine).sum() / mine.sum())
-        assert found["specificity"]["value"] == pytest.approx((~above & ~mine).sum() / (~mine).sum())
+        assert (found.n, found.patients, found.threshold) == (30, 15, threshold)
+        assert found.auroc.value == pytest.approx(roc_auc_score(mine, table[column]))
+        assert found.sensitivity.value == pytest.approx((above & mine).sum() / mine.sum())
+        assert found.specificity.value == pytest.approx((~above & ~mine).sum() / (~mine).sum())
 
 
 def test_two_classes_are_the_same_twice():
     done = performance.of(predictions(), BINARY, POINT, 0.1)
-    assert done["macro_auroc"] == done["auroc"]
-    assert done["class_confusion"] == done["confusion"]
+    assert done.macro_auroc == done.auroc
+    assert done.class_confusion == done.confusion
     for name in ("auroc", "sensitivity", "specificity", "ppv", "npv"):
-        assert done["classes"]["M"][name] == done[name]
+        assert getattr(done.classes["M"], name) == getattr(done, name)
 
 
 def test_a_class_that_the_test_images_lack():
     table = graded()
     table = table[table["class"] != "3"].reset_index(drop=True)
     done = performance.of(table, KINDS, GRADED, 0.1)
-    assert {key for key in done["classes"]["3"] if key in ("auroc", "sensitivity", "ppv")} <= {"ppv"}
-    assert (done["classes"]["3"]["n"], done["classes"]["3"]["patients"]) == (0, 0)
-    assert done["class_confusion"][1] == [0, 0, 0, 0]
+    assert {key for key in done.classes["3"].to_dict() if key in ("auroc", "sensitivity", "ppv")} <= {"ppv"}
+    assert (done.classes["3"].n, done.classes["3"].patients) == (0, 0)
+    assert done.class_confusion[1] == [0, 0, 0, 0]
     places = [KINDS.names.index(name) for name in ("2", "4", "5")]
     areas = [roc_auc_score(table["class"] == KINDS.names[one], table[KINDS.columns[one]]) for one in places]
-    assert done["macro_auroc"]["value"] == pytest.approx(np.mean(areas))
+    assert done.macro_auroc.value == pytest.approx(np.mean(areas))
 
 
 def test_a_patient_counts_as_the_last_class_of_the_images():

@@ -21,7 +21,8 @@ from thyroid.evaluate.options import EvaluateOptions
 from thyroid.imaging import phantom
 from thyroid.ingest import ingest
 from thyroid.ingest.options import IngestOptions
-from thyroid.model import artefacts, engine
+from thyroid.model import engine
+from thyroid.model.artefact import Artefact
 from thyroid.registry import register
 from thyroid.registry.registry import Registry
 from thyroid.train import train
@@ -79,11 +80,11 @@ def instance(row, **more) -> dict:
 def test_all_facts_know_the_classes(run):
     for file in ("data/data.json", "model/train.json", "evaluation/evaluation.json"):
         assert Classes.from_dict(json.loads((run / file).read_text())) == KINDS, file
-    facts = artefacts.verify(Registry(run / "registry").find())
-    assert Classes.from_dict(facts) == KINDS
-    assert list(facts["reference"]) == list(KINDS.names)
-    assert sum(facts["reference"].values()) == pytest.approx(1)
-    assert len(facts["thresholds"]) == len(facts["bias"]) == 4
+    facts = Artefact.verify(Registry(run / "registry").find()).record
+    assert Classes.from_record(facts) == KINDS
+    assert list(facts.reference) == list(KINDS.names)
+    assert sum(facts.reference.values()) == pytest.approx(1)
+    assert len(facts.thresholds) == len(facts.bias) == 4
 
 
 def test_predictions_have_a_probability_of_every_class(tested):

@@ -66,11 +66,11 @@ def test_figures_with_counts_and_small_groups_marked():
     table = predictions(100, 2)
     table[performance.SUBGROUP + "sex"] = ["f" if p % 4 else "m" for p in table["patient"]]
     table[performance.SUBGROUP + "only"] = ["benign" if label == "B" else None for label in table["label"]]
-    rows = {(row["column"], row["group"]): row for row in performance.by_subgroup(table, POINT.threshold, 0.1)}
+    rows = {(row.column, row.group): row for row in performance.by_subgroup(table, POINT.threshold, 0.1)}
     large, small = rows["sex", "f"], rows["sex", "m"]
-    assert (large["images"], large["patients"], large["small"]) == (150, 75, False)
-    assert small["small"]
-    assert small["malignant"] + small["benign"] == 25
-    assert small["auroc"]["low"] < small["auroc"]["value"]
-    assert "auroc" not in rows["only", "benign"], "one class has no AUROC"
-    assert rows["only", "benign"]["specificity"]["value"] > 0
+    assert (large.images, large.patients, large.small) == (150, 75, False)
+    assert small.small
+    assert small.malignant + small.benign == 25
+    assert small.auroc.low < small.auroc.value
+    assert "auroc" not in rows["only", "benign"].to_dict(), "one class has no AUROC"
+    assert rows["only", "benign"].specificity.value > 0

@@ -45,7 +45,7 @@ def test_a_folder_that_moved_keeps_its_splits_and_says_so(tmp_path, capsys):
     facts = ingest.ingest(IngestOptions(moved, store=home, seed=9), tmp_path / "two").facts
     after = split_of(tmp_path / "two")
     assert {name: after[name] for name in before} == before
-    assert facts["cohort"] == tables.read_facts(tmp_path / "one")["cohort"]
+    assert facts.cohort == tables.read_facts(tmp_path / "one").cohort
     told = capsys.readouterr().out
     assert f"the store knows 1 data versions, and none of {moved}; its scans are those of cohort" in told
     assert memory(home)["cohort"].nunique() == 1
@@ -71,7 +71,7 @@ def test_equal_numbers_of_two_hospitals_have_nothing_to_do_with_each_other(tmp_p
     ingest.ingest(IngestOptions(tmp_path / "more", store=home, seed=5, site="north"), tmp_path / "three")
     assert set(patients_in(tmp_path / "one", "test")) <= set(patients_in(tmp_path / "three", "test"))
     assert set(patients_in(tmp_path / "one", "validation")) <= set(patients_in(tmp_path / "three", "validation"))
-    assert set(memory(home)["cohort"]) == {"north", tables.read_facts(tmp_path / "two")["cohort"]}
+    assert set(memory(home)["cohort"]) == {"north", tables.read_facts(tmp_path / "two").cohort}
 
 
 def test_a_cohort_that_is_given_its_name_later_keeps_its_splits(tmp_path):
@@ -79,10 +79,10 @@ def test_a_cohort_that_is_given_its_name_later_keeps_its_splits(tmp_path):
     scans = hospital(tmp_path / "scans", 1000)
     ingest.ingest(IngestOptions(scans, store=home), tmp_path / "one")
     facts = ingest.ingest(IngestOptions(scans, store=home, site="St. Anna", seed=8), tmp_path / "two").facts
-    assert (facts["cohort"], facts["splits"]) == ("St. Anna", tables.read_facts(tmp_path / "one")["splits"])
+    assert (facts.cohort, facts.splits) == ("St. Anna", tables.read_facts(tmp_path / "one").splits)
     assert split_of(tmp_path / "two") == split_of(tmp_path / "one")
     assert set(memory(home)["cohort"]) == {"St. Anna"}
-    assert ingest.ingest(IngestOptions(scans, store=home), tmp_path / "three").facts["cohort"] == "St. Anna"
+    assert ingest.ingest(IngestOptions(scans, store=home), tmp_path / "three").facts.cohort == "St. Anna"
 
 
 def test_a_picture_keeps_its_split_in_another_cohort(tmp_path):
@@ -118,8 +118,8 @@ def age(home: Path) -> None:
     for folder in Store(home).versions():
         version = store.Version(folder)
         mine = version.table(store.MEMORY)
-        mine[mine["cohort"] == version.facts["cohort"]].drop(columns="cohort").to_parquet(folder / store.MEMORY)
-        facts = {name: value for name, value in version.facts.items() if name not in ("cohort", "files")}
+        mine[mine["cohort"] == version.facts.cohort].drop(columns="cohort").to_parquet(folder / store.MEMORY)
+        facts = {name: value for name, value in version.facts.to_dict().items() if name not in ("cohort", "files")}
         (folder / tables.FACTS).write_text(json.dumps(facts))
     for name in (store.SUMS, store.SEALED):
         (home / name).unlink(missing_ok=True)

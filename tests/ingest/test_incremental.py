@@ -27,8 +27,10 @@ from tests.ingest.test_cohorts import age, hospital
 from thyroid import crop, storage
 from thyroid.crop import CropOptions
 from thyroid.data import duplicates, plots, store, tables
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import images
+from thyroid.ingest import __main__ as command
 from thyroid.ingest import examine, ingest, listing
 from thyroid.ingest.options import IngestOptions
 
@@ -77,7 +79,7 @@ def same_data(one: Path, other: Path, splits: bool = False) -> None:
     assert partition(scans) == partition(expected)
     assert (one / "quarantine.csv").read_text() == (other / "quarantine.csv").read_text()
     for fact in ("source", "digest", "scans", "quarantined", "patients", "duplicate_groups", "regions", "synthetic"):
-        assert facts[fact] == expected_facts[fact], fact
+        assert getattr(facts, fact) == getattr(expected_facts, fact), fact
 
 
 def check_store(folder: Path) -> list[str]:
@@ -85,7 +87,7 @@ def check_store(folder: Path) -> list[str]:
     place = store.Store(folder)
     for version in place.versions():
         scans, regions, facts = tables.read(version)
-        assert tables.digest(scans, regions) == facts["digest"]
+        assert tables.digest(scans, regions) == facts.digest
         whole = store.Version(version)
         assert len(whole.table(store.EXAMINED)) == len(scans)
         assert set(whole.table(store.MEMORY)["phash"]) >= set(tables.used(scans)["phash"])
@@ -228,8 +230,8 @@ class World:
             return
         same_data(paths[3], paths[1])
         for domain in tables.DOMAINS:
-            made = tables.examples(paths[3], domain)
-            assert made["name"].tolist() == tables.examples(paths[1], domain)["name"].tolist()
+            made = DataVersion.read(paths[3]).examples(domain)
+            assert made["name"].tolist() == DataVersion.read(paths[1]).examples(domain)["name"].tolist()
             for file, sha256 in zip(made["file"], made["sha256"], strict=True):
                 assert hashlib.sha256(Path(file).read_bytes()).hexdigest() == sha256
 
@@ -291,7 +293,7 @@ def test_only_what_is_new_is_looked_at_and_cropped(tmp_path, action):
             tmp_path / f"in{number}", tmp_path / f"out{number}", CropOptions(store=tmp_path / "store")
         ).facts
         if not number:
-            assert (facts["looked_at"], cropped["cropped"]) == (14, 14)
+            assert (facts.looked_at, cropped.cropped) == (14, 14)
             world.act(action, 3, 5)
             if action == "regions":
                 world.regions = [(file, *box) for file, *box in world.regions[:3]] + [
@@ -299,7 +301,7 @@ def test_only_what_is_new_is_looked_at_and_cropped(tmp_path, action):
                 ]
     looked_at = {"remove": 0, "regions": 0}.get(action, 1)
     made = {"touch": 0, "remove": 0, "regions": 3}.get(action, 1)
-    assert (facts["looked_at"], cropped["cropped"]) == (looked_at, made)
+    assert (facts.looked_at, cropped.cropped) == (looked_at, made)
 
 
 def test_nothing_new_makes_no_version_and_opens_no_scan(scans, tmp_path, monkeypatch, capsys):
@@ -346,9 +348,9 @@ def test_a_file_that_was_just_written_is_looked_at_again(scans, tmp_path, monkey
     monkeypatch.setattr(listing, "SETTLED_SECONDS", 600.0)
     for number in range(2):
         facts = ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / str(number)).facts
-        assert (facts["looked_at"], facts["inputs"]) == (24, None)
+        assert (facts.looked_at, facts.inputs) == (24, None)
     monkeypatch.setattr(listing, "SETTLED_SECONDS", -1.0)
-    assert ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "2").facts["looked_at"] == 24
+    assert ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "2").facts.looked_at == 24
     ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "3")
     assert check_store(tmp_path / "store") == ["000001", "000002", "000003"]
 
@@ -357,13 +359,10 @@ def test_a_file_of_the_future_is_looked_at_every_time(scans, tmp_path):
     future = time.time() + 86_400
     os.utime(scans / "B_001-0001-1.0.jpg", (future, future))
     found = [ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / str(n)).facts for n in range(3)]
-    assert [facts["looked_at"] for facts in found] == [24, 1, 1]
+    assert [facts.looked_at for facts in found] == [24, 1, 1]
     (scans / "B_001-0001-1.0.jpg").write_bytes(picture(77))
     os.utime(scans / "B_001-0001-1.0.jpg", (future, future))
-    assert (
-        ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "3").facts["digest"]
-        != found[0]["digest"]
-    )
+    assert ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "3").facts.digest != found[0].digest
 
 
 def test_a_file_of_the_same_size_and_time_is_noticed(scans, tmp_path):
@@ -375,8 +374,8 @@ def test_a_file_of_the_same_size_and_time_is_noticed(scans, tmp_path):
     file.write_bytes(picture(77).ljust(longest, b"\0"))
     os.utime(file, (1e9, 1e9))
     second = ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "two").facts
-    assert second["looked_at"] == 1
-    assert second["digest"] != first["digest"]
+    assert second.looked_at == 1
+    assert second.digest != first.digest
 
 
 def test_a_disk_that_fails_once_does_not_cost_the_scan(scans, tmp_path, monkeypatch):
@@ -389,9 +388,9 @@ def test_a_disk_that_fails_once_does_not_cost_the_scan(scans, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(images, "read", failing)
-        assert ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "one").facts["quarantined"] == 1
+        assert ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "one").facts.quarantined == 1
     facts = ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "two").facts
-    assert (facts["looked_at"], facts["scans"], facts["quarantined"]) == (1, 24, 0)
+    assert (facts.looked_at, facts.scans, facts.quarantined) == (1, 24, 0)
 
 
 # A store that is not what it should be.
@@ -403,9 +402,7 @@ def test_what_other_code_found_out_is_not_believed(scans, tmp_path, monkeypatch)
     rows = tmp_path / "store" / "versions" / "000001" / store.EXAMINED
     monkeypatch.setattr(examine, "EXAMINATION", 0)
     rows.write_bytes(b"of another kind")
-    assert (
-        ingest.ingest(IngestOptions(scans, store=tmp_path / "store", seed=3), tmp_path / "two").facts["looked_at"] == 24
-    )
+    assert ingest.ingest(IngestOptions(scans, store=tmp_path / "store", seed=3), tmp_path / "two").facts.looked_at == 24
     pd.testing.assert_frame_equal(tables.read(tmp_path / "two")[0], before)
 
 
@@ -423,9 +420,9 @@ def test_a_damaged_table_is_named_with_its_cure(scans, tmp_path, table, damage):
     assert f"remove {home}/versions/000002 and start again" in told
     shutil.rmtree(home / "versions" / "000002")
     facts = ingest.ingest(IngestOptions(scans, store=home, seed=9), tmp_path / "three").facts
-    assert (facts["looked_at"], facts["scans"]) == (2, 26)
+    assert (facts.looked_at, facts.scans) == (2, 26)
     assert check_store(home) == ["000001", "000002"]
-    assert first.facts["digest"] != facts["digest"]
+    assert first.facts.digest != facts.digest
 
 
 def test_a_damaged_data_version_is_not_handed_on(scans, tmp_path):
@@ -444,7 +441,7 @@ def test_a_version_without_sense_gives_way_to_the_one_before(scans, tmp_path, ca
     (tmp_path / "store" / "versions" / "000002" / "data.json").write_bytes(b"\0" * 100)
     facts = ingest.ingest(IngestOptions(scans, store=tmp_path / "store", seed=9), tmp_path / "three").facts
     assert "000002: damaged" in capsys.readouterr().out
-    assert facts["looked_at"] == 1
+    assert facts.looked_at == 1
     after = tables.read(tmp_path / "three")[0].set_index("path")["split"]
     assert after[before.index].tolist() == before.tolist()
     assert (tmp_path / "store" / "versions" / "000003" / "data.json").exists()
@@ -457,9 +454,9 @@ def test_crops_whose_table_is_damaged_or_whose_files_are_gone_are_made_again(sca
     (home / store.CROPPED).write_bytes(b"PAR1")
     again = crop.crop(tmp_path / "in", tmp_path / "out2", CropOptions(store=home)).facts
     assert "crops.parquet: damaged" in capsys.readouterr().out
-    assert (again["digest"], again["cropped"]) == (expected["digest"], 24)
+    assert (again.digest, again.cropped) == (expected.digest, 24)
     next((home / "crops" / "normal").glob("M_002-0001-*")).unlink()
-    assert crop.crop(tmp_path / "in", tmp_path / "out3", CropOptions(store=home)).facts["cropped"] == 1
+    assert crop.crop(tmp_path / "in", tmp_path / "out3", CropOptions(store=home)).facts.cropped == 1
     check_store(home)
     same_data(tmp_path / "out3", tmp_path / "out", splits=True)
 
@@ -472,7 +469,7 @@ def test_a_damaged_crop_is_forgotten_and_made_again(scans, tmp_path, capsys):
     damaged = list(whole)[3]
     damaged.write_bytes(whole[damaged][:-2] + b"xx")
     again = crop.crop(tmp_path / "in", tmp_path / "out2", CropOptions(store=home)).facts
-    assert again["cropped"] == 1
+    assert again.cropped == 1
     assert {file: file.read_bytes() for file in whole} == whole
     told = capsys.readouterr().out
     assert f"1 images in {home}/crops are damaged and made again, the first is normal/{damaged.name}" in told
@@ -499,7 +496,7 @@ def flips_hold(folder: Path, each: int, seed: int, crops: int = 1000) -> int:
     count = 0
 
     def images_of(output: str) -> dict[str, str]:
-        made = pd.concat([tables.examples(folder / output, domain) for domain in tables.DOMAINS])
+        made = pd.concat([DataVersion.read(folder / output).examples(domain) for domain in tables.DOMAINS])
         return {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in made["file"]}
 
     expected = images_of("out")
@@ -584,7 +581,7 @@ def test_a_store_that_cannot_be_one(scans, tmp_path, capsys, place, told, monkey
     (tmp_path / "file").touch()
     arguments = ["--output", str(tmp_path / "out"), "--store", place.format(tmp_path)]
     ingest.ingest(IngestOptions(scans), tmp_path / "in")
-    for main, more in ((ingest.main, ["--scans", str(scans)]), (crop.main, ["--data", str(tmp_path / "in")])):
+    for main, more in ((command.main, ["--scans", str(scans)]), (crop.main, ["--data", str(tmp_path / "in")])):
         assert main([*more, *arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
@@ -602,7 +599,7 @@ def test_a_store_may_lie_within_what_else_there_is(scans, tmp_path, within):
             tmp_path / "out",
         ).facts
         crop.crop(tmp_path / "out", tmp_path / "cropped", CropOptions(store=tmp_path / within / "store"))
-        assert (facts["scans"], facts["quarantined"]) == (36, 0)
+        assert (facts.scans, facts.quarantined) == (36, 0)
     versions = tmp_path / within / "store" / "versions"
     assert {path.relative_to(versions).parts[1] for path in versions.rglob("*.*")} == {
         *("scans.parquet", "regions.parquet", "quarantine.csv", "statistics.png", "data.json"),
@@ -714,8 +711,7 @@ def test_workers_end_with_the_one_that_was_killed(tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert (
-        ingest.ingest(IngestOptions(tmp_path / "scans", store=tmp_path / "store"), tmp_path / "out").facts["scans"]
-        == 100
+        ingest.ingest(IngestOptions(tmp_path / "scans", store=tmp_path / "store"), tmp_path / "out").facts.scans == 100
     )
 
 
@@ -726,7 +722,7 @@ def test_several_at_once_follow_each_other(scans, tmp_path):
         start.wait()
         facts = ingest.ingest(IngestOptions(scans, store=tmp_path / "store", seed=seed), tmp_path / str(seed)).facts
         crop.crop(tmp_path / str(seed), tmp_path / f"{seed}-crop", CropOptions(store=tmp_path / "store"))
-        results.put(facts["looked_at"])
+        results.put(facts.looked_at)
 
     processes = [FORK.Process(target=run, args=(seed,)) for seed in range(3)]
     for process in processes:
@@ -828,7 +824,7 @@ def test_a_bucket_gives_what_the_same_files_in_a_folder_give(gcs, tmp_path, monk
     options = {"rois": gcs.address("scans/tables/rois.csv"), "crops": gcs.address("crops")}
     facts = ingest.ingest(IngestOptions(gcs.address("scans"), **options, store=tmp_path / "store"), there).facts
     for fact in ("digest", "scans", "quarantined", "patients", "duplicate_groups", "regions", "splits", "notes"):
-        assert facts[fact] == expected[fact], fact
+        assert getattr(facts, fact) == getattr(expected, fact), fact
     assert by_content(there) == by_content(here)
     assert len(by_content(there)) == 14 + 7 + 14
     bad = [pd.read_csv(folder / "quarantine.csv")["reason"].tolist() for folder in (there, here)]
@@ -838,15 +834,15 @@ def test_a_bucket_gives_what_the_same_files_in_a_folder_give(gcs, tmp_path, monk
     assert not any("039-" in path or "notes" in path for _, path in gcs.proxy.requests if "alt=media" in path)
 
     cropped = crop.crop(there, tmp_path / "bucket-crop", CropOptions(["normal"], tmp_path / "store")).facts
-    assert cropped["digest"] == facts["digest"]
-    assert cropped["digest"] == crop.crop(here, tmp_path / "folder-crop", CropOptions(["normal"])).facts["digest"]
+    assert cropped.digest == facts.digest
+    assert cropped.digest == crop.crop(here, tmp_path / "folder-crop", CropOptions(["normal"])).facts.digest
 
     gcs.proxy.requests.clear()
     upload(gcs, {f"{part}/{name('M', 42)}": picture(42), "more.txt": b"x"})
     facts = ingest.ingest(
         IngestOptions(gcs.address("scans"), **options, store=tmp_path / "store"), tmp_path / "two"
     ).facts
-    assert (downloads(gcs), facts["looked_at"], facts["scans"]) == (1, 2, expected["scans"] + 1)
+    assert (downloads(gcs), facts.looked_at, facts.scans) == (1, 2, expected.scans + 1)
     ingest.ingest(IngestOptions(gcs.address("scans/"), **options, store=tmp_path / "store"), tmp_path / "three")
     assert downloads(gcs) == 1
     assert check_store(tmp_path / "store") == ["000001", "000002"]
@@ -858,11 +854,10 @@ def test_names_that_files_may_not_have(gcs, tmp_path):
     upload(gcs, few() | {file: picture(50 + number) for number, file in enumerate(names)})
     ingest.ingest(IngestOptions(gcs.address("scans"), store=tmp_path / "store"), tmp_path / "in")
     table, _, facts = tables.read(tmp_path / "in")
-    assert facts["scans"] == 14 + len(names)
+    assert facts.scans == 14 + len(names)
     assert {f"gs://{gcs.bucket}/scans/{file}" for file in names} <= set(table["path"])
     assert (
-        crop.crop(tmp_path / "in", tmp_path / "out", CropOptions(store=tmp_path / "store")).facts["scans"]
-        == facts["scans"]
+        crop.crop(tmp_path / "in", tmp_path / "out", CropOptions(store=tmp_path / "store")).facts.scans == facts.scans
     )
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "store"}
 
@@ -871,7 +866,7 @@ def test_without_a_store_the_copies_lie_beside_the_tables(gcs, tmp_path, monkeyp
     upload(gcs, few())
     monkeypatch.chdir(tmp_path)
     facts = ingest.ingest(IngestOptions(gcs.address("scans")), Path("in")).facts
-    assert crop.crop(Path("in"), Path("out")).facts["digest"] == facts["digest"]
+    assert crop.crop(Path("in"), Path("out")).facts.digest == facts.digest
     assert len(list((tmp_path / "in" / "scans").rglob("*.jpg"))) == 14
 
 
@@ -884,7 +879,7 @@ def test_three_hundred_objects_with_two_hundred_faults(gcs, tmp_path):
     gcs.proxy.randomly(200, 0.6, seed=1)
     facts = ingest.ingest(IngestOptions(gcs.address("scans"), store=tmp_path / "store"), tmp_path / "in").facts
     assert gcs.proxy.faults == 200
-    assert facts["digest"] == ingest.ingest(IngestOptions(tmp_path / "scans"), tmp_path / "folder").facts["digest"]
+    assert facts.digest == ingest.ingest(IngestOptions(tmp_path / "scans"), tmp_path / "folder").facts.digest
     assert [path.name for path in (tmp_path / "store").rglob(".*")] == [".lock"]
     assert len(list((tmp_path / "store" / "scans").rglob("*.jpg"))) == 300
     assert check_store(tmp_path / "store") == ["000001"]
@@ -896,7 +891,7 @@ def test_killed_while_it_downloads(gcs, tmp_path):
     for file, data in files.items():
         (tmp_path / "scans").mkdir(exist_ok=True)
         (tmp_path / "scans" / file).write_bytes(data)
-    expected = ingest.ingest(IngestOptions(tmp_path / "scans"), tmp_path / "folder").facts["digest"]
+    expected = ingest.ingest(IngestOptions(tmp_path / "scans"), tmp_path / "folder").facts.digest
 
     def run() -> None:
         storage.client.client_of.cache_clear()
@@ -923,7 +918,7 @@ def test_killed_while_it_downloads(gcs, tmp_path):
         facts = ingest.ingest(
             IngestOptions(gcs.address("scans"), store=tmp_path / "store"), tmp_path / f"in{number}"
         ).facts
-        assert facts["digest"] == expected
+        assert facts.digest == expected
     assert check_store(tmp_path / "store") == ["000001"]
     copies = pd.read_parquet(tmp_path / "store" / "versions" / "000001" / store.EXAMINED)
     for local, sha256 in zip(copies["local_path"], copies["sha256"], strict=True):
@@ -968,11 +963,11 @@ def test_removed_while_it_is_read(bucket, tmp_path, capsys):
     at_download(bucket, file, lambda: bucket.client.bucket(bucket.bucket).delete_blob(f"scans/{file}"))
     facts = ingest.ingest(IngestOptions(bucket.address("scans"), store=tmp_path / "store"), tmp_path / "one").facts
     assert "an object vanished while the scans were read" in capsys.readouterr().out
-    assert (facts["scans"], facts["quarantined"]) == (13, 0)
+    assert (facts.scans, facts.quarantined) == (13, 0)
     assert file not in examined(tmp_path / "store").index
     upload(bucket, {file: picture(1)})
     facts = ingest.ingest(IngestOptions(bucket.address("scans"), store=tmp_path / "store"), tmp_path / "two").facts
-    assert (facts["scans"], facts["looked_at"]) == (14, 1)
+    assert (facts.scans, facts.looked_at) == (14, 1)
 
 
 def test_half_an_upload_is_taken_once_it_is_whole(bucket, tmp_path):
@@ -982,7 +977,7 @@ def test_half_an_upload_is_taken_once_it_is_whole(bucket, tmp_path):
     assert "damaged JPEG" in examined(tmp_path / "store").loc[file, "quarantine_reason"]
     upload(bucket, {file: picture(77)})
     facts = ingest.ingest(IngestOptions(bucket.address("scans"), store=tmp_path / "store"), tmp_path / "two").facts
-    assert (facts["scans"], facts["quarantined"], facts["looked_at"]) == (15, 0, 1)
+    assert (facts.scans, facts.quarantined, facts.looked_at) == (15, 0, 1)
 
 
 def test_copies_that_somebody_removed_are_fetched_again(bucket, tmp_path):
@@ -990,8 +985,8 @@ def test_copies_that_somebody_removed_are_fetched_again(bucket, tmp_path):
     shutil.rmtree(tmp_path / "store" / "scans")
     bucket.proxy.requests.clear()
     second = ingest.ingest(IngestOptions(bucket.address("scans"), store=tmp_path / "store"), tmp_path / "two").facts
-    assert (downloads(bucket), second["digest"]) == (14, first["digest"])
-    assert crop.crop(tmp_path / "two", tmp_path / "out", CropOptions(store=tmp_path / "store")).facts["scans"] == 14
+    assert (downloads(bucket), second.digest) == (14, first.digest)
+    assert crop.crop(tmp_path / "two", tmp_path / "out", CropOptions(store=tmp_path / "store")).facts.scans == 14
 
 
 def test_a_damaged_copy_is_fetched_again(bucket, tmp_path, monkeypatch):
@@ -1003,11 +998,11 @@ def test_a_damaged_copy_is_fetched_again(bucket, tmp_path, monkeypatch):
     damaged.write_bytes(copies[damaged][:-2] + b"xx")
     half.write_bytes(copies[half][:500])
     lost = crop.crop(tmp_path / "one", tmp_path / "out", CropOptions(store=home)).facts
-    assert lost["scans"] == first["scans"] - 2
+    assert lost.scans == first.scans - 2
     assert "its copy was damaged" in (tmp_path / "out" / "quarantine.csv").read_text()
     bucket.proxy.requests.clear()
     ingest.ingest(IngestOptions(bucket.address("scans"), store=home), tmp_path / "two")
-    assert crop.crop(tmp_path / "two", tmp_path / "out2", CropOptions(store=home)).facts["scans"] == first["scans"]
+    assert crop.crop(tmp_path / "two", tmp_path / "out2", CropOptions(store=home)).facts.scans == first.scans
     assert downloads(bucket) == 2
     # if everything is examined again, existing copies are compared with the bucket's checksums
     damaged.write_bytes(copies[damaged][:-2] + b"xx")
@@ -1015,7 +1010,7 @@ def test_a_damaged_copy_is_fetched_again(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(examine, "EXAMINATION", 0)
     bucket.proxy.requests.clear()
     again = ingest.ingest(IngestOptions(bucket.address("scans"), store=home, seed=5), tmp_path / "three").facts
-    assert (downloads(bucket), again["looked_at"], again["digest"]) == (2, first["scans"], first["digest"])
+    assert (downloads(bucket), again.looked_at, again.digest) == (2, first.scans, first.digest)
     assert {file: file.read_bytes() for file in copies} == copies
 
 
@@ -1028,7 +1023,7 @@ def test_a_folder_that_becomes_a_bucket_keeps_its_splits(bucket, tmp_path):
         facts = ingest.ingest(
             IngestOptions(bucket.address("scans"), store=tmp_path / "store", seed=seed), tmp_path / "two"
         ).facts
-        assert facts["cohort"] == first["cohort"]
+        assert facts.cohort == first.cohort
         assert by_content(tmp_path / "two") == by_content(tmp_path / "one")
 
 

@@ -14,6 +14,7 @@ from thyroid.data import tables
 from thyroid.errors import InputError
 from thyroid.imaging import images
 from thyroid.ingest import ingest
+from thyroid.ingest.__main__ import main
 from thyroid.ingest.options import IngestOptions
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -34,11 +35,11 @@ def test_writes_tables_statistics_and_the_decks_line(scans, tmp_path, capsys, mo
     done = ingest.ingest(IngestOptions(scans), tmp_path / "out")
     table, _, facts = tables.read(tmp_path / "out")
     assert facts == done.facts
-    assert (facts["scans"], facts["patients"], facts["quarantined"], facts["synthetic"]) == (24, 12, 0, 0)
+    assert (facts.scans, facts.patients, facts.quarantined, facts.synthetic) == (24, 12, 0, 0)
     assert (table.groupby("patient")["split"].nunique() == 1).all()
     assert (tmp_path / "out" / "statistics.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
-    total = sum(facts["splits"]["train"][label] for label in "BM")
+    total = sum(facts.splits["train"][label] for label in "BM")
     assert f"train: Found {total} images belonging to 2 classes." in printed
 
 
@@ -46,8 +47,8 @@ def test_is_reproducible_and_does_not_depend_on_where_the_scans_are(scans, tmp_p
     one = ingest.ingest(IngestOptions(scans), tmp_path / "one").facts
     shutil.copytree(scans, tmp_path / "갑상선 copies" / "deep er")
     two = ingest.ingest(IngestOptions(tmp_path / "갑상선 copies"), tmp_path / "two").facts
-    assert one["digest"] == two["digest"]
-    assert one["splits"] == two["splits"]
+    assert one.digest == two.digest
+    assert one.splits == two.splits
     assert split_of(tmp_path / "one") == split_of(tmp_path / "two")
 
 
@@ -92,7 +93,7 @@ def test_everything_unusable_is_quarantined_by_name(scans, tmp_path):
     assert set(found) == set(expected)
     for name, reason in expected.items():
         assert reason in found[name], name
-    assert (done.facts["scans"], done.facts["quarantined"]) == (24, len(expected))
+    assert (done.facts.scans, done.facts.quarantined) == (24, len(expected))
 
 
 def test_a_patient_in_both_classes_is_kept_in_one_group_and_said(scans, tmp_path, capsys):
@@ -111,7 +112,7 @@ def test_a_copy_under_another_number_joins_its_original(scans, tmp_path, capsys)
     facts = ingest.ingest(IngestOptions(scans), tmp_path / "out").facts
     table = tables.used(tables.read(tmp_path / "out")[0])
     assert table[table["patient"].isin([2, 77])]["group"].nunique() == 1
-    assert facts["duplicate_groups"] == 1
+    assert facts.duplicate_groups == 1
     assert "002 = 077" in capsys.readouterr().out
 
 
@@ -173,7 +174,7 @@ def test_a_picture_that_many_patients_have_is_no_scan_of_one(scans, tmp_path):
     found = reasons(tmp_path / "two")
     assert len(found) == 8
     assert set(found.values()) == {"picture that 8 patients have: a logo or an empty layout, no scan of one of them"}
-    assert facts["notes"] == []
+    assert facts.notes == []
 
 
 def test_who_moves_into_test_is_told(scans, tmp_path, capsys):
@@ -210,8 +211,8 @@ def test_given_train_and_test_folders_win(scans, tmp_path):
     facts = ingest.ingest(IngestOptions(root), tmp_path / "out").facts
     for name, split in split_of(tmp_path / "out").items():
         assert (split == "test") == (int(name[2:5]) > 8)
-    assert facts["splits"]["validation"]["patients"] == 2
-    assert facts["notes"] == []
+    assert facts.splits["validation"]["patients"] == 2
+    assert facts.notes == []
 
 
 def test_a_patient_in_both_folders_is_named_and_moved_to_train(scans, tmp_path, capsys):
@@ -282,7 +283,7 @@ def test_an_unusable_region_is_a_quarantine_row(scans, tmp_path, row, reason):
     found = reasons(tmp_path / "out")
     assert reason in found[row[0]]
     assert "line 3 of rois.csv" in found[row[0]]
-    assert (done.facts["regions"], done.facts["scans"]) == (1, 24)
+    assert (done.facts.regions, done.facts.scans) == (1, 24)
 
 
 def test_no_cell_of_the_quarantine_is_a_formula(scans, tmp_path):
@@ -317,7 +318,7 @@ def test_given_crops_make_up_the_cropped_domain(scans, tmp_path):
         write_scan(tmp_path / "crops" / f"{label}_{patient:03d}-0001-1.0.jpg", seed=900 + patient, size=(40, 30))
     facts = ingest.ingest(IngestOptions(scans, crops=tmp_path / "crops"), tmp_path / "out").facts
     table, regions, _ = tables.read(tmp_path / "out")
-    assert (facts["scans"], facts["regions"], facts["patients"]) == (36, 12, 12)
+    assert (facts.scans, facts.regions, facts.patients) == (36, 12, 12)
     assert (table.groupby("patient")["split"].nunique() == 1).all()
     assert set(regions["width"]) == {40}
 
@@ -391,13 +392,13 @@ def test_equal_rows_of_regions_count_once_and_are_told(scans, tmp_path, capsys):
     regions = tables.read(tmp_path / "out")[1]
     assert regions[["index", "x"]].to_numpy().tolist() == [[0, 5], [0, 5], [1, 6]]
     note = "2 regions are repeated in rois.csv and count once: line 4 (as 2), 5 (as 2)"
-    assert done.facts["notes"] == [note]
+    assert done.facts.notes == [note]
     assert f"note: {note}" in capsys.readouterr().out
 
 
 def test_command_line_prints_one_line_and_fails(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert ingest.main(["--scans", str(tmp_path / "empty"), "--output", str(tmp_path / "out")]) == 2
+    assert main(["--scans", str(tmp_path / "empty"), "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -406,13 +407,13 @@ def test_command_line_prints_one_line_and_fails(tmp_path, capsys):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; see the test with a file in the way")
 def test_output_not_writable(scans, tmp_path, capsys):
     (tmp_path / "locked").mkdir(mode=0o500)
-    assert ingest.main(["--scans", str(scans), "--output", str(tmp_path / "locked" / "out")]) == 2
+    assert main(["--scans", str(scans), "--output", str(tmp_path / "locked" / "out")]) == 2
     assert "Permission denied" in capsys.readouterr().err
 
 
 def test_output_is_a_file(scans, tmp_path, capsys):
     (tmp_path / "out").write_text("in the way")
-    assert ingest.main(["--scans", str(scans), "--output", str(tmp_path / "out")]) == 2
+    assert main(["--scans", str(scans), "--output", str(tmp_path / "out")]) == 2
     assert str(tmp_path / "out") in capsys.readouterr().err
 
 
@@ -437,13 +438,13 @@ def test_crops_within_the_scans_are_not_taken_for_frames(scans, tmp_path):
         label = "B" if patient % 2 else "M"
         write_scan(scans / "crops" / f"{label}_{patient:03d}-0001-1.0.jpg", seed=900 + patient, size=(40, 30))
     facts = ingest.ingest(IngestOptions(scans, crops=scans / "crops"), tmp_path / "out").facts
-    assert (facts["scans"], facts["regions"]) == (36, 12)
+    assert (facts.scans, facts.regions) == (36, 12)
     assert "keep them apart" in failing(scans, tmp_path / "out", crops=scans)
 
 
 def test_output_within_the_scans_is_not_ingested(scans):
     first = ingest.ingest(IngestOptions(scans), scans / "out").facts
-    assert ingest.ingest(IngestOptions(scans), scans / "out").facts["quarantined"] == first["quarantined"] == 0
+    assert ingest.ingest(IngestOptions(scans), scans / "out").facts.quarantined == first.quarantined == 0
 
 
 @pytest.mark.parametrize("row", [None, ("B_999-0001-1.0.jpg", 5, 5, 10, 10)])

@@ -104,7 +104,7 @@ def failing(folder: Path | str, output: Path, **options) -> str:
 def test_a_number_that_no_table_holds_is_none(scans, tmp_path, number, image):
     (scans / "one.dcm").write_bytes(of_patient(1, InstanceNumber=number))
     write_mapping(scans, [("one.dcm", "B", "", "")])
-    assert ingest.ingest(IngestOptions(scans), tmp_path / "out").facts["scans"] == 25
+    assert ingest.ingest(IngestOptions(scans), tmp_path / "out").facts.scans == 25
     assert of_dicoms(tmp_path / "out")["image"].tolist() == [image]
 
 
@@ -123,7 +123,7 @@ def test_dicom_and_jpeg_together_to_crops_and_splits(mixed, tmp_path, kept, caps
     write_mapping(mixed, ROWS + more)
     rois = write_rois(tmp_path / "rois.csv", [(file(1), 30, 40, 50, 40), ("B_001-0001-1.0.jpg", 1, 2, 30, 40)])
     facts = ingest.ingest(IngestOptions(mixed, rois=rois, store=home), tmp_path / "in").facts
-    assert (facts["scans"], facts["patients"], facts["quarantined"], facts["regions"]) == (34, 20, 0, 2)
+    assert (facts.scans, facts.patients, facts.quarantined, facts.regions) == (34, 20, 0, 2)
     table = of_dicoms(tmp_path / "in").set_index("path")
     assert len(table) == 10
     second = table.loc[f"{mixed}/{pseudonym(more[0][0])}"]
@@ -145,7 +145,7 @@ def test_dicom_and_jpeg_together_to_crops_and_splits(mixed, tmp_path, kept, caps
     assert (images.decode(Path(third["local_path"]).read_bytes(), formats=("PNG",)) == expected).all()
 
     done = crop.crop(tmp_path / "in", tmp_path / "out", CropOptions(["normal"], home))
-    assert (done.facts["scans"], done.facts["quarantined"], done.facts["regions"]) == (34, 0, 2)
+    assert (done.facts.scans, done.facts.quarantined, done.facts.regions) == (34, 0, 2)
     told = capsys.readouterr()
     check_nobody_is_named(tmp_path / "in", tmp_path / "out", tmp_path / "store", told=told.out + told.err)
     assert len(list((home or tmp_path / "in").rglob("scans/*/*.png"))) == 10
@@ -155,7 +155,7 @@ def test_names_do_not_matter_but_the_key_does(mixed, tmp_path, monkeypatch):
     one = ingest.ingest(IngestOptions(mixed), tmp_path / "one").facts
     monkeypatch.setenv("THYROID_PATIENT_KEY", "another secret for tests")
     two = ingest.ingest(IngestOptions(mixed), tmp_path / "two").facts
-    assert one["digest"] == two["digest"]
+    assert one.digest == two.digest
     assert not set(of_dicoms(tmp_path / "one")["path"]) & set(of_dicoms(tmp_path / "two")["path"])
     assert not set(of_dicoms(tmp_path / "one")["patient"]) & set(of_dicoms(tmp_path / "two")["patient"])
     assert KEY not in "".join(path.read_text("latin-1") for path in (tmp_path / "one").iterdir() if path.is_file())
@@ -166,7 +166,7 @@ def again(folder, tmp_path, number: int) -> int:
     output = tmp_path / f"in{number}"
     facts = ingest.ingest(IngestOptions(folder, store=tmp_path / "store"), output).facts
     versions = [path.name for path in store.Store(tmp_path / "store").versions()]
-    return facts["looked_at"] if len(versions) == number else -1
+    return facts.looked_at if len(versions) == number else -1
 
 
 def test_only_what_is_new_is_read(mixed, tmp_path, monkeypatch):
@@ -247,7 +247,7 @@ def test_a_row_that_cannot_be_used_is_told_by_its_line(mixed, tmp_path, capsys, 
     write_mapping(mixed, [*ROWS[1:], row])
     facts = ingest.ingest(IngestOptions(mixed), tmp_path / "in").facts
     assert reason(tmp_path / "in", name, frame).startswith(f"line 9 of dicom.csv: {told}")
-    assert facts["quarantined"] == (1 if name == file(1) else 2)
+    assert facts.quarantined == (1 if name == file(1) else 2)
     shown = capsys.readouterr()
     check_nobody_is_named(tmp_path / "in", told=shown.out + shown.err)
 
@@ -308,7 +308,7 @@ def test_a_mapping_as_excel_writes_it(mixed, tmp_path):
         ["\ufeffFilename, Label", *(f"./{name}, {label.lower()}" for name, label, _, _ in ROWS), ",", ""]
     )
     (mixed / "dicom.csv").write_bytes(text.encode())
-    assert ingest.ingest(IngestOptions(mixed), tmp_path / "in").facts["scans"] == 32
+    assert ingest.ingest(IngestOptions(mixed), tmp_path / "in").facts.scans == 32
 
 
 @pytest.mark.parametrize("given", [None, "", "too short"])
@@ -321,7 +321,7 @@ def test_without_a_key(mixed, tmp_path, monkeypatch, given):
     assert "THYROID_PATIENT_KEY" in failing(mixed, tmp_path / "in")
     for number in range(1, 9):
         shutil.rmtree((mixed / file(number)).parent)
-    assert ingest.ingest(IngestOptions(mixed), tmp_path / "in").facts["scans"] == 24
+    assert ingest.ingest(IngestOptions(mixed), tmp_path / "in").facts.scans == 24
 
 
 def test_without_a_mapping_all_are_set_aside(mixed, tmp_path, capsys):
@@ -330,7 +330,7 @@ def test_without_a_mapping_all_are_set_aside(mixed, tmp_path, capsys):
         (mixed / name).write_bytes(of_patient(9))
     (mixed / "notes.txt").write_text("no scan")
     facts = ingest.ingest(IngestOptions(mixed), tmp_path / "in").facts
-    assert (facts["scans"], facts["quarantined"]) == (24, 12)
+    assert (facts.scans, facts.quarantined) == (24, 12)
     for name in (file(1), f"{MARK} without suffix", "DICOMDIR", f"{MARK}.DCM"):
         told = reason(tmp_path / "in", name)
         assert told.startswith(
@@ -348,7 +348,7 @@ def test_what_the_mapping_leaves_out_is_under_a_pseudonym(mixed, tmp_path, capsy
     (mixed / odd).write_bytes(of_patient(9))
     (mixed / f"{MARK} gone.dcm").symlink_to(mixed / "nowhere")
     facts = ingest.ingest(IngestOptions(mixed, store=tmp_path / "store"), tmp_path / "in").facts
-    assert (facts["scans"], facts["quarantined"]) == (30, 5)
+    assert (facts.scans, facts.quarantined) == (30, 5)
     for name in (file(1), file(2), f"{MARK}.txt", odd, f"{MARK} gone.dcm"):
         assert reason(tmp_path / "in", name).startswith(
             "neither named as a scan nor in dicom.csv; python -m thyroid.dicom"
@@ -489,8 +489,8 @@ def test_a_bucket_gives_what_the_folder_gives(mixed, tmp_path, gcs, capsys, monk
     here = ingest.ingest(IngestOptions(mixed), tmp_path / "here").facts
     there = ingest.ingest(IngestOptions(gcs.address("scans"), store=tmp_path / "store"), tmp_path / "there").facts
     for fact in ("digest", "scans", "quarantined", "patients", "duplicate_groups", "splits"):
-        assert there[fact] == here[fact], fact
-    assert there["scans"] == 34
+        assert getattr(there, fact) == getattr(here, fact), fact
+    assert there.scans == 34
     told = [pd.read_csv(tmp_path / side / "quarantine.csv")["reason"].tolist() for side in ("here", "there")]
     assert sorted(told[0]) == sorted(told[1])
     assert len(told[0]) == 2
@@ -498,8 +498,7 @@ def test_a_bucket_gives_what_the_folder_gives(mixed, tmp_path, gcs, capsys, monk
     assert downloads(gcs) in (24 + 9 + 1, 24 + 10 + 1)
     assert sorted(Path(path).suffix for path in of_dicoms(tmp_path / "there")["local_path"].dropna()) == [".png"] * 10
     assert (
-        crop.crop(tmp_path / "there", tmp_path / "out", CropOptions(["normal"], tmp_path / "store")).facts["scans"]
-        == 34
+        crop.crop(tmp_path / "there", tmp_path / "out", CropOptions(["normal"], tmp_path / "store")).facts.scans == 34
     )
 
     gcs.proxy.requests.clear()
@@ -508,7 +507,7 @@ def test_a_bucket_gives_what_the_folder_gives(mixed, tmp_path, gcs, capsys, monk
     next((tmp_path / "store").rglob("scans/*/*.png")).unlink()
     gcs.put({f"scans/{file(1)}": of_patient(99)})
     facts = ingest.ingest(IngestOptions(gcs.address("scans"), store=tmp_path / "store"), tmp_path / "three").facts
-    assert facts["looked_at"] in (1, 2)
+    assert facts.looked_at in (1, 2)
     assert all(Path(path).is_file() for path in of_dicoms(tmp_path / "three")["local_path"].dropna())
     shown = capsys.readouterr()
     check_nobody_is_named(*(tmp_path / part for part in ("there", "out", "store", "three")), told=shown.out + shown.err)

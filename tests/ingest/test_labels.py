@@ -124,8 +124,8 @@ def test_every_scan_gets_its_class_and_side(scans, table, tmp_path, capsys, draw
     expected = dict(told(scans))
     assert found["class"].to_dict() == expected
     assert found["label"].to_dict() == {name: "B" if grade == "2" else "M" for name, grade in expected.items()}
-    assert (facts["classes"], facts["positive"], facts["ordered"]) == (["2", "4", "5"], [False, True, True], True)
-    for split, counts in facts["splits"].items():
+    assert (facts.classes, facts.positive, facts.ordered) == (["2", "4", "5"], [False, True, True], True)
+    for split, counts in facts.splits.items():
         mine = found[found["split"] == split]
         assert counts == mine["class"].value_counts().to_dict() | {"patients": mine["patient"].nunique()}
         assert min(counts.values()) > 0
@@ -146,7 +146,7 @@ def test_scans_that_cannot_be_labelled_are_set_aside_with_the_reason(scans, tabl
         rows[3][0]: f"lines 5 and {len(rows) + 1} of labels.csv contradict each other",
         missing: "it has no row in the table of labels",
     }
-    assert done.facts["scans"] == 20
+    assert done.facts.scans == 20
     assert not set(reasons(tmp_path / "out")) & set(used(tmp_path / "out").index)
 
 
@@ -163,7 +163,7 @@ def test_files_of_any_name_with_their_patients(scans, tmp_path):
     rows += [("nobody.jpg", "2", ""), ("text.txt", "2", "5")]
     table = write(tmp_path / "labels.csv", rows, ("filename", "label", "patient"))
     done = ingest.ingest(IngestOptions(folder, labels=table, classes=GRADES), tmp_path / "out")
-    assert (done.facts["scans"], done.facts["patients"]) == (24, 12)
+    assert (done.facts.scans, done.facts.patients) == (24, 12)
     assert "does not parse" in reasons(tmp_path / "out")["nobody.jpg"]
     assert reasons(tmp_path / "out")["text.txt"] == "not a .jpg file"
     assert set(used(tmp_path / "out")["patient"]) == {int(name[2:5]) + 100 for name, _ in told(scans)}
@@ -195,7 +195,7 @@ def test_the_table_among_the_scans_is_no_scan(scans, tmp_path):
     facts = ingest.ingest(
         IngestOptions(scans, labels=f"{scans}/labels.csv#grade", classes=GRADES), tmp_path / "out"
     ).facts
-    assert (facts["scans"], facts["quarantined"]) == (24, 0)
+    assert (facts.scans, facts.quarantined) == (24, 0)
 
 
 def test_a_table_may_say_benign_and_malignant(scans, table, tmp_path):
@@ -239,27 +239,27 @@ def test_a_store_notices_another_table(scans, table, tmp_path, monkeypatch, caps
         return ingest.ingest(IngestOptions(scans, **options), tmp_path / f"out-{number}").facts
 
     first = run(1)
-    assert first["looked_at"] == 24
-    assert run(2)["digest"] == first["digest"]
+    assert first.looked_at == 24
+    assert run(2).digest == first.digest
     assert "nothing has changed" in capsys.readouterr().out
     rows = told(scans)
     write(table, [("B_001-0001-1.0.jpg", "5"), *rows[1:]])
     third = run(3)
-    assert third["looked_at"] == 0, "only the table is another one"
-    assert third["digest"] != first["digest"]
+    assert third.looked_at == 0, "only the table is another one"
+    assert third.digest != first.digest
     assert used(tmp_path / "out-3").loc["B_001-0001-1.0.jpg", "class"] == "5"
     assert used(tmp_path / "out-3")["split"].to_dict() == used(tmp_path / "out-1")["split"].to_dict()
     write(table, rows[1:])
-    assert run(4)["scans"] == 23
+    assert run(4).scans == 23
     write(table, rows)
-    assert run(5)["digest"] == first["digest"]
+    assert run(5).digest == first.digest
     write(table, [(*rows[0], 50), *((*row, "") for row in rows[1:])], ("filename", "label", "patient"))
     sixth = run(6)
-    assert (sixth["patients"], sixth["looked_at"]) == (13, 1)
+    assert (sixth.patients, sixth.looked_at) == (13, 1)
     assert used(tmp_path / "out-6").loc["B_001-0001-1.0.jpg", "patient"] == 50
     assert set(used(tmp_path / "out-6").query("label == 'B'")["class"]) == {"2"}
     options["classes"] = "2<4|5"
-    assert run(7)["looked_at"] == 0
+    assert run(7).looked_at == 0
     assert set(used(tmp_path / "out-7").query("label == 'B'")["class"]) == {"2", "4"}
 
 
@@ -269,10 +269,10 @@ def test_table_and_scans_in_a_bucket(gcs, scans, tmp_path):
     address = gcs.address("in")
     options = {"labels": f"{address}/labels.csv#grade", "classes": GRADES, "store": tmp_path / "store"}
     facts = ingest.ingest(IngestOptions(address, **options), tmp_path / "out").facts
-    assert (facts["scans"], facts["quarantined"], facts["looked_at"]) == (24, 0, 24)
+    assert (facts.scans, facts.quarantined, facts.looked_at) == (24, 0, 24)
     assert used(tmp_path / "out")["class"].to_dict() == dict(told(scans))
     gcs.put({"in/labels.csv": table.read_bytes().replace(b"B_001-0001-1.0.jpg,4", b"B_001-0001-1.0.jpg,5")})
-    assert ingest.ingest(IngestOptions(address, **options), tmp_path / "again").facts["looked_at"] == 0
+    assert ingest.ingest(IngestOptions(address, **options), tmp_path / "again").facts.looked_at == 0
     assert used(tmp_path / "again").loc["B_001-0001-1.0.jpg", "class"] == "5"
     with pytest.raises(InputError, match=r"none\.csv: no such object"):
         ingest.ingest(IngestOptions(address, labels=f"{address}/none.csv", classes=GRADES), tmp_path / "third")
@@ -287,9 +287,9 @@ def test_dicom_files_of_several_classes(tmp_path, monkeypatch):
         (folder / name).write_bytes(dicoms.write(dicoms.frame(number), patient=f"ID-{number}"))
     write(folder / "dicom.csv", rows)
     facts = ingest.ingest(IngestOptions(folder, classes=GRADES), tmp_path / "out").facts
-    assert (facts["scans"], facts["quarantined"]) == (12, 0)
+    assert (facts.scans, facts.quarantined) == (12, 0)
     assert used(tmp_path / "out")["class"].value_counts().to_dict() == {"2": 4, "4": 4, "5": 4}
-    assert all(count[name] for count in facts["splits"].values() for name in KINDS.names)
+    assert all(count[name] for count in facts.splits.values() for name in KINDS.names)
     write(folder / "dicom.csv", [*rows[:-1], (rows[-1][0], "B")])
     ingest.ingest(IngestOptions(folder, classes=GRADES), tmp_path / "two")
     assert list(reasons(tmp_path / "two").values()) == ["line 13 of dicom.csv: label must be one of 2, 4, 5"]

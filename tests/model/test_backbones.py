@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from thyroid.errors import InputError
-from thyroid.model import artefacts, backbones
+from thyroid.model import backbones
+from thyroid.model.artefact import load_keras
 from thyroid.model.backend import keras
 
 SMALL = backbones.Backbone("EfficientNetB0", "efficientnet", "1G", "1G")
@@ -51,7 +52,7 @@ def test_every_row_builds_the_same_shape_of_model(row, tmp_path):
     assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in trainable)
 
     model.save(tmp_path / "model.keras")
-    again = artefacts.load_keras(tmp_path / "model.keras")
+    again = load_keras(tmp_path / "model.keras")
     np.testing.assert_allclose(np.asarray(again(IMAGES)), probability, atol=1e-6)
 
 
@@ -172,7 +173,7 @@ def test_efficientnet_sees_images_as_imagenet_training_did_whatever_its_weights_
     backbones.copy_weights(model, copied)
     np.testing.assert_allclose(stem_of(copied), expected, atol=1e-4)
     model.save(tmp_path / "model.keras")
-    np.testing.assert_allclose(stem_of(artefacts.load_keras(tmp_path / "model.keras")), expected, atol=1e-4)
+    np.testing.assert_allclose(stem_of(load_keras(tmp_path / "model.keras")), expected, atol=1e-4)
 
 
 def test_failed_download_says_what_to_do(monkeypatch):

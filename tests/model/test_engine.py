@@ -3,17 +3,19 @@ import asyncio
 import numpy as np
 import pytest
 
+from tests.support import toy_artefact
 from thyroid.errors import InputError
 from thyroid.imaging import images
-from thyroid.model import artefacts, backbones, engine, explain
+from thyroid.model import backbones, engine, explain
+from thyroid.model.artefact import MODEL, Artefact, load_keras
 from thyroid.model.backend import keras
 from thyroid.model.network import Network
+from thyroid.records.model import OtherForm
 
 
 @pytest.fixture(scope="module")
 def artefact(evaluated):
-    folder = evaluated / "artefact"
-    return folder, artefacts.verify(folder)
+    return Artefact.verify(evaluated / "artefact")
 
 
 def pixels(count: int, size: int = 32) -> np.ndarray:
@@ -21,23 +23,22 @@ def pixels(count: int, size: int = 32) -> np.ndarray:
 
 
 def test_every_form_was_scored(artefact):
-    _, facts = artefact
-    assert {engine.KERAS, engine.F32} <= set(facts["forms"])
-    assert facts["forms"][engine.F32]["largest_difference"] < 1e-4
-    assert facts["forms"][engine.F32]["decisions_changed"] == 0
-    assert (engine.BF16 in facts["forms"]) == engine.has_bf16()
-    assert set(facts["forms"][engine.F32]["test"]) >= {"n", "auroc", "sensitivity", "confusion"}
-    assert {"openvino/model.xml", "openvino/model.bin"} <= set(facts["files"])
+    facts = artefact.record
+    assert {engine.KERAS, engine.F32} <= set(facts.forms)
+    assert facts.forms[engine.F32].largest_difference < 1e-4
+    assert facts.forms[engine.F32].decisions_changed == 0
+    assert (engine.BF16 in facts.forms) == engine.has_bf16()
+    assert set(facts.forms[engine.F32].test.to_dict()) >= {"n", "auroc", "sensitivity", "confusion"}
+    assert {"openvino/model.xml", "openvino/model.bin"} <= set(facts.files)
 
 
 def test_forms_agree(artefact):
-    folder, facts = artefact
     given = pixels(5)
-    reference = engine.load(folder, facts, engine.KERAS).predict(given)
-    network = artefacts.load_keras(folder / artefacts.MODEL)
+    reference = engine.load(artefact, engine.KERAS).predict(given)
+    network = load_keras(artefact.folder / MODEL)
     np.testing.assert_allclose(reference[0], network.predict(given, verbose=0), atol=1e-6)
-    for form in (one for one in facts["forms"] if one != engine.KERAS):
-        probability, evidence = engine.load(folder, facts, form).predict(given)
+    for form in (one for one in artefact.record.forms if one != engine.KERAS):
+        probability, evidence = engine.load(artefact, form).predict(given)
         near = 1e-4 if form == engine.F32 else 0.05
         np.testing.assert_allclose(probability, reference[0], atol=near)
         scale = np.abs(reference[1]).max()
@@ -66,9 +67,8 @@ def test_every_family_converts_with_its_map(name, tmp_path):
 @pytest.mark.parametrize("form", [engine.F32, engine.KERAS])
 def test_answers_find_their_way_back(artefact, form):
     """Forty at once: each gets the answer to its own image."""
-    folder, facts = artefact
     given = pixels(40)
-    running = engine.load(folder, facts, form)
+    running = engine.load(artefact, form)
     expected = running.predict(given)[0]
 
     async def all_at_once():
@@ -81,9 +81,8 @@ def test_answers_find_their_way_back(artefact, form):
 
 def test_a_lone_image_gets_all_cores_and_many_get_one_each(artefact, monkeypatch):
     """Up to as many as there are cores are answered one after the other; more side by side, until none is left."""
-    folder, facts = artefact
     monkeypatch.setattr(engine.cores, "available", lambda: 2)
-    running = engine.load(folder, facts, engine.F32)
+    running = engine.load(artefact, engine.F32)
     lone, many = running._alone, running._many
     assert lone is not many
     given, modes = pixels(8), []
@@ -110,9 +109,8 @@ def test_a_lone_image_gets_all_cores_and_many_get_one_each(artefact, monkeypatch
 
 
 def test_one_core_needs_no_second_model(artefact, monkeypatch):
-    folder, facts = artefact
     monkeypatch.setattr(engine.cores, "available", lambda: 1)
-    running = engine.load(folder, facts, engine.F32)
+    running = engine.load(artefact, engine.F32)
     assert running._alone is running._many
     assert len(running._many) == 2
     # no reference is kept: OpenVINO hangs where this one would outlive the queue
@@ -122,8 +120,7 @@ def test_one_core_needs_no_second_model(artefact, monkeypatch):
 
 
 def test_a_caller_that_goes_away_leaves_its_place_to_others(artefact):
-    folder, facts = artefact
-    running = engine.load(folder, facts, engine.F32)
+    running = engine.load(artefact, engine.F32)
 
     async def impatient():
         for _ in range(20):
@@ -139,39 +136,41 @@ def test_a_caller_that_goes_away_leaves_its_place_to_others(artefact):
 
 
 def test_only_scored_and_near_forms_are_candidates(monkeypatch):
-    scored = {engine.KERAS: {}, engine.F32: {"largest_difference": 1e-6}, engine.BF16: {"largest_difference": 0.001}}
+    scored = {engine.KERAS: 0.0, engine.F32: 1e-6, engine.BF16: 0.001}
     monkeypatch.setattr(engine, "has_bf16", lambda: True)
     assert set(engine.candidates(scored)) == {engine.BF16, engine.F32}
-    assert engine.candidates(scored | {engine.BF16: {"largest_difference": 0.06}}) == [engine.F32], "too far from Keras"
+    assert engine.candidates(scored | {engine.BF16: 0.06}) == [engine.F32], "too far from Keras"
     assert engine.candidates(scored, engine.KERAS) == [engine.KERAS]
-    assert engine.candidates({engine.KERAS: {}}) == [engine.KERAS]
+    assert engine.candidates({engine.KERAS: 0.0}) == [engine.KERAS]
     monkeypatch.setattr(engine, "has_bf16", lambda: False)
     assert engine.candidates(scored) == [engine.F32]
     with pytest.raises(InputError, match="no bfloat16 instructions"):
         engine.candidates(scored, engine.BF16)
     with pytest.raises(InputError, match="was not scored"):
-        engine.candidates({engine.KERAS: {}}, engine.F32)
+        engine.candidates({engine.KERAS: 0.0}, engine.F32)
     with pytest.raises(InputError, match="no form of this model can run here"):
-        engine.candidates({engine.BF16: {"largest_difference": 0.001}})
+        engine.candidates({engine.BF16: 0.001})
+
+
+def scored(artefact: Artefact) -> Artefact:
+    """An artefact of which the evaluation scored both OpenVINO forms, as equal to Keras."""
+    forms = {form: OtherForm.parse(toy_artefact.other_form(0.0), form) for form in (engine.F32, engine.BF16)}
+    return Artefact(artefact.folder, artefact.record.model_copy(update={"forms": forms}))
 
 
 def test_the_form_is_chosen_by_measurement_and_a_given_one_is_not_measured(artefact, monkeypatch):
     """bfloat16 runs on every processor, by emulation where it has no instructions for it."""
-    folder, facts = artefact
     monkeypatch.setattr(engine, "has_bf16", lambda: True)
-    scored = {form: {"largest_difference": 0.0} for form in (engine.F32, engine.BF16)}
-    chosen = engine.load(folder, facts | {"forms": scored})
-    assert set(chosen.measured) == set(scored)
+    chosen = engine.load(scored(artefact))
+    assert set(chosen.measured) == {engine.F32, engine.BF16}
     assert min(chosen.measured.values()) > 0
     assert chosen.measured[chosen.form] == max(chosen.measured.values())
-    assert engine.load(folder, facts, engine.F32).measured == {}
+    assert engine.load(artefact, engine.F32).measured == {}
 
 
 def test_the_slower_form_is_left(artefact, monkeypatch):
     """An engine that takes longer for each image loses, whatever its place in the list."""
-    folder, facts = artefact
     monkeypatch.setattr(engine, "has_bf16", lambda: True)
-    scored = {form: {"largest_difference": 0.0} for form in (engine.F32, engine.BF16)}
     run_for = engine.OpenVINOEngine.run_for
     for slow, fast in ((engine.BF16, engine.F32), (engine.F32, engine.BF16)):
 
@@ -180,7 +179,7 @@ def test_the_slower_form_is_left(artefact, monkeypatch):
             return count if self.form != slow else count // 100
 
         monkeypatch.setattr(engine.OpenVINOEngine, "run_for", slowed)
-        assert engine.load(folder, facts | {"forms": scored}).form == fast
+        assert engine.load(scored(artefact)).form == fast
 
 
 def test_share_of_the_mass_inside():

@@ -8,12 +8,13 @@ import pytest
 from tests.conftest import write_scan
 from thyroid.errors import InputError
 from thyroid.imaging import images
-from thyroid.model import artefacts, inputs
+from thyroid.model import inputs
+from thyroid.model.artefact import sha256
 from thyroid.model.backend import keras, tf
 
 
 def table_of(files) -> pd.DataFrame:
-    return pd.DataFrame({"file": [str(f) for f in files], "sha256": [artefacts.sha256(f) for f in files]})
+    return pd.DataFrame({"file": [str(f) for f in files], "sha256": [sha256(f) for f in files]})
 
 
 def colour_scan(path):

@@ -4,11 +4,13 @@ import shutil
 import numpy as np
 import pytest
 
-from thyroid.data import tables, version
+from thyroid.data import version
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.evaluate import evaluate
 from thyroid.imaging import images
-from thyroid.model import artefacts, backbones, explain, inputs, network
+from thyroid.model import backbones, explain, inputs, network
+from thyroid.model.artefact import load_keras
 from thyroid.model.backend import keras
 from thyroid.model.network import Network
 from thyroid.train import record
@@ -64,7 +66,7 @@ def test_the_graph_has_no_variables_and_features_only_where_they_are_asked_for(m
 def test_what_a_training_wrote_answers_as_its_checkpoint(trained):
     folder = trained["VGG16", "cropped"]
     facts = record.read(folder)
-    asked, kept = Network.load(folder, facts), artefacts.load_keras(folder / facts["checkpoint"])
+    asked, kept = Network.load(folder, facts), load_keras(folder / facts.checkpoint)
     given = pixels(3)
     np.testing.assert_allclose(asked.probabilities(given), inputs.predict(kept, given), atol=1e-6)
     traced = Network.trace(kept, unfrozen=1)
@@ -76,7 +78,7 @@ def test_what_a_training_wrote_answers_as_its_checkpoint(trained):
 def test_a_file_that_the_training_did_not_write_is_refused(trained, tmp_path, which):
     copy = shutil.copytree(trained["VGG16", "cropped"], tmp_path / "model")
     facts = record.read(copy)
-    file = copy / (facts["checkpoint"] if which == "checkpoint" else network.GRAPH)
+    file = copy / (facts.checkpoint if which == "checkpoint" else network.GRAPH)
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match=f"{file.name}: missing or not what the training wrote; train again"):
         Network.load(copy, facts)
@@ -103,9 +105,12 @@ def test_an_evaluation_builds_no_network_and_decodes_every_image_once(cropped, t
     monkeypatch.setattr(keras.layers.Layer, "__call__", lambda layer, *given, **named: called.append(layer.name))
     monkeypatch.setattr(version, "_fill", fill)
     models = [trained["VGG16", "cropped"], trained["VGG19", "cropped"], trained["VGG16", "normal"]]
-    facts = evaluate.evaluate(cropped, models, tmp_path).facts
-    assert facts["audits"]["shortcut"].keys() >= {"model_on_blanked_nodule", "whole_image", "blanked_nodule"}
+    result = evaluate.evaluate(cropped, models, tmp_path).record
+    assert result.audits.shortcut.keys() >= {"model_on_blanked_nodule", "whole_image", "blanked_nodule"}
     assert called == []
     assert set(decoded.values()) == {1}
-    everything = {*tables.examples(cropped, "cropped")["sha256"], *tables.examples(cropped, "normal")["sha256"]}
+    everything = {
+        *DataVersion.read(cropped).examples("cropped")["sha256"],
+        *DataVersion.read(cropped).examples("normal")["sha256"],
+    }
     assert {sha256 for sha256, _ in decoded} == everything

@@ -8,6 +8,7 @@ from thyroid.data import classes
 from thyroid.data.classes import BINARY
 from thyroid.model import operating_point
 from thyroid.model.operating_point import OperatingPoint
+from thyroid.records.performance import OperatingPointFields
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60), st.floats(0.05, 1))
@@ -83,7 +84,7 @@ def test_lock_and_back_from_json():
     table = pd.DataFrame({"class": label, "label": label, "probability_B": 1 - malignant, "probability_M": malignant})
     for abstain in (0.0, 0.1):
         point = operating_point.lock(table, BINARY, 0.95, abstain)
-        assert OperatingPoint.from_dict(point.to_dict()) == point
+        assert OperatingPoint.from_record(OperatingPointFields.parse(point.to_dict(), "model.json")) == point
         score = point.scale(table[BINARY.columns])[:, 1]
         assert (score[label == "M"] >= point.threshold).mean() >= 0.95
     assert "band" not in operating_point.lock(table, BINARY, 0.95, 0.0).to_dict()
@@ -107,7 +108,7 @@ def graded(count: int = 300, seed: int = 0) -> pd.DataFrame:
 def test_lock_of_grades_has_a_threshold_for_each():
     table = graded()
     point = operating_point.lock(table, KINDS, 0.9, 0.1)
-    assert OperatingPoint.from_dict(point.to_dict()) == point
+    assert OperatingPoint.from_record(OperatingPointFields.parse(point.to_dict(), "model.json")) == point
     assert (len(point.bias), point.bias[0], len(point.thresholds)) == (5, 0, 5)
     scaled = point.scale(table[KINDS.columns])
     malignant = (table["label"] == "M").to_numpy()

@@ -8,7 +8,7 @@ from pipelines import __main__ as cli
 from pipelines import configuration
 from pipelines import output as outputs
 from tests.conftest import write_rois
-from thyroid.model import artefacts
+from thyroid.model.artefact import Artefact
 
 TOY = {"image_size": 32, "epochs": 1, "batch_size": 8, "weights": "none", "domains": ""}
 
@@ -60,7 +60,7 @@ def test_summary_says_everything(output, asked):
         assert set(one["findings"]) <= {"constant predictor"}
     assert summary["winner"].keys() == {"backbone", "train_domain"}
     assert len(summary["seconds"]) == 4 + len(summary["models"])
-    assert artefacts.verify(Path(summary["model"]["uri"]))["version"] == 1
+    assert Artefact.verify(Path(summary["model"]["uri"])).record.version == 1
 
 
 def test_results_are_where_people_look(output):

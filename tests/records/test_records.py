@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, toy_artefact
 from thyroid.errors import InputError
 from thyroid.records.gate import Criterion
+from thyroid.records.model import ModelDescription
 from thyroid.records.performance import AUROC
 
 CRITERION = {"name": "AUROC", "asked": "above .5", "found": "0.6", "passed": True, "waived": False}
@@ -50,3 +51,14 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(InputError, match=r"x\.json: not JSON"):
         AUROC.read(tmp_path / "x.json")
+
+
+def test_the_content_of_an_earlier_model_json_is_upgraded_on_reading():
+    record = toy_artefact.description()
+    old = record.to_dict()
+    validation = old["forms"]["keras"]["validation"]
+    validation |= {"auroc": 0.5, "low": 0.4, "high": 0.6}
+    assert ModelDescription.parse(old, "model.json") == record
+    assert ModelDescription.parse(record.to_dict(), "model.json") == record
+    with pytest.raises(InputError, match=r"model\.json: field "):
+        ModelDescription.parse(old | {"forms": []}, "model.json")

@@ -6,10 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.support import toy_artefact
+from tests.support.records import data_record
 from thyroid import storage
 from thyroid.data import tables
 from thyroid.errors import InputError
-from thyroid.model import artefacts
+from thyroid.model.artefact import SCANS, Artefact
 from thyroid.registry import changes
 from thyroid.registry.registry import Registry
 
@@ -41,7 +43,7 @@ def version(folder: Path, scans: Scans, quarantined: tuple[str, ...] = (), split
         for sha256, (_, boxes) in scans.items()
         for index, (x, y, width, height) in enumerate(boxes)
     ]
-    tables.write(folder, tables.frame(rows, tables.SCANS), tables.frame(regions, tables.REGIONS), {})
+    tables.write(folder, tables.frame(rows, tables.SCANS), tables.frame(regions, tables.REGIONS), data_record())
     return folder
 
 
@@ -50,12 +52,12 @@ def register(root: storage.Location, folder: Path, scans: Scans, decision: str =
     table = tables.contents(*tables.read(version(folder / "data", scans))[:2])
     artefact = folder / "artefact"
     artefact.mkdir()
-    table.to_csv(artefact / artefacts.SCANS, index=False)
+    table.to_csv(artefact / SCANS, index=False)
     (artefact / "model.keras").write_text(str(folder))
     (artefact / "reference.jpg").write_bytes(b"picture")
-    artefacts.describe(artefact, {"name": "thyroid", "backbone": "VGG16"})
+    Artefact.describe(artefact, toy_artefact.description())
     champion = Registry(root).champion()
-    return Registry(root).publish(artefact, {"decision": decision, "reasons": [], "champion": champion}).version
+    return Registry(root).publish(artefact, toy_artefact.gate(decision, champion, [])).version
 
 
 def test_without_a_model_everything_is_new(tmp_path, place):
@@ -135,9 +137,9 @@ def test_a_model_that_does_not_tell_what_it_was_made_of(tmp_path, content):
     register(tmp_path / "registry", tmp_path / "1", FIRST)
     there = storage.at(storage.below(tmp_path / "registry", "thyroid/1"))
     if content is None:
-        there.remove(artefacts.SCANS)
+        there.remove(SCANS)
     else:
-        there.write(artefacts.SCANS, content.encode())
+        there.write(SCANS, content.encode())
     with pytest.raises(InputError, match=r"scans\.csv: (missing from the model|changed since it was registered)"):
         changes.since_last(version(tmp_path / "now", FIRST), tmp_path / "registry")
 
@@ -147,7 +149,7 @@ def test_only_what_is_needed_is_downloaded(tmp_path, gcs):
     gcs.proxy.requests.clear()
     changes.since_last(version(tmp_path / "now", FIRST), gcs.address("registry"))
     got = [path for _, path in gcs.proxy.requests if "alt=media" in path]
-    assert sum(artefacts.SCANS in path for path in got) == 1
+    assert sum(SCANS in path for path in got) == 1
     assert not any("model.keras" in path for path in got)
 
 

@@ -17,6 +17,7 @@ from thyroid import crop
 from thyroid.crop import CropOptions
 from thyroid.data import duplicates, erased, pseudonyms, store, tables
 from thyroid.data.store import Store
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import images
 from thyroid.ingest import ingest, listing
@@ -132,9 +133,9 @@ def test_nothing_is_left_but_in_the_models_that_are_listed(house, capsys):
             assert Path(name).read_bytes() == data
     for version in Store(house.store).readable():
         scans, regions, facts = tables.read(version.folder)
-        assert facts["digest"] == tables.digest(scans, regions)
-        assert facts["scans"] == len(tables.used(scans))
-        assert facts["quarantined"] == len(tables.read_quarantine(version.folder, facts))
+        assert facts.digest == tables.digest(scans, regions)
+        assert facts.scans == len(tables.used(scans))
+        assert facts.quarantined == len(tables.read_quarantine(version.folder, facts))
         for name in (store.EXAMINED, store.LINKS, store.MEMORY):
             version.table(name)
         assert (version.folder / "statistics.png").exists() == (version.folder.name == "000001"), "it shows sizes"
@@ -159,7 +160,7 @@ def test_it_stays_erased_under_another_name_of_the_cohort_and_another_number(hou
     shutil.copy(scan, house.scans / "B_555-0001-1.0.jpg")
     ingest.ingest(IngestOptions(house.scans, store=house.store, site="north"), house.root / "named")
     ingest.ingest(IngestOptions(house.scans, store=house.store), house.root / "again")
-    assert tables.read_facts(house.root / "again")["cohort"] == "north"
+    assert tables.read_facts(house.root / "again").cohort == "north"
     scans = tables.read(house.root / "again")[0]
     assert scans["quarantine_reason"].str.startswith("of a patient who was erased").sum() == 5
     assert 555 not in set(scans["patient"])
@@ -195,7 +196,7 @@ def test_equal_numbers_of_another_cohort_are_somebody_else(house, tmp_path):
     forget(house, site=store.unnamed(str(house.scans)))
     scans = tables.read(house.store / "versions" / "000004")[0]
     assert WHO in set(tables.used(scans)["patient"])
-    images_of_south = tables.examples(tmp_path / "two", "normal")
+    images_of_south = DataVersion.read(tmp_path / "two").examples("normal")
     assert all(Path(file).is_file() for file in images_of_south["file"])
     before = split_of(tmp_path / "one")
     ingest.ingest(IngestOptions(south, store=house.store), tmp_path / "three")
@@ -221,7 +222,7 @@ def test_killed_at_any_step_it_is_finished_by_the_next(house, monkeypatch, tmp_p
         forget(house)
         assert finds(house, wanted, models=(2,)) == [], steps
         versions = Store(house.store).readable()
-        found = [version.facts["digest"] for version in versions]
+        found = [version.facts.digest for version in versions]
         expected = expected or found
         assert len(found) == 3
         assert found == expected, steps

@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 
 from tests.conftest import variant
+from tests.support import toy_artefact
 from thyroid import storage
 from thyroid.errors import InputError
-from thyroid.model import artefacts
+from thyroid.model.artefact import CARD, SCANS, SUM, Artefact
+from thyroid.records.gate import GateRecord
 from thyroid.registry import __main__ as commands
 from thyroid.registry import claims, register
 from thyroid.registry.registry import Registered, Registry
@@ -34,7 +36,7 @@ def make(folder: Path, size: int = 200_000) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.keras").write_bytes(os.urandom(size))
     (folder / "reference.jpg").write_bytes(b"picture")
-    artefacts.describe(folder, {"name": "thyroid", "backbone": "VGG16"})
+    Artefact.describe(folder, toy_artefact.description())
     return folder
 
 
@@ -43,13 +45,8 @@ def artefact(tmp_path: Path) -> Path:
     return make(tmp_path / "artefact")
 
 
-def gate(decision: str = "promoted", champion: int | None = None, ahead_of: int | None = None) -> dict:
-    return {
-        "decision": decision,
-        "reasons": [f"{decision} in a test"],
-        "champion": champion,
-        "ahead_of": ahead_of,
-    }
+def gate(decision: str = "promoted", champion: int | None = None, ahead_of: int | None = None) -> GateRecord:
+    return toy_artefact.gate(decision, champion, [f"{decision} in a test"], ahead_of=ahead_of)
 
 
 def add(root: storage.Location, folder: Path, decision: str = "promoted", ahead_of: int | None = None) -> Registered:
@@ -58,7 +55,7 @@ def add(root: storage.Location, folder: Path, decision: str = "promoted", ahead_
     return Registry(root).publish(make(folder / uuid.uuid4().hex, 1000), gate(decision, champion, ahead_of))
 
 
-def publish_in(artefact: Path, root: storage.Location, decision: dict) -> Registered:
+def publish_in(artefact: Path, root: storage.Location, decision: GateRecord) -> Registered:
     """For a pool of processes."""
     return Registry(root).publish(artefact, decision)
 
@@ -76,10 +73,10 @@ def test_versions_count_up_and_aliases_follow(artefact, tmp_path, place):
     assert (first.version, second.version) == (1, 2)
     assert Registry(place).read_aliases() == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
     assert Registry(place).find("previous") == Registry(place).find("1")
-    facts = artefacts.verify(Registry(place).find("1"))
-    assert facts["version"] == 1
-    assert facts["files"]["model.keras"] == first.sha256
-    assert artefacts.verify(Registry(place).find())["parent"] == 1
+    facts = Artefact.verify(Registry(place).find("1")).record
+    assert facts.version == 1
+    assert facts.files["model.keras"] == first.sha256
+    assert Artefact.verify(Registry(place).find()).record.parent == 1
     assert first.uri == Registry(place).address(1)
     assert [line["aliases"]["champion"] for line in Registry(place).history()] == [1, 2]
     if storage.is_bucket(place):
@@ -105,19 +102,17 @@ def test_a_version_that_lost_a_file_is_mended(artefact, place):
     Registry(place).publish(artefact, gate())
     home(place).remove("1/model.keras")
     with pytest.raises(InputError, match=r"model\.keras: missing"):
-        artefacts.verify(Registry(place).find())
+        Artefact.verify(Registry(place).find())
     assert Registry(place).publish(artefact, gate()).version == 1
-    artefacts.verify(Registry(place).find())
+    Artefact.verify(Registry(place).find())
 
 
 def test_a_bucket_hands_on_only_what_is_asked_for(artefact, gcs):
     root = gcs.address("registry")
     Registry(root).publish(artefact, gate())
-    folder = Registry(root).find(only=artefacts.CARD)
+    folder = Registry(root).find(only=CARD)
     assert [path.name for path in folder.iterdir()] == ["model.json"]
-    assert artefacts.facts(folder, ("version",))["version"] == 1
-    with pytest.raises(InputError, match="field threshold is missing"):
-        artefacts.facts(folder, ("threshold",))
+    assert Artefact.read(folder).record.version == 1
     gcs.proxy.requests.clear()
     assert Registry(root).find() == Registry(root).find()
     assert sum("alt=media" in path and "model.keras" in path for _, path in gcs.proxy.requests) == 1, "it is kept"
@@ -135,7 +130,7 @@ def test_a_changed_file_is_refused_by_name(artefact, tmp_path, name):
 def test_a_missing_file_is_refused_by_name(artefact):
     (artefact / "model.keras").unlink()
     with pytest.raises(InputError, match=r"model\.keras: missing"):
-        artefacts.verify(artefact)
+        Artefact.verify(artefact)
 
 
 def test_a_name_outside_the_model_is_refused(artefact):
@@ -143,12 +138,12 @@ def test_a_name_outside_the_model_is_refused(artefact):
     facts["files"]["../../etc/passwd"] = "0"
     (artefact / "model.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match="outside the model"):
-        artefacts.verify(artefact)
+        Artefact.verify(artefact)
 
 
 def test_not_a_model(tmp_path):
     with pytest.raises(InputError, match=r"model\.json is missing"):
-        artefacts.verify(tmp_path)
+        Artefact.verify(tmp_path)
 
 
 @pytest.mark.parametrize("which", [None, "champion", "7", "../x"])
@@ -180,7 +175,7 @@ def test_several_at_once_lose_nothing(tmp_path, place, processes):
     assert Registry(place).read_aliases() == {"candidate": 12}
     assert sorted(line["version"] for line in Registry(place).history()) == list(range(1, 13))
     for one in done:
-        assert artefacts.verify(Registry(place).find(str(one.version)))["files"]["model.keras"] == one.sha256
+        assert Artefact.verify(Registry(place).find(str(one.version))).record.files["model.keras"] == one.sha256
 
 
 def test_the_same_artefact_at_once_is_registered_once(artefact, place):
@@ -214,10 +209,10 @@ def test_killed_at_any_moment_no_half_version_is_visible(tmp_path, place):
     assert add(place, tmp_path, "refused").version > last
     numbers = Registry(place).versions()
     assert [line["version"] for line in Registry(place).history()] == numbers
-    facts = [artefacts.verify(Registry(place).find(str(number))) for number in numbers]
-    assert [one["version"] for one in facts] == numbers
-    assert [one["gate"]["decision"] for one in facts] == ["promoted"] * before + ["refused"]
-    assert [one["parent"] for one in facts] == [None, *numbers[:-2], numbers[-2]]
+    facts = [Artefact.verify(Registry(place).find(str(number))).publication for number in numbers]
+    assert [one.version for one in facts] == numbers
+    assert [one.gate.decision for one in facts] == ["promoted"] * before + ["refused"]
+    assert [one.parent for one in facts] == [None, *numbers[:-2], numbers[-2]]
     assert Registry(place).read_aliases() == {
         "candidate": numbers[-1],
         "champion": numbers[-2],
@@ -244,7 +239,7 @@ def test_killed_after_each_step(artefact, tmp_path, place, monkeypatch, step):
         if step == "before the commit" and name == "aliases.json":
             raise Killed
         write(self, name, data, generation)
-        steps = {"2/.claim": "claim", "2/model.json": "model.json", f"2/{artefacts.SUM}": "its sum"}
+        steps = {"2/.claim": "claim", "2/model.json": "model.json", f"2/{SUM}": "its sum"}
         if step == (steps | {"aliases.json": "after the commit"})[name]:
             raise Killed
 
@@ -268,7 +263,7 @@ def test_killed_after_each_step(artefact, tmp_path, place, monkeypatch, step):
     assert Registry(place).versions() == ([1, 2] if there else [1])
     done = Registry(place).publish(artefact, gate(champion=1))
     assert done.version == (2 if there else 3)
-    assert done.gate["decision"] == "promoted"
+    assert done.gate.decision == "promoted"
     aliases = {"candidate": done.version, "champion": done.version, "previous": 1, "anchor": 1}
     assert Registry(place).read_aliases() == aliases
     assert [line["version"] for line in Registry(place).history()] == [1, done.version]
@@ -328,7 +323,7 @@ def test_an_unreliable_bucket(tmp_path, gcs):
     assert [line["version"] for line in Registry(root).history()] == [1, 2, 3, 4, 5, 6]
     assert Registry(root).collect_garbage(1, delete=True) == [2, 3, 4]
     for version in (1, 5, 6):
-        artefacts.verify(Registry(root).find(str(version)))
+        Artefact.verify(Registry(root).find(str(version)))
 
 
 def test_a_full_disk_leaves_nothing(artefact, tmp_path, monkeypatch):
@@ -345,11 +340,12 @@ def test_a_full_disk_leaves_nothing(artefact, tmp_path, monkeypatch):
 def test_a_refused_version_stays_a_candidate(tmp_path, place):
     add(place, tmp_path, "refused")
     assert Registry(place).read_aliases() == {"candidate": 1}
-    assert artefacts.verify(Registry(place).find())["version"] == 1, "served as a candidate where there is no champion"
+    served = Artefact.verify(Registry(place).find()).record
+    assert served.version == 1, "served as a candidate where there is no champion"
     add(place, tmp_path)
     add(place, tmp_path, "refused")
-    assert artefacts.verify(Registry(place).find())["version"] == 2
-    assert artefacts.verify(Registry(place).find("3"))["parent"] == 2
+    assert Artefact.verify(Registry(place).find()).record.version == 2
+    assert Artefact.verify(Registry(place).find("3")).record.parent == 2
 
 
 def test_every_model_that_reads_a_test_set_is_counted_once(place):
@@ -385,8 +381,8 @@ def test_an_artefact_that_was_not_judged_is_not_registered(evaluated, tmp_path):
 def test_a_champion_that_changed_meanwhile_is_not_overrun(artefact, tmp_path, place):
     add(place, tmp_path)
     done = Registry(place).publish(artefact, gate(champion=None))  # decided before there was a champion
-    assert done.gate["decision"] == "refused"
-    assert "the champion changed from None to 1" in done.gate["reasons"][-1]
+    assert done.gate.decision == "refused"
+    assert "the champion changed from None to 1" in done.gate.reasons[-1]
     assert Registry(place).read_aliases() == {"candidate": 2, "champion": 1, "anchor": 1}
 
 
@@ -403,9 +399,9 @@ def test_a_champion_that_changes_while_files_are_copied_is_not_overrun(artefact,
 
     monkeypatch.setattr(kind, "write", late)
     done = Registry(place).publish(artefact, gate())
-    assert (done.version, done.gate["decision"]) == (1, "refused")
-    facts = artefacts.verify(Registry(place).find("1"))
-    assert (facts["parent"], facts["gate"]) == (2, done.gate)
+    assert (done.version, done.gate.decision) == (1, "refused")
+    facts = Artefact.verify(Registry(place).find("1")).record
+    assert (facts.parent, facts.gate) == (2, done.gate)
     assert Registry(place).read_aliases() == {"candidate": 2, "champion": 2, "anchor": 2}
 
 
@@ -441,7 +437,7 @@ def test_a_number_that_another_one_published_meanwhile_is_left_alone(artefact, t
     done = Registry(place).publish(artefact, gate())
     assert ([one.version for one in others], done.version) == ([1], 2)
     for one in (*others, done):
-        assert artefacts.verify(Registry(place).find(str(one.version)))["files"]["model.keras"] == one.sha256
+        assert Artefact.verify(Registry(place).find(str(one.version))).record.files["model.keras"] == one.sha256
     assert home(place).read("1/.claim") == home(place).read("2/.claim") == (b"", storage.ABSENT)
 
 
@@ -579,14 +575,12 @@ def test_what_is_promoted_during_a_collection_stays(tmp_path, place, monkeypatch
     monkeypatch.setattr(kind, "write", late)
     assert Registry(place).collect_garbage(1, delete=True) == [2]
     assert Registry(place).versions() == [1, 3]
-    artefacts.verify(Registry(place).find("champion"))
+    Artefact.verify(Registry(place).find("champion"))
 
 
 def test_commands(evaluated, tmp_path, capsys, place):
-    Registry(place).publish(
-        evaluated / "artefact",
-        gate() | {"criteria": [{"name": "AUROC", "asked": "a", "found": "f", "passed": True, "waived": False}]},
-    )
+    criterion = {"name": "AUROC", "asked": "a", "found": "f", "passed": True, "waived": False}
+    Registry(place).publish(evaluated / "artefact", toy_artefact.gate(criteria=[criterion]))
     Registry(place).publish(variant(evaluated / "artefact", tmp_path), gate("refused", champion=1))
     where = ["--registry", place]
     assert commands.main(["list", *where]) == 0
@@ -619,12 +613,12 @@ def test_register_publishes_the_report_and_writes_the_summary(evaluated, tmp_pat
     assert {"ingest", "crop", "train-VGG16-cropped", "evaluate", "register"} <= set(summary["seconds"])
     assert set(summary["data"]) == {"digest", "scans", "quarantined", "patients", "duplicate_groups", "splits"}
     assert set(summary["data"]["splits"]["test"]) == {"B", "M", "patients"}
-    facts = artefacts.verify(Path(done.uri))
-    assert {"report.html", "card.md", "model.keras", artefacts.SCANS} <= set(facts["files"])
-    assert summary["gate"] == facts["gate"]
-    assert facts["parent"] is None
-    assert facts["code_version"]
-    learnt = pd.read_csv(Path(done.uri) / artefacts.SCANS)["split"].value_counts()
+    facts = Artefact.verify(Path(done.uri)).record
+    assert {"report.html", "card.md", "model.keras", SCANS} <= set(facts.files)
+    assert summary["gate"] == facts.gate.to_dict()
+    assert facts.parent is None
+    assert facts.code_version
+    learnt = pd.read_csv(Path(done.uri) / SCANS)["split"].value_counts()
     for split, counts in summary["data"]["splits"].items():
         assert learnt[split] == counts["B"] + counts["M"]
     assert register.register(evaluated, tmp_path / "registry", tmp_path / "again.json") == done, (
@@ -660,7 +654,7 @@ def test_the_anchor_moves_only_to_what_is_ahead_of_it(tmp_path, place):
         add(place, tmp_path)
     assert Registry(place).read_aliases() == {"candidate": 4, "champion": 4, "previous": 3, "anchor": 1}
     assert Registry(place).collect_garbage(1, delete=True) == [2]
-    artefacts.verify(Registry(place).find("anchor"))
+    Artefact.verify(Registry(place).find("anchor"))
     add(place, tmp_path, "refused", ahead_of=1)
     assert Registry(place).read_aliases()["anchor"] == 1, "what is not the champion is not the anchor"
     add(place, tmp_path, ahead_of=4)
@@ -687,13 +681,13 @@ def test_an_old_registry_is_filled_by_the_first_write(tmp_path, place):
     before = json.loads(home(place).read("aliases.json")[0])
     old = aged(place)
     assert Registry(place).read_aliases() == {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
-    assert artefacts.verify(Registry(place).find())["version"] == 3
+    assert Artefact.verify(Registry(place).find()).record.version == 3
     assert home(place).read("aliases.json")[0] == old, "reading writes nothing"
     Registry(place).read_test_set("t", "m")
     after = json.loads(home(place).read("aliases.json")[0])
     assert after["versions"] == before["versions"]
     assert (after["anchor"], set(after)) == (3, set(before))
-    assert artefacts.verify(Registry(place).find())["version"] == 3
+    assert Artefact.verify(Registry(place).find()).record.version == 3
 
 
 def test_an_old_registry_does_not_take_a_changed_model_for_whole(tmp_path, place):
@@ -724,7 +718,7 @@ def test_a_damaged_old_state_is_said(tmp_path, place, change):
 def looked_at(root: storage.Location) -> tuple:
     """All that can be read of a registry."""
     versions = Registry(root).versions()
-    every = [artefacts.verify(Registry(root).find(str(version))) for version in versions]
+    every = [Artefact.verify(Registry(root).find(str(version))).record for version in versions]
     return versions, every, Registry(root).read_aliases(), Registry(root).history()
 
 
@@ -756,7 +750,7 @@ def test_no_flipped_byte_of_a_bucket_is_silent(tmp_path, gcs):
     add(root, tmp_path)
     before = looked_at(root)
     names = [name for name in gcs.names() if not name.endswith("/")]
-    whole = {"aliases.json", "model.json", artefacts.SUM, "model.keras", "reference.jpg"}
+    whole = {"aliases.json", "model.json", SUM, "model.keras", "reference.jpg"}
     assert {Path(name).name for name in names} == whole
     for name in names:
         data = gcs.client.bucket(gcs.bucket).blob(name).download_as_bytes()
@@ -773,15 +767,15 @@ def test_no_flipped_byte_is_silent_where_a_folder_is_all_there_is(tmp_path):
     root, dice = tmp_path / "registry", random.Random(0)
     published = Registry(root).publish(make(tmp_path / "artefact", 800), gate())
     folder = Path(published.uri)
-    before = artefacts.verify(folder)
+    before = Artefact.verify(folder).record
     for file in (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
         data = file.read_bytes()
         for spot in range(0, len(data), 5):
             file.write_bytes(flip(data, spot, dice.randrange(1, 256)))
             with pytest.raises(InputError, match=file.name):
-                artefacts.verify(folder)
+                Artefact.verify(folder)
         file.write_bytes(data)
-    assert artefacts.verify(folder) == before
+    assert Artefact.verify(folder).record == before
 
 
 def test_commands_name_what_was_changed(evaluated, tmp_path, capsys):

@@ -12,15 +12,17 @@ import pandas as pd
 import pytest
 
 from tests.conftest import write_rois, write_scan
+from tests.support import toy_artefact
 from thyroid import crop, storage
 from thyroid.crop import CropOptions
 from thyroid.data import crops, tables
 from thyroid.data.store import Store
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import geometry
 from thyroid.ingest import ingest, listing
 from thyroid.ingest.options import IngestOptions
-from thyroid.model import artefacts
+from thyroid.model.artefact import SCANS, Artefact
 from thyroid.registry import retention
 from thyroid.registry.registry import Registry
 from thyroid.registry.retention import Row
@@ -83,14 +85,14 @@ class House:
         folder = self.root / uuid.uuid4().hex
         folder.mkdir()
         (folder / "model.keras").write_bytes(os.urandom(1000))
-        facts = {"name": "thyroid"}
+        digest = "none"
         if data is not None:
             scans, regions, told = tables.read(data)
-            tables.contents(scans, regions).to_csv(folder / artefacts.SCANS, index=False)
-            facts["data_digest"] = told["digest"]
-        artefacts.describe(folder, facts)
+            tables.contents(scans, regions).to_csv(folder / SCANS, index=False)
+            digest = told.digest
+        Artefact.describe(folder, toy_artefact.description(data_digest=digest))
         champion = Registry(self.registry).champion()
-        gate = {"decision": decision, "reasons": ["in a test"], "champion": champion}
+        gate = toy_artefact.gate(decision, champion, ["in a test"])
         return Registry(self.registry).publish(folder, gate).version
 
     def retain(self, keep: int = 1, days: int = 7, delete: bool = True) -> list[Row]:
@@ -203,7 +205,7 @@ def test_scans_that_crop_set_aside_do_not_hide_the_data_version(house):
     (house.scans / "B_003-0001-1.0.jpg").unlink()
     house.night()  # has not
     digests = {json.loads(file.read_text())["digest"] for file in house.store.glob("versions/*/data.json")}
-    assert cropped.facts["digest"] not in digests
+    assert cropped.facts.digest not in digests
     assert rows(house.retain(), "data") == {
         "000001": (False, f"not among the newest 1 of {house.scans}, and no model version needs it"),
         "000002": (True, "has the data of model version 1"),
@@ -222,7 +224,7 @@ def test_while_a_model_does_not_tell_its_data_all_data_stay(house):
 
 def test_a_model_without_its_list_of_scans_is_found_by_its_digest(house):
     house.model(house.night())
-    (Path(house.registry) / "thyroid" / "1" / artefacts.SCANS).unlink()
+    (Path(house.registry) / "thyroid" / "1" / SCANS).unlink()
     house.grow()
     house.grow()
     house.retain()
@@ -247,10 +249,10 @@ def test_images_of_data_versions_that_stay_are_not_made_again(house, tmp_path, m
     }
     assert set(pd.read_parquet(house.store / "crops.parquet")["file"]) == house.images()
     after = house.night()
-    assert tables.read(after)[2]["cropped"] == 0
+    assert tables.read_facts(after).cropped == 0
     assert house.versions() == ["000002"], "nothing has changed for ingest, either"
-    assert tables.fingerprint(after) == tables.fingerprint(before)
-    assert tables.read(after)[2]["digest"] == tables.read(before)[2]["digest"]
+    assert DataVersion.read(after).fingerprint == DataVersion.read(before).fingerprint
+    assert tables.read_facts(after).digest == tables.read_facts(before).digest
 
 
 def test_crops_with_a_swept_margin_stay_as_long_as_their_data_version(house, tmp_path):
@@ -261,16 +263,14 @@ def test_crops_with_a_swept_margin_stay_as_long_as_their_data_version(house, tmp
     swept = crop.crop(data.with_name("in"), tmp_path / "swept", CropOptions(store=house.store, margin=0.35))
     (house.scans / "M_002-0001-1.0.jpg").unlink()
     house.grow()
-    wanted = {name for domain in tables.DOMAINS for name in tables.examples(swept.folder, domain)["file"]}
+    wanted = {name for domain in tables.DOMAINS for name in DataVersion.read(swept.folder).examples(domain)["file"]}
     of_gone = {name for name in wanted if "M_002-0001" in name}
     assert len(of_gone) == 2
     house.retain()
     assert house.versions() == ["000002"]
     assert {name for name in wanted if Path(name).is_file()} == wanted - of_gone
     assert (
-        crop.crop(data.with_name("in"), tmp_path / "again", CropOptions(store=house.store, margin=0.35)).facts[
-            "cropped"
-        ]
+        crop.crop(data.with_name("in"), tmp_path / "again", CropOptions(store=house.store, margin=0.35)).facts.cropped
         == 1
     )
 
@@ -305,7 +305,7 @@ def test_images_of_other_code_go_and_those_of_this_one_are_made(house, monkeypat
     house.retain()
     assert house.images() == set()
     assert pd.read_parquet(house.store / "crops.parquet").empty
-    assert tables.read(house.night())[2]["cropped"] == 24
+    assert tables.read_facts(house.night()).cropped == 24
     assert house.images() == house.of("000001")
     assert not house.images() & older
 
@@ -330,9 +330,9 @@ def test_copies_of_objects_that_no_version_names_go(scans, tmp_path, gcs):
     assert 1000 < model.bytes < 20_000
     gcs.proxy.requests.clear()
     again = house.night()
-    assert tables.fingerprint(again) == tables.fingerprint(newest)
+    assert DataVersion.read(again).fingerprint == DataVersion.read(newest).fingerprint
     assert not [path for _, path in gcs.proxy.requests if "alt=media" in path], "nothing is downloaded again"
-    assert tables.read(again)[2]["cropped"] == 0
+    assert tables.read_facts(again).cropped == 0
 
 
 def test_a_bucket_without_models_is_an_empty_registry_and_no_bucket_is_none(house, gcs):
@@ -431,7 +431,7 @@ def test_a_damaged_table_of_images_costs_no_image(house):
     (house.store / "crops.parquet").write_bytes(b"PAR1")
     house.retain()
     assert len(house.images()) == 24
-    assert tables.read(house.night())[2]["cropped"] == 24
+    assert tables.read_facts(house.night()).cropped == 24
 
 
 @pytest.fixture
@@ -511,7 +511,7 @@ def test_half_of_a_version_is_never_taken_for_one(doomed, monkeypatch):
     found = doomed.retain()
     assert rows(found, "leftovers")[f"versions/{half}"] == (False, "half-removed")
     assert doomed.versions() == ["000002"]
-    assert tables.read(doomed.night())[2]["cropped"] == 0
+    assert tables.read_facts(doomed.night()).cropped == 0
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import variant
-from tests.support import dicoms
+from tests.support import dicoms, toy_artefact
 from tests.support.attackers import closed, connections, memory, png_header, until
 from tests.support.serving import INFER, PREDICT, Server, encoded
-from thyroid.model import artefacts
+from thyroid.model.artefact import SUM
 from thyroid.registry.registry import Registry
 from thyroid.serve import limits, payload
 from thyroid.serve.admission import Memory
@@ -471,7 +471,7 @@ def test_a_broken_champion_ends_no_watch(evaluated, tmp_path, scan):
     root = tmp_path / "registry"
 
     def promote(version: int) -> None:
-        gate = {"decision": "promoted", "reasons": ["r"], "champion": version - 1 or None}
+        gate = toy_artefact.gate("promoted", version - 1 or None)
         Registry(root).publish(variant(evaluated / "artefact", tmp_path), gate)
 
     def served() -> int:
@@ -510,10 +510,10 @@ def test_a_champion_without_a_threshold_ends_the_start_in_words(model, tmp_path)
     facts = json.loads((copy / "model.json").read_text())
     del facts["threshold"]
     (copy / "model.json").write_text(json.dumps(facts))
-    (copy / artefacts.SUM).unlink()
+    (copy / SUM).unlink()
     running = Server(tmp_path / "log", "--model-dir", str(copy))
     assert running.process.wait(timeout=60) == 2
-    assert "model.json: field threshold is missing" in running.log.read_text()
+    assert "model.json: field threshold: Field required" in running.log.read_text()
 
 
 @pytest.mark.slow

@@ -21,23 +21,26 @@ from pydantic import BaseModel
 from pydicom.data import get_testdata_file
 
 from tests.conftest import variant
-from tests.support import ROOT, dicoms
+from tests.support import ROOT, dicoms, toy_artefact
 from tests.support.serving import EXPLAIN, INFER, PREDICT, Server, encoded
 from thyroid import RESEARCH_USE_ONLY, serve
 from thyroid.data import tables
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import dicom, geometry, images
-from thyroid.model import artefacts, engine, explain, inputs
+from thyroid.model import engine, explain, inputs
+from thyroid.model.artefact import MODEL, SUM, Artefact, load_keras
 from thyroid.model.network import Network
 from thyroid.model.operating_point import OperatingPoint
+from thyroid.records.model import ArtefactRecord
 from thyroid.registry.registry import Registry
 from thyroid.serve import __main__ as command
 from thyroid.serve import schemas
 
 
 @pytest.fixture(scope="module")
-def facts(model) -> dict:
-    return artefacts.verify(Registry(model).find())
+def facts(model) -> ArtefactRecord:
+    return Artefact.verify(Registry(model).find())
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +58,14 @@ def server(model, phantoms, tmp_path_factory):
 @pytest.fixture(scope="module")
 def network(model):
     """The champion as Keras runs it."""
-    return artefacts.load_keras(Registry(model).find() / artefacts.MODEL)
+    return load_keras(Registry(model).find() / MODEL)
 
 
 @pytest.fixture(scope="module")
 def tested(evaluated, cropped, facts) -> pd.DataFrame:
     """The evaluation's answers to test crops, with the frames and boxes that they come from."""
     table = pd.read_parquet(evaluated / "predictions.parquet")
-    mine = table[(table["backbone"] == facts["backbone"]) & (table["split"] == "test")]
+    mine = table[(table["backbone"] == facts.backbone) & (table["split"] == "test")]
     regions = tables.read(cropped)[1].rename(columns={"crop_path": "file"})
     return mine.merge(regions[["file", "path", "x", "y", "width", "height"]], on="file")
 
@@ -85,12 +88,12 @@ def test_frame_with_roi_gets_exactly_the_evaluated_probability(server, tested, f
     for prediction, (_, row) in zip(answer["predictions"], tested.iterrows(), strict=True):
         assert prediction["probability"]["M"] == pytest.approx(row["probability_M"], abs=1e-4)
         assert prediction["malignant"] == prediction["probability"]["M"]
-        thresholds = zip(prediction["probability"].items(), facts["thresholds"], strict=True)
+        thresholds = zip(prediction["probability"].items(), facts.thresholds, strict=True)
         assert prediction["above_threshold"] == [name for (name, value), least in thresholds if value >= least]
         assert prediction["decision"] == row["decision"]
-        assert prediction["threshold"] == facts["threshold"]
+        assert prediction["threshold"] == facts.threshold
         assert prediction["class"] == ("M" if row["decision"] == "malignant" else "B")
-        assert ("not_released" in prediction) == (facts["gate"]["decision"] == "refused")
+        assert ("not_released" in prediction) == (facts.gate.decision == "refused")
         left, top, side = prediction["crop"].pop("square")
         assert prediction["crop"] == {"domain": "cropped", "box": box(row), "margin": geometry.MARGIN}
         assert left < row["x"]
@@ -98,7 +101,7 @@ def test_frame_with_roi_gets_exactly_the_evaluated_probability(server, tested, f
         assert side > max(row["width"], row["height"])
         assert prediction["form"] == engine.F32
         assert prediction["model_version"] == 1
-        assert prediction["data_digest"] == facts["data_digest"]
+        assert prediction["data_digest"] == facts.data_digest
         assert prediction["notice"] == RESEARCH_USE_ONLY
         assert set(prediction["milliseconds"]) == {"prepare", "engine", "total"}
 
@@ -182,8 +185,8 @@ def test_a_frame_of_a_jpeg_is_refused(server, tested):
 def test_who_answers_and_its_report(server, model, facts):
     status, told = server.ask("/v1/models/thyroid/facts")
     assert status == 200
-    assert told["version"] == facts["version"]
-    assert told["forms"] == facts["forms"]
+    assert told["version"] == facts.version
+    assert told["forms"] == facts.to_dict()["forms"]
     assert told["form"] == engine.F32
     assert told["images_per_second"] == {}, "a form that was asked for is not measured"
     assert told["not_released"]
@@ -205,7 +208,7 @@ def test_views_of_a_patient_are_aggregated(server, tested, facts):
     assert [(one["patient"], one["images"]) for one in patients] == [("p", 2), ("q", 1)]
     mean = (rows[0]["probability_M"] + rows[2]["probability_M"]) / 2
     assert patients[0]["probability"]["M"] == pytest.approx(mean, abs=1e-4)
-    assert patients[0]["decision"] == ("malignant" if mean >= facts["threshold"] else "benign")
+    assert patients[0]["decision"] == ("malignant" if mean >= facts.threshold else "benign")
 
 
 def test_explanation_is_the_evaluations_grad_cam(server, tested, facts, network, cropped):
@@ -214,7 +217,7 @@ def test_explanation_is_the_evaluations_grad_cam(server, tested, facts, network,
     assert status == 200
     told = answer["explanations"][0]
     assert told["probability"]["M"] == pytest.approx(row["probability_M"], abs=1e-4)
-    size = facts["image_size"]
+    size = facts.image_size
     pixels = inputs.decode(pd.DataFrame([{"file": str(cropped / row["file"]), "sha256": row["sha256"]}]), size)
     expected = Network.trace(network).heat_maps(pixels)[0]
     heat = told["heat_map"]
@@ -245,7 +248,7 @@ def check_v2(response, expected, facts):
     outputs = {one.name: one for one in response.outputs}
     np.testing.assert_allclose(outputs["probability"].as_numpy()[:, 1], expected, atol=1e-4)
     decisions = [one.decode() if isinstance(one, bytes) else one for one in outputs["decision"].as_numpy().tolist()]
-    assert decisions == ["malignant" if one >= facts["threshold"] else "benign" for one in expected]
+    assert decisions == ["malignant" if one >= facts.threshold else "benign" for one in expected]
     assert response.model_version in ("1", None)  # KServe's REST client drops it
 
 
@@ -392,7 +395,7 @@ def test_normal_domain_finds_the_scan_area_itself(model, network, cropped, tmp_p
     """A model of whole frames, run by Keras."""
     folder = shutil.copytree(Registry(model).find(), tmp_path / "model")
     facts = json.loads((folder / "model.json").read_text()) | {"serving_domain": "normal"}
-    point = OperatingPoint.from_dict(facts)
+    point = OperatingPoint.from_record(Artefact.read(folder).record)
 
     def answer(pixels: np.ndarray) -> list[float]:
         return point.scale(network.predict(images.rgb(pixels)[None], verbose=0))[0].tolist()
@@ -401,8 +404,8 @@ def test_normal_domain_finds_the_scan_area_itself(model, network, cropped, tmp_p
     known = answer(images.square(reference, facts["image_size"]))
     facts["reference"] = dict(zip(facts["classes"], known, strict=True))
     (folder / "model.json").write_text(json.dumps(facts))
-    (folder / artefacts.SUM).unlink()
-    row = tables.examples(cropped, "normal", "test").iloc[0]
+    (folder / SUM).unlink()
+    row = DataVersion.read(cropped).examples("normal", "test").iloc[0]
     expected = answer(inputs.decode(pd.DataFrame([row]), facts["image_size"])[0])
 
     running = Server(tmp_path / "log", "--model-dir", str(folder), "--form", engine.KERAS).wait()
@@ -419,7 +422,7 @@ def test_normal_domain_finds_the_scan_area_itself(model, network, cropped, tmp_p
 def test_champion_and_previous_side_by_side(evaluated, tmp_path, tested):
     root = tmp_path / "registry"
     for version in (1, 2):
-        gate = {"decision": "promoted", "reasons": ["r"], "champion": version - 1 or None}
+        gate = toy_artefact.gate("promoted", version - 1 or None)
         Registry(root).publish(variant(evaluated / "artefact", tmp_path), gate)
     running = Server(tmp_path / "log", "--registry", str(root)).wait()
     running.wait_for('"thyroid-previous"')
@@ -454,7 +457,7 @@ def test_a_model_that_answers_differently_is_not_served(model, tmp_path):
     facts = json.loads((copy / "model.json").read_text())
     facts["reference"] = {"B": facts["reference"]["M"] + 0.1, "M": facts["reference"]["B"] - 0.1}
     (copy / "model.json").write_text(json.dumps(facts))
-    (copy / artefacts.SUM).unlink()
+    (copy / SUM).unlink()
     with pytest.raises(InputError, match=r"answers its reference image .* not served"):
         ThyroidModel("thyroid", copy).load()
 
@@ -467,7 +470,8 @@ def test_drift_of_the_self_test_makes_it_unready(model):
 
     async def drifted():
         assert await one.self_test()
-        one.facts["reference"] = {"B": 0.0, "M": 1.0} if one.facts["reference"]["M"] < 0.5 else {"B": 1.0, "M": 0.0}
+        reference = one.artefact.record.reference
+        reference |= {"B": 0.0, "M": 1.0} if reference["M"] < 0.5 else {"B": 1.0, "M": 0.0}
         return await one.self_test(), await one.healthy()
 
     assert asyncio.run(drifted()) == (False, False)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,20 @@ from optuna.trial import TrialState
 from pipelines import __main__ as cli
 from tests.support import ROOT, toys
 from thyroid import crop, metrics
+from thyroid.crop import CropOptions
 from thyroid.data import tables
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import geometry
-from thyroid.sweep import plans, report, search
+from thyroid.records.settings import Settings
+from thyroid.sweep import heads, plans, report, search
+from thyroid.sweep.images import Sources
+from thyroid.sweep.options import SweepOptions
+from thyroid.sweep.prepare import prepare
 from thyroid.train import record, settings, train
-from thyroid.train.settings import Settings
+from thyroid.train.options import TrainOptions
 
-TOY = {"weights": "none", "image_size": 32, "epochs": 1, "batch_size": 16, "folds": 2}
+TOY = SweepOptions(weights="none", image_size=32, epochs=1, batch_size=16, folds=2)
 
 
 def ignore(step: int, value: float) -> None:
@@ -50,14 +56,15 @@ def study(toy, cropped, tmp_path_factory) -> Iterator[plans.Plan]:
     poison(folder)
     patch = pytest.MonkeyPatch()
     patch.setattr(plans, "TOPS", 1)
-    plan = search.prepare(folder / "data", folder / "study", toy, "cropped", **TOY)
+    plan = prepare(folder / "data", folder / "study", toy, "cropped", TOY)
     assert search.search_heads(plan.folder, 6) == 6
     search.rank(plan.folder)
     images = plan.shared(plans.IMAGES)
     with_margin = {"margin": 0.4, "head": 1, "image_size": 48, "augmentation": 0.5, "unfrozen": 2}
     images.study.enqueue_trial(with_margin)
     trials = len(images.trials())
-    assert search.search_images(plan.folder, folder / "data", folder / "ingested", "none", trials) == trials
+    sources = Sources(folder / "data", folder / "ingested", "none")
+    assert search.search_images(plan.folder, sources, trials) == trials
     yield plan
     patch.undo()
 
@@ -76,9 +83,9 @@ def test_the_test_set_is_not_read(study):
     """The files are no images: what had opened one would have failed, or lost it."""
     other = study.folder / "crops" / "0.40"
     assert set(tables.read(other)[0]["split"]) == {"train", "validation"}
-    assert tables.read(other)[2]["margin"] == 0.4
+    assert tables.read_facts(other).margin == 0.4
     assert len(pd.read_csv(other / "quarantine.csv")) == 0
-    assert len(study.table) == len(tables.examples(other, "cropped"))
+    assert len(study.table) == len(DataVersion.read(other).examples("cropped"))
     assert {"train", "validation", "held-out"} == set(study.table["fold-1"])
     for number in (1, 2):
         held = study.table[study.table[f"fold-{number}"] == "held-out"]
@@ -89,11 +96,11 @@ def test_the_test_set_is_not_read(study):
 
 def test_every_trial_says_what_it_was(study):
     heads, images = (study.shared(stage).trials() for stage in (plans.HEADS, plans.IMAGES))
-    assert study.settings(plans.HEADS, heads[0].params) == replace(study.default, unfrozen=0)
+    assert study.settings(plans.HEADS, heads[0].params) == study.default.replace(unfrozen=0)
     assert study.settings(plans.IMAGES, images[0].params) == study.default
     best = max((one for one in heads if one.state == TrialState.COMPLETE), key=lambda one: one.value)
     first = study.settings(plans.IMAGES, images[1].params)
-    assert first == replace(study.settings(plans.HEADS, best.params), unfrozen=1)
+    assert first == study.settings(plans.HEADS, best.params).replace(unfrozen=1)
     with_margin = next(one for one in images if one.params["margin"] == 0.4)
     found = study.settings(plans.IMAGES, with_margin.params)
     assert (found.image_size, found.augmentation, found.unfrozen) == (48, 0.5, 2)
@@ -108,26 +115,18 @@ def test_every_trial_says_what_it_was(study):
 
 def test_a_trial_is_what_a_training_with_these_settings_does(study, cropped, tmp_path):
     """Out-of-fold probabilities of `thyroid.train --folds` with a settings file, image by image."""
-    mine = replace(study.default, unfrozen=0, head_rate=0.02, class_weight="sqrt", tap=toys.TAP, image_size=32)
-    mine.write(tmp_path / "settings.json")
-    done = train.train(
-        cropped,
-        tmp_path / "out",
-        "Toy",
-        "cropped",
-        weights="none",
-        image_size=64,
-        epochs=1,
-        batch_size=16,
-        recipe=str(tmp_path / "settings.json"),
-        folds=2,
+    chosen = study.default.replace(unfrozen=0, head_rate=0.02, class_weight="sqrt", tap=toys.TAP, image_size=32)
+    chosen.write(tmp_path / "settings.json")
+    options = TrainOptions(
+        weights="none", image_size=64, epochs=1, batch_size=16, settings=tmp_path / "settings.json", folds=2
     )
-    assert done.facts["recipe"] == "frozen"
-    assert done.facts["image_size"] == 32
-    assert done.facts["settings"] == asdict(mine)
+    done = train.train(cropped, tmp_path / "out", "Toy", "cropped", options)
+    assert done.record.recipe == "frozen"
+    assert done.record.image_size == 32
+    assert done.record.settings == chosen
     theirs = record.out_of_fold(done.folder, "cropped")
-    ours = search.evaluate_heads(study, {}, mine, ignore)
-    names = tables.examples(cropped, "cropped").set_index("name")["path"]
+    ours = heads.evaluate_heads(study, {}, chosen, ignore)
+    names = DataVersion.read(cropped).examples("cropped").set_index("name")["path"]
     table = theirs.assign(path=theirs["file"].map(names)).sort_values("path", ignore_index=True)
     assert table["path"].tolist() == study.table["path"].tolist()
     np.testing.assert_allclose(ours, table[["probability_B", "probability_M"]], atol=0.02)
@@ -191,21 +190,22 @@ def test_auroc_compares_within_folds_and_class_by_class(study):
 
 
 def test_other_data_or_settings_are_another_study(study, cropped, tmp_path, capsys):
-    same = search.prepare(study.folder.parents[1] / "data", study.folder.parent, "toy", "cropped", **TOY)
+    same = prepare(study.folder.parents[1] / "data", study.folder.parent, "toy", "cropped", TOY)
     assert same.folder == study.folder
-    assert "goes on, 6 trials of heads" in capsys.readouterr().out
-    other = search.prepare(cropped, tmp_path, "Toy", "cropped", **TOY | {"folds": 3})
+    assert "6 trials of heads" in capsys.readouterr().out
+    other = prepare(cropped, tmp_path, "Toy", "cropped", replace(TOY, folds=3))
     assert other.folder.name != study.folder.name
     with pytest.raises(InputError, match="not a prepared search"):
         plans.read(tmp_path)
     with pytest.raises(InputError, match="not ranked yet"):
-        search.search_images(other.folder, cropped, None, "none", 1)
+        search.search_images(other.folder, Sources(cropped, None, "none"), 1)
     with pytest.raises(InputError, match="no trial is finished"):
         report.conclude(other.folder, tmp_path / "out")
-    with pytest.raises(InputError, match="folds 1"):
-        search.prepare(cropped, tmp_path, "Toy", "cropped", **TOY | {"folds": 1})
+    for folds in (0, 1):
+        with pytest.raises(InputError, match="folds 1"):
+            replace(TOY, folds=folds)
     with pytest.raises(InputError, match="other margins need"):
-        search._images(study, cropped, None, 0.3)
+        Sources(cropped, None, "none").images(study, 0.3)
 
 
 @pytest.mark.slow
@@ -296,14 +296,15 @@ def test_what_is_wrong_with_a_sweep_is_said_at_once(capsys, scans, tmp_path):
 
 def test_a_settings_file_needs_its_own_crops(cropped, tmp_path):
     Settings(margin=0.3).write(tmp_path / "settings.json")
-    with pytest.raises(InputError, match=r"cropped with margin 0.15, and .* wants 0.3"):
-        train.train(
-            cropped, tmp_path / "out", "VGG16", "cropped", weights="none", recipe=str(tmp_path / "settings.json")
-        )
+    options = TrainOptions(weights="none", settings=tmp_path / "settings.json")
+    with pytest.raises(InputError, match=r"cropped with margin 0.15, but .* needs 0.3"):
+        train.train(cropped, tmp_path / "out", "VGG16", "cropped", options)
 
 
 def test_margins(cropped, tmp_path):
-    done = crop.crop(cropped.parent / "ingested", tmp_path / "wide", ["cropped"], margin=0.5, splits=("train",))
+    done = crop.crop(
+        cropped.parent / "ingested", tmp_path / "wide", CropOptions(["cropped"], margin=0.5, splits=("train",))
+    )
     assert done.facts["margin"] == 0.5
     wide = tables.read(tmp_path / "wide")[1].set_index(["path", "index"])["crop_sha256"]
     usual = tables.read(cropped)[1].set_index(["path", "index"])["crop_sha256"]

@@ -22,15 +22,18 @@ from tests.conftest import SOAK
 from tests.support import ROOT
 from thyroid.data import tables
 from thyroid.imaging import phantom
-from thyroid.model import artefacts, inputs
+from thyroid.model import inputs
+from thyroid.model.artefact import Artefact
 from thyroid.model.backend import tf
 from thyroid.train import checkpoints, record, train, twophase
+from thyroid.train.__main__ import main
 from thyroid.train.options import TrainOptions
 
 DRIVER = """
 import os, signal, sys
 from tests.support import toys
-from thyroid.train import checkpoints, plots, train
+from thyroid.train import checkpoints, plots
+from thyroid.train.__main__ import main
 toys.install()
 place, count = sys.argv[1], int(sys.argv[2])
 save, calls = checkpoints.save, []
@@ -43,7 +46,7 @@ checkpoints.save = counted
 if place == "history":
     plots.history = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 checkpoints.SAVE_SECONDS = 0.0  # after every batch
-sys.exit(train.main(sys.argv[3:]))
+sys.exit(main(sys.argv[3:]))
 """
 
 
@@ -66,14 +69,14 @@ def here(toy) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def uninterrupted(cropped, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("uninterrupted")
-    assert train.main(arguments(cropped, output)) == 0
+    assert main(arguments(cropped, output)) == 0
     return output
 
 
 def assert_same(output: Path, expected: Path) -> None:
     one, other = record.read(output), record.read(expected)
     varying = {"seconds", "memory_mb", "files"}
-    assert {k: v for k, v in one.items() if k not in varying} == {k: v for k, v in other.items() if k not in varying}
+    assert one.model_dump(exclude=varying) == other.model_dump(exclude=varying)
     ours, theirs = (pd.read_csv(folder / "history.csv") for folder in (output, expected))
     timed = ["seconds", "elapsed", "images_per_second", "memory_mb"]
     pd.testing.assert_frame_equal(ours.drop(columns=timed), theirs.drop(columns=timed))
@@ -99,7 +102,7 @@ def killed(cropped: Path, output: Path, place: str, count: int) -> None:
 @pytest.mark.slow
 def test_kill_9_then_the_same_command(cropped, uninterrupted, tmp_path, capsys, place, count):
     killed(cropped, tmp_path, place, count)
-    assert train.main(arguments(cropped, tmp_path)) == 0
+    assert main(arguments(cropped, tmp_path)) == 0
     if place == "state" and count == 10:
         assert "goes on in epoch 2 after 12 images" in capsys.readouterr().out
     assert_same(tmp_path, uninterrupted)
@@ -108,7 +111,8 @@ def test_kill_9_then_the_same_command(cropped, uninterrupted, tmp_path, capsys, 
 STOPPED = """
 import os, signal, sys
 from tests.support import toys
-from thyroid.train import checkpoints, train
+from thyroid.train import checkpoints
+from thyroid.train.__main__ import main
 toys.install()
 end = checkpoints.Resume.on_train_batch_end
 def told_to_stop(self, batch, logs=None):
@@ -117,7 +121,7 @@ def told_to_stop(self, batch, logs=None):
     end(self, batch, logs)
 checkpoints.Resume.on_train_batch_end = told_to_stop
 try:
-    train.main(sys.argv[1:])
+    main(sys.argv[1:])
 finally:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "given back"
 """
@@ -129,7 +133,7 @@ def test_sigterm_saves_first(cropped, uninterrupted, tmp_path, capsys):
     stopped = run(STOPPED, *arguments(cropped, tmp_path))
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-2000:]
     assert "told to stop (SIGTERM); saved in epoch 2 after 12 images" in stopped.stderr
-    assert train.main(arguments(cropped, tmp_path)) == 0
+    assert main(arguments(cropped, tmp_path)) == 0
     assert "goes on in epoch 2 after 12 images" in capsys.readouterr().out
     assert_same(tmp_path, uninterrupted)
 
@@ -175,7 +179,7 @@ def test_kill_9_and_damaged_features_and_state(cropped, uninterrupted, tmp_path,
         data = bytearray((work / name).read_bytes())
         data[len(data) // 2] ^= 0xFF
         (work / name).write_bytes(data)
-    assert train.main(arguments(cropped, tmp_path)) == 0
+    assert main(arguments(cropped, tmp_path)) == 0
     printed = capsys.readouterr().out
     assert printed.count(": damaged (") == 2
     assert "goes on in epoch 2" in printed, "from the state before"
@@ -185,7 +189,7 @@ def test_kill_9_and_damaged_features_and_state(cropped, uninterrupted, tmp_path,
 def test_nan_stops_with_a_named_error_and_the_last_good_state(cropped, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(twophase.keras.optimizers.schedules, "CosineDecay", lambda *_, **__: float("nan"))
     command = [a for a in arguments(cropped, tmp_path) if a != "--deterministic"]
-    assert train.main(command) == 2
+    assert main(command) == 2
     error = capsys.readouterr().err
     assert "Toy: not a finite number (loss) in epoch 1" in error
     state = Path(error.split("The last good state is ")[1].split("\n")[0])
@@ -213,12 +217,12 @@ def test_out_of_memory_halves_the_batch_and_goes_on(cropped, tmp_path, monkeypat
     monkeypatch.setattr(train.keras.Model, "predict", failing_predict)
     monkeypatch.setattr(checkpoints.Resume, "on_train_batch_end", failing_end)
     options = TrainOptions(weights="none", image_size=32, epochs=3, batch_size=8)
-    facts = train.train(cropped, tmp_path, "Toy", "cropped", options).facts
+    facts = train.train(cropped, tmp_path, "Toy", "cropped", options).record
     printed = capsys.readouterr().out
     assert "out of memory, continues with batches of 4" in printed
     assert "out of memory, continues with batches of 2" in printed
     assert "goes on in epoch 2" in printed
-    assert facts["batch_size"] == 2
+    assert facts.batch_size == 2
     history = pd.read_csv(tmp_path / "history.csv").query("phase == 'finetune'")
     assert history["epoch"].tolist() == [1, 2, 3]
 
@@ -229,7 +233,7 @@ def test_one_image_that_does_not_fit_is_said(cropped, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(train.keras.Model, "predict", fail)
     command = ["--data", str(cropped), "--output", str(tmp_path), "--backbone", "Toy", "--weights", "none"]
-    assert train.main([*command, "--image-size", "32", "--batch-size", "4"]) == 2
+    assert main([*command, "--image-size", "32", "--batch-size", "4"]) == 2
     assert "the memory does not suffice for one image; choose a smaller image size" in capsys.readouterr().err
 
 
@@ -241,6 +245,7 @@ tf.config.set_logical_device_configuration(
 )
 from tests.support import toys
 from thyroid.train import train, twophase
+from thyroid.train.__main__ import main
 toys.install()
 twophase.strategy = lambda: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 fit = train.keras.Model.fit
@@ -248,7 +253,7 @@ def watched(self, *a, **k):
     print("replicas", self.distribute_strategy.num_replicas_in_sync)
     return fit(self, *a, **k)
 train.keras.Model.fit = watched
-sys.exit(train.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -295,7 +300,8 @@ def test_a_halved_batch_doubles_the_steps_of_the_schedule_once(tmp_path):
 def outcome(output: Path) -> dict[str, Any]:
     """What a run has found, without what differs from run to run: addresses, times and measured speeds."""
     summary = json.loads((output / "summary.json").read_text())
-    facts = artefacts.verify(Path(summary["model"]["uri"]))  # killed after it has registered, a run registers again
+    # killed after it has registered, a run registers again
+    facts = Artefact.verify(Path(summary["model"]["uri"])).record.to_dict()
     scans, regions, _ = tables.read(output / "data")
     found = {name: facts[name] for name in ("data_digest", "threshold", "temperature", "bias")}
     return found | {

@@ -8,14 +8,16 @@ import pandas as pd
 import pytest
 
 from tests.support import toys
-from thyroid import atomic
-from thyroid.data import classes, tables
+from thyroid.data import classes
 from thyroid.data.classes import BINARY, Classes
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.evaluate import report
 from thyroid.model import backbones, inputs
 from thyroid.model.network import Network
+from thyroid.records.evaluation import EvaluationRecord
 from thyroid.train import diagnose, record, train
+from thyroid.train.__main__ import main
 from thyroid.train.options import TrainOptions
 
 
@@ -26,37 +28,33 @@ def deck(cropped, shared):
     return shared.make("deck", lambda folder: train.train(cropped, folder, "VGG16", "cropped", options))
 
 
-def names(diagnosis) -> set[str]:
-    return {finding.name for finding in diagnosis.findings}
-
-
 def test_our_recipe_has_no_finding(cropped, trained):
     for key in (("VGG16", "cropped"), ("VGG19", "cropped")):
         folder = trained[key]
         diagnosis = diagnose.diagnose(cropped, folder)
-        assert diagnosis.findings == ()
-        assert diagnosis.measurements["scale"]["stem_spread"] == pytest.approx(
-            diagnosis.measurements["scale"]["expected_stem_spread"]
+        assert diagnosis.findings == {}
+        assert diagnosis.figures["scale"]["stem_spread"] == pytest.approx(
+            diagnosis.figures["scale"]["expected_stem_spread"]
         )
-        assert diagnosis.measurements["serving"]["probability_difference"] < 1e-5
+        assert diagnosis.figures["serving"]["probability_difference"] < 1e-5
         assert "nothing found" in diagnose.describe(diagnosis)
 
 
 @pytest.mark.slow
 def test_the_decks_recipe_keeps_its_mistakes(cropped, deck):
     facts = record.read(deck)
-    assert facts["recipe"] == "deck"
+    assert facts.recipe == "deck"
     parts = pd.read_csv(deck / "parts.csv").set_index("file")["part"]
-    table = tables.examples(cropped, "cropped", "train")
-    assert len(parts) == len(table) + len(tables.examples(cropped, "cropped", "validation"))
+    table = DataVersion.read(cropped).examples("cropped", "train")
+    assert len(parts) == len(table) + len(DataVersion.read(cropped).examples("cropped", "validation"))
     taken = parts[[str(f)[len(str(cropped)) + 1 :] for f in table["file"]]]
     assert 0 < (taken == "validation").mean() < 0.15, "a tenth of the training part, by position among the names"
 
 
 def test_the_decks_recipe_is_told_what_is_wrong(cropped, deck):
     diagnosis = diagnose.diagnose(cropped, deck)
-    assert {"input scale", "patient leakage"} <= names(diagnosis)
-    assert diagnosis.measurements["scale"]["input_high"] <= 1
+    assert {"input scale", "patient leakage"} <= diagnosis.findings.keys()
+    assert diagnosis.figures["scale"]["input_high"] <= 1
     text = diagnose.describe(diagnosis)
     assert "FOUND input scale: images enter the body between 0 and" in text
     assert "keras.applications.vgg16.preprocess_input" in text
@@ -73,18 +71,17 @@ def efficientnets(request):
 
 @pytest.fixture(scope="module")
 def few_pixels(cropped):
-    return inputs.decode(tables.examples(cropped, "cropped").head(8), 32)
+    return inputs.decode(DataVersion.read(cropped).examples("cropped").head(8), 32)
 
 
 def test_efficientnet_fed_by_the_deck_is_rescaled_twice(efficientnets, few_pixels):
     name = efficientnets[True].name
-    facts = {"backbone": name}
-    figures, findings = diagnose._scale(facts, efficientnets[True], few_pixels)
+    figures, findings = diagnose._scale(name, efficientnets[True], few_pixels)
     assert [finding.name for finding in findings] == ["double rescaling"]
     assert f"{name} rescales inside, so scaling by 1/255 outside starves it" in findings[0].text
     scale = figures["scale"]
     assert scale["expected_stem_spread"] / scale["stem_spread"] == pytest.approx(255, rel=0.01)
-    figures, findings = diagnose._scale(facts, efficientnets[False], few_pixels)
+    figures, findings = diagnose._scale(name, efficientnets[False], few_pixels)
     assert findings == []
     assert figures["scale"]["input_high"] > 100
 
@@ -110,7 +107,7 @@ def test_a_constant_predictor_is_called_one():
 
 def test_swapped_labels_are_seen(cropped, trained):
     facts = record.read(trained["VGG16", "cropped"])
-    table = tables.examples(cropped, "cropped").assign(part=lambda t: t["split"])
+    table = DataVersion.read(cropped).examples("cropped").assign(part=lambda t: t["split"])
     benign = ((table["part"] == "train") & (table["label"] == "B")).sum()
 
     class Swapped:
@@ -119,8 +116,8 @@ def test_swapped_labels_are_seen(cropped, trained):
             return np.stack([~benign_first, benign_first], axis=1) * 0.8 + 0.1
 
     assert [f.name for f in diagnose._label_order(facts, Swapped(), table, BINARY, BINARY)[1]] == ["label order"]
-    other = facts | {"classes": ["M", "B"]}
-    reversed_ = Classes.from_dict(other)
+    other = facts.model_copy(update={"classes": ["M", "B"]})
+    reversed_ = Classes.from_record(other)
     assert "in the order ['M', 'B']" in diagnose._label_order(other, None, table, reversed_, BINARY)[1][0].text
 
 
@@ -137,6 +134,9 @@ def test_a_part_without_a_class():
     table = pd.DataFrame({"part": ["train", "train", "validation", "test", "test"], "class": list("BMBBM")})
     (finding,) = diagnose._classes(table, BINARY)[1]
     assert finding.text.startswith("the validation part has no image of class M")
+    table = table[table["class"] == "B"]
+    (finding,) = diagnose._classes(table, BINARY)[1]
+    assert [part.split()[1] for part in finding.text.split("; ")] == ["train", "validation", "test"]
 
 
 def test_batch_norm_statistics_that_do_not_describe_the_data(toy, few_pixels):
@@ -145,7 +145,7 @@ def test_batch_norm_statistics_that_do_not_describe_the_data(toy, few_pixels):
     model.get_layer("body").get_layer("conv5_bn").moving_mean.assign(np.full(toys.WIDTH, 50.0))
     model.get_layer("probability").set_weights([np.tile([[0.0, 0.2]], (toys.WIDTH, 1)), np.zeros(2)])
     before = model.get_weights()
-    figures, findings = diagnose._batch_norm({"batch_size": 4}, model, few_pixels)
+    figures, findings = diagnose._batch_norm(4, model, few_pixels)
     assert [finding.name for finding in findings] == ["BatchNorm statistics"]
     assert figures["batch_norm"]["shift"] > diagnose.BATCH_NORM_SHIFT
     for one, other in zip(before, model.get_weights(), strict=True):
@@ -154,12 +154,12 @@ def test_batch_norm_statistics_that_do_not_describe_the_data(toy, few_pixels):
 
 def test_images_read_another_way_in_training(cropped, toy):
     """Stretched by the deck's generator, letterboxed by the endpoint."""
-    validation = tables.examples(cropped, "normal", "validation").head(4)
+    validation = DataVersion.read(cropped).examples("normal", "validation").head(4)
     pixels = inputs.decode(validation, 32)
     network = Network.trace(backbones.build(backbones.get(toy), 32, None))
-    figures, _ = diagnose._serving({"recipe": "deck"}, network, validation, pixels)
+    figures, _ = diagnose._serving("deck", network, validation, pixels)
     assert figures["serving"]["pixel_difference"] > 5
-    figures, findings = diagnose._serving({"recipe": "two-phase"}, network, validation, pixels)
+    figures, findings = diagnose._serving("two-phase", network, validation, pixels)
     assert figures["serving"] == {"pixel_difference": 0, "probability_difference": pytest.approx(0, abs=1e-6)}
     assert findings == []
 
@@ -182,7 +182,8 @@ def test_the_report_says_what_was_found(cropped, deck, evaluated, tmp_path):
     of_deck = diagnose.diagnose(cropped, deck).to_dict()
     assert [one.keys() for one in result["diagnosis"]] == [of_deck.keys()] * 2
     result["diagnosis"] = [of_deck if one["backbone"] == "VGG16" else one for one in result["diagnosis"]]
-    report.write(shutil.copytree(evaluated, tmp_path / "out"), cropped, tables.read(cropped)[2], result)
+    changed = EvaluationRecord.parse(result, "evaluation.json")
+    report.write(shutil.copytree(evaluated, tmp_path / "out"), DataVersion.read(cropped), changed)
     html = (tmp_path / "out" / "report.html").read_text()
     assert "<strong>VGG16 (cropped): input scale.</strong>" in html
     assert "VGG19 (cropped): input scale" not in html
@@ -193,8 +194,7 @@ def test_another_data_version_and_an_unfinished_training(cropped, trained, tmp_p
     (copy / "parts.csv").unlink()
     with pytest.raises(InputError, match=r"parts\.csv is missing"):
         diagnose.diagnose(cropped, copy)
-    facts = record.read(copy) | {"data_digest": "other"}
-    atomic.write_json(copy / "train.json", facts)
+    record.read(copy).model_copy(update={"data_digest": "other"}).write(copy / "train.json")
     with pytest.raises(InputError, match="another data version"):
         diagnose.diagnose(cropped, copy)
 
@@ -204,7 +204,7 @@ def test_the_decks_efficientnet_is_diagnosed_after_its_training(cropped, tmp_pat
     """From the command line, as someone would who wonders why the deck's best model fell to chance."""
     command = ["--data", str(cropped), "--output", str(tmp_path), "--backbone", "EfficientNetB7", "--recipe", "deck"]
     options = ["--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "8", "--domain", "cropped"]
-    assert train.main([*command, *options]) == 0
+    assert main([*command, *options]) == 0
     assert diagnose.main(["--data", str(cropped), "--models", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "FOUND double rescaling" in printed

@@ -1,14 +1,16 @@
 """Settings files, and the head that they are for."""
 
+import hashlib
 import json
-from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from thyroid.errors import InputError
+from thyroid.imaging import geometry
+from thyroid.records.record import Record
+from thyroid.records.settings import Settings
 from thyroid.train import head, settings
-from thyroid.train.settings import Settings
 
 
 def test_a_file_gives_back_what_was_written(tmp_path, place):
@@ -28,7 +30,7 @@ def test_a_file_gives_back_what_was_written(tmp_path, place):
 
 def test_what_a_file_leaves_out_keeps_its_value(tmp_path):
     (tmp_path / "some.json").write_text('{"margin": 0}')
-    assert settings.read(tmp_path / "some.json") == replace(Settings(), margin=0.0)
+    assert settings.read(tmp_path / "some.json") == Settings(margin=0.0)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +64,9 @@ def test_a_missing_file(tmp_path):
 def test_a_tap_belongs_to_its_backbone(capsys):
     chosen = Settings(tap="block4_pool", backbone="VGG16")
     assert chosen.of("VGG16") is chosen
-    assert chosen.of("ResNet50") == replace(chosen, tap="")
+    assert chosen.of("ResNet50") == chosen.replace(tap="")
     assert "block4_pool" in capsys.readouterr().out
-    assert replace(chosen, backbone="").of("ResNet50").tap == "block4_pool"
+    assert chosen.replace(backbone="").of("ResNet50").tap == "block4_pool"
 
 
 def examples(count: int, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -122,5 +124,30 @@ def test_class_weights():
     assert head.class_weights(labels, "none") == pytest.approx([1, 1])
 
 
-def test_every_setting_has_limits_or_words():
-    assert set(asdict(Settings())) == set(settings._LIMITS) | {"class_weight", "tap", "backbone"}
+def test_every_number_has_limits():
+    fields = Settings.model_json_schema()["properties"]
+    assert {name for name, field in fields.items() if {"minimum", "maximum"} <= field.keys()} == (
+        fields.keys() - {"class_weight", "tap", "backbone"}
+    )
+
+
+def test_the_default_margin_is_that_of_the_crops():
+    assert Settings().margin == geometry.MARGIN
+
+
+def test_the_name_of_a_trials_work_folder_does_not_change():
+    """Searches that were interrupted resume from it. Whole numbers become floats where the setting is a float."""
+    settings = Settings(margin=0, unfrozen=0, tap="x", head_rate=1)
+    content = json.dumps(settings.to_dict()).encode()
+    assert hashlib.sha256(content).hexdigest()[:16] == "db677bdaff5ce19a"
+
+
+class Held(Record):
+    settings: Settings
+
+
+def test_settings_in_a_record_are_complete_and_checked():
+    with pytest.raises(InputError, match=r"^train\.json: setting margin: 7 is not between 0 and 2$"):
+        Held.parse({"settings": {"margin": 7}}, "train.json")
+    assert Held.parse({"settings": {"margin": 1}}, "x").to_dict()["settings"] == Settings(margin=1.0).to_dict()
+    assert len(Settings().to_dict()) == len(Settings.model_fields)

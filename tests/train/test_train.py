@@ -6,15 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.support import toys
+from tests.support import toy_artefact, toys
 from thyroid.data import tables
 from thyroid.data.classes import BINARY
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.evaluate import performance
-from thyroid.model import artefacts, backbones, backend, inputs
+from thyroid.model import backbones, backend, inputs
+from thyroid.model.artefact import MODEL, SCANS, Artefact, load_keras
 from thyroid.model.backend import keras
+from thyroid.records.model import ModelDescription
 from thyroid.registry.registry import Registry
 from thyroid.train import cross_validation, deck, record, train, twophase, warm_start
+from thyroid.train.__main__ import main
 from thyroid.train.cross_validation import Development
 from thyroid.train.options import TrainOptions
 
@@ -24,10 +28,10 @@ pytestmark = pytest.mark.usefixtures("toy")
 def test_writes_checkpoint_history_and_facts(trained):
     folder = trained["VGG16", "cropped"]
     facts = record.read(folder)
-    assert re.fullmatch(r"VGG16-\d{3}-\d+\.\d{4}-[01]\.\d{4}\.keras", facts["checkpoint"])
+    assert re.fullmatch(r"VGG16-\d{3}-\d+\.\d{4}-[01]\.\d{4}\.keras", facts.checkpoint)
     assert sorted(p.name for p in folder.iterdir()) == sorted(
         [
-            facts["checkpoint"],
+            facts.checkpoint,
             "network.pb",
             "history.csv",
             "history.png",
@@ -47,19 +51,19 @@ def test_writes_checkpoint_history_and_facts(trained):
     }
     assert history["elapsed"].is_monotonic_increasing
     assert (history[["images_per_second", "memory_mb"]] > 0).all(axis=None)
-    assert facts["weights"] == "none"
+    assert facts.weights == "none"
 
 
 def test_checkpoint_gives_the_validation_figures_it_is_named_after(trained, cropped):
     for folder in trained.values():
         facts = record.read(folder)
-        model = artefacts.load_keras(folder / facts["checkpoint"])
-        table = tables.examples(cropped, facts["train_domain"], "validation")
+        model = load_keras(folder / facts.checkpoint)
+        table = DataVersion.read(cropped).examples(facts.train_domain, "validation")
         probability = inputs.predict(model, inputs.decode(table, 32))
         truth = (table["label"] == "M").to_numpy().astype(int)
         loss = -np.log(probability[np.arange(len(truth)), truth]).mean()
-        assert loss == pytest.approx(facts["validation"]["loss"], abs=1e-4)
-        assert (probability.argmax(axis=1) == truth).mean() == pytest.approx(facts["validation"]["accuracy"])
+        assert loss == pytest.approx(facts.validation.loss, abs=1e-4)
+        assert (probability.argmax(axis=1) == truth).mean() == pytest.approx(facts.validation.accuracy)
 
 
 def test_says_that_it_starts_from_nothing_and_that_a_batch_is_larger_than_the_set(cropped, tmp_path, capsys):
@@ -71,18 +75,18 @@ def test_says_that_it_starts_from_nothing_and_that_a_batch_is_larger_than_the_se
 
 def test_pretrained_weights_and_head_only(cropped, tmp_path, vgg16_weights):
     options = TrainOptions(weights=str(vgg16_weights), image_size=32, epochs=0)
-    facts = train.train(cropped, tmp_path, "vgg16", options=options).facts
-    assert facts["weights"] == vgg16_weights.name
-    assert facts["epoch"] == 0
-    model = artefacts.load_keras(tmp_path / facts["checkpoint"])
+    facts = train.train(cropped, tmp_path, "vgg16", options=options).record
+    assert facts.weights == vgg16_weights.name
+    assert facts.epoch == 0
+    model = load_keras(tmp_path / facts.checkpoint)
     fresh = keras.applications.VGG16(include_top=False, weights=str(vgg16_weights), input_shape=(32, 32, 3))
     frozen = model.get_layer("body").get_layer("block5_conv3").get_weights()[0]
     np.testing.assert_array_equal(frozen, fresh.get_layer("block5_conv3").get_weights()[0])
 
 
 def test_same_seed_same_model(cropped, tmp_path):
-    facts = [run(cropped, tmp_path / n, epochs=0, seed=3).facts for n in ("one", "two")]
-    assert facts[0]["checkpoint"] == facts[1]["checkpoint"]
+    facts = [run(cropped, tmp_path / n, epochs=0, seed=3).record for n in ("one", "two")]
+    assert facts[0].checkpoint == facts[1].checkpoint
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -99,13 +103,13 @@ def test_auroc_metric_is_the_mean_of_each_class_against_the_others(classes):
 
 def test_unknown_backbone_is_one_line(cropped, tmp_path, capsys):
     arguments = ["--data", str(cropped), "--output", str(tmp_path), "--backbone", "LeNet"]
-    assert train.main(arguments) == 2
+    assert main(arguments) == 2
     assert "backbone 'LeNet' is unknown" in capsys.readouterr().err
 
 
 def test_missing_images_are_named(cropped, tmp_path):
     copy = shutil.copytree(cropped, tmp_path / "data")
-    gone = next(iter(tables.examples(copy, "cropped", "train")["file"]))
+    gone = next(iter(DataVersion.read(copy).examples("cropped", "train")["file"]))
     (tmp_path / "data" / gone).unlink()
     with pytest.raises(InputError, match=f"1 images .* missing or changed, the first is {gone}"):
         train.train(copy, tmp_path / "out", "VGG16", options=TrainOptions(weights="none", image_size=32))
@@ -144,12 +148,12 @@ def test_folds_one_all_and_none_in_one_folder(cropped, tmp_path):
     output = tmp_path / "output"
     run(cropped, output, only_fold=1, **options)
     assert set(pd.read_parquet(output / "folds.parquet")["fold"]) == {1}
-    folded = run(cropped, output, **options).facts
-    assert folded["folds"] == 2
+    folded = run(cropped, output, **options).record
+    assert folded.folds == 2
     assert_every_development_image_once(cropped, output)
-    plain = run(cropped, output, epochs=0).facts
+    plain = run(cropped, output, epochs=0).record
     assert not (output / "folds.parquet").exists()
-    assert folded["validation"] == pytest.approx(plain["validation"], abs=1e-4)
+    assert folded.validation.to_dict() == pytest.approx(plain.validation.to_dict(), abs=1e-4)
 
 
 def assert_every_development_image_once(cropped, output):
@@ -157,7 +161,7 @@ def assert_every_development_image_once(cropped, output):
     assert set(table["fold"]) == {1, 2}
     assert set(table["domain"]) == {"normal", "cropped"}
     for domain in ("normal", "cropped"):
-        mine, expected = table[table["domain"] == domain], tables.examples(cropped, domain)
+        mine, expected = table[table["domain"] == domain], DataVersion.read(cropped).examples(domain)
         expected = expected[expected["split"] != "test"]
         assert sorted(mine["file"]) == sorted(str(Path(f).relative_to(cropped)) for f in expected["file"])
     assert (table.groupby("group")["fold"].nunique() == 1).all(), "a patient is held out whole"
@@ -174,8 +178,8 @@ def test_more_folds_than_patients(cropped, tmp_path):
 
 @pytest.mark.slow
 def test_a_tap_ends_the_body_earlier(cropped, tmp_path):
-    facts = run(cropped, tmp_path, tap=toys.TAP).facts
-    model = artefacts.load_keras(tmp_path / facts["checkpoint"])
+    facts = run(cropped, tmp_path, tap=toys.TAP).record
+    model = load_keras(tmp_path / facts.checkpoint)
     assert model.get_layer("body").layers[-1].name == toys.TAP
     with pytest.raises(InputError, match="Toy has no layer 'block9' to tap; for instance conv1_out"):
         run(cropped, tmp_path / "no", tap="block9")
@@ -205,16 +209,16 @@ def test_settings_out_of_range_are_named_before_anything_is_read(tmp_path, optio
 def test_mixed_precision_trains_and_is_kept_in_single_precision(cropped, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "policy", lambda: "mixed_bfloat16")
     monkeypatch.setattr(twophase, "policy", lambda: "mixed_bfloat16")
-    facts = run(cropped, tmp_path).facts
-    assert facts["precision"] == "mixed_bfloat16"
+    facts = run(cropped, tmp_path).record
+    assert facts.precision == "mixed_bfloat16"
     assert keras.config.dtype_policy().name == "float32"
-    model = artefacts.load_keras(tmp_path / facts["checkpoint"])
+    model = load_keras(tmp_path / facts.checkpoint)
     assert {layer.dtype_policy.name for layer in model.get_layer("body").layers} == {"float32"}
-    table = tables.examples(cropped, "cropped", "validation")
+    table = DataVersion.read(cropped).examples("cropped", "validation")
     probability = inputs.predict(model, inputs.decode(table, 32))
     truth = (table["label"] == "M").to_numpy().astype(int)
     loss = -np.log(probability[np.arange(len(truth)), truth]).mean()
-    assert loss == pytest.approx(facts["validation"]["loss"], abs=1e-4)
+    assert loss == pytest.approx(facts.validation.loss, abs=1e-4)
 
 
 def test_policy_follows_the_device(monkeypatch):
@@ -302,10 +306,10 @@ def plain(toy, cropped, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_set_larger_than_memory_trains_the_same_model(cropped, plain, tmp_path):
-    paged, inside = run(cropped, tmp_path, memory_budget=1).facts, plain.facts
+    paged, inside = run(cropped, tmp_path, memory_budget=1).record, plain.record
     varying = {"seconds", "memory_mb", "checkpoint", "files", "validation"}
-    assert {k: v for k, v in paged.items() if k not in varying} == {k: v for k, v in inside.items() if k not in varying}
-    assert paged["validation"] == pytest.approx(inside["validation"], abs=1e-3)
+    assert paged.model_dump(exclude=varying) == inside.model_dump(exclude=varying)
+    assert paged.validation.to_dict() == pytest.approx(inside.validation.to_dict(), abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -313,10 +317,9 @@ def champions(toy, plain, evaluated, tmp_path_factory):
     """A registry with a champion of the toy backbone."""
     folder = tmp_path_factory.mktemp("champions")
     artefact = shutil.copytree(evaluated / "artefact", folder / "artefact")
-    shutil.copy(plain.folder / plain.facts["checkpoint"], artefact / artefacts.MODEL)
-    facts = artefacts.facts(artefact) | {"backbone": toy}
-    artefacts.describe(artefact, {k: v for k, v in facts.items() if k not in ("files", "code_version")})
-    gate = {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []}
+    shutil.copy(plain.folder / plain.record.checkpoint, artefact / MODEL)
+    Artefact.describe(artefact, Artefact.read(artefact).record.model_copy(update={"backbone": toy}))
+    gate = toy_artefact.gate("promoted", None)
     Registry(folder / "registry").publish(artefact, gate)
     return folder / "registry"
 
@@ -324,17 +327,17 @@ def champions(toy, plain, evaluated, tmp_path_factory):
 def warm(cropped, output, root, **options):
     # another seed: a champion that kept its first epoch has the body that its own seed gave it
     settings = {"weights": "none", "image_size": 32, "epochs": 0, "recipe": "warm", "seed": 7, "registry": root}
-    return train.train(cropped, output, "Toy", "cropped", TrainOptions(**(settings | options))).facts
+    return train.train(cropped, output, "Toy", "cropped", TrainOptions(**(settings | options))).record
 
 
 @pytest.mark.slow
 def test_a_warm_start_is_taken_where_it_is_at_least_as_good(cropped, champions, tmp_path, monkeypatch, capsys):
     facts = warm(cropped, tmp_path / "warm", champions)
-    better = facts["starts"]["champion"] >= facts["starts"]["weights"]
-    assert facts["weights"] == ("champion 1" if better else "none")
-    assert facts["validation"]["auroc"] == pytest.approx(max(facts["starts"].values()), abs=1e-3)
+    starts = facts.starts
+    assert facts.weights == ("champion 1" if starts.champion >= starts.weights else "none")
+    assert facts.validation.auroc == pytest.approx(max(starts.champion, starts.weights), abs=1e-3)
     assert "from champion 1" in capsys.readouterr().out
-    body = artefacts.load_keras(Registry(champions).find() / artefacts.MODEL).get_layer(backbones.BODY).get_weights()
+    body = load_keras(Registry(champions).find() / MODEL).get_layer(backbones.BODY).get_weights()
 
     def starting_at(auroc: dict[str, float], name: str) -> bool:
         """Whether the body of the model is the champion's, when a head on it would have this AUROC."""
@@ -349,7 +352,7 @@ def test_a_warm_start_is_taken_where_it_is_at_least_as_good(cropped, champions, 
         with monkeypatch.context() as patch:
             patch.setattr(twophase, "fit", fit)
             done = warm(cropped, tmp_path / name, champions)
-        kept = artefacts.load_keras(tmp_path / name / done["checkpoint"]).get_layer(backbones.BODY).get_weights()
+        kept = load_keras(tmp_path / name / done.checkpoint).get_layer(backbones.BODY).get_weights()
         return all(np.array_equal(a, b) for a, b in zip(kept, body, strict=True))
 
     assert starting_at({"champion": 0.7, "weights": 0.7}, "equal")
@@ -360,11 +363,11 @@ def edited(root, folder, model=None, **changed):
     """A registry with the champion of another one, whose model.json says something else, or that is another model."""
     artefact = shutil.copytree(Registry(root).find(), folder.with_name(f"{folder.name}-artefact"))
     if model is not None:
-        shutil.copy(model, artefact / artefacts.MODEL)
-    own = ("version", "created", "parent", "gate", "files", "code_version")
-    facts = {name: value for name, value in artefacts.facts(artefact).items() if name not in own}
-    artefacts.describe(artefact, facts | changed)
-    Registry(folder).publish(artefact, {"decision": "promoted", "reasons": ["r"], "champion": None, "criteria": []})
+        shutil.copy(model, artefact / MODEL)
+    facts = Artefact.read(artefact).record.to_dict()
+    described = {name: value for name, value in facts.items() if name in ModelDescription.model_fields}
+    Artefact.describe(artefact, ModelDescription.parse(described | changed, artefact))
+    Registry(folder).publish(artefact, toy_artefact.gate("promoted", None))
     return folder
 
 
@@ -378,7 +381,7 @@ def test_no_warm_start_from_a_champion_that_does_not_fit(cropped, champions, tmp
         edited(champions, root, domain="normal")
     elif reason == "judge":
         shutil.copytree(champions, root)
-        file = Registry(root).find() / artefacts.SCANS
+        file = Registry(root).find() / SCANS
         table = pd.read_csv(file)
         table["split"] = table["split"].map({"train": "test", "test": "train", "validation": "validation"})
         table.to_csv(file, index=False)
@@ -403,8 +406,9 @@ def test_no_warm_start_from_other_layers(cropped, champions, tmp_path, capsys):
     root = edited(champions, tmp_path / "registry", tmp_path / "model.keras")
     facts = warm(cropped, tmp_path / "out", root)
     assert "its layers are not the same" in capsys.readouterr().out
-    assert facts["weights"] == "none"
-    assert "starts" not in facts
+    assert facts.weights == "none"
+    assert facts.starts is None
+    assert "starts" not in facts.to_dict()
 
 
 @pytest.mark.slow
@@ -419,8 +423,8 @@ def test_a_warm_start_goes_on_where_it_was(cropped, champions, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             warm(cropped, tmp_path / "out", champions, epochs=1, work=tmp_path / "work")
     resumed = warm(cropped, tmp_path / "out", champions, epochs=1, work=tmp_path / "work")
-    assert resumed["starts"] == whole["starts"]
-    assert resumed["validation"] == whole["validation"]
+    assert resumed.starts == whole.starts
+    assert resumed.validation == whole.validation
 
 
 def test_folds_with_a_warm_start_are_refused(cropped, champions, tmp_path):

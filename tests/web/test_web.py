@@ -24,7 +24,8 @@ from tests.support.pages import Page
 from tests.support.serving import EXPLAIN, Server, free_port
 from thyroid import RESEARCH_USE_ONLY
 from thyroid.imaging import images, phantom
-from thyroid.model import artefacts, engine
+from thyroid.model import engine
+from thyroid.model.artefact import Artefact
 from thyroid.registry.registry import Registry
 from thyroid.web import __main__ as command
 from thyroid.web import app, upload, words
@@ -96,20 +97,18 @@ def test_a_reading_shows_the_endpoints_own_answer(visitor, server, frames, model
     assert Words("en")(f"decision_{told['decision']}") in text
     assert told["heat_map"]["layer_png"]["b64"] in answer.text
     assert f'x="{told["crop"]["square"][0]}" y="{told["crop"]["square"][1]}"' in answer.text
-    facts = artefacts.verify(Registry(model).find())
-    auroc = facts["forms"][engine.F32]["test"]["auroc"]
+    facts = Artefact.verify(Registry(model).find()).record
+    auroc = facts.forms[engine.F32].test.auroc
     for shown in (
         f"{auroc['value']:.2f} ({auroc['low']:.2f}–{auroc['high']:.2f})",
-        facts["data_digest"][:12],
-        facts["backbone"],
-        facts["created"][:10],
+        facts.data_digest[:12],
+        facts.backbone,
+        facts.created[:10],
     ):
         assert shown in text
     assert RESEARCH_USE_ONLY in text
     assert Words("en")("warning_synthetic") in text
-    assert not set(facts["gate"]["reasons"]) - {
-        html.unescape(one) for one in re.findall(r"<li>(.*?)</li>", answer.text)
-    }
+    assert not set(facts.gate.reasons) - {html.unescape(one) for one in re.findall(r"<li>(.*?)</li>", answer.text)}
 
 
 def test_several_views_are_one_patient(visitor, server, frames):

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2_contingency, kruskal, rankdata
 
 from thyroid import metrics
+from thyroid.records.clinical import Association, ColumnAssociation
 
 EXPECTED = 5.0
 """Expected number of patients in a cell of a table below which p values come from permutations.
@@ -26,7 +27,7 @@ Array = NDArray[np.float64]
 
 def describe(
     rows: pd.DataFrame, y: ArrayLike, patient: ArrayLike, classes: Sequence[str], seed: int = 0
-) -> dict[str, Any]:
+) -> Association:
     """Describe every column and its association with the class.
 
     The rows of a patient become one: a number becomes the mean, a category the most frequent one, and the class the
@@ -45,10 +46,7 @@ def describe(
         seed: Seed of permutations and bootstrap.
 
     Returns:
-        JSON with patients, classes, by_class (patients), correction and columns. Each column has column, kind, known
-        (patients), missing (share, by_class, p, p_corrected), distribution (by class: the quantiles .05, .25, .5, .75
-        and .95, or patients by category), effect (name, value, low, high), test, p and p_corrected. A p is None if
-        there is nothing to test.
+        The association of all columns. A p is None if there is nothing to test.
     """
     table, target = _by_patient(rows, np.asarray(y), np.asarray(patient))
     rng = np.random.default_rng(seed)
@@ -75,14 +73,13 @@ def describe(
     tests = [tested for row in found for tested in (row, row["missing"])]
     for tested, corrected in zip(tests, holm([tested["p"] for tested in tests]), strict=True):
         tested["p_corrected"] = corrected
-    by_class = dict(zip(classes, sizes.tolist(), strict=True))
-    return {
-        "patients": len(table),
-        "classes": list(classes),
-        "by_class": by_class,
-        "correction": "Holm",
-        "columns": found,
-    }
+    return Association(
+        patients=len(table),
+        classes=list(classes),
+        by_class=dict(zip(classes, sizes.tolist(), strict=True)),
+        correction="Holm",
+        columns=[ColumnAssociation.model_validate(row) for row in found],
+    )
 
 
 def _by_patient(

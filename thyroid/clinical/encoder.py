@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from thyroid.clinical.clinical_csv import LARGEST, MINIMUM, clean
 from thyroid.errors import InputError
+from thyroid.records.clinical import EncoderRecord
 
 OTHER = "other"
 CLIP = 5.0
@@ -139,11 +140,11 @@ class Encoder:
         return cls(tuple(Column.fit(rows[name], patients, minimum) for name in rows))
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> "Encoder":
-        """Return the encoder from its JSON, as `facts` returns it."""
+    def from_record(cls, record: EncoderRecord) -> "Encoder":
+        """Return the encoder of a model.json."""
+        columns = [column.to_dict() for column in record.columns]
         lists = ("categories", "rare")
-        columns = [column | {name: tuple(column[name]) for name in lists} for column in facts["columns"]]
-        return cls(tuple(Column(**column) for column in columns))
+        return cls(tuple(Column(**column | {name: tuple(column[name]) for name in lists}) for column in columns))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the encoder as JSON.

@@ -3,7 +3,6 @@
 Research use only.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from scipy.special import log_softmax, softmax
 from thyroid.clinical.encoder import Encoder
 from thyroid.data import splits
 from thyroid.errors import InputError
+from thyroid.records.clinical import FusionComparison, FusionRecord
 
 STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.001)
 """L2 penalties of the mean log loss to choose from. With the first the answer is almost that of the images alone."""
@@ -50,12 +50,11 @@ class Fusion:
     strength: float
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> "Fusion":
-        """Return the head from its JSON, as `facts` returns it."""
-        weights = tuple(tuple(row) for row in facts["weights"])
-        return cls(
-            Encoder.from_dict(facts["encoder"]), facts["scale"], weights, tuple(facts["offsets"]), facts["strength"]
-        )
+    def from_record(cls, record: FusionRecord) -> "Fusion":
+        """Return the head of a model.json."""
+        weights = tuple(tuple(row) for row in record.weights)
+        encoder = Encoder.from_record(record.encoder)
+        return cls(encoder, record.scale, weights, tuple(record.offsets), record.strength)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the head as JSON."""
@@ -254,7 +253,7 @@ def compare(
     fold: ArrayLike | None = None,
     draws: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> FusionComparison:
     """Compare images and columns together with images alone and with columns alone.
 
     All metrics are of the same patients and the same draws of them.
@@ -270,8 +269,7 @@ def compare(
         seed: Seed of the draws.
 
     Returns:
-        auroc (images, clinical, fused; macro one-vs-rest) and difference (fused_less_images, fused_less_clinical), each
-        with value, low and high; patients; verdict ("helped", "not shown to help" or "harmed"); and sentence.
+        The AUROCs (macro, one class against the rest), their differences and the verdict.
 
     Raises:
         InputError: There is only one class.
@@ -296,11 +294,11 @@ def compare(
     }[decision]
     doubt = f"; a class has only {fewest} patients, so the interval is too narrow" if fewest < metrics.FEW else ""
     areas = {name: metrics.macro_auroc(resampled, y, p, patient, fold) for name, p in answers.items()}
-    return {
-        "auroc": {name: asdict(area) for name, area in areas.items()},
-        "difference": {name: asdict(found) for name, found in gain.items()},
-        "patients": len(resampled.patients),
-        "verdict": decision,
-        "sentence": f"{statement}: macro AUROC {areas['fused']} with them, {areas['images']} with images alone, "
+    return FusionComparison(
+        auroc=areas,
+        difference=gain,
+        patients=len(resampled.patients),
+        verdict=decision,
+        sentence=f"{statement}: macro AUROC {areas['fused']} with them, {areas['images']} with images alone, "
         f"difference {difference}{doubt}.",
-    }
+    )

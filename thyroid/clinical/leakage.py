@@ -4,7 +4,7 @@ Research use only. Patients are the units: folds and draws keep the rows of one 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from thyroid.clinical.association import is_number
 from thyroid.clinical.clinical_csv import FEW_VALUES, MINIMUM
 from thyroid.clinical.encoder import Encoder
 from thyroid.errors import InputError
+from thyroid.records.clinical import ColumnLeakage, JointLeakage, Leakage
 
 GIVES_AWAY = 0.9
 """A column gives the class away if its macro AUROC, alone and out of fold, is above this with its whole interval."""
@@ -91,7 +92,7 @@ def find(
     *,
     positive: ArrayLike | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Leakage:
     """Find columns that give the class away, each alone and then the others together.
 
     A column alone is measured by the macro AUROC of a decision tree on its values, and of one on whether they are
@@ -109,9 +110,7 @@ def find(
         seed: Seed of folds, trees and bootstrap.
 
     Returns:
-        JSON with columns, together (columns, auroc, side_auroc, findings) and findings (all of them, in words). Each
-        column has column; auroc, side_auroc and missing_auroc (value, low, high; null if it cannot be measured);
-        fixes_class and fixed_by_class (Theil's U or null); and finding (words or null).
+        What each column, and the others together, say about the class. A metric is None if it cannot be measured.
 
     Raises:
         InputError: There is only one class, or there are too few patients for folds.
@@ -123,13 +122,10 @@ def find(
     fold = fusion.deal(target, patients, fusion.INNER, seed)
     out_of_fold = _OutOfFold(patients, fold, metrics.Draws(patients, LEAK_DRAWS, seed), seed)
     alone = [_measure_alone(rows[name], target, side, out_of_fold) for name in rows.columns]
-    others = [row["column"] for row in alone if row["finding"] is None]
+    others = [row.column for row in alone if row.finding is None]
     together = _measure_together(rows[others], target, side, out_of_fold)
-    return {
-        "columns": [_to_json(row) for row in alone],
-        "together": _to_json(together),
-        "findings": [row["finding"] for row in alone if row["finding"]] + together["findings"],
-    }
+    findings = [row.finding for row in alone if row.finding is not None]
+    return Leakage(columns=alone, together=together, findings=findings + together.findings)
 
 
 def _sides(target: NDArray[np.int64], positive: ArrayLike | None) -> NDArray[np.int64] | None:
@@ -142,8 +138,8 @@ def _sides(target: NDArray[np.int64], positive: ArrayLike | None) -> NDArray[np.
 
 def _measure_alone(
     values: pd.Series, target: NDArray[np.int64], side: NDArray[np.int64] | None, out_of_fold: _OutOfFold
-) -> dict[str, Any]:
-    """Return what a column alone says about the class, as `find` documents it, with intervals as objects."""
+) -> ColumnLeakage:
+    """Return what a column alone says about the class."""
     gone = values.isna()
     row: dict[str, Any] = {
         "column": values.name,
@@ -154,13 +150,13 @@ def _measure_alone(
         else None,
         **_fixes(values, target, out_of_fold.patients),
     }
-    return row | {"finding": _finding(row)}
+    return ColumnLeakage(**row, finding=_finding(row))
 
 
 def _measure_together(
     columns: pd.DataFrame, target: NDArray[np.int64], side: NDArray[np.int64] | None, out_of_fold: _OutOfFold
-) -> dict[str, Any]:
-    """Return what several columns together say about the class, as `find` documents it, with intervals as objects."""
+) -> JointLeakage:
+    """Return what several columns together say about the class."""
     names = list(columns.columns)
     measured = {
         name: out_of_fold.ensemble(columns, truth) if len(names) > 1 else None
@@ -172,11 +168,7 @@ def _measure_together(
         for name, what in _TRUTHS.items()
         if _above(measured[name], TOGETHER)
     ]
-    return {"columns": names, **measured, "findings": findings}
-
-
-def _to_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: asdict(value) if isinstance(value, metrics.Interval) else value for key, value in row.items()}
+    return JointLeakage(columns=names, auroc=measured["auroc"], side_auroc=measured["side_auroc"], findings=findings)
 
 
 def _fixes(values: pd.Series, y: NDArray[np.int64], patient: NDArray[Any]) -> dict[str, float | None]:

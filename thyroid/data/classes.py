@@ -1,7 +1,7 @@
 """The classes: their order, which of them count as malignant, and whether they are grades.
 
-Every scan has a class, and thereby a side: benign ("B") or malignant ("M"). The side decides how a scan is called,
-audited and released. With the two classes B and M, class and side are the same.
+Every scan has a class, and every class has a side: benign ("B") or malignant ("M"). The side decides how a scan is
+called, audited and released. With the two classes B and M, class and side are the same.
 """
 
 import re
@@ -21,7 +21,7 @@ from thyroid.records.data import ClassFields
 DEFAULT = "B|M"
 EXPECTED = (
     "expected the benign classes, a |, and the malignant ones, such as B|M, 2<3|4a<4b<4c<5 for grades in their order, "
-    "or cyst,adenoma|papillary,follicular for kinds without one"
+    "or cyst,adenoma|papillary,follicular for kinds without an order"
 )
 
 
@@ -54,8 +54,8 @@ class Classes:
 
     def index(self, name: ArrayLike | pd.Series) -> NDArray[np.intp]:
         """Return the indices in `names` of class names [n]."""
-        place = {one: number for number, one in enumerate(self.names)}
-        return np.array([place[one] for one in np.asarray(name, object)], np.intp)
+        index = {class_name: number for number, class_name in enumerate(self.names)}
+        return np.array([index[class_name] for class_name in np.asarray(name, object)], np.intp)
 
     def one_hot(self, name: ArrayLike | pd.Series) -> NDArray[np.float32]:
         """Return class names [n] one-hot encoded, float32 [n, classes]."""
@@ -125,10 +125,10 @@ def parse(text: str) -> Classes:
     if {"b", "m"} & set(plain):
         raise InputError(f"classes {text!r}: B and M are the two sides of the |; call the classes something else")
     if "patients" in plain:
-        raise InputError(f"classes {text!r}: patients are counted beside the classes; call this one something else")
+        raise InputError(f"classes {text!r}: the patients are counted under this name; call the class something else")
     if bad := [name for name in names if len(name) > 40 or not name.isprintable()]:
         raise InputError(f"classes {text!r}: {bad[0]!r} is no name of at most 40 printable characters")
-    positive = tuple(place == POSITIVE for place, part in enumerate(parts) for _ in part)
+    positive = tuple(side == POSITIVE for side, part in enumerate(parts) for _ in part)
     return Classes(tuple(names), positive, "," not in text)
 
 

@@ -58,18 +58,18 @@ def find(root: Location, learnt: pd.DataFrame, judging: pd.DataFrame) -> Overlap
     named = set(learnt["patient"].dropna())
     if named:
         secret = pseudonyms.key(root)
-        today, theirs = pseudonyms.key_name(secret), {name.partition(":")[0] for name in named}
-        if theirs == {today}:
+        current, used = pseudonyms.key_name(secret), {name.partition(":")[0] for name in named}
+        if used == {current}:
             pairs = judging[["cohort", "patient"]].itertuples(index=False)
-            mine = [pseudonyms.of_patient(secret, cohort, int(patient)) in named for cohort, patient in pairs]
-            patients = pd.Series(mine, judging.index, dtype=bool)
+            known = [pseudonyms.of_patient(secret, cohort, int(patient)) in named for cohort, patient in pairs]
+            patients = pd.Series(known, judging.index, dtype=bool)
         else:
             problem = (
-                f"its patients were named with key {', '.join(sorted(theirs))}, and the key is {today} now, so it "
-                "cannot be told whether it knows these patients (put back the key)"
+                f"its patients were named with key {', '.join(sorted(used))}, and the key is {current} now, so it "
+                "is unknown whether it knows these patients (put back the key)"
             )
     elif len(learnt):
         by = "bytes alone" if hashes.empty else "bytes and pictures alone"
         note = f"compared by {by}, since it was registered without the names of its patients"
-    known = files | pictures | patients
-    return Overlap(int(known.sum()), int(files.sum()), int(pictures.sum()), int(patients.sum()), problem, note)
+    overlapping = files | pictures | patients
+    return Overlap(int(overlapping.sum()), int(files.sum()), int(pictures.sum()), int(patients.sum()), problem, note)

@@ -59,10 +59,10 @@ def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path, clas
     axis.scatter(frames["width"].astype(float), frames["height"].astype(float), s=14, color="#667788", label="frame")
     sized = regions.merge(scans[["path", "class"]], on="path")
     for name in classes.names:
-        these = sized[sized["class"] == name]
+        rows = sized[sized["class"] == name]
         axis.scatter(
-            these["width"].astype(float),
-            these["height"].astype(float),
+            rows["width"].astype(float),
+            rows["height"].astype(float),
             s=8,
             alpha=0.5,
             color=class_colours(classes)[name],
@@ -82,11 +82,11 @@ def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path, clas
 def _split_bars(axis: Axes, scans: pd.DataFrame, what: str, classes: Classes) -> None:
     bottom = np.zeros(len(tables.SPLITS))
     for name in classes.names:
-        these = scans[scans["class"] == name]
-        counted = these.groupby("split").size() if what == "images" else these.groupby("split")["patient"].nunique()
+        by_split = scans[scans["class"] == name].groupby("split")
+        counted = by_split.size() if what == "images" else by_split["patient"].nunique()
         heights = np.array([int(counted.get(split, 0)) for split in tables.SPLITS], float)
-        colour, told = class_colours(classes)[name], class_names(classes)[name]
-        bars = axis.bar(tables.SPLITS, heights, bottom=bottom, color=colour, label=told)
+        colour, label = class_colours(classes)[name], class_names(classes)[name]
+        bars = axis.bar(tables.SPLITS, heights, bottom=bottom, color=colour, label=label)
         axis.bar_label(bars, [str(int(h)) for h in heights], label_type="center", color="white", fontsize=9)
         bottom += heights
     share = scans["class"].value_counts(normalize=True).max()
@@ -103,11 +103,11 @@ def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path, path: P
         folder: Folder that these paths are relative to.
         path: PNG file to write.
     """
-    good = tables.used(scans)
-    normal = good[good["domain"] == "normal"].merge(
+    used = tables.used(scans)
+    normal = used[used["domain"] == "normal"].merge(
         regions.groupby("path", as_index=False)["crop_path"].first(), on="path", how="left"
     )
-    rows = normal if len(normal) else good.merge(regions[["path", "crop_path"]], on="path")
+    rows = normal if len(normal) else used.merge(regions[["path", "crop_path"]], on="path")
     picked = pd.concat(
         [rows[rows["label"] == label].drop_duplicates("patient").head(_THUMBNAILS // 2) for label in CLASSES]
     )

@@ -29,13 +29,13 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from thyroid import atomic, errors, storage
 from thyroid.data import tables
 from thyroid.errors import InputError
+from thyroid.records.data import DataRecord
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +92,15 @@ class Store:
         memory = tables.frame([], REMEMBERED)
         for folder in self.versions():
             try:
-                facts = json.loads((folder / tables.FACTS).read_text())
+                content = json.loads((folder / tables.FACTS).read_text())
                 scans, regions, *_, own = (
                     pd.read_parquet(folder / name) for name in (*tables.TABLES, EXAMINED, LINKS, MEMORY)
                 )
-                if tables.digest(scans, regions) != facts["digest"]:
+                if tables.digest(scans, regions) != content["digest"]:
                     raise ValueError("its tables are not those of its digest")
-                cohort = facts.get("cohort") or unnamed(facts["source"])
+                cohort = content.get("cohort") or unnamed(content["source"])
+                whole = {**content, "cohort": cohort, "files": {}}
+                facts = None if tables.sealed(folder) else DataRecord.parse(whole, tables.FACTS)
                 if "cohort" in own:  # an earlier upgrade was killed before it wrote data.json
                     own = own[own["cohort"] == cohort]
             except Exception as error:  # damaged files raise many kinds of errors in pyarrow
@@ -106,11 +108,10 @@ class Store:
                 continue
             own = own.assign(cohort=cohort)[list(REMEMBERED)].astype(REMEMBERED)
             memory = pd.concat([memory[memory["cohort"] != cohort], own], ignore_index=True)
-            if tables.sealed(folder):
+            if facts is None:
                 continue
             atomic.write_bytes(folder / MEMORY, memory.to_parquet(index=False))
-            facts |= {"cohort": cohort, "files": _sums(folder)}
-            tables.write_facts(folder, facts)
+            tables.write_facts(folder, facts.model_copy(update={"files": _sums(folder)}))
         # crops of older code are not used, and its table does not record the margins
         (self.folder / CROPPED).unlink(missing_ok=True)
         (self.folder / SEALED).touch()
@@ -152,7 +153,7 @@ class Store:
             InputError: `data` is no whole data version.
         """
         facts = tables.read_facts(data)
-        content = {name: (data / name).read_bytes() for name in facts["files"]}
+        content = {name: (data / name).read_bytes() for name in facts.files}
         more = {EXAMINED: examined, LINKS: pd.DataFrame(links, columns=["a", "b"], dtype="string"), MEMORY: memory}
         incoming = self._incoming(
             content | {name: table.to_parquet(index=False) for name, table in more.items()}, facts
@@ -164,7 +165,7 @@ class Store:
         atomic.flush(home)
         return folder
 
-    def rewrite(self, folder: Path, content: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
+    def rewrite(self, folder: Path, content: Mapping[str, bytes], facts: DataRecord) -> None:
         """Replace files and facts of a data version; the caller must hold the lock.
 
         If it is killed at any moment, the old files are there or, from the next lock on, the new ones.
@@ -179,7 +180,7 @@ class Store:
         atomic.flush(incoming.parent)
         self._take_rewritten()
 
-    def _incoming(self, content: Mapping[str, bytes], facts: Mapping[str, Any]) -> Path:
+    def _incoming(self, content: Mapping[str, bytes], facts: DataRecord) -> Path:
         """Write a whole data version that has no number yet, and return its folder."""
         home = self.folder / VERSIONS
         home.mkdir(exist_ok=True)
@@ -189,7 +190,7 @@ class Store:
         incoming.mkdir()
         for name, data in content.items():
             atomic.write_bytes(incoming / name, data)
-        tables.write_facts(incoming, {**facts, "files": _sums(incoming)})
+        tables.write_facts(incoming, facts.model_copy(update={"files": _sums(incoming)}))
         atomic.flush(incoming)
         return incoming
 
@@ -263,9 +264,9 @@ class Version:
         """Read data.json; the attribute `facts` lists only the files that are handed on to later steps."""
         self.folder = folder
         facts = tables.read_facts(folder)
-        self._files: dict[str, str] = facts["files"]
+        self._files = facts.files
         handed_on = {name: sum_ for name, sum_ in self._files.items() if name not in (EXAMINED, LINKS, MEMORY)}
-        self.facts: dict[str, Any] = facts | {"files": handed_on}
+        self.facts = facts.model_copy(update={"files": handed_on})
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Return one of the tables `EXAMINED`, `LINKS` and `MEMORY`, or some of its columns.
@@ -289,7 +290,7 @@ class Version:
             InputError: The data version is damaged.
         """
         try:
-            content = {name: tables.checked(self.folder, name, self._files) for name in self.facts["files"]}
+            content = {name: tables.checked(self.folder, name, self._files) for name in self.facts.files}
         except ValueError as error:
             raise InputError(
                 f"{self.folder}: damaged data version ({error}); remove {self.folder} and start again: the version "

@@ -4,8 +4,9 @@ A data version is a folder: `scans.parquet`, `regions.parquet`, `quarantine.csv`
 the SHA-256 of all of them and of itself.
 
 scans: One row per file.
-    path: Where the file is (absolute, or gs://); for a DICOM file, a pseudonym there.
-    local_path: Where its bytes, or a DICOM file's picture, can be read here; absolute or relative to the data version.
+    path: Where the file is (absolute, or gs://); for a DICOM file, a pseudonym in the same folder.
+    local_path: Where its bytes, or a DICOM file's picture, can be read on this machine; absolute or relative to the
+        data version.
     domain: "normal" for frames, "cropped" for files that came in cropped.
     class: See `classes`.
     label: The side of the class, "B" or "M".
@@ -17,14 +18,14 @@ scans: One row per file.
     group: Patients and near-duplicates that share a split.
     split: train, validation or test.
     quarantine_reason: Null for scans in use.
-    What is unknown of a quarantined file is null. `crop` adds the box of the scan area, and normal_path and
-    normal_sha256 of the image that it wrote (see `images`).
+    Unknown values of a quarantined file are null. `crop` adds the box of the scan area, and normal_path and
+    normal_sha256 of the image that it wrote (see `DataVersion.images`).
 regions: One row per region of interest (ROI).
     path: Path of the scan.
     index: 0, 1, ... within the scan.
     x, y, width, height: In pixels of the frame.
     source: "given" or "auto".
-    crop_path: File of the crop, see `images`; null until cropped.
+    crop_path: File of the crop, see `DataVersion.images`; null until cropped.
     crop_sha256: SHA-256 of the crop's bytes; null until cropped.
 """
 
@@ -42,11 +43,12 @@ import pandas as pd
 
 from thyroid.atomic import to_json, write_bytes
 from thyroid.errors import InputError
+from thyroid.records.data import DataRecord
 
 FACTS = "data.json"
 TABLES = ("scans.parquet", "regions.parquet")
 QUARANTINE = "quarantine.csv"
-_BESIDE = (QUARANTINE, "statistics.png", "crops.png")
+_OTHER_FILES = (QUARANTINE, "statistics.png", "crops.png")
 _SEAL = "sha256"
 """Field of data.json: SHA-256 of the file's bytes with 64 zeros in the place of this value."""
 _UNSEALED = "0" * 64
@@ -105,7 +107,7 @@ def used(scans: pd.DataFrame) -> pd.DataFrame:
     return scans[scans["quarantine_reason"].isna()]
 
 
-def write(folder: Path, scans: pd.DataFrame, regions: pd.DataFrame, facts: dict[str, Any]) -> None:
+def write(folder: Path, scans: pd.DataFrame, regions: pd.DataFrame, facts: DataRecord) -> DataRecord:
     """Write the tables and `facts` (data.json) of a data version; data.json comes last and marks it as whole.
 
     All files survive a power cut.
@@ -114,22 +116,27 @@ def write(folder: Path, scans: pd.DataFrame, regions: pd.DataFrame, facts: dict[
         folder: Folder of the data version, which is made if it does not exist.
         scans: Table of scans.
         regions: Table of regions.
-        facts: Content of data.json. It gets the field files: the SHA-256 of every file of the data version.
+        facts: Content of data.json; its checksums are computed.
+
+    Returns:
+        The content of data.json with the SHA-256 of every file of the data version.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in zip(TABLES, (scans, regions), strict=True):
         write_bytes(folder / name, table.to_parquet(index=False))
-    facts["files"] = {
+    files = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in (*TABLES, *_BESIDE)
+        for name in (*TABLES, *_OTHER_FILES)
         if (folder / name).is_file()
     }
+    facts = facts.model_copy(update={"files": files})
     write_facts(folder, facts)
+    return facts
 
 
-def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+def write_facts(folder: Path, facts: DataRecord) -> None:
     """Write data.json with its seal."""
-    write_sealed(folder / FACTS, facts)
+    write_sealed(folder / FACTS, facts.to_dict())
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
@@ -139,18 +146,19 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     write_bytes(path, f"{start}{hashlib.sha256(text.encode()).hexdigest()}{end}".encode())
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> DataRecord:
     """Return the content of data.json without its seal.
 
     Raises:
         InputError: The folder is no whole data version, or data.json is damaged or was written by older code.
     """
-    if (facts := _sealed(folder)) is None:
-        raise InputError(
-            f"{folder}: damaged data version ({FACTS} is not as it was written, or by older code); "
-            "remove it and ingest again"
-        )
-    return facts
+    content = _sealed(folder)
+    try:
+        if content is None:
+            raise InputError(f"{FACTS} is not as it was written, or by older code")
+        return DataRecord.parse(content, FACTS)
+    except InputError as error:
+        raise InputError(f"{folder}: damaged data version ({error}); remove it and ingest again") from None
 
 
 def sealed(folder: Path) -> bool:
@@ -175,13 +183,13 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     """Return what `write_sealed` wrote, without its seal, or None if the file is not as it was written."""
     data = path.read_bytes()
     try:
-        facts: dict[str, Any] = json.loads(data)
-        seal = facts.pop(_SEAL)
+        content: dict[str, Any] = json.loads(data)
+        seal = content.pop(_SEAL)
         whole = re.fullmatch("[0-9a-f]{64}", seal) is not None
         whole = whole and hashlib.sha256(data.replace(seal.encode(), _UNSEALED.encode())).hexdigest() == seal
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError):  # a damaged file may contain anything
         whole = False
-    return facts if whole else None
+    return content if whole else None
 
 
 def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
@@ -204,7 +212,7 @@ def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
     return data
 
 
-def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, DataRecord]:
     """Read the scans, regions and facts of a data version.
 
     Raises:
@@ -212,20 +220,20 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """
     facts = read_facts(folder)
     try:
-        scans, regions = (pd.read_parquet(io.BytesIO(checked(folder, name, facts["files"]))) for name in TABLES)
+        scans, regions = (pd.read_parquet(io.BytesIO(checked(folder, name, facts.files))) for name in TABLES)
     except ValueError as error:
         raise InputError(f"{folder}: damaged data version ({error}); remove it and ingest again") from None
     return scans, regions, facts
 
 
-def read_quarantine(folder: Path, facts: Mapping[str, Any]) -> pd.DataFrame:
+def read_quarantine(folder: Path, facts: DataRecord) -> pd.DataFrame:
     """Read file and reason of everything that a data version sets aside.
 
     Raises:
         InputError: The table is missing or damaged.
     """
     try:
-        return pd.read_csv(io.BytesIO(checked(folder, QUARANTINE, facts["files"])))
+        return pd.read_csv(io.BytesIO(checked(folder, QUARANTINE, facts.files)))
     except ValueError as error:
         raise InputError(f"{folder}: damaged data version ({error}); remove it and ingest again") from None
 
@@ -267,39 +275,6 @@ def read_csv(path: Path, given: str, kind: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=header, dtype=object)
 
 
-def images(folder: Path) -> Path:
-    """Return the folder that crop_path and normal_path of a data version are relative to: a store's, or its own."""
-    return Path(read_facts(folder).get("images", folder))
-
-
-def fingerprint(folder: Path) -> str:
-    """Return the SHA-256 of everything that a later step reads from the tables.
-
-    It covers splits, patients and paths as well as the content of the digest. Kubeflow's cache compares only parameters
-    and names. Passed on as a parameter, the fingerprint keeps the cache from returning the result of other data.
-    """
-    scans, regions, facts = read(folder)
-    return fingerprint_of(scans, regions, facts["digest"])
-
-
-def fingerprint_of(scans: pd.DataFrame, regions: pd.DataFrame, content_digest: str) -> str:
-    """Return the fingerprint of tables that were read, and of the digest in their data.json."""
-    digest = hashlib.sha256(content_digest.encode())
-    for table in (scans.drop(columns="local_path"), regions):
-        digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
-    return digest.hexdigest()
-
-
-def check_fingerprint(folder: Path, expected: str) -> None:
-    """Check that a data version is the one that was announced.
-
-    Raises:
-        InputError: The fingerprint is different.
-    """
-    if fingerprint(folder) != expected:
-        raise InputError(f"{folder}: not the data version that the step before announced; run the pipeline again")
-
-
 def count_splits(scans: pd.DataFrame, classes: Sequence[str]) -> dict[str, dict[str, int]]:
     """Return, per split, the number of images of each class and the number of patients.
 
@@ -323,7 +298,7 @@ def digest(scans: pd.DataFrame, regions: pd.DataFrame) -> str:
 
 CONTENTS = ("sha256", "label", "split", "boxes")
 PRINTS = ("phash", "patient")
-"""Columns of a registered version's scans.csv besides `CONTENTS`: perceptual hashes, and patients as `pseudonyms`."""
+"""Columns that a registered version's scans.csv has after `CONTENTS`: perceptual hashes, and pseudonyms of patients."""
 
 
 def contents(scans: pd.DataFrame, regions: pd.DataFrame) -> pd.DataFrame:
@@ -336,9 +311,9 @@ def contents(scans: pd.DataFrame, regions: pd.DataFrame) -> pd.DataFrame:
     sides = regions[["x", "y", "width", "height"]].astype(int).to_numpy().tolist()
     for path, box in zip(regions["path"].tolist(), sides, strict=True):
         boxes.setdefault(path, []).append(box)
-    good = used(scans)
-    mine = [json.dumps(sorted(boxes.get(path, []))) for path in good["path"].tolist()]
-    return good.assign(boxes=mine, label=good["class"])[[*CONTENTS, "phash"]].sort_values(list(CONTENTS))
+    rows = used(scans)
+    texts = [json.dumps(sorted(boxes.get(path, []))) for path in rows["path"].tolist()]
+    return rows.assign(boxes=texts, label=rows["class"])[[*CONTENTS, "phash"]].sort_values(list(CONTENTS))
 
 
 def write_quarantine(path: Path | io.StringIO, rows: pd.DataFrame) -> None:
@@ -349,52 +324,27 @@ def write_quarantine(path: Path | io.StringIO, rows: pd.DataFrame) -> None:
     rows.map(lambda text: f"'{text}" if str(text).startswith(_FORMULA) else text).to_csv(path, index=False)
 
 
-def examples(folder: Path, domain: str, split: str | None = None) -> pd.DataFrame:
-    """Return the images of one domain (and split) of a cropped data version.
+def examples_of(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.DataFrame:
+    """Return the images of one domain in no fixed order.
 
     Args:
-        folder: Folder of the data version.
+        scans: Table of scans, as `crop` has completed it.
+        regions: Table of regions, as `crop` has completed it.
         domain: One of `DOMAINS`.
-        split: One of `SPLITS`; None for all.
 
     Returns:
-        One row per image, in a fixed order: file (full path), name (within `images`), sha256 of the image, path of its
-        scan, class, label (its side), patient, group, split.
-
-    Raises:
-        InputError: The domain is unknown, or the folder is no whole data version.
-    """
-    scans, regions, facts = read(folder)
-    return select_examples(examples_of(scans, regions, domain), split, Path(facts.get("images", folder)))
-
-
-def select_examples(table: pd.DataFrame, split: str | None, root: Path) -> pd.DataFrame:
-    """Select the images of a split from a table of `examples_of`, in the order of `examples`, with the column file.
-
-    Args:
-        table: Result of `examples_of`.
-        split: One of `SPLITS`; None for all.
-        root: Folder that the names of the images are relative to; see `images`.
-    """
-    if split is not None:
-        table = table[table["split"] == split]
-    table = table.sort_values("name").reset_index(drop=True)
-    table["file"] = [str(root / name) for name in table["name"]]
-    return table
-
-
-def examples_of(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.DataFrame:
-    """Return the images of one domain, as `examples` does but without the column file and in no fixed order.
+        One row per image: name (within the folder of the images), sha256 of the image, path of its scan, class, label
+        (its side), patient, group, split.
 
     Raises:
         InputError: The domain is unknown.
     """
     if domain not in DOMAINS:
         raise InputError(f"domain {domain!r} is unknown; choose from {', '.join(DOMAINS)}")
-    good = used(scans)
+    scans = used(scans)
     if domain == "normal":
-        table = good[good["domain"] == "normal"].assign(name=good["normal_path"], sha256=good["normal_sha256"])
+        table = scans[scans["domain"] == "normal"].assign(name=scans["normal_path"], sha256=scans["normal_sha256"])
     else:
-        table = regions.merge(good.drop(columns="sha256"), on="path")
+        table = regions.merge(scans.drop(columns="sha256"), on="path")
         table = table.rename(columns={"crop_path": "name", "crop_sha256": "sha256"})
     return table[["name", "sha256", "path", "class", "label", "patient", "group", "split"]]

@@ -23,6 +23,7 @@ from thyroid import cores, progress
 from thyroid.data import tables
 from thyroid.data.classes import Classes
 from thyroid.errors import InputError
+from thyroid.records.data import DataRecord
 
 MEMORY_BUDGET = 4_000_000_000
 """Arrays of up to this many bytes are held in memory, larger ones in a temporary file that the system pages in."""
@@ -73,7 +74,7 @@ class DataVersion:
     folder: Path
     scans: pd.DataFrame
     regions: pd.DataFrame
-    facts: dict[str, Any]
+    facts: DataRecord
     _pixels: PixelCache = field(default_factory=PixelCache, repr=False)
 
     @classmethod
@@ -93,7 +94,7 @@ class DataVersion:
     @cached_property
     def test_scans(self) -> pd.DataFrame:
         """Scans of the test split, with the column cohort, as `overlap.find` compares them with a model's scans."""
-        return self.used[self.used["split"] == "test"].assign(cohort=self.facts["cohort"])
+        return self.used[self.used["split"] == "test"].assign(cohort=self.facts.cohort)
 
     @cached_property
     def contents(self) -> pd.DataFrame:
@@ -103,41 +104,85 @@ class DataVersion:
     @property
     def classes(self) -> Classes:
         """Classes of the scans."""
-        return Classes.from_dict(self.facts)
+        return Classes.from_record(self.facts)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the contents; see `tables.digest`."""
-        digest: str = self.facts["digest"]
-        return digest
+        return self.facts.digest
+
+    @property
+    def domains(self) -> list[str]:
+        """Domains that the images were made for; the first one is the default.
+
+        Raises:
+            InputError: `crop` has not made the images yet.
+        """
+        if self.facts.domains is None:
+            raise self._not_cropped()
+        return self.facts.domains
 
     @property
     def margin(self) -> float:
-        """Margin around a region in its crop, as a share of the region's longer side. `crop` has set it."""
-        margin: float = self.facts["margin"]
-        return margin
+        """Share of a region's own width and height by which its crop is wider on each side.
+
+        Raises:
+            InputError: `crop` has not made the images yet.
+        """
+        if self.facts.margin is None:
+            raise self._not_cropped()
+        return self.facts.margin
+
+    def _not_cropped(self) -> InputError:
+        return InputError(f"{self.folder}: its images are not cropped yet; run `python -m thyroid.crop` first")
 
     @property
     def images(self) -> Path:
         """Folder that crop_path and normal_path are relative to: a store's, or the data version's own."""
-        return Path(self.facts.get("images", self.folder))
+        return Path(self.facts.images or self.folder)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that a later step reads from the tables; see `tables.fingerprint`."""
-        return tables.fingerprint_of(self.scans, self.regions, self.digest)
+        """SHA-256 of everything that a later step reads from the tables.
+
+        It covers splits, patients and paths as well as the content of the digest. Kubeflow's cache compares only
+        parameters and names. Passed on as a parameter, the fingerprint keeps the cache from returning the result of
+        other data.
+        """
+        digest = hashlib.sha256(self.digest.encode())
+        for table in (self.scans.drop(columns="local_path"), self.regions):
+            digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
+        return digest.hexdigest()
+
+    def require_fingerprint(self, expected: str) -> None:
+        """Check that the data version is the one that the step before announced.
+
+        Raises:
+            InputError: The fingerprint is different.
+        """
+        if self.fingerprint != expected:
+            raise InputError(
+                f"{self.folder}: not the data version that the step before announced; run the pipeline again"
+            )
 
     def examples(self, domain: str, split: str | None = None) -> pd.DataFrame:
-        """Return the images of one domain (and split), as `tables.examples` does.
+        """Return the images of one domain (and split) of a cropped data version.
 
         Args:
             domain: One of `tables.DOMAINS`.
             split: One of `tables.SPLITS`; None for all.
 
+        Returns:
+            The rows of `tables.examples_of`, sorted by name, with the column file (full path).
+
         Raises:
             InputError: The domain is unknown.
         """
-        return tables.select_examples(tables.examples_of(self.scans, self.regions, domain), split, self.images)
+        table = tables.examples_of(self.scans, self.regions, domain)
+        if split is not None:
+            table = table[table["split"] == split]
+        table = table.sort_values("name").reset_index(drop=True)
+        return table.assign(file=[str(self.images / name) for name in table["name"]])
 
     def pixels(self, examples: pd.DataFrame, size: int) -> NDArray[np.uint8]:
         """Return images in the order of a table, as `decode` does. Every image is decoded once at each size.
@@ -159,7 +204,7 @@ def decode(table: pd.DataFrame, size: int, budget: int = MEMORY_BUDGET) -> NDArr
     """Decode the images of a table in order.
 
     Args:
-        table: Table with the columns file (full path) and sha256, as `tables.examples` returns it.
+        table: Table with the columns file (full path) and sha256, as `DataVersion.examples` returns it.
         size: Side of the square in pixels.
         budget: Bytes that may be held in memory.
 

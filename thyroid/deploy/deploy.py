@@ -4,21 +4,18 @@ python -m thyroid.deploy --registry /data/registry --namespace thyroid
 python -m thyroid.deploy --registry output/registry --manifest service.yaml    (without a cluster)
 """
 
-import argparse
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from thyroid import errors
 from thyroid.deploy.kserve_client import Cluster, Object, PassingError
 from thyroid.deploy.manifest import CLAIM, inference_service, storage_uri
 from thyroid.deploy.options import DeployOptions
 from thyroid.deploy.rollout import NotServedError, Rollout
 from thyroid.errors import InputError
-from thyroid.model import artefacts
+from thyroid.model.artefact import CARD, Artefact
 from thyroid.registry.registry import MODEL_NAME, Registry
 from thyroid.storage import Location
 
@@ -73,8 +70,8 @@ def deploy(root: Location, version: int | None, manifest: Path, options: DeployO
     manifest.parent.mkdir(parents=True, exist_ok=True)
     if champion is None or (version is not None and champion != version):
         return _keep(registry, champion, version, manifest)
-    folder = registry.find(str(champion), (*artefacts.CARD, "reference.jpg"))
-    digest = artefacts.facts(folder, ("version", "data_digest", "reference", "forms"))["data_digest"]
+    artefact = Artefact.read(registry.find(str(champion), (*CARD, "reference.jpg")))
+    digest = artefact.record.data_digest
     namespace = options.namespace or _own_namespace()
     if not namespace:
         try:
@@ -87,7 +84,7 @@ def deploy(root: Location, version: int | None, manifest: Path, options: DeployO
         return Deployed("manifest written", champion, None, [f"serve it with {command}"])
     uri = storage_uri(registry.address(champion))
     _write(manifest, inference_service(MODEL_NAME, champion, uri, options, digest))
-    return _roll_out(namespace, registry, folder, options)
+    return _roll_out(namespace, registry, artefact, options)
 
 
 def _keep(registry: Registry, champion: int | None, version: int | None, manifest: Path) -> Deployed:
@@ -100,7 +97,7 @@ def _keep(registry: Registry, champion: int | None, version: int | None, manifes
     kept = "no model is released yet" if champion is None else f"version {champion} stays"
     reasons = []
     if version is not None:
-        reasons = artefacts.facts(registry.find(str(version), artefacts.CARD), ("gate",))["gate"]["reasons"]
+        reasons = Artefact.read(registry.find(str(version), CARD)).publication.gate.reasons
         if (why := registry.refuted().get(version)) is not None:
             raise InputError(f"version {version} was released and rolled back: {why}")
     manifest.write_text(f"# kept champion: {kept}\n")
@@ -108,10 +105,10 @@ def _keep(registry: Registry, champion: int | None, version: int | None, manifes
     return Deployed("kept champion", champion, None, reasons)
 
 
-def _roll_out(namespace: str, registry: Registry, folder: Path, options: DeployOptions) -> Deployed:
-    """Deploy the champion, whose files are in `folder`, and roll the registry back if it is refuted."""
+def _roll_out(namespace: str, registry: Registry, artefact: Artefact, options: DeployOptions) -> Deployed:
+    """Deploy the champion, and roll the registry back if it is refuted."""
     cluster = Cluster(namespace)
-    rollout = Rollout(cluster, registry, folder, options)
+    rollout = Rollout(cluster, registry, artefact, options)
     champion = rollout.version
     try:
         url = rollout.run()
@@ -139,32 +136,3 @@ def _own_namespace() -> str:
         return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
     except OSError:
         return ""
-
-
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Deploy the champion from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m thyroid.deploy", description=__doc__.split("\n")[0])
-    parser.add_argument("--registry", dest="root", required=True, help="root of the registry, or gs://")
-    parser.add_argument("--manifest", type=Path, default=Path("inferenceservice.yaml"), help="file to write")
-    parser.add_argument(
-        "--namespace",
-        default=_DEFAULTS.namespace,
-        help="namespace of the InferenceService; without it only the manifest is written",
-    )
-    parser.add_argument(
-        "--canary", type=int, default=_DEFAULTS.canary, help="percentage of requests that the new model gets at first"
-    )
-    parser.add_argument(
-        "--min-replicas",
-        type=int,
-        default=_DEFAULTS.min_replicas,
-        help="smallest number of replicas; 0 scales to zero (Knative)",
-    )
-    parser.add_argument("--gpu", dest="serving_gpu", action="store_true", help="serve the Keras form on a GPU")
-    parser.add_argument(
-        "--timeout", type=float, default=_DEFAULTS.timeout, help="seconds to wait until the model is ready"
-    )
-    given = vars(parser.parse_args(argv))
-    root, manifest = given.pop("root"), given.pop("manifest")
-    deploy(root, None, manifest, DeployOptions(**given))

@@ -1,6 +1,9 @@
 """The options of the deployment step."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from thyroid.errors import InputError
 
@@ -12,7 +15,8 @@ class DeployOptions:
     """How the model is served.
 
     Attributes:
-        namespace: Namespace of the InferenceService; empty for the pod's own.
+        namespace: Namespace of the InferenceService; empty for the pod's own. Outside a cluster, only the manifest is
+            written without it.
         canary: Percentage of requests that the new model gets at first, 0 to 99; 0 switches all of them at once.
         min_replicas: Smallest number of replicas, 0 to 100. 0 scales to zero between requests, which requires KServe's
             Knative mode. A larger number uses Standard mode.
@@ -26,7 +30,7 @@ class DeployOptions:
     namespace: str = ""
     canary: int = 0
     min_replicas: int = 1
-    serving_gpu: bool = False
+    serving_gpu: Annotated[bool, Parameter(name="--gpu")] = False
     timeout: float = 900.0
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from thyroid import errors
 from thyroid.deploy.kserve_client import Cluster, Object, PassingError
 from thyroid.deploy.options import DeployOptions
 from thyroid.errors import InputError
+from thyroid.model.artefact import Artefact
 from thyroid.registry.registry import MODEL_NAME
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ _POLL_SECONDS = 2.0
 _FAILED_SECONDS = 60.0  # a failure that lasts this long comes from the new pods, not from an old one
 
 
-def prove(cluster: Cluster, name: str, folder: Path, options: DeployOptions) -> str:
+def prove(cluster: Cluster, name: str, artefact: Artefact, options: DeployOptions) -> str:
     """Wait until a registered version answers its reference image as evaluated.
 
     KServe's observedGeneration counts the changes of a child object, so an old Ready cannot be distinguished from a new
@@ -31,7 +32,7 @@ def prove(cluster: Cluster, name: str, folder: Path, options: DeployOptions) -> 
     Args:
         cluster: Cluster with the InferenceService.
         name: Name of the InferenceService.
-        folder: Folder of the registered version.
+        artefact: The registered version.
         options: How the version is served, and how long to wait.
 
     Returns:
@@ -52,7 +53,7 @@ def prove(cluster: Cluster, name: str, folder: Path, options: DeployOptions) -> 
         except InputError as error:  # a refusal of the API server says nothing about the model
             passing, waiting = PassingError(str(error)), str(error)
         else:
-            url, waiting = _try(live, folder, options.canary > 0, cluster.namespace)
+            url, waiting = _try(live, artefact, options.canary > 0, cluster.namespace)
             if url is not None:
                 return url
             if (failure := _load_failure(live, waiting)) is None:
@@ -73,12 +74,12 @@ def prove(cluster: Cluster, name: str, folder: Path, options: DeployOptions) -> 
         time.sleep(_POLL_SECONDS)
 
 
-def ask(url: str, folder: Path) -> str | None:
+def ask(url: str, artefact: Artefact) -> str | None:
     """Send the artefact's reference image and compare the answer with the evaluated probability.
 
     Args:
         url: Address of the service, to which /v1/models/thyroid:predict is added.
-        folder: Folder of the registered version.
+        artefact: The registered version.
 
     Returns:
         None if the version answers as evaluated; otherwise, in words, why this version has not answered yet.
@@ -87,23 +88,21 @@ def ask(url: str, folder: Path) -> str | None:
         InputError: This version answers with another probability, or the request is refused (a token is needed, or the
             mesh lets only certain accounts in).
     """
-    facts = json.loads((folder / "model.json").read_text())
-    allowed = _REFERENCE_TOLERANCE + max(form.get("largest_difference", 0.0) for form in facts["forms"].values())
-    request = _request(url, folder)
+    version, reference = artefact.publication.version, artefact.record.reference
+    allowed = _REFERENCE_TOLERANCE + max(artefact.differences.values())
+    request = _request(url, artefact.folder)
     try:
         with urllib.request.urlopen(request, timeout=30.0) as answer:
             found = json.load(answer)["predictions"][0]
-        if found["model_version"] != facts["version"]:
-            return f"version {found['model_version']} answers, not {facts['version']}"
-        difference = max(abs(found["probability"][label] - p) for label, p in facts["reference"].items())
+        if found["model_version"] != version:
+            return f"version {found['model_version']} answers, not {version}"
+        difference = max(abs(found["probability"][label] - p) for label, p in reference.items())
     except urllib.error.HTTPError as error:
         return _refusal(url, error)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         return f"{type(error).__name__}: {errors.one_line(error)}"
     if difference > allowed:
-        raise InputError(
-            f"{url}: answers the reference image with {found['probability']}, evaluated were {facts['reference']}"
-        )
+        raise InputError(f"{url}: answers the reference image with {found['probability']}, evaluated were {reference}")
     return None
 
 
@@ -112,7 +111,7 @@ def is_deleted(live: Object) -> bool:
     return bool(live["metadata"].get("deletionTimestamp"))
 
 
-def _try(live: Object, folder: Path, canary: bool, namespace: str) -> tuple[str | None, str]:
+def _try(live: Object, artefact: Artefact, canary: bool, namespace: str) -> tuple[str | None, str]:
     """Ask the service if it is ready.
 
     Returns:
@@ -121,7 +120,7 @@ def _try(live: Object, folder: Path, canary: bool, namespace: str) -> tuple[str 
     status = live.get("status", {})
     if any(row["type"] == "Ready" and row["status"] == "True" for row in status.get("conditions", [])):
         url = _address(live, canary, namespace)
-        problem = ask(url, folder)
+        problem = ask(url, artefact)
         return (url, "") if problem is None else (None, f"{url}: {problem}")
     return None, _conditions(status) or "the controller has not looked at it yet"
 

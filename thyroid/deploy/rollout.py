@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import time
-from pathlib import Path
 
 from thyroid.deploy.edits import APPLIED, deployed_parts, merged
 from thyroid.deploy.kserve_client import Cluster, ConflictError, Object, PassingError
@@ -12,6 +11,7 @@ from thyroid.deploy.manifest import CANARY, MODE, ROUTE, inference_service, rout
 from thyroid.deploy.options import STANDARD, DeployOptions
 from thyroid.deploy.proof import is_deleted, prove
 from thyroid.errors import InputError
+from thyroid.model.artefact import Artefact
 from thyroid.registry.registry import MODEL_NAME, Registry
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Rollout:
     Args:
         cluster: Cluster to deploy to.
         registry: Registry with the version.
-        folder: Folder of the version, with model.json and reference.jpg.
+        artefact: The version, with its reference.jpg.
         options: How to serve.
 
     Attributes:
@@ -58,14 +58,14 @@ class Rollout:
         InputError: KServe cannot read the registry.
     """
 
-    def __init__(self, cluster: Cluster, registry: Registry, folder: Path, options: DeployOptions) -> None:
+    def __init__(self, cluster: Cluster, registry: Registry, artefact: Artefact, options: DeployOptions) -> None:
         """Build the InferenceService. Nothing is sent yet."""
-        facts = json.loads((folder / "model.json").read_text())
-        self._cluster, self._registry, self._folder, self._options = cluster, registry, folder, options
+        self._cluster, self._registry, self._artefact, self._options = cluster, registry, artefact, options
         self._second_service = options.canary > 0 and options.mode == STANDARD
-        self.version: int = facts["version"]
+        self.version = artefact.publication.version
         self.name = CANARY if self._second_service else MODEL_NAME
-        self.wanted = inference_service(self.name, self.version, self._uri(self.version), options, facts["data_digest"])
+        digest = artefact.record.data_digest
+        self.wanted = inference_service(self.name, self.version, self._uri(self.version), options, digest)
         self.before: Object | None = None
         self.changed = False
         self.notes: list[str] = []
@@ -91,7 +91,7 @@ class Rollout:
         for note in self.notes:
             log.info(note)
         try:
-            url = prove(self._cluster, self.name, self._folder, self._options)
+            url = prove(self._cluster, self.name, self._artefact, self._options)
         except InputError as error:
             raise self._not_served(error) from None
         self._registry.note_deployment("proven", self.version, f"answers its reference image as evaluated as {where}")

@@ -14,8 +14,11 @@ from thyroid.data.filenames import SCORE
 from thyroid.evaluate import card, performance, predictions
 from thyroid.evaluate.scored import ScoredModel
 from thyroid.imaging import geometry, images, phantom
-from thyroid.model import artefacts, engine
+from thyroid.model import engine
+from thyroid.model.artefact import MODEL, SCANS, Artefact
 from thyroid.model.network import GRAPH
+from thyroid.records.evaluation import Measured
+from thyroid.records.model import ModelDescription
 from thyroid.registry.registry import MODEL_NAME
 
 
@@ -62,7 +65,7 @@ def _export(winner: ScoredModel, pixels: NDArray[np.uint8], output: Path) -> dic
     return answers
 
 
-def write(winner: ScoredModel, exported: Export, result: dict[str, Any]) -> None:
+def write(winner: ScoredModel, exported: Export, result: Measured) -> None:
     """Write model.keras, card.md, scans.csv, a synthetic reference image and model.json.
 
     model.json also holds the model's answer to the reference image.
@@ -81,10 +84,11 @@ def write(winner: ScoredModel, exported: Export, result: dict[str, Any]) -> None
     (folder / "reference.jpg").write_bytes(reference)
     probability = _answer(winner, reference)
     answers = exported.answers.result()
-    (folder / artefacts.MODEL).write_bytes((winner.folder / winner.training["checkpoint"]).read_bytes())
-    data.contents.to_csv(folder / artefacts.SCANS, index=False)
+    (folder / MODEL).write_bytes((winner.folder / winner.training.checkpoint).read_bytes())
+    data.contents.to_csv(folder / SCANS, index=False)
     card.write(folder, winner.training, data.facts, result)
-    artefacts.describe(folder, _facts(winner, result, probability) | _performance(winner, answers, result))
+    described = _description(winner, result, probability) | _performance(winner, answers, result)
+    Artefact.describe(folder, ModelDescription.parse(described, folder / "model.json"))
 
 
 def _answer(winner: ScoredModel, reference: bytes) -> NDArray[np.float64]:
@@ -103,39 +107,37 @@ def _as_served(reference: bytes, domain: str) -> NDArray[np.uint8]:
     return geometry.normal(frame) if domain == "normal" else images.letterbox(frame, max(frame.shape[:2]))
 
 
-def _facts(winner: ScoredModel, result: dict[str, Any], probability: NDArray[np.float64]) -> dict[str, Any]:
+def _description(winner: ScoredModel, result: Measured, probability: NDArray[np.float64]) -> dict[str, Any]:
     """Return the fields of model.json that say what the model is and how it decides."""
     training, data, classes = winner.training, winner.evaluation.data, winner.classes
     return {
         "name": MODEL_NAME,
-        "backbone": training["backbone"],
-        "weights": training["weights"],
+        "backbone": training.backbone,
+        "weights": training.weights,
         **classes.to_dict(),
         "image_size": winner.size,
-        "domain": training["train_domain"],
+        "domain": training.train_domain,
         "margin": data.margin,
         "serving_domain": winner.evaluation.serving_domain,
-        "parameters": training["parameters"],
+        "parameters": training.parameters,
         "data_digest": data.digest,
-        "scans": data.facts["scans"],
-        "synthetic": data.facts["synthetic"],
+        "scans": data.facts.scans,
+        "synthetic": data.facts.synthetic,
         **winner.point.to_dict(),
-        "settings": result["settings"],
+        "settings": result.settings.to_dict(),
         "reference": dict(zip(classes.names, probability.tolist(), strict=True)),
     }
 
 
-def _performance(
-    winner: ScoredModel, answers: dict[str, NDArray[np.float64]], result: dict[str, Any]
-) -> dict[str, Any]:
+def _performance(winner: ScoredModel, answers: dict[str, NDArray[np.float64]], result: Measured) -> dict[str, Any]:
     """Return the fields of model.json that say how well the model does, in every form in which it can be served."""
-    row, head = result["models"][0], winner.clinical
+    row, head = result.models[0].to_dict(), winner.clinical
     keras = {engine.KERAS: {"validation": row["validation"], "test": row["test"]}}
     clinical = {} if head is None else {"clinical": head.head.to_dict() | {"fields": head.head.encoder.fields()}}
     return {
         "forms": keras | {form: _compare(winner, raw) for form, raw in answers.items()},
         **clinical,
-        "audits": {key: result["audits"][key] for key in ("domain", "shortcut", "kept", "findings")},
+        "audits": result.audits.model_dump(mode="json", include={"domain", "shortcut", "kept", "findings"}),
     }
 
 
@@ -151,7 +153,7 @@ def _compare(winner: ScoredModel, raw: NDArray[np.float64]) -> dict[str, Any]:
     if winner.clinical is not None:
         table = winner.clinical.apply(table, classes)
     table = predictions.at_point(table, point, classes)
-    scored = performance.of(table, classes, point, winner.evaluation.options.prevalence)
+    scored = performance.of(table, classes, point, winner.evaluation.options.prevalence).to_dict()
     kept = ("n", "auroc", "sensitivity", "specificity", "ece", "confusion")
     return {
         "largest_difference": float(np.abs(table[SCORE] - tested[SCORE]).max()),

@@ -8,7 +8,6 @@ asked, who paid, who agreed) stay "not reported" and are left to the people who 
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from thyroid import RESEARCH_USE_ONLY, metrics, rendering
 from thyroid.data import tables
@@ -17,6 +16,9 @@ from thyroid.evaluate.audits import audits
 from thyroid.evaluate.performance import AGGREGATION
 from thyroid.model import backbones
 from thyroid.model.operating_point import describe_patients_needed
+from thyroid.records.data import DataRecord
+from thyroid.records.evaluation import Measured
+from thyroid.records.train import TrainRecord
 
 NOT_REPORTED = "not reported"
 
@@ -77,39 +79,39 @@ TRIPOD_AI = {
 """What each item asks for, by its number."""
 
 
-def write(output: Path, training: dict[str, Any], facts: dict[str, Any], result: dict[str, Any]) -> None:
+def write(output: Path, training: TrainRecord, facts: DataRecord, result: Measured) -> None:
     """Render card.md into the folder `output`.
 
     Args:
         output: Folder of the artefact.
-        training: Facts of the winner's training (train.json).
-        facts: Facts of the data version (data.json).
+        training: Record of the winner's training (train.json).
+        facts: Content of data.json.
         result: Result of the evaluation.
     """
     environment = rendering.environment("thyroid.evaluate", escape=False)
-    best, domain = result["models"][0], result["serving_domain"]
+    best, domain = result.models[0], result.serving_domain
     answers = tripod(training, facts, result)
     text = environment.get_template("card.md").render(
         notice=RESEARCH_USE_ONLY,
         date=datetime.date.today().isoformat(),
         best=best,
-        test=best["test"][domain],
+        test=best.test[domain],
         domain_names=tables.DOMAIN_NAMES,
-        sides=_sides(Classes.from_dict(result)),
+        sides=_sides(Classes.from_record(result)),
         domain=domain,
         facts=facts,
         result=result,
         aggregation=AGGREGATION,
-        audits=audits.ModelAudits.from_dict(result["audits"], result["clinical"]).audits,
+        audits=audits.ModelAudits.from_record(result.audits, result.clinical).audits,
         checklist=[(number, asked, answers.get(number, NOT_REPORTED)) for number, asked in TRIPOD_AI.items()],
         reported=len(answers),
     )
     (output / "card.md").write_text(text, encoding="utf-8")
 
 
-def _columns(result: dict[str, Any]) -> list[str]:
+def _columns(result: Measured) -> list[str]:
     """Return the clinical columns that the model uses."""
-    return result["clinical"]["used"] if result["clinical"] else []
+    return [] if result.clinical is None else result.clinical.used
 
 
 def _sides(known: Classes) -> str:
@@ -123,60 +125,58 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.3f}" for value in values)
 
 
-def tripod(training: dict[str, Any], facts: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+def tripod(training: TrainRecord, facts: DataRecord, result: Measured) -> dict[str, str]:
     """Answer the items of the checklist that the run itself knows.
 
     Args:
-        training: Facts of the winner's training (train.json).
-        facts: Facts of the data version (data.json).
+        training: Record of the winner's training (train.json).
+        facts: Content of data.json.
         result: Result of the evaluation.
 
     Returns:
         Answers by the number of the item. Items that the run cannot answer are absent.
     """
-    settings, subgroups = result["settings"], result["subgroups"]
     answers = _answers_on_data(facts, result) | _answers_on_model(training, result) | _answers_on_results(result)
-    if settings["abstain"]:
-        band = result["models"][0]["operating_point"].get("band")
+    if result.settings.abstain:
+        band = result.models[0].operating_point.band
         answers["27a"] += f"; doubtful answers are left undecided (band {band})"
-    if subgroups:
+    if result.subgroups:
         answers["14"] = "Figures by subgroup; the gate asks each large one to hold its floor"
         answers["23b"] = "By every column of clinical.csv, see the report"
     return answers
 
 
-def _flow(facts: dict[str, Any], known: Classes) -> str:
+def _flow(facts: DataRecord, known: Classes) -> str:
     """Describe the patients and images of every split."""
     counts = {
         split: f"{count['patients']} patients; images: " + ", ".join(f"{count[name]} {name}" for name in known.names)
-        for split, count in facts["splits"].items()
+        for split, count in facts.splits.items()
     }
     return "; ".join(f"{split}: {count}" for split, count in counts.items())
 
 
-def _answers_on_data(facts: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+def _answers_on_data(facts: DataRecord, result: Measured) -> dict[str, str]:
     """Answer the items on the purpose of the model and on its data."""
-    best, domain = result["models"][0], result["serving_domain"]
-    known, columns, shown = Classes.from_dict(result), _columns(result), tables.DOMAIN_NAMES[domain]
+    best, domain = result.models[0], result.serving_domain
+    known, columns, shown = Classes.from_record(result), _columns(result), tables.DOMAIN_NAMES[domain]
     flow = _flow(facts, known)
-    synthetic = f"; {facts['synthetic']} of them are synthetic phantoms" if facts["synthetic"] else ""
+    synthetic = f"; {facts.synthetic} of them are synthetic phantoms" if facts.synthetic else ""
     return {
         "1": "Development and internal evaluation of a model that distinguishes malignant from benign thyroid nodules "
         f"on ultrasound images ({shown})",
         "3b": RESEARCH_USE_ONLY,
         "4": "Development, and evaluation on patients held out of it",
-        "5a": f"{facts['scans']} scans of {facts['patients']} patients given by the user (data {facts['digest'][:12]})"
+        "5a": f"{facts.scans} scans of {facts.patients} patients given by the user (data {facts.digest[:12]})"
         f"{synthetic}; what they represent is not reported",
         "6b": "JPEG frames named by label, patient, image and version; files that cannot be used are set aside with a "
         "reason",
-        "7": f"Every file decoded and hashed; {facts['quarantined']} files or regions set aside (quarantine.csv); "
-        f"{facts['duplicate_groups']} groups of near-duplicates kept together; scanner frame and burned-in text "
+        "7": f"Every file decoded and hashed; {facts.quarantined} files or regions set aside (quarantine.csv); "
+        f"{facts.duplicate_groups} groups of near-duplicates kept together; scanner frame and burned-in text "
         "blanked; letterboxed, never stretched",
         "8a": f"Class ({_sides(known)}) in file name or table; how it was found is not reported",
         "9a": "The image" + (f", and {', '.join(columns)}" if columns else " alone"),
-        "9b": f"{shown} of {best['image_size']} pixels a side, grey or colour, 8 bits",
-        "11": f"Images are complete; {facts['without_region']} frames without a region are left out of the cropped "
-        "domain",
+        "9b": f"{shown} of {best.image_size} pixels a side, grey or colour, 8 bits",
+        "11": f"Images are complete; {facts.without_region} frames without a region are left out of the cropped domain",
         "12a": "Split by patient and near-duplicate into training, validation and test; the next run on the same scans "
         "keeps the splits",
         "20a": flow,
@@ -188,39 +188,39 @@ def _answers_on_data(facts: dict[str, Any], result: dict[str, Any]) -> dict[str,
     }
 
 
-def _answers_on_model(training: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+def _answers_on_model(training: TrainRecord, result: Measured) -> dict[str, str]:
     """Answer the items on the model, its training and its operating point."""
-    best, sensitivity = result["models"][0], result["settings"]["sensitivity"]
-    backbone, point = best["backbone"], best["operating_point"]
+    best, sensitivity = result.models[0], result.settings.sensitivity
+    backbone, point = best.backbone, best.operating_point
     return {
         "12b": f"Input scaled as {backbone}'s pre-trained weights expect "
         f"(keras.applications.{backbones.get(backbone).module})",
-        "12c": f"{backbone}, global average pooling, softmax; recipe {training['recipe']}, start {best['weights']}, "
-        f"seed {training['seed']}; chosen among {len(result['models'])} models by "
-        f"{result['ranked_by'].replace('_', '-')} AUROC",
-        "12f": f"Temperature {point['temperature']:.3f} and biases {_numbers(point['bias'][1:])}, fitted on validation "
+        "12c": f"{backbone}, global average pooling, softmax; recipe {training.recipe}, start {best.weights}, "
+        f"seed {training.seed}; chosen among {len(result.models)} models by "
+        f"{result.ranked_by.replace('_', '-')} AUROC",
+        "12f": f"Temperature {point.temperature:.3f} and biases {_numbers(point.bias[1:])}, fitted on validation "
         "patients",
         "12g": "model.keras, temperature, bias and threshold of model.json, served over HTTP",
         "13": "Class weights in training"
-        if training["recipe"] != "deck"
+        if training.recipe != "deck"
         else "None (the slide deck's recipe weighs no class)",
-        "15": f"Probability of {', '.join(result['classes'])}; malignant from {point['threshold']:.4f} on, the "
+        "15": f"Probability of {', '.join(result.classes)}; malignant from {point.threshold:.4f} on, the "
         f"highest threshold that caught {sensitivity:.0%} of malignant validation images",
         "18f": "The code version is in model.json",
         "22": "model.keras, model.json",
     }
 
 
-def _answers_on_results(result: dict[str, Any]) -> dict[str, str]:
+def _answers_on_results(result: Measured) -> dict[str, str]:
     """Answer the items on the performance and its limits."""
-    test, settings = result["models"][0]["test"][result["serving_domain"]], result["settings"]
-    names = [name for name in ("auroc", "brier", "ece") if name in test]
-    shown = [f"{name.upper()} {metrics.format_interval(test[name])}" for name in names]
-    subgroups = f"{len(result['subgroups'])} subgroups in the report" if result["subgroups"] else "no subgroups"
-    audited = audits.ModelAudits.from_dict(result["audits"], result["clinical"])
+    test, settings = result.models[0].test[result.serving_domain], result.settings
+    known = {"AUROC": test.auroc, "BRIER": test.brier, "ECE": test.ece}
+    shown = [f"{name} {metric}" for name, metric in known.items() if metric is not None]
+    subgroups = f"{len(result.subgroups)} subgroups in the report" if result.subgroups else "no subgroups"
+    audited = audits.ModelAudits.from_record(result.audits, result.clinical)
     return {
-        "10": f"All scans given; {describe_patients_needed(settings['sensitivity'])}, and the test set has "
-        f"{sum(test['patient_level']['confusion'][1])} malignant patients",
+        "10": f"All scans given; {describe_patients_needed(settings.sensitivity)}, and the test set has "
+        f"{sum(test.patient_level.confusion[1])} malignant patients",
         "12d": "Intervals resample whole patients",
         "12e": "AUROC, AUPRC, sensitivity, specificity, PPV, NPV, Brier score and calibration error with 95 % "
         f"intervals ({metrics.DRAWS} bootstrap draws of patients); plots of ROC, precision-recall, reliability and net "
@@ -228,8 +228,8 @@ def _answers_on_results(result: dict[str, Any]) -> dict[str, str]:
         "23a": f"{', '.join(shown)}; {subgroups}",
         "26": "; ".join(
             [
-                f"prevalence of the test set {sum(test['confusion'][1]) / test['n']:.0%}, assumed in use "
-                f"{settings['prevalence']:.0%}",
+                f"prevalence of the test set {sum(test.confusion[1]) / test.n:.0%}, assumed in use "
+                f"{settings.prevalence:.0%}",
                 "no external test set",
                 *audited.findings.values(),
             ]

@@ -1,7 +1,6 @@
 """Score the registry's champion and its anchor on the candidate's test images, so that the gate can compare them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,11 @@ from thyroid.clinical.fusion import Fusion
 from thyroid.data import overlap, version
 from thyroid.data.classes import Classes
 from thyroid.errors import InputError
-from thyroid.model import artefacts
+from thyroid.model.artefact import MODEL, Artefact, load_keras
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.registry import changes
 from thyroid.registry.registry import Registry
 from thyroid.storage import Location
-
-_NEEDED = ("classes", "positive", "ordered", "temperature", "bias", "threshold", "thresholds")
-"""Fields that model.json of a champion must have so that it can be scored."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class CommonTestSet:
     """The test set that the candidate and its rivals are scored on.
 
     Attributes:
-        images: Test images as `tables.examples` gives them.
+        images: Test images as `DataVersion.examples` gives them.
         classes: Classes of the candidate.
         domain: Serving domain of the candidate.
         scans: Every scan of the test set, as in `overlap.find`. A rival must not have been developed on any of them.
@@ -120,14 +116,14 @@ def _score(root: Location, number: int, test: CommonTestSet) -> Champion:
     folder = Registry(root).locate(str(number))  # outside try: an unreachable registry must not refuse the candidate
     try:
         Registry(root).check(folder)
-        facts = artefacts.verify(folder, (*_NEEDED, "serving_domain", "image_size"))
-        own = Classes.from_dict(facts)
+        artefact = Artefact.verify(folder)
+        record, own = artefact.record, Classes.from_record(artefact.record)
         if own != test.classes:
             return Champion(number, problem=f"it tells {own} apart, not {test.classes}")
-        if facts["serving_domain"] != test.domain:
+        if record.serving_domain != test.domain:
             return Champion(
                 number,
-                problem=f"it serves {facts['serving_domain']} images and the candidate {test.domain} "
+                problem=f"it serves {record.serving_domain} images and the candidate {test.domain} "
                 "ones (set --serving-domain)",
             )
         learnt = changes.scans_of(folder)
@@ -137,14 +133,14 @@ def _score(root: Location, number: int, test: CommonTestSet) -> Champion:
             return Champion(number, problem=f"{known} ({seen.describe()})")
         if seen.problem:
             return Champion(number, problem=seen.problem)
-        probability = _probability(folder, facts, test)
+        probability = _probability(artefact, test)
     except (InputError, OSError) as error:
         return Champion(number, problem=str(error))
-    point = OperatingPoint.from_dict(facts)
+    point = OperatingPoint.from_record(record)
     return Champion(number, test.classes.malignant(point.scale(probability)), point.threshold, note=seen.note)
 
 
-def _probability(folder: Path, facts: dict[str, Any], test: CommonTestSet) -> NDArray[np.float64]:
+def _probability(artefact: Artefact, test: CommonTestSet) -> NDArray[np.float64]:
     """Return the unscaled probabilities of the test images, float64 [n, classes].
 
     Raises:
@@ -152,11 +148,11 @@ def _probability(folder: Path, facts: dict[str, Any], test: CommonTestSet) -> ND
     """
     from thyroid.model import inputs  # imports TensorFlow, which checking the options of a run does not need
 
-    network = artefacts.load_keras(folder / artefacts.MODEL)
-    probability = inputs.predict(network, test.pixels(test.images, facts["image_size"]))
-    if "clinical" not in facts:
+    network = load_keras(artefact.folder / MODEL)
+    probability = inputs.predict(network, test.pixels(test.images, artefact.record.image_size))
+    if artefact.record.clinical is None:
         return probability
-    head = Fusion.from_dict(facts["clinical"])
+    head = Fusion.from_record(artefact.record.clinical)
     columns = [column.name for column in head.encoder.columns]
     if test.clinical is None or not set(columns) <= set(test.clinical):
         raise InputError(f"it uses the clinical columns {', '.join(columns)}: give clinical.csv")

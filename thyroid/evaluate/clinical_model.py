@@ -5,7 +5,7 @@ it decides nothing.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from thyroid.clinical import association, clinical_csv, fusion, leakage, plots
 from thyroid.errors import InputError
 from thyroid.evaluate.predictions import ClinicalHead, unscaled
 from thyroid.evaluate.scored import ScoredModel
+from thyroid.records.clinical import ClinicalRecord, FittedOn, Leakage
 from thyroid.train import record
 
 log = logging.getLogger(__name__)
@@ -54,13 +55,13 @@ class ClinicalComparison:
         head: Head that the model uses; None where the columns were not shown to help, or none was requested.
         tried: Head on images and columns, and head on columns alone, for the comparison on the test set; None where no
             column was tried.
-        facts: Facts as they appear in summary.json.
+        record: What the columns were worth; None where there is no clinical.csv.
     """
 
     table: ClinicalTable | None
     head: ClinicalHead | None = None
     tried: tuple[ClinicalHead, ClinicalHead] | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    record: ClinicalRecord | None = None
 
 
 def parse_location(location: storage.Location) -> tuple[str, list[str]]:
@@ -142,7 +143,7 @@ def fit_and_compare(model: ScoredModel, table: ClinicalTable, pictures: Path) ->
     the whole interval of its difference from the images alone is above 0.
 
     Clinical columns are optional. If they cannot be searched or tried, the evaluation continues without them, and the
-    facts give the reason (`not_tried`).
+    record gives the reason (`not_tried`).
 
     Args:
         model: The winner, locked on images alone.
@@ -159,31 +160,42 @@ def fit_and_compare(model: ScoredModel, table: ClinicalTable, pictures: Path) ->
     truth = classes.index(development["class"])
     facts: dict[str, Any] = {"notes": table.notes, "columns": list(table.rows), "wanted": table.wanted}
     if table.rows.empty or not len(table.rows.columns):
-        return ClinicalComparison(table, facts=facts | {"leaks": {"columns": [], "findings": []}, "used": []})
+        return _unused(table, facts, Leakage(columns=[], findings=[]))
     log.info(f"clinical.csv: {len(table.rows.columns)} columns, of {len(development)} development scans")
     facts["explored"] = association.describe(known, truth, patient, classes.names, seed)
     facts["pictures"] = plots.draw(facts["explored"], pictures)
     try:
-        facts["leaks"] = leakage.find(known, truth, patient, classes.names, positive=classes.positive, seed=seed)
+        leaks = leakage.find(known, truth, patient, classes.names, positive=classes.positive, seed=seed)
     except InputError as error:
         log.info(f"clinical columns were not searched for target leakage: {error}")
         finding = f"whether a column gives the class away is not known, since they could not be searched: {error}"
-        not_searched = {"columns": [], "findings": [finding]}
-        return ClinicalComparison(table, facts=facts | {"leaks": not_searched, "used": [], "not_tried": str(error)})
-    findings = {row["column"]: row["finding"] for row in facts["leaks"]["columns"] if row["finding"]}
+        return _unused(table, facts | {"not_tried": str(error)}, Leakage(columns=[], findings=[finding]))
+    findings = {row.column: row.finding for row in leaks.columns if row.finding}
     facts["left_out"] = {name: findings[name] for name in table.wanted if name in findings}
     columns = [name for name in table.wanted if name not in findings]
     if not columns:
-        return ClinicalComparison(table, facts=facts | {"used": []})
+        return _unused(table, facts, leaks)
     try:
-        return _try(model, table, columns, facts)
+        return _try(model, table, columns, facts | {"leaks": leaks})
     except InputError as error:
         log.info(f"clinical columns were not tried: {error}")
-        return ClinicalComparison(table, facts=facts | {"used": [], "not_tried": str(error)})
+        return _unused(table, facts | {"not_tried": str(error)}, leaks)
+
+
+def _unused(table: ClinicalTable, facts: dict[str, Any], leaks: Leakage) -> ClinicalComparison:
+    """Return the comparison of a model that uses no column."""
+    return ClinicalComparison(table, record=ClinicalRecord(**facts, leaks=leaks, used=[]))
 
 
 def _try(model: ScoredModel, table: ClinicalTable, names: list[str], facts: dict[str, Any]) -> ClinicalComparison:
-    """Fit and compare heads on images and columns, with patients that the winner did not learn from."""
+    """Fit and compare heads on images and columns, with patients that the winner did not learn from.
+
+    Args:
+        model: The winner, locked on images alone.
+        table: Content of clinical.csv.
+        names: Columns to try.
+        facts: Fields of the record that are known so far.
+    """
     classes, seed = model.classes, model.evaluation.options.seed
     columns = table.rows[names]
     seen, fold = _unseen(model)
@@ -194,26 +206,27 @@ def _try(model: ScoredModel, table: ClinicalTable, names: list[str], facts: dict
     uninformed = p * 0 + 1 / len(classes)
     both = ClinicalHead(fusion.fit(p, rows, truth, patient, seed), columns)
     alone = ClinicalHead(fusion.fit(uninformed, rows, truth, patient, seed), columns)
-    used = found["verdict"] == "helped"
-    facts |= {
-        "tried": names,
-        "fitted_on": {"what": fold, "images": len(seen), "patients": found["patients"]},
-        "development": found,
-        "used": names if used else [],
-    }
-    return ClinicalComparison(table, both if used else None, (both, alone), facts)
+    used = found.verdict == "helped"
+    worth = ClinicalRecord(
+        **facts,
+        tried=names,
+        fitted_on=FittedOn(what=fold, images=len(seen), patients=found.patients),
+        development=found,
+        used=names if used else [],
+    )
+    return ClinicalComparison(table, both if used else None, (both, alone), worth)
 
 
 def score_on_test(comparison: ClinicalComparison, model: ScoredModel) -> None:
-    """Compare images, columns and both on the same test patients, and add the result to the facts.
+    """Compare images, columns and both on the same test patients, and add the result to the record.
 
     Nothing is added where no column was tried.
 
     Args:
-        comparison: Result of `fit_and_compare`; its facts are changed.
+        comparison: Result of `fit_and_compare`; its record is changed.
         model: The winner, scored on the test set.
     """
-    if comparison.tried is None:
+    if comparison.tried is None or comparison.record is None:
         return
     both, alone = comparison.tried
     classes, seed = model.classes, model.evaluation.options.seed
@@ -223,9 +236,8 @@ def score_on_test(comparison: ClinicalComparison, model: ScoredModel) -> None:
     fused = both.apply(raw, classes)[classes.columns].to_numpy()
     uninformed = raw.assign(**dict.fromkeys(classes.columns, 1 / len(classes)))
     columns = alone.apply(uninformed, classes)[classes.columns].to_numpy()
-    comparison.facts["test"] = fusion.compare(
-        tested[classes.columns].to_numpy(), columns, fused, truth, patient, seed=seed
-    )
+    found = fusion.compare(tested[classes.columns].to_numpy(), columns, fused, truth, patient, seed=seed)
+    comparison.record = comparison.record.model_copy(update={"test": found})
 
 
 def _unseen(model: ScoredModel) -> tuple[pd.DataFrame, str]:

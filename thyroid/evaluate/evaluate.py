@@ -3,20 +3,19 @@
 python -m thyroid.evaluate --data DIR --models DIR [DIR ...] --output DIR
 """
 
-import argparse
 import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from thyroid import atomic, errors, metrics, progress
+from thyroid import atomic, progress
 from thyroid.data import tables
-from thyroid.data.filenames import CLASSES, SCORE
+from thyroid.data.filenames import SCORE
 from thyroid.data.version import DataVersion
 from thyroid.evaluate import artefact, clinical_model, gate, performance, plots, predictions, report, scored
 from thyroid.evaluate.audits import audits
@@ -25,9 +24,21 @@ from thyroid.evaluate.audits.subject import Subject
 from thyroid.evaluate.champion import CommonTestSet, rivals
 from thyroid.evaluate.clinical_model import ClinicalComparison, ClinicalTable
 from thyroid.evaluate.options import EvaluateOptions
-from thyroid.evaluate.scored import Evaluation, Ranking, ScoredModel
+from thyroid.evaluate.scored import Ranking, ScoredModel
 from thyroid.imaging import images
-from thyroid.model import artefacts, explain
+from thyroid.model import explain
+from thyroid.model.artefact import sha256
+from thyroid.records.clinical import ClinicalRecord
+from thyroid.records.evaluation import (
+    DataFields,
+    EvaluationRecord,
+    Measured,
+    ModelRow,
+    SubgroupRow,
+    Winner,
+)
+from thyroid.records.gate import GateRecord
+from thyroid.records.performance import EvaluateSettings
 from thyroid.registry import changes, register
 from thyroid.registry.changes import Changes
 from thyroid.registry.registry import Registry
@@ -47,11 +58,11 @@ class Evaluated:
     Attributes:
         folder: Folder with predictions.parquet, operating_points.json, evaluation.json, report.html, plots/,
             patients.csv and the winner's artefact (artefact/).
-        facts: Content of evaluation.json.
+        record: Content of evaluation.json.
     """
 
     folder: Path
-    facts: dict[str, Any]
+    record: EvaluationRecord
 
 
 def evaluate(
@@ -105,13 +116,15 @@ def evaluate(
     table = _predictions(candidates, comparison.table, changed)
     table.to_parquet(output / "predictions.parquet", index=False)
 
-    result = _result(candidates, ranking, comparison, table, changed)
-    _draw(ranking, result, output / "plots")
-    artefact.write(winner, exported, result)
-    result |= _seal(evaluation.data, output)
-    result["seconds"]["evaluate"] = round(time.monotonic() - started, 1)
+    measured = _measure(candidates, ranking, comparison, table, changed)
+    _draw(ranking, measured, output / "plots")
+    artefact.write(winner, exported, measured)
+    seconds = {"evaluate": round(time.monotonic() - started, 1)}
+    result = EvaluationRecord(
+        **dict(measured) | {"seconds": measured.seconds | seconds}, **_seal(evaluation.data, output)
+    )
     report.write(output, evaluation.data, result)
-    atomic.write_json(output / "evaluation.json", result)
+    result.write(output / "evaluation.json")
     report.log_summary(result)
     return Evaluated(output, result)
 
@@ -140,7 +153,8 @@ def _write_points(
 ) -> None:
     """Write operating_points.json: what was decided before any test image is read."""
     points = {model.name: model.point.to_dict() for model in models}
-    chosen = {"winner": winner.name, "points": points, "columns": comparison.facts.get("used", [])}
+    columns = [] if comparison.record is None else comparison.record.used
+    chosen = {"winner": winner.name, "points": points, "columns": columns}
     atomic.write_json(output / "operating_points.json", chosen)
 
 
@@ -158,14 +172,14 @@ def _predictions(
     return table
 
 
-def _result(
+def _measure(
     models: Sequence[ScoredModel],
     ranking: Ranking,
     comparison: ClinicalComparison,
     table: pd.DataFrame,
     changed: Changes | None,
-) -> dict[str, Any]:
-    """Measure, audit and judge, and return the content of evaluation.json.
+) -> Measured:
+    """Measure, audit and judge.
 
     Args:
         models: All models, scored on the test set.
@@ -181,27 +195,26 @@ def _result(
     tested = predictions.of_model(table, rows[0], evaluation.serving_domain, "test")
     audited = _audit(winner, models, comparison)
     subgroups, decision = _decide(winner, rows[0], tested, comparison.table, audited[0])
-    described = ("digest", "scans", "quarantined", "patients", "duplicate_groups", "splits")
-    return {
+    return Measured(
         **evaluation.data.classes.to_dict(),
-        "data": {key: facts[key] for key in described},
-        "models": rows,
-        "ranked_by": ranking.ranked_by,
-        "winner": {key: rows[0][key] for key in ("backbone", "train_domain")},
-        "serving_domain": evaluation.serving_domain,
-        "domains": list(evaluation.domains),
-        "changes": None if changed is None else _describe_changes(changed, tested, options.seed),
-        "domain_matrix": _domain_matrix(evaluation, table, rows),
-        "audits": audited[0].to_dict(),
-        "other_audits": [model_audits.to_dict() for model_audits in audited[1:]],
-        "subgroups": subgroups,
-        "clinical": comparison.facts or None,
-        "gate": decision,
-        "settings": {name: getattr(options, name) for name in ("sensitivity", "abstain", "prevalence")},
-        "worst": {name: len(mistakes) for name, mistakes in winner.mistakes().items()},
-        "diagnosis": [record.diagnosis(model.folder) for model in models],
-        "seconds": facts["seconds"] | {f"train-{model.name}": model.training["seconds"] for model, _ in ranking.models},
-    }
+        data=DataFields(**facts.model_dump(include=set(DataFields.model_fields))),
+        models=rows,
+        ranked_by=ranking.ranked_by,
+        winner=Winner(backbone=rows[0].backbone, train_domain=rows[0].train_domain),
+        serving_domain=evaluation.serving_domain,
+        domains=list(evaluation.domains),
+        changes=None if changed is None else predictions.describe_changes(changed, tested, options.seed),
+        domain_matrix=predictions.domain_matrices(table, rows, evaluation.domains, options.seed),
+        audits=audited[0].record(),
+        other_audits=[model_audits.record() for model_audits in audited[1:]],
+        subgroups=subgroups,
+        clinical=comparison.record,
+        gate=decision,
+        settings=EvaluateSettings(**{name: getattr(options, name) for name in EvaluateSettings.model_fields}),
+        worst={name: len(mistakes) for name, mistakes in winner.mistakes().items()},
+        diagnosis=[record.diagnosis(model.folder) for model in models],
+        seconds=facts.seconds | {f"train-{model.name}": model.training.seconds for model, _ in ranking.models},
+    )
 
 
 def _audit(winner: ScoredModel, models: Sequence[ScoredModel], comparison: ClinicalComparison) -> list[ModelAudits]:
@@ -212,7 +225,10 @@ def _audit(winner: ScoredModel, models: Sequence[ScoredModel], comparison: Clini
     """
     evaluation = winner.evaluation
     others = [model for model in models if model.key[0] == winner.key[0]]
-    subjects = [(winner, evaluation.serving_domain, winner.tested_by_images, comparison.facts or None)] + [
+    subjects: list[tuple[ScoredModel, str, pd.DataFrame, ClinicalRecord | None]] = [
+        (winner, evaluation.serving_domain, winner.tested_by_images, comparison.record)
+    ]
+    subjects += [
         (model, domain, model.tested(domain), None)
         for model in others
         if (domain := model.key[1]) != evaluation.serving_domain
@@ -237,11 +253,11 @@ def _audit(winner: ScoredModel, models: Sequence[ScoredModel], comparison: Clini
 
 def _decide(
     winner: ScoredModel,
-    row: dict[str, Any],
+    row: ModelRow,
     tested: pd.DataFrame,
     clinical: ClinicalTable | None,
     audited: ModelAudits,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[SubgroupRow], GateRecord]:
     """Compare the winner with the champion and the anchor, and let the gate decide.
 
     Args:
@@ -263,43 +279,16 @@ def _decide(
     threshold = winner.point.threshold
     subgroups = performance.by_subgroup(tested, threshold, options.prevalence, options.seed, compared.champion)
     decision = gate.decide(gate.Candidate(row, domain, tested, subgroups), compared, audited.audits, options)
-    model = artefacts.sha256(winner.folder / winner.training["checkpoint"])
+    model = sha256(winner.folder / winner.training.checkpoint)
     read_before = (
-        0
-        if evaluation.registry is None
-        else Registry(evaluation.registry).read_test_set(decision["test_digest"], model)
+        0 if evaluation.registry is None else Registry(evaluation.registry).read_test_set(decision.test_digest, model)
     )
-    return subgroups, decision | {"test_set_read_before": read_before}
+    return subgroups, decision.model_copy(update={"test_set_read_before": read_before})
 
 
 def _with_paths(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     """Give predictions the full paths of their images, as `DataVersion.pixels` needs them."""
     return table.assign(file=[str(root / file) for file in table["file"]])
-
-
-def _describe_changes(changed: Changes, tested: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Report what has changed since the last registered model, and the winner's AUROC on new and known test images."""
-    parts = {"test_new": tested[tested["new"]], "test_known": tested[~tested["new"]]}
-    return changed.to_dict() | {
-        name: {"images": len(part), "patients": int(part["patient"].nunique())}
-        | ({"auroc": asdict(performance.auroc(part, seed))} if part["label"].nunique() == len(CLASSES) else {})
-        for name, part in parts.items()
-    }
-
-
-def _domain_matrix(evaluation: Evaluation, table: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Compare train and test domains (four cells) for every backbone that was trained on both, by backbone."""
-    matrix = {}
-    for backbone in dict.fromkeys(row["backbone"] for row in rows):
-        of_backbone = [row for row in rows if row["backbone"] == backbone]
-        if len(evaluation.domains) == len(of_backbone) == len(tables.DOMAINS):
-            cells = {
-                (row["train_domain"], domain): predictions.of_model(table, row, domain, "test")
-                for row in of_backbone
-                for domain in evaluation.domains
-            }
-            matrix[backbone] = performance.domain_matrix(cells, evaluation.domains, evaluation.options.seed)
-    return matrix
 
 
 def _draw_worst_cases(model: ScoredModel, folder: Path) -> None:
@@ -320,18 +309,18 @@ def _draw_worst_cases(model: ScoredModel, folder: Path) -> None:
         plots.worst_cases(cases, title, folder / f"{name}.png")
 
 
-def _draw(ranking: Ranking, result: dict[str, Any], folder: Path) -> None:
+def _draw(ranking: Ranking, result: Measured, folder: Path) -> None:
     """Draw the plots of every model, the ranking, the worst cases, the domain matrix, the audits and the diagnosis."""
     _draw_worst_cases(ranking.winner, folder)
-    domain, rows = result["serving_domain"], result["models"]
+    domain, rows = result.serving_domain, result.models
     for (model, _), row in zip(progress.bar(ranking.models, len(rows), "draw", "network"), rows, strict=True):
         options = model.evaluation.options
-        trained_on, tested_on = tables.DOMAIN_NAMES[row["train_domain"]], tables.DOMAIN_NAMES[domain]
-        title = f"{row['backbone']} trained on {trained_on},\ntest set of {tested_on}"
+        trained_on, tested_on = tables.DOMAIN_NAMES[row.train_domain], tables.DOMAIN_NAMES[domain]
+        title = f"{row.backbone} trained on {trained_on},\ntest set of {tested_on}"
         shown = plots.PlottedModel(
             model.tested(domain),
             model.classes,
-            row["test"][domain],
+            row.test[domain],
             model.point,
             options.prevalence,
             title,
@@ -341,64 +330,29 @@ def _draw(ranking: Ranking, result: dict[str, Any], folder: Path) -> None:
     plots.ranking(
         [
             (
-                f"{row['backbone']} ({tables.DOMAIN_NAMES[row['train_domain']]})",
+                f"{row.backbone} ({tables.DOMAIN_NAMES[row.train_domain]})",
                 aurocs[ranking.ranked_by],
-                metrics.Interval.from_dict(row["test"][domain]["auroc"]),
+                row.test[domain].auroc,
             )
             for (_, aurocs), row in zip(ranking.models, rows, strict=True)
         ],
         report.CHOSEN_BY[ranking.ranked_by],
         folder / "ranking.png",
     )
-    for backbone, matrix in result["domain_matrix"].items():
+    for backbone, matrix in result.domain_matrix.items():
         title = f"{backbone}: test AUROC"
-        plots.domain_matrix(matrix["cells"], result["domains"], title, folder / f"domains-{backbone}.png")
+        plots.domain_matrix(matrix.cells, result.domains, title, folder / f"domains-{backbone}.png")
     for audited in audits.of_result(result):
         for picture in audited.pictures:
             plots.audit(picture.rows, folder / f"{picture.name}.png")
-    training_plots.diagnosis(result["diagnosis"], folder / "diagnosis.png")
+    training_plots.diagnosis(result.diagnosis, folder / "diagnosis.png")
 
 
 def _seal(data: DataVersion, output: Path) -> dict[str, Any]:
     """Write patients.csv, and return the checksums of the artefact and of this file."""
-    patients = data.scans.loc[data.contents.index, ["patient"]].assign(cohort=data.facts["cohort"])
+    patients = data.scans.loc[data.contents.index, ["patient"]].assign(cohort=data.facts.cohort)
     patients.to_csv(output / register.PATIENTS, index=False)
     return {
-        "artefact": artefacts.sha256(output / "artefact" / "model.json"),
-        "patients": artefacts.sha256(output / register.PATIENTS),
+        "artefact": sha256(output / "artefact" / "model.json"),
+        "patients": sha256(output / register.PATIENTS),
     }
-
-
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the evaluation with the options of the command line.
-
-    Args:
-        argv: Arguments without the program's name; None for those of the process.
-    """
-    parser = argparse.ArgumentParser(prog="python -m thyroid.evaluate", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.crop")
-    parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders of thyroid.train")
-    parser.add_argument("--output", type=Path, required=True)
-    defaults = EvaluateOptions()
-    parser.add_argument(
-        "--serving-domain", choices=tables.DOMAINS, default="", help="default: the first trained domain"
-    )
-    parser.add_argument(
-        "--sensitivity", type=float, default=defaults.sensitivity, help="that the threshold must reach on validation"
-    )
-    parser.add_argument("--abstain", type=float, default=defaults.abstain, help="share of images to leave undecided")
-    parser.add_argument(
-        "--prevalence", type=float, default=defaults.prevalence, help="of malignant nodules where the model is used"
-    )
-    parser.add_argument(
-        "--clinical", default="", help="CSV with filename or patient; clinical.csv#age,sex: columns for the model"
-    )
-    parser.add_argument("--registry", default="", help="registry whose champion the winner is compared with")
-    parser.add_argument(
-        "--waive", nargs="*", default=(), metavar="AUDIT", help=f"audits to waive: {', '.join(audits.WAIVABLE)}"
-    )
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    arguments = vars(parser.parse_args(argv))
-    data, models, output = (arguments.pop(name) for name in ("data", "models", "output"))
-    evaluate(data, models, output, EvaluateOptions(**arguments))

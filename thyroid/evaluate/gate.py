@@ -5,8 +5,7 @@ The decision rests on floors, on a paired comparison with the champion on the sa
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -15,7 +14,11 @@ from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.evaluate.audits.audit import Audit, passed
 from thyroid.evaluate.champion import Champion, Rivals
 from thyroid.evaluate.options import EvaluateOptions
+from thyroid.metrics import Interval, format_interval
 from thyroid.model.operating_point import describe_patients_needed
+from thyroid.records.evaluation import ModelRow, SubgroupRow
+from thyroid.records.gate import Comparison, Criterion, DeLong, GateRecord
+from thyroid.records.performance import Performance
 
 MARGIN = 0.05
 """Largest loss of AUROC against the champion. The lower bound of the difference must be above minus this margin."""
@@ -52,52 +55,31 @@ The sensitivity of such a subgroup, by image, has the same floor as the sensitiv
 _ASKED = f"lower bound of the AUROC difference above -{MARGIN:.2f}"
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """One criterion of the gate.
-
-    Attributes:
-        name: Name of the criterion.
-        asked: What was asked, in words.
-        found: What was found, in words.
-        passed: Whether the criterion holds.
-        waived: Whether it fails and was waived by name, so that somebody answers for it.
-    """
-
-    name: str
-    asked: str
-    found: str
-    passed: bool
-    waived: bool = False
-
-
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """The model that the gate decides on.
 
     Attributes:
-        row: Its row of the ranking as in summary.json: its operating point, and its metrics on validation and on test.
+        row: Its row of the ranking: its operating point, and its metrics on validation and on test.
         domain: Serving domain.
         test: Its test predictions in this domain: sha256, label, patient and the probability of malignant.
         subgroups: Rows of `performance.by_subgroup`.
     """
 
-    row: dict[str, Any]
+    row: ModelRow
     domain: str
     test: pd.DataFrame
-    subgroups: Sequence[dict[str, Any]] = ()
+    subgroups: Sequence[SubgroupRow] = ()
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Performance:
         """Metrics on the test set."""
-        found: dict[str, Any] = self.row["test"][self.domain]
-        return found
+        return self.row.test[self.domain]
 
     @property
     def threshold(self) -> float:
         """Threshold of the operating point."""
-        threshold: float = self.row["operating_point"]["threshold"]
-        return threshold
+        return self.row.operating_point.threshold
 
 
 def test_digest(test: pd.DataFrame) -> str:
@@ -105,7 +87,7 @@ def test_digest(test: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(sorted(test["sha256"])).encode()).hexdigest()
 
 
-def decide(candidate: Candidate, rivals: Rivals, audits: Sequence[Audit], options: EvaluateOptions) -> dict[str, Any]:
+def decide(candidate: Candidate, rivals: Rivals, audits: Sequence[Audit], options: EvaluateOptions) -> GateRecord:
     """Decide whether the candidate may replace the champion, and list every criterion.
 
     Args:
@@ -116,10 +98,8 @@ def decide(candidate: Candidate, rivals: Rivals, audits: Sequence[Audit], option
             failure does not count, and the seed of the bootstrap.
 
     Returns:
-        decision ("promoted" or "refused"), reasons, criteria, champion and anchor (version or null), comparison and
-        anchor_comparison (with the champion and with the anchor; null where there was none), waived (names of
-        criteria), test_digest, and ahead_of: the version of the anchor (of the champion, where that is the anchor) if
-        the candidate is shown to be better than it, otherwise null.
+        The decision. Its `ahead_of` is the version of the anchor (of the champion, where that is the anchor) if the
+        candidate is shown to be better than it. Its `test_set_read_before` is not set.
     """
     comparisons, compared = _compare(candidate, rivals, options.seed)
     criteria = [
@@ -129,18 +109,27 @@ def decide(candidate: Candidate, rivals: Rivals, audits: Sequence[Audit], option
         *(_audit(audit, options.waive) for audit in audits),
     ]
     failed = [criterion for criterion in criteria if not (criterion.passed or criterion.waived)]
-    return {
-        "decision": "refused" if failed else "promoted",
-        "reasons": _reasons(criteria, failed, rivals.champion),
-        "criteria": [asdict(criterion) for criterion in criteria],
-        "champion": rivals.champion.version,
-        "comparison": comparisons.get("champion"),
-        "anchor": None if rivals.anchor is None else rivals.anchor.version,
-        "anchor_comparison": comparisons.get("anchor"),
-        "ahead_of": _ahead_of(rivals, comparisons),
-        "waived": [criterion.name for criterion in criteria if criterion.waived],
-        "test_digest": test_digest(candidate.test),
-    }
+    return GateRecord(
+        decision="refused" if failed else "promoted",
+        reasons=_reasons(criteria, failed, rivals.champion),
+        criteria=criteria,
+        champion=rivals.champion.version,
+        comparison=comparisons.get("champion"),
+        anchor=None if rivals.anchor is None else rivals.anchor.version,
+        anchor_comparison=comparisons.get("anchor"),
+        ahead_of=_ahead_of(rivals, comparisons),
+        waived=[criterion.name for criterion in criteria if criterion.waived],
+        test_digest=test_digest(candidate.test),
+    )
+
+
+def _criterion(name: str, asked: str, found: str, passed: bool, waived: bool = False) -> Criterion:
+    return Criterion(name=name, asked=asked, found=found, passed=passed, waived=waived)
+
+
+def _above(metric: Interval | None, bound: float) -> bool:
+    """Return whether the whole interval of a metric is above a bound."""
+    return metric is not None and metric.low is not None and metric.low > bound
 
 
 def _floors(candidate: Candidate, sensitivity: float) -> list[Criterion]:
@@ -150,25 +139,25 @@ def _floors(candidate: Candidate, sensitivity: float) -> list[Criterion]:
         _size(found),
         *_every_class(found),
         _better_than_chance(found),
-        _behind_the_threshold(candidate.row["validation"]["malignant_patients"]),
+        _behind_the_threshold(candidate.row.validation.malignant_patients),
         _sensitivity(found, sensitivity),
         _specificity(found),
         _calibration(found),
     ]
 
 
-def _compare(candidate: Candidate, rivals: Rivals, seed: int) -> tuple[dict[str, dict[str, Any]], list[Criterion]]:
+def _compare(candidate: Candidate, rivals: Rivals, seed: int) -> tuple[dict[str, Comparison], list[Criterion]]:
     """Compare the candidate with the champion and the anchor.
 
     Returns:
         The comparisons by role ("champion", "anchor"), for rivals that could be scored, and the criteria.
     """
-    comparisons: dict[str, dict[str, Any]] = {}
+    comparisons: dict[str, Comparison] = {}
     criteria = []
     for role, rival in rivals.by_role.items():
         if rival.scores is None:
             what = f"cannot be compared: {rival.problem}; promote by hand once somebody has looked"
-            criteria.append(Criterion(f"not inferior to {role} {rival.version}", _ASKED, what, False))
+            criteria.append(_criterion(f"not inferior to {role} {rival.version}", _ASKED, what, False))
             continue
         comparisons[role], criterion = _not_inferior(candidate.test, role, rival, seed)
         criteria += [criterion, _as_specific(candidate, role, rival, seed)]
@@ -179,7 +168,7 @@ def _audit(audit: Audit, waive: Sequence[str]) -> Criterion:
     """Return the criterion of an audit. An audit that could not be run fails."""
     holds = passed(audit)
     waived = not holds and audit.waivable and audit.name in waive
-    return Criterion(audit.criterion, audit.asked, audit.finding or audit.outcome, holds, waived)
+    return _criterion(audit.criterion, audit.asked, audit.finding or audit.outcome, holds, waived)
 
 
 def _reasons(criteria: Sequence[Criterion], failed: Sequence[Criterion], champion: Champion) -> list[str]:
@@ -193,18 +182,18 @@ def _reasons(criteria: Sequence[Criterion], failed: Sequence[Criterion], champio
     return reasons
 
 
-def _ahead_of(rivals: Rivals, comparisons: dict[str, dict[str, Any]]) -> int | None:
+def _ahead_of(rivals: Rivals, comparisons: dict[str, Comparison]) -> int | None:
     """Return the version of the anchor, or of the champion where that is the anchor, if the candidate is better."""
     nearest = "champion" if rivals.anchor is None else "anchor"
     if nearest not in comparisons:
         return None
-    lowest = comparisons[nearest]["lowest"]
+    lowest = comparisons[nearest].lowest
     return rivals.by_role[nearest].version if lowest is not None and lowest > 0 else None
 
 
-def _size(performance: dict[str, Any]) -> Criterion:
-    benign, malignant = (sum(row) for row in performance["patient_level"]["confusion"])
-    return Criterion(
+def _size(performance: Performance) -> Criterion:
+    benign, malignant = (sum(row) for row in performance.patient_level.confusion)
+    return _criterion(
         "size of the test set",
         f"at least {PATIENTS} patients of each class",
         f"{benign} benign and {malignant} malignant patients",
@@ -212,50 +201,38 @@ def _size(performance: dict[str, Any]) -> Criterion:
     )
 
 
-def _every_class(performance: dict[str, Any]) -> list[Criterion]:
+def _every_class(performance: Performance) -> list[Criterion]:
     """Return the criteria for more than two classes.
 
     They are enough patients of each class, and a macro AUROC above chance.
     """
-    if len(performance["classes"]) == len(CLASSES):
+    if len(performance.classes) == len(CLASSES):
         return []
-    few = [
-        f"{name} has {row['patients']}" for name, row in performance["classes"].items() if row["patients"] < PATIENTS
-    ]
-    macro = performance["macro_auroc"]
+    few = [f"{name} has {row.patients}" for name, row in performance.classes.items() if row.patients < PATIENTS]
+    macro = performance.macro_auroc
     return [
-        Criterion(
+        _criterion(
             "size of every class", f"at least {PATIENTS} test patients", "; ".join(few) if few else "all have", not few
         ),
-        Criterion(
-            "macro AUROC",
-            "lower bound above .5",
-            str(metrics.Interval.from_dict(macro)),
-            macro["low"] is not None and macro["low"] > 0.5,
-        ),
+        _criterion("macro AUROC", "lower bound above .5", format_interval(macro), _above(macro, 0.5)),
     ]
 
 
-def _better_than_chance(performance: dict[str, Any]) -> Criterion:
-    auroc = performance["auroc"]
-    return Criterion(
-        "AUROC",
-        "lower bound above .5",
-        str(metrics.Interval.from_dict(auroc)),
-        auroc["low"] is not None and auroc["low"] > 0.5,
-    )
+def _better_than_chance(performance: Performance) -> Criterion:
+    auroc = performance.auroc
+    return _criterion("AUROC", "lower bound above .5", format_interval(auroc), _above(auroc, 0.5))
 
 
-def _sensitivity(performance: dict[str, Any], target: float) -> Criterion:
+def _sensitivity(performance: Performance, target: float) -> Criterion:
     """Return the criterion of the sensitivity by patient.
 
     Patients are the independent units, so the exact bound holds.
     """
     floor = target - SENSITIVITY_SLACK
-    missed, caught = performance["patient_level"]["confusion"][POSITIVE]
+    missed, caught = performance.patient_level.confusion[POSITIVE]
     malignant = missed + caught
     low, high = metrics.clopper_pearson(caught, malignant)
-    return Criterion(
+    return _criterion(
         "sensitivity",
         f"at least {floor:.2f} of malignant test patients at the locked threshold",
         f"{caught} of {malignant} patients, {caught / malignant:.3f} [{low:.3f}, {high:.3f}] "
@@ -265,7 +242,7 @@ def _sensitivity(performance: dict[str, Any], target: float) -> Criterion:
 
 
 def _behind_the_threshold(patients: int) -> Criterion:
-    return Criterion(
+    return _criterion(
         "validation patients behind the threshold",
         f"at least {VALIDATION_PATIENTS} malignant ones",
         f"{patients}",
@@ -273,16 +250,16 @@ def _behind_the_threshold(patients: int) -> Criterion:
     )
 
 
-def _specificity(performance: dict[str, Any]) -> Criterion:
+def _specificity(performance: Performance) -> Criterion:
     """Return the criterion of the specificity, which is by patient like the sensitivity."""
     name, asked = "specificity", f"at least {SPECIFICITY:.2f} of benign test patients at the locked threshold"
-    spared, alarmed = performance["patient_level"]["confusion"][1 - POSITIVE]
+    spared, alarmed = performance.patient_level.confusion[1 - POSITIVE]
     benign = spared + alarmed
     if not benign:
-        return Criterion(name, asked, "there is no benign patient", False)
+        return _criterion(name, asked, "there is no benign patient", False)
     low, high = metrics.clopper_pearson(spared, benign)
     found = f"{spared} of {benign} patients, {spared / benign:.3f} [{low:.3f}, {high:.3f}]"
-    return Criterion(name, asked, found, spared / benign >= SPECIFICITY)
+    return _criterion(name, asked, found, spared / benign >= SPECIFICITY)
 
 
 def _as_specific(candidate: Candidate, role: str, rival: Champion, seed: int) -> Criterion:
@@ -293,7 +270,7 @@ def _as_specific(candidate: Candidate, role: str, rival: Champion, seed: int) ->
     patients = rows.groupby("patient").agg({"malignant": "any", SCORE: "mean", "other": "mean"}).reset_index()
     title = f"as specific as {role} {rival.version}"
     if patients["malignant"].all():
-        return Criterion(title, asked, "there is no benign patient", False)
+        return _criterion(title, asked, "there is no benign patient", False)
     found = metrics.specificity_difference(
         patients["malignant"],
         patients[SCORE] >= candidate.threshold,
@@ -301,56 +278,50 @@ def _as_specific(candidate: Candidate, role: str, rival: Champion, seed: int) ->
         patients["patient"].astype(int),
         seed=seed,
     )
-    passed = found.low is not None and found.low > -SPECIFICITY_MARGIN
-    return Criterion(title, asked, f"{found} by patient, each at its own threshold", passed)
+    holds = _above(found, -SPECIFICITY_MARGIN)
+    return _criterion(title, asked, f"{found} by patient, each at its own threshold", holds)
 
 
-def _calibration(performance: dict[str, Any]) -> Criterion:
-    return Criterion(
+def _calibration(performance: Performance) -> Criterion:
+    return _criterion(
         "calibration",
         f"expected calibration error at most {CALIBRATION_CEILING:.2f} above that of perfectly calibrated "
         "probabilities",
-        f"{metrics.Interval.from_dict(performance['ece'])}, against {performance['ece_if_calibrated']:.3f} of "
-        "perfectly calibrated ones",
-        performance["ece"]["value"] - performance["ece_if_calibrated"] <= CALIBRATION_CEILING,
+        f"{performance.ece}, against {performance.ece_if_calibrated:.3f} of perfectly calibrated ones",
+        performance.ece.value - performance.ece_if_calibrated <= CALIBRATION_CEILING,
     )
 
 
-def _subgroups(rows: Sequence[dict[str, Any]], target: float, current: Champion) -> list[Criterion]:
+def _subgroups(rows: Sequence[SubgroupRow], target: float, current: Champion) -> list[Criterion]:
     """Return the criteria of the subgroups: floors and, where the champion was scored, no loss against it.
 
     The margins are those of all patients. Groups are small, and among many groups some lose by chance. A loss therefore
     counts only if it exceeds the margin and the whole interval of the difference is below 0.
     """
-    large = [row for row in rows if not row["small"] and "auroc" in row]
+    large = [row for row in rows if not row.small and row.auroc is not None]
     floor = target - SENSITIVITY_SLACK
     if not large:
         why = "no group is large enough" if rows else "no clinical.csv, or no column of it could be used"
-        return [Criterion("subgroups", "floors in every large group", f"not judged: {why}", True)]
-    low = [
-        f"{row['column']} {row['group']} (AUROC {row['auroc']['value']:.3f}, "
-        f"sensitivity {row['sensitivity']['value']:.3f})"
-        for row in large
-        if row["auroc"]["value"] < SUBGROUP_AUROC or row["sensitivity"]["value"] < floor
-    ]
+        return [_criterion("subgroups", "floors in every large group", f"not judged: {why}", True)]
+    low = [text for row in large if (text := _below_floor(row, floor)) is not None]
     criteria = [
-        Criterion(
+        _criterion(
             "subgroups",
             f"AUROC at least {SUBGROUP_AUROC:.2f} and sensitivity at least {floor:.2f} in every large group",
             "; ".join(low) if low else f"holds in all {len(large)}",
             not low,
         )
     ]
-    both = [row for row in large if "less_champion" in row]
+    both = [(row, row.less_champion) for row in large if row.less_champion is not None]
     if both:
         lost = [
-            f"{row['column']} {row['group']} ({what} {metrics.Interval.from_dict(row['less_champion'][key])})"
-            for row in both
+            f"{row.column} {row.group} ({what} {less[key]})"
+            for row, less in both
             for key, what, margin in (("auroc", "AUROC", MARGIN), ("specificity", "specificity", SPECIFICITY_MARGIN))
-            if row["less_champion"][key]["value"] < -margin and row["less_champion"][key]["high"] < 0
+            if _lost(less[key], margin)
         ]
         criteria.append(
-            Criterion(
+            _criterion(
                 f"subgroups against champion {current.version}",
                 f"in no large group an AUROC more than {MARGIN:.2f}, or a specificity more than "
                 f"{SPECIFICITY_MARGIN:.2f}, below the champion's with the whole interval of the difference below 0",
@@ -361,25 +332,41 @@ def _subgroups(rows: Sequence[dict[str, Any]], target: float, current: Champion)
     return criteria
 
 
-def _not_inferior(test: pd.DataFrame, role: str, rival: Champion, seed: int) -> tuple[dict[str, Any], Criterion]:
+def _below_floor(row: SubgroupRow, floor: float) -> str | None:
+    """Describe a group of both classes whose AUROC or sensitivity is below its floor; None if neither is."""
+    assert row.auroc is not None
+    assert row.sensitivity is not None
+    if row.auroc.value >= SUBGROUP_AUROC and row.sensitivity.value >= floor:
+        return None
+    return f"{row.column} {row.group} (AUROC {row.auroc.value:.3f}, sensitivity {row.sensitivity.value:.3f})"
+
+
+def _lost(difference: Interval, margin: float) -> bool:
+    """Return whether a difference exceeds the margin and its whole interval is below 0."""
+    return difference.value < -margin and difference.high is not None and difference.high < 0
+
+
+def _not_inferior(test: pd.DataFrame, role: str, rival: Champion, seed: int) -> tuple[Comparison, Criterion]:
     positive, patient = test["label"] == CLASSES[POSITIVE], test["patient"].astype(int)
     other = rival.scores
     assert other is not None
     bootstrap = metrics.auroc_difference(positive, test[SCORE], other, patient, seed=seed)
-    comparison: dict[str, Any] = {
-        "champion_auroc": asdict(metrics.auroc(positive, other, patient, seed=seed)),
-        "difference": asdict(bootstrap),
-    }
     try:
         delong = metrics.delong(positive, test[SCORE], other, patient)
-        comparison["delong"] = asdict(delong.difference) | {"z": delong.z, "p": delong.p}
         lows = [bootstrap.low, delong.difference.low]
         by_delong = f"{delong.difference} by DeLong (p {delong.p:.3f})"
+        measured = {"delong": DeLong(**vars(delong.difference), z=delong.z, p=delong.p)}
     except ValueError as error:
         lows = [bootstrap.low, None]
         by_delong = str(error)
+        measured = {}
     known = [low for low in lows if low is not None]
-    comparison["lowest"] = lowest = min(known) if len(known) == len(lows) else None
+    comparison = Comparison(
+        champion_auroc=metrics.auroc(positive, other, patient, seed=seed),
+        difference=bootstrap,
+        lowest=min(known) if len(known) == len(lows) else None,
+        **measured,
+    )
     found = f"{bootstrap} by the bootstrap, {by_delong}" + (f"; {rival.note}" if rival.note else "")
-    passed = lowest is not None and lowest > -MARGIN
-    return comparison, Criterion(f"not inferior to {role} {rival.version}", _ASKED, found, passed)
+    holds = comparison.lowest is not None and comparison.lowest > -MARGIN
+    return comparison, _criterion(f"not inferior to {role} {rival.version}", _ASKED, found, holds)

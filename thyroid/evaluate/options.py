@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from thyroid.command import SEVERAL, one_of
+from thyroid.data.tables import DOMAINS
 from thyroid.errors import InputError
 from thyroid.storage import Location
 
@@ -12,29 +15,29 @@ class EvaluateOptions:
     """How models are evaluated. An empty text means "none".
 
     Attributes:
-        serving_domain: Domain in which the models are compared; empty for the first trained domain.
+        serving_domain: Domain in which the models are compared, normal or cropped; empty for the first trained domain.
         sensitivity: Sensitivity that the threshold must reach on validation, above 0, at most 1. A missed cancer costs
             more than a biopsy.
         abstain: Share of validation images to leave undecided, 0 to below 1.
         prevalence: Share of malignant nodules where the model would be used, between 0 and 1. It is 7 to 15 % of
             nodules (Haugen et al. 2016, 10.1089/thy.2015.0020).
-        clinical: clinical.csv, whose columns are explored and define subgroups, and the columns that the model may
-            use; see `clinical_model.read`.
+        clinical: CSV with filename or patient, whose columns are explored and define subgroups. clinical.csv#age,sex
+            names the columns that the model may use.
         registry: Root of the registry whose champion the winner is compared with.
-        waive: Audits whose failure the gate ignores; see `audits.WAIVABLE`.
+        waive: Audits whose failure the gate ignores: shortcut, leakage, clinical.
         seed: Seed of the bootstrap, 0 to 4294967295.
 
     Raises:
         InputError: A value is out of range.
     """
 
-    serving_domain: str = ""
+    serving_domain: Annotated[str, one_of(DOMAINS)] = ""
     sensitivity: float = 0.95
     abstain: float = 0.0
     prevalence: float = 0.1
     clinical: Location = ""
     registry: Location = ""
-    waive: Sequence[str] = ()
+    waive: Annotated[Sequence[str], SEVERAL] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:

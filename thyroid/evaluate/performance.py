@@ -1,7 +1,6 @@
 """Compute the metrics of predictions with their intervals: by image, patient, class, subgroup and domain."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,8 @@ from thyroid import metrics
 from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.model import operating_point
+from thyroid.records.evaluation import DomainMatrix, SubgroupRow
+from thyroid.records.performance import Abstention, ClassPerformance, Level, Performance
 
 if TYPE_CHECKING:
     from thyroid.evaluate.champion import Champion
@@ -64,7 +65,7 @@ def by_patient(table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
 
 def of(
     table: pd.DataFrame, classes: Classes, point: operating_point.OperatingPoint, prevalence: float, seed: int = 0
-) -> dict[str, Any]:
+) -> Performance:
     """Compute every metric of one model's predictions in one domain and split.
 
     Args:
@@ -76,29 +77,19 @@ def of(
         seed: Seed of the bootstrap, which draws whole patients on both levels.
 
     Returns:
-        The metrics as they appear in summary.json. Metrics that the classes in `table` do not allow are absent.
-
-        - n, patients: number of images and of patients.
-        - auroc, auprc, macro_auroc, kappa (of class_confusion), brier, ece, ece_unscaled (before temperature scaling),
-          sensitivity, specificity, ppv, npv, ppv_at_prevalence, npv_at_prevalence: each with value, low and high.
-        - ece_if_calibrated: expected calibration error of as many perfectly calibrated probabilities.
-        - accuracy at the most probable class, and majority: the accuracy of always answering the most frequent class.
-        - confusion: counts [true, called] of the sides at the operating point, in the order of `filenames.CLASSES`.
-        - class_confusion: counts [true, called] of the classes, as `OperatingPoint.call` calls them.
-        - patient_level: the same metrics by patient, without n and patients.
-        - classes: by name, counts, threshold, AUROC and metrics at the threshold of each class against all others.
-        - abstention, only with an abstention band: the share that is left undecided, and sensitivity and specificity of
-          the rest.
+        The metrics. Those that the classes in `table` do not allow are not set.
     """
     draws = metrics.Draws(table["patient"].astype(int), seed=seed)
-    result = {"n": len(table), "patients": int(table["patient"].nunique())} | _level(
-        table, classes, draws, point, prevalence
+    by_image = _level(table, classes, draws, point, prevalence)
+    band: dict[str, Any] = {} if point.band is None else {"abstention": _abstention(table, draws, point, prevalence)}
+    return Performance(
+        n=len(table),
+        patients=int(table["patient"].nunique()),
+        patient_level=Level(**_level(by_patient(table, classes), classes, draws, point, prevalence)),
+        classes=_against_all_others(table, classes, draws, point, prevalence),
+        **by_image,
+        **band,
     )
-    result["patient_level"] = _level(by_patient(table, classes), classes, draws, point, prevalence)
-    result["classes"] = _against_all_others(table, classes, draws, point, prevalence)
-    if point.band is not None:
-        result["abstention"] = _abstention(table, draws, point, prevalence)
-    return result
 
 
 def _level(
@@ -108,6 +99,7 @@ def _level(
     point: operating_point.OperatingPoint,
     prevalence: float,
 ) -> dict[str, Any]:
+    """Compute the fields of a `Level` that the classes in `table` allow."""
     positive, patient, score = is_malignant(table), _patient(table), table[SCORE].to_numpy()
     truth, probability = classes.index(table["class"]), table[classes.columns].to_numpy()
     called = point.call(probability, classes)
@@ -127,7 +119,7 @@ def _level(
     expected = metrics.ece_if_calibrated(score, patient)
     found |= metrics.at_threshold(draws, positive, score >= point.threshold, patient, prevalence)
     return {
-        **{name: asdict(interval) for name, interval in found.items()},
+        **found,
         "ece_if_calibrated": expected,
         "accuracy": metrics.accuracy(truth, probability),
         "majority": metrics.majority(truth),
@@ -142,11 +134,8 @@ def _against_all_others(
     draws: metrics.Draws,
     point: operating_point.OperatingPoint,
     prevalence: float,
-) -> dict[str, dict[str, Any]]:
-    """Compute the metrics of each class against all others.
-
-    Returns, by name of the class, n, patients, threshold, and value, low and high of each metric.
-    """
+) -> dict[str, ClassPerformance]:
+    """Compute the metrics of each class against all others, by name of the class."""
     truth, patient = classes.index(table["class"]), _patient(table)
     result = {}
     for place, name in enumerate(classes.names):
@@ -157,14 +146,14 @@ def _against_all_others(
         }
         if of_class.any() and not of_class.all():
             found = {"auroc": metrics.auroc_interval(draws, of_class, score, patient), **found}
-        counts = {"n": int(of_class.sum()), "patients": len(np.unique(patient[of_class])), "threshold": threshold}
-        result[name] = counts | {key: asdict(interval) for key, interval in found.items()}
+        patients = len(np.unique(patient[of_class]))
+        result[name] = ClassPerformance(n=int(of_class.sum()), patients=patients, threshold=threshold, **found)
     return result
 
 
 def _abstention(
     table: pd.DataFrame, draws: metrics.Draws, point: operating_point.OperatingPoint, prevalence: float
-) -> dict[str, Any]:
+) -> Abstention:
     """Compute the share of undecided images, and sensitivity and specificity of the decided ones."""
     decided = table[point.decide(table[SCORE]) != "abstain"]
     undecided = point.decide(table[SCORE]) == "abstain"
@@ -175,8 +164,9 @@ def _abstention(
         if len(decided)
         else {}
     )
-    kept = {name: asdict(at[name]) for name in ("sensitivity", "specificity") if name in at}
-    return {"share": asdict(metrics.interval(share))} | kept
+    return Abstention(
+        share=metrics.interval(share), **{name: at[name] for name in ("sensitivity", "specificity") if name in at}
+    )
 
 
 def confusion(table: pd.DataFrame, point: operating_point.OperatingPoint) -> NDArray[np.int64]:
@@ -188,7 +178,7 @@ def confusion(table: pd.DataFrame, point: operating_point.OperatingPoint) -> NDA
 
 def by_subgroup(
     table: pd.DataFrame, threshold: float, prevalence: float, seed: int = 0, champion: "Champion | None" = None
-) -> list[dict[str, Any]]:
+) -> list[SubgroupRow]:
     """Compute AUROC, sensitivity and specificity of every subgroup, with its counts.
 
     Args:
@@ -200,9 +190,8 @@ def by_subgroup(
         champion: The champion on the same images; None for no champion.
 
     Returns:
-        Rows with column, group, images, patients, malignant (patients), benign (patients), small, and the metrics that
-        the group's classes allow. Where the champion could be scored, groups that are not small also have
-        less_champion: AUROC and specificity minus those of the champion on the same images.
+        One row per group, with the metrics that its classes allow. Where the champion could be scored, groups that are
+        not small are compared with it.
     """
     rows = []
     others = None if champion is None or champion.scores is None else pd.Series(champion.scores, table.index)
@@ -210,15 +199,15 @@ def by_subgroup(
         for group, part in table.groupby(name):
             positive = part["label"] == CLASSES[POSITIVE]
             called = part[SCORE] >= threshold
-            row = {"column": name.removeprefix(SUBGROUP), "group": str(group), **_counts(part)}
+            counts, found = _counts(part), dict[str, Any]()
             if positive.nunique() == 2:
-                row["auroc"] = asdict(metrics.auroc(positive, part[SCORE], part["patient"], seed=seed))
+                found["auroc"] = metrics.auroc(positive, part[SCORE], part["patient"], seed=seed)
             draws = metrics.Draws(part["patient"], seed=seed)
             at = metrics.at_threshold(draws, positive, called, part["patient"], prevalence)
-            row |= {key: asdict(at[key]) for key in ("sensitivity", "specificity") if key in at}
-            if champion is not None and others is not None and not row["small"]:
-                row["less_champion"] = _less_champion(part, called, champion, others[part.index], seed)
-            rows.append(row)
+            found |= {key: at[key] for key in ("sensitivity", "specificity") if key in at}
+            if champion is not None and others is not None and not counts["small"]:
+                found["less_champion"] = _less_champion(part, called, champion, others[part.index], seed)
+            rows.append(SubgroupRow(column=name.removeprefix(SUBGROUP), group=str(group), **counts, **found))
     return rows
 
 
@@ -237,20 +226,19 @@ def _counts(part: pd.DataFrame) -> dict[str, Any]:
 
 def _less_champion(
     part: pd.DataFrame, called: "pd.Series[bool]", champion: "Champion", scores: pd.Series, seed: int
-) -> dict[str, Any]:
+) -> dict[str, metrics.Interval]:
     """Compare a subgroup's AUROC and specificity with those of the champion, whose `scores` are of the same images."""
     positive, patient = part["label"] == CLASSES[POSITIVE], part["patient"]
     by_champion = champion.calls(scores)
-    less = {
+    return {
         "auroc": metrics.auroc_difference(positive, part[SCORE], scores, patient, seed=seed),
         "specificity": metrics.specificity_difference(positive, called, by_champion, patient, seed=seed),
     }
-    return {key: asdict(difference) for key, difference in less.items()}
 
 
 def domain_matrix(
     tables: Mapping[tuple[str, str], pd.DataFrame], domains: Sequence[str], seed: int = 0
-) -> dict[str, Any]:
+) -> DomainMatrix:
     """Compute the AUROCs of a backbone trained on each domain and tested on each, and the cost of changing the domain.
 
     Args:
@@ -259,30 +247,24 @@ def domain_matrix(
         seed: Seed of the bootstrap. All cells share its draws of patients.
 
     Returns:
-        Three tables, each with value, low and high.
-
-        - cells: AUROC by the domain trained on, then by the domain tested on.
-        - drop: by the domain trained on, the AUROC there minus the AUROC in the other domain (other images of the same
-          patients).
-        - shortfall: by the domain tested on, the AUROC of the model trained there minus that of the model trained on
-          the other domain (the same images).
+        The AUROCs and their differences. A drop compares different images of the same patients; a shortfall compares
+        two models on the same images.
     """
     draws = metrics.Draws(pd.concat(list(tables.values()))["patient"].astype(int), seed=seed)
     drawn = {
         cell: metrics.auroc_draws(draws, is_malignant(table), table[SCORE], _patient(table))
         for cell, table in tables.items()
     }
-    cells: dict[str, dict[str, Any]] = {domain: {} for domain in domains}
+    cells: dict[str, dict[str, metrics.Interval]] = {domain: {} for domain in domains}
     for (train, test), table in tables.items():
-        area = metrics.auroc_interval(draws, is_malignant(table), table[SCORE], _patient(table))
-        cells[train][test] = asdict(area)
+        cells[train][test] = metrics.auroc_interval(draws, is_malignant(table), table[SCORE], _patient(table))
     first, second = domains
     pairs = ((first, second), (second, first))
-    return {
-        "cells": cells,
-        "drop": {own: asdict(metrics.interval(drawn[own, own] - drawn[own, other])) for own, other in pairs},
-        "shortfall": {own: asdict(metrics.interval(drawn[own, own] - drawn[other, own])) for own, other in pairs},
-    }
+    return DomainMatrix(
+        cells=cells,
+        drop={own: metrics.interval(drawn[own, own] - drawn[own, other]) for own, other in pairs},
+        shortfall={own: metrics.interval(drawn[own, own] - drawn[other, own]) for own, other in pairs},
+    )
 
 
 def is_malignant(table: pd.DataFrame) -> NDArray[np.bool_]:

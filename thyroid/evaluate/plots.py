@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,8 +17,10 @@ from thyroid.data import tables
 from thyroid.data.classes import BINARY, Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.evaluate.performance import RAW, is_malignant
+from thyroid.metrics import Interval, format_interval
 from thyroid.model import operating_point
 from thyroid.plot_style import CLASS_NAMES, COLOURS, save
+from thyroid.records.performance import Performance
 
 _INK, _SOFT, _ALERT = "#1f5f8b", "#888888", "#c0392b"
 _SIZE = (4.5, 4.3)
@@ -58,7 +59,7 @@ class PlottedModel:
 
     table: pd.DataFrame
     classes: Classes
-    performance: Mapping[str, Any]
+    performance: Performance
     point: operating_point.OperatingPoint
     prevalence: float
     title: str
@@ -83,9 +84,9 @@ def draw(tested: PlottedModel, name: str, folder: Path) -> None:
     _decision_curve(tested, path("decision-curve"))
     _distribution(tested, path("distribution"))
     sides = [CLASS_NAMES[label] for label in CLASSES]
-    _confusion(np.array(tested.performance["confusion"]), sides, tested.title, path("confusion"))
+    _confusion(np.array(tested.performance.confusion), sides, tested.title, path("confusion"))
     if tested.classes != BINARY:
-        of_classes = np.array(tested.performance["class_confusion"])
+        of_classes = np.array(tested.performance.class_confusion)
         _confusion(of_classes, tested.classes.names, tested.title, path("class-confusion"))
         _classes_roc(tested, path("class-roc"))
     _risk_coverage(tested, path("risk-coverage"))
@@ -111,10 +112,10 @@ def _roc(tested: PlottedModel, path: Path) -> None:
     band = axis.fill_between(_GRID, low, high, color=_INK, alpha=0.15, lw=0)
     handles, labels = (
         [curve, band],
-        [f"AUROC {metrics.format_interval(performance.get('auroc'))}", "95 % band over patients"],
+        [f"AUROC {format_interval(performance.auroc)}", "95 % band over patients"],
     )
-    if {"sensitivity", "specificity"} <= set(performance):
-        at = (1 - performance["specificity"]["value"], performance["sensitivity"]["value"])
+    if performance.sensitivity is not None and performance.specificity is not None:
+        at = (1 - performance.specificity.value, performance.sensitivity.value)
         handles += axis.plot(*at, "o", ms=9, color=_ALERT, mec="white", zorder=5)
         labels.append(f"operating point: sensitivity {at[1]:.2f}, specificity {1 - at[0]:.2f}")
     axis.set_title(tested.title, fontsize=10)
@@ -133,12 +134,12 @@ def _precision_recall(tested: PlottedModel, path: Path) -> None:
         where="post",
         color=_INK,
         lw=2,
-        label=f"average precision {metrics.format_interval(performance.get('auprc'))}",
+        label=f"average precision {format_interval(performance.auprc)}",
     )
     share = is_malignant(table).mean()
     axis.axhline(share, color=_SOFT, lw=0.9, ls="--", label=f"chance: {share:.2f} of the images are malignant")
-    if {"sensitivity", "ppv"} <= set(performance):
-        at = (performance["sensitivity"]["value"], performance["ppv"]["value"])
+    if performance.sensitivity is not None and performance.ppv is not None:
+        at = (performance.sensitivity.value, performance.ppv.value)
         axis.plot(*at, "o", ms=9, color=_ALERT, mec="white", zorder=5, label="operating point")
     axis.set_title(tested.title, fontsize=10)
     axis.set(xlabel="recall (sensitivity)", ylabel="precision (PPV)", xlim=(0, 1.01), ylim=(0, 1.02))
@@ -152,9 +153,9 @@ def _reliability(tested: PlottedModel, path: Path) -> None:
         2, 1, figsize=_SIZE, sharex=True, gridspec_kw={"height_ratios": [3, 1]}, layout="constrained"
     )
     axis.plot((0, 1), (0, 1), color=_SOFT, lw=0.9, ls="--", label="perfect")
-    for column, colour, label, name in (
-        (RAW, _SOFT, "before scaling", "ece_unscaled"),
-        (SCORE, _INK, "after scaling", "ece"),
+    for column, colour, label, error in (
+        (RAW, _SOFT, "before scaling", tested.performance.ece_unscaled),
+        (SCORE, _INK, "after scaling", tested.performance.ece),
     ):
         share, mean = calibration_curve(is_malignant(table), table[column].clip(0, 1), n_bins=metrics.BINS)
         axis.plot(
@@ -163,7 +164,7 @@ def _reliability(tested: PlottedModel, path: Path) -> None:
             "o-",
             color=colour,
             lw=1.5,
-            label=f"{label}: error {metrics.format_interval(tested.performance.get(name))}",
+            label=f"{label}: error {error}",
         )
     below.hist(table[SCORE], bins=metrics.BINS, range=(0, 1), color=_INK, alpha=0.7)
     below.set(xlabel="probability of malignant", ylabel="images")
@@ -234,17 +235,15 @@ def _classes_roc(tested: PlottedModel, path: Path) -> None:
     figure, axis = plt.subplots(figsize=_SIZE)
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(classes)))
     for name, column, colour in zip(classes.names, classes.columns, colours, strict=True):
-        found = performance["classes"][name]
-        if "auroc" in found:
+        found = performance.classes[name]
+        if found.auroc is not None:
             fpr, tpr, _ = roc_curve(table["class"] == name, table[column])
-            axis.plot(fpr, tpr, color=colour, lw=1.6, label=f"{name}: {metrics.format_interval(found.get('auroc'))}")
-        if {"sensitivity", "specificity"} <= set(found):
-            at = 1 - found["specificity"]["value"], found["sensitivity"]["value"]
+            axis.plot(fpr, tpr, color=colour, lw=1.6, label=f"{name}: {found.auroc}")
+        if found.sensitivity is not None and found.specificity is not None:
+            at = 1 - found.specificity.value, found.sensitivity.value
             axis.plot(*at, "o", ms=6, color=colour, mec="white", zorder=5)
     axis.plot((0, 1), (0, 1), color=_SOFT, lw=0.9, ls="--")
-    axis.set_title(
-        f"{tested.title}\nmacro AUROC {metrics.format_interval(performance.get('macro_auroc'))}", fontsize=10
-    )
+    axis.set_title(f"{tested.title}\nmacro AUROC {format_interval(performance.macro_auroc)}", fontsize=10)
     axis.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axis.legend(loc="lower right", fontsize=7, title="class against all others", title_fontsize=7)
     save(figure, path)
@@ -303,7 +302,7 @@ def worst_cases(
     save(figure, path)
 
 
-def audit(rows: Sequence[tuple[str, metrics.Interval, bool]], path: Path) -> None:
+def audit(rows: Sequence[tuple[str, Interval, bool]], path: Path) -> None:
     """Draw the AUROCs of an audit, next to the references that they are compared with.
 
     Args:
@@ -324,7 +323,7 @@ def audit(rows: Sequence[tuple[str, metrics.Interval, bool]], path: Path) -> Non
     save(figure, path)
 
 
-def ranking(rows: Sequence[tuple[str, metrics.Interval, metrics.Interval]], chosen_by: str, path: Path) -> None:
+def ranking(rows: Sequence[tuple[str, Interval, Interval | None]], chosen_by: str, path: Path) -> None:
     """Draw the AUROC that chooses the winner and the AUROC on the test set of every model, with intervals.
 
     Args:
@@ -339,6 +338,8 @@ def ranking(rows: Sequence[tuple[str, metrics.Interval, metrics.Interval]], chos
             ("test", "#1f5f8b", -0.12, test),
         ):
             y = len(rows) - place + shift
+            if auroc is None:
+                continue
             if auroc.low is not None and auroc.high is not None:
                 axis.plot((auroc.low, auroc.high), (y, y), color=colour, lw=2)
             axis.plot(auroc.value, y, "o", color=colour, label=which if place == 0 else None)
@@ -349,18 +350,16 @@ def ranking(rows: Sequence[tuple[str, metrics.Interval, metrics.Interval]], chos
     save(figure, path)
 
 
-def domain_matrix(
-    cells: Mapping[str, Mapping[str, Mapping[str, Any]]], domains: Sequence[str], title: str, path: Path
-) -> None:
+def domain_matrix(cells: Mapping[str, Mapping[str, Interval]], domains: Sequence[str], title: str, path: Path) -> None:
     """Draw the test AUROCs of one backbone as a heat map: rows are the domains trained on, columns those tested on."""
     figure, axis = plt.subplots(figsize=(4.6, 4))
-    values = np.array([[cells[train][test]["value"] for test in domains] for train in domains])
+    values = np.array([[cells[train][test].value for test in domains] for train in domains])
     axis.imshow(values, cmap="RdYlGn", vmin=0.3, vmax=1)
     for i, train in enumerate(domains):
         for j, test in enumerate(domains):
             cell = cells[train][test]
-            limits = "" if cell["low"] is None else f"\n[{cell['low']:.2f}, {cell['high']:.2f}]"
-            axis.text(j, i, f"{cell['value']:.3f}{limits}", ha="center", va="center", fontsize=10)
+            limits = "" if cell.low is None else f"\n[{cell.low:.2f}, {cell.high:.2f}]"
+            axis.text(j, i, f"{cell.value:.3f}{limits}", ha="center", va="center", fontsize=10)
     axis.set(xticks=range(len(domains)), yticks=range(len(domains)), xlabel="tested on", ylabel="trained on")
     axis.set_xticklabels([tables.DOMAIN_NAMES[domain] for domain in domains])
     axis.set_yticklabels([tables.DOMAIN_NAMES[domain] for domain in domains], rotation=90, va="center")
@@ -368,7 +367,7 @@ def domain_matrix(
     save(figure, path)
 
 
-def forest(rows: Sequence[tuple[str, metrics.Interval]], path: Path) -> None:
+def forest(rows: Sequence[tuple[str, Interval]], path: Path) -> None:
     """Draw the AUROC of each row with its interval."""
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.42 * len(rows)))
     for place, (_, auroc) in enumerate(reversed(rows)):

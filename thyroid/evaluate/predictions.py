@@ -3,8 +3,8 @@
 The table (predictions.parquet) has one row per model and image, with the columns:
 
 - backbone, train_domain: the model.
-- domain, file (within `tables.images`), sha256, scan (file name), class, label (the side of the class), patient, group,
-  split: the image.
+- domain, file (within `DataVersion.images`), sha256, scan (file name), class, label (the side of the class), patient,
+  group, split: the image.
 - probability_CLASS of every class, and probability_M of the malignant side: scaled at the model's operating point.
 - raw_CLASS of every class, and raw_M of the malignant side: before scaling.
 - decision, and called: the class that the image is called.
@@ -12,18 +12,21 @@ The table (predictions.parquet) has one row per model and image, with the column
 - "group: NAME" for every usable column of clinical.csv: the subgroup of the scan.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
 from thyroid.clinical.fusion import Fusion
+from thyroid.data import tables
 from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.evaluate import performance
 from thyroid.model import operating_point
+from thyroid.records.evaluation import ChangesRecord, DomainMatrix, ModelRow, TestPart
+from thyroid.registry.changes import Changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +76,43 @@ def _raw(classes: Classes) -> list[str]:
     return [f"raw_{name}" for name in classes.names]
 
 
-def of_model(predictions: pd.DataFrame, row: dict[str, Any], domain: str, split: str) -> pd.DataFrame:
+def of_model(predictions: pd.DataFrame, row: ModelRow, domain: str, split: str) -> pd.DataFrame:
     """Select the predictions of one model (backbone and train_domain of `row`) in one domain and split."""
     wanted: pd.Series[bool] = (
-        (predictions["backbone"] == row["backbone"])
-        & (predictions["train_domain"] == row["train_domain"])
+        (predictions["backbone"] == row.backbone)
+        & (predictions["train_domain"] == row.train_domain)
         & (predictions["domain"] == domain)
         & (predictions["split"] == split)
     )
     return predictions[wanted].reset_index(drop=True)
+
+
+def domain_matrices(
+    predictions: pd.DataFrame, rows: Sequence[ModelRow], domains: Sequence[str], seed: int
+) -> dict[str, DomainMatrix]:
+    """Compare train and test domains (four cells) for every backbone that was trained on both, by backbone."""
+    matrices = {}
+    for backbone in dict.fromkeys(row.backbone for row in rows):
+        of_backbone = [row for row in rows if row.backbone == backbone]
+        if len(domains) == len(of_backbone) == len(tables.DOMAINS):
+            cells = {
+                (row.train_domain, domain): of_model(predictions, row, domain, "test")
+                for row in of_backbone
+                for domain in domains
+            }
+            matrices[backbone] = performance.domain_matrix(cells, domains, seed)
+    return matrices
+
+
+def describe_changes(changed: Changes, tested: pd.DataFrame, seed: int) -> ChangesRecord:
+    """Report what has changed since the last registered model, and the winner's AUROC on new and known test images."""
+    new, known = (_measure_part(part, seed) for part in (tested[tested["new"]], tested[~tested["new"]]))
+    return ChangesRecord(**changed.to_dict(), test_new=new, test_known=known)
+
+
+def _measure_part(part: pd.DataFrame, seed: int) -> TestPart:
+    auroc = {"auroc": performance.auroc(part, seed)} if part["label"].nunique() == len(CLASSES) else {}
+    return TestPart(images=len(part), patients=int(part["patient"].nunique()), **auroc)
 
 
 def roc_points(table: pd.DataFrame) -> tuple[list[float], list[float], list[float]]:

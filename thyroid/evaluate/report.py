@@ -4,7 +4,6 @@ import datetime
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from thyroid import RESEARCH_USE_ONLY, metrics, rendering
 from thyroid.clinical import plots as clinical_plots
@@ -17,8 +16,11 @@ from thyroid.evaluate.audits import audits
 from thyroid.evaluate.audits.audit import Audit
 from thyroid.evaluate.audits.audits import ModelAudits
 from thyroid.imaging import images
-from thyroid.metrics import format_interval
+from thyroid.metrics import Interval, format_interval
 from thyroid.model.operating_point import describe_patients_needed, patients_needed
+from thyroid.records.evaluation import ChangesRecord, EvaluationRecord, Measured
+from thyroid.records.gate import GateRecord
+from thyroid.records.performance import EvaluateSettings, Performance
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ METRICS_OF_CLASSES = {
 _TEMPLATE = "report.html"
 
 
-def write(output: Path, data: DataVersion, result: dict[str, Any]) -> None:
+def write(output: Path, data: DataVersion, result: EvaluationRecord) -> None:
     """Render report.html into `output`.
 
     Args:
@@ -62,8 +64,10 @@ def write(output: Path, data: DataVersion, result: dict[str, Any]) -> None:
         "p": _p,
         "percent": lambda share: f"{share:.1%}",
         "sentence": _sentence,
+        "restore": lambda fields: fields and Interval(**fields),
+        "effect": lambda effect: "n/a" if effect is None else str(Interval(effect.value, effect.low, effect.high)),
     }
-    best, domain, known = result["models"][0], result["serving_domain"], Classes.from_dict(result)
+    best, domain, known = result.models[0], result.serving_domain, Classes.from_record(result)
     audited = audits.of_result(result)
     html = environment.get_template(_TEMPLATE).render(
         notice=RESEARCH_USE_ONLY,
@@ -71,18 +75,18 @@ def write(output: Path, data: DataVersion, result: dict[str, Any]) -> None:
         facts=data.facts,
         result=result,
         best=best,
-        best_test=best["test"][domain],
+        best_test=best.test[domain],
         lead=lead(result),
         warnings=warnings(result),
-        short_reasons=_short_reasons(result["gate"], audited[0]),
+        short_reasons=_short_reasons(result.gate, audited[0]),
         domain=domain,
         domain_names=tables.DOMAIN_NAMES,
-        chosen_by=CHOSEN_BY[result["ranked_by"]],
+        chosen_by=CHOSEN_BY[result.ranked_by],
         classes=known.names,
         class_names=class_names(known),
         several=known != BINARY,
         split_at=str(known),
-        changes_in_words=_describe_changes(result["changes"]),
+        changes_in_words=_describe_changes(result.changes),
         metric_names=METRICS if known == BINARY else METRICS | METRICS_OF_CLASSES,
         aggregation=performance.AGGREGATION,
         pictures_of_a_model=plots.NAMES,
@@ -108,86 +112,86 @@ def _by_kind(audited: Sequence[ModelAudits]) -> list[list[tuple[str, Audit]]]:
     return list(kinds.values())
 
 
-def lead(result: dict[str, Any]) -> list[str]:
+def lead(result: Measured) -> list[str]:
     """Summarise the result of an evaluation for a clinician, in a few sentences and without the warnings."""
-    best, domain = result["models"][0], result["serving_domain"]
-    test = best["test"][domain]
-    among = "" if len(result["models"]) == 1 else f" among {len(result['models'])} trained models"
-    by = "validation patients" if result["ranked_by"] == "validation" else "development patients, out of fold,"
+    best, domain = result.models[0], result.serving_domain
+    test = best.test[domain]
+    among = "" if len(result.models) == 1 else f" among {len(result.models)} trained models"
+    by = "validation patients" if result.ranked_by == "validation" else "development patients, out of fold,"
     return [
-        f"{best['backbone']}, trained on {tables.DOMAIN_NAMES[best['train_domain']]} and meant for "
-        f"{tables.DOMAIN_NAMES[domain]}, was chosen{among} on {by} alone. All numbers here are from {test['n']} test "
-        f"images of {test['patients']} other patients.",
+        f"{best.backbone}, trained on {tables.DOMAIN_NAMES[best.train_domain]} and meant for "
+        f"{tables.DOMAIN_NAMES[domain]}, was chosen{among} on {by} alone. All numbers here are from {test.n} test "
+        f"images of {test.patients} other patients.",
         *_lead_clinical(result),
         _lead_auroc(test),
-        *_lead_decisions(test, result["settings"]),
+        *_lead_decisions(test, result.settings),
         *_lead_classes(test, result),
-        f"Its accuracy at the most probable class is {test['accuracy']:.1%}; always answering the majority class gives "
-        f"{test['majority']:.1%}.",
+        f"Its accuracy at the most probable class is {test.accuracy:.1%}; always answering the majority class gives "
+        f"{test.majority:.1%}.",
     ]
 
 
-def _lead_clinical(result: dict[str, Any]) -> list[str]:
+def _lead_clinical(result: Measured) -> list[str]:
     """Describe the clinical columns that the model uses, and what they add."""
-    clinical = result["clinical"]
-    if not clinical or not clinical["used"]:
+    clinical = result.clinical
+    if clinical is None or not clinical.used or clinical.test is None:
         return []
-    alone, columns = (format_interval(clinical["test"]["auroc"][name]) for name in ("images", "clinical"))
-    given_away = "clinical" in ModelAudits.from_dict(result["audits"], clinical).findings
+    alone, columns = (clinical.test.auroc[name] for name in ("images", "clinical"))
+    given_away = "clinical" in ModelAudits.from_record(result.audits, clinical).findings
     doubt = " These columns may be what the label was made from." if given_away else ""
     return [
-        f"It sees the image and the clinical columns {', '.join(clinical['used'])}; on the same test images the macro "
+        f"It sees the image and the clinical columns {', '.join(clinical.used)}; on the same test images the macro "
         f"AUROC of the image alone is {alone}, of the columns alone {columns}.{doubt}"
     ]
 
 
-def _lead_auroc(test: dict[str, Any]) -> str:
+def _lead_auroc(test: Performance) -> str:
     """Describe the AUROC, and whether it is above chance."""
-    auroc = test["auroc"]
-    if auroc["low"] is None:
+    auroc = test.auroc
+    if auroc is None or auroc.low is None or auroc.high is None:
         return "The test set is too small for an interval, so no number here means much."
     what = "which includes .50: it is not shown to be better than chance"
-    if auroc["low"] > 0.5:
+    if auroc.low > 0.5:
         what = "so it distinguishes malignant from benign better than chance"
-    elif auroc["high"] < 0.5:
+    elif auroc.high < 0.5:
         what = "which is below .50: it calls malignant images benign more often than the other way round"
     return (
         f"Of a random malignant and a random benign image it finds the malignant one more suspicious in "
-        f"{auroc['value']:.0%} of the pairs (AUROC {format_interval(auroc)}), {what}."
+        f"{auroc.value:.0%} of the pairs (AUROC {auroc}), {what}."
     )
 
 
-def _lead_decisions(test: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+def _lead_decisions(test: Performance, settings: EvaluateSettings) -> list[str]:
     """Describe the decisions at the operating point, in images of a hundred."""
     sentences = [
-        f"At its operating point, locked on validation patients to catch {settings['sensitivity']:.0%} of the "
-        f"malignant images, it calls {_of_hundred(test['sensitivity'])} of 100 malignant images malignant and "
-        f"{_of_hundred(test['specificity'])} of 100 benign images benign."
+        f"At its operating point, locked on validation patients to catch {settings.sensitivity:.0%} of the "
+        f"malignant images, it calls {_of_hundred(test.sensitivity)} of 100 malignant images malignant and "
+        f"{_of_hundred(test.specificity)} of 100 benign images benign."
     ]
-    if "ppv_at_prevalence" in test and "npv_at_prevalence" in test:
+    if test.ppv_at_prevalence is not None and test.npv_at_prevalence is not None:
         sentences.append(
-            f"Where {settings['prevalence']:.0%} of the nodules are malignant, "
-            f"{_of_hundred(test['ppv_at_prevalence'])} of 100 images that it calls malignant would be, and "
-            f"{_of_hundred(test['npv_at_prevalence'])} of 100 that it calls benign would be benign."
+            f"Where {settings.prevalence:.0%} of the nodules are malignant, "
+            f"{_of_hundred(test.ppv_at_prevalence)} of 100 images that it calls malignant would be, and "
+            f"{_of_hundred(test.npv_at_prevalence)} of 100 that it calls benign would be benign."
         )
-    if "abstention" in test:
+    if test.abstention is not None:
         sentences.append(
-            f"These are its answers without the abstention band; with it {_of_hundred(test['abstention']['share'])} of "
+            f"These are its answers without the abstention band; with it {_of_hundred(test.abstention.share)} of "
             "100 images get no decision."
         )
     return sentences
 
 
-def _lead_classes(test: dict[str, Any], result: dict[str, Any]) -> list[str]:
+def _lead_classes(test: Performance, result: Measured) -> list[str]:
     """Describe how well several classes are distinguished; nothing for benign and malignant alone."""
-    known = Classes.from_dict(result)
+    known = Classes.from_record(result)
     if known == BINARY:
         return []
-    weights = "with quadratic weights " if result["ordered"] else ""
-    kappa = f", kappa {weights}{format_interval(test['kappa'])}" if "kappa" in test else ""
+    weights = "with quadratic weights " if result.ordered else ""
+    kappa = "" if test.kappa is None else f", kappa {weights}{test.kappa}"
     return [
         f"Here malignant means the classes {', '.join(_malignant(known))}. For each of the {len(known)} classes "
-        f"against all others, the mean AUROC is {format_interval(test['macro_auroc'])}{kappa}."
+        f"against all others, the mean AUROC is {format_interval(test.macro_auroc)}{kappa}."
     ]
 
 
@@ -195,46 +199,45 @@ def _malignant(known: Classes) -> list[str]:
     return [name for name, positive in zip(known.names, known.positive, strict=True) if positive]
 
 
-def warnings(result: dict[str, Any]) -> list[str]:
+def warnings(result: Measured) -> list[str]:
     """List the reasons not to trust the metrics of an evaluation, for the first page of the report."""
-    best, domain = result["models"][0], result["serving_domain"]
-    test = best["test"][domain]
+    best, domain = result.models[0], result.serving_domain
+    test = best.test[domain]
     texts = [warning for model in audits.of_result(result) for audit in model.audits for warning in audit.warnings]
-    if test["auroc"]["low"] is None or test["auroc"]["low"] <= 0.5:
+    if test.auroc is None or test.auroc.low is None or test.auroc.low <= 0.5:
         texts.append("On this test set the model is not shown to be better than chance.")
-    if test["accuracy"] <= test["majority"]:
+    if test.accuracy <= test.majority:
         texts.append(
             "Its accuracy is not above that of always answering the majority class, so that accuracy is no evidence."
         )
-    malignant = sum(test["patient_level"]["confusion"][1])
-    asked = result["settings"]["sensitivity"]
+    malignant = sum(test.patient_level.confusion[1])
+    asked = result.settings.sensitivity
     if (needed := patients_needed(asked)) is None or malignant < needed:
         texts.append(f"The test set has {malignant} malignant patients, and {describe_patients_needed(asked)}.")
-    if best["weights"] == "none":
+    if best.weights == "none":
         texts.append("The model started from random weights; pre-trained weights are the first thing to add.")
     return list(dict.fromkeys(texts))
 
 
-def _describe_changes(changes: dict[str, Any] | None) -> str:
-    if changes is None or changes["since"] is None:
+def _describe_changes(changes: ChangesRecord | None) -> str:
+    if changes is None or changes.since is None:
         return ""
-    new, changed, removed = (sum(changes[name].values()) for name in ("new", "changed", "removed"))
+    new, changed, removed = (sum(counts.values()) for counts in (changes.new, changes.changed, changes.removed))
     return (
-        f"since model version {changes['since']} was made, {new} scans are new, {changed} have another class or other "
-        f"regions, {removed} are no longer in use and {changes['kept']} are unchanged"
+        f"since model version {changes.since} was made, {new} scans are new, {changed} have another class or other "
+        f"regions, {removed} are no longer in use and {changes.kept} are unchanged"
     )
 
 
-def _short_reasons(decision: dict[str, Any], audited: ModelAudits) -> list[str]:
+def _short_reasons(decision: GateRecord, audited: ModelAudits) -> list[str]:
     """List the gate's reasons without repeating the findings of the audits, which are among the warnings above them."""
-    failed = [criterion for criterion in decision["criteria"] if not (criterion["passed"] or criterion["waived"])]
+    failed = [criterion for criterion in decision.criteria if not (criterion.passed or criterion.waived)]
     if not failed:
-        reasons: list[str] = decision["reasons"]
-        return reasons
+        return decision.reasons
     shown_above = {audit.criterion for audit in audited.audits}
     return [
-        f"{_sentence(criterion['name'])[:-1]}: "
-        f"{'see above' if criterion['name'] in shown_above else criterion['found']}; asked: {criterion['asked']}"
+        f"{_sentence(criterion.name)[:-1]}: "
+        f"{'see above' if criterion.name in shown_above else criterion.found}; asked: {criterion.asked}"
         for criterion in failed
     ]
 
@@ -247,39 +250,41 @@ def _p(value: float | None) -> str:
     return "n/a" if value is None else "< .001" if value < 0.001 else f"{value:.3f}"
 
 
-def _of_hundred(figure: dict[str, Any]) -> str:
+def _of_hundred(share: Interval | None) -> str:
     """Format a share as a number out of 100, with its interval."""
-    if figure["low"] is None:
-        return f"{figure['value'] * 100:.0f}"
-    return f"{figure['value'] * 100:.0f} [{figure['low'] * 100:.0f} to {figure['high'] * 100:.0f}]"
+    if share is None:
+        return "n/a"
+    if share.low is None or share.high is None:
+        return f"{share.value * 100:.0f}"
+    return f"{share.value * 100:.0f} [{share.low * 100:.0f} to {share.high * 100:.0f}]"
 
 
-def log_summary(result: dict[str, Any]) -> None:
+def log_summary(result: EvaluationRecord) -> None:
     """Log the ranking, the winner, what is wrong, and the decision."""
-    domain, name = result["serving_domain"], CHOSEN_BY[result["ranked_by"]]
+    domain, name = result.serving_domain, CHOSEN_BY[result.ranked_by]
     log.info(f"\nRanking by {name} AUROC in the {domain} domain (95 % intervals over patients)")
     log.info(f"{'model':<28}{name:<24}{'test':<24}{'accuracy':>9}{'majority':>10}{'parameters':>13}{'MB':>7}")
-    for row in result["models"]:
-        test = row["test"][domain]
+    for row in result.models:
+        test = row.test[domain]
         log.info(
-            f"{row['backbone'] + ' (' + row['train_domain'] + ')':<28}"
-            f"{metrics.Interval.from_dict(row[result['ranked_by']])!s:<24}{metrics.Interval.from_dict(test['auroc'])!s:<24}"
-            f"{test['accuracy']:>9.3f}{test['majority']:>10.3f}{row['parameters']:>13,}{row['bytes'] / 1e6:>7.0f}"
+            f"{row.backbone + ' (' + row.train_domain + ')':<28}"
+            f"{row.chosen_by(result.ranked_by)!s:<24}{format_interval(test.auroc):<24}"
+            f"{test.accuracy:>9.3f}{test.majority:>10.3f}{row.parameters:>13,}{row.bytes / 1e6:>7.0f}"
         )
-    best = result["models"][0]
-    log.info(f"Winner, chosen by {name}: {best['backbone']} trained on {best['train_domain']}")
-    at = best["test"][domain]
+    best = result.models[0]
+    log.info(f"Winner, chosen by {name}: {best.backbone} trained on {best.train_domain}")
+    at = best.test[domain]
     log.info(
-        f"Threshold {best['operating_point']['threshold']:.3f}, locked on validation for a sensitivity of "
-        f"{result['settings']['sensitivity']:.2f}: on test images sensitivity "
-        f"{metrics.Interval.from_dict(at['sensitivity'])}, specificity {metrics.Interval.from_dict(at['specificity'])}"
+        f"Threshold {best.operating_point.threshold:.3f}, locked on validation for a sensitivity of "
+        f"{result.settings.sensitivity:.2f}: on test images sensitivity {format_interval(at.sensitivity)}, "
+        f"specificity {format_interval(at.specificity)}"
     )
-    for diagnosis in result["diagnosis"]:
-        for name, text in diagnosis["findings"].items():
-            log.warning(f"WARNING, {diagnosis['backbone']} trained on {diagnosis['train_domain']}, {name}: {text}")
+    for diagnosis in result.diagnosis:
+        for name, text in diagnosis.findings.items():
+            log.warning(f"WARNING, {diagnosis.backbone} trained on {diagnosis.train_domain}, {name}: {text}")
     for audited in audits.of_result(result):
         for name, text in audited.findings.items():
             log.warning(f"WARNING, {name} audit of the {audited.domain} domain: {text}")
-    log.info(f"Gate: {result['gate']['decision']}")
-    for reason in result["gate"]["reasons"]:
+    log.info(f"Gate: {result.gate.decision}")
+    for reason in result.gate.reasons:
         log.info(f"  {reason}")

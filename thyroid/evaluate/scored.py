@@ -22,9 +22,11 @@ from thyroid.evaluate.predictions import ClinicalHead
 from thyroid.model import operating_point
 from thyroid.model.network import Network
 from thyroid.model.operating_point import OperatingPoint
+from thyroid.records.evaluation import LockedPoint, ModelRow
+from thyroid.records.performance import AUROC, Performance, ValidationPerformance
+from thyroid.records.train import TrainRecord
 from thyroid.storage import Location
 from thyroid.train import record
-from thyroid.train.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +76,10 @@ class ScoredModel:
     Args:
         evaluation: The evaluation that the model is part of.
         folder: Output folder of the training.
-        training: Facts of the training (train.json).
+        training: Record of the training (train.json).
     """
 
-    def __init__(self, evaluation: Evaluation, folder: Path, training: dict[str, Any]) -> None:
+    def __init__(self, evaluation: Evaluation, folder: Path, training: TrainRecord) -> None:
         """Start with a model that is not loaded."""
         self.evaluation, self.folder, self.training = evaluation, folder, training
         self._network: Network | None = None
@@ -91,7 +93,7 @@ class ScoredModel:
     @property
     def key(self) -> tuple[str, str]:
         """The backbone and the domain trained on, which identify a model within an evaluation."""
-        return self.training["backbone"], self.training["train_domain"]
+        return self.training.backbone, self.training.train_domain
 
     @property
     def name(self) -> str:
@@ -100,7 +102,7 @@ class ScoredModel:
 
     def __str__(self) -> str:
         """Return the model in words."""
-        return f"{self.training['backbone']} trained on {self.training['train_domain']}"
+        return f"{self.training.backbone} trained on {self.training.train_domain}"
 
     @property
     def classes(self) -> Classes:
@@ -110,13 +112,12 @@ class ScoredModel:
     @property
     def size(self) -> int:
         """Side of the model's images in pixels."""
-        size: int = self.training["image_size"]
-        return size
+        return self.training.image_size
 
     @property
     def cross_validated(self) -> bool:
         """Whether every development patient was scored by a model that did not see the patient."""
-        return bool(self.training["folds"] and not self.training["only_fold"])
+        return bool(self.training.folds and not self.training.only_fold)
 
     @cached_property
     def parts(self) -> pd.Series:
@@ -189,13 +190,13 @@ class ScoredModel:
             split: Split of the images.
 
         Returns:
-            One row per image with backbone, train_domain, domain, the columns of `tables.examples` (file is the name
-            within `tables.images`) and the network's own probabilities, not yet scaled.
+            One row per image with backbone, train_domain, domain, the columns of `DataVersion.examples` (file is the
+            name within `DataVersion.images`) and the network's own probabilities, not yet scaled.
 
         Raises:
             InputError: The split lacks benign or malignant images in a domain, or the probabilities are not finite.
         """
-        parts, columns = [], Classes.from_dict(self.training).columns
+        parts, columns = [], Classes.from_record(self.training).columns
         for domain in domains:
             table = self.evaluation.examples(domain, split)
             pixels = self.evaluation.data.pixels(table, self.size)
@@ -261,43 +262,41 @@ class ScoredModel:
             found["cross_validation"] = performance.auroc(table, seed)
         return found
 
-    def performance(self, table: pd.DataFrame) -> dict[str, Any]:
+    def performance(self, table: pd.DataFrame) -> Performance:
         """Compute the metrics of predictions of this model; see `performance.of`."""
         options = self.evaluation.options
         return performance.of(table, self.classes, self.point, options.prevalence, options.seed)
 
-    def record(self, chosen_by: dict[str, metrics.Interval]) -> dict[str, Any]:
-        """Build the model's row of the ranking, as it appears in summary.json.
+    def record(self, chosen_by: dict[str, metrics.Interval]) -> ModelRow:
+        """Build the model's row of the ranking.
 
         Args:
             chosen_by: Result of `aurocs`.
         """
         training = self.training
-        kept = ("backbone", "train_domain", "recipe", "weights", "image_size", "parameters", "checkpoint", "seconds")
-        starts = {"starts": training["starts"]} if "starts" in training else {}
-        if "settings" in training:
-            starts |= {"tuned": Settings(**training["settings"]).describe()}
-        aurocs = {
-            name: {"auroc": auroc.value, "low": auroc.low, "high": auroc.high} for name, auroc in chosen_by.items()
-        }
-        return (
-            {key: training[key] for key in kept}
-            | starts
-            | {
-                "bytes": (self.folder / training["checkpoint"]).stat().st_size,
-                "operating_point": self.point.to_dict() | {"sensitivity": self.evaluation.options.sensitivity},
-                **aurocs,
-                "validation": aurocs["validation"] | self._record_validation(),
-                "test": {domain: self.performance(self.tested(domain)) for domain in self.evaluation.domains},
-            }
+        kept = {"backbone", "train_domain", "recipe", "weights", "image_size", "parameters", "checkpoint", "seconds"}
+        optional: dict[str, Any] = {"starts": training.starts.to_dict()} if training.starts else {}
+        if training.settings:
+            optional["tuned"] = training.settings.describe()
+        if "cross_validation" in chosen_by:
+            optional["cross_validation"] = AUROC(auroc=chosen_by["cross_validation"])
+        return ModelRow(
+            **training.model_dump(include=kept),
+            **optional,
+            bytes=(self.folder / training.checkpoint).stat().st_size,
+            operating_point=LockedPoint(**self.point.to_dict(), sensitivity=self.evaluation.options.sensitivity),
+            validation=self._record_validation(chosen_by["validation"]),
+            test={domain: self.performance(self.tested(domain)) for domain in self.evaluation.domains},
         )
 
-    def _record_validation(self) -> dict[str, Any]:
+    def _record_validation(self, auroc: metrics.Interval) -> ValidationPerformance:
         """Measure the operating point on the images that it was locked on."""
         found = self.performance(self.validation)
         kept = ("n", "patients", "macro_auroc", "sensitivity", "specificity", "ece", "ece_unscaled")
-        malignant = sum(found["patient_level"]["confusion"][POSITIVE])
-        return {name: found[name] for name in kept} | {"malignant_patients": malignant}
+        malignant = sum(found.patient_level.confusion[POSITIVE])
+        return ValidationPerformance(
+            auroc=auroc, malignant_patients=malignant, **{name: getattr(found, name) for name in kept}
+        )
 
 
 @dataclass(frozen=True)
@@ -338,10 +337,10 @@ def read(folder: Path, models: Sequence[Path], options: EvaluateOptions) -> tupl
     if not trainings:
         raise InputError("there is no model to evaluate")
     for model, training in trainings:
-        if training["data_digest"] != data.digest:
+        if training.data_digest != data.digest:
             raise InputError(f"{model}: trained on another data version than {folder}")
-    trained = [domain for domain in tables.DOMAINS if domain in {facts["train_domain"] for _, facts in trainings}]
-    first = next((domain for domain in data.facts["domains"] if domain in trained), trained[0])
+    trained = [domain for domain in tables.DOMAINS if domain in {training.train_domain for _, training in trainings}]
+    first = next((domain for domain in data.domains if domain in trained), trained[0])
     serving = options.serving_domain or first
     evaluation = Evaluation(data, serving, tuple(dict.fromkeys([*trained, serving])), options)
     scored = [ScoredModel(evaluation, model, training) for model, training in trainings]
@@ -365,7 +364,7 @@ def rank(models: Sequence[ScoredModel]) -> Ranking:
     """Rank the models by their cross-validated AUROC if all have one, otherwise by that on validation."""
     rows = [(model, model.aurocs()) for model in models]
     ranked_by = "cross_validation" if all("cross_validation" in found for _, found in rows) else "validation"
-    rows.sort(key=lambda row: (-(row[1][ranked_by].value or 0), row[0].training["parameters"]))
+    rows.sort(key=lambda row: (-(row[1][ranked_by].value or 0), row[0].training.parameters))
     return Ranking(ranked_by, rows)
 
 

@@ -7,10 +7,8 @@ echogenicity, margin, shape, composition and calcifications depend on the label,
 so that a perfect classifier does not exist. Every picture says that it is synthetic.
 """
 
-import argparse
 import csv
 import math
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from thyroid import errors, progress
+from thyroid import command, progress
 from thyroid.imaging import images
 
 PATIENTS = 260
@@ -252,14 +250,17 @@ def generate(output: Path, patients: int = PATIENTS, images_per_patient: int = 1
     return rois
 
 
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command `python -m thyroid.phantom` with the arguments `argv`, by default those of the process."""
-    parser = argparse.ArgumentParser(prog="python -m thyroid.phantom", description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder for scans/ and rois.csv")
-    parser.add_argument("--patients", type=int, default=PATIENTS)
-    parser.add_argument("--images-per-patient", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    rois = generate(arguments.output, arguments.patients, arguments.images_per_patient, arguments.seed)
-    print(f"{arguments.output / 'scans'} and {rois}: synthetic phantoms, not patients")
+def run(*, output: Path, patients: int = PATIENTS, images_per_patient: int = 1, seed: int = 0) -> None:
+    """Draw synthetic ultrasound-like phantoms, so that everything runs without a single patient's data.
+
+    Args:
+        output: Folder for scans/ and rois.csv.
+        patients: Number of patients.
+        images_per_patient: Number of scans of each patient.
+        seed: Seed of the whole set.
+    """
+    rois = generate(output, patients, images_per_patient, seed)
+    print(f"{output / 'scans'} and {rois}: synthetic phantoms, not patients")
+
+
+main = command.main("python -m thyroid.phantom", run)

@@ -3,11 +3,9 @@
 python -m thyroid.dicom my/scans
 """
 
-import argparse
 import os
-from collections.abc import Sequence
 
-from thyroid import errors, storage
+from thyroid import command, storage
 from thyroid.errors import InputError
 from thyroid.ingest import dicom_csv, listing
 from thyroid.ingest.dicom_csv import Row
@@ -38,13 +36,14 @@ def _describe(row: Row) -> str:
     return f"{file}{frame}, " + (f"line {row.line} of {dicom_csv.NAME}" if row.line else f"not in {dicom_csv.NAME}")
 
 
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the pseudonym and the DICOM file of every scan in a folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m thyroid.dicom",
-        description="List the DICOM files of a folder with the pseudonyms under which the tables know their scans.",
-    )
-    parser.add_argument("scans", help="folder or gs:// prefix of scans, with dicom.csv")
-    for pseudonym, source in list_pseudonyms(parser.parse_args(argv).scans):
+def run(scans: storage.Location, /) -> None:
+    """List the DICOM files of a folder with the pseudonyms under which the tables know their scans.
+
+    Args:
+        scans: Folder or gs:// prefix of scans, with dicom.csv.
+    """
+    for pseudonym, source in list_pseudonyms(scans):
         print(f"{pseudonym}  {source}")
+
+
+main = command.main("python -m thyroid.dicom", run)

@@ -79,7 +79,7 @@ def examine(files: Sequence[ListedFile], last: Version | None, copies: Path) -> 
 
 def _known_rows(files: Sequence[ListedFile], last: Version | None) -> pd.DataFrame:
     """Return the rows of the last data version whose files, and copies of them, have not changed."""
-    if last is None or last.facts["examined_by"] != EXAMINATION:
+    if last is None or last.facts.examined_by != EXAMINATION:
         return tables.frame([], _COLUMNS)
     old = last.table(store.EXAMINED)
     now = {(file.path, file.domain, file.generation): file for file in files}

@@ -29,7 +29,7 @@ def find_links(scans: ScanTable, history: History) -> list[tuple[str, str]]:
     """
     hashes, memory = scans.used["phash"], history.memory["phash"]
     newest = history.newest
-    if newest is None or newest.facts["examined_by"] != examine.EXAMINATION:
+    if newest is None or newest.facts.examined_by != examine.EXAMINATION:
         return duplicates.links([*hashes, *memory])
     before = newest.table(store.LINKS)
     found = duplicates.links(hashes.tolist(), memory.tolist())

@@ -47,7 +47,7 @@ class History:
     @cached_property
     def last(self) -> Version | None:
         """The last data version of this source."""
-        return next((version for version in self.versions if version.facts["source"] == self.source), None)
+        return next((version for version in self.versions if version.facts.source == self.source), None)
 
     @cached_property
     def memory(self) -> pd.DataFrame:
@@ -63,7 +63,7 @@ class History:
             files: The files of this run.
         """
         last = self.last
-        if last is None or inputs is None or inputs != last.facts["inputs"] or site not in ("", last.facts["cohort"]):
+        if last is None or inputs is None or inputs != last.facts.inputs or site not in ("", last.facts.cohort):
             return None
         return last if _copies_exist(files, last) else None
 
@@ -167,7 +167,7 @@ def find_cohort(history: History, site: str, scans: pd.DataFrame) -> Cohort:
     sizes = memory["cohort"].value_counts()
     shared = memory.merge(now, on=["patient", "phash"])["cohort"].value_counts()
     similar = [str(name) for name, count in shared.items() if count >= _SAME_COHORT * min(len(now), sizes[str(name)])]
-    before = history.last.facts["cohort"] if history.last is not None else ""
+    before = history.last.facts.cohort if history.last is not None else ""
     if before not in sizes and similar:  # a new place, or a cohort that was named while it was at another place
         before = similar[0]
     name = site or before or store.unnamed(history.source)

@@ -10,7 +10,6 @@ python -m thyroid.ingest --scans DIR --rois rois.csv --output DIR
 python -m thyroid.ingest --scans gs://bucket/scans --output DIR --store DIR
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -23,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from thyroid import errors, storage
+from thyroid import storage
 from thyroid.data import classes as class_names
 from thyroid.data import erased, store, tables
 from thyroid.data.classes import Classes
@@ -33,9 +32,10 @@ from thyroid.ingest import erasure, examine, grouping, labels, listing, regions
 from thyroid.ingest.history import Cohort, History, find_cohort
 from thyroid.ingest.labels import Label
 from thyroid.ingest.listing import ListedFile
-from thyroid.ingest.options import GIVEN_SPLITS, IngestOptions
+from thyroid.ingest.options import IngestOptions
 from thyroid.ingest.regions import Regions, RoiTable
 from thyroid.ingest.scan_table import ScanTable
+from thyroid.records.data import DataRecord
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Ingested:
     """The folder of a data version, and its facts (the content of data.json)."""
 
     folder: Path
-    facts: dict[str, Any]
+    facts: DataRecord
 
 
 def ingest(options: IngestOptions, output: Path) -> Ingested:
@@ -87,9 +87,14 @@ def ingest(options: IngestOptions, output: Path) -> Ingested:
         found = regions.find(scans, history.source, inputs.rois)
         found.forget(erased_patients)
 
-        facts = {"source": history.source, "cohort": cohort.name, **_facts(scans, found, request.classes, digest)}
-        facts["seconds"] = {"ingest": round(time.monotonic() - started, 1)}
-        _write(output, scans, found, facts)
+        facts = DataRecord(
+            source=history.source,
+            cohort=cohort.name,
+            seconds={"ingest": round(time.monotonic() - started, 1)},
+            files={},
+            **_facts(scans, found, request.classes, digest),
+        )
+        facts = _write(output, scans, found, facts)
         if place is not None:
             _keep(place, output, scans, cohort.without_own_memory() if options.given_splits == "ignore" else cohort)
         _report(facts, output)
@@ -173,7 +178,7 @@ class _Inputs:
 def _take(version: Version, output: Path) -> Ingested:
     """Write a data version of the store to `output` once more."""
     version.take(output)
-    log.info(f"nothing has changed since data version {version.folder.name}: {version.facts['scans']} scans")
+    log.info(f"nothing has changed since data version {version.folder.name}: {version.facts.scans} scans")
     return Ingested(output, version.facts)
 
 
@@ -197,16 +202,16 @@ def _facts(scans: ScanTable, found: Regions, classes: Classes, digest: str | Non
     }
 
 
-def _write(output: Path, scans: ScanTable, found: Regions, facts: dict[str, Any]) -> None:
-    """Write a data version."""
+def _write(output: Path, scans: ScanTable, found: Regions, facts: DataRecord) -> DataRecord:
+    """Write a data version, and return its facts with the checksums of its files."""
     output.mkdir(parents=True, exist_ok=True)
     table = found.table
     quarantined = pd.DataFrame([*scans.quarantined(), *found.refused], columns=["file", "reason"])
     tables.write_quarantine(output / tables.QUARANTINE, quarantined)
     from thyroid.data import plots  # imported late: a run without anything new draws nothing
 
-    plots.data_statistics(scans.used, table, output / "statistics.png", Classes.from_dict(facts))
-    tables.write(output, scans.table[list(tables.SCANS)], table, facts)
+    plots.data_statistics(scans.used, table, output / "statistics.png", Classes.from_record(facts))
+    return tables.write(output, scans.table[list(tables.SCANS)], table, facts)
 
 
 def _keep(place: Store, output: Path, scans: ScanTable, cohort: Cohort) -> None:
@@ -215,54 +220,15 @@ def _keep(place: Store, output: Path, scans: ScanTable, cohort: Cohort) -> None:
     log.info(f"data version {version.name}: {scans.looked_at} of {len(scans.table)} files read, the others were known")
 
 
-def _report(facts: dict[str, Any], output: Path) -> None:
-    for split, count in facts["splits"].items():
+def _report(facts: DataRecord, output: Path) -> None:
+    for split, count in facts.splits.items():
         by_class = {name: number for name, number in count.items() if name != "patients"}
         listed = ", ".join(f"{name} {number}" for name, number in by_class.items())
         log.info(
             f"{split}: Found {sum(by_class.values())} images belonging to {len(by_class)} classes. "
             f"({listed}; {count['patients']} patients)"
         )
-    for note in facts["notes"]:
+    for note in facts.notes:
         log.info(f"note: {note}")
-    if facts["quarantined"]:
-        log.info(f"quarantined: {facts['quarantined']}, see {output / tables.QUARANTINE}")
-
-
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the ingest step from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m thyroid.ingest", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--scans",
-        required=True,
-        help="folder or gs:// prefix of frames, searched recursively; its dicom.csv names DICOM files",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the new data version")
-    parser.add_argument("--rois", default="", help="CSV: filename, x, y, width, height in pixels of the frame")
-    parser.add_argument("--crops", default="", help="folder or gs:// prefix of images that are already cropped")
-    parser.add_argument(
-        "--given-splits",
-        choices=GIVEN_SPLITS,
-        default=IngestOptions.given_splits,
-        help="train/test folders that share a patient",
-    )
-    parser.add_argument(
-        "--store", default="", help="folder that outlives the run: only what is new is read, and splits are kept"
-    )
-    parser.add_argument("--seed", type=int, default=IngestOptions.seed)
-    parser.add_argument(
-        "--labels", default="", help="CSV with filename and label; labels.csv#column for another column than label"
-    )
-    parser.add_argument(
-        "--classes", default=IngestOptions.classes, help="in order, benign|malignant, such as 2<3|4a<4b<4c<5"
-    )
-    parser.add_argument(
-        "--site",
-        default="",
-        help="where patient numbers mean the same patients, such as the hospital; default: that of the same scans "
-        "before",
-    )
-    given = vars(parser.parse_args(argv))
-    output = given.pop("output")
-    ingest(IngestOptions(**given), output)
+    if facts.quarantined:
+        log.info(f"quarantined: {facts.quarantined}, see {output / tables.QUARANTINE}")

@@ -5,19 +5,11 @@ sample itself and on every draw, so that metrics on the same draws can be subtra
 into an `Interval`.
 """
 
-from thyroid.interval import Interval, format_interval
+from thyroid.interval import LEVEL, Interval, format_interval
 from thyroid.metrics.calibration import BINS, brier_draws, ece_draws, ece_if_calibrated
 from thyroid.metrics.comparison import Comparison, auroc_covariance, auroc_difference, delong, specificity_difference
 from thyroid.metrics.decisions import accuracy, at_threshold, kappa_draws, majority, net_benefit
-from thyroid.metrics.intervals import (
-    DRAWS,
-    FEW,
-    LEVEL,
-    Draws,
-    clopper_pearson,
-    interval,
-    newcombe,
-)
+from thyroid.metrics.intervals import DRAWS, FEW, Draws, clopper_pearson, interval, newcombe
 from thyroid.metrics.roc import (
     auprc_draws,
     auroc,

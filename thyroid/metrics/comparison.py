@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
-from thyroid.interval import Interval
-from thyroid.metrics.intervals import DRAWS, LEVEL, Array, Draws, count_patients, interval, newcombe
+from thyroid.interval import LEVEL, Interval
+from thyroid.metrics.intervals import DRAWS, Array, Draws, count_patients, interval, newcombe
 from thyroid.metrics.roc import auroc_draws, checked
 
 

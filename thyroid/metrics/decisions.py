@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import accuracy_score
 
 from thyroid.interval import Interval
 from thyroid.metrics.intervals import Array, Draws, at_least, clopper_pearson, count_patients, interval
@@ -125,6 +124,8 @@ def accuracy(truth: ArrayLike, probability: ArrayLike) -> float:
         truth: Index of the true class [n].
         probability: Probabilities [n, classes].
     """
+    from sklearn.metrics import accuracy_score  # not imported by a server, which has no scikit-learn
+
     return float(accuracy_score(np.asarray(truth), np.asarray(probability).argmax(axis=1)))
 
 

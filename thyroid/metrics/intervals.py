@@ -8,10 +8,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
-from thyroid.interval import Interval
+from thyroid.interval import LEVEL, Interval
 
 DRAWS = 2000
-LEVEL = 0.95
 FEW = 10
 """Patients of a class below which the bootstrap is too narrow: it can redraw patients but not imagine others."""
 

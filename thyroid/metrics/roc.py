@@ -7,18 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from thyroid.interval import Interval
-from thyroid.metrics.intervals import (
-    DRAWS,
-    FEW,
-    LEVEL,
-    Array,
-    Draws,
-    at_least,
-    count_patients,
-    interval,
-    newcombe,
-)
+from thyroid.interval import LEVEL, Interval
+from thyroid.metrics.intervals import DRAWS, FEW, Array, Draws, at_least, count_patients, interval, newcombe
 
 _BLOCK_CELLS = 200_000  # draws x images processed at once, so that they stay in a core's cache
 

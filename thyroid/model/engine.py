@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from thyroid import cores
 from thyroid.data.classes import Classes
 from thyroid.errors import InputError
+from thyroid.model.artefact import MODEL, Artefact, load_keras
 
 KERAS, F32, BF16 = "keras", "openvino-f32", "openvino-bf16"
 FORMS = (BF16, F32, KERAS)
@@ -101,7 +102,7 @@ def openvino_forms() -> list[str]:
     return [F32, BF16] if has_bf16() else [F32]
 
 
-def candidates(scored: Mapping[str, Any], form: str | None = None) -> list[str]:
+def candidates(scored: Mapping[str, float], form: str | None = None) -> list[str]:
     """Return the forms to choose from.
 
     These are `form` alone if it is given. Otherwise they are the OpenVINO forms that run here, that the evaluation
@@ -109,7 +110,7 @@ def candidates(scored: Mapping[str, Any], form: str | None = None) -> list[str]:
     is left, Keras is the only candidate if it was scored.
 
     Args:
-        scored: `forms` of model.json.
+        scored: Largest difference from Keras by form that the evaluation scored (`Artefact.differences`).
         form: Form that the user asks for, or None.
 
     Raises:
@@ -123,7 +124,7 @@ def candidates(scored: Mapping[str, Any], form: str | None = None) -> list[str]:
         return [form]
     if KERAS in scored and _has_gpu():
         return [KERAS]
-    near = [one for one in FORMS if one in scored and scored[one].get("largest_difference", 0.0) <= NEAR]
+    near = [one for one in FORMS if one in scored and scored[one] <= NEAR]
     usable = [one for one in near if one != KERAS and (one != BF16 or has_bf16())]
     if not usable and KERAS not in near:
         raise InputError(f"no form of this model can run here; the evaluation scored {', '.join(scored)}")
@@ -140,24 +141,23 @@ def _has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def load(folder: Path, facts: dict[str, Any], form: str | None = None) -> Engine:
+def load(artefact: Artefact, form: str | None = None) -> Engine:
     """Load the engine of a verified artefact, in `form` or in the fastest of its `candidates`.
 
     The candidates are measured for a second. Which precision is faster differs from processor to processor, whatever
     instructions they have.
 
     Args:
-        folder: Folder of the artefact.
-        facts: Content of its model.json.
+        artefact: The artefact.
         form: Form that the user asks for, or None.
 
     Raises:
         InputError: As for `candidates`.
     """
-    names = candidates(facts["forms"], form)
+    names = candidates(artefact.differences, form)
     if names == [KERAS]:
-        return KerasEngine(folder, Classes.from_dict(facts))
-    engines = [OpenVINOEngine(folder / OPENVINO, facts["image_size"], name) for name in names]
+        return KerasEngine(artefact.folder, Classes.from_record(artefact.record))
+    engines = [OpenVINOEngine(artefact.folder / OPENVINO, artefact.record.image_size, name) for name in names]
     measured = _measure(engines) if len(engines) > 1 else {}
     chosen = max(engines, key=lambda one: measured.get(one.form, 0.0))
     chosen.measured = measured
@@ -328,12 +328,12 @@ class KerasEngine:
 
     def __init__(self, folder: Path, classes: Classes) -> None:
         """Load the model and add its map of evidence."""
-        from thyroid.model import artefacts, explain
+        from thyroid.model import explain
         from thyroid.model.backend import XLA, tf
 
         self.form = KERAS
         self.measured: dict[str, float] = {}
-        network = explain.with_map(artefacts.load_keras(folder / artefacts.MODEL), classes)
+        network = explain.with_map(load_keras(folder / MODEL), classes)
         self._call = tf.function(lambda batch: network(batch, training=False), jit_compile=XLA)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._waiting: list[tuple[NDArray[np.uint8], asyncio.Future[Answer]]] = []

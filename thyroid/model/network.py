@@ -18,8 +18,9 @@ from thyroid import progress
 from thyroid.data.classes import BINARY, Classes
 from thyroid.errors import InputError
 from thyroid.imaging import images
-from thyroid.model import artefacts, explain, inputs
+from thyroid.model import artefact, explain, inputs
 from thyroid.model.backend import XLA, keras, tf
+from thyroid.records.train import TrainRecord
 
 GRAPH = "network.pb"
 """File of a training with a serialised TensorFlow GraphDef, from uint8 "batch" [n, size, size, 3] to `OUTPUTS`."""
@@ -69,18 +70,18 @@ class Network:
         return cls(model.name, _frozen(call.get_concrete_function()), call)
 
     @classmethod
-    def load(cls, folder: Path, facts: dict[str, Any]) -> "Network":
+    def load(cls, folder: Path, training: TrainRecord) -> "Network":
         """Load the network of a finished training.
 
         Args:
             folder: Folder of the training.
-            facts: Content of its train.json.
+            training: Its record (train.json).
 
         Raises:
             InputError: The checkpoint or the graph is missing, or is not the one that the training wrote.
         """
-        for name, sha256 in facts.get("files", {GRAPH: ""}).items():  # older trainings did not list their files
-            if not (folder / name).is_file() or artefacts.sha256(folder / name) != sha256:
+        for name, sha256 in training.files.items():
+            if not (folder / name).is_file() or artefact.sha256(folder / name) != sha256:
                 raise InputError(f"{folder / name}: missing or not what the training wrote; train again")
         graph = tf.compat.v1.GraphDef.FromString((folder / GRAPH).read_bytes())
         bare, weights = _without_weights(graph)
@@ -92,9 +93,9 @@ class Network:
             outputs: list[tf.Tensor] = tf.graph_util.import_graph_def(bare, given, wanted, name="")
             return outputs
 
-        size = facts["image_size"]
+        size = training.image_size
         image = tf.TensorSpec((None, size, size, 3), tf.uint8)
-        return cls(facts["backbone"], bare, tf.function(run, [image], autograph=False, jit_compile=XLA))
+        return cls(training.backbone, bare, tf.function(run, [image], autograph=False, jit_compile=XLA))
 
     def probabilities(self, pixels: NDArray[np.uint8], doing: str = "images") -> NDArray[np.float64]:
         """Return the unscaled probabilities of images.

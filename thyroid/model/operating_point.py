@@ -4,7 +4,7 @@ It is locked on the validation set before the test set is read.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, softmax
 
-from thyroid import metrics
 from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE
+from thyroid.interval import LEVEL
+from thyroid.records.performance import OperatingPointFields
 
 _TINY = 1e-7  # float32 probabilities may be 0 or 1
 _TEMPERATURES = (0.05, 20.0)
@@ -72,16 +73,10 @@ class OperatingPoint:
         return called
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "OperatingPoint":
-        """Return the operating point from its JSON fields, as `to_dict` returns them."""
-        band = fields.get("band")
-        return cls(
-            fields["temperature"],
-            tuple(fields["bias"]),
-            fields["threshold"],
-            tuple(fields["thresholds"]),
-            tuple(band) if band else None,
-        )
+    def from_record(cls, record: OperatingPointFields) -> "OperatingPoint":
+        """Return the operating point of a model.json."""
+        band = (record.band[0], record.band[1]) if record.band else None
+        return cls(record.temperature, tuple(record.bias), record.threshold, tuple(record.thresholds), band)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON. `band` is left out if there is none."""
@@ -232,7 +227,7 @@ def patients_needed(sensitivity: float) -> int | None:
     Returns None for a sensitivity of 1, which no number of patients can show.
     """
     # Clopper and Pearson's lower bound for n of n is alpha / 2 to the power 1 / n
-    return None if sensitivity >= 1 else max(1, math.ceil(math.log((1 - metrics.LEVEL) / 2) / math.log(sensitivity)))
+    return None if sensitivity >= 1 else max(1, math.ceil(math.log((1 - LEVEL) / 2) / math.log(sensitivity)))
 
 
 def describe_patients_needed(sensitivity: float) -> str:

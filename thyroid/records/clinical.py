@@ -43,10 +43,10 @@ class ColumnAssociation(Record):
     """How often the value is missing."""
     distribution: dict[str, list[float] | dict[str, int] | None]
     """By class: the quantiles .05, .25, .5, .75 and .95 of a number, or the patients by category."""
-    effect: Effect
-    """How strong the association is."""
-    test: str
-    """Name of the test."""
+    effect: Effect | None
+    """How strong the association is; null if there is nothing to test."""
+    test: str | None
+    """Name of the test; null if there is nothing to test."""
     p: float | None
     """P value; null if there is nothing to test."""
     p_corrected: float | None
@@ -150,7 +150,7 @@ class ClinicalRecord(Record):
     """Association with the class; absent where there are no columns."""
     pictures: list[str] | None = None
     """Names of the plots."""
-    leaks: Leakage | None = None
+    leaks: Leakage
     """Search for target leakage."""
     left_out: dict[str, str] | None = None
     """Columns that were requested and give the class away, with the finding."""

@@ -53,11 +53,11 @@ class DataRecord(ClassFields):
     domains: list[str] | None = None
     """Domains that the images were made for, normal or cropped; the first one is the default. Set by `crop`."""
     margin: float | None = None
-    """Share of a region's sides by which its crop is wider on each side. Set by `crop`."""
+    """Share of a region's own width and height by which its crop is wider on each side. Set by `crop`."""
     without_region: int | None = None
     """Number of frames without a region, which are in the normal domain only. Set by `crop`."""
     scan_area_not_found: int | None = None
-    """Number of frames whose scan area could not be told from the scanner's frame. Set by `crop`."""
+    """Number of frames in which no scan area was found, so that they were used whole. Set by `crop`."""
     cropped: int | None = None
     """Number of crops that were made or found in the store. Set by `crop`."""
     images: str | None = None

@@ -1,7 +1,5 @@
 """evaluation.json and summary.json: what an evaluation measured, decided and registered."""
 
-from typing import Any
-
 from pydantic import ConfigDict
 
 from thyroid.interval import Interval
@@ -16,6 +14,7 @@ from thyroid.records.performance import (
     ValidationPerformance,
 )
 from thyroid.records.record import Record
+from thyroid.records.train import DiagnosisRecord
 
 
 class DataFields(Record):
@@ -75,6 +74,12 @@ class ModelRow(Record):
     """AUROC over all development patients, each scored by a model that did not see them; absent without folds."""
     test: dict[str, Performance]
     """Metrics on the test set, by domain."""
+
+    def chosen_by(self, ranked_by: str) -> Interval:
+        """Return the AUROC that ranked the models: that on "validation", or the cross-validated one."""
+        if ranked_by == "cross_validation" and self.cross_validation is not None:
+            return self.cross_validation.auroc
+        return self.validation.auroc
 
 
 class Winner(Record):
@@ -154,25 +159,8 @@ class SubgroupRow(Record):
     """AUROC and specificity minus those of the champion; absent for small groups and without a champion."""
 
 
-class DiagnosisRecord(Record):
-    """The checks of one training: scale of the input, constant answers, label order, leakage, serving."""
-
-    backbone: str
-    """Name of the backbone."""
-    train_domain: str
-    """Domain that it was trained on."""
-    recipe: str
-    """Name of the recipe."""
-    figures: dict[str, dict[str, Any]]
-    """Numbers of each check, by its name."""
-    findings: dict[str, str]
-    """What was found, in words, by name; empty if nothing was."""
-
-
-class EvaluationRecord(ClassFields):
-    """evaluation.json: what an evaluation measured and decided."""
-
-    model_config = ConfigDict(title="evaluation.json")
+class Measured(ClassFields):
+    """What an evaluation measured and decided, before the artefact is made of it."""
 
     data: DataFields
     """The data version."""
@@ -208,6 +196,13 @@ class EvaluationRecord(ClassFields):
     """Checks of every training."""
     seconds: dict[str, float]
     """Seconds that each step took."""
+
+
+class EvaluationRecord(Measured):
+    """evaluation.json: what an evaluation measured and decided."""
+
+    model_config = ConfigDict(title="evaluation.json")
+
     artefact: str
     """SHA-256 of the artefact's model.json."""
     patients: str | None = None

@@ -1,5 +1,8 @@
 """model.json: everything that the endpoint, the gate and a reader need to know about a model."""
 
+from pathlib import Path
+from typing import Any, Self
+
 from thyroid.interval import Interval
 from thyroid.records.clinical import FusionRecord
 from thyroid.records.data import ClassFields
@@ -58,8 +61,8 @@ class ModelAudit(Record):
     """What was found, in words, by audit."""
 
 
-class ArtefactRecord(ClassFields, OperatingPointFields):
-    """model.json of an artefact. The registry adds version, created, parent and gate when it publishes it."""
+class ModelDescription(ClassFields, OperatingPointFields):
+    """What the evaluation says about a model. `Artefact.describe` adds the code version and the files."""
 
     name: str
     """Name of the model."""
@@ -93,6 +96,33 @@ class ArtefactRecord(ClassFields, OperatingPointFields):
     """Head that uses clinical columns; absent where the model uses none."""
     audits: ModelAudit
     """What the audits found."""
+
+    @classmethod
+    def parse(cls, content: Any, place: Path | str) -> Self:
+        """Return the record with this content, which an earlier release may have written (see `upgrade`).
+
+        Raises:
+            InputError: As for `Record.parse`.
+        """
+        return super().parse(upgrade(content), place)
+
+
+class Publication(Record):
+    """What the registry adds when it publishes an artefact."""
+
+    version: int
+    """Version in the registry."""
+    created: str
+    """When it was published, in ISO 8601 (UTC)."""
+    parent: int | None
+    """Version that was the champion when it was published."""
+    gate: GateRecord
+    """Decision of the champion gate."""
+
+
+class ArtefactRecord(ModelDescription):
+    """model.json of an artefact. The registry adds version, created, parent and gate when it publishes it."""
+
     code_version: str
     """Version of the package with the first digits of a SHA-256 over its source."""
     files: dict[str, str]
@@ -105,3 +135,19 @@ class ArtefactRecord(ClassFields, OperatingPointFields):
     """Version that was the champion when it was published."""
     gate: GateRecord | None = None
     """Decision of the champion gate."""
+
+
+def upgrade(content: Any) -> Any:
+    """Return the content of model.json in its present shape.
+
+    Up to release 0.1.0 the validation AUROC was a number with its bounds next to it. Published files keep their bytes,
+    because their hashes are sealed, so every reading upgrades them.
+    """
+    try:
+        validation = content["forms"]["keras"]["validation"]
+        auroc = {"value": validation["auroc"], "low": validation["low"], "high": validation["high"]}
+    except (KeyError, TypeError):  # the present shape, or damaged
+        return content
+    kept = {name: value for name, value in validation.items() if name not in ("low", "high")}
+    keras = content["forms"]["keras"] | {"validation": kept | {"auroc": auroc}}
+    return content | {"forms": content["forms"] | {"keras": keras}}

@@ -18,11 +18,11 @@ class Level(Record):
     """Mean over the classes of the AUROC of each against all others."""
     kappa: Interval | None = None
     """Cohen's kappa of the called classes, weighted by squares where the classes are ordered."""
-    brier: Interval | None = None
+    brier: Interval
     """Brier score of the probability of malignant."""
-    ece: Interval | None = None
+    ece: Interval
     """Expected calibration error of the probability of malignant."""
-    ece_unscaled: Interval | None = None
+    ece_unscaled: Interval
     """The same before temperature scaling."""
     sensitivity: Interval | None = None
     """Share of malignant ones that are called malignant at the locked threshold."""

@@ -28,6 +28,8 @@ class Record(BaseModel):
         """
         try:
             return cls.model_validate(content)
+        except InputError as error:  # of a record that explains its own fields
+            raise InputError(f"{place}: {error}") from None
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"]))

@@ -1,34 +1,10 @@
-"""train.json: how a network was trained, and what came of it."""
+"""train.json and diagnosis.json: how a network was trained, and what came of it."""
+
+from typing import Any
 
 from thyroid.records.data import ClassFields
 from thyroid.records.record import Record
-
-
-class SettingsFields(Record):
-    """The settings of a training's recipe, as in settings.json of a sweep."""
-
-    head_rate: float
-    """Learning rate of the head on frozen features."""
-    head_penalty: float
-    """L2 penalty of the head."""
-    class_weight: str
-    """"balanced" or "none"."""
-    label_smoothing: float
-    """Label smoothing of the fine-tuning."""
-    tap: str
-    """Layer at which the body ends; empty for its last one."""
-    margin: float
-    """Share of a region's sides by which its crop is wider on each side."""
-    image_size: int
-    """Side of the input in pixels; 0 for that of the run."""
-    augmentation: float
-    """Strength of the augmentation; 0 for none, 1 for the usual one."""
-    unfrozen: int
-    """Number of blocks that are fine-tuned; 0 for the head alone."""
-    rate: float
-    """Learning rate of the fine-tuning."""
-    backbone: str
-    """Backbone that the tap belongs to."""
+from thyroid.records.settings import Settings
 
 
 class ValidationOfTraining(Record):
@@ -49,6 +25,11 @@ class Starts(Record):
     """From the given weights."""
     champion: float
     """From the champion."""
+
+    @property
+    def champion_leads(self) -> bool:
+        """Whether the training starts from the champion, which it also does when both are equally good."""
+        return self.champion >= self.weights
 
 
 class TrainRecord(ClassFields):
@@ -82,7 +63,7 @@ class TrainRecord(ClassFields):
     """Whether TensorFlow's deterministic kernels were used."""
     precision: str
     """Precision of the training: float32, mixed_bfloat16 or mixed_float16."""
-    settings: SettingsFields | None = None
+    settings: Settings | None = None
     """Settings of the recipe; absent for the deck's, which has none."""
     parameters: int
     """Number of parameters of the network."""
@@ -104,3 +85,18 @@ class TrainRecord(ClassFields):
     """What the warm recipe compared; absent for other recipes."""
     seconds: float
     """Seconds that the training took."""
+
+
+class DiagnosisRecord(Record):
+    """The checks of one training: scale of the input, constant answers, label order, leakage, serving."""
+
+    backbone: str
+    """Name of the backbone."""
+    train_domain: str
+    """Domain that it was trained on."""
+    recipe: str
+    """Name of the recipe."""
+    figures: dict[str, dict[str, Any]]
+    """Values of each check, by its name."""
+    findings: dict[str, str]
+    """What was found, in words, by name; empty if nothing was."""

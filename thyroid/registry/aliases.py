@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from thyroid import storage
 from thyroid.errors import InputError
+from thyroid.records.gate import GateRecord
 from thyroid.storage import ABSENT, ChangedError
 
 CREATED = ("version", "created", "parent", "gate")
@@ -114,14 +115,14 @@ class State:
             self.content["previous"] = self.content["champion"]
         self.content["champion"] = version
 
-    def carry_out(self, gate: dict[str, Any]) -> dict[str, Any]:
+    def carry_out(self, gate: GateRecord) -> GateRecord:
         """Return a gate's decision; refused if it was made against another champion than the present one."""
-        if gate["decision"] == "promoted" and gate["champion"] != self.champion:
-            changed = f"the champion changed from {gate['champion']} to {self.champion} meanwhile: evaluate again"
-            return gate | {"decision": "refused", "reasons": [*gate["reasons"], changed]}
+        if gate.decision == "promoted" and gate.champion != self.champion:
+            changed = f"the champion changed from {gate.champion} to {self.champion} meanwhile: evaluate again"
+            return gate.model_copy(update={"decision": "refused", "reasons": [*gate.reasons, changed]})
         return gate
 
-    def add(self, number: int, hashes: dict[str, str], gate: dict[str, Any]) -> None:
+    def add(self, number: int, hashes: dict[str, str], gate: GateRecord) -> None:
         """Add a version, which becomes the candidate, and the champion if the gate says so.
 
         Args:
@@ -131,11 +132,11 @@ class State:
         """
         self.content["versions"][str(number)] = hashes
         self.content["candidate"] = max(number, self.content.get("candidate", 0))
-        if gate["decision"] == "promoted":
+        if gate.decision == "promoted":
             self.set_champion(number)
-            if self.content.get("anchor") == gate.get("ahead_of"):  # both are None for the first champion
+            if self.content.get("anchor") == gate.ahead_of:  # both are None for the first champion
                 self.content["anchor"] = number
-        self.note("publish", number, "; ".join(gate["reasons"]))
+        self.note("publish", number, "; ".join(gate.reasons))
 
     def note(self, action: str, version: int, reason: str, by: str = "pipeline") -> None:
         """Add a line to the history. Its id shows later whether a change was written although the answer got lost."""

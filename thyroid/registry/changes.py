@@ -12,7 +12,7 @@ from thyroid import storage
 from thyroid.data import tables
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
-from thyroid.model import artefacts
+from thyroid.model.artefact import CARD, SCANS
 from thyroid.registry.registry import Registry
 
 TRAIN = "train"
@@ -89,7 +89,7 @@ def compare(data: DataVersion, root: storage.Location) -> Changes:
     version = registry.read_aliases().get("candidate")
     if version is None:
         return Changes(None, _labels(present["label"]), {}, {}, 0)
-    old = scans_of(registry.find(str(version), only=(*artefacts.CARD, artefacts.SCANS)))
+    old = scans_of(registry.find(str(version), only=(*CARD, SCANS)))
     old = old.drop_duplicates("sha256").set_index("sha256")
     both = present.join(old, rsuffix="_old", how="inner")
     differs = (both["label"] != both["label_old"]) | (both["boxes"] != both["boxes_old"])
@@ -144,8 +144,8 @@ def scans_of(artefact: Path) -> pd.DataFrame:
         InputError: The list of scans is missing or damaged.
     """
     try:
-        table = pd.read_csv(artefact / artefacts.SCANS, dtype="string")
+        table = pd.read_csv(artefact / SCANS, dtype="string")
         table = table[[*tables.CONTENTS, *(name for name in tables.PRINTS if name in table)]]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{artefact / artefacts.SCANS}: cannot be read ({error}); register a model again") from None
+        raise InputError(f"{artefact / SCANS}: cannot be read ({error}); register a model again") from None
     return table.reindex(columns=[*tables.CONTENTS, *tables.PRINTS]).astype("string")

@@ -3,12 +3,9 @@
 python -m thyroid.conclude --registry DIR --state FAILED --message "train-VGG16: out of memory"
 """
 
-import argparse
-from collections.abc import Sequence
-
-from thyroid import errors
+from thyroid import command
 from thyroid.errors import InputError
-from thyroid.model import artefacts
+from thyroid.model.artefact import CARD, Artefact
 from thyroid.registry.registry import Registry
 from thyroid.storage import Location
 
@@ -50,23 +47,25 @@ def conclude(root: Location, state: str, message: str) -> list[str]:
             if alias not in aliases:
                 lines.append(f"There is no {alias} yet.")
                 continue
-            folder = registry.find(alias, artefacts.CARD)
-            facts = artefacts.facts(folder, ("version", "backbone", "created", "gate"))
-            lines.append(
-                f"{alias.capitalize()}: version {facts['version']}, {facts['backbone']}, of {facts['created']}."
-            )
+            artefact = Artefact.read(registry.find(alias, CARD))
+            known, backbone = artefact.publication, artefact.record.backbone
+            lines.append(f"{alias.capitalize()}: version {known.version}, {backbone}, of {known.created}.")
             if alias == "candidate" and aliases["candidate"] != aliases.get("champion"):
-                lines += [f"Not released: {reason}" for reason in facts["gate"]["reasons"]]
+                lines += [f"Not released: {reason}" for reason in known.gate.reasons]
     except InputError as error:
         lines.append(str(error))
     return lines
 
 
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the summary of a run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m thyroid.conclude", description=__doc__.split("\n")[0])
-    parser.add_argument("--registry", dest="root", required=True, help="root of the registry, or gs://")
-    parser.add_argument("--state", default="SUCCEEDED", help="state of the run")
-    parser.add_argument("--message", default="", help="message about the failure")
-    print("\n".join(conclude(**vars(parser.parse_args(argv)))))
+def run(*, registry: Location, state: str = "SUCCEEDED", message: str = "") -> None:
+    """Summarise how a run ended, successful or not.
+
+    Args:
+        registry: Root of the registry: a folder, or gs://bucket/prefix.
+        state: State of the run.
+        message: Message about the failure.
+    """
+    print("\n".join(conclude(registry, state, message)))
+
+
+main = command.main("python -m thyroid.conclude", run)

@@ -25,7 +25,7 @@ from thyroid.data.erased import Erased
 from thyroid.data.store import CROPPED, EXAMINED, GOING, LINKS, MEMORY, SCANS, VERSIONS, Store
 from thyroid.errors import InputError
 from thyroid.imaging.geometry import MARGIN
-from thyroid.model import artefacts
+from thyroid.model import artefact
 from thyroid.registry import changes
 from thyroid.registry.patient_data import (
     PatientData,
@@ -152,7 +152,7 @@ def _without(version: VersionTables, found: PatientData, secret: bytes) -> tuple
     number = re.compile(rf"(?<!\d)0*{found.patient}(?!\d)")
     notes = [
         _NOTE if anonymised(note) != note or (found.in_cohort(version) and number.search(note)) else note
-        for note in version.stored.facts["notes"]
+        for note in version.stored.facts.notes
     ]
     return (
         VersionTables(
@@ -175,7 +175,7 @@ def _difference(version: VersionTables, clean: VersionTables, notes: list[str]) 
         "rows of its memory": len(version.memory) - len(clean.memory),
         "links": len(version.links) - len(clean.links),
         "lines of quarantine.csv": len(version.quarantine) - len(clean.quarantine),
-        "notes": sum(a != b for a, b in zip(version.stored.facts["notes"], notes, strict=True)),
+        "notes": sum(a != b for a, b in zip(version.stored.facts.notes, notes, strict=True)),
     }
     counted = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     pairs = ((getattr(version, name), getattr(clean, name)) for name in ("scans", "examined", "quarantine", "memory"))
@@ -186,14 +186,14 @@ def _rewrite(place: Store, clean: VersionTables, notes: list[str]) -> None:
     facts = clean.stored.facts
     used = tables.used(clean.scans)
     synthetic = clean.examined.set_index("path")["synthetic"]
-    facts = facts | {
+    changed = {
         "digest": tables.digest(clean.scans, clean.regions),
         "scans": len(used),
         "quarantined": len(clean.quarantine),
         "patients": int(used["patient"].nunique()),
         "regions": len(clean.regions),
         "synthetic": int(used["path"].map(synthetic).sum()),
-        "splits": tables.count_splits(used, facts["classes"]),
+        "splits": tables.count_splits(used, facts.classes),
         "notes": notes,
         "inputs": None,
     }
@@ -209,7 +209,7 @@ def _rewrite(place: Store, clean: VersionTables, notes: list[str]) -> None:
     # No pictures are drawn. They need libraries that are not installed everywhere, and no ingest reuses this version
     # unchanged.
     content[tables.QUARANTINE] = quarantine.getvalue().encode()
-    place.rewrite(clean.stored.folder, content, facts)
+    place.rewrite(clean.stored.folder, content, facts.model_copy(update=changed))
 
 
 def _crops(place: Store, versions: list[VersionTables], found: PatientData, delete: bool) -> Iterator[Held]:
@@ -287,7 +287,7 @@ def _models(root: storage.Location, found: PatientData, gone: Erased, keyed: fro
         names = ", ".join(alias for alias, number in aliases.items() if number == version)
         names = f" ({names})" if names else ""
         try:
-            scans = changes.scans_of(registry.find(str(version), (*artefacts.CARD, artefacts.SCANS)))
+            scans = changes.scans_of(registry.find(str(version), (*artefact.CARD, artefact.SCANS)))
         except InputError:
             yield Held(
                 "model",

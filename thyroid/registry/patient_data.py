@@ -8,6 +8,7 @@ import pandas as pd
 from thyroid.data import filenames, tables
 from thyroid.data.erased import Erased
 from thyroid.data.store import EXAMINED, LINKS, MEMORY, Version
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 
 
@@ -46,7 +47,7 @@ class PatientData:
 
     def in_cohort(self, version: VersionTables) -> bool:
         """Return whether a data version belongs to the patient's cohort."""
-        return version.stored.facts["cohort"] in self.cohorts
+        return version.stored.facts.cohort in self.cohorts
 
     def rows(self, version: VersionTables, table: pd.DataFrame) -> pd.Series:
         """Select the rows of a version's scans or examined files that are the patient's or have the same bytes."""
@@ -65,12 +66,10 @@ def read_tables(folder: Path) -> VersionTables:
         InputError: One of them is damaged.
     """
     try:
-        version = Version(folder)
-        scans, regions, facts = tables.read(folder)
-        quarantine = tables.read_quarantine(folder, facts)
-        return VersionTables(
-            version, scans, regions, quarantine, *(version.table(name) for name in (EXAMINED, LINKS, MEMORY))
-        )
+        version, data = Version(folder), DataVersion.read(folder)
+        quarantine = tables.read_quarantine(folder, data.facts)
+        others = (version.table(name) for name in (EXAMINED, LINKS, MEMORY))
+        return VersionTables(version, data.scans, data.regions, quarantine, *others)
     except (InputError, OSError):
         raise InputError(
             f"{folder}: damaged, so it is unknown whether it holds the patient; remove this folder, "
@@ -85,7 +84,7 @@ def choose_cohort(versions: list[VersionTables], gone: Erased, given: str) -> st
         InputError: There is no such cohort, or none was given and the store knows several.
     """
     newest = versions[-1]
-    known = {*newest.memory["cohort"], newest.stored.facts["cohort"], *(names[0] for names in gone.patients)}
+    known = {*newest.memory["cohort"], newest.stored.facts.cohort, *(names[0] for names in gone.patients)}
     if given and given not in known:
         raise InputError(f"--site {given}: no such cohort in this store; it knows {', '.join(sorted(known))}")
     current = set(newest.memory["cohort"]) or known

@@ -3,22 +3,20 @@
 python -m thyroid.register --evaluation DIR --registry DIR --summary summary.json
 """
 
-import argparse
-import json
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from thyroid import atomic, errors
+from thyroid import atomic, command
 from thyroid.data import pseudonyms
 from thyroid.errors import InputError
-from thyroid.model import artefacts
+from thyroid.model.artefact import SCANS, Artefact, sha256
+from thyroid.records import evaluation as records
 from thyroid.registry import changes
 from thyroid.registry.registry import Registered, Registry
 from thyroid.storage import Location
@@ -53,37 +51,50 @@ def register(evaluation: Path, registry_root: Location, summary: Path, run: str 
     """
     started = time.monotonic()
     try:
-        facts = json.loads((evaluation / "evaluation.json").read_text())
+        result = records.EvaluationRecord.read(evaluation / "evaluation.json")
     except FileNotFoundError:
         raise InputError(f"{evaluation}: not a finished evaluation (evaluation.json is missing)") from None
     with tempfile.TemporaryDirectory() as temporary:
         artefact = Path(temporary) / "artefact"
         shutil.copytree(evaluation / "artefact", artefact)
-        described = artefacts.verify(artefact)
-        if artefacts.sha256(artefact / "model.json") != facts["artefact"]:
+        described = Artefact.verify(artefact)
+        if sha256(artefact / "model.json") != result.artefact:
             raise InputError(
                 f"{evaluation}: its artefact is not the one that evaluation.json refers to; evaluate again"
             )
         shutil.copy(evaluation / "report.html", artefact / "report.html")
         if run:
             atomic.write_bytes(artefact / RUN, run.encode())
-        _name_patients(artefact, _patients(evaluation, facts.pop("patients", "")), registry_root)
-        artefacts.describe(artefact, {k: v for k, v in described.items() if k not in ("files", "code_version")})
-        registered = Registry(registry_root).publish(artefact, facts["gate"])
-    facts["model"] = {key: value for key, value in asdict(registered).items() if key != "gate"}
-    facts["gate"] = registered.gate
-    facts["seconds"]["register"] = round(time.monotonic() - started, 1)
-    atomic.write_json(summary, facts)
+        _name_patients(artefact, _patients(evaluation, result.patients), registry_root)
+        Artefact.describe(artefact, described.record)
+        registered = Registry(registry_root).publish(artefact, result.gate)
+    seconds = {"register": round(time.monotonic() - started, 1)}
+    _summarise(result, registered, seconds).write(summary)
     log.info(
-        f"registered {registered.name} version {registered.version} ({registered.gate['decision']}): {registered.uri}"
+        f"registered {registered.name} version {registered.version} ({registered.gate.decision}): {registered.uri}"
     )
     return registered
 
 
-def _patients(evaluation: Path, expected: str) -> pd.DataFrame:
+def _summarise(
+    result: records.EvaluationRecord, registered: Registered, seconds: dict[str, float]
+) -> records.SummaryRecord:
+    """Return the content of summary.json. The SHA-256 of patients.csv does not leave the evaluation."""
+    changed: dict[str, Any] = {
+        "gate": registered.gate,
+        "seconds": result.seconds | seconds,
+    }
+    kept = {name: getattr(result, name) for name in result.model_fields_set - {"patients", *changed}}
+    model = records.Registered(
+        name=registered.name, version=registered.version, uri=registered.uri, sha256=registered.sha256
+    )
+    return records.SummaryRecord(**kept, **changed, model=model)
+
+
+def _patients(evaluation: Path, expected: str | None) -> pd.DataFrame:
     """Read the table of patients, and check its SHA-256 against evaluation.json."""
     table = evaluation / PATIENTS
-    if not table.is_file() or artefacts.sha256(table) != expected:
+    if not table.is_file() or sha256(table) != expected:
         raise InputError(f"{table}: missing or not the one of evaluation.json; evaluate again")
     return pd.read_csv(table, dtype={"patient": "int64", "cohort": "string"}, keep_default_na=False)
 
@@ -93,14 +104,18 @@ def _name_patients(artefact: Path, patients: pd.DataFrame, root: Location) -> No
     secret, scans = pseudonyms.key(root), changes.scans_of(artefact)
     pairs = zip(patients["cohort"].tolist(), patients["patient"].tolist(), strict=True)
     scans["patient"] = [pseudonyms.of_patient(secret, cohort, patient) for cohort, patient in pairs]
-    scans.to_csv(artefact / artefacts.SCANS, index=False)
+    scans.to_csv(artefact / SCANS, index=False)
 
 
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Register a model from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m thyroid.register", description=__doc__.split("\n")[0])
-    parser.add_argument("--evaluation", type=Path, required=True, help="folder of thyroid.evaluate")
-    parser.add_argument("--registry", dest="registry_root", required=True, help="root of the registry, or gs://")
-    parser.add_argument("--summary", type=Path, required=True, help="file to write")
-    register(**vars(parser.parse_args(argv)))
+def run(*, evaluation: Path, registry: Location, summary: Path) -> None:
+    """Publish the evaluation's winner as a registry version and write the run's summary.
+
+    Args:
+        evaluation: Folder of thyroid.evaluate.
+        registry: Root of the registry: a folder, or gs://bucket/prefix.
+        summary: File to write.
+    """
+    register(evaluation, registry, summary)
+
+
+main = command.main("python -m thyroid.register", run)

@@ -27,8 +27,10 @@ from typing import Any, Literal
 
 from thyroid import storage
 from thyroid.errors import InputError
-from thyroid.model import artefacts
-from thyroid.registry.aliases import CREATED, AliasesFile, State, dump, now
+from thyroid.model.artefact import CARD, MODEL, SUM, Artefact, sha256, sum_of
+from thyroid.records.gate import GateRecord
+from thyroid.records.model import Publication
+from thyroid.registry.aliases import AliasesFile, State, dump, now
 from thyroid.registry.claims import Claims
 
 MODEL_NAME = "thyroid"
@@ -51,7 +53,7 @@ class Registered:
     version: int
     uri: str
     sha256: str
-    gate: dict[str, Any]
+    gate: GateRecord
 
 
 class Registry:
@@ -76,7 +78,7 @@ class Registry:
         self._aliases = AliasesFile(self._home)
         self._claims = Claims(self._home, self._aliases)
 
-    def publish(self, artefact: Path, gate: dict[str, Any]) -> Registered:
+    def publish(self, artefact: Path, gate: GateRecord) -> Registered:
         """Copy `artefact` into the registry as the next version.
 
         The version becomes the candidate, and also the champion if the gate says so. A step that is retried does not
@@ -84,7 +86,7 @@ class Registry:
 
         Args:
             artefact: Folder with model.json and the files it names.
-            gate: Decision of `gate.decide`: decision, reasons, champion. If the champion has changed since the
+            gate: Decision of `gate.decide`. If the champion has changed since the
                 decision, the version stays a candidate, and the reasons say so.
 
         Returns:
@@ -93,8 +95,8 @@ class Registry:
         Raises:
             InputError: The artefact is incomplete, or the registry cannot be written.
         """
-        given, source = artefacts.verify(artefact), artefacts.sha256(artefact / "model.json")
-        files = list(given["files"])
+        given, source = Artefact.verify(artefact), sha256(artefact / "model.json")
+        files = list(given.record.files)
         if (twin := self._aliases.read().published_as(source)) is not None:
             self._repair(twin, artefact, files)
             return self._registered(twin)
@@ -140,7 +142,7 @@ class Registry:
             raise InputError("promotion by hand needs --reason and --by: they stay in the registry's history")
         self._check_exists()
         version = self._number(self._aliases.read(), which)
-        artefacts.verify(self.find(str(version)))
+        Artefact.verify(self.find(str(version)))
 
         def set_champion(state: State) -> int:
             state.set_champion(self._number(state, str(version)))
@@ -179,7 +181,7 @@ class Registry:
             content["champion"] = version = earlier[0]
             if content["anchor"] == present:
                 content["anchor"] = version
-            artefacts.verify(self.find(str(version)))
+            Artefact.verify(self.find(str(version)))
             content.pop("previous", None)
             if earlier[1:]:
                 content["previous"] = earlier[1]
@@ -306,7 +308,7 @@ class Registry:
             which: Number or alias; None for the champion, or for the candidate if there is no champion.
             only: Files that are needed, model.json among them. Each of them is compared with its hash, and other files
                 of a bucket are not downloaded. If it is empty, the check of the other files is left to
-                `artefacts.verify`.
+                `Artefact.verify`.
 
         Returns:
             The folder; for a bucket, a local copy.
@@ -317,8 +319,7 @@ class Registry:
         folder = self.locate(which, only)
         self.check(folder)
         if only:
-            files = artefacts.facts(folder)["files"]
-            artefacts.verify_files(folder, {name: files[name] for name in only if name in files})
+            Artefact.read(folder).verify_files(only)
         return folder
 
     def locate(self, which: str | None = None, only: Sequence[str] = ()) -> Path:
@@ -351,7 +352,7 @@ class Registry:
         if not card.is_file():
             raise InputError(f"{folder}: not a registered model (model.json is missing)")
         published = {version["published"] for version in self._aliases.read().content["versions"].values()}
-        if artefacts.sha256(card) not in published:
+        if sha256(card) not in published:
             in_bucket = storage.is_bucket(self.root)
             repair = "remove this copy of the bucket's object" if in_bucket else "put back a copy of this file"
             raise InputError(f"{card}: changed since it was registered (sha256 differs); {repair}")
@@ -377,21 +378,22 @@ class Registry:
     def _repair(self, version: int, artefact: Path, files: list[str]) -> None:
         """Copy the files of a published artefact again if one was lost or changed."""
         try:
-            artefacts.verify(self.find(str(version)))
+            Artefact.verify(self.find(str(version)))
         except InputError:
             self._home.put(artefact, str(version), files)
             published = self._aliases.read().content["versions"][str(version)]["published"]
-            self._home.write(f"{version}/{artefacts.SUM}", artefacts.sum_of(published))
+            self._home.write(f"{version}/{SUM}", sum_of(published))
 
-    def _add(self, state: State, number: int, given: dict[str, Any], source: str, gate: dict[str, Any]) -> None:
+    def _add(self, state: State, number: int, given: Artefact, source: str, gate: GateRecord) -> None:
         """Write model.json of a version whose other files are in place, and add the version to the state."""
-        created = dict(zip(CREATED, (number, now().isoformat(), state.champion, gate), strict=True))
-        card = dump(given | created)
+        added = Publication(version=number, created=now().isoformat(), parent=state.champion, gate=gate)
+        card = dump(given.record.to_dict() | added.to_dict())
         published = hashlib.sha256(card).hexdigest()
         self._home.write(f"{number}/model.json", card)
-        self._home.write(f"{number}/{artefacts.SUM}", artefacts.sum_of(published))
+        self._home.write(f"{number}/{SUM}", sum_of(published))
         state.add(number, {"source": source, "published": published}, gate)
 
     def _registered(self, version: int) -> Registered:
-        facts = artefacts.facts(self.find(str(version), artefacts.CARD), ("gate",))
-        return Registered(MODEL_NAME, version, self.address(version), facts["files"][artefacts.MODEL], facts["gate"])
+        artefact = Artefact.read(self.find(str(version), CARD))
+        gate = artefact.publication.gate
+        return Registered(MODEL_NAME, version, self.address(version), artefact.record.files[MODEL], gate)

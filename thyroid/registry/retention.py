@@ -20,19 +20,21 @@ python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix
 python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --forget PATIENT
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
+from cyclopts import Parameter
 
-from thyroid import errors, storage
+from thyroid import command, errors, storage
 from thyroid.data import crops, pseudonyms, tables
 from thyroid.data.store import CROPPED, EXAMINED, LINKS, MEMORY, VERSIONS, Store, Version, remove, write
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
-from thyroid.model import artefacts
+from thyroid.model.artefact import CARD, SCANS, Artefact
 from thyroid.registry import changes, erasure
 from thyroid.registry.inventory import WORK, FileGroup, Row, age_and_size, leftovers, size_of, trainings
 from thyroid.registry.registry import MODEL_NAME, Registry
@@ -169,7 +171,7 @@ def _check_registry(root: storage.Location) -> None:
         raise InputError(f"--registry {root}: no such folder; give the root of the registry")
     home = storage.at(storage.below(root, MODEL_NAME))
     inside = home.children()
-    if any(name.isdigit() and home.read(f"{name}/{artefacts.CARD[0]}")[0] for name in inside):
+    if any(name.isdigit() and home.read(f"{name}/{CARD[0]}")[0] for name in inside):
         raise InputError(f"{home.address}: holds models, but its aliases.json does not; put back a copy of that file")
     if not inside and storage.at(root).children():
         raise InputError(f"--registry {root}: holds other things than a registry; give the root of the registry")
@@ -195,8 +197,8 @@ def _models(root: storage.Location, keep: int, delete: bool) -> tuple[list[Row],
 def _need(registry: Registry, version: int) -> _Need:
     digest, scans = None, None
     try:
-        digest = artefacts.facts(registry.find(str(version), artefacts.CARD), ("data_digest",))["data_digest"]
-        scans = frozenset(changes.scans_of(registry.find(str(version), (*artefacts.CARD, artefacts.SCANS)))["sha256"])
+        digest = Artefact.read(registry.find(str(version), CARD)).record.data_digest
+        scans = frozenset(changes.scans_of(registry.find(str(version), (*CARD, SCANS)))["sha256"])
     except InputError:
         pass
     return _Need(version, digest, scans)
@@ -244,7 +246,7 @@ def _description(folder: Path) -> tuple[str, str, str]:
     """Return source and digest of a data version, and what is wrong with its data.json."""
     try:
         facts = tables.read_facts(folder)
-        return facts["source"], facts["digest"], ""
+        return facts.source, facts.digest, ""
     except (InputError, OSError) as error:
         return "", "", f"{tables.FACTS}: {errors.one_line(error)}"
 
@@ -255,12 +257,12 @@ def _contents(folder: Path, margins: Collection[float]) -> _Contents:
     Raises:
         InputError, OSError: One of its tables is damaged.
     """
-    scans, regions, _ = tables.read(folder)
+    data = DataVersion.read(folder)
     # The other two tables are read only to find damage, because the next ingest will need them.
     examined, _, _ = (Version(folder).table(name) for name in (EXAMINED, LINKS, MEMORY))
     # Only the last two parts of the path count, because the volume may have been mounted elsewhere.
     copies = {"/".join(Path(copy).parts[-2:]) for copy in examined["local_path"].dropna().tolist()}
-    return _Contents(frozenset(tables.used(scans)["sha256"].tolist()), crops.files(scans, regions, margins), copies)
+    return _Contents(frozenset(data.used["sha256"].tolist()), crops.files(data.scans, data.regions, margins), copies)
 
 
 def _forget(place: Store, images: Sequence[Path]) -> None:
@@ -274,39 +276,44 @@ def _forget(place: Store, images: Sequence[Path]) -> None:
         write(place.folder / CROPPED, table[~table["file"].isin(gone)])
 
 
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the retention, or the erasure of a patient, from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m thyroid.retention", description=__doc__.split("\n")[0])
-    parser.add_argument("--store", required=True, help="folder that thyroid.ingest --store has written")
-    parser.add_argument("--registry", required=True, help="root of the registry: a folder, or gs://bucket/prefix")
-    parser.add_argument(
-        "--keep",
-        type=int,
-        default=5,
-        help="newest models, and newest data versions of a source, that stay",
-    )
-    parser.add_argument("--days", type=int, default=7, help="days after which an untouched training goes")
-    parser.add_argument("--delete", action="store_true", help="remove what goes")
-    parser.add_argument(
-        "--forget", type=int, metavar="PATIENT", help="list what holds a patient, and remove that instead"
-    )
-    parser.add_argument("--site", default="", help="cohort of the patient, if the store knows several")
-    chosen = parser.parse_args(argv)
-    if chosen.forget is not None:
-        _report(forget(chosen.store, chosen.registry, chosen.forget, chosen.site, chosen.delete), chosen.delete)
+def run(
+    *,
+    store: storage.Location,
+    registry: storage.Location,
+    keep: int = 5,
+    days: int = 7,
+    delete: bool = False,
+    patient: Annotated[int | None, Parameter(name="--forget")] = None,
+    site: str = "",
+) -> None:
+    """List what a store and a registry hold and why each item stays or goes, and remove what goes.
+
+    Args:
+        store: Folder that thyroid.ingest --store has written.
+        registry: Root of the registry: a folder, or gs://bucket/prefix.
+        keep: Number of newest models, and of newest data versions of a source, that stay.
+        days: Days after which an untouched training goes.
+        delete: Remove what goes.
+        patient: Number of a patient: list what holds this patient, and remove that instead.
+        site: Cohort of the patient, if the store knows several.
+    """
+    if patient is not None:
+        _report(forget(store, registry, patient, site, delete), delete)
         return
-    rows = retain(chosen.store, chosen.registry, chosen.keep, chosen.days, chosen.delete)
+    rows = retain(store, registry, keep, days, delete)
     width = max(len(row.name) for row in rows)
-    word = "gone" if chosen.delete else "goes"
+    word = "gone" if delete else "goes"
     for row in rows:
         print(
             f"{row.kind:<11}{row.name:<{width}}{_size(row.bytes):>14}  {'stays' if row.stays else word:<6} {row.reason}"
         )
     stays, goes = (sum(row.bytes for row in rows if row.stays is side) for side in (True, False))
     if not any(row.kind == "model" for row in rows):
-        print(f"{chosen.registry}: no model version here that needs a data version")
-    print(f"{_size(stays)} stay, {_size(goes)} {'removed' if chosen.delete else 'would be removed (with --delete)'}")
+        print(f"{registry}: no model version here that needs a data version")
+    print(f"{_size(stays)} stay, {_size(goes)} {'removed' if delete else 'would be removed (with --delete)'}")
+
+
+main = command.main("python -m thyroid.retention", run)
 
 
 def _report(held: Sequence[erasure.Held], delete: bool) -> None:

@@ -17,6 +17,7 @@ from thyroid import RESEARCH_USE_ONLY
 from thyroid.data.classes import Classes
 from thyroid.model import explain
 from thyroid.model.operating_point import OperatingPoint
+from thyroid.records.model import ArtefactRecord
 from thyroid.serve.payload import Instance
 from thyroid.serve.preprocessing import Prepared
 
@@ -49,14 +50,14 @@ class Answers:
     """Builds the answers of one model.
 
     Attributes:
-        facts: Content of the artefact's model.json.
+        record: Content of the artefact's model.json.
         point: The operating point.
         classes: The classes of the model.
         form: The form that answers, one of `engine.FORMS`.
         not_released: The reasons why the model may not be relied on; None for a released one.
     """
 
-    facts: dict[str, Any]
+    record: ArtefactRecord
     point: OperatingPoint
     classes: Classes
     form: str
@@ -92,9 +93,9 @@ class Answers:
             scored.decision
             | {
                 "crop": scored.prepared.done,
-                "model": self.facts["backbone"],
-                "model_version": self.facts["version"],
-                "data_digest": self.facts["data_digest"],
+                "model": self.record.backbone,
+                "model_version": self.record.version,
+                "data_digest": self.record.data_digest,
                 "form": self.form,
                 "milliseconds": scored.milliseconds,
                 "notice": RESEARCH_USE_ONLY,
@@ -123,7 +124,7 @@ class Answers:
             request: The request.
             scored: Its images.
         """
-        probability = InferOutput("probability", [len(scored), len(self.facts["classes"])], "FP32")
+        probability = InferOutput("probability", [len(scored), len(self.record.classes)], "FP32")
         values = np.stack([image.probability for image in scored]).astype(np.float32)
         probability.set_data_from_numpy(values, binary_data=False)
         decision = InferOutput("decision", [len(scored)], "BYTES")
@@ -132,13 +133,13 @@ class Answers:
         return InferResponse(
             response_id=request.id or "",
             model_name=name,
-            model_version=str(self.facts["version"]),
+            model_version=str(self.record.version),
             infer_outputs=[probability, decision],
             use_binary_outputs=request.use_binary_outputs,
             requested_outputs=request.request_outputs,
             parameters={
                 "threshold": repr(self.point.threshold),
-                "data_digest": self.facts["data_digest"],
+                "data_digest": self.record.data_digest,
                 "form": self.form,
                 "released": self.not_released is None,
                 "notice": RESEARCH_USE_ONLY,

@@ -19,7 +19,8 @@ from thyroid import cores
 from thyroid.clinical.fusion import Fusion
 from thyroid.data.classes import Classes
 from thyroid.errors import InputError
-from thyroid.model import artefacts, engine
+from thyroid.model import engine
+from thyroid.model.artefact import Artefact
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.serve import limits, payload, prometheus
 from thyroid.serve.admission import Admission
@@ -32,25 +33,6 @@ TOLERANCE = 1e-3
 
 The form's own largest difference is added to it.
 """
-
-_NEEDED = (
-    "version",
-    "backbone",
-    "classes",
-    "positive",
-    "ordered",
-    "image_size",
-    "margin",
-    "serving_domain",
-    "reference",
-    "gate",
-    "data_digest",
-    "forms",
-    "temperature",
-    "bias",
-    "threshold",
-    "thresholds",
-)
 
 
 @dataclass(frozen=True)
@@ -121,23 +103,23 @@ class ThyroidModel(kserve.Model):
         Raises:
             InputError: The artefact was changed, has no form that can run here, or does not answer as evaluated.
         """
-        self.facts = artefacts.verify(self.folder, _NEEDED)
-        self.point, known = OperatingPoint.from_dict(self.facts), Classes.from_dict(self.facts)
-        self.head = Fusion.from_dict(self.facts["clinical"]) if "clinical" in self.facts else None
-        gate = self.facts["gate"]
-        self.released = gate["decision"] == "promoted" if self.source.released is None else self.source.released
-        self.engine_ = engine.load(self.folder, self.facts, self.form)
+        self.artefact = Artefact.verify(self.folder)
+        record, self.publication = self.artefact.record, self.artefact.publication
+        self.point, known = OperatingPoint.from_record(record), Classes.from_record(record)
+        self.head = None if record.clinical is None else Fusion.from_record(record.clinical)
+        gate = self.publication.gate
+        self.released = gate.decision == "promoted" if self.source.released is None else self.source.released
+        self.engine_ = engine.load(self.artefact, self.form)
         self.chosen = self.engine_.form
-        self.preprocessing = Preprocessing(self.facts["serving_domain"], self.facts["image_size"], self.facts["margin"])
+        self.preprocessing = Preprocessing(record.serving_domain, record.image_size, record.margin)
         reasons = None if self.released else self.not_released
-        self.answers = Answers(self.facts, self.point, known, self.chosen, reasons)
+        self.answers = Answers(record, self.point, known, self.chosen, reasons)
         reference = Instance("reference.jpg", (self.folder / "reference.jpg").read_bytes())
         self._reference = self.preprocessing.prepare(reference).pixels
         if drift := self.drift():
             raise InputError(f"{self.folder}: {drift}; not served")
-        labels = (self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"])
-        prometheus.MODEL.labels(*labels).set(1)
-        self._version = str(self.facts["version"])
+        self._version = str(self.publication.version)
+        prometheus.MODEL.labels(self.name, self._version, self.chosen, record.backbone).set(1)
         self.ready = True
         return self.ready
 
@@ -177,15 +159,16 @@ class ThyroidModel(kserve.Model):
 
     def _compare(self, probability: np.ndarray) -> str | None:
         """Describe how an answer to the reference image differs from the evaluated one; None if it is close enough."""
-        expected = [self.facts["reference"][name] for name in self.facts["classes"]]
-        allowed = TOLERANCE + self.facts["forms"][self.chosen].get("largest_difference", 0.0)
+        record = self.artefact.record
+        expected = [record.reference[name] for name in record.classes]
+        allowed = TOLERANCE + self.artefact.differences[self.chosen]
         if np.abs(probability - expected).max() <= allowed:
             return None
         return f"answers its reference image with {probability.round(4).tolist()}, not {np.round(expected, 4).tolist()}"
 
     def retire(self) -> None:
         """Release what the model holds. No request may be in flight."""
-        prometheus.MODEL.labels(self.name, str(self.facts["version"]), self.chosen, self.facts["backbone"]).set(0)
+        prometheus.MODEL.labels(self.name, self._version, self.chosen, self.artefact.record.backbone).set(0)
         self.engine_.close()
         self._preparing.shutdown(wait=False)
         self._parsing.shutdown(wait=False)
@@ -199,9 +182,8 @@ class ThyroidModel(kserve.Model):
         """
         if self.released:
             return []
-        return (
-            list(self.facts["gate"]["reasons"]) if self.facts["gate"]["decision"] == "refused" else ["not the champion"]
-        )
+        gate = self.publication.gate
+        return list(gate.reasons) if gate.decision == "refused" else ["not the champion"]
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """Return the inputs for the V2 metadata."""
@@ -211,7 +193,7 @@ class ThyroidModel(kserve.Model):
     def get_output_types(self) -> list[dict[str, Any]]:
         """Return the outputs for the V2 metadata."""
         return [
-            {"name": "probability", "datatype": "FP32", "shape": [-1, len(self.facts["classes"])]},
+            {"name": "probability", "datatype": "FP32", "shape": [-1, len(self.artefact.record.classes)]},
             {"name": "decision", "datatype": "BYTES", "shape": [-1]},
         ]
 
@@ -335,7 +317,7 @@ class ThyroidModel(kserve.Model):
         This is model.json without the hashes of its files, with the form that answers here, the images per second of
         the forms that it was chosen from, and whether the version is released.
         """
-        facts = {name: value for name, value in self.facts.items() if name != "files"}
+        facts = {name: value for name, value in self.artefact.record.to_dict().items() if name != "files"}
         here = {"form": self.chosen, "images_per_second": self.engine_.measured}
         return facts | here | {"released": self.released, "not_released": self.not_released}
 

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from thyroid import storage
+from thyroid.command import NOT_AN_OPTION, one_of
+from thyroid.model.engine import FORMS
 
 
 @dataclass(frozen=True)
@@ -11,14 +14,16 @@ class ServeOptions:
     """What `python -m thyroid.serve` serves, and where. Either `registry` or `model_dir` is set.
 
     Attributes:
-        registry: Root of a registry, a folder or a bucket.
-        model_dir: Folder of one artefact.
+        registry: Root of a registry, a folder or gs://bucket/prefix: its champion, else its candidate; a new champion
+            is taken over.
+        model_dir: Folder of one artefact, as KServe mounts it.
         port: Port of HTTP.
-        grpc_port: Port of gRPC; None for no gRPC.
-        form: One of `engine.FORMS`; None for the fastest one here.
+        grpc_port: Port of gRPC; without it, there is no gRPC.
+        form: Form of the model: keras, openvino-f32 or openvino-bf16; without it, the fastest one here, which is
+            measured.
         token: Bearer token that requests must carry; None if they need none.
         repository_api: Whether models can be loaded and unloaded through /v2/repository and its gRPC calls.
-        tls_certificate: PEM file of the certificate; None for no TLS.
+        tls_certificate: PEM file of the certificate; without it, no TLS.
         tls_key: PEM file of its key.
     """
 
@@ -26,8 +31,8 @@ class ServeOptions:
     model_dir: Path | None = None
     port: int = 8080
     grpc_port: int | None = None
-    form: str | None = None
-    token: str | None = None
+    form: Annotated[str | None, one_of(FORMS)] = None
+    token: Annotated[str | None, NOT_AN_OPTION] = None
     repository_api: bool = False
     tls_certificate: Path | None = None
     tls_key: Path | None = None

@@ -78,7 +78,7 @@ class State:
         """Return the name under which a version of a model is served; None if it is not served."""
         models: dict[str, ThyroidModel] = self.models.get_models()
         for served, model in models.items():
-            if name in (served, MODEL_NAME) and str(model.facts["version"]) == version:
+            if name in (served, MODEL_NAME) and str(model.publication.version) == version:
                 return served
         return None
 
@@ -180,10 +180,10 @@ class Loader:
         models.update(model)
         fields = {
             "name": name,
-            "version": model.facts["version"],
+            "version": model.publication.version,
             "form": model.chosen,
             "images_per_second": model.engine_.measured,
-            "backbone": model.facts["backbone"],
+            "backbone": model.artefact.record.backbone,
         }
         log.info("serving", extra={"fields": fields | {"not_released": model.not_released}})
         if old is not None:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from thyroid.records.settings import Settings
 from thyroid.sweep.plans import Plan
 from thyroid.train import head
-from thyroid.train.settings import Settings
 
 
 def evaluate_heads(

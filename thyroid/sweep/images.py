@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,12 @@ from optuna import TrialPruned
 from thyroid import crop, locks, progress
 from thyroid.crop import CropOptions
 from thyroid.data import tables
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.model import backbones
+from thyroid.records.settings import Settings
 from thyroid.sweep.plans import Plan
 from thyroid.train.options import TrainOptions
-from thyroid.train.settings import Settings
 
 if TYPE_CHECKING:
     from thyroid.train.twophase import Job
@@ -55,23 +56,26 @@ class Sources:
         Raises:
             InputError: The images are not those of the study, or another margin needs `ingested`.
         """
-        data = self.data
-        if plan.facts["margins"] and margin != tables.read_facts(data)["margin"]:
+        data = DataVersion.read(self.data)
+        if plan.facts["margins"] and margin != data.margin:
             if self.ingested is None:
                 raise InputError("other margins need the data version of thyroid.ingest (--ingested)")
-            data = plan.folder / "crops" / f"{margin:.2f}"
-            with locks.held(data.with_suffix(".lock")):
-                if not (data / tables.FACTS).is_file():
+            folder = plan.folder / "crops" / f"{margin:.2f}"
+            with locks.held(folder.with_suffix(".lock")):
+                if not (folder / tables.FACTS).is_file():
                     crop.crop(
-                        self.ingested, data, CropOptions([plan.facts["domain"]], margin=margin, splits=DEVELOPMENT)
+                        self.ingested, folder, CropOptions([plan.facts["domain"]], margin=margin, splits=DEVELOPMENT)
                     )
+            data = DataVersion.read(folder)
         table = development(data, plan.facts["domain"])
         if any(table[column].tolist() != plan.table[column].tolist() for column in ("class", "patient")):
-            raise InputError(f"{data}: these are not the images that the search was prepared with; start a new search")
+            raise InputError(
+                f"{data.folder}: these are not the images that the search was prepared with; start a new search"
+            )
         return table
 
 
-def development(data: Path, domain: str) -> pd.DataFrame:
+def development(data: DataVersion, domain: str) -> pd.DataFrame:
     """Return the images of the development part, in an order that does not depend on how they were cropped.
 
     Args:
@@ -79,10 +83,10 @@ def development(data: Path, domain: str) -> pd.DataFrame:
         domain: Domain of the images.
 
     Returns:
-        Rows of `tables.examples`.
+        Rows of `DataVersion.examples`.
     """
-    table = tables.examples(data, domain)
-    regions = tables.read(data)[1].set_index("crop_path")["index"]
+    table = data.examples(domain)
+    regions = data.regions.set_index("crop_path")["index"]
     table = table[table["split"].isin(DEVELOPMENT)].assign(region=table["name"].map(regions))
     return table.sort_values(["path", "region"], ignore_index=True).drop(columns="region")
 
@@ -115,7 +119,7 @@ def evaluate_images(
 
     table = sources.images(plan, settings.margin)
     probability = np.full(plan.labels.shape, np.nan)
-    name = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(settings.to_dict()).encode()).hexdigest()[:16]
     work, steps = plan.folder / "work" / name, plan.facts["epochs"] + 1
     # A retried trial resumes where its worker died. Another worker with the same settings waits.
     with (

@@ -10,7 +10,7 @@ class SweepOptions:
     """How the trials of a search are trained.
 
     Attributes:
-        weights: Initial weights, see `backbones.find_weights`.
+        weights: Initial weights: imagenet, none, a *.weights.h5 file or a folder of them.
         image_size: Side of the model's input in pixels in the first stage. The second stage also tries 0.5 and 1.5
             times this size.
         epochs: Epochs of fine-tuning.
@@ -39,3 +39,18 @@ class SweepOptions:
             folds=self.folds or 1,  # a training may have no folds, a trial may not
             seed=self.seed,
         )
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a search goes on.
+
+    Attributes:
+        head_trials: Trials of the first stage, which fits heads on cached features.
+        image_trials: Trials of the second stage, which trains from the images; 0 for none.
+        workers: Processes that search side by side.
+    """
+
+    head_trials: int = 100
+    image_trials: int = 20
+    workers: int = 1

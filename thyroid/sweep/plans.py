@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from thyroid import atomic, metrics
 from thyroid.data.classes import Classes
 from thyroid.errors import InputError
+from thyroid.records.settings import CLASS_WEIGHTS, Settings
 from thyroid.sweep import studies
-from thyroid.train.settings import CLASS_WEIGHTS, Settings
 
 HEADS, IMAGES = "heads", "images"
 """The two stages, in this order."""
@@ -114,11 +114,11 @@ class Plan:
     def settings(self, stage: str, parameters: Mapping[str, Any]) -> Settings:
         """Return the settings that a trial's parameters stand for."""
         if stage == HEADS:
-            return replace(self.default, unfrozen=0, **parameters)
+            return self.default.replace(unfrozen=0, **parameters)
         others = dict(parameters)
         heads = self.heads()
         head: int = others.pop("head")
-        return replace(heads[min(head, len(heads) - 1)], **others)
+        return heads[min(head, len(heads) - 1)].replace(**others)
 
     def heads(self) -> list[Settings]:
         """Return the default head and then the best heads of the first stage, as `rank` found them."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from thyroid import atomic, locks
-from thyroid.data import tables
 from thyroid.model import backbones
+from thyroid.records.settings import Settings
 from thyroid.sweep.images import development, job_of
 from thyroid.sweep.options import SweepOptions
 from thyroid.sweep.plans import HEADS, IMAGES, Plan, read
-from thyroid.train.settings import Settings
 
 if TYPE_CHECKING:
     from thyroid.train.cross_validation import Development
@@ -56,7 +55,7 @@ def prepare(data: Path, root: Path, backbone: str, domain: str = "", options: Sw
     row = backbones.get(backbone)
     start = backbones.find_weights(row, options.weights)
     images = Development.read(data, domain)
-    images = replace(images, table=development(data, images.domain))
+    images = replace(images, table=development(images.data, images.domain))
     parts = images.parts(options.folds, options.seed)
     table = images.table.assign(**parts)
     table["fold"] = sum((table[name] == "held-out") * int(name.split("-")[1]) for name in parts)
@@ -75,7 +74,7 @@ def prepare(data: Path, root: Path, backbone: str, domain: str = "", options: Sw
         table[kept].to_parquet(plan.folder / "images.parquet", index=False)
         atomic.write_json(plan.folder / "plan.json", facts)
     plan = read(plan.folder)
-    default = asdict(plan.default)
+    default = plan.default.to_dict()
     plan.shared(HEADS).enqueue([{name: default[name] for name in plan.space(HEADS)}])
     return plan
 
@@ -84,8 +83,7 @@ def _facts(
     row: backbones.Backbone, start: str | Path | None, images: "Development", options: SweepOptions
 ) -> dict[str, Any]:
     """Return the content of plan.json."""
-    frames = tables.used(images.scans).query("domain == 'normal'")["path"]
-    regions = tables.read(images.folder)[1]
+    frames = images.data.used.query("domain == 'normal'")["path"]
     size = options.image_size
     sizes = {max(backbones.MIN_SIZE, round(size * share / 16) * 16) for share in (0.5, 1, 1.5)}
     return {
@@ -99,8 +97,8 @@ def _facts(
         "folds": options.folds,
         "seed": options.seed,
         "taps": backbones.taps(row, TAPS),
-        "margins": images.domain == "cropped" and bool(regions["path"].isin(frames).any()),
-        "data_digest": images.facts["digest"],
+        "margins": images.domain == "cropped" and bool(images.data.regions["path"].isin(frames).any()),
+        "data_digest": images.data.digest,
         "images": len(images.table),
         "patients": int(images.table["patient"].nunique()),
         **images.classes.to_dict(),
@@ -109,10 +107,10 @@ def _facts(
 
 def _key(facts: dict[str, Any], start: str | Path | None, table: pd.DataFrame, parts: list[str]) -> str:
     """Return a digest of everything that would change the results of the search."""
-    from thyroid.model import artefacts
+    from thyroid.model.artefact import sha256
 
     content = facts | {
-        "weights": artefacts.sha256(start) if isinstance(start, Path) else facts["weights"],
+        "weights": sha256(start) if isinstance(start, Path) else facts["weights"],
         "table": table[["sha256", "class", "patient", *parts]].to_numpy().tolist(),
         "code": [version("thyroid"), CODE],
     }

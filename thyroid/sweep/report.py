@@ -25,9 +25,9 @@ from thyroid import RESEARCH_USE_ONLY, atomic, metrics, plot_style, rendering
 from thyroid.data import tables
 from thyroid.errors import InputError
 from thyroid.imaging import images
+from thyroid.records.settings import Settings
 from thyroid.sweep import plans, studies
 from thyroid.sweep.plans import HEADS, IMAGES, Plan
-from thyroid.train.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ def conclude(folder: Path, output: Path) -> Found:
     _write_report(output / "report.html", facts, {s: _drawn(stages[s]) for s in judged})
     log.info(
         f"{plan.facts['backbone']} on {plan.facts['domain']}: AUROC out of fold "
-        f"{metrics.format_interval(chosen['best']['auroc'])} with the settings found, "
-        f"{metrics.format_interval(chosen['default']['auroc'])} with the default ones. {facts['helped']}"
+        f"{_format(chosen['best']['auroc'])} with the settings found, "
+        f"{_format(chosen['default']['auroc'])} with the default ones. {facts['helped']}"
     )
     return Found(output, facts)
 
@@ -116,7 +116,7 @@ def _stage(plan: Plan, stage: str, shared: studies.Shared) -> dict[str, Any]:
     counted = [trial.state for trial in shared.trials()]
 
     def describe(number: int) -> dict[str, Any]:
-        settings = asdict(plan.settings(stage, trials[number].params))
+        settings = plan.settings(stage, trials[number].params).to_dict()
         return {"number": number, "settings": settings, "auroc": asdict(metrics.interval(drawn[number]))}
 
     return {
@@ -171,17 +171,19 @@ def _helped(chosen: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> s
         return "No trial was better than the default settings."
     corrected_leads = [stage["corrected"]["difference"] for stage in stages if stage["corrected"]]
     lead = min(corrected_leads, key=_lower_end, default=chosen["difference"])
-    text = (
-        f"Of {chosen['finished']} completed trials, the best is {metrics.format_interval(chosen['difference'])} above "
-        "the default"
-    )
+    text = f"Of {chosen['finished']} completed trials, the best is {_format(chosen['difference'])} above the default"
     if corrected_leads:
-        text += f"; {metrics.format_interval(lead)} remains when the choice is made on other patients"
+        text += f"; {_format(lead)} remains when the choice is made on other patients"
     if len(corrected_leads) > 1:
         text += ", in the stage where less remains"
     if lead["low"] is not None and lead["low"] > 0:
         return f"{text}. The search helped."
     return f"{text}. This interval includes 0, so the search is not shown to help."
+
+
+def _format(fields: Mapping[str, Any]) -> str:
+    """Return an interval of study.json as text."""
+    return str(metrics.Interval(**fields))
 
 
 def _lower_end(interval: Mapping[str, Any]) -> float:
@@ -228,6 +230,7 @@ def _drawn(shared: studies.Shared) -> dict[str, str]:
 
 def _write_report(path: Path, facts: Mapping[str, Any], drawn: Mapping[str, Mapping[str, str]]) -> None:
     environment = rendering.environment("thyroid.sweep")
+    environment.filters["interval"] = _format
     rows = {
         stage: sorted(
             (trial for trial in facts["trials"] if trial["stage"] == stage and trial["auroc"] is not None),
@@ -245,6 +248,6 @@ def _write_report(path: Path, facts: Mapping[str, Any], drawn: Mapping[str, Mapp
         rows=rows,
         pictures=drawn,
         titles={name: title for name, (title, _) in _PICTURES.items()},
-        usual=asdict(Settings()),
+        usual=Settings().to_dict(),
     )
     path.write_text(html, encoding="utf-8")

@@ -10,13 +10,11 @@ is a folder. A search that was stopped resumes with the same command, and any nu
 (see `studies`).
 """
 
-import argparse
 import functools
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +25,13 @@ from threadpoolctl import threadpool_limits
 
 from thyroid import atomic, errors, progress, workers
 from thyroid.cores import available
-from thyroid.data import tables
 from thyroid.errors import InputError
 from thyroid.model import backbones
+from thyroid.records.settings import Settings
 from thyroid.sweep import plans, studies
 from thyroid.sweep.heads import evaluate_heads
 from thyroid.sweep.images import Sources, evaluate_images
-from thyroid.sweep.options import SweepOptions
 from thyroid.sweep.plans import HEADS, IMAGES, Plan, read
-from thyroid.sweep.prepare import prepare
-from thyroid.train.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +96,9 @@ def rank(folder: Path) -> list[Settings]:
     """
     plan = read(folder)
     trials = sorted(plan.shared(HEADS).trials(TrialState.COMPLETE), key=lambda trial: -(trial.value or 0.0))
-    best = [replace(plan.settings(HEADS, trial.params), unfrozen=1) for trial in trials[: plans.TOPS]]
-    atomic.write_json(folder / "heads.json", [asdict(settings) for settings in best])  # type: ignore[arg-type]
-    stage, default = plan.shared(IMAGES), asdict(plan.default)
+    best = [plan.settings(HEADS, trial.params).replace(unfrozen=1) for trial in trials[: plans.TOPS]]
+    atomic.write_json(folder / "heads.json", [settings.to_dict() for settings in best])  # type: ignore[arg-type]
+    stage, default = plan.shared(IMAGES), plan.default.to_dict()
     first = {name: default[name] for name in plan.space(IMAGES) if name != "head"}
     stage.enqueue([first | {"head": number} for number in range(len(best) + 1)])
     return plan.heads()
@@ -196,37 +191,3 @@ def _search_images_alone(folder: Path, sources: Sources, trials: int, cores: int
     plan = read(folder)
     start = backbones.find_weights(backbones.get(plan.facts["backbone"]), sources.weights)
     work_on(plan, IMAGES, trials, functools.partial(evaluate_images, plan, sources, start))
-
-
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run a search from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m thyroid.sweep", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.crop")
-    parser.add_argument("--ingested", type=Path, help="data version of thyroid.ingest, to try other margins")
-    parser.add_argument("--study", type=Path, required=True, help="folder for studies, where the same command resumes")
-    parser.add_argument("--output", type=Path, required=True, help="folder for settings.json, study.json, report.html")
-    parser.add_argument("--backbone", default="VGG16")
-    parser.add_argument("--domain", choices=tables.DOMAINS, default="", help="default: the data version's first")
-    parser.add_argument("--weights", default="imagenet", help="imagenet, none, a *.weights.h5 file or a folder of them")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--epochs", type=int, default=15, help="of fine-tuning")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--folds", type=int, default=5, help="of the cross-validation in every trial")
-    parser.add_argument("--head-trials", type=int, default=100, help="on cached features")
-    parser.add_argument("--image-trials", type=int, default=20, help="from the images; 0: none")
-    parser.add_argument("--workers", type=int, default=1, help="processes that search side by side")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(argv)
-    from thyroid.sweep import report
-
-    options = SweepOptions(
-        given.weights, given.image_size, given.epochs, given.batch_size, folds=given.folds, seed=given.seed
-    )
-    folder = prepare(given.data, given.study, given.backbone, given.domain, options).folder
-    search_heads(folder, given.head_trials, workers=given.workers)
-    rank(folder)
-    if given.image_trials:
-        sources = Sources(given.data, given.ingested, given.weights)
-        search_images(folder, sources, given.image_trials, workers=given.workers)
-    report.conclude(folder, given.output)

@@ -17,6 +17,7 @@ from thyroid import atomic, errors
 from thyroid.data import splits, tables
 from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, SCORE
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.model import inputs
 from thyroid.storage import Location
@@ -39,17 +40,13 @@ class Development:
     """The development part of a data version in one domain.
 
     Attributes:
-        folder: Folder of the data version.
+        data: The data version.
         domain: Domain of the images.
-        facts: Content of data.json.
-        scans: All scans of the data version.
-        table: Images of the train and validation splits, as rows of `tables.examples`.
+        table: Images of the train and validation splits, as rows of `DataVersion.examples`.
     """
 
-    folder: Path
+    data: DataVersion
     domain: str
-    facts: dict[str, Any]
-    scans: pd.DataFrame
     table: pd.DataFrame
 
     @classmethod
@@ -63,16 +60,14 @@ class Development:
         Raises:
             InputError: The folder is no data version, or its images are not cropped.
         """
-        scans, _, facts = tables.read(folder)
-        if "domains" not in facts:
-            raise InputError(f"{folder}: its images are not cropped yet; run `python -m thyroid.crop` first")
-        domain = domain or facts["domains"][0]
-        return cls(folder, domain, facts, scans, development_images(folder, domain))
+        data = DataVersion.read(folder)
+        domain = domain or data.domains[0]
+        return cls(data, domain, development_images(data, domain))
 
     @property
     def classes(self) -> Classes:
         """The classes of the data version."""
-        return Classes.from_dict(self.facts)
+        return self.data.classes
 
     @property
     def labels(self) -> NDArray[np.float32]:
@@ -85,15 +80,15 @@ class Development:
         Raises:
             InputError: They were cropped with another one.
         """
-        if self.domain == "cropped" and self.facts["margin"] != margin:
+        if self.domain == "cropped" and self.data.margin != margin:
             raise InputError(
-                f"{self.folder}: cropped with margin {self.facts['margin']}, but {settings} needs {margin}: crop with "
-                "that --margin"
+                f"{self.data.folder}: cropped with margin {self.data.margin}, but {settings} needs {margin}: "
+                "crop with that --margin"
             )
 
     def judging(self) -> pd.DataFrame:
         """Return the scans that judge models of this data version, as for `overlap.find`."""
-        return tables.used(self.scans).query("split != 'train'").assign(cohort=self.facts["cohort"])
+        return self.data.used.query("split != 'train'").assign(cohort=self.data.facts.cohort)
 
     def parts(self, folds: int, seed: int) -> dict[str, pd.Series]:
         """Assign every image to a part in each fold of a cross-validation.
@@ -111,8 +106,7 @@ class Development:
         """
         if not folds:
             return {}
-        scans = tables.used(self.scans)
-        scans = scans[scans["split"] != "test"]
+        scans = self.data.used.query("split != 'test'")
         fold = splits.folds(scans, folds, seed)
         parts = {}
         for number in range(1, folds + 1):
@@ -144,14 +138,14 @@ class Development:
             for label in wanted:
                 if not ((part == split) & (self.table[column] == label)).any():
                     raise InputError(
-                        f"{self.folder}: the {self.domain} domain has no image of class {label} in the {split} split"
-                        f"{where}{advice}"
+                        f"{self.data.folder}: the {self.domain} domain has no image of class {label} in the {split} "
+                        f"split{where}{advice}"
                     )
 
 
-def development_images(folder: Path, domain: str) -> pd.DataFrame:
-    """Return the images of the train and validation splits of a data version, as rows of `tables.examples`."""
-    table = tables.examples(folder, domain)
+def development_images(data: DataVersion, domain: str) -> pd.DataFrame:
+    """Return the images of the train and validation splits of a data version, as `DataVersion.examples` does."""
+    table = data.examples(domain)
     return table[table["split"] != "test"].reset_index(drop=True)
 
 
@@ -201,7 +195,7 @@ def _predict(job: Job, images: Development, groups: set[Any]) -> pd.DataFrame:
     """Return the predictions of job.model for the development images of some groups, in every domain."""
     predicted = []
     for domain in tables.DOMAINS:
-        rows = development_images(images.folder, domain)
+        rows = development_images(images.data, domain)
         rows = rows[rows["group"].isin(groups)].reset_index(drop=True)
         if len(rows):
             rows[images.classes.columns] = probability = _probabilities(job, rows)

@@ -6,26 +6,29 @@ Each check looks for one of the ways in which the slide deck's trainings went wr
 The checks do not read the images of the test set, only which patients they belong to.
 """
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 
-from thyroid import RESEARCH_USE_ONLY, atomic, errors, metrics
+from thyroid import RESEARCH_USE_ONLY, atomic, command, metrics
+from thyroid.command import AT_LEAST_ONE
 from thyroid.data import tables
 from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import images
-from thyroid.model import artefacts, backbones, inputs
+from thyroid.model import backbones, inputs
+from thyroid.model.artefact import load_keras
 from thyroid.model.backend import keras, tf
 from thyroid.model.network import Network
+from thyroid.records.train import DiagnosisRecord, TrainRecord
 from thyroid.train import plots, record
 
 SAMPLE = 48
@@ -54,36 +57,7 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """Holds the diagnosis of one trained model.
-
-    Attributes:
-        backbone: Name of the backbone.
-        train_domain: Domain that the model was trained on.
-        recipe: Recipe of the training.
-        measurements: Values by check.
-        findings: What is wrong. Empty for a sound training.
-    """
-
-    backbone: str
-    train_domain: str
-    recipe: str
-    measurements: dict[str, Any]
-    findings: tuple[Finding, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the diagnosis as JSON."""
-        return {
-            "backbone": self.backbone,
-            "train_domain": self.train_domain,
-            "recipe": self.recipe,
-            "figures": self.measurements,
-            "findings": {finding.name: finding.text for finding in self.findings},
-        }
-
-
-def diagnose(data: Path, folder: Path) -> Diagnosis:
+def diagnose(data: Path, folder: Path) -> DiagnosisRecord:
     """Diagnose the model of a finished training.
 
     Args:
@@ -94,55 +68,61 @@ def diagnose(data: Path, folder: Path) -> Diagnosis:
         InputError: The training is not finished, or belongs to another data version.
     """
     model = record.read(folder)
-    if model["data_digest"] != tables.read(data)[2]["digest"]:
+    version = DataVersion.read(data)
+    if model.data_digest != version.digest:
         raise InputError(f"{folder}: trained on another data version than {data}")
     parts, network = record.parts(folder), Network.load(folder, model)
-    return examine(data, model, parts, artefacts.load_keras(folder / model["checkpoint"]), network)
+    return examine(version, model, parts, load_keras(folder / model.checkpoint), network)
 
 
 def examine(
-    data: Path,
-    model: dict[str, Any],
+    data: DataVersion,
+    model: TrainRecord,
     parts: pd.Series,
     trained: keras.Model,
     network: Network,
     *,
     decode: inputs.Decode = inputs.decode,
-) -> Diagnosis:
+) -> DiagnosisRecord:
     """Diagnose a trained model.
 
     Args:
         data: Data version of `crop` that the model was trained on.
-        model: Facts of the training (train.json).
+        model: Record of the training (train.json).
         parts: What the training used each image for ("train" or "validation"), by file.
         trained: The model.
         network: Graph of the model.
         decode: Function that reads the images.
     """
-    given = Classes.from_dict(tables.read(data)[2])
-    table = tables.examples(data, model["train_domain"])
+    table = data.examples(model.train_domain)
     table["part"] = [parts.get(name, "test") for name in table["name"]]
     validation = table[table["split"] == "validation"].reset_index(drop=True)
-    pixels = decode(validation, model["image_size"])
-    classes = Classes.from_dict(model)
+    pixels = decode(validation, model.image_size)
+    classes = Classes.from_record(model)
     probability = network.probabilities(pixels, "validation images")
     few = np.linspace(0, len(pixels) - 1, min(SAMPLE, len(pixels))).astype(int)
     measured: dict[str, Any] = {}
     findings: list[Finding] = []
     check: Callable[[], Checked]
     for check in (
-        lambda: _scale(model, trained, pixels[few]),
+        lambda: _scale(model.backbone, trained, pixels[few]),
         lambda: _predictor(validation, probability, classes),
-        lambda: _label_order(model, network, table, classes, given, decode=decode),
+        lambda: _label_order(model, network, table, classes, data.classes, decode=decode),
         lambda: _leakage(table),
         lambda: _classes(table, classes),
-        lambda: _batch_norm(model, trained, pixels[few]),
-        lambda: _serving(model, network, validation.iloc[few].reset_index(drop=True), pixels[few]),
+        lambda: _batch_norm(model.batch_size, trained, pixels[few]),
+        lambda: _serving(model.recipe, network, validation.iloc[few].reset_index(drop=True), pixels[few]),
     ):
         values, found = check()
         measured |= values
         findings += found
-    return Diagnosis(model["backbone"], model["train_domain"], model["recipe"], measured, tuple(findings))
+    return DiagnosisRecord(
+        backbone=model.backbone,
+        train_domain=model.train_domain,
+        recipe=model.recipe,
+        figures=measured,
+        findings={finding.name: finding.text for finding in findings},
+    )
 
 
 Checked = tuple[dict[str, Any], list[Finding]]
@@ -181,9 +161,9 @@ def _before_convolution(body: Any) -> list[Any]:
     return [layer for layer in body.layers[:first] if "pad" not in layer.name]
 
 
-def _scale(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Checked:
+def _scale(backbone: str, network: Any, pixels: NDArray[np.uint8]) -> Checked:
     """Check for double rescaling, or another scale than the one that the weights were trained on."""
-    row = backbones.get(model["backbone"])
+    row = backbones.get(backbone)
     measured = scale(row.name, network, pixels)
     spread, expected = measured["stem_spread"], measured["expected_stem_spread"]
     ratio = spread / max(expected, 1e-12)
@@ -232,7 +212,7 @@ def _predictor(validation: pd.DataFrame, probability: NDArray[np.float64], class
 
 
 def _label_order(
-    model: dict[str, Any],
+    model: TrainRecord,
     network: Network,
     table: pd.DataFrame,
     classes: Classes,
@@ -241,13 +221,13 @@ def _label_order(
     decode: inputs.Decode = inputs.decode,
 ) -> Checked:
     """Check that the malignant column is higher for malignant images among those that the model was trained on."""
-    measured = {"classes": model["classes"]}
+    measured: dict[str, Any] = {"classes": model.classes}
     if classes != given:
-        text = f"the model's classes are in the order {model['classes']}, everything else uses {list(given.names)}"
+        text = f"the model's classes are in the order {model.classes}, everything else uses {list(given.names)}"
         return {"label_order": measured}, [Finding("label order", text)]
     trained = table[table["part"] == "train"]
     sample = pd.concat([trained[trained["label"] == label].head(SAMPLE) for label in CLASSES]).reset_index(drop=True)
-    score = classes.malignant(network.probabilities(decode(sample, model["image_size"]), "training images"))
+    score = classes.malignant(network.probabilities(decode(sample, model.image_size), "training images"))
     auroc = metrics.auroc(sample["label"] == CLASSES[POSITIVE], score, sample["patient"].astype(int))
     measured["training_auroc"] = {"value": auroc.value, "low": auroc.low, "high": auroc.high}
     if auroc.high is None or auroc.high >= 0.5:
@@ -287,14 +267,16 @@ def _classes(table: pd.DataFrame, classes: Classes) -> Checked:
         part: {name: int(((table["part"] == part) & (table["class"] == name)).sum()) for name in classes.names}
         for part in tables.SPLITS
     }
-    empty = [(part, name) for part, count in measured.items() for name in classes.names if not count[name]]
-    return {"classes": measured}, [
-        Finding("part without a class", f"the {part} part has no image of class {label}: no metric on it is meaningful")
-        for part, label in empty
+    empty = [
+        f"the {part} part has no image of class {name}: no metric on it is meaningful"
+        for part, count in measured.items()
+        for name in classes.names
+        if not count[name]
     ]
+    return {"classes": measured}, [Finding("part without a class", "; ".join(empty))] if empty else []
 
 
-def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) -> Checked:
+def _batch_norm(batch_size: int, network: Any, pixels: NDArray[np.uint8]) -> Checked:
     """Check the moving statistics of trained BatchNorm layers.
 
     If they do not describe the images, inference differs from training.
@@ -302,7 +284,7 @@ def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) 
     body = network.get_layer(backbones.BODY)
     layers = [layer for layer in body.layers if isinstance(layer, keras.layers.BatchNormalization)]
     trained = [layer for layer in layers if layer.trainable]
-    measured: dict[str, Any] = {"layers": len(layers), "trained": len(trained), "batch_size": model["batch_size"]}
+    measured: dict[str, Any] = {"layers": len(layers), "trained": len(trained), "batch_size": batch_size}
     if not trained:
         return {"batch_norm": measured}, []
     given = keras.Model(network.input, network.get_layer(backbones.PREPROCESSED).output)
@@ -313,7 +295,7 @@ def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) 
     def answer(image: tf.Tensor, training: bool) -> tf.Tensor:
         return head[1](head[0](body(given(image), training=training)))
 
-    batch = inputs.rgb(tf.constant(pixels[: model["batch_size"]]))
+    batch = inputs.rgb(tf.constant(pixels[:batch_size]))
     shift = float(np.mean(np.abs(answer(batch, False) - answer(batch, True))))
     network.set_weights(kept)  # the call in training mode has moved the statistics
     measured["shift"] = shift
@@ -324,16 +306,16 @@ def _batch_norm(model: dict[str, Any], network: Any, pixels: NDArray[np.uint8]) 
             "BatchNorm statistics",
             f"probabilities move by {shift:.2f} on average between moving statistics (inference) and those of a batch "
             f"of {len(batch)} (training): the {len(trained)} BatchNorm layers were trained with batches of "
-            f"{model['batch_size']} for too few steps; keep them in inference mode",
+            f"{batch_size} for too few steps; keep them in inference mode",
         )
     ]
 
 
-def _serving(model: dict[str, Any], network: Network, table: pd.DataFrame, pixels: NDArray[np.uint8]) -> Checked:
+def _serving(recipe: str, network: Network, table: pd.DataFrame, pixels: NDArray[np.uint8]) -> Checked:
     """Compare the answers to the same images, read as the training read them and as the endpoint reads them."""
     files = [Path(image_path).read_bytes() for image_path in table["file"]]
     served = np.stack([images.rgb(images.square(data, pixels.shape[1])) for data in files])
-    if model["recipe"] == "deck":
+    if recipe == "deck":
         size = (pixels.shape[1], pixels.shape[1])
         read = keras.utils.load_img
         trained = np.stack([np.asarray(read(path, target_size=size), np.uint8) for path in table["file"]])
@@ -356,12 +338,12 @@ def _serving(model: dict[str, Any], network: Network, table: pd.DataFrame, pixel
     ]
 
 
-def describe(diagnosis: Diagnosis) -> str:
+def describe(diagnosis: DiagnosisRecord) -> str:
     """Describe a diagnosis in words, for a terminal."""
     lines = [f"{diagnosis.backbone} trained on {diagnosis.train_domain}, recipe {diagnosis.recipe}"]
-    for check, measured in diagnosis.measurements.items():
+    for check, measured in diagnosis.figures.items():
         lines.append(f"  {check + ':':<13}" + ", ".join(f"{name} {_short(value)}" for name, value in measured.items()))
-    lines += [f"  FOUND {finding.name}: {finding.text}" for finding in diagnosis.findings] or ["  nothing found"]
+    lines += [f"  FOUND {name}: {text}" for name, text in diagnosis.findings.items()] or ["  nothing found"]
     return "\n".join(lines)
 
 
@@ -373,20 +355,23 @@ def _short(value: Any) -> str:
     return "".join(value) if isinstance(value, list) else str(value)
 
 
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command `python -m thyroid.diagnose`."""
-    parser = argparse.ArgumentParser(prog="python -m thyroid.diagnose", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.crop")
-    parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders of thyroid.train")
-    parser.add_argument("--output", type=Path, help="folder for diagnosis.json and diagnosis.png")
-    arguments = parser.parse_args(argv)
-    done = [diagnose(arguments.data, folder) for folder in arguments.models]
+def run(*, data: Path, models: Annotated[list[Path], AT_LEAST_ONE], output: Path | None = None) -> None:
+    """Explain why a model has collapsed, by measurements and named findings.
+
+    Args:
+        data: Data version of thyroid.crop.
+        models: Folders of thyroid.train.
+        output: Folder for diagnosis.json and diagnosis.png.
+    """
+    done = [diagnose(data, folder) for folder in models]
     for diagnosis in done:
         print(describe(diagnosis))
-    if arguments.output:
-        arguments.output.mkdir(parents=True, exist_ok=True)
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
         rows = [diagnosis.to_dict() for diagnosis in done]
-        atomic.write_json(arguments.output / "diagnosis.json", {"models": rows})
-        plots.diagnosis(rows, arguments.output / "diagnosis.png")
+        atomic.write_json(output / record.DIAGNOSIS, {"models": rows})
+        plots.diagnosis(done, output / "diagnosis.png")
     print(RESEARCH_USE_ONLY)
+
+
+main = command.main("python -m thyroid.diagnose", run)

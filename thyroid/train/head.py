@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from thyroid.train.settings import Settings
+from thyroid.records.settings import Settings
 
 EPOCHS = 100
 BATCH = 128

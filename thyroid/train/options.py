@@ -14,26 +14,26 @@ class TrainOptions:
     """How a backbone is trained. An empty text means "none".
 
     Attributes:
-        weights: Initial weights, see `backbones.find_weights`.
+        weights: Initial weights: imagenet, none, a *.weights.h5 file or a folder of them.
         image_size: Side of the model's square input in pixels.
         epochs: Epochs of fine-tuning, or of training all layers in the deck's recipe. 0 trains only the head.
         batch_size: Images per step. It is halved if the memory does not suffice.
-        recipe: One of `backbones.RECIPES`.
-        settings: Settings file of `thyroid.sweep`, which may be on gs://. Its recipe, and its image size or tap if it
-            has them, replace those given here.
-        tap: Layer at which the body ends. Empty for its last layer.
+        recipe: Name of the recipe: two-phase, frozen, deck or warm.
+        settings: settings.json of thyroid.sweep, which may be on gs://. Its recipe, and its image size or tap if it has
+            them, replace those given here.
+        tap: Layer at which the body ends, such as block4_pool. Empty for its last layer.
         folds: 0, or the number of folds of a cross-validation, whose predictions go to folds.parquet.
         only_fold: The only fold to train, or 0 for all.
         deterministic: Whether to use TensorFlow's deterministic kernels. The same seed then gives the same bits, at
             some cost.
         registry: Registry with the champion from which the warm recipe starts. It starts from the champion if that is
             of this backbone, these classes and this domain, was trained on no scan that now judges models, and a
-            head on its frozen features has at least the validation AUROC of a head on those of `weights`. Otherwise,
-            or without a champion, the recipe starts from `weights` like two-phase.
+            head on its frozen features has at least the validation AUROC of a head on those of the weights. Otherwise,
+            or without a champion, the recipe starts from the weights like two-phase.
         champion: Version of the champion. 0 for the current one.
-        work: Folder that outlives a stopped process and from which a training resumes. None for one in the output.
-        memory_budget: Bytes; 0 for `inputs.MEMORY_BUDGET`. Decoded images, or maps of the frozen part, are paged from
-            a temporary file if they need more.
+        work: Folder that outlives a stopped process and from which a training resumes. Without it, one in the output.
+        memory_budget: Bytes of arrays in memory; 0 for 4 GB. Decoded images, or maps of the frozen part, are paged
+            from a temporary file if they need more.
         seed: Seed of initialisation, order, augmentation and folds, 0 to 4294967295.
 
     Raises:

@@ -1,13 +1,13 @@
 """Plots the history and the diagnosis of a training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from thyroid.plot_style import save
+from thyroid.records.train import DiagnosisRecord
 
 
 def history(table: pd.DataFrame, title: str, path: Path) -> None:
@@ -33,31 +33,31 @@ def history(table: pd.DataFrame, title: str, path: Path) -> None:
     save(figure, path)
 
 
-def diagnosis(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def diagnosis(rows: Sequence[DiagnosisRecord], path: Path) -> None:
     """Plot why a model collapsed: the spread of its input at the stem, and the spread of its answers.
 
     Args:
-        rows: Facts of `diagnose.Diagnosis`, one per model.
+        rows: One diagnosis per model.
         path: File to write.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 1.6 + 0.5 * len(rows)), sharey=True)
     for place, row in enumerate(reversed(rows)):
-        scale, predictor = row["figures"]["scale"], row["figures"]["predictor"]
-        bad = {"double rescaling", "input scale"} & set(row["findings"])
+        scale, predictor = row.figures["scale"], row.figures["predictor"]
+        bad = {"double rescaling", "input scale"} & set(row.findings)
         left.plot(
             scale["stem_spread"], place, "o", color="#c0392b" if bad else "#1f5f8b", label=None if place else "measured"
         )
         left.plot(
             scale["expected_stem_spread"], place, "|", ms=18, color="#777777", label=None if place else "expected"
         )
-        colour = "#c0392b" if "constant predictor" in row["findings"] else "#1f5f8b"
+        colour = "#c0392b" if "constant predictor" in row.findings else "#1f5f8b"
         ends = (predictor["probability_low"], predictor["probability_high"])
         right.plot(ends, (place, place), color=colour, lw=6, solid_capstyle="butt")
         right.plot(ends, (place, place), "|", color=colour, ms=14)
-    spreads = [row["figures"]["scale"][name] for row in rows for name in ("stem_spread", "expected_stem_spread")]
+    spreads = [row.figures["scale"][name] for row in rows for name in ("stem_spread", "expected_stem_spread")]
     left.set_xlim(max(min(spreads), 1e-6) / 5, max(spreads) * 5)
     left.set(xscale="log", xlabel="standard deviation at the first convolution", yticks=range(len(rows)))
-    left.set_yticklabels([f"{row['backbone']} ({row['train_domain']}, {row['recipe']})" for row in reversed(rows)])
+    left.set_yticklabels([f"{row.backbone} ({row.train_domain}, {row.recipe})" for row in reversed(rows)])
     left.set_ylim(-0.7, len(rows) - 0.3)
     left.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     right.set(xlim=(0, 1), xlabel="probability of malignant: 90 % of the validation images")

@@ -1,47 +1,47 @@
 """Writes the files of a training into its folder, and reads them for the steps that follow."""
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pandas as pd
 
 from thyroid.errors import InputError
+from thyroid.records.record import Record
+from thyroid.records.train import DiagnosisRecord, TrainRecord
 from thyroid.train import plots
 
-DIAGNOSIS = "diagnosis.json"
+TRAINING, DIAGNOSIS = "train.json", "diagnosis.json"
 STARTED = "champion "
 """Prefix of the name of the weights if a training started from a champion. The champion's version follows."""
 
-
-def read(folder: Path) -> dict[str, Any]:
-    """Read the facts (train.json) of a training.
-
-    Raises:
-        InputError: The folder is not the output of a finished training.
-    """
-    return _json(folder, "train.json")
+R = TypeVar("R", bound=Record)
 
 
-def diagnosis(folder: Path) -> dict[str, Any]:
-    """Read the diagnosis of a training's model, as `diagnose.Diagnosis.facts` returns it.
+def read(folder: Path) -> TrainRecord:
+    """Read the record (train.json) of a training.
 
     Raises:
-        InputError: The folder is not the output of a finished training.
+        InputError: The folder is not the output of a finished training, or the record is damaged.
     """
-    return _json(folder, DIAGNOSIS)
+    return _read(TrainRecord, folder, TRAINING)
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def diagnosis(folder: Path) -> DiagnosisRecord:
+    """Read the diagnosis (diagnosis.json) of a training's model.
+
+    Raises:
+        InputError: As for `read`.
+    """
+    return _read(DiagnosisRecord, folder, DIAGNOSIS)
+
+
+def _read(kind: type[R], folder: Path, name: str) -> R:
     try:
-        content: dict[str, Any] = json.loads((folder / name).read_text())
-        return content
+        return kind.read(folder / name)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder}: not a finished training ({name} is missing)") from None
-    except ValueError as error:
-        raise InputError(f"{folder / name}: not JSON: {error}") from None
 
 
 def out_of_fold(folder: Path, domain: str) -> pd.DataFrame:
@@ -130,7 +130,7 @@ def tidy(work: Path, folder: Path, models: Iterable[str]) -> None:
     ready = work / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
-    for name in (*models, "history.csv", "history.png", "parts.csv", "folds.parquet", DIAGNOSIS, "train.json"):
+    for name in (*models, "history.csv", "history.png", "parts.csv", "folds.parquet", DIAGNOSIS, TRAINING):
         if (folder / name).exists():
             shutil.copy(folder / name, ready / name)
     if (folder / "tensorboard").is_dir():

@@ -13,14 +13,12 @@ With --settings, the recipe and its settings come from a settings.json of `thyro
 also cross-validated by patient on the development part (train and validation). The test set is not read.
 """
 
-import argparse
 import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,16 +29,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from thyroid import atomic, errors, metrics
-from thyroid.data import tables
+from thyroid import metrics
 from thyroid.errors import InputError
-from thyroid.model import artefacts, backbones
+from thyroid.model import backbones
+from thyroid.model.artefact import sha256
 from thyroid.model.backend import keras, policy, tf, where
 from thyroid.model.network import GRAPH, Network
+from thyroid.records.settings import Settings
+from thyroid.records.train import DiagnosisRecord, Starts, TrainRecord, ValidationOfTraining
 from thyroid.train import checkpoints, cross_validation, deck, diagnose, record, twophase, warm_start
 from thyroid.train.cross_validation import MAIN, Development
 from thyroid.train.options import TrainOptions
-from thyroid.train.settings import Settings, resolve
+from thyroid.train.settings import resolve
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +53,11 @@ class Trained:
 
     Attributes:
         folder: Folder with the checkpoint, history.csv, history.png, parts.csv and train.json.
-        facts: Content of train.json.
+        record: Content of train.json.
     """
 
     folder: Path
-    facts: dict[str, Any]
+    record: TrainRecord
 
 
 def train(
@@ -90,7 +90,7 @@ def train(
     training = _specify(data, backbone, domain, options, tuned)
     work = (options.work or output / ".work") / training.key
     output.mkdir(parents=True, exist_ok=True)
-    if (work / "done" / "train.json").is_file():
+    if (work / "done" / record.TRAINING).is_file():
         shutil.copytree(work / "done", output, dirs_exist_ok=True)
         log.info(f"{training.name}: was trained before the interruption; the result is taken from {work}")
         return Trained(output, record.read(output))
@@ -101,15 +101,13 @@ def train(
     record.copy_logs(run.job.work / MAIN, output)
     record.write_images(output, training.images.table["name"], run.part, run.held_out)
     model = run.write_model(output)
-    facts = training.facts | run.to_dict(model)
-    diagnosis = run.diagnose(model, facts)
-    atomic.write_json(output / record.DIAGNOSIS, diagnosis.to_dict())
-    facts["seconds"] = round(time.monotonic() - started, 1)
-    atomic.write_json(output / "train.json", facts)
+    trained = run.record(model)
+    run.diagnose(model, trained).write(output / record.DIAGNOSIS)
+    done = trained.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
+    done.write(output / record.TRAINING)
     record.tidy(work, output, model.files)
-    auroc = facts["validation"]["auroc"]
-    log.info(f"{training.name}: validation AUROC {auroc:.3f}, {model.checkpoint}, {facts['seconds']:.0f} s")
-    return Trained(output, facts)
+    log.info(f"{training.name}: validation AUROC {done.validation.auroc:.3f}, {model.checkpoint}, {done.seconds:.0f} s")
+    return Trained(output, done)
 
 
 @dataclass(frozen=True)
@@ -163,14 +161,14 @@ class Training:
             "only_fold": options.only_fold,
             "deterministic": options.deterministic,
             "precision": "float32" if self.is_deck else policy(),
-            **({} if self.is_deck else {"settings": asdict(self.settings)}),
+            **({} if self.is_deck else {"settings": self.settings.to_dict()}),
         }
 
     @property
     def key(self) -> str:
         """Name of the training's work folder. Everything that would change the result changes the name."""
         content = self.facts | {
-            "weights": artefacts.sha256(self.start) if isinstance(self.start, Path) else self.facts["weights"],
+            "weights": sha256(self.start) if isinstance(self.start, Path) else self.facts["weights"],
             "images": self.images.table[["sha256", "class", "split"]].to_numpy().tolist(),
             "versions": [version("thyroid"), keras.__version__, tf.__version__, *twophase.CONSTANTS],
         }
@@ -255,8 +253,9 @@ def _specify(data: Path, backbone: str, domain: str, options: TrainOptions, tune
     images = Development.read(data, domain)
     if options.settings:
         images.require_margin(tuned.margin, options.settings)
-    margin = images.facts["margin"]
-    tuned = replace(tuned, margin=margin, image_size=resolved.image_size, tap=resolved.tap, backbone=row.name)
+    tuned = tuned.replace(
+        margin=images.data.margin, image_size=resolved.image_size, tap=resolved.tap, backbone=row.name
+    )
     champion = None
     if recipe == "warm":
         champion = warm_start.find(
@@ -284,7 +283,7 @@ class _Run:
     fitted: twophase.Fitted
     part: pd.Series
     held_out: pd.DataFrame | None
-    starts: dict[str, float] | None
+    starts: Starts | None
 
     def write_model(self, output: Path) -> "_Model":
         """Write the Keras file and the traced graph."""
@@ -297,7 +296,7 @@ class _Run:
         checkpoint = f"{job.backbone.name}-{best['epoch']:03d}-{best['loss']:.4f}-{best['accuracy']:.4f}.keras"
         stored.save(output / checkpoint)
         (output / GRAPH).write_bytes(network.graph.SerializeToString())
-        files = {name: artefacts.sha256(output / name) for name in (checkpoint, GRAPH)}
+        files = {name: sha256(output / name) for name in (checkpoint, GRAPH)}
         return _Model(stored, network, best, checkpoint, files)
 
     def _validate(self, network: Network) -> dict[str, float]:
@@ -316,32 +315,33 @@ class _Run:
             "accuracy": metrics.accuracy(truth.argmax(axis=1), probability),
         }
 
-    def to_dict(self, model: "_Model") -> dict[str, Any]:
-        """Return the part of train.json that is known after the training, except for its seconds."""
-        images, champion = self.training.images, self.training.champion
-        facts: dict[str, Any] = {
-            **images.classes.to_dict(),
-            "parameters": self.job.model.count_params(),
-            "checkpoint": model.checkpoint,
-            "files": model.files,
-            "epoch": model.best["epoch"],
-            "batch_size": self.job.batch_size,
-            "validation": {key: model.best[key] for key in ("auroc", "loss", "accuracy")},
-            "data_digest": images.facts["digest"],
-        } | checkpoints.memory()
-        if champion is not None and self.starts is not None:
-            facts["starts"] = self.starts
-            if self.starts["champion"] >= self.starts["weights"]:
-                facts["weights"] = champion.name
-        return facts
+    def record(self, model: "_Model") -> TrainRecord:
+        """Return the content of train.json, with the seconds until now."""
+        training, job = self.training, self.job
+        known = training.facts | training.images.classes.to_dict() | checkpoints.memory()
+        if self.starts is not None:
+            known["starts"] = self.starts
+            if training.champion is not None and self.starts.champion_leads:
+                known["weights"] = training.champion.name
+        known["batch_size"] = job.batch_size
+        return TrainRecord(
+            **known,
+            parameters=job.model.count_params(),
+            checkpoint=model.checkpoint,
+            files=model.files,
+            epoch=model.best["epoch"],
+            validation=ValidationOfTraining(**{key: model.best[key] for key in ("auroc", "loss", "accuracy")}),
+            data_digest=training.images.data.digest,
+            seconds=round(time.monotonic() - job.started, 1),
+        )
 
-    def diagnose(self, model: "_Model", facts: dict[str, Any]) -> diagnose.Diagnosis:
+    def diagnose(self, model: "_Model", trained: TrainRecord) -> DiagnosisRecord:
         """Diagnose the model on the images that are decoded already, and log what is wrong."""
         table = self.training.images.table
         places = pd.Series(range(len(table)), table["file"])
         diagnosis = diagnose.examine(
-            self.training.images.folder,
-            facts,
+            self.training.images.data,
+            trained,
             pd.Series(self.part.to_numpy(), table["name"]),
             model.stored,
             model.network,
@@ -369,31 +369,3 @@ class _Model:
     best: dict[str, Any]
     checkpoint: str
     files: dict[str, str]
-
-
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command `python -m thyroid.train`."""
-    parser = argparse.ArgumentParser(prog="python -m thyroid.train", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="data version of thyroid.crop")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint and its history")
-    parser.add_argument("--backbone", required=True, help=", ".join(backbones.BACKBONES))
-    parser.add_argument("--domain", choices=tables.DOMAINS, default="", help="default: the data version's first")
-    parser.add_argument("--weights", default="imagenet", help="imagenet, none, a *.weights.h5 file or a folder of them")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--epochs", type=int, default=15, help="of fine-tuning")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipe", default="two-phase", help=", ".join(backbones.RECIPES))
-    parser.add_argument("--settings", default="", help="settings.json of thyroid.sweep; its recipe replaces --recipe")
-    parser.add_argument("--registry", default="", help="whose champion the warm recipe starts from")
-    parser.add_argument("--champion", type=int, default=0, help="its version; default: the current one")
-    parser.add_argument("--tap", default="", help="layer of the body to end at, for instance block4_pool")
-    parser.add_argument("--folds", type=int, default=0, help="also cross-validate by patient with so many folds")
-    parser.add_argument("--only-fold", type=int, default=0, help="of these folds train this one")
-    parser.add_argument("--deterministic", action="store_true", help="the same seed gives the same bits, more slowly")
-    parser.add_argument("--memory-budget", type=int, default=0, help="bytes of arrays in memory; 0: 4 GB")
-    parser.add_argument("--work", type=Path, help="folder that outlives the process; default: within the output")
-    given = vars(parser.parse_args(argv))
-    data, output, backbone, domain = (given.pop(name) for name in ("data", "output", "backbone", "domain"))
-    train(data, output, backbone, domain, TrainOptions(**given))

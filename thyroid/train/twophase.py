@@ -24,11 +24,11 @@ from thyroid import progress
 from thyroid.errors import InputError
 from thyroid.model import backbones, inputs
 from thyroid.model.backend import XLA, keras, policy, strategy, tf
+from thyroid.records.settings import Settings
 from thyroid.train import checkpoints
 from thyroid.train import head as dense
 from thyroid.train.head import LOSS
 from thyroid.train.options import TrainOptions
-from thyroid.train.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ CONSTANTS = (dense.EPOCHS, dense.BATCH, dense.PATIENCE, VIEWS, WARMUP, PATIENCE)
 """A resumed training must use the same constants."""
 
 T = TypeVar("T")
+
+_DEFAULTS = Settings()
 
 
 def auroc(classes: int) -> Any:
@@ -143,7 +145,7 @@ def prepared(
     Args:
         backbone: Row of `backbones.BACKBONES`.
         start: Result of `backbones.find_weights`.
-        table: Rows of `tables.examples`.
+        table: Rows of `DataVersion.examples`.
         labels: float32 one-hot [n, classes].
         work: Folder that outlives the process, as for `Job`.
         options: Options of the training. The deck's recipe uses single precision.
@@ -371,7 +373,7 @@ def finetune(
     return history
 
 
-def compile_model(model: Any, rate: Any, smoothing: float = Settings.label_smoothing) -> None:
+def compile_model(model: Any, rate: Any, smoothing: float = _DEFAULTS.label_smoothing) -> None:
     """Compile a model with the loss, metrics and optimizer of fine-tuning, by a learning rate or its schedule."""
     model.compile(
         keras.optimizers.Adam(rate),

@@ -10,7 +10,9 @@ import pandas as pd
 from thyroid import storage
 from thyroid.data import overlap
 from thyroid.data.classes import Classes
-from thyroid.model import artefacts, backbones
+from thyroid.model import backbones
+from thyroid.model.artefact import MODEL, Artefact, load_keras
+from thyroid.records.train import Starts
 from thyroid.registry import changes
 from thyroid.registry.registry import Registry
 from thyroid.train import record, twophase
@@ -58,12 +60,12 @@ def find(
         log.info(f"{row.name}: there is no champion to start from")
         return None
     folder = Registry(root).find(str(version))
-    facts = artefacts.verify(folder)
+    own = Artefact.verify(folder).record
     seen = overlap.find(root, changes.scans_of(folder).query("split == 'train'"), judging)
     for reason, holds in (
-        (f"its classes are {', '.join(facts['classes'])}", facts["classes"] != list(classes.names)),
-        (f"it is {facts['backbone']}", facts["backbone"] != row.name),
-        (f"it was trained on {facts['domain']} images", facts["domain"] != domain),
+        (f"its classes are {', '.join(own.classes)}", own.classes != list(classes.names)),
+        (f"it is {own.backbone}", own.backbone != row.name),
+        (f"it was trained on {own.domain} images", own.domain != domain),
         (
             f"it was trained on {seen.scans} scans that now judge models, or on their patients ({seen.describe()})",
             seen.scans,
@@ -75,11 +77,11 @@ def find(
             return None
     if seen.note:
         log.info(f"{row.name}: champion {version}: {seen.note}")
-    network = artefacts.load_keras(folder / artefacts.MODEL)
-    return Champion(f"{record.STARTED}{version}", artefacts.sha256(folder / artefacts.MODEL), network)
+    network = load_keras(folder / MODEL)
+    return Champion(f"{record.STARTED}{version}", own.files[MODEL], network)
 
 
-def choose(job: twophase.Job, images: Development, champion: Champion) -> tuple[twophase.Job, dict[str, float] | None]:
+def choose(job: twophase.Job, images: Development, champion: Champion) -> tuple[twophase.Job, Starts | None]:
     """Return the job from the better start, whose frozen features separate the classes better on validation.
 
     The champion was not trained on any of these images, but most of them were used for its early stopping, which
@@ -92,8 +94,8 @@ def choose(job: twophase.Job, images: Development, champion: Champion) -> tuple[
         champion: The champion.
 
     Returns:
-        The job, and the validation AUROC of a head on the features of each start, by "weights" and "champion". None
-        instead of the latter if the champion has other layers.
+        The job, and the validation AUROC of a head on the features of each start. None instead of the latter if the
+        champion has other layers.
     """
     train, validation = (np.flatnonzero(images.table["split"] == split) for split in ("train", "validation"))
     given = job.model.get_weights()
@@ -108,13 +110,14 @@ def choose(job: twophase.Job, images: Development, champion: Champion) -> tuple[
             backbones.copy_weights(champion.network, job.model)
         auroc[name] = twophase.fit(trial, train, validation, "start").best["auroc"]
         job.batch_size = trial.batch_size
-    chosen = "champion" if auroc["champion"] >= auroc["weights"] else "weights"
+    starts = Starts(**auroc)
+    chosen = "champion" if starts.champion_leads else "weights"
     job.model.set_weights(given)
     if chosen == "champion":
         backbones.copy_weights(champion.network, job.model)
     log.info(
-        f"{job.backbone.name}: validation AUROC of a head on frozen features: {auroc['champion']:.3f} from "
-        f"{champion.name}, {auroc['weights']:.3f} from the given weights; starts from "
+        f"{job.backbone.name}: validation AUROC of a head on frozen features: {starts.champion:.3f} from "
+        f"{champion.name}, {starts.weights:.3f} from the given weights; starts from "
         f"{champion.name if chosen == 'champion' else 'the given weights'}"
     )
-    return replace(job, work=job.work / chosen), auroc
+    return replace(job, work=job.work / chosen), starts

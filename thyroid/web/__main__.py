@@ -3,18 +3,16 @@
 python -m thyroid.web --endpoint http://localhost:8080 --port 8000
 """
 
-import argparse
 import gc
 import os
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import waitress
 
-from thyroid import RESEARCH_USE_ONLY, errors, logs, memory
+from thyroid import RESEARCH_USE_ONLY, command, errors, logs, memory
 from thyroid.errors import InputError
 from thyroid.web import app, channel
 
@@ -24,43 +22,60 @@ THREADS = 16
 """Threads of the server: more than the requests that may wait for the endpoint or for DICOM at once."""
 
 
-@errors.command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Serve the page until the process is ended.
-
-    A user error, such as a port in use, becomes one line on stderr and exit code 2.
+def run(
+    *,
+    endpoint: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    proxies: int = 0,
+    token_file: Path | None = None,
+    secret_file: Path | None = None,
+    with_parent: bool = False,
+) -> None:
+    """Serve the page, which sends pictures of a nodule to an endpoint, until the process is ended.
 
     Args:
-        argv: Arguments of the command; None for those of the process.
+        endpoint: Address of the endpoint, http://host:port.
+        host: Address to listen on; 0.0.0.0 in a container.
+        port: Port to listen on.
+        proxies: Number of proxies in front of the page.
+        token_file: File with the endpoint's bearer token (or THYROID_TOKEN).
+        secret_file: File with the key of the CSRF cookie (or THYROID_PAGE_SECRET).
+        with_parent: Exit when standard input is closed.
     """
-    parser = argparse.ArgumentParser(prog="python -m thyroid.web", description=__doc__.split("\n")[0])
-    parser.add_argument("--endpoint", required=True, help="address of the endpoint, http://host:port")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 in a container")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
-    parser.add_argument("--proxies", type=int, default=0, help="number of proxies in front of the page")
-    parser.add_argument("--token-file", type=Path, help="file with the endpoint's bearer token (or THYROID_TOKEN)")
-    parser.add_argument(
-        "--secret-file", type=Path, help="file with the key of the CSRF cookie (or THYROID_PAGE_SECRET)"
-    )
-    parser.add_argument("--with-parent", action="store_true", help="exit when standard input is closed")
-    arguments = parser.parse_args(argv)
-    if not arguments.endpoint.startswith(("http://", "https://")):
-        raise InputError(f"--endpoint {arguments.endpoint}: expected http://host:port or https://host:port")
-    if not 0 < arguments.port < 65536:
-        raise InputError(f"port {arguments.port}: expected 1 to 65535")
-    token = _secret(arguments.token_file, "THYROID_TOKEN")
-    secret = _secret(arguments.secret_file, "THYROID_PAGE_SECRET")
-    options = app.Options(arguments.endpoint, token, secret)
+    if not endpoint.startswith(("http://", "https://")):
+        raise InputError(f"--endpoint {endpoint}: expected http://host:port or https://host:port")
+    if not 0 < port < 65536:
+        raise InputError(f"port {port}: expected 1 to 65535")
+    token = _secret(token_file, "THYROID_TOKEN")
+    secret = _secret(secret_file, "THYROID_PAGE_SECRET")
+    options = app.Options(endpoint, token, secret)
     logs.configure()
-    if arguments.with_parent:
+    if with_parent:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     channels: dict[Any, Any] = {}
+    server = _server(options, channels, host, port, proxies)
+    channel.guard(channels)
+    # The default is 5 ms. The loop that reads all connections waits that long for every thread that parses a form.
+    sys.setswitchinterval(0.0005)
+    memory.return_large(1 << 20)
+    gc.freeze()  # these objects stay: the collector need not look at them
+    print(f"page on http://localhost:{port} asking {endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
+    server.run()
+
+
+def _server(options: app.Options, channels: dict[Any, Any], host: str, port: int, proxies: int) -> Any:
+    """Return Waitress' server of the page, which listens already.
+
+    Raises:
+        InputError: The port cannot be used.
+    """
     try:
-        server = waitress.create_server(
+        return waitress.create_server(
             app.create(options),
             channels,
-            host=arguments.host,
-            port=arguments.port,
+            host=host,
+            port=port,
             threads=THREADS,
             connection_limit=2 * channel.CONNECTIONS,  # never reached: `channel` closes others before
             asyncore_use_poll=True,  # select() takes at most 1024 files
@@ -71,17 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             channel_timeout=IDLE,
             cleanup_interval=IDLE // 3,
             ident="",
-            **(_believed(arguments.proxies) if arguments.proxies else {}),
+            **(_believed(proxies) if proxies else {}),
         )
     except OSError as error:
-        raise InputError(f"port {arguments.port}: {errors.one_line(error)}; choose another with --port") from None
-    channel.guard(channels)
-    # The default is 5 ms. The loop that reads all connections waits that long for every thread that parses a form.
-    sys.setswitchinterval(0.0005)
-    memory.return_large(1 << 20)
-    gc.freeze()  # these objects stay: the collector need not look at them
-    print(f"page on http://localhost:{arguments.port} asking {arguments.endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
-    server.run()
+        raise InputError(f"port {port}: {errors.one_line(error)}; choose another with --port") from None
 
 
 def _believed(proxies: int) -> dict[str, Any]:
@@ -111,6 +119,8 @@ def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(0)
 
+
+main = command.main("python -m thyroid.web", run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from thyroid import metrics
+from thyroid.records.clinical import ClinicalRecord
+from thyroid.records.gate import AuditRecord
 
 if TYPE_CHECKING:
     from thyroid.evaluate.audits.subject import Subject
@@ -52,7 +54,7 @@ class Audit(Protocol):
         ...
 
     @classmethod
-    def from_dict(cls, audits: dict[str, Any], clinical: dict[str, Any] | None) -> Self | None:
+    def from_record(cls, audits: AuditRecord, clinical: ClinicalRecord | None) -> Self | None:
         """Restore an outcome from the fields `audits` and `clinical` of evaluation.json; None if it was not audited."""
         ...
 
@@ -91,8 +93,8 @@ class Audit(Protocol):
         """Reason why something was not measured, by name."""
         ...
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields that the audit adds to `audits` of evaluation.json; none if its facts stand elsewhere."""
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of `AuditRecord` that the audit sets; none if its results stand in another record."""
         ...
 
 

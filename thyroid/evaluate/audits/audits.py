@@ -13,6 +13,9 @@ from thyroid.evaluate.audits.clinical import ClinicalAudit
 from thyroid.evaluate.audits.leakage import LeakageAudit
 from thyroid.evaluate.audits.shortcut import ShortcutAudit
 from thyroid.evaluate.audits.subject import Subject
+from thyroid.records.clinical import ClinicalRecord
+from thyroid.records.evaluation import Measured
+from thyroid.records.gate import AuditRecord
 
 KINDS: tuple[type[Audit], ...] = (ShortcutAudit, LeakageAudit, ClinicalAudit)
 """Every kind of audit, in the order of the gate's criteria and of the report."""
@@ -39,15 +42,15 @@ class ModelAudits:
         return cls(subject.domain, [audit for kind in KINDS if (audit := kind.run(subject)) is not None])
 
     @classmethod
-    def from_dict(cls, facts: dict[str, Any], clinical: dict[str, Any] | None = None) -> "ModelAudits":
+    def from_record(cls, record: AuditRecord, clinical: ClinicalRecord | None = None) -> "ModelAudits":
         """Restore the audits from evaluation.json.
 
         Args:
-            facts: Result of `to_dict`, the field `audits`.
+            record: Result of `record`, the field `audits`.
             clinical: The field `clinical`; None for other models than the winner.
         """
-        found = (kind.from_dict(facts, clinical) for kind in KINDS)
-        return cls(facts["domain"], [audit for audit in found if audit is not None])
+        found = (kind.from_record(record, clinical) for kind in KINDS)
+        return cls(record.domain, [audit for audit in found if audit is not None])
 
     @property
     def findings(self) -> dict[str, str]:
@@ -59,21 +62,24 @@ class ModelAudits:
         """The plots of all audits."""
         return [audit.picture for audit in self.audits if audit.picture is not None]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the field `audits` of evaluation.json: domain, the fields of every audit, findings, not_measured."""
-        recorded = [audit for audit in self.audits if audit.to_dict()]
-        facts: dict[str, Any] = {"domain": self.domain}
+    def record(self) -> AuditRecord:
+        """Return the field `audits` of evaluation.json. Audits without fields of their own are left out."""
+        recorded = [audit for audit in self.audits if audit.fields()]
+        measured: dict[str, Any] = {}
         for audit in recorded:
-            facts |= audit.to_dict()
-        findings = {audit.name: audit.finding for audit in recorded if audit.finding is not None}
-        not_measured = {name: reason for audit in recorded for name, reason in audit.not_measured.items()}
-        return facts | {"findings": findings, "not_measured": not_measured}
+            measured |= audit.fields()
+        return AuditRecord(
+            domain=self.domain,
+            **measured,
+            findings={audit.name: audit.finding for audit in recorded if audit.finding is not None},
+            not_measured={name: reason for audit in recorded for name, reason in audit.not_measured.items()},
+        )
 
 
-def of_result(result: dict[str, Any]) -> list[ModelAudits]:
-    """Return the audits of an evaluation, those of the winner first, from the content of its evaluation.json."""
-    others = [ModelAudits.from_dict(facts) for facts in result["other_audits"]]
-    return [ModelAudits.from_dict(result["audits"], result["clinical"]), *others]
+def of_result(result: Measured) -> list[ModelAudits]:
+    """Return the audits of an evaluation, those of the winner first."""
+    others = [ModelAudits.from_record(record) for record in result.other_audits]
+    return [ModelAudits.from_record(result.audits, result.clinical), *others]
 
 
 def check_waivers(waive: Sequence[str]) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 from thyroid.evaluate.audits.audit import Picture
 from thyroid.evaluate.audits.subject import Subject
-from thyroid.metrics import format_interval
+from thyroid.records.clinical import ClinicalRecord, Leakage
+from thyroid.records.gate import AuditRecord
 
 
 @dataclass
@@ -17,11 +18,11 @@ class ClinicalAudit:
 
     Attributes:
         used: Clinical columns that the model uses.
-        leaks: Result of the search for target leakage; see `association`.
+        leaks: Result of the search for target leakage.
     """
 
     used: list[str]
-    leaks: dict[str, Any] = field(default_factory=dict)
+    leaks: Leakage
     not_measured: dict[str, str] = field(default_factory=dict)
 
     name: ClassVar[str] = "clinical"
@@ -37,12 +38,16 @@ class ClinicalAudit:
     @classmethod
     def run(cls, subject: Subject) -> "ClinicalAudit | None":
         """Judge the search for target leakage that was made before the columns were fitted."""
-        return cls.from_dict({}, subject.clinical)
+        return cls._from_clinical(subject.clinical)
 
     @classmethod
-    def from_dict(cls, audits: dict[str, Any], clinical: dict[str, Any] | None) -> "ClinicalAudit | None":
+    def from_record(cls, audits: AuditRecord, clinical: ClinicalRecord | None) -> "ClinicalAudit | None":
         """Restore the outcome from the field `clinical` of evaluation.json; None where there is no clinical.csv."""
-        return None if clinical is None else cls(clinical["used"], clinical["leaks"])
+        return cls._from_clinical(clinical)
+
+    @classmethod
+    def _from_clinical(cls, clinical: ClinicalRecord | None) -> "ClinicalAudit | None":
+        return None if clinical is None else cls(clinical.used, clinical.leaks)
 
     @property
     def ran(self) -> bool:
@@ -52,7 +57,8 @@ class ClinicalAudit:
     @property
     def finding(self) -> str | None:
         """What all columns together give away; None where the model uses no columns."""
-        return ("; ".join(self.leaks["together"]["findings"]) or None) if self.used else None
+        together = self.leaks.together
+        return "; ".join(together.findings) or None if self.used and together is not None else None
 
     @property
     def outcome(self) -> str:
@@ -62,10 +68,10 @@ class ClinicalAudit:
     @property
     def table(self) -> list[tuple[str, str]]:
         """AUROC of every column alone, and of all others together."""
-        rows = [(row["column"], format_interval(row["auroc"])) for row in self.leaks["columns"] if row["auroc"]]
-        together = self.leaks.get("together")
-        if together and together["auroc"]:
-            rows.append((f"together: {', '.join(together['columns'])}", format_interval(together["auroc"])))
+        rows = [(row.column, str(row.auroc)) for row in self.leaks.columns if row.auroc is not None]
+        together = self.leaks.together
+        if together is not None and together.auroc is not None:
+            rows.append((f"together: {', '.join(together.columns)}", str(together.auroc)))
         return rows
 
     @property
@@ -77,8 +83,8 @@ class ClinicalAudit:
     def warnings(self) -> list[str]:
         """Every column that gives the class away, whether the model uses it or not."""
         unused = "" if self.used else " (the model does not use it)"
-        return [f"clinical.csv: {finding}{unused}." for finding in self.leaks["findings"]]
+        return [f"clinical.csv: {finding}{unused}." for finding in self.leaks.findings]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return nothing: the facts are in the field `clinical` of evaluation.json."""
+    def fields(self) -> dict[str, Any]:
+        """Return nothing: the results are in the field `clinical` of evaluation.json."""
         return {}

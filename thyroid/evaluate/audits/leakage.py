@@ -1,6 +1,6 @@
 """The audit of leakage: patients, near-duplicates and scans that are on both sides of a split."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -13,8 +13,11 @@ from thyroid.errors import InputError
 from thyroid.evaluate.audits import head
 from thyroid.evaluate.audits.audit import Picture
 from thyroid.evaluate.audits.subject import ONE_CLASS, TOO_FEW, TRAINED_WHOLE, Subject
-from thyroid.metrics import format_interval
-from thyroid.model import artefacts
+from thyroid.metrics import Interval
+from thyroid.model.artefact import CARD, SCANS, Artefact
+from thyroid.records.clinical import ClinicalRecord
+from thyroid.records.gate import AuditRecord
+from thyroid.records.train import TrainRecord
 from thyroid.registry import changes
 from thyroid.registry.registry import Registry
 from thyroid.storage import Location
@@ -33,13 +36,12 @@ class LeakageAudit:
     """What leaked between the splits, and into the training from the test set.
 
     Attributes:
-        leakage: Counts across splits, and AUROCs (value, low, high) under a split by patient and under a split by
-            image.
+        leakage: Counts across splits, and AUROCs under a split by patient and under a split by image.
         finding: What is wrong, in words; None if nothing is.
         not_measured: Reason why the AUROCs were not measured, by name.
     """
 
-    leakage: dict[str, Any] = field(default_factory=dict)
+    leakage: dict[str, Interval | int] = field(default_factory=dict)
     finding: str | None = None
     not_measured: dict[str, str] = field(default_factory=dict)
 
@@ -58,15 +60,15 @@ class LeakageAudit:
         """Measure what a careless split would report, and count what leaked."""
         audit = cls()
         audit.compare_splits(subject)
-        audit.count(subject.data, subject.training["train_domain"], subject.parts)
+        audit.count(subject.data, subject.training.train_domain, subject.parts)
         audit.count_inherited(subject.data, subject.training, subject.registry)
         audit.judge()
         return audit
 
     @classmethod
-    def from_dict(cls, audits: dict[str, Any], clinical: dict[str, Any] | None) -> "LeakageAudit":
+    def from_record(cls, audits: AuditRecord, clinical: ClinicalRecord | None) -> "LeakageAudit":
         """Restore the outcome from the field `audits` of evaluation.json."""
-        return cls(audits["leakage"], audits["findings"].get(cls.name))
+        return cls(audits.leakage, audits.findings.get(cls.name))
 
     @property
     def ran(self) -> bool:
@@ -83,9 +85,7 @@ class LeakageAudit:
         """The counts, then the AUROCs under both splits."""
         counts = {name: count for name, count in self.leakage.items() if name not in _ROWS}
         rows = [(name.replace("_", " ").capitalize(), str(count)) for name, count in counts.items()]
-        return rows + [
-            (text, format_interval(self.leakage[name])) for name, text in _ROWS.items() if name in self.leakage
-        ]
+        return rows + [(text, str(self.leakage[name])) for name, text in _ROWS.items() if name in self.leakage]
 
     @property
     def picture(self) -> Picture | None:
@@ -97,7 +97,7 @@ class LeakageAudit:
         """The finding."""
         return [] if self.finding is None else [f"{self.finding[0].upper()}{self.finding[1:]}."]
 
-    def to_dict(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """Return the counts and AUROCs."""
         return {"leakage": self.leakage}
 
@@ -123,8 +123,8 @@ class LeakageAudit:
                 self.not_measured["leaky_split"] = ONE_CLASS
                 return
             drawn[name] = metrics.auroc_draws(draws, positive, score, patient, fold)
-        self.leakage |= {name: asdict(metrics.interval(area)) for name, area in drawn.items()}
-        self.leakage["difference"] = asdict(metrics.interval(drawn["leaky_split"] - drawn["by_patient"]))
+        self.leakage |= {name: metrics.interval(area) for name, area in drawn.items()}
+        self.leakage["difference"] = metrics.interval(drawn["leaky_split"] - drawn["by_patient"])
 
     def count(self, data: DataVersion, train_domain: str, parts: pd.Series) -> None:
         """Count patients and near-duplicates that are in several splits, and test scans that were trained on.
@@ -132,7 +132,7 @@ class LeakageAudit:
         Args:
             data: Data version.
             train_domain: Domain that the model was trained on and that the images of `parts` belong to.
-            parts: What the training used each image for, by name of `tables.examples`.
+            parts: What the training used each image for, by name of `DataVersion.examples`.
         """
         scans = data.used
         patients = scans.groupby("patient")["split"].nunique()
@@ -151,7 +151,7 @@ class LeakageAudit:
             "test_patients_trained_on": len(set(tested["patient"]) & set(learnt["patient"])),
         }
 
-    def count_inherited(self, data: DataVersion, training: dict[str, Any], root: Location | None) -> None:
+    def count_inherited(self, data: DataVersion, training: TrainRecord, root: Location | None) -> None:
         """Count test scans that the champion from which the model started was trained on.
 
         A model that did not start from a champion has no such scans, and nothing is added. If the scans of the champion
@@ -159,25 +159,23 @@ class LeakageAudit:
 
         Args:
             data: Data version.
-            training: Facts of the training (train.json).
+            training: Record of the training (train.json).
             root: Root of the registry; None for no registry.
         """
-        if training["recipe"] != "warm" or not training["weights"].startswith(record.STARTED):
+        if training.recipe != "warm" or not training.weights.startswith(record.STARTED):
             return
         try:
             if root is None:
                 raise InputError("no registry was given")
-            version = training["weights"].removeprefix(record.STARTED)
-            folder = Registry(root).find(version, only=(*artefacts.CARD, artefacts.SCANS))
-            if artefacts.facts(folder)["files"].get(artefacts.MODEL) != training["champion"]:
+            version = training.weights.removeprefix(record.STARTED)
+            folder = Registry(root).find(version, only=(*CARD, SCANS))
+            if Artefact.read(folder).model_sha256 != training.champion:
                 raise InputError(f"{root}: its version is another model")
             seen = overlap.find(root, changes.scans_of(folder).query("split == 'train'"), data.test_scans)
             if seen.problem:
-                self.finding = f"{training['weights']}, which the model started from: {seen.problem}"
+                self.finding = f"{training.weights}, which the model started from: {seen.problem}"
         except InputError as error:
-            self.finding = (
-                f"what {training['weights']}, which the model started from, learnt from is not known: {error}"
-            )
+            self.finding = f"what {training.weights}, which the model started from, learnt from is not known: {error}"
             return
         self.leakage |= {
             "test_images_its_start_learnt_from": seen.pictures,

@@ -6,7 +6,7 @@ without the patients that it scores. Only the model's own answers are measured o
 here.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +20,8 @@ from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.evaluate.audits import head
 from thyroid.evaluate.audits.audit import Picture
 from thyroid.evaluate.audits.subject import NO_REGION, ONE_CLASS, TOO_FEW, TRAINED_WHOLE, Subject
+from thyroid.records.clinical import ClinicalRecord
+from thyroid.records.gate import AuditRecord
 
 KEPT = 0.5
 """A shortcut is a finding if it keeps more than this share of its reference's distance from an AUROC of .5."""
@@ -101,11 +103,9 @@ class ShortcutAudit:
         return audit
 
     @classmethod
-    def from_dict(cls, audits: dict[str, Any], clinical: dict[str, Any] | None) -> "ShortcutAudit":
+    def from_record(cls, audits: AuditRecord, clinical: ClinicalRecord | None) -> "ShortcutAudit":
         """Restore the outcome from the field `audits` of evaluation.json."""
-        shortcut = {name: metrics.Interval.from_dict(auroc) for name, auroc in audits["shortcut"].items()}
-        finding = audits["findings"].get(cls.name)
-        return cls(audits["domain"], shortcut, audits["kept"], finding, audits["not_measured"])
+        return cls(audits.domain, audits.shortcut, audits.kept, audits.findings.get(cls.name), audits.not_measured)
 
     @property
     def ran(self) -> bool:
@@ -159,9 +159,9 @@ class ShortcutAudit:
             )
         return texts
 
-    def to_dict(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """Return the AUROCs in the order of the report's table, and what was kept of their references."""
-        return {"shortcut": {name: asdict(auroc) for name, auroc in self._ordered().items()}, "kept": self.kept}
+        return {"shortcut": self._ordered(), "kept": self.kept}
 
     def _ordered(self) -> dict[str, metrics.Interval]:
         """Return the AUROCs, the judged ones and their references first."""
@@ -218,7 +218,7 @@ class ShortcutAudit:
             self.not_measured["model_on_blanked_nodule"] = NO_REGION
             return
         probability = subject.network.probabilities(subject.blanked(tested), "test images, nodule blanked")
-        score = Classes.from_dict(subject.training).malignant(probability)
+        score = Classes.from_record(subject.training).malignant(probability)
         answered = test.set_index("file").loc[tested["name"], SCORE]
         positive, patient = tested["label"] == CLASSES[POSITIVE], tested["patient"].astype(int)
         self.shortcut["model"] = metrics.auroc(positive, answered, patient, seed=subject.seed)

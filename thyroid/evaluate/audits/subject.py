@@ -15,6 +15,8 @@ from thyroid.data import splits
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import geometry, images
+from thyroid.records.clinical import ClinicalRecord
+from thyroid.records.train import TrainRecord
 from thyroid.storage import Location
 
 if TYPE_CHECKING:  # TensorFlow is not needed to read the names of the audits
@@ -38,30 +40,29 @@ class Subject:
     Attributes:
         data: Data version of `crop`.
         domain: Domain of the audited images, "normal" or "cropped".
-        training: Facts of the training (train.json).
+        training: Record of the training (train.json).
         network: Network of the training.
-        parts: What the training used each image for ("train" or "validation"), by name of `tables.examples`.
+        parts: What the training used each image for ("train" or "validation"), by name of `DataVersion.examples`.
         test: The model's test predictions in the domain: file, label, patient and the probability of malignant.
         registry: Root of the registry with the champion that the model started from; None for no registry.
         seed: Seed of draws, folds and bootstrap.
-        clinical: Facts of `clinical_model.ClinicalComparison`; None where there are no clinical data.
+        clinical: What clinical.csv was worth for the model; None where there are no clinical data.
     """
 
     data: DataVersion
     domain: str
-    training: dict[str, Any]
+    training: TrainRecord
     network: "Network"
     parts: pd.Series
     test: pd.DataFrame
     registry: Location | None = None
     seed: int = 0
-    clinical: dict[str, Any] | None = None
+    clinical: ClinicalRecord | None = None
 
     @property
     def size(self) -> int:
         """Side of the model's images in pixels."""
-        size: int = self.training["image_size"]
-        return size
+        return self.training.image_size
 
     @cached_property
     def images(self) -> pd.DataFrame:
@@ -97,7 +98,7 @@ class Subject:
 
         The deck's recipe trains the whole body, so that no feature is innocent of the labels.
         """
-        return bool(self.training["recipe"] != "deck")
+        return self.training.recipe != "deck"
 
     @cached_property
     def features(self) -> NDArray[np.float64]:
@@ -117,11 +118,11 @@ def context(data: DataVersion, domain: str) -> pd.DataFrame:
         domain: "normal" or "cropped".
 
     Returns:
-        One row per image with the columns of `tables.examples`, and: frame (file of the scan area, null where none is
-        known), boxes (nodules of this image as x, y, width, height in pixels of `frame`), box_width and box_height (of
-        the largest box), image, version, views (number of images of the patient), frame_width, frame_height, area_x,
-        area_y, area_width, area_height. Images that were already cropped in the input have no frame and no boxes: they
-        show nothing outside the nodule.
+        One row per image with the columns of `DataVersion.examples`, and: frame (file of the scan area, null where none
+        is known), boxes (nodules of this image as x, y, width, height in pixels of `frame`), box_width and box_height
+        (of the largest box), image, version, views (number of images of the patient), frame_width, frame_height,
+        area_x, area_y, area_width, area_height. Images that were already cropped in the input have no frame and no
+        boxes: they show nothing outside the nodule.
     """
     table = data.examples(domain)
     known = ["image", "version", "area_x", "area_y", "area_width", "area_height"]

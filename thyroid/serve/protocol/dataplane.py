@@ -55,7 +55,7 @@ class ThyroidDataPlane(DataPlane):
         """Return the metadata of a model, with its version and the form that answers."""
         described: dict[str, Any] = await super().model_metadata(model_name)
         model = self._model_registry.get_model(model_name)
-        return described | {"versions": [str(model.facts["version"])], "platform": model.chosen}
+        return described | {"versions": [str(model.publication.version)], "platform": model.chosen}
 
     def decode_inference_request(self, body: Any, headers: dict[str, str], model_name: str) -> InferRequest:
         """Decode as KServe does, but keep BYTES as bytes. KServe takes them for UTF-8, which no image is."""
