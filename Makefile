@@ -103,7 +103,7 @@ test-browser: $(READY_DEV) ## The page in Chromium: every step in both languages
 	@tests/browser/install.sh
 	$(PYTEST) -m browser
 
-LINT = "$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/codespell"
+LINT = "$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/codespell" && "$(BIN)/python" docs/reference.py --check
 
 lint: $(READY_DEV) ## Lint, spelling and type check
 	$(LINT) && "$(BIN)/mypy"
@@ -164,8 +164,9 @@ endif
 lock: $(READY) ## Resolve requirements-dev.lock, requirements.lock and the images' locks anew from pyproject.toml (no URLs in them)
 	UPGRADE=1 UV="$(BIN)/uv" images/lock.sh
 
-docs: $(READY) ## Write the table of parameters in README.md from the pipeline
+docs: $(READY) ## Write the table of parameters in README.md from the pipeline, and docs/reference from the records
 	@"$(BIN)/python" -m pipelines.parameters README.md
+	@"$(BIN)/python" docs/reference.py
 
 clean: ## Remove the environment and OUTPUT
 	rm -rf "$(VENV)" "$(OUTPUT)" "$(OUTPUT)-results" output-browser

@@ -45,7 +45,7 @@ def train(
         folds=folds,
         work=Path(store) / "work" if store else None,
         registry=registry if champion else "",
-        champion=champion,
+        champion=champion,  # 0 where there is no registry to start from, so that it means none here
         seed=seed,
     )
     for domain in data.domains:

@@ -12,21 +12,31 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
+from pydantic import BaseModel
+
 from thyroid.records.data import DataRecord
 from thyroid.records.evaluation import EvaluationRecord, SummaryRecord
 from thyroid.records.model import ArtefactRecord
-from thyroid.records.record import Record
-from thyroid.records.train import TrainRecord
+from thyroid.records.settings import Settings
+from thyroid.records.train import DiagnosisRecord, TrainRecord
+from thyroid.serve.schemas import ExplainAnswer, InferAnswer, InferRequest, PredictAnswer, PredictRequest
 
 FOLDER = Path(__file__).parent / "reference"
-RECORDS: dict[str, tuple[type[Record], str]] = {
+RECORDS: dict[str, tuple[type[BaseModel], str]] = {
     "data.json": (DataRecord, "`ingest` writes it into the folder of a data version, and `crop` adds to it."),
     "train.json": (TrainRecord, "`train` writes it into the folder of a training."),
     "evaluation.json": (EvaluationRecord, "`evaluate` writes it into its folder."),
     "summary.json": (SummaryRecord, "`register` writes it: the result of a run, and `OUTPUT/summary.json`."),
     "model.json": (ArtefactRecord, "`evaluate` writes it into the artefact, and the registry adds to it."),
+    "settings.json": (Settings, "A search writes it; `make run SETTINGS=settings.json` trains with it."),
+    "diagnosis.json": (DiagnosisRecord, "`train` writes it into the folder of a training."),
+    "predict-request": (PredictRequest, "POST /v1/models/thyroid:predict and `:explain`."),
+    "predict-answer": (PredictAnswer, "POST /v1/models/thyroid:predict."),
+    "explain-answer": (ExplainAnswer, "POST /v1/models/thyroid:explain."),
+    "infer-request": (InferRequest, "POST /v2/models/thyroid/infer."),
+    "infer-answer": (InferAnswer, "POST /v2/models/thyroid/infer."),
 }
-"""The record of every file, and where the file comes from."""
+"""The model of every JSON file and HTTP body, and where it comes from."""
 _NOTICE = "Written by `python docs/reference.py` from `{module}`. Do not edit it: change the record instead."
 
 
@@ -41,19 +51,20 @@ def pages() -> dict[str, str]:
 
 
 def _index() -> str:
-    lines = ["# Reference", "", "A page and a JSON Schema for every JSON that leaves a step.", ""]
-    lines += ["| file | page | schema | origin |", "| --- | --- | --- | --- |"]
+    lines = ["# Reference", "", "A page and a JSON Schema for every JSON that leaves a step or the endpoint.", ""]
+    lines += ["| JSON | page | schema | origin |", "| --- | --- | --- | --- |"]
     for name, (_, origin) in RECORDS.items():
         stem = name.removesuffix(".json")
         lines.append(f"| `{name}` | [{stem}.md]({stem}.md) | [{stem}.schema.json]({stem}.schema.json) | {origin} |")
     return "\n".join([*lines, "", "Every interval has the fields `value`, `low` and `high`.", ""])
 
 
-def _page(name: str, record: type[Record], origin: str, schema: dict[str, Any]) -> str:
+def _page(name: str, record: type[BaseModel], origin: str, schema: dict[str, Any]) -> str:
     lines = [f"# {name}", "", f"{_summary(schema)} {origin}", "", _NOTICE.format(module=record.__module__), ""]
-    lines += _table(schema)
-    for title, part in schema.get("$defs", {}).items():
-        lines += ["", f"## {title}", "", _summary(part), "", *_table(part)]
+    parts = schema.get("$defs", {})
+    lines += _table(schema, parts)
+    for title, part in parts.items():
+        lines += ["", f"## {title}", "", _summary(part), "", *_table(part, parts)]
     return "\n".join([*lines, ""])
 
 
@@ -61,12 +72,13 @@ def _summary(schema: dict[str, Any]) -> str:
     return " ".join(schema.get("description", "").split("\n\n")[0].split())
 
 
-def _table(schema: dict[str, Any]) -> Iterator[str]:
+def _table(schema: dict[str, Any], parts: dict[str, Any]) -> Iterator[str]:
     needed = set(schema.get("required", ()))
     yield "| field | type | meaning |"
     yield "| --- | --- | --- |"
     for name, field in schema["properties"].items():
-        meaning = " ".join(field.get("description", "").split()).replace("|", "\\|")
+        described = field if "description" in field else parts.get(field.get("$ref", "").rsplit("/", 1)[-1], {})
+        meaning = " ".join(described.get("description", "").split()).replace("|", "\\|")
         yield f"| `{name}`{'' if name in needed else ' (optional)'} | {_kind(field)} | {meaning} |"
 
 
@@ -94,7 +106,7 @@ def main() -> None:
         return
     there = {path.name: path.read_text() for path in FOLDER.glob("*")}
     if stale := sorted(name for name in {*wanted, *there} if wanted.get(name) != there.get(name)):
-        sys.exit(f"error: docs/reference/{stale[0]} is not what the records say; run `make reference`")
+        sys.exit(f"error: docs/reference/{stale[0]} is not what the records say; run `make docs`")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class Cluster:
     def __post_init__(self) -> None:
         """Check the number of GPUs."""
         if not 0 <= self.gpus <= 16:
-            raise InputError(f"--gpus {self.gpus}: give 0 to 16 GPUs a training")
+            raise InputError(f"--gpus {self.gpus}: give 0 to 16 GPUs per training")
 
 
 def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> Any:

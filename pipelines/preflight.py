@@ -74,19 +74,19 @@ def _check_training(run: Configuration) -> None:
     if recipe not in backbones.RECIPES:
         raise InputError(f"--recipe {recipe}: choose from {', '.join(backbones.RECIPES)}")
     if recipe == "warm" and run["folds"]:
-        raise InputError("--folds with --recipe warm: the champion has seen the patients that a fold holds out")
+        raise InputError("--folds cannot be used with --recipe warm: the champion was trained on the held-out patients")
     audits.check_waivers(run.listed("waive"))
     if run["clinical"]:
         clinical_csv.read(Path(storage.file(storage.parted(run["clinical"])[0])))
 
 
 def _check_folders(run: Configuration, output: Path) -> None:
-    """Check that the folders exist and do not lie in one another, and that the output may be replaced."""
+    """Check that the folders exist and that neither contains the other, and that the output may be replaced."""
     locations = [run.values[name] for name in LOCATIONS & run.values.keys()]
     for path in (str(output), *locations, run["weights"]):
         if "python3" in path:
             # kfp's SubprocessRunner replaces this text in every argument with the interpreter's path
-            raise InputError(f"{path}: a path that holds the text 'python3' cannot be used here; rename or move it")
+            raise InputError(f"{path}: paths that contain 'python3' are not supported; rename or move it")
     for option, given in (("--scans", run["scans"]), ("--crops", run["crops"])):
         if not given or storage.is_bucket(given):
             continue
@@ -94,7 +94,9 @@ def _check_folders(run: Configuration, output: Path) -> None:
         if not folder.is_dir():
             raise InputError(f"{option} {given}: no such folder")
         if output.is_relative_to(folder) or folder.is_relative_to(output):
-            raise InputError(f"{option} {given} and the output {output} lie in one another; choose another --output")
+            raise InputError(
+                f"{option} {given} and --output {output}: neither may contain the other; choose another --output"
+            )
     # Every run replaces folders in the output, so the output must come from an earlier run.
     if output.is_dir() and any(output.iterdir()) and not (output / MARK).exists():
         raise InputError(f"{output}: not empty and not the output of an earlier run; choose a new folder with --output")

@@ -65,7 +65,7 @@ def test_region_itself_is_never_blanked():
 
 @pytest.mark.parametrize("box", [(0, 0, 0, 5), (-1, 0, 5, 5), (195, 0, 10, 5), (0, 99, 5, 5)])
 def test_region_outside_is_refused(box):
-    with pytest.raises(ValueError, match="outside the 200x100 image"):
+    with pytest.raises(ValueError, match="200x100"):
         geometry.region(np.zeros((100, 200, 3), np.uint8), box)
 
 
@@ -148,7 +148,7 @@ def test_cropped_run_without_any_region_fails_by_name(scans, tmp_path, capsys):
 
 
 def test_unknown_domain():
-    with pytest.raises(InputError, match="'frames' is unknown; choose from normal, cropped"):
+    with pytest.raises(InputError, match=r"'frames'.*normal.*cropped"):
         crop.resolve_domains(["frames"], has_regions=True)
 
 
@@ -168,7 +168,7 @@ def test_what_changed_or_vanished_since_ingest_is_quarantined(scans, tmp_path):
 def test_a_class_without_regions_fails_before_training(scans, tmp_path):
     rois = write_rois(tmp_path / "rois.csv", [(f.name, 10, 10, 40, 30) for f in sorted(scans.glob("B_*"))])
     ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "in")
-    with pytest.raises(InputError, match="no image of class M"):
+    with pytest.raises(InputError, match=r"class M\b"):
         crop.crop(tmp_path / "in", tmp_path / "out")
 
 
@@ -215,7 +215,7 @@ def test_a_region_of_a_few_pixels_can_be_loaded_again(scans, tmp_path):
 
 
 def test_examples_of_an_unknown_domain_are_refused(cropped):
-    with pytest.raises(InputError, match="'Normal' is unknown"):
+    with pytest.raises(InputError, match="'Normal'"):
         DataVersion.read(cropped).examples("Normal")
 
 

@@ -325,7 +325,7 @@ def test_research_use_only_stands_on_what_people_see():
         "thyroid/evaluate/templates/report.html",
         "thyroid/evaluate/templates/card.md",
         "thyroid/sweep/templates/sweep.html",
-        "thyroid/serve/model.py",
+        "thyroid/serve/answers.py",
         "thyroid/serve/__main__.py",
         "thyroid/serve/openapi.py",
         "thyroid/web/words/en.json",

@@ -190,7 +190,7 @@ def test_a_paired_difference_is_surer_than_two_intervals():
 
 
 def test_one_class_and_nan_are_refused():
-    with pytest.raises(ValueError, match="both classes"):
+    with pytest.raises(ValueError, match="classes"):
         metrics.auroc([1, 1], [0.1, 0.2], [1, 2])
     with pytest.raises(ValueError, match="finite"):
         metrics.auroc([0, 1], [0.1, np.nan], [1, 2])
@@ -305,7 +305,7 @@ def test_two_perfect_scores_prove_nothing_on_few_patients():
     difference = metrics.auroc_difference(truth, one, two, np.arange(6))
     assert difference.value == 0
     assert difference.low < -0.2
-    with pytest.raises(ValueError, match="vary between patients"):
+    with pytest.raises(ValueError, match="DeLong"):
         metrics.delong(truth, one, two, np.arange(6))
     alone = metrics.auroc_difference(truth, one, two[::-1], np.zeros(6))
     assert (alone.low, alone.high) == (None, None)
@@ -399,7 +399,7 @@ def test_a_class_that_a_draw_or_the_sample_lacks_does_not_count():
     assert lacking.value == pytest.approx(
         np.mean([roc_auc_score(truth[there] == place, probability[there, place]) for place in (0, 1)])
     )
-    with pytest.raises(ValueError, match="needs both classes"):
+    with pytest.raises(ValueError, match="classes"):
         metrics.macro_auroc_draws(draws, np.zeros(60, int), probability, patient)
     alone = metrics.macro_auroc(draws, truth[:4] * 0 + [0, 1, 0, 1], probability[:4], np.zeros(4, int))
     assert (alone.low, alone.high) == (None, None)

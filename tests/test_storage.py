@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import socket
 import sys
 import threading
@@ -155,12 +156,12 @@ def test_the_hidden_is_removed_last_of_a_bucket(gcs):
     "text", ["s3://bucket/x", "gs:/bucket/x", "https://storage.googleapis.com/b", Path("gs://b/x")]
 )
 def test_another_scheme_is_refused(text):
-    with pytest.raises(InputError, match="give a folder, or gs://bucket/prefix"):
+    with pytest.raises(InputError, match="gs://bucket/prefix"):
         storage.at(text)
 
 
 def test_an_address_without_a_bucket_is_refused():
-    with pytest.raises(InputError, match="gs://: give gs://bucket/prefix"):
+    with pytest.raises(InputError, match="gs://bucket/prefix"):
         storage.at("gs://")
 
 
@@ -179,14 +180,10 @@ def test_without_the_client_it_is_said(monkeypatch, capsys):
     from thyroid.registry import __main__ as commands
 
     monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
-    with pytest.raises(
-        InputError, match="google-cloud-storage is not installed here; pip install google-cloud-storage"
-    ):
+    with pytest.raises(InputError, match="google-cloud-storage"):
         storage.at("gs://bucket/x")
     assert commands.main(["list", "--registry", "gs://bucket/x"]) == 2
-    assert capsys.readouterr().err.startswith(
-        "error: gs://bucket/x/thyroid: google-cloud-storage is not installed here"
-    )
+    assert capsys.readouterr().err.startswith("error: gs://bucket/x/thyroid: google-cloud-storage")
 
 
 # Names that objects may have and files may not.
@@ -204,7 +201,7 @@ def test_names_that_files_may_not_have_are_listed_and_read(gcs):
 @pytest.mark.parametrize("name", ["a/../../evil", "/etc/evil"])
 def test_a_name_that_leaves_its_folder_is_refused(gcs, name):
     gcs.put({f"p/1/{name}": b"x"})
-    with pytest.raises(InputError, match="outside its folder"):
+    with pytest.raises(InputError, match=re.escape(name)):
         Bucket(gcs.address("p")).get("1")
 
 
@@ -343,7 +340,7 @@ def test_one_file_of_a_bucket(gcs, tmp_path):
     gcs.put({"tables/rois.csv": b"two"})
     assert storage.file(address).read_bytes() == b"two"
     assert storage.file(tmp_path / "rois.csv") == tmp_path / "rois.csv"
-    with pytest.raises(InputError, match="no such object"):
+    with pytest.raises(InputError, match=gcs.address("tables/rois")):
         storage.file(gcs.address("tables/rois"))
 
 
@@ -397,7 +394,7 @@ def test_a_file_that_vanishes_while_a_folder_is_fetched(gcs):
             there.delete_blobs(list(there.list_blobs()))
 
     gcs.proxy.rule = rule
-    with pytest.raises(InputError, match=r"/p/1/a: vanished while it was read; try again"):
+    with pytest.raises(InputError, match="/p/1/a"):
         Bucket(gcs.address("p")).get("1")
 
 
@@ -414,7 +411,7 @@ def test_a_bucket_that_vanishes_while_it_is_read(gcs, tmp_path):
                 there.delete()
 
     gcs.proxy.rule = rule
-    with pytest.raises(InputError, match=f"there is no bucket {gcs.bucket}; check the address"):
+    with pytest.raises(InputError, match=rf"bucket {gcs.bucket}\b"):
         fetch(bucket, tmp_path)
     assert 0 < len(list(tmp_path.iterdir())) < 100
     assert left_over(tmp_path) == []
@@ -441,7 +438,7 @@ def files(tmp_path) -> Path:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_an_unknown_bucket(gcs, files, call):
-    with pytest.raises(InputError, match="gs://no-such-bucket/x: there is no bucket no-such-bucket; check the address"):
+    with pytest.raises(InputError, match="gs://no-such-bucket/x"):
         CALLS[call](Bucket("gs://no-such-bucket/x"), files)
 
 
@@ -449,7 +446,7 @@ def test_an_unknown_bucket(gcs, files, call):
 @pytest.mark.parametrize("call", CALLS)
 def test_no_right(gcs, files, call, status):
     gcs.proxy.rule = lambda method, path: status
-    message = r"no permission \(.*roles/storage\.objectViewer" if status == "403" else r"no credentials \(.*gcloud auth"
+    message = r"roles/storage\.objectViewer" if status == "403" else "gcloud auth"
     with pytest.raises(InputError, match=message):
         CALLS[call](Bucket(gcs.address("p")), files)
     assert gcs.proxy.faults < 10, "asking again does not help"
@@ -459,7 +456,7 @@ def test_no_right(gcs, files, call, status):
 def test_no_credentials(files, call, monkeypatch):
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(files / "no.json"))
-    with pytest.raises(InputError, match=r"no credentials \(.*gcloud auth application-default login"):
+    with pytest.raises(InputError, match="GOOGLE_APPLICATION_CREDENTIALS"):
         CALLS[call](Bucket("gs://bucket/x"), files)
 
 
@@ -469,7 +466,7 @@ def test_a_service_that_stays_away(gcs, files, call, fault, monkeypatch):
     gcs.put({"p/1/a": b"content"})
     monkeypatch.setattr(storage.client, "PATIENCE", 0.05)
     gcs.proxy.rule = lambda method, path: fault
-    with pytest.raises(InputError, match=r"Google Cloud Storage failed"):
+    with pytest.raises(InputError, match=gcs.address("p")):
         CALLS[call](Bucket(gcs.address("p")), files)
     assert left_over(files) == []
 
@@ -480,5 +477,5 @@ def test_no_service_at_all(files, monkeypatch):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{probe.getsockname()[1]}")
     monkeypatch.setattr(storage.client, "PATIENCE", 0.05)
     monkeypatch.setattr(storage.client, "FIRST_PAUSE", 0.01)
-    with pytest.raises(InputError, match="Google Cloud Storage failed"):
+    with pytest.raises(InputError, match="gs://bucket/x"):
         Bucket("gs://bucket/x").read("a")

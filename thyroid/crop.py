@@ -125,7 +125,7 @@ def resolve_domains(domains: Sequence[str], has_regions: bool) -> tuple[str, ...
         raise InputError(f"domain {unknown[0]!r} is unknown; choose from {', '.join(tables.DOMAINS)}")
     if "cropped" in domains and not has_regions:
         raise InputError(
-            "the cropped domain needs regions and there is none: give them with --rois rois.csv, bring crops with "
+            "the cropped domain needs regions, but there are none: give them with --rois rois.csv, provide crops with "
             "--crops DIR, or train on whole frames with --domains normal"
         )
     return tuple(dict.fromkeys(domains)) or (("cropped",) if has_regions else ("normal",))
@@ -177,7 +177,7 @@ def _report(scans: pd.DataFrame, facts: DataRecord, made: "_Made", planned: int,
         f"{facts.scan_area_not_found}"
     )
     if made.scans < planned:
-        log.info(f"{made.scans} of {planned} scans were cropped now; the images of the others exist already")
+        log.info(f"{made.scans} of {planned} scans were cropped; the images of the others already exist")
     if made.lost:
         log.info(f"quarantined since ingest: {len(made.lost)}, see {output / tables.QUARANTINE}")
 
@@ -273,7 +273,7 @@ def _whole(folder: Path, known: Mapping[str, _Image], planned: Sequence[Planned]
     with ThreadPoolExecutor(cores.available()) as pool:
         whole = dict(zip(images_by_key, pool.map(is_whole, images_by_key.values()), strict=True))
     if damaged := [image.file for key, image in images_by_key.items() if not whole[key]]:
-        log.info(f"{len(damaged)} images in {folder} are damaged and made again, the first is {damaged[0]}")
+        log.info(f"{len(damaged)} images in {folder} are damaged and will be recreated; the first is {damaged[0]}")
     return {key: image for key, image in images_by_key.items() if whole[key]}
 
 

@@ -41,8 +41,7 @@ def parse(cron: str) -> str:
     fields = cron.split()
     if len(fields) == 5:
         raise InputError(
-            f"--cron '{cron}': five fields, and Kubeflow's cron has six, seconds first; put '0 ' in front: "
-            f"'0 {cron.strip()}'"
+            f"--cron '{cron}': this has five fields, but Kubeflow needs six, seconds first; write '0 {cron.strip()}'"
         )
     if len(fields) != 6:
         raise InputError(
@@ -53,7 +52,7 @@ def parse(cron: str) -> str:
     ]
     if fields[3] not in _WHOLE and fields[5] not in _WHOLE:
         raise InputError(
-            f"--cron '{cron}': fires on the day of month and on the day of week, whichever comes; leave one of them * "
+            f"--cron '{cron}': fires if the day of month or the day of week matches; set one of them to * "
             "and make a second schedule for the other"
         )
     return " ".join(written)
@@ -80,7 +79,7 @@ def _field(cron: str, text: str, name: str, allowed: range, names: Mapping[str, 
         if low not in allowed or high not in allowed:
             raise wrong(f"must lie between {allowed[0]} and {allowed[-1]}")
         if low > high:
-            raise wrong("the range ends before it begins; write it as two, with a comma")
+            raise wrong("the range ends before it begins; split it into two ranges with a comma")
         if match[4] and not 0 < int(match[4]) <= high - low:
             raise wrong(f"a step must be at least 1 and no larger than the range of {high - low}")
         found.update(range(low, high + 1, int(match[4] or 1)))
@@ -116,4 +115,4 @@ def following(cron: str, after: datetime.datetime, count: int = 3) -> list[datet
     try:
         return [dates.get_next(datetime.datetime) for _ in range(count)]
     except CroniterBadDateError:
-        raise InputError(f"--cron '{cron}': there is no such day") from None
+        raise InputError(f"--cron '{cron}': this date never occurs") from None

@@ -82,7 +82,7 @@ def _check_health(host: str, token: str) -> None:
         raise InputError(f"--host {host}: cannot be reached ({errors.one_line(error)})") from None
     except ValueError:
         raise InputError(
-            f"--host {host}: not an address of Kubeflow Pipelines, or a page to log in at; give a token with "
+            f"--host {host}: no answer from Kubeflow Pipelines, perhaps a login page; give a token with "
             "--token-file, or the address of kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
         ) from None
 

@@ -185,12 +185,12 @@ def create(package: Path, values: Mapping[str, Any], connection: Connection, *, 
                 service_account=connection.service_account or None,
             )
         except kfp_server_api.ApiException as error:
-            stays = "; the present schedule stays" if older else ""
+            stays = "; the existing schedule was not changed" if older else ""
             raise InputError(f"--host {connection.host}: {error.status} {message(error)}{stays}") from None
         except HTTPError as error:
             raise InputError(
-                f"--host {connection.host}: no answer to the new schedule ({type(error).__name__}); schedule --list "
-                "shows whether it exists, and nothing was deleted"
+                f"--host {connection.host}: no answer to the new schedule ({type(error).__name__}); nothing "
+                "was deleted. Check with schedule --list whether the new schedule exists"
             ) from None
         print(f"scheduled {name}: {connection.page(f'recurringrun/details/{made.recurring_run_id}')}", flush=True)
         failed = _delete(client, older, "replaced")
@@ -216,8 +216,8 @@ def delete(connection: Connection, name: str) -> None:
         found = _schedules(client, connection.namespace)
         chosen = [schedule for schedule in found if schedule.display_name == name]
         if not chosen:
-            names = ", ".join(sorted({schedule.display_name for schedule in found})) or "there are none"
-            raise InputError(f"--delete {name}: no such schedule; {names}")
+            names = ", ".join(sorted({schedule.display_name for schedule in found})) or "none"
+            raise InputError(f"--delete {name}: no such schedule; existing schedules: {names}")
         if failed := _delete(client, chosen, "deleted"):
             raise InputError(f"--delete {name}: {'; '.join(failed)}; run this command again")
 

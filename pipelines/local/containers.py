@@ -62,7 +62,7 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
     for image in images:
         asked = subprocess.run([command, "image", "inspect", image], capture_output=True, check=False)
         if asked.returncode:
-            raise InputError(f"image {image} is not here: build it with make images")
+            raise InputError(f"image {image} not found; build it with make images")
     key = os.environ.get(CREDENTIALS)
     mounts = [f"{path}:{path}:ro" for path in {p.resolve() for p in (*read, *([Path(key)] if key else []))}]
     for path in {p.resolve() for p in write}:

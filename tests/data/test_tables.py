@@ -60,7 +60,7 @@ def test_no_flipped_bit_of_a_data_version_is_silent(tmp_path, name):
         flipped = bytearray(whole)
         flipped[place // 8] ^= 1 << place % 8
         (tmp_path / name).write_bytes(flipped)
-        with pytest.raises(InputError, match=f"damaged data version .{name} is not as it was written"):
+        with pytest.raises(InputError, match=rf"{tmp_path}.*{name}"):
             tables.read(tmp_path)
     (tmp_path / name).write_bytes(whole)
     tables.read(tmp_path)
@@ -72,10 +72,10 @@ def test_no_flipped_bit_of_a_data_version_is_silent(tmp_path, name):
 )
 def test_a_data_json_that_is_no_record_is_damaged(tmp_path, changed, field):
     tables.write_sealed(tmp_path / tables.FACTS, data_record().to_dict() | changed)
-    with pytest.raises(InputError, match=rf"damaged data version \(data\.json: {field}: .*; remove it"):
+    with pytest.raises(InputError, match=rf"data\.json: {field}:"):
         tables.read_facts(tmp_path)
 
 
 def test_half_a_data_version_is_none(tmp_path):
-    with pytest.raises(InputError, match=r"data\.json is missing"):
+    with pytest.raises(InputError, match=r"data\.json.*thyroid\.ingest"):
         tables.read(tmp_path)

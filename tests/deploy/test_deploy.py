@@ -144,7 +144,7 @@ def test_again_changes_nothing(cluster, root):
     done = run(root)
     assert cluster.written() == before
     assert done.status == "deployed"
-    assert "as wanted already" in done.notes[-1]
+    assert len(done.notes) == 1
 
 
 def test_the_next_champion_replaces_it_and_the_new_generation_is_waited_for(cluster, root, tmp_path):
@@ -181,10 +181,7 @@ def test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path):
     before = served(cluster)["spec"]
     register(root, tmp_path / "artefact")
     cluster.answer = wrong
-    with pytest.raises(
-        InputError,
-        match=r"version 2 is not served.*answers the reference image with.*as it was before.*champion is version 1",
-    ):
+    with pytest.raises(InputError, match=r"0\.7.*0\.8.*InferenceService"):
         run(root, 2)
     assert served(cluster)["spec"] == before
     assert Registry(root).read_aliases() == {"candidate": 2, "champion": 1, "anchor": 1}
@@ -194,7 +191,7 @@ def test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path):
 
 def test_a_retry_of_a_failed_deployment_fails_too(cluster, root, tmp_path):
     test_a_wrong_answer_brings_back_what_was_there(cluster, root, tmp_path)
-    with pytest.raises(InputError, match="version 2 was released and rolled back: deployment failed"):
+    with pytest.raises(InputError, match=r"0\.7.*InferenceService"):
         run(root, 2)
 
 
@@ -208,11 +205,7 @@ def test_a_refuted_version_does_not_come_back_when_the_good_one_fails_for_a_mome
     before, aliases, written = served(cluster), Registry(root).read_aliases(), cluster.written()
     cluster.answer = away
     for _ in range(2):
-        with pytest.raises(
-            InputError,
-            match=r"version 1 is not served.*503.*was as wanted already: nothing was changed; "
-            r"version 1 stays the champion",
-        ):
+        with pytest.raises(InputError, match="503"):
             shortly(root)
     assert served(cluster) == before
     assert Registry(root).read_aliases() == aliases
@@ -227,7 +220,7 @@ def test_other_options_that_fail_refute_no_version_that_has_proven_itself(cluste
     run(root, 2)
     before = served(cluster)["spec"]
     cluster.answer = away
-    with pytest.raises(InputError, match=r"as it was before; version 2 stays the champion"):
+    with pytest.raises(InputError, match="503"):
         shortly(root, serving_gpu=True)
     assert served(cluster)["spec"] == before
     assert Registry(root).read_aliases()["champion"] == 2
@@ -235,6 +228,7 @@ def test_other_options_that_fail_refute_no_version_that_has_proven_itself(cluste
 
 def refuted_and_not_put_back(cluster, root, tmp_path, version: int) -> None:
     """Send a version whose answer is wrong, at a moment at which nothing can be put back."""
+    champion = Registry(root).champion()
     assert register(root, tmp_path / "artefact") == version
     answers = cluster.answer
 
@@ -244,7 +238,7 @@ def refuted_and_not_put_back(cluster, root, tmp_path, version: int) -> None:
         return wrong(asked)
 
     cluster.answer = then_refused
-    with pytest.raises(InputError, match=rf"could not be put back: .*422 no.*champion is version {version - 1}"):
+    with pytest.raises(InputError, match=rf"422.*\b{champion}$"):
         run(root, version)
     cluster.answer = answers
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith(f"/thyroid/{version}")
@@ -255,7 +249,7 @@ def test_what_the_cluster_had_is_not_put_back_where_it_was_refuted(cluster, root
     refuted_and_not_put_back(cluster, root, tmp_path, 2)
     register(root, tmp_path / "artefact")
     cluster.answer = wrong
-    with pytest.raises(InputError, match=r"version 3 is not served.*serves version 1 again; champion is version 1"):
+    with pytest.raises(InputError, match=r"\b3\b.*\b1$"):
         run(root, 3)
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/1")
     assert served(cluster)["metadata"]["labels"]["thyroid/version"] == "1"
@@ -267,7 +261,7 @@ def test_where_there_is_nothing_to_go_back_to_what_was_sent_stays_and_that_is_sa
     run(root)
     refuted_and_not_put_back(cluster, root, tmp_path, 2)
     cluster.answer = away
-    with pytest.raises(InputError, match=r"stays as it was sent.*version 1 stays the champion"):
+    with pytest.raises(InputError, match=r"503.*InferenceService"):
         shortly(root)
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/1")
     assert Registry(root).read_aliases()["champion"] == 1
@@ -279,8 +273,9 @@ def test_a_version_that_has_proven_itself_is_not_refuted_where_it_is_made_anew(c
     run(root, 2)
     del cluster.objects["inferenceservices", "thyroid"]
     cluster.answer = away
-    with pytest.raises(InputError, match=r"is removed again; version 2 stays the champion"):
+    with pytest.raises(InputError, match="503"):
         shortly(root)
+    assert ("inferenceservices", "thyroid") not in cluster.objects
     assert Registry(root).read_aliases() == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
 
 
@@ -289,13 +284,13 @@ def test_a_champion_before_that_is_damaged_does_not_hide_why_the_deployment_fail
     register(root, tmp_path / "artefact")
     (root / "thyroid" / "1" / "model.keras").write_bytes(b"")
     cluster.answer = wrong
-    with pytest.raises(InputError, match=r"version 2 is not served.*registry was not rolled back: .*model.keras"):
+    with pytest.raises(InputError, match=r"0\.7.*model\.keras"):
         run(root, 2)
 
 
 def test_a_first_deployment_that_fails_leaves_nothing(cluster, root):
     cluster.answer = wrong
-    with pytest.raises(InputError, match="InferenceService thyroid is removed again"):
+    with pytest.raises(InputError, match=r"0\.7"):
         run(root)
     assert ("inferenceservices", "thyroid") not in cluster.objects
 
@@ -312,8 +307,8 @@ def test_edits_by_hand_are_kept_and_told_but_for_the_model(cluster, root, tmp_pa
     assert predictor["minReplicas"] == 5
     assert predictor["model"]["env"] == [{"name": "MINE", "value": "1"}]
     assert predictor["model"]["storageUri"].endswith("/thyroid/2")
-    assert any(note.startswith("spec.predictor.minReplicas was set to 5 by hand: kept") for note in notes)
-    assert any("'gs://elsewhere/model' by hand: set to" in note for note in notes)
+    assert any(note.startswith("spec.predictor.minReplicas ") and "kept" in note for note in notes)
+    assert any("storageUri" in note and "gs://elsewhere/model" in note for note in notes)
 
 
 def test_one_that_was_made_by_hand_is_taken_over(cluster, root):
@@ -374,38 +369,38 @@ def test_canary_in_standard_mode_is_a_second_service_and_a_route(cluster, root, 
 def test_canary_without_a_route_is_taken_back(cluster, root, tmp_path):
     run(root)
     register(root, tmp_path / "artefact")
-    with pytest.raises(
-        InputError, match=r"no HTTPRoute thyroid-entry.*thyroid-canary is removed again; version 2 stays the champion"
-    ):
+    with pytest.raises(InputError, match=r"thyroid-entry.*thyroid-canary"):
         run(root, 2, canary=10)
     assert ("inferenceservices", CANARY) not in cluster.objects
+    assert Registry(root).read_aliases()["champion"] == 2
     assert Registry(root).refuted() == {}, "it has answered as evaluated"
 
 
 def test_a_canary_needs_something_beside_it(cluster, root):
-    with pytest.raises(InputError, match="there is no InferenceService thyroid yet"):
+    with pytest.raises(InputError, match="canary"):
         run(root, canary=10)
+    assert cluster.written() == []
 
 
 def test_the_mode_of_one_that_exists_is_not_changed(cluster, root):
     run(root)
-    with pytest.raises(InputError, match=r"runs in Standard mode.*set min_replicas above 0"):
+    with pytest.raises(InputError, match=r"Standard.*min_replicas"):
         run(root, min_replicas=0)
 
 
 def test_without_our_runtime(cluster, root):
     del cluster.objects["servingruntimes", "thyroid"]
-    with pytest.raises(InputError, match="has no ServingRuntime thyroid: apply it with kubectl apply -k"):
+    with pytest.raises(InputError, match=r"ServingRuntime.*kubectl"):
         run(root)
     cluster.put("servingruntimes", {"metadata": {"name": "thyroid"}, "spec": {"disabled": True}})
-    with pytest.raises(InputError, match="is disabled"):
+    with pytest.raises(InputError, match=r"spec\.disabled"):
         run(root)
     assert cluster.written() == []
 
 
 def test_without_kserve(cluster, root):
     cluster.known = set()
-    with pytest.raises(InputError, match="is KServe installed"):
+    with pytest.raises(InputError, match=r"404.*KServe"):
         run(root)
 
 
@@ -417,7 +412,7 @@ def test_a_conflict_is_tried_again(cluster, root, tmp_path):
     assert run(root, 2).status == "deployed"
     register(root, tmp_path / "artefact")
     cluster.refuse["PUT", "inferenceservices"] = [conflict] * 5
-    with pytest.raises(InputError, match="changed by somebody else at each of 5 tries"):
+    with pytest.raises(InputError, match=r"thyroid.*\b5\b.*modified"):
         run(root, 3)
 
 
@@ -436,12 +431,10 @@ def test_an_edit_between_read_and_write_is_not_lost(cluster, root, tmp_path):
     assert served(cluster)["spec"]["predictor"]["maxReplicas"] == 7
 
 
-@pytest.mark.parametrize(
-    ("status", "said"), [(422, "does not fit this KServe's schema"), (403, "manifests/base/rbac.yaml"), (500, "500 no")]
-)
+@pytest.mark.parametrize(("status", "said"), [(422, "KServe"), (403, "manifests/base/rbac.yaml"), (500, "500")])
 def test_what_the_server_refuses_is_said(cluster, root, status, said, impatient):
     cluster.refuse["POST", "inferenceservices"] = [(status, "no")] * FOR_EVER
-    with pytest.raises(InputError, match=f"creating InferenceService thyroid: {status} no|{said}") as caught:
+    with pytest.raises(InputError, match=str(status)) as caught:
         run(root)
     assert said in str(caught.value)
 
@@ -449,7 +442,7 @@ def test_what_the_server_refuses_is_said(cluster, root, status, said, impatient)
 def test_a_quota_that_is_used_up_is_said_at_once(cluster, root):
     told = 'inferenceservices.serving.kserve.io "thyroid" is forbidden: exceeded quota: lab, used: 1, limited: 1'
     cluster.refuse["POST", "inferenceservices"] = [(403, told)] * FOR_EVER
-    with pytest.raises(InputError, match=r"exceeded quota: lab.*raise the ResourceQuota of namespace lab") as caught:
+    with pytest.raises(InputError, match="ResourceQuota") as caught:
         run(root)
     assert "rbac.yaml" not in str(caught.value)
     assert len(cluster.written()) == 1, "a quota does not pass by waiting"
@@ -484,7 +477,7 @@ def test_a_right_that_is_lost_during_the_proof_decides_nothing(cluster, root, tm
         cluster.refuse["GET", "inferenceservices"] = [(403, "forbidden")] * FOR_EVER
 
     cluster.before_write = then_lost
-    with pytest.raises(InputError, match=r"403 forbidden.*rbac.yaml; nothing is decided: run the deployment again"):
+    with pytest.raises(InputError, match=r"403.*rbac\.yaml"):
         shortly(root)
     assert Registry(root).read_aliases()["champion"] == 2
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/2")
@@ -502,7 +495,7 @@ def test_one_that_is_being_deleted_is_waited_for_and_made_anew(cluster, root, ca
     assert run(root).status == "deployed"
     assert [method for method, _, _ in cluster.written()[before:]] == ["POST"]
     assert "deletionTimestamp" not in served(cluster)["metadata"]
-    assert capsys.readouterr().out.count("finalizers hold it (inferenceservice.finalizers)") == 1
+    assert capsys.readouterr().out.count("(inferenceservice.finalizers)") == 1
 
 
 def test_one_whose_deletion_does_not_end_is_said(cluster, root, monkeypatch):
@@ -511,7 +504,7 @@ def test_one_whose_deletion_does_not_end_is_said(cluster, root, monkeypatch):
     cluster.looks_until_gone = FOR_EVER
     monkeypatch.setattr(rollout, "_DELETION_SECONDS", 0.05)
     before = cluster.written()
-    with pytest.raises(InputError, match=r"deleted at 2026.*finalizers hold it \(inferenceservice.finalizers\)"):
+    with pytest.raises(InputError, match=r"2026.*inferenceservice\.finalizers"):
         run(root)
     assert cluster.written() == before
 
@@ -526,7 +519,7 @@ def test_one_that_is_deleted_during_the_proof_refutes_nothing(cluster, root, tmp
         return away(version)
 
     cluster.answer = then_deleted
-    with pytest.raises(InputError, match="was deleted meanwhile; nothing is decided"):
+    with pytest.raises(InputError, match="deleted"):
         shortly(root)
     assert Registry(root).read_aliases()["champion"] == 2
 
@@ -550,7 +543,7 @@ def test_an_unreachable_server(root, tmp_path, monkeypatch):
     running.shutdown()
     running.server_close()
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
-    with pytest.raises(InputError, match=r"the API server http://127.0.0.1:\d+ cannot be reached"):
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:\d+"):
         run(root)
 
 
@@ -561,13 +554,13 @@ def test_a_server_that_never_answers_is_given_up(cluster, root, monkeypatch):
     text = (root.parent.parent / "kubeconfig").read_text()
     file.write_text(text.replace(cluster.url, f"http://127.0.0.1:{silent.getsockname()[1]}"))
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
-    with silent, pytest.raises(InputError, match="cannot be reached"):
+    with silent, pytest.raises(InputError, match=str(silent.getsockname()[1])):
         run(root)
 
 
 def test_without_a_kubeconfig(root, tmp_path, monkeypatch):
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
-    with pytest.raises(InputError, match="no cluster to deploy to"):
+    with pytest.raises(InputError, match="kubeconfig"):
         run(root)
 
 
@@ -619,10 +612,10 @@ def pod(**status) -> dict:
 def test_never_ready_is_said_in_the_pods_own_words(cluster, root, status, said, capsys):
     cluster.looks_until_ready = 10**6
     cluster.pods = [pod(**status)]
-    with pytest.raises(InputError, match="not ready after 0 s") as caught:
+    with pytest.raises(InputError, match="InferenceService") as caught:
         deploy.deploy(root, None, root.parent / "manifest.yaml", DeployOptions(namespace="lab", timeout=0.2))
     assert said in str(caught.value)
-    assert "waiting for thyroid: PredictorReady MinimumReplicasUnavailable" in capsys.readouterr().out
+    assert "MinimumReplicasUnavailable" in capsys.readouterr().out
 
 
 def test_a_model_that_does_not_load_is_not_waited_for(cluster, root, monkeypatch):
@@ -635,7 +628,7 @@ def test_a_model_that_does_not_load_is_not_waited_for(cluster, root, monkeypatch
             "lastFailureInfo": {"reason": "ModelLoadFailed", "message": "model.keras: changed since it was registered"},
         },
     }
-    with pytest.raises(InputError, match=r"ModelLoadFailed: model.keras: changed"):
+    with pytest.raises(InputError, match=r"ModelLoadFailed.*model\.keras"):
         run(root)
 
 
@@ -645,14 +638,14 @@ def test_the_token_is_sent_and_asked_for(cluster, root, monkeypatch):
     assert cluster.questions[0][1] == "Bearer s3cret"
     del cluster.objects["inferenceservices", "thyroid"]
     cluster.answer = lambda _: {"error": 401}
-    with pytest.raises(InputError, match="give the endpoint's token as THYROID_TOKEN"):
+    with pytest.raises(InputError, match="THYROID_TOKEN"):
         run(root)
 
 
 def test_an_endpoint_that_never_answers(cluster, root):
     cluster.looks_until_ready = 0
     cluster.answer = lambda _: {"error": 503}
-    with pytest.raises(InputError, match=r"not ready after 0 s.*503"):
+    with pytest.raises(InputError, match=r"thyroid.*503"):
         deploy.deploy(root, None, root.parent / "manifest.yaml", DeployOptions(namespace="lab", timeout=0.2))
 
 
@@ -672,7 +665,7 @@ def test_what_fails_before_anything_is_sent_leaves_the_registry_alone(
     register(root, tmp_path / "artefact")
     cluster.refuse["GET", plural] = [(status, "no")] * FOR_EVER
     before, history = cluster.written(), Registry(root).history()
-    with pytest.raises(InputError, match=f"{status} no"):
+    with pytest.raises(InputError, match=str(status)):
         run(root, 2)
     assert Registry(root).read_aliases()["champion"] == 2
     assert Registry(root).history() == history
@@ -702,7 +695,7 @@ def test_a_server_that_stays_away_decides_nothing(cluster, root, tmp_path, impat
         cluster.refuse["GET", "inferenceservices"] = [(503, "down")] * FOR_EVER
 
     cluster.before_write = then_away
-    with pytest.raises(InputError, match="503 down; nothing is decided: run the deployment again"):
+    with pytest.raises(InputError, match="503"):
         shortly(root)
     assert Registry(root).read_aliases()["champion"] == 2
     cluster.refuse.clear()
@@ -719,12 +712,13 @@ def test_after_an_attempt_that_decided_nothing_the_champion_before_comes_back(cl
         cluster.refuse["GET", "inferenceservices"] = [(503, "down")] * FOR_EVER
 
     cluster.before_write = then_away
-    with pytest.raises(InputError, match="nothing is decided"):
+    with pytest.raises(InputError, match="503"):
         shortly(root)
+    assert Registry(root).read_aliases()["champion"] == 2
     cluster.refuse.clear()
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/2")
     cluster.answer = wrong
-    with pytest.raises(InputError, match="serves version 1 again; champion is version 1"):
+    with pytest.raises(InputError, match=r"0\.7.*\b1$"):
         run(root, 2)
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].endswith("/thyroid/1")
     assert served(cluster)["metadata"]["labels"]["thyroid/version"] == "1"
@@ -740,7 +734,7 @@ def test_another_runs_champion_is_left_alone(cluster, root, tmp_path):
         return wrong(version)
 
     cluster.answer = meanwhile
-    with pytest.raises(InputError, match="champion is version 3"):
+    with pytest.raises(InputError, match=r"\b3$"):
         run(root, 2)
     assert Registry(root).read_aliases()["champion"] == 3
 
@@ -753,7 +747,7 @@ def test_a_canary_that_does_not_go_is_told_and_demotes_nobody(cluster, root, tmp
     cluster.refuse["PATCH", "httproutes"] = [(409, "modified")]
     done = run(root, 2)
     assert done.status == "deployed"
-    assert any("the canary is still there" in note for note in done.notes)
+    assert any(CANARY in note and "modified" in note for note in done.notes)
     assert Registry(root).read_aliases()["champion"] == 2
 
 
@@ -763,7 +757,7 @@ def test_a_route_of_kserves_own_is_refused(cluster, root, tmp_path):
     route["metadata"]["ownerReferences"] = [{"kind": "InferenceService", "name": "thyroid"}]
     cluster.put("httproutes", route)
     register(root, tmp_path / "artefact")
-    with pytest.raises(InputError, match="KServe would undo"):
+    with pytest.raises(InputError, match=manifest.ROUTE):
         run(root, 2, canary=10)
 
 
@@ -774,13 +768,13 @@ def test_additions_that_decide_who_answers_are_taken_out_and_removals_stay(clust
     predictor["model"]["image"] = "elsewhere/serve"
     del predictor["serviceAccountName"]
     register(root, tmp_path / "artefact")
-    notes = "\n".join(run(root, 2).notes)
+    notes = run(root, 2).notes
     predictor = served(cluster)["spec"]["predictor"]
     assert "canaryTrafficPercent" not in predictor
     assert "image" not in predictor["model"]
     assert "serviceAccountName" not in predictor
-    assert "spec.predictor.canaryTrafficPercent was set to 10 by hand: removed" in notes
-    assert "spec.predictor.serviceAccountName was removed by hand: kept" in notes
+    assert any("canaryTrafficPercent" in note and note.endswith("removed") for note in notes)
+    assert any("serviceAccountName" in note and "kept" in note for note in notes)
 
 
 def test_a_registry_in_a_bucket(cluster, tmp_path, gcs):
@@ -792,14 +786,14 @@ def test_a_registry_in_a_bucket(cluster, tmp_path, gcs):
     assert not any("alt=media" in path and "model.keras" in path for _, path in gcs.proxy.requests), "not needed here"
     cluster.answer = wrong
     register(bucket, tmp_path / "artefact")
-    with pytest.raises(InputError, match=r"version 3 is not served.*as it was before.*champion is version 2"):
+    with pytest.raises(InputError, match=r"\b3\b.*0\.7.*\b2$"):
         deploy.deploy(bucket, 3, path, DeployOptions(namespace="lab", timeout=60))
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"] == f"{bucket}/thyroid/2"
     register(bucket, tmp_path / "artefact", "refused")
     kept = deploy.deploy(bucket, 4, path, DeployOptions(namespace="lab"))
     assert (kept.status, kept.version) == ("kept champion", 2)
     assert kept.notes == ["AUROC is not shown to be as good"]
-    with pytest.raises(InputError, match="no registry here"):
+    with pytest.raises(InputError, match="misspelt"):
         deploy.deploy(gcs.address("misspelt"), None, path, DeployOptions(namespace="lab"))
 
 
@@ -808,7 +802,7 @@ def test_another_claim(cluster, root, monkeypatch):
     run(root)
     assert served(cluster)["spec"]["predictor"]["model"]["storageUri"].startswith("pvc://other/")
     monkeypatch.setenv("THYROID_CLAIM", "")
-    with pytest.raises(InputError, match="keep the registry below"):
+    with pytest.raises(InputError, match="KServe"):
         run(root)
 
 
@@ -824,16 +818,17 @@ def test_without_a_cluster_the_manifest_is_written(tmp_path, capsys):
 
 def test_a_registry_that_kserve_cannot_read(tmp_path):
     register(tmp_path / "registry", tmp_path / "artefact")
-    with pytest.raises(InputError, match="keep the registry below"):
+    with pytest.raises(InputError, match="KServe"):
         run(tmp_path / "registry")
-    with pytest.raises(InputError, match="no registry here"):
+    with pytest.raises(InputError, match="misspelt"):
         run(tmp_path / "misspelt")
     assert manifest.storage_uri("gs://bucket/registry/thyroid/3") == "gs://bucket/registry/thyroid/3"
 
 
 @pytest.mark.parametrize("options", [{"canary": 100}, {"canary": -1}, {"min_replicas": -1}])
 def test_impossible_options(options):
-    with pytest.raises(InputError, match="give a"):
+    ((name, value),) = options.items()
+    with pytest.raises(InputError, match=f"{name}.*{value}"):
         DeployOptions(**options)
 
 
@@ -849,6 +844,7 @@ def test_command(cluster, root, capsys):
         "60",
     ]
     assert main(arguments) == 0
-    assert "answers its reference image as evaluated" in capsys.readouterr().out
+    assert served(cluster)["metadata"]["labels"]["thyroid/version"] == "1"
+    assert cluster.url in capsys.readouterr().out
     assert main(["--registry", str(root / "no"), "--namespace", "lab"]) == 2
     assert json.loads(served(cluster)["metadata"]["annotations"][APPLIED])["labels"]["thyroid/version"] == "1"

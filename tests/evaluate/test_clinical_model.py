@@ -1,11 +1,12 @@
 import json
 import shutil
+from html import unescape
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid import crop
+from thyroid import RESEARCH_USE_ONLY, crop
 from thyroid.clinical.fusion import Fusion
 from thyroid.crop import CropOptions
 from thyroid.data import tables
@@ -76,9 +77,9 @@ def test_columns_that_help_are_used_and_what_gives_the_class_away_is_not(helped)
     locked = json.loads((helped / "operating_points.json").read_text())
     assert locked["columns"] == ["tsh", "shoe"]
     text = (helped / "report.html").read_text()
-    assert "column biopsy gives the class away" in text.split("<h2>Champion gate")[0], "on the first page"
-    assert "Clinical data: did it help?" in text
-    assert "Research use only" in text
+    assert clinical.left_out["biopsy"] in unescape(text.split('id="gate"')[0]), "on the first page"
+    assert 'id="clinical"' in text
+    assert RESEARCH_USE_ONLY in text
     criteria = {one.name: one for one in result.gate.criteria}
     assert criteria["clinical columns"].passed
 
@@ -137,11 +138,11 @@ def test_columns_that_define_the_class_together_fail_the_gate(study, helped, tmp
     waived = gate.decide(
         gate.Candidate(row, "cropped", test), alone, audited.audits, EvaluateOptions(waive=["clinical"])
     )
-    assert "clinical columns" in waived.waived
+    assert criterion.name in waived.waived
 
 
 def test_columns_that_cannot_be_searched_for_leakage_end_no_evaluation(study, tmp_path, monkeypatch):
-    def too_few(*given):
+    def too_few(*given, **named):
         raise InputError("too few patients for folds")
 
     monkeypatch.setattr(clinical_model.leakage, "find", too_few)
@@ -164,7 +165,7 @@ def test_too_few_patients_end_no_evaluation(cropped, trained, tmp_path):
     assert done.record.used == []
 
 
-@pytest.mark.parametrize(("asked", "said"), [("weight", "there is none"), ("site", "is constant or empty")])
+@pytest.mark.parametrize(("asked", "said"), [("weight", "weight"), ("site", "site .*constant")])
 def test_a_column_that_cannot_be_used_is_named_before_anything_is_scored(study, tmp_path, asked, said):
     table = pd.read_csv(study / "clinical.csv").assign(site="here")
     table.to_csv(tmp_path / "clinical.csv", index=False)

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import re
 import shutil
+from html import unescape
 
 import numpy as np
 import pandas as pd
@@ -115,8 +116,8 @@ def test_points_and_winner_are_written_before_a_test_image_is_read(upside_down):
     assert locked["points"][locked["winner"]] == point.to_dict()
     assert done.record.models[0].test["cropped"].abstention is not None
     html = (done.folder / "report.html").read_text()
-    assert "Left undecided" in html
-    assert "get no decision" in html
+    assert 'id="abstention"' in html
+    assert metrics.format_interval(done.record.models[0].test["cropped"].abstention.share) in html
 
 
 def test_the_test_set_cannot_be_scored_before_the_point_is_locked(cropped, trained):
@@ -199,11 +200,13 @@ def test_report_opens_offline_and_is_honest(evaluated):
     assert html.count("data:image/png;base64,") == len(pictures) + 2
     assert pictures >= {f"{kind}-VGG16-cropped" for kind in plots.NAMES if not kind.startswith("class-")}
     assert html.count(RESEARCH_USE_ONLY) == 3, "above, below, and at the foot of every printed page"
-    assert "30 of 30 scans are synthetic phantoms" in html
-    assert "always answering the majority class gives" in html
-    assert "Before you trust these" in html
-    assert "2 malignant patients" in html or "1 malignant patients" in html
-    for row in facts_of(evaluated).models:
+    assert re.search(r'id="synthetic">30 of 30\b.* synthetic', html)
+    facts, page = facts_of(evaluated), unescape(html)
+    assert f"{facts.models[0].test['cropped'].majority:.1%}" in report.lead(facts)[-1]
+    assert all(text in page for text in report.lead(facts))
+    _, warned = page.split('id="warnings"')
+    assert all(text in warned for text in report.warnings(facts))
+    for row in facts.models:
         assert metrics.format_interval(row.test["cropped"].auroc) in html
 
 
@@ -222,11 +225,12 @@ def test_domain_matrix(matrix):
         (a, b) for a in ("normal", "cropped") for b in ("normal", "cropped")
     }
     assert (done.folder / "plots" / "domains-Toy.png").is_file()
-    assert "Tested on nodule crops" in (done.folder / "report.html").read_text()
+    html = (done.folder / "report.html").read_text()
     cells = done.record.domain_matrix["Toy"]
     for row in done.record.models:
         for domain, test in row.test.items():
             assert cells.cells[row.train_domain][domain].value == pytest.approx(test.auroc.value)
+            assert metrics.format_interval(cells.cells[row.train_domain][domain]) in html
     assert set(cells.drop) == set(cells.shortfall) == {"normal", "cropped"}
     assert [audit.domain for audit in (done.record.audits, *done.record.other_audits)] == ["normal", "cropped"]
 
@@ -251,12 +255,12 @@ def test_artefact_answers_its_reference(evaluated):
 def test_models_of_another_data_version_are_refused(cropped, trained, tmp_path):
     folder = trained["VGG16", "cropped"]
     record.read(folder).model_copy(update={"data_digest": "other"}).write(tmp_path / "train.json")
-    with pytest.raises(InputError, match="another data version"):
+    with pytest.raises(InputError, match=str(tmp_path)):
         evaluate.evaluate(cropped, [tmp_path], tmp_path / "out")
 
 
 def test_no_model(cropped, tmp_path):
-    with pytest.raises(InputError, match="no model"):
+    with pytest.raises(InputError, match="model"):
         evaluate.evaluate(cropped, [], tmp_path)
 
 
@@ -279,14 +283,25 @@ def test_cross_validated_models_are_compared_by_that(matrix):
         areas = [roc_auc_score(g["label"] == "M", g["probability_M"]) for _, g in table.groupby("fold")]
         assert row.cross_validation.auroc.value == pytest.approx(np.average(areas, weights=pairs))
     html = (matrix.folder / "report.html").read_text()
-    assert "Cross-validated AUROC" in html
-    assert "was chosen among 2 trained models on development patients, out of fold, alone" in html
+    assert re.search(r"\bamong 2\b", report.lead(facts)[0])
+    assert report.lead(facts)[0] in unescape(html)
 
 
 def test_one_backbone_twice_is_refused(cropped, trained, tmp_path):
     folder = trained["VGG16", "cropped"]
-    with pytest.raises(InputError, match="VGG16 trained on cropped is given twice; compare one recipe at a time"):
+    with pytest.raises(InputError, match=r"VGG16.*cropped"):
         evaluate.evaluate(cropped, [folder, folder], tmp_path)
+
+
+def test_every_interval_has_one_shape_and_what_is_absent_stays_absent(evaluated):
+    content = json.loads((evaluated / "evaluation.json").read_text())
+    row = content["models"][0]
+    for auroc in (row["validation"]["auroc"], row["test"]["cropped"]["auroc"]):
+        assert auroc.keys() == {"value", "low", "high"}
+    assert not {"low", "high"} & row["validation"].keys()
+    assert "cross_validation" not in row
+    assert "abstention" not in row["test"]["cropped"]
+    assert EvaluationRecord.parse(content, "evaluation.json").to_dict() == content
 
 
 def test_summary_has_audits_and_gate(evaluated):
@@ -346,7 +361,7 @@ def test_subgroups_and_a_champion(held_against):
     assert len(done.record.clinical.notes) == 2
     html = (done.folder / "report.html").read_text()
     assert "(small)" in html
-    assert "column constant is constant or empty" in html
+    assert re.search(r"column constant\b", html)
     assert done.record.gate.champion == 2
     assert done.record.gate.comparison.difference.value == pytest.approx(0, abs=1e-9)
     criteria = {one.name: one.found for one in done.record.gate.criteria}
@@ -354,7 +369,7 @@ def test_subgroups_and_a_champion(held_against):
     for name in ("as specific as champion 2", "as specific as anchor 1"):
         assert criteria[name] == "0.000 [0.000, 0.000] by patient, each at its own threshold"
     assert (done.record.gate.anchor, done.record.gate.ahead_of) == (1, None)
-    assert "So was version 1, the anchor" in html
+    assert re.search(r"\bversion 1\b", html)
     assert performance.SUBGROUP + "sex" in pd.read_parquet(done.folder / "predictions.parquet")
 
 
@@ -372,9 +387,9 @@ def test_the_report_says_what_was_new_and_what_it_changed(held_against, cropped)
     table = pd.read_parquet(done.folder / "predictions.parquet")
     assert table.loc[table["split"] == "test", "new"].sum() == new
     html = (done.folder / "report.html").read_text()
-    assert "What was new, and what it changed" in html
-    assert f"{new} scans are new" in html
-    assert "less the champion, paired" in html
+    assert 'id="changes"' in html
+    assert re.search(rf"version 2\b.*\b{new} scans\b", html)
+    assert metrics.format_interval(done.record.gate.comparison.difference) in html
 
 
 @pytest.mark.parametrize(
@@ -394,7 +409,7 @@ def test_a_test_set_with_one_class_is_said(cropped, trained, tmp_path, monkeypat
         return table[table["label"] == "B"].reset_index(drop=True) if split == "test" else table
 
     monkeypatch.setattr(DataVersion, "examples", one_class)
-    with pytest.raises(InputError, match=r"test split of the cropped domain has images of 1 class"):
+    with pytest.raises(InputError, match=r"\btest\b.*\bcropped\b.*\b1\b"):
         evaluate.evaluate(cropped, [trained["VGG16", "cropped"]], tmp_path / "out")
 
 
@@ -407,19 +422,20 @@ def test_answers_that_are_no_numbers_are_said(cropped, trained, tmp_path):
     (copy / GRAPH).write_bytes(Network.trace(broken).graph.SerializeToString())
     files = facts.files | {GRAPH: sha256(copy / GRAPH)}
     facts.model_copy(update={"files": files}).write(copy / "train.json")
-    with pytest.raises(InputError, match="not finite; train it again"):
+    with pytest.raises(InputError, match="finite"):
         evaluate.evaluate(cropped, [copy], tmp_path / "out")
 
 
 def test_the_lead_speaks_of_hundreds_and_the_warnings_of_patients(evaluated):
     facts = facts_of(evaluated)
     told = " ".join(report.lead(facts))
-    assert "of 100 malignant images malignant" in told
-    assert "always answering the majority class" in told
+    test = facts.models[0].test[facts.serving_domain]
+    assert re.search(rf"\b{100 * test.sensitivity.value:.0f} \[.*\] of 100\b", told)
+    assert f"{test.majority:.1%}" in told
     assert " normal" not in told, "to a clinician a normal image is a healthy one"
-    assert any("takes 72 patients without a miss" in text for text in report.warnings(facts))
+    assert any(re.search(r"\b72 patients\b", text) for text in report.warnings(facts))
 
 
 def test_without_a_model_before_nothing_is_said_to_be_new(evaluated):
     assert facts_of(evaluated).changes is None
-    assert "What was new" not in (evaluated / "report.html").read_text()
+    assert 'id="changes"' not in (evaluated / "report.html").read_text()

@@ -96,10 +96,10 @@ def recalibrated(table: pd.DataFrame) -> np.ndarray:
 def test_without_a_champion_the_floors_decide(good):
     decision = decide(good)
     assert decision.decision == "promoted", decision.reasons
-    assert "there is no champion yet" in decision.reasons[1]
-    alone = decide(good, Champion(None, problem="no registry was given: not compared with any champion"))
-    assert "not compared with any champion" in alone.reasons[1]
-    assert "not judged: no clinical.csv" in next(one.found for one in decision.criteria if one.name == "subgroups")
+    assert (decision.champion, decision.comparison) == (None, None)
+    assert "champion" in decision.reasons[1]
+    assert decide(good, Champion(None, problem="unregistered")).reasons[1] == "unregistered"
+    assert "clinical.csv" in next(one.found for one in decision.criteria if one.name == "subgroups")
     assert len(decision.test_digest) == 64
 
 
@@ -125,7 +125,7 @@ def test_a_worse_model_is_refused(good):
     decision = decide(worse, rival(3, good))
     assert decision.decision == "refused"
     assert "not inferior to champion 3" in failed(decision)
-    assert any("lower bound of the AUROC difference above -0.05" in reason for reason in decision.reasons)
+    assert any(f"{-gate.MARGIN}" in reason for reason in decision.reasons)
 
 
 def test_a_leaky_model_is_refused(good):
@@ -139,16 +139,16 @@ def test_a_shortcut_is_refused_unless_waived_by_name(good):
     decision = decide(good, audits=found, waive=("shortcut",))
     assert decision.decision == "promoted"
     assert decision.waived == ["shortcut audit"]
-    assert "waived by name" in decision.reasons[0]
+    assert "waived" in decision.reasons[0]
     assert decide(good, audits=found, waive=("leakage",)).decision == "refused"
 
 
 def test_an_audit_that_could_not_run_is_no_pass(good):
     shortcut, leakage = audited()
-    not_run = ShortcutAudit("cropped", not_measured={"blanked_nodule": "no region"})
+    not_run = ShortcutAudit("cropped", not_measured={"blanked_nodule": "unmarked"})
     decision = decide(good, audits=[not_run, leakage])
     assert failed(decision) == ["shortcut audit"]
-    assert "could not be run: no region" in decision.reasons[0]
+    assert "unmarked" in decision.reasons[0]
     assert failed(decide(good, audits=[shortcut, LeakageAudit()])) == ["leakage audit"]
 
 
@@ -162,8 +162,7 @@ def test_chance_missed_cancers_and_bad_probabilities_are_refused(good):
 
 def test_the_sensitivity_names_its_bound_and_what_it_takes(good):
     found = next(one.found for one in decide(good).criteria if one.name == "sensitivity")
-    assert "of 100 patients" in found
-    assert "0.95 takes 72 patients without a miss" in found
+    assert re.search(r"\b100 patients\b.*\b0\.95\b.*\b72 patients\b", found)
 
 
 def test_a_large_group_below_its_floor_refuses_and_a_small_one_does_not(good):
@@ -253,9 +252,9 @@ def test_only_what_is_shown_to_be_better_than_the_anchor_is_ahead_of_it(good):
     assert decide(good, rival(4, good), anchor=rival(2, good, worse)).ahead_of == 2
     assert decide(good, rival(4, good, worse), anchor=rival(2, good)).ahead_of is None
     assert decide(good).ahead_of is None
-    lost = decide(good, rival(4, good), anchor=Champion(2, problem="it tells other classes apart"))
+    lost = decide(good, rival(4, good), anchor=Champion(2, problem="classes"))
     assert failed(lost) == ["not inferior to anchor 2"]
-    assert "it tells other classes apart; promote by hand" in lost.reasons[0]
+    assert "classes" in lost.reasons[0]
 
 
 def test_a_group_that_loses_what_the_champion_had_refuses(good):
@@ -281,13 +280,13 @@ def test_one_patient_of_a_class_is_refused_and_no_error():
     decision = decide(table, rival(1, table, table[SCORE].to_numpy()[::-1].copy()))
     assert decision.decision == "refused"
     assert "size of the test set" in failed(decision)
-    assert "DeLong's test needs two patients of each class" in " ".join(decision.reasons)
+    assert "DeLong" in " ".join(decision.reasons)
     assert "delong" not in decision.comparison.to_dict()
 
 
 def test_unknown_waivers_are_said():
     assert audits.check_waivers(["leakage", "leakage"]) == ("leakage",)
-    with pytest.raises(InputError, match="'calibration': only shortcut and leakage"):
+    with pytest.raises(InputError, match=r"'calibration'.*shortcut.*leakage"):
         audits.check_waivers(["calibration"])
 
 
@@ -317,7 +316,9 @@ def test_the_champion_is_scored_on_the_candidates_images(crowned, evaluated, cro
 def test_no_registry_and_no_champion(tmp_path, evaluated, cropped):
     table = answers(evaluated, cropped)
     assert against(tmp_path, table, NOBODY) == (Champion(None), None)
-    assert "no registry was given" in against(None, table, NOBODY)[0].problem
+    unknown = against(None, table, NOBODY)[0]
+    assert (unknown.version, unknown.scores) == (None, None)
+    assert "registry" in unknown.problem
 
 
 def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tmp_path, good):
@@ -334,9 +335,9 @@ def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tm
     (crowned[1] / "model.keras").write_bytes(b"x")
     current, anchor = against(crowned[0], answers(evaluated, cropped), NOBODY)
     assert current.problem is None
-    assert "changed since it was registered" in anchor.problem
+    assert "model.keras" in anchor.problem
     assert (better.decision, better.ahead_of) == ("promoted", 1)
-    Registry(crowned[0]).publish(variant(other, tmp_path), better.to_dict())
+    Registry(crowned[0]).publish(variant(other, tmp_path), better)
     assert Registry(crowned[0]).read_aliases() == {"candidate": 3, "champion": 3, "previous": 2, "anchor": 3}
 
 
@@ -344,7 +345,7 @@ def test_patients_needed():
     assert operating_point.patients_needed(0.95) == 72
     assert operating_point.patients_needed(0.9999) == 36887
     assert operating_point.patients_needed(1.0) is None
-    assert "no number of patients" in operating_point.describe_patients_needed(1.0)
+    assert "100%" in operating_point.describe_patients_needed(1.0)
 
 
 def republished(artefact, root, tmp_path, **facts):
@@ -380,11 +381,11 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(
         (folder / "model.keras").write_bytes(b"x")
     current, _ = against(root, answers(evaluated, cropped), judging)
     said = {
-        "classes": "tells 2<3|4 apart, not B|M",
-        "domain": "serves normal images",
-        "test set": "1 scans of this test set, or their patients, were among its development scans",
-        "damaged": "changed since it was registered",
-        "flipped": "model.json: changed since it was registered",
+        "classes": "2<3|4",
+        "domain": "--serving-domain",
+        "test set": "1 by file",
+        "damaged": "model.keras",
+        "flipped": "model.json",
     }[trouble]
     assert said in current.problem
     decision = decide(good, current)

@@ -103,12 +103,12 @@ def test_the_evaluation_judges_every_class(run, tested):
     assert list(figures["classes"]) == list(KINDS.names)
     assert {"macro_auroc", "kappa", "auroc"} <= set(figures)
     report = html.unescape((run / "evaluation" / "report.html").read_text())
-    for told in ("Macro AUROC", "Kappa of called and true class", "malignant means the classes 4, 5"):
+    for told in ("Macro AUROC", "Kappa", "classes 4, 5"):
         assert told in report
     pictures = {file.name for file in (run / "evaluation" / "plots").iterdir()}
     assert {"class-roc-Toy-cropped.png", "class-confusion-Toy-cropped.png"} <= pictures
     card = (run / "evaluation" / "artefact" / "card.md").read_text()
-    assert "benign: 2, 3; malignant: 4, 5" in card
+    assert re.search(r"benign\W+2, 3\b.*malignant\W+4, 5\b", card)
     assert not re.search(r"2<3\|", card), "a bar would break the table"
 
 

@@ -37,19 +37,19 @@ def test_encoding_drops_metadata_and_keeps_grey_exactly_one_channel():
 def test_a_png_is_not_a_jpeg():
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40)).save(buffer, "PNG")
-    with pytest.raises(ValueError, match="not a JPEG"):
+    with pytest.raises(ValueError, match="JPEG"):
         images.decode(buffer.getvalue())
 
 
 def test_text_is_not_a_jpeg():
-    with pytest.raises(ValueError, match="not a JPEG"):
+    with pytest.raises(ValueError, match="JPEG"):
         images.decode(b"hello")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_truncated_file_is_damaged(share):
     data = jpeg(300, 200)
-    with pytest.raises(ValueError, match=r"damaged JPEG|not a JPEG"):
+    with pytest.raises(ValueError, match="JPEG"):
         images.decode(data[: int(len(data) * share)])
 
 
@@ -57,7 +57,7 @@ def test_huge_header_is_refused_before_decoding():
     data = bytearray(jpeg())
     marker = data.index(b"\xff\xc0")
     data[marker + 5 : marker + 9] = struct.pack(">HH", 30000, 30000)
-    with pytest.raises(ValueError, match=r"larger than the limit of 50,000,000 pixels"):
+    with pytest.raises(ValueError, match="50,000,000"):
         images.decode(bytes(data))
     data[marker + 5 : marker + 9] = struct.pack(">HH", 9000, 9000)
     with pytest.raises(ValueError, match="9000x9000"):
@@ -71,14 +71,14 @@ def test_tiny_image_is_refused():
 
 def test_empty_file(tmp_path):
     (tmp_path / "x.jpg").touch()
-    with pytest.raises(ValueError, match="empty file"):
+    with pytest.raises(ValueError, match="empty"):
         images.read(tmp_path / "x.jpg")
 
 
 def test_oversized_file(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_BYTES", 3)
     (tmp_path / "x.jpg").write_bytes(b"1234")
-    with pytest.raises(ValueError, match="limit of 3"):
+    with pytest.raises(ValueError, match=r"\b3\b"):
         images.read(tmp_path / "x.jpg")
 
 
@@ -101,7 +101,7 @@ def test_square_of_the_right_size_is_untouched():
 
 
 def test_a_strip_is_refused_since_its_square_would_be_huge():
-    with pytest.raises(ValueError, match="longer than the limit of 10,000 pixels"):
+    with pytest.raises(ValueError, match="10,000"):
         images.decode(jpeg(12_000, 16))
 
 
@@ -180,5 +180,5 @@ def test_a_jpeg_of_hundreds_of_scans_is_refused():
     assert images.decode(buffer.getvalue()).shape == (64, 64, 3)
     data = buffer.getvalue()
     start = data.rindex(b"\xff\xda")
-    with pytest.raises(ValueError, match="more than 100 scans"):
+    with pytest.raises(ValueError, match=r"\b100\b"):
         images.decode(data[:-2] + data[start:-2] * 101 + data[-2:])

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import struct
 
@@ -98,12 +99,14 @@ def test_everything_unusable_is_quarantined_by_name(scans, tmp_path):
 
 def test_a_patient_in_both_classes_is_kept_in_one_group_and_said(scans, tmp_path, capsys):
     write_scan(scans / "M_001-0003-1.0.jpg", seed=500)
-    ingest.ingest(IngestOptions(scans), tmp_path / "out")
+    facts = ingest.ingest(IngestOptions(scans), tmp_path / "out").facts
     table = tables.used(tables.read(tmp_path / "out")[0])
     mine = table[table["patient"] == 1]
     assert set(mine["label"]) == {"B", "M"}
     assert mine["group"].nunique() == mine["split"].nunique() == 1
-    assert "1 patients have scans of several classes" in capsys.readouterr().out
+    (note,) = facts.notes
+    assert note.endswith(": 001")
+    assert note in capsys.readouterr().out
 
 
 def test_a_copy_under_another_number_joins_its_original(scans, tmp_path, capsys):
@@ -113,7 +116,9 @@ def test_a_copy_under_another_number_joins_its_original(scans, tmp_path, capsys)
     table = tables.used(tables.read(tmp_path / "out")[0])
     assert table[table["patient"].isin([2, 77])]["group"].nunique() == 1
     assert facts.duplicate_groups == 1
-    assert "002 = 077" in capsys.readouterr().out
+    (note,) = facts.notes
+    assert {"002", "077"} <= set(note.split())
+    assert note in capsys.readouterr().out
 
 
 def test_same_bytes_count_once(scans, tmp_path):
@@ -127,7 +132,7 @@ def test_same_bytes_under_both_labels_are_all_set_aside(scans, tmp_path):
     ingest.ingest(IngestOptions(scans), tmp_path / "out")
     found = reasons(tmp_path / "out")
     assert set(found) == {"B_001-0001-1.0.jpg", "M_001-0009-1.0.jpg"}
-    assert all("different labels" in reason for reason in found.values())
+    assert all(name in reason for reason in found.values() for name in found)
 
 
 def re_encoded(source, target, quality=60):
@@ -185,15 +190,14 @@ def test_who_moves_into_test_is_told(scans, tmp_path, capsys):
     moves = first["train"][2:5]
     re_encoded(scans / first["test"], scans / f"{first['test'][0]}_{moves}-0009-1.0.jpg")
     capsys.readouterr()
-    ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "two")
+    facts = ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "two").facts
     after = split_of(tmp_path / "two")
     assert after[first["train"]] == "test"
-    assert (
-        f"note: 1 patients moved into test: {moves}. They were in train or validation before" in capsys.readouterr().out
-    )
+    note = next(note for note in facts.notes if f"test: {moves}." in note)
+    assert f"note: {note}" in capsys.readouterr().out
     write_scan(scans / "B_090-0001-1.0.jpg", seed=9090)
     ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "three")
-    assert "moved into test" not in capsys.readouterr().out, "it is told once"
+    assert f"test: {moves}." not in capsys.readouterr().out, "it is told once"
 
 
 def deck_folders(scans, tmp_path):
@@ -220,7 +224,7 @@ def test_a_patient_in_both_folders_is_named_and_moved_to_train(scans, tmp_path, 
     write_scan(root / "test" / "B_001-0009-1.0.jpg", seed=700)
     ingest.ingest(IngestOptions(root), tmp_path / "out")
     assert split_of(tmp_path / "out")["B_001-0009-1.0.jpg"] != "test"
-    assert "patient 001 was in the given test and train folders" in capsys.readouterr().out
+    assert "B_001-0009-1.0.jpg" in capsys.readouterr().out
 
 
 def test_a_near_duplicate_across_the_folders_is_named_and_moved(scans, tmp_path, capsys):
@@ -230,7 +234,7 @@ def test_a_near_duplicate_across_the_folders_is_named_and_moved(scans, tmp_path,
     ingest.ingest(IngestOptions(root), tmp_path / "out")
     splits = split_of(tmp_path / "out")
     assert splits["M_099-0001-1.0.jpg"] == splits["M_002-0001-1.0.jpg"] != "test"
-    assert "002, 099" in capsys.readouterr().out
+    assert "M_099-0001-1.0.jpg" in capsys.readouterr().out
 
 
 def test_told_to_keep_the_overlap_it_keeps_and_says_leak(scans, tmp_path, capsys):
@@ -240,7 +244,7 @@ def test_told_to_keep_the_overlap_it_keeps_and_says_leak(scans, tmp_path, capsys
     splits = split_of(tmp_path / "out")
     assert splits["B_001-0009-1.0.jpg"] == "test"
     assert splits["B_001-0001-1.0.jpg"] == "train"
-    assert "LEAK kept" in capsys.readouterr().out
+    assert "LEAK" in capsys.readouterr().out
 
 
 def test_told_to_ignore_the_folders_it_deals_anew(scans, tmp_path):
@@ -282,7 +286,7 @@ def test_an_unusable_region_is_a_quarantine_row(scans, tmp_path, row, reason):
     done = ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "out")
     found = reasons(tmp_path / "out")
     assert reason in found[row[0]]
-    assert "line 3 of rois.csv" in found[row[0]]
+    assert re.search(r"line 3 .*rois\.csv", found[row[0]])
     assert (done.facts.regions, done.facts.scans) == (1, 24)
 
 
@@ -331,42 +335,42 @@ def failing(folder, output, **options) -> str:
 
 def test_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no scan found" in failing(tmp_path / "empty", tmp_path / "out")
+    assert failing(tmp_path / "empty", tmp_path / "out").startswith(f"{tmp_path}/empty: no scan")
 
 
 def test_missing_folder(tmp_path):
-    assert "no such folder" in failing(tmp_path / "nowhere", tmp_path / "out")
+    assert failing(tmp_path / "nowhere", tmp_path / "out").startswith(f"{tmp_path}/nowhere: ")
 
 
 def test_one_class_only(scans, tmp_path):
     for file in scans.glob("M_*"):
         file.unlink()
-    assert "no usable scan of class M" in failing(scans, tmp_path / "out")
+    assert re.search(r"class M\b.* 12\b", failing(scans, tmp_path / "out"))
 
 
 def test_nothing_usable_names_the_first_file(tmp_path):
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "a.jpg").write_text("x")
-    assert "a.jpg: name does not parse" in failing(tmp_path / "scans", tmp_path / "out")
+    assert "a.jpg: " in failing(tmp_path / "scans", tmp_path / "out")
 
 
 def test_too_few_patients(scans, tmp_path):
     for file in scans.glob("M_*"):
         if file.name[2:5] not in ("002", "004"):
             file.unlink()
-    assert "class M has too few patients" in failing(scans, tmp_path / "out")
+    assert re.search(r"class M\b.* 1 more", failing(scans, tmp_path / "out"))
 
 
 def test_rois_without_columns(scans, tmp_path):
     (tmp_path / "rois.csv").write_text("filename,left,y\nx,1,2\n")
-    assert "column x, width, height is missing" in failing(scans, tmp_path / "out", rois=tmp_path / "rois.csv")
+    assert "x, width, height" in failing(scans, tmp_path / "out", rois=tmp_path / "rois.csv")
 
 
 def test_rois_that_are_no_csv(scans, tmp_path):
     (tmp_path / "rois.csv").write_bytes(b"\xff\xfe\x00binary\x00")
     assert "rois.csv: " in failing(scans, tmp_path / "out", rois=tmp_path / "rois.csv")
     (tmp_path / "rois.csv").touch()
-    assert "not a CSV table" in failing(scans, tmp_path / "out", rois=tmp_path / "rois.csv")
+    assert "rois.csv: " in failing(scans, tmp_path / "out", rois=tmp_path / "rois.csv")
 
 
 @pytest.mark.parametrize(
@@ -381,7 +385,7 @@ def test_rois_that_are_no_csv(scans, tmp_path):
 def test_decimal_commas_without_quotes_are_refused_and_not_taken_for_other_boxes(scans, tmp_path, lines):
     (tmp_path / "rois.csv").write_text(lines)
     told = failing(scans, tmp_path / "out", rois=tmp_path / "rois.csv")
-    assert f"rois.csv: line {lines.count(chr(10))} has more cells than the header" in told
+    assert f"rois.csv: line {lines.count(chr(10))} " in told
 
 
 def test_equal_rows_of_regions_count_once_and_are_told(scans, tmp_path, capsys):
@@ -391,8 +395,9 @@ def test_equal_rows_of_regions_count_once_and_are_told(scans, tmp_path, capsys):
     done = ingest.ingest(IngestOptions(scans, rois=rois), tmp_path / "out")
     regions = tables.read(tmp_path / "out")[1]
     assert regions[["index", "x"]].to_numpy().tolist() == [[0, 5], [0, 5], [1, 6]]
-    note = "2 regions are repeated in rois.csv and count once: line 4 (as 2), 5 (as 2)"
-    assert done.facts.notes == [note]
+    (note,) = done.facts.notes
+    assert note.startswith("2 ")
+    assert note.endswith("line 4 (as 2), 5 (as 2)")
     assert f"note: {note}" in capsys.readouterr().out
 
 
@@ -408,7 +413,7 @@ def test_command_line_prints_one_line_and_fails(tmp_path, capsys):
 def test_output_not_writable(scans, tmp_path, capsys):
     (tmp_path / "locked").mkdir(mode=0o500)
     assert main(["--scans", str(scans), "--output", str(tmp_path / "locked" / "out")]) == 2
-    assert "Permission denied" in capsys.readouterr().err
+    assert str(tmp_path / "locked") in capsys.readouterr().err
 
 
 def test_output_is_a_file(scans, tmp_path, capsys):
@@ -439,7 +444,7 @@ def test_crops_within_the_scans_are_not_taken_for_frames(scans, tmp_path):
         write_scan(scans / "crops" / f"{label}_{patient:03d}-0001-1.0.jpg", seed=900 + patient, size=(40, 30))
     facts = ingest.ingest(IngestOptions(scans, crops=scans / "crops"), tmp_path / "out").facts
     assert (facts.scans, facts.regions) == (36, 12)
-    assert "keep them apart" in failing(scans, tmp_path / "out", crops=scans)
+    assert failing(scans, tmp_path / "out", crops=scans).startswith(f"{scans}: ")
 
 
 def test_output_within_the_scans_is_not_ingested(scans):
@@ -450,7 +455,9 @@ def test_output_within_the_scans_is_not_ingested(scans):
 @pytest.mark.parametrize("row", [None, ("B_999-0001-1.0.jpg", 5, 5, 10, 10)])
 def test_regions_that_are_all_unusable_end_the_run(scans, tmp_path, row):
     rois = write_rois(tmp_path / "rois.csv", [row] if row else [])
-    assert "none of its regions can be used" in failing(scans, tmp_path / "out", rois=rois)
+    told = failing(scans, tmp_path / "out", rois=rois)
+    assert told.startswith(f"{rois}: ")
+    assert ("B_999" in told) == (row is not None)
 
 
 def test_a_path_in_rois_finds_its_scan_among_namesakes(scans, tmp_path):
@@ -469,4 +476,4 @@ def test_a_damaged_data_version_is_named(scans, tmp_path):
     ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "one")
     (tmp_path / "store" / "versions" / "000001" / "memory.parquet").write_bytes(b"PAR1")
     write_scan(scans / "B_077-0001-1.0.jpg", seed=77)
-    assert "memory.parquet: damaged" in failing(scans, tmp_path / "two", store=tmp_path / "store")
+    assert "memory.parquet:" in failing(scans, tmp_path / "two", store=tmp_path / "store")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -204,10 +205,10 @@ def test_only_what_is_new_is_read(mixed, tmp_path, monkeypatch):
 def test_lines_that_move_are_told_anew_and_nothing_is_read_for_it(mixed, tmp_path):
     (mixed / file(1)).write_bytes(of_patient(1, Modality="CT"))
     again(mixed, tmp_path, 1)
-    assert "line 2 of dicom.csv: DICOM of modality CT" in reason(tmp_path / "in1", file(1))
+    assert re.match(r"line 2 .*\bCT\b", reason(tmp_path / "in1", file(1)))
     write_mapping(mixed, ROWS[::-1])
     assert again(mixed, tmp_path, 2) == 0
-    assert "line 9 of dicom.csv: DICOM of modality CT" in reason(tmp_path / "in2", file(1))
+    assert re.match(r"line 9 .*\bCT\b", reason(tmp_path / "in2", file(1)))
 
 
 def test_copies_of_what_is_gone_go(mixed, tmp_path):
@@ -287,14 +288,14 @@ def test_rows_that_say_the_same_twice_or_nothing(mixed, tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "column filename, label is missing"),
-        (b"filename;label\na;B\n", "column filename, label is missing"),
-        (f"filename,diagnosis\n{MARK},B\n".encode(), "column label is missing; expected filename, label (the class)"),
-        (f"filename,label\n{MARK},B,extra\n".encode(), "line 2 has more cells than the header"),
-        (f'filename,label\n"{MARK},B\n'.encode(), "not a CSV table"),
-        (f"filename,label\n{MARK}\xe9,B\n".encode("latin-1"), "not UTF-8"),
-        (f"filename,label\n{MARK},B\n{MARK * 20000},B\n".encode(), "not a CSV table"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "not UTF-8"),
+        (b"", "column filename, label"),
+        (b"filename;label\na;B\n", "column filename, label"),
+        (f"filename,diagnosis\n{MARK},B\n".encode(), "column label"),
+        (f"filename,label\n{MARK},B,extra\n".encode(), "line 2"),
+        (f'filename,label\n"{MARK},B\n'.encode(), "line 2: "),
+        (f"filename,label\n{MARK}\xe9,B\n".encode("latin-1"), "UTF-8"),
+        (f"filename,label\n{MARK},B\n{MARK * 20000},B\n".encode(), "line 3: "),
+        (b"\x89PNG\r\n\x1a\n\0\0", "UTF-8"),
     ],
 )
 def test_a_mapping_that_is_no_table(mixed, tmp_path, content, told):
@@ -316,7 +317,7 @@ def test_without_a_key(mixed, tmp_path, monkeypatch, given):
     monkeypatch.delenv("THYROID_PATIENT_KEY")
     if given is not None:
         monkeypatch.setenv("THYROID_PATIENT_KEY", given)
-    assert "THYROID_PATIENT_KEY: DICOM scans need a secret" in failing(mixed, tmp_path / "in")
+    assert "THYROID_PATIENT_KEY" in failing(mixed, tmp_path / "in")
     (mixed / "dicom.csv").unlink()
     assert "THYROID_PATIENT_KEY" in failing(mixed, tmp_path / "in")
     for number in range(1, 9):
@@ -333,10 +334,7 @@ def test_without_a_mapping_all_are_set_aside(mixed, tmp_path, capsys):
     assert (facts.scans, facts.quarantined) == (24, 12)
     for name in (file(1), f"{MARK} without suffix", "DICOMDIR", f"{MARK}.DCM"):
         told = reason(tmp_path / "in", name)
-        assert told.startswith(
-            "DICOM, and there is no dicom.csv beside the scans, a table with the columns filename, label"
-        )
-        assert "python -m thyroid.dicom" in told
+        assert all(word in told for word in ("dicom.csv", "filename, label", "thyroid.dicom"))
     shown = capsys.readouterr()
     check_nobody_is_named(tmp_path / "in", told=shown.out + shown.err)
 
@@ -350,9 +348,8 @@ def test_what_the_mapping_leaves_out_is_under_a_pseudonym(mixed, tmp_path, capsy
     facts = ingest.ingest(IngestOptions(mixed, store=tmp_path / "store"), tmp_path / "in").facts
     assert (facts.scans, facts.quarantined) == (30, 5)
     for name in (file(1), file(2), f"{MARK}.txt", odd, f"{MARK} gone.dcm"):
-        assert reason(tmp_path / "in", name).startswith(
-            "neither named as a scan nor in dicom.csv; python -m thyroid.dicom"
-        )
+        told = reason(tmp_path / "in", name)
+        assert all(word in told for word in ("dicom.csv", "thyroid.dicom"))
     shown = capsys.readouterr()
     check_nobody_is_named(tmp_path / "in", tmp_path / "store", told=shown.out + shown.err)
 
@@ -403,14 +400,14 @@ def test_files_that_cannot_be_read_are_not_named(mixed, tmp_path, capsys):
 def test_a_file_that_is_too_large(mixed, tmp_path, monkeypatch):
     monkeypatch.setattr(dicom, "MAX_BYTES", 10_000)
     ingest.ingest(IngestOptions(mixed), tmp_path / "in")
-    assert "is larger than the limit of 10,000" in reason(tmp_path / "in", file(1))
+    assert "10,000" in reason(tmp_path / "in", file(1))
 
 
 def test_when_nothing_can_be_used_the_line_is_told(tmp_path):
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / f"{MARK}.dcm").write_bytes(of_patient(1, Modality="CT"))
     write_mapping(tmp_path / "scans", [(f"{MARK}.dcm", "B", "", "")])
-    assert "line 2 of dicom.csv: DICOM of modality CT" in failing(tmp_path / "scans", tmp_path / "in")
+    assert re.search(r"line 2 of dicom\.csv: .*\bCT\b", failing(tmp_path / "scans", tmp_path / "in"))
 
 
 def test_only_dicom_in_given_folders(tmp_path):
@@ -454,16 +451,13 @@ def test_regions_of_frames(mixed, tmp_path, capsys):
     table = pd.read_csv(tmp_path / "in" / "quarantine.csv")
     assert set(table["file"]) == {"rois.csv"}
     told = table["reason"].tolist()
-    assert told[0] == "region in line 4 of rois.csv: no scan of this frame"
-    assert told[1].startswith("region in line 5 of rois.csv: region x 140..180")
-    assert told[2] == "region in line 6 of rois.csv: no such scan"
+    assert [re.search(r"line (\d+) of rois\.csv", reason)[1] for reason in told] == ["4", "5", "6"]
+    assert "140..180" in told[1]
     crop.crop(tmp_path / "in", tmp_path / "out", CropOptions(["normal"]))
     shown = capsys.readouterr()
     check_nobody_is_named(tmp_path / "in", tmp_path / "out", told=shown.out + shown.err)
     rois.write_text(f"filename,x,y,width,height\n{MARK}.dcm,1,1,20,20\n")
-    assert "none of its regions can be used; the first: rois.csv: region in line 2" in failing(
-        mixed, tmp_path / "in2", rois=rois
-    )
+    assert re.match(r".*rois\.csv: .*line 2\b", failing(mixed, tmp_path / "in2", rois=rois))
 
 
 def upload(gcs, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Classes from a table: what it may say, and what becomes of scans that it does not name."""
 
 import csv
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_columns_cases_and_numbers_of_spreadsheets(tmp_path):
 def test_another_column_and_the_other_name_of_the_file(tmp_path):
     file = write(tmp_path / "l.csv", [("a.jpg", "9", "5")], ("file", "label", "TI-RADS"))
     assert labels.read(f"{file}#TI-RADS", KINDS) == {"a.jpg": Label("5")}
-    with pytest.raises(InputError, match=r"no label is one of the classes 2, 4, 5; it holds 9"):
+    with pytest.raises(InputError, match=r"label .*2, 4, 5.*9$"):
         labels.read(file, KINDS)
 
 
@@ -92,15 +93,15 @@ def test_lines_that_agree_and_lines_that_do_not(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (b"", "not a CSV table"),
-        (b"filename;label\na.jpg;2\n", "column filename is missing; it has filename;label"),
-        (b"name,label\na.jpg,2\n", "column filename is missing; it has name, label"),
-        (b"filename,grade\na.jpg,2\n", "column label is missing; it has filename, grade; name the one .* l.csv#column"),
-        (b"filename,label\na.jpg,7\nb.jpg,\n", "no label is one of the classes 2, 4, 5; it holds 7"),
-        (b"filename,label\n", "it holds nothing"),
-        (b"filename,label\na.jpg,2,or 4\n", "more cells than the header"),
-        (b"filename,label\n\xb0\xa9.jpg,2\n", "not a CSV table"),
-        (b"\xff\xfe\x00binary\x00", "not a CSV table"),
+        (b"", "header"),
+        (b"filename;label\na.jpg;2\n", "column filename .*filename;label"),
+        (b"name,label\na.jpg,2\n", "column filename .*name, label"),
+        (b"filename,grade\na.jpg,2\n", "column label .*filename, grade.*l.csv#column"),
+        (b"filename,label\na.jpg,7\nb.jpg,\n", "label .*2, 4, 5.*7$"),
+        (b"filename,label\n", "2, 4, 5"),
+        (b"filename,label\na.jpg,2,or 4\n", "line 2 "),
+        (b"filename,label\n\xb0\xa9.jpg,2\n", "CSV"),
+        (b"\xff\xfe\x00binary\x00", "CSV"),
     ],
 )
 def test_no_table_of_labels(tmp_path, text, told):
@@ -111,7 +112,7 @@ def test_no_table_of_labels(tmp_path, text, told):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(InputError, match="no such file of labels"):
+    with pytest.raises(InputError, match=r"l\.csv"):
         labels.read(tmp_path / "l.csv#grade", KINDS)
 
 
@@ -129,7 +130,7 @@ def test_every_scan_gets_its_class_and_side(scans, table, tmp_path, capsys, draw
         mine = found[found["split"] == split]
         assert counts == mine["class"].value_counts().to_dict() | {"patients": mine["patient"].nunique()}
         assert min(counts.values()) > 0
-    assert "belonging to 3 classes. (2 " in capsys.readouterr().out
+    assert re.search(r" 3 classes.*\(2 ", capsys.readouterr().out)
     assert (tmp_path / "out" / "statistics.png").stat().st_size > 10_000
 
 
@@ -164,7 +165,7 @@ def test_files_of_any_name_with_their_patients(scans, tmp_path):
     table = write(tmp_path / "labels.csv", rows, ("filename", "label", "patient"))
     done = ingest.ingest(IngestOptions(folder, labels=table, classes=GRADES), tmp_path / "out")
     assert (done.facts.scans, done.facts.patients) == (24, 12)
-    assert "does not parse" in reasons(tmp_path / "out")["nobody.jpg"]
+    assert "nobody.jpg" in reasons(tmp_path / "out")
     assert reasons(tmp_path / "out")["text.txt"] == "not a .jpg file"
     assert set(used(tmp_path / "out")["patient"]) == {int(name[2:5]) + 100 for name, _ in told(scans)}
 
@@ -206,22 +207,24 @@ def test_a_table_may_say_benign_and_malignant(scans, table, tmp_path):
 
 
 def test_a_class_without_scans(scans, table, tmp_path):
-    with pytest.raises(InputError, match="no usable scan of class 3 among 24"):
+    with pytest.raises(InputError, match=r"class 3\b.*\b24\b"):
         ingest.ingest(IngestOptions(scans, labels=table, classes="2<3|4<5"), tmp_path / "out")
 
 
 def test_other_classes_without_a_table(scans, tmp_path):
-    with pytest.raises(InputError, match=r"B is none of the classes 2, 4, 5; give their table with --labels"):
+    with pytest.raises(InputError, match=r"2, 4, 5\b.*--labels"):
         ingest.ingest(IngestOptions(scans, classes=GRADES), tmp_path / "out")
 
 
 def test_a_patient_with_scans_of_several_classes_is_one_group(scans, table, tmp_path, capsys):
     rows = [(name, "5" if name == "B_003-0002-1.0.jpg" else grade) for name, grade in told(scans)]
-    ingest.ingest(IngestOptions(scans, labels=write(table, rows), classes=GRADES), tmp_path / "out")
+    facts = ingest.ingest(IngestOptions(scans, labels=write(table, rows), classes=GRADES), tmp_path / "out").facts
     mine = used(tmp_path / "out").query("patient == 3")
     assert set(mine["class"]) == {"2", "5"}
     assert mine["split"].nunique() == 1
-    assert "1 patients have scans of several classes (kept, one group each): 003" in capsys.readouterr().out
+    (note,) = facts.notes
+    assert note.endswith(": 003")
+    assert note in capsys.readouterr().out
 
 
 def test_same_bytes_under_two_grades_are_set_aside(scans, table, tmp_path):
@@ -241,7 +244,7 @@ def test_a_store_notices_another_table(scans, table, tmp_path, monkeypatch, caps
     first = run(1)
     assert first.looked_at == 24
     assert run(2).digest == first.digest
-    assert "nothing has changed" in capsys.readouterr().out
+    assert re.search(r"\b000001: 24\b", capsys.readouterr().out)
     rows = told(scans)
     write(table, [("B_001-0001-1.0.jpg", "5"), *rows[1:]])
     third = run(3)
@@ -274,7 +277,7 @@ def test_table_and_scans_in_a_bucket(gcs, scans, tmp_path):
     gcs.put({"in/labels.csv": table.read_bytes().replace(b"B_001-0001-1.0.jpg,4", b"B_001-0001-1.0.jpg,5")})
     assert ingest.ingest(IngestOptions(address, **options), tmp_path / "again").facts.looked_at == 0
     assert used(tmp_path / "again").loc["B_001-0001-1.0.jpg", "class"] == "5"
-    with pytest.raises(InputError, match=r"none\.csv: no such object"):
+    with pytest.raises(InputError, match=r"none\.csv"):
         ingest.ingest(IngestOptions(address, labels=f"{address}/none.csv", classes=GRADES), tmp_path / "third")
 
 

@@ -70,12 +70,12 @@ def test_names_are_found_whatever_their_case():
 
 
 def test_unknown_backbone_lists_the_known():
-    with pytest.raises(InputError, match="'AlexNet' is unknown; choose from EfficientNetB7, VGG16"):
+    with pytest.raises(InputError, match=r"'AlexNet'.*EfficientNetB7"):
         backbones.get("AlexNet")
 
 
 def test_too_small_an_image():
-    with pytest.raises(InputError, match="image size 16 is below the 32 pixels"):
+    with pytest.raises(InputError, match=r"\b16\b.*\b32\b"):
         backbones.build(backbones.get("VGG16"), 16, None)
 
 
@@ -92,20 +92,20 @@ def test_weights_of_a_folder_belong_by_name(tmp_path):
 def test_words_for_weights():
     assert backbones.find_weights(backbones.get("VGG16"), "imagenet") == "imagenet"
     assert backbones.find_weights(backbones.get("VGG16"), "None") is None
-    with pytest.raises(InputError, match="expected imagenet, none"):
+    with pytest.raises(InputError, match="/nowhere/else"):
         backbones.find_weights(backbones.get("VGG16"), "/nowhere/else")
 
 
 def test_weights_of_another_backbone_are_refused_by_file(tmp_path):
     other = backbones.build(SMALL, 32, None).get_layer(backbones.BODY)
     other.save_weights(tmp_path / "vgg16.weights.h5")
-    with pytest.raises(InputError, match=r"vgg16\.weights\.h5: not weights of VGG16"):
+    with pytest.raises(InputError, match=r"vgg16\.weights\.h5.*VGG16"):
         backbones.build(backbones.get("VGG16"), 32, tmp_path / "vgg16.weights.h5")
 
 
 def test_damaged_weights_are_refused_by_file(tmp_path):
     (tmp_path / "vgg16.weights.h5").write_bytes(b"not hdf5")
-    with pytest.raises(InputError, match=r"vgg16\.weights\.h5: not weights"):
+    with pytest.raises(InputError, match=r"vgg16\.weights\.h5"):
         backbones.build(backbones.get("VGG16"), 32, tmp_path / "vgg16.weights.h5")
 
 
@@ -144,7 +144,7 @@ def test_every_backbone_asks_for_its_own_file(monkeypatch, name, module, file):
         raise Exception("no route")
 
     monkeypatch.setattr(f"keras.src.applications.{module}.file_utils.get_file", get_file)
-    with pytest.raises(InputError, match="cannot be fetched"):
+    with pytest.raises(InputError, match=name):
         backbones.build(backbones.get(name), 32, "imagenet")
     assert asked == [file]
 
@@ -183,5 +183,5 @@ def test_failed_download_says_what_to_do(monkeypatch):
         raise Exception("URL fetch failure on somewhere: None -- no route")
 
     monkeypatch.setattr(vgg16.file_utils, "get_file", fail)
-    with pytest.raises(InputError, match=r"cannot be fetched .* --weights none"):
+    with pytest.raises(InputError, match=r"VGG16.*--weights"):
         backbones.build(backbones.get("VGG16"), 32, "imagenet")

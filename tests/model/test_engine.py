@@ -144,11 +144,11 @@ def test_only_scored_and_near_forms_are_candidates(monkeypatch):
     assert engine.candidates({engine.KERAS: 0.0}) == [engine.KERAS]
     monkeypatch.setattr(engine, "has_bf16", lambda: False)
     assert engine.candidates(scored) == [engine.F32]
-    with pytest.raises(InputError, match="no bfloat16 instructions"):
+    with pytest.raises(InputError, match="bfloat16"):
         engine.candidates(scored, engine.BF16)
-    with pytest.raises(InputError, match="was not scored"):
+    with pytest.raises(InputError, match=engine.F32):
         engine.candidates({engine.KERAS: 0.0}, engine.F32)
-    with pytest.raises(InputError, match="no form of this model can run here"):
+    with pytest.raises(InputError, match=engine.BF16):
         engine.candidates({engine.BF16: 0.001})
 
 
@@ -214,10 +214,10 @@ def test_images_tell_their_kind(tmp_path):
         assert images.kind(buffer.getvalue()) == name
         assert images.decode(buffer.getvalue(), formats=images.SERVED).shape == (40, 40, 3)
     assert images.kind(b"GIF89a") is None
-    with pytest.raises(ValueError, match="not a JPEG image"):
+    with pytest.raises(ValueError, match="JPEG"):
         images.decode(buffer.getvalue())
     animated = io.BytesIO()
     frames = [Image.fromarray(frame), Image.fromarray(255 - frame)]
     frames[0].save(animated, "PNG", save_all=True, append_images=frames[1:])
-    with pytest.raises(ValueError, match="an animation"):
+    with pytest.raises(ValueError, match="animation"):
         images.decode(animated.getvalue(), formats=images.SERVED)

@@ -53,12 +53,10 @@ def test_missing_and_changed_files_are_named(tmp_path):
     files = [write_scan(tmp_path / f"{i}.jpg", seed=i) for i in range(4)]
     table = table_of(files)
     files[1].write_bytes(files[2].read_bytes())
-    with pytest.raises(
-        InputError, match=r"1 images .* missing or changed, the first is .*1\.jpg \(changed\); crop again"
-    ):
+    with pytest.raises(InputError, match=r"\b1\b.*/1\.jpg.*changed"):
         inputs.decode(table, 32)
     files[0].unlink()
-    with pytest.raises(InputError, match=r"2 images .*0\.jpg \(missing\)"):
+    with pytest.raises(InputError, match=r"\b2\b.*/0\.jpg.*missing"):
         inputs.decode(table, 32)
 
 

@@ -80,17 +80,17 @@ def test_a_file_that_the_training_did_not_write_is_refused(trained, tmp_path, wh
     facts = record.read(copy)
     file = copy / (facts.checkpoint if which == "checkpoint" else network.GRAPH)
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(InputError, match=f"{file.name}: missing or not what the training wrote; train again"):
+    with pytest.raises(InputError, match=file.name):
         Network.load(copy, facts)
     file.unlink()
-    with pytest.raises(InputError, match=f"{file.name}: missing or not"):
+    with pytest.raises(InputError, match=file.name):
         Network.load(copy, facts)
 
 
 def test_answers_that_are_no_numbers_are_refused(model):
     broken = keras.models.clone_model(model)
     broken.get_layer(backbones.PROBABILITY).set_weights([np.full((40, 2), np.nan), np.zeros(2)])
-    with pytest.raises(InputError, match="Toy answers with numbers that are not finite; train it again"):
+    with pytest.raises(InputError, match=r"Toy.*finite"):
         Network.trace(broken).probabilities(pixels(1))
 
 

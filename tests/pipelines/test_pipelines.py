@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -117,13 +118,13 @@ def failing(capsys, *arguments: str) -> str:
 
 def test_what_is_wrong_is_said_before_the_first_step(capsys, scans, tmp_path):
     out = ("--output", str(tmp_path / "out"))
-    assert "'AlexNet' is unknown" in failing(capsys, *out, "--backbones", "AlexNet")
-    assert "no such folder" in failing(capsys, *out, "--scans", str(tmp_path / "no"))
-    assert "no such file" in failing(capsys, *out, "--scans", str(scans), "--rois", str(tmp_path / "no.csv"))
-    assert "expected imagenet, none" in failing(capsys, *out, "--scans", str(scans), "--weights", "/no/where")
-    assert "needs regions" in failing(capsys, *out, "--scans", str(scans), "--domains", "cropped")
-    assert "'frames' is unknown" in failing(capsys, *out, "--scans", str(scans), "--domains", "frames")
-    assert "need --scans" in failing(capsys, *out, "--crops", str(scans))
+    assert "'AlexNet'" in failing(capsys, *out, "--backbones", "AlexNet")
+    assert str(tmp_path / "no") in failing(capsys, *out, "--scans", str(tmp_path / "no"))
+    assert "no.csv" in failing(capsys, *out, "--scans", str(scans), "--rois", str(tmp_path / "no.csv"))
+    assert "/no/where" in failing(capsys, *out, "--scans", str(scans), "--weights", "/no/where")
+    assert "--rois" in failing(capsys, *out, "--scans", str(scans), "--domains", "cropped")
+    assert "'frames'" in failing(capsys, *out, "--scans", str(scans), "--domains", "frames")
+    assert "--crops" in failing(capsys, *out, "--crops", str(scans))
     assert "python3" in failing(capsys, "--output", str(tmp_path / "python3.11" / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -153,9 +154,8 @@ def test_a_failing_step_ends_the_run_with_its_message(capfd, scans, tmp_path):
         file.unlink()
     assert cli.main(["run", "--scans", str(scans), "--output", str(tmp_path / "out")]) == 2
     captured = capfd.readouterr()
-    assert "error: ingest: " in captured.out
-    assert "no usable scan of class M" in captured.out
-    assert captured.err.rstrip().endswith("error: the run stopped; the step's own message is printed above")
+    assert re.search(r"error: ingest: .*\bclass M\b", captured.out)
+    assert captured.err.count("error: ") == 1
     assert "Traceback" not in captured.out + captured.err
     assert not (tmp_path / "out" / "registry").exists()
 
@@ -173,7 +173,7 @@ def test_weights_of_the_wrong_shape_end_the_run_with_the_file(capfd, scans, tmp_
 def test_an_output_that_no_run_made_is_left_alone(capsys, scans, tmp_path):
     (tmp_path / "mine" / "data").mkdir(parents=True)
     (tmp_path / "mine" / "data" / "precious").write_text("x")
-    assert "not the output of an earlier run" in failing(capsys, "--output", str(tmp_path / "mine"))
+    assert str(tmp_path / "mine") in failing(capsys, "--output", str(tmp_path / "mine"))
     assert (tmp_path / "mine" / "data" / "precious").read_text() == "x"
 
 
@@ -181,9 +181,11 @@ def test_an_output_that_no_run_made_is_left_alone(capsys, scans, tmp_path):
 def test_scans_and_output_may_not_hold_one_another(capsys, scans, place):
     output = scans.parent / place
     before = sorted(scans.rglob("*"))
-    assert "lie in one another" in failing(capsys, "--scans", str(scans), "--output", str(output))
+    error = failing(capsys, "--scans", str(scans), "--output", str(output))
+    assert f"--scans {scans}" in error
+    assert f"--output {output}" in error
     assert sorted(scans.rglob("*")) == before
 
 
 def test_a_seed_below_zero(capsys, tmp_path):
-    assert "seed -1" in failing(capsys, "--output", str(tmp_path / "out"), "--seed", "-1")
+    assert re.search(r"seed -1\b", failing(capsys, "--output", str(tmp_path / "out"), "--seed", "-1"))

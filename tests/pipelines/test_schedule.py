@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import types
 
 import kfp_server_api
@@ -65,50 +66,50 @@ def changes(host) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("cron", "said"),
     [
-        ("30 2 * * *", "five fields, and Kubeflow's cron has six, seconds first; put '0 ' in front: '0 30 2 * * *'"),
-        ("", "give six fields (second, minute, hour"),
-        ("0 0 2 * * * 2027", "give six fields"),
-        ("@daily", "give six fields"),
-        ("@every 1h", "give six fields"),
-        ("TZ=Europe/Berlin 0 30 2 * * *", "give six fields"),
-        ("60 0 2 * * *", "second '60': must lie between 0 and 59"),
-        ("0 60 2 * * *", "minute '60': must lie between 0 and 59"),
-        ("0 0 24 * * *", "hour '24': must lie between 0 and 23"),
-        ("0 0 2 0 * *", "day of month '0': must lie between 1 and 31"),
+        ("30 2 * * *", r"'0 30 2 \* \* \*'"),
+        ("", "second, minute, hour"),
+        ("0 0 2 * * * 2027", "second, minute, hour"),
+        ("@daily", "second, minute, hour"),
+        ("@every 1h", "second, minute, hour"),
+        ("TZ=Europe/Berlin 0 30 2 * * *", "second, minute, hour"),
+        ("60 0 2 * * *", r"second '60'.*\b59\b"),
+        ("0 60 2 * * *", r"minute '60'.*\b59\b"),
+        ("0 0 24 * * *", r"hour '24'.*\b23\b"),
+        ("0 0 2 0 * *", r"day of month '0'.*\b31\b"),
         ("0 0 2 32 * *", "day of month '32'"),
-        ("0 0 2 * 13 *", "month '13': must lie between 1 and 12"),
-        ("0 0 2 * * 7", "day of week '7': must lie between 0 and 6"),  # Sunday elsewhere
-        ("0 0 2 L * *", "Kubeflow knows no L, W, #, H or R"),
-        ("0 0 2 15W * *", "Kubeflow knows no"),
-        ("0 0 2 * * L5", "Kubeflow knows no"),
-        ("0 0 2 * * 5#2", "Kubeflow knows no"),
-        ("0 H 2 * * *", "Kubeflow knows no"),
-        ("0 R 2 * * *", "Kubeflow knows no"),
-        ("0 R(0-30) 2 * * *", "Kubeflow knows no"),
-        ("0 ? 2 * * *", "minute '?'"),
+        ("0 0 2 * 13 *", r"month '13'.*\b12\b"),
+        ("0 0 2 * * 7", r"day of week '7'.*\b6\b"),  # Sunday elsewhere
+        ("0 0 2 L * *", "day of month 'L'"),
+        ("0 0 2 15W * *", "day of month '15W'"),
+        ("0 0 2 * * L5", "day of week 'L5'"),
+        ("0 0 2 * * 5#2", "day of week '5#2'"),
+        ("0 H 2 * * *", "minute 'H'"),
+        ("0 R 2 * * *", "minute 'R'"),
+        ("0 R(0-30) 2 * * *", r"minute 'R\(0-30\)'"),
+        ("0 ? 2 * * *", r"minute '\?'"),
         ("0 0 2 * january *", "month 'january'"),
-        ("0 0 mon * * *", "hour 'mon': give *, numbers, ranges"),
-        ("0 0 2 * * fri-mon", "the range ends before it begins"),
-        ("0 50-10 2 * * *", "the range ends before it begins"),
-        ("0 */0 2 * * *", "a step must be at least 1"),
-        ("0 */90 2 * * *", "a step must be at least 1 and no larger than the range of 59"),
+        ("0 0 mon * * *", "hour 'mon'"),
+        ("0 0 2 * * fri-mon", "day of week 'fri-mon'"),
+        ("0 50-10 2 * * *", "minute '50-10'"),
+        ("0 */0 2 * * *", r"minute '\*/0'.*\b1\b"),
+        ("0 */90 2 * * *", r"minute '\*/90'.*\b59\b"),
         ("0 0/1/2 2 * * *", "minute '0/1/2'"),
         ("0 1,,2 2 * * *", "minute '1,,2'"),
         ("0 -1 2 * * *", "minute '-1'"),
-        ("0 +1 2 * * *", "minute '+1'"),
+        ("0 +1 2 * * *", r"minute '\+1'"),
         ("0 ٣ 2 * * *", "minute '٣'"),
-        ("0 0 2 1 * 1", "whichever comes; leave one of them *"),
-        ("0 0 2 */2 * 1", "whichever comes; leave one of them *"),
-        ("0 0 2 1-31 * 1", "whichever comes; leave one of them *"),
-        ("0 0 0 30 2 *", "there is no such day"),
-        ("0 0 0 31 4,6,9,11 *", "there is no such day"),
+        ("0 0 2 1 * 1", "day of month .*day of week"),
+        ("0 0 2 */2 * 1", "day of month .*day of week"),
+        ("0 0 2 1-31 * 1", "day of month .*day of week"),
+        ("0 0 0 30 2 *", "date"),
+        ("0 0 0 31 4,6,9,11 *", "date"),
     ],
 )
 def test_what_kubeflow_reads_otherwise_or_not_at_all_is_refused(host, capsys, cron, said):
     assert plan(host, cron=cron) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: --cron '{' '.join(cron.split())}': ")
-    assert said in error
+    assert re.search(said, error)
     assert host.calls == [], "nothing is sent"
 
 
@@ -173,7 +174,7 @@ def test_the_dates_are_those_of_kubeflows_reader(drawn, every_day):
     read = robfig(cron)
     longest = {2: 29, 4: 30, 6: 30, 9: 30, 11: 30}
     if not any(day <= longest.get(month, 31) for day in read[3] for month in read[4]):
-        with pytest.raises(InputError, match="there is no such day"):
+        with pytest.raises(InputError, match="date"):
             crons.following(cron, NOW)
         return
     dates = crons.following(cron, NOW, 2)
@@ -256,7 +257,7 @@ def test_defaults_are_told_and_give_way(host, monkeypatch, capsys):
     parameters = host.sent(RECURRING)["runtime_config"]["parameters"]
     assert (parameters["folds"], parameters["epochs"]) == (5, 3)
     assert "unheard" not in parameters
-    assert "with folds=5 (--set overrides)" in capsys.readouterr().out
+    assert "folds=5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -286,10 +287,10 @@ def test_a_schedule_is_replaced_by_making_first(host, capsys):
     assert changes(host) == [("POST", RECURRING), ("DELETE", f"{RECURRING}/old1"), ("DELETE", f"{RECURRING}/old2")]
     assert [one["recurring_run_id"] for one in host.recurring] == ["weekly1", "elsewhere", "s1"]
     told = capsys.readouterr().out
-    assert "replaced thyroid-nightly (old1)\nreplaced thyroid-nightly (old2)\n" in told
+    assert re.findall(r"\((old\d)\)", told) == ["old1", "old2"]
     assert plan(host) == 0, "the same again is a replacement, too"
     assert [one["recurring_run_id"] for one in host.recurring] == ["weekly1", "elsewhere", "s2"]
-    assert "replaced thyroid-nightly (s1)" in capsys.readouterr().out
+    assert "(s1)" in capsys.readouterr().out
 
 
 def test_runs_in_progress_outlive_their_schedule(host):
@@ -306,7 +307,7 @@ def test_if_making_fails_the_older_one_stays(host, capsys, status):
     host.refuse = (status, {"message": "quota"})
     assert plan(host) == 2
     error = capsys.readouterr().err
-    assert f"--host {host.url}: {status} quota; the present schedule stays" in error
+    assert f"--host {host.url}: {status} quota" in error
     assert [one["recurring_run_id"] for one in host.recurring] == ["old1"]
     assert changes(host) == [("POST", RECURRING)]
 
@@ -315,7 +316,7 @@ def test_if_making_is_not_answered_nothing_is_deleted(host, capsys):
     existing(host, recurring_run_id="old1")
     host.refuse = (0, None)
     assert plan(host) == 2
-    assert "nothing was deleted" in capsys.readouterr().err
+    assert host.url in capsys.readouterr().err
     assert changes(host) == [("POST", RECURRING)], "not tried again, or there would be two"
 
 
@@ -323,7 +324,7 @@ def test_if_deleting_is_not_answered_it_says_which_one(host, capsys):
     existing(host, recurring_run_id="old1")
     host.refuse_delete["old1"] = (0, None)
     assert plan(host) == 2
-    assert "an older schedule is still active: thyroid-nightly (old1): no answer" in capsys.readouterr().err
+    assert "(old1)" in capsys.readouterr().err
 
 
 def test_if_deleting_fails_it_says_which_one_goes_on(host, capsys):
@@ -332,10 +333,10 @@ def test_if_deleting_fails_it_says_which_one_goes_on(host, capsys):
     host.refuse_delete["old2"] = (500, {"message": "the scheduled workflow is stuck"})
     assert plan(host) == 2
     captured = capsys.readouterr()
-    assert "thyroid-nightly is scheduled (s1), but an older schedule is still active: " in captured.err
-    assert "thyroid-nightly (old2): 500 the scheduled workflow is stuck; " in captured.err
+    assert "(s1)" in captured.err
+    assert re.search(r"\(old2\).*\b500 the scheduled workflow is stuck", captured.err)
     assert "old1" not in captured.err
-    assert "replaced thyroid-nightly (old3)" in captured.out, "the others are deleted all the same"
+    assert "(old3)" in captured.out, "the others are deleted all the same"
     assert [one["recurring_run_id"] for one in host.recurring] == ["old2", "s1"]
 
 
@@ -369,14 +370,14 @@ def test_the_table_holds_every_page(host, capsys):
     looks = [query for (_, path, _), query in zip(host.calls, host.queries, strict=True) if path == RECURRING]
     assert [query.get("page_token", "") for query in looks] == ["", "2", "4"]
     assert other(host, "--list") == 0
-    assert "nightly  0 0 4 * * 1" in capsys.readouterr().out
+    assert "nightly" in capsys.readouterr().out
 
 
 def test_a_schedule_that_was_made_is_listed(host, capsys):
     assert plan(host, "--name", "mine") == 0
     capsys.readouterr()
     assert other(host, "--list") == 0
-    assert "mine  0 30 2 * * *  At 02:30" in capsys.readouterr().out
+    assert re.search(rf"^mine +{re.escape(NIGHTLY)}  ", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("experiment", [True, False])
@@ -401,11 +402,11 @@ def test_all_of_a_name_are_deleted(host, capsys):
 
 def test_a_name_that_is_not_there(host, capsys):
     assert other(host, "--delete", "thyroid-nightly") == 2
-    assert "--delete thyroid-nightly: no such schedule; there are none" in capsys.readouterr().err
+    assert "thyroid-nightly" in capsys.readouterr().err
     existing(host, recurring_run_id="w1", display_name="weekly")
     existing(host, recurring_run_id="m1", display_name="monthly")
     assert other(host, "--delete", "thyroid-nightly") == 2
-    assert "no such schedule; monthly, weekly" in capsys.readouterr().err
+    assert re.search(r"thyroid-nightly.*\bmonthly, weekly$", capsys.readouterr().err.rstrip())
     assert changes(host) == []
 
 
@@ -413,7 +414,7 @@ def test_a_deletion_that_is_refused(host, capsys):
     existing(host, recurring_run_id="old1")
     host.refuse_delete["old1"] = (403, {"message": "not yours"})
     assert other(host, "--delete", "thyroid-nightly") == 2
-    assert "--delete thyroid-nightly: thyroid-nightly (old1): 403 not yours" in capsys.readouterr().err
+    assert re.search(r"\(old1\).*\b403 not yours", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("what", [["--list"], ["--delete", "nightly"], ["--cron", NIGHTLY, *NEEDED]])
@@ -428,7 +429,7 @@ def test_a_host_that_wants_a_token(host, capsys, what):
 @pytest.mark.parametrize("what", [["--list"], ["--delete", "nightly"], ["--cron", NIGHTLY, *NEEDED]])
 def test_without_a_host(capsys, what):
     assert cli.main(["schedule", *what]) == 2
-    assert "--host: give the address" in capsys.readouterr().err
+    assert "--host" in capsys.readouterr().err
 
 
 # The object for the record
@@ -503,5 +504,5 @@ def test_the_object_says_that_it_starts_nothing(written, capsys):
 def test_an_object_without_a_pipeline_is_not_written(tmp_path, capsys):
     file = tmp_path / "schedule.yaml"
     assert cli.main(["schedule", "--cron", NIGHTLY, "--manifest", str(file), *NEEDED]) == 2
-    assert "--manifest: needs --cron and --pipeline-id" in capsys.readouterr().err
+    assert "--pipeline-id" in capsys.readouterr().err
     assert not file.exists()

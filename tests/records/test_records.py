@@ -27,8 +27,9 @@ def test_every_field_of_the_reference_says_what_it_means():
         schema = json.loads(path.read_text())
         for part in (schema, *schema["$defs"].values()) if "$defs" in schema else (schema,):
             for name, field in part["properties"].items():
+                described = field if "$ref" not in field else field | schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
                 if part.get("title") != "Interval":
-                    assert field.get("description"), f"{path.name}: {part.get('title')}.{name}"
+                    assert described.get("description"), f"{path.name}: {part.get('title')}.{name}"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,8 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     record.write(tmp_path / "x.json")
     assert AUROC.read(tmp_path / "x.json") == record
     assert json.loads((tmp_path / "x.json").read_text()) == {"auroc": {"value": 0.7, "low": None, "high": 0.8}}
+    (tmp_path / "x.json").write_text(json.dumps(record.to_dict() | {"of_a_newer_release": 1}))
+    assert AUROC.read(tmp_path / "x.json") == record
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(InputError, match=r"x\.json: not JSON"):
         AUROC.read(tmp_path / "x.json")

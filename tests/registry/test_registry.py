@@ -1,8 +1,10 @@
 import datetime
+import errno
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import time
 import uuid
@@ -101,7 +103,7 @@ def test_the_same_artefact_is_registered_once(artefact, tmp_path, place):
 def test_a_version_that_lost_a_file_is_mended(artefact, place):
     Registry(place).publish(artefact, gate())
     home(place).remove("1/model.keras")
-    with pytest.raises(InputError, match=r"model\.keras: missing"):
+    with pytest.raises(InputError, match=r"model\.keras"):
         Artefact.verify(Registry(place).find())
     assert Registry(place).publish(artefact, gate()).version == 1
     Artefact.verify(Registry(place).find())
@@ -122,14 +124,14 @@ def test_a_bucket_hands_on_only_what_is_asked_for(artefact, gcs):
 def test_a_changed_file_is_refused_by_name(artefact, tmp_path, name):
     with (artefact / name).open("ab") as file:
         file.write(b"x")
-    with pytest.raises(InputError, match=f"{name}: changed since it was registered"):
+    with pytest.raises(InputError, match=re.escape(name)):
         Registry(tmp_path / "registry").publish(artefact, gate())
     assert Registry(tmp_path / "registry").versions() == []
 
 
 def test_a_missing_file_is_refused_by_name(artefact):
     (artefact / "model.keras").unlink()
-    with pytest.raises(InputError, match=r"model\.keras: missing"):
+    with pytest.raises(InputError, match=r"model\.keras"):
         Artefact.verify(artefact)
 
 
@@ -137,32 +139,32 @@ def test_a_name_outside_the_model_is_refused(artefact):
     facts = json.loads((artefact / "model.json").read_text())
     facts["files"]["../../etc/passwd"] = "0"
     (artefact / "model.json").write_text(json.dumps(facts))
-    with pytest.raises(InputError, match="outside the model"):
+    with pytest.raises(InputError, match="passwd"):
         Artefact.verify(artefact)
 
 
 def test_not_a_model(tmp_path):
-    with pytest.raises(InputError, match=r"model\.json is missing"):
+    with pytest.raises(InputError, match=r"model\.json"):
         Artefact.verify(tmp_path)
 
 
 @pytest.mark.parametrize("which", [None, "champion", "7", "../x"])
 def test_what_is_not_there_is_said(place, which):
-    with pytest.raises(InputError, match="no registered model"):
+    with pytest.raises(InputError, match=re.escape(f"{which!r}" if which else place)):
         Registry(place).find(which)
     assert Registry(place).versions() == Registry(place).history() == []
 
 
 @pytest.mark.parametrize("root", ["", "s3://bucket/x", Path("gs://bucket/x")])
 def test_what_is_no_registry_is_said(root):
-    with pytest.raises(InputError, match="give a folder, or gs://bucket/prefix"):
+    with pytest.raises(InputError, match="gs://bucket/prefix"):
         Registry(root).versions()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", '{"candidate": 1}', ""])
 def test_a_damaged_state_is_said(place, content):
     home(place).write("aliases.json", content.encode())
-    with pytest.raises(InputError, match=r"aliases\.json: (not JSON|field versions is missing)"):
+    with pytest.raises(InputError, match=r"aliases\.json"):
         Registry(place).read_aliases()
 
 
@@ -329,11 +331,12 @@ def test_an_unreliable_bucket(tmp_path, gcs):
 def test_a_full_disk_leaves_nothing(artefact, tmp_path, monkeypatch):
     def full(self, source, name, only=()):
         (self.path / name / "model.keras").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(storage.Folder, "put", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number says which
         Registry(tmp_path / "registry").publish(artefact, gate())
+    assert caught.value.errno == errno.ENOSPC
     assert home(tmp_path / "registry").children() == []
 
 
@@ -374,7 +377,7 @@ def test_an_artefact_that_was_not_judged_is_not_registered(evaluated, tmp_path):
     copy = shutil.copytree(evaluated, tmp_path / "evaluation")
     facts = json.loads((copy / "artefact" / "model.json").read_text())
     (copy / "artefact" / "model.json").write_text(json.dumps(facts | {"threshold": 0.9}))
-    with pytest.raises(InputError, match="evaluate again"):
+    with pytest.raises(InputError, match=r"evaluation\.json"):
         register.register(copy, tmp_path / "registry", tmp_path / "summary.json")
 
 
@@ -382,7 +385,7 @@ def test_a_champion_that_changed_meanwhile_is_not_overrun(artefact, tmp_path, pl
     add(place, tmp_path)
     done = Registry(place).publish(artefact, gate(champion=None))  # decided before there was a champion
     assert done.gate.decision == "refused"
-    assert "the champion changed from None to 1" in done.gate.reasons[-1]
+    assert re.search(r"champion.*\b1\b", done.gate.reasons[-1])
     assert Registry(place).read_aliases() == {"candidate": 2, "champion": 1, "anchor": 1}
 
 
@@ -453,9 +456,9 @@ def test_promote_and_roll_back_keep_who_and_why(tmp_path, place):
         ("promote", "Kim"),
         ("rollback", "Lee"),
     ]
-    with pytest.raises(InputError, match="needs --reason"):
+    with pytest.raises(InputError, match="--reason"):
         Registry(place).promote("2", " ", "Kim")
-    with pytest.raises(InputError, match="no registered model '9'"):
+    with pytest.raises(InputError, match="'9'"):
         Registry(place).promote("9", "because", "Kim")
 
 
@@ -467,7 +470,7 @@ def test_a_roll_back_never_returns_to_a_version_that_was_rolled_back(tmp_path, p
     assert Registry(place).read_aliases() == {"candidate": 3, "champion": 2, "previous": 1, "anchor": 1}
     assert Registry(place).roll_back("its pod was away", "deploy", champion=2) == 1
     assert Registry(place).read_aliases() == {"candidate": 3, "champion": 1, "anchor": 1}
-    with pytest.raises(InputError, match="no previous champion"):
+    with pytest.raises(InputError, match="previous"):
         Registry(place).roll_back("once more", "Lee")
     assert Registry(place).promote("2", "the pod was to blame", "Kim") == 2
     assert Registry(place).refuted() == {3: "answers wrongly"}
@@ -495,10 +498,10 @@ def test_a_version_is_unproven_from_when_it_is_sent_until_it_answers(tmp_path, p
 
 
 def test_nothing_to_roll_back_to(tmp_path, place):
-    with pytest.raises(InputError, match="no registry here"):
+    with pytest.raises(InputError, match=re.escape(place)):
         Registry(place).roll_back("r", "b")
     add(place, tmp_path)
-    with pytest.raises(InputError, match="no previous champion"):
+    with pytest.raises(InputError, match="previous"):
         Registry(place).roll_back("r", "b")
 
 
@@ -506,7 +509,7 @@ def test_a_damaged_version_is_not_promoted(tmp_path, place):
     for _ in range(2):
         add(place, tmp_path, "refused")
     home(place).write("1/model.keras", b"")
-    with pytest.raises(InputError, match="changed since"):
+    with pytest.raises(InputError, match=r"model\.keras"):
         Registry(place).promote("1", "r", "b")
     assert Registry(place).read_aliases() == {"candidate": 2}
 
@@ -530,7 +533,7 @@ def test_garbage_is_what_nothing_needs(tmp_path, place):
     assert there.read("6/.claim") == (b"", storage.ABSENT)
     assert Registry(place).history()[-1]["reason"] == "removed 2, 3, 4, 7 (half-written)"
     assert add(place, tmp_path, "refused").version == 11
-    with pytest.raises(InputError, match="at least the newest"):
+    with pytest.raises(InputError, match="--keep"):
         Registry(place).collect_garbage(keep=0)
     assert Registry(storage.below(place, "none")).collect_garbage(keep=1, delete=True) == []
 
@@ -591,17 +594,18 @@ def test_commands(evaluated, tmp_path, capsys, place):
     assert "candidate" in lines[2]
     assert commands.main(["show", *where, "champion"]) == 0
     shown = capsys.readouterr().out
-    assert "holds  AUROC: f (asked: a)" in shown
-    assert "test AUROC" in shown
+    assert re.search(r"\bAUROC: f\b.*\ba\)", shown)
+    assert str(Artefact.read(evaluated / "artefact").performance.auroc) in shown
     assert commands.main(["promote", *where, "2", "--reason", "asked for", "--by", "Kim"]) == 0
     assert commands.main(["rollback", *where, "--reason", "worse"]) == 0
     assert commands.main(["gc", *where, "--keep", "1"]) == 0
-    assert "would be removed (with --delete): nothing" in capsys.readouterr().out
+    assert "--delete" in capsys.readouterr().out
+    assert Registry(place).versions() == [1, 2]
     home(place).write("1/model.json" if storage.is_bucket(place) else "1/model.keras", b"")
     assert commands.main(["list", *where]) == 0
     assert "damaged" in capsys.readouterr().out
     assert commands.main(["show", *where, "7"]) == 2
-    assert "no registered model '7'" in capsys.readouterr().err
+    assert "'7'" in capsys.readouterr().err
     assert commands.main(["promote", "--registry", str(tmp_path / "no"), "1", "--reason", "r"]) == 2
 
 
@@ -637,13 +641,13 @@ def test_register_needs_a_finished_evaluation(tmp_path, capsys):
         str(tmp_path / "s.json"),
     ]
     assert register.main(arguments) == 2
-    assert "evaluation.json is missing" in capsys.readouterr().err
+    assert "evaluation.json" in capsys.readouterr().err
 
 
 def test_a_damaged_winner_is_not_registered(evaluated, tmp_path):
     copy = shutil.copytree(evaluated, tmp_path / "evaluation")
     (copy / "artefact" / "model.keras").write_bytes(b"")
-    with pytest.raises(InputError, match="changed since"):
+    with pytest.raises(InputError, match=r"model\.keras"):
         register.register(copy, tmp_path / "registry", tmp_path / "summary.json")
     assert Registry(tmp_path / "registry").versions() == []
 
@@ -697,7 +701,7 @@ def test_an_old_registry_does_not_take_a_changed_model_for_whole(tmp_path, place
     card = home(place).read("1/model.json")[0]
     home(place).write("1/model.json", card.replace(b"VGG16", b"VGG19"))
     for _ in range(2):
-        with pytest.raises(InputError, match=r"model\.json: changed since it was registered"):
+        with pytest.raises(InputError, match=r"model\.json"):
             Registry(place).find("1")
         Registry(place).find("2")
         Registry(place).read_test_set("t", "m")
@@ -711,7 +715,7 @@ def test_a_damaged_old_state_is_said(tmp_path, place, change):
     old = aged(place)
     assert old.count(change[0]) >= 1
     home(place).write("aliases.json", old.replace(*change, 1))
-    with pytest.raises(InputError, match=r"aliases\.json: field .* put back a copy of the file"):
+    with pytest.raises(InputError, match=r"aliases\.json"):
         Registry(place).read_aliases()
 
 
@@ -818,9 +822,9 @@ def test_a_changed_threshold_is_neither_served_nor_deployed(evaluated, tmp_path)
             asyncio.run(one._load(name, target))
             assert deploy.deploy(root, None, tmp_path / "manifest.yaml").status == "manifest written"
             continue
-        with pytest.raises(InputError, match=r"model\.json: changed since it was registered"):
+        with pytest.raises(InputError, match=r"model\.json"):
             asyncio.run(one._load(name, target))
-        with pytest.raises(InputError, match=r"model\.json: changed since it was registered"):
+        with pytest.raises(InputError, match=r"model\.json"):
             deploy.deploy(root, None, tmp_path / "manifest.yaml")
         assert not (tmp_path / "manifest.yaml").exists()
 
@@ -829,5 +833,5 @@ def test_a_changed_threshold_is_neither_served_nor_deployed(evaluated, tmp_path)
 def test_a_damaged_claim_is_said(tmp_path, place, content):
     add(place, tmp_path)
     home(place).write("2/.claim", content)
-    with pytest.raises(InputError, match=r"2/\.claim: damaged; remove it"):
+    with pytest.raises(InputError, match=r"2/\.claim"):
         Registry(place).collect_garbage(1, delete=True)

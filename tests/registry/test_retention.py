@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -342,11 +343,11 @@ def test_a_bucket_without_models_is_an_empty_registry_and_no_bucket_is_none(hous
     house.retain()
     assert house.versions() == ["000002"]
     house.registry = "gs://no-such-bucket/registry"
-    with pytest.raises(InputError, match="no bucket"):
+    with pytest.raises(InputError, match="no-such-bucket"):
         house.retain()
     gcs.put({"elsewhere/scan.jpg": b"x"})
     house.registry = gcs.address("elsewhere")
-    with pytest.raises(InputError, match="other things"):
+    with pytest.raises(InputError, match="elsewhere"):
         house.retain()
 
 
@@ -492,7 +493,7 @@ def test_runs_that_write_are_waited_for(house, capsys):
         assert house.versions() == ["000001", "000002"]
     thread.join(30)
     assert house.versions() == ["000002"]
-    assert "another run is at work here" in capsys.readouterr().out
+    assert "waiting" in capsys.readouterr().out
 
 
 def test_half_of_a_version_is_never_taken_for_one(doomed, monkeypatch):
@@ -535,19 +536,19 @@ def test_what_is_no_store_or_registry_is_said(house, tmp_path, capsys):
         return capsys.readouterr().err
 
     (tmp_path / "empty").mkdir()
-    assert "no data version here" in said(tmp_path / "empty", house.registry)
-    assert "no data version here" in said(tmp_path / "none", house.registry)
+    assert str(tmp_path / "empty") in said(tmp_path / "empty", house.registry)
+    assert str(tmp_path / "none") in said(tmp_path / "none", house.registry)
     assert not (tmp_path / "none").exists()
-    assert "a folder on a volume" in said("gs://bucket/store", house.registry)
+    assert "gs://bucket/store" in said("gs://bucket/store", house.registry)
     house.night()
     capsys.readouterr()
-    assert "no such folder" in said(house.store, tmp_path / "none")
-    assert "holds other things than a registry" in said(house.store, house.scans)
-    assert "give a folder, or gs://" in said(house.store, "")
+    assert f"--registry {tmp_path / 'none'}" in said(house.store, tmp_path / "none")
+    assert f"--registry {house.scans}" in said(house.store, house.scans)
+    assert "gs://" in said(house.store, "")
     house.model(house.night())
     (tmp_path / "registry" / "thyroid" / "aliases.json").rename(tmp_path / "aliases.json")
     capsys.readouterr()
-    assert "put back a copy" in said(house.store, house.registry)
+    assert "aliases.json" in said(house.store, house.registry)
 
 
 def test_the_table(house, capsys):
@@ -559,9 +560,9 @@ def test_the_table(house, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-2]] == ["data", "data", "crops"]
     assert len({line.index(" MB  ") for line in lines[:-2]}) == 1
-    assert "  goes   not among the newest 1" in lines[0]
-    assert lines[-2].endswith("no model version here that needs a data version")
-    assert lines[-1].endswith("would be removed (with --delete)")
+    assert re.search(r"  goes   .*\b1\b", lines[0])
+    assert lines[-2].startswith(house.registry)
+    assert "--delete" in lines[-1]
     assert retention.main([*where, "--delete"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "  gone   " in lines[0]

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import gc
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import pytest
 from tests.conftest import variant
 from tests.support import dicoms, toy_artefact
 from tests.support.attackers import closed, connections, memory, png_header, until
-from tests.support.serving import INFER, PREDICT, Server, encoded
+from tests.support.serving import INFER, PREDICT, Server, encoded, errors_in
 from thyroid.model.artefact import SUM
 from thyroid.registry.registry import Registry
 from thyroid.serve import limits, payload
@@ -48,7 +49,7 @@ def server(model, tmp_path_factory):
     yield running
     assert running.process.poll() is None
     log = running.stop()
-    assert '"level": "ERROR"' not in log
+    assert errors_in(log) == []
     assert "Traceback" not in log
 
 
@@ -267,8 +268,9 @@ def test_memory_is_reserved_first_come_first_served(monkeypatch):
 
     async def together() -> None:
         await memory.reserve(80)
-        with pytest.raises(RequestError, match="try again"):
+        with pytest.raises(RequestError) as caught:
             await memory.reserve(30)
+        assert caught.value.code == "overloaded"
         monkeypatch.setattr(limits, "PATIENCE", 60.0)
         tasks = [asyncio.create_task(ask(*one)) for one in (("large", 90), ("small", 10), ("gone", 10), ("last", 10))]
         await asyncio.sleep(0)
@@ -297,14 +299,13 @@ def test_a_request_has_a_limit_of_pixels(server):
     one = b64(png_header(7000, 7000))
     status, told = server.ask(PREDICT, {"instances": [one] * 3}, Authorization=f"Bearer {TOKEN}")
     assert status == 400
-    assert told["error"].startswith("instances: 147,000,000 pixels in all are more than the limit of 100,000,000")
+    assert re.match(r"instances:.*\b147,000,000\b.*\b100,000,000\b", told["error"])
     tensor = {"name": "image", "shape": [3], "datatype": "BYTES", "data": [one["image"]["b64"]] * 3}
-    assert (
-        "inputs.image: 147,000,000 pixels"
-        in server.ask(INFER, {"inputs": [tensor]}, Authorization=f"Bearer {TOKEN}")[1]["error"]
-    )
+    told = server.ask(INFER, {"inputs": [tensor]}, Authorization=f"Bearer {TOKEN}")[1]
+    assert re.match(r"inputs\.image:.*\b147,000,000\b", told["error"])
     status, told = server.ask(PREDICT, {"instances": [one] * 2}, Authorization=f"Bearer {TOKEN}")
-    assert "damaged PNG" in told["error"]
+    assert status == 400
+    assert "PNG" in told["error"], "two are within the limit, so they are decoded"
 
 
 def test_refused_bodies_leave_others_their_time(server):
@@ -336,7 +337,7 @@ def test_base64_is_as_strict_in_parts(length):
     edge = min(payload._PART, length)
     padded = f"{text[: edge - 2]}=={text[edge:]}AAAA"
     for wrong in (text[:-1], "AA==" + text, "A-" + text[2:], text[:-4] + "\u00e9AAA", padded):
-        with pytest.raises(RequestError, match="not base64"):
+        with pytest.raises(RequestError, match="base64"):
             payload._base64("f", wrong)
 
 
@@ -513,7 +514,7 @@ def test_a_champion_without_a_threshold_ends_the_start_in_words(model, tmp_path)
     (copy / SUM).unlink()
     running = Server(tmp_path / "log", "--model-dir", str(copy))
     assert running.process.wait(timeout=60) == 2
-    assert "model.json: field threshold: Field required" in running.log.read_text()
+    assert re.search(r"model\.json.*\bthreshold\b", running.log.read_text())
 
 
 @pytest.mark.slow
@@ -598,4 +599,4 @@ def test_a_flood_of_full_size(model, tmp_path, scan):
             assert running.ask(PREDICT, picture)[0] == 200
     assert peak < 1200
     until(lambda: memory(running) < 1.1 * before)
-    assert '"level": "ERROR"' not in running.kill()
+    assert errors_in(running.kill()) == []

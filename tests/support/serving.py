@@ -96,6 +96,12 @@ class Server:
         return self.log.read_text()
 
 
+def errors_in(log: str) -> list[dict[str, Any]]:
+    """Return the lines of a server's log that report an error."""
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["level"] in ("ERROR", "CRITICAL")]
+
+
 def _read(data: bytes) -> Any:
     try:
         return json.loads(data)

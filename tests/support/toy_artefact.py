@@ -9,7 +9,7 @@ from thyroid.records.gate import GateRecord
 from thyroid.records.model import ModelDescription
 
 CHANCE = {"value": 0.5, "low": 0.4, "high": 0.6}
-LEVEL = {
+LEVEL: dict[str, Any] = dict.fromkeys(("brier", "ece", "ece_unscaled"), CHANCE) | {
     "ece_if_calibrated": 0.1,
     "accuracy": 0.5,
     "majority": 0.5,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -192,19 +193,19 @@ def test_auroc_compares_within_folds_and_class_by_class(study):
 def test_other_data_or_settings_are_another_study(study, cropped, tmp_path, capsys):
     same = prepare(study.folder.parents[1] / "data", study.folder.parent, "toy", "cropped", TOY)
     assert same.folder == study.folder
-    assert "6 trials of heads" in capsys.readouterr().out
+    assert re.search(r"\b6 .*\bheads\b", capsys.readouterr().out)
     other = prepare(cropped, tmp_path, "Toy", "cropped", replace(TOY, folds=3))
     assert other.folder.name != study.folder.name
-    with pytest.raises(InputError, match="not a prepared search"):
+    with pytest.raises(InputError, match=r"plan\.json"):
         plans.read(tmp_path)
-    with pytest.raises(InputError, match="not ranked yet"):
+    with pytest.raises(InputError, match="ranked"):
         search.search_images(other.folder, Sources(cropped, None, "none"), 1)
-    with pytest.raises(InputError, match="no trial is finished"):
+    with pytest.raises(InputError, match=other.folder.name):
         report.conclude(other.folder, tmp_path / "out")
     for folds in (0, 1):
-        with pytest.raises(InputError, match="folds 1"):
+        with pytest.raises(InputError, match="folds"):
             replace(TOY, folds=folds)
-    with pytest.raises(InputError, match="other margins need"):
+    with pytest.raises(InputError, match="--ingested"):
         Sources(cropped, None, "none").images(study, 0.3)
 
 
@@ -283,21 +284,21 @@ def test_what_is_wrong_with_a_sweep_is_said_at_once(capsys, scans, tmp_path):
         assert cli.main(["sweep", "--scans", str(scans), "--output", str(tmp_path / "out"), *arguments]) == 2
         return capsys.readouterr().err
 
-    assert "one backbone at a time" in failing("--backbones", "VGG16,VGG19")
-    assert "--head-trials 0" in failing("--head-trials", "0")
-    assert "expected imagenet" in failing("--weights", "/no/where")
+    assert "VGG16,VGG19" in failing("--backbones", "VGG16,VGG19")
+    assert "--head-trials" in failing("--head-trials", "0")
+    assert "/no/where" in failing("--weights", "/no/where")
     assert cli.main(["run", "--scans", str(scans), "--recipe", "fast", "--output", str(tmp_path / "out")]) == 2
-    assert "--recipe fast: choose from two-phase" in capsys.readouterr().err
+    assert re.search(r"--recipe fast\b.*\btwo-phase\b", capsys.readouterr().err)
     assert cli.main(["run", "--scans", str(scans), "--recipe", "no.json", "--output", str(tmp_path / "out")]) == 2
     assert "--settings" in capsys.readouterr().err
     assert cli.main(["run", "--scans", str(scans), "--settings", "no.json", "--output", str(tmp_path / "out")]) == 2
-    assert "no.json: no such file" in capsys.readouterr().err
+    assert "no.json" in capsys.readouterr().err
 
 
 def test_a_settings_file_needs_its_own_crops(cropped, tmp_path):
     Settings(margin=0.3).write(tmp_path / "settings.json")
     options = TrainOptions(weights="none", settings=tmp_path / "settings.json")
-    with pytest.raises(InputError, match=r"cropped with margin 0.15, but .* needs 0.3"):
+    with pytest.raises(InputError, match=r"\b0\.15\b.*\b0\.3\b"):
         train.train(cropped, tmp_path / "out", "VGG16", "cropped", options)
 
 
@@ -305,7 +306,7 @@ def test_margins(cropped, tmp_path):
     done = crop.crop(
         cropped.parent / "ingested", tmp_path / "wide", CropOptions(["cropped"], margin=0.5, splits=("train",))
     )
-    assert done.facts["margin"] == 0.5
+    assert done.facts.margin == 0.5
     wide = tables.read(tmp_path / "wide")[1].set_index(["path", "index"])["crop_sha256"]
     usual = tables.read(cropped)[1].set_index(["path", "index"])["crop_sha256"]
     assert len(wide) < len(usual)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def test_kill_9_then_the_same_command(cropped, uninterrupted, tmp_path, capsys, 
     killed(cropped, tmp_path, place, count)
     assert main(arguments(cropped, tmp_path)) == 0
     if place == "state" and count == 10:
-        assert "goes on in epoch 2 after 12 images" in capsys.readouterr().out
+        assert re.search(r"epoch 2\b.*\b12 images", capsys.readouterr().out)
     assert_same(tmp_path, uninterrupted)
 
 
@@ -132,9 +133,9 @@ def test_sigterm_saves_first(cropped, uninterrupted, tmp_path, capsys):
     """The signal comes within the second epoch, as a cluster sends it before it kills."""
     stopped = run(STOPPED, *arguments(cropped, tmp_path))
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-2000:]
-    assert "told to stop (SIGTERM); saved in epoch 2 after 12 images" in stopped.stderr
+    assert re.search(r"SIGTERM.*epoch 2\b.*\b12 images", stopped.stderr)
     assert main(arguments(cropped, tmp_path)) == 0
-    assert "goes on in epoch 2 after 12 images" in capsys.readouterr().out
+    assert re.search(r"epoch 2\b.*\b12 images", capsys.readouterr().out)
     assert_same(tmp_path, uninterrupted)
 
 
@@ -145,10 +146,10 @@ def test_a_finished_training_of_a_killed_run_is_not_repeated(cropped, tmp_path, 
     assert [path.name for path in work.iterdir()] == ["done"], "features and states are gone"
     capsys.readouterr()
     train.train(cropped, tmp_path / "two", "Toy", "cropped", options)
-    assert "was trained before the interruption" in capsys.readouterr().out
+    assert str(work) in capsys.readouterr().out
     assert record.read(tmp_path / "one") == record.read(tmp_path / "two")
     train.train(cropped, tmp_path / "three", "Toy", "cropped", replace(options, seed=1))
-    assert "was trained before" not in capsys.readouterr().out
+    assert str(tmp_path / "work") not in capsys.readouterr().out
 
 
 def test_a_damaged_file_is_made_again_with_a_word(tmp_path, capsys):
@@ -182,7 +183,7 @@ def test_kill_9_and_damaged_features_and_state(cropped, uninterrupted, tmp_path,
     assert main(arguments(cropped, tmp_path)) == 0
     printed = capsys.readouterr().out
     assert printed.count(": damaged (") == 2
-    assert "goes on in epoch 2" in printed, "from the state before"
+    assert re.search(r"resumes .*epoch 2\b", printed), "from the state before"
     assert_same(tmp_path, uninterrupted)
 
 
@@ -191,7 +192,7 @@ def test_nan_stops_with_a_named_error_and_the_last_good_state(cropped, tmp_path,
     command = [a for a in arguments(cropped, tmp_path) if a != "--deterministic"]
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "Toy: not a finite number (loss) in epoch 1" in error
+    assert re.search(r"Toy: .*\bloss\b.*epoch 1\b", error)
     state = Path(error.split("The last good state is ")[1].split("\n")[0])
     assert all(np.isfinite(v).all() for k, v in checkpoints.load(state).items() if k.startswith("weight"))
 
@@ -219,9 +220,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(cropped, tmp_path, monkeypat
     options = TrainOptions(weights="none", image_size=32, epochs=3, batch_size=8)
     facts = train.train(cropped, tmp_path, "Toy", "cropped", options).record
     printed = capsys.readouterr().out
-    assert "out of memory, continues with batches of 4" in printed
-    assert "out of memory, continues with batches of 2" in printed
-    assert "goes on in epoch 2" in printed
+    assert re.findall(r"out of memory.*\b(\d+)$", printed, re.MULTILINE) == ["4", "2"]
+    assert re.search(r"resumes .*epoch 2\b", printed)
     assert facts.batch_size == 2
     history = pd.read_csv(tmp_path / "history.csv").query("phase == 'finetune'")
     assert history["epoch"].tolist() == [1, 2, 3]
@@ -234,7 +234,7 @@ def test_one_image_that_does_not_fit_is_said(cropped, tmp_path, monkeypatch, cap
     monkeypatch.setattr(train.keras.Model, "predict", fail)
     command = ["--data", str(cropped), "--output", str(tmp_path), "--backbone", "Toy", "--weights", "none"]
     assert main([*command, "--image-size", "32", "--batch-size", "4"]) == 2
-    assert "the memory does not suffice for one image; choose a smaller image size" in capsys.readouterr().err
+    assert re.search(r"error: Toy: .*image size", capsys.readouterr().err)
 
 
 MIRRORED = """

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -37,7 +38,7 @@ def test_our_recipe_has_no_finding(cropped, trained):
             diagnosis.figures["scale"]["expected_stem_spread"]
         )
         assert diagnosis.figures["serving"]["probability_difference"] < 1e-5
-        assert "nothing found" in diagnose.describe(diagnosis)
+        assert "FOUND" not in diagnose.describe(diagnosis)
 
 
 @pytest.mark.slow
@@ -56,7 +57,7 @@ def test_the_decks_recipe_is_told_what_is_wrong(cropped, deck):
     assert {"input scale", "patient leakage"} <= diagnosis.findings.keys()
     assert diagnosis.figures["scale"]["input_high"] <= 1
     text = diagnose.describe(diagnosis)
-    assert "FOUND input scale: images enter the body between 0 and" in text
+    assert set(re.findall(r"FOUND (.*?):", text)) == diagnosis.findings.keys()
     assert "keras.applications.vgg16.preprocess_input" in text
 
 
@@ -78,7 +79,7 @@ def test_efficientnet_fed_by_the_deck_is_rescaled_twice(efficientnets, few_pixel
     name = efficientnets[True].name
     figures, findings = diagnose._scale(name, efficientnets[True], few_pixels)
     assert [finding.name for finding in findings] == ["double rescaling"]
-    assert f"{name} rescales inside, so scaling by 1/255 outside starves it" in findings[0].text
+    assert re.search(rf"{name}\b.*\b1/255\b", findings[0].text)
     scale = figures["scale"]
     assert scale["expected_stem_spread"] / scale["stem_spread"] == pytest.approx(255, rel=0.01)
     figures, findings = diagnose._scale(name, efficientnets[False], few_pixels)
@@ -101,7 +102,7 @@ def test_a_constant_predictor_is_called_one():
     grades = classes.parse("2<3|4")
     graded = pd.DataFrame({"class": ["2"] * 5 + ["3"] * 4 + ["4"]})
     figures, findings = diagnose._predictor(graded, np.tile([0.4, 0.35, 0.25], (10, 1)), grades)
-    assert "every validation image is called 2," in findings[0].text
+    assert re.search(r"called 2\b", findings[0].text)
     assert figures["predictor"]["balanced_accuracy"] == pytest.approx(1 / 3)
 
 
@@ -118,7 +119,7 @@ def test_swapped_labels_are_seen(cropped, trained):
     assert [f.name for f in diagnose._label_order(facts, Swapped(), table, BINARY, BINARY)[1]] == ["label order"]
     other = facts.model_copy(update={"classes": ["M", "B"]})
     reversed_ = Classes.from_record(other)
-    assert "in the order ['M', 'B']" in diagnose._label_order(other, None, table, reversed_, BINARY)[1][0].text
+    assert str(other.classes) in diagnose._label_order(other, None, table, reversed_, BINARY)[1][0].text
 
 
 def test_near_duplicates_of_two_patients_on_two_sides():
@@ -168,11 +169,11 @@ def test_command_writes_words_a_table_and_a_picture(cropped, deck, trained, tmp_
     models = [str(deck), str(trained["VGG16", "cropped"])]
     assert diagnose.main(["--data", str(cropped), "--models", *models, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "FOUND input scale" in printed
-    assert "nothing found" in printed
     assert "Research use only" in printed
     rows = json.loads((tmp_path / "diagnosis.json").read_text())["models"]
     assert [bool(row["findings"]) for row in rows] == [True, False]
+    assert set(re.findall(r"FOUND (.*?):", printed)) == rows[0]["findings"].keys()
+    assert rows[0]["findings"].keys() >= {"input scale"}
     assert (tmp_path / "diagnosis.png").stat().st_size > 10_000
 
 
@@ -185,17 +186,16 @@ def test_the_report_says_what_was_found(cropped, deck, evaluated, tmp_path):
     changed = EvaluationRecord.parse(result, "evaluation.json")
     report.write(shutil.copytree(evaluated, tmp_path / "out"), DataVersion.read(cropped), changed)
     html = (tmp_path / "out" / "report.html").read_text()
-    assert "<strong>VGG16 (cropped): input scale.</strong>" in html
-    assert "VGG19 (cropped): input scale" not in html
+    assert re.findall(r"(\S+) \((\w+)\): input scale", html) == [("VGG16", "cropped")]
 
 
 def test_another_data_version_and_an_unfinished_training(cropped, trained, tmp_path):
     copy = shutil.copytree(trained["VGG16", "cropped"], tmp_path / "model")
     (copy / "parts.csv").unlink()
-    with pytest.raises(InputError, match=r"parts\.csv is missing"):
+    with pytest.raises(InputError, match=r"parts\.csv"):
         diagnose.diagnose(cropped, copy)
     record.read(copy).model_copy(update={"data_digest": "other"}).write(copy / "train.json")
-    with pytest.raises(InputError, match="another data version"):
+    with pytest.raises(InputError, match=re.escape(str(cropped))):
         diagnose.diagnose(cropped, copy)
 
 
@@ -207,5 +207,4 @@ def test_the_decks_efficientnet_is_diagnosed_after_its_training(cropped, tmp_pat
     assert main([*command, *options]) == 0
     assert diagnose.main(["--data", str(cropped), "--models", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "FOUND double rescaling" in printed
-    assert "FOUND patient leakage" in printed
+    assert {"double rescaling", "patient leakage"} <= set(re.findall(r"FOUND (.*?):", printed))

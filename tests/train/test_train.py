@@ -104,14 +104,14 @@ def test_auroc_metric_is_the_mean_of_each_class_against_the_others(classes):
 def test_unknown_backbone_is_one_line(cropped, tmp_path, capsys):
     arguments = ["--data", str(cropped), "--output", str(tmp_path), "--backbone", "LeNet"]
     assert main(arguments) == 2
-    assert "backbone 'LeNet' is unknown" in capsys.readouterr().err
+    assert "'LeNet'" in capsys.readouterr().err
 
 
 def test_missing_images_are_named(cropped, tmp_path):
     copy = shutil.copytree(cropped, tmp_path / "data")
     gone = next(iter(DataVersion.read(copy).examples("cropped", "train")["file"]))
     (tmp_path / "data" / gone).unlink()
-    with pytest.raises(InputError, match=f"1 images .* missing or changed, the first is {gone}"):
+    with pytest.raises(InputError, match=re.escape(gone)):
         train.train(copy, tmp_path / "out", "VGG16", options=TrainOptions(weights="none", image_size=32))
 
 
@@ -120,12 +120,12 @@ def test_a_validation_part_with_one_class_fails_first(cropped, tmp_path):
     scans, regions, facts = tables.read(copy)
     scans.loc[(scans["split"] == "validation") & (scans["label"] == "M"), "split"] = "train"
     tables.write(copy, scans, regions, facts)
-    with pytest.raises(InputError, match="no image of class M in the validation split"):
+    with pytest.raises(InputError, match=r"\bM\b.*\bvalidation\b"):
         train.train(copy, tmp_path / "out", "VGG16", options=TrainOptions(weights="none", image_size=32))
 
 
 def test_not_a_training(tmp_path):
-    with pytest.raises(InputError, match=r"train\.json is missing"):
+    with pytest.raises(InputError, match=r"train\.json"):
         record.read(tmp_path)
 
 
@@ -170,9 +170,7 @@ def assert_every_development_image_once(cropped, output):
 
 
 def test_more_folds_than_patients(cropped, tmp_path):
-    with pytest.raises(
-        InputError, match=r"40 folds need 40 patients of each class, and class M has \d: use fewer folds"
-    ):
+    with pytest.raises(InputError, match=r"\b40 folds\b.*\bclass M\b"):
         run(cropped, tmp_path, folds=40)
 
 
@@ -181,7 +179,7 @@ def test_a_tap_ends_the_body_earlier(cropped, tmp_path):
     facts = run(cropped, tmp_path, tap=toys.TAP).record
     model = load_keras(tmp_path / facts.checkpoint)
     assert model.get_layer("body").layers[-1].name == toys.TAP
-    with pytest.raises(InputError, match="Toy has no layer 'block9' to tap; for instance conv1_out"):
+    with pytest.raises(InputError, match=r"Toy.*'block9'.*\bconv1_out\b"):
         run(cropped, tmp_path / "no", tap="block9")
 
 
@@ -193,10 +191,10 @@ def test_a_tap_ends_the_body_earlier(cropped, tmp_path):
         ({"epochs": -1}, "epochs -1"),
         ({"image_size": 31}, "image size 31"),
         ({"folds": 1}, "folds 1"),
-        ({"folds": 3, "only_fold": 4}, "only fold 4"),
-        ({"recipe": "magic"}, "recipe 'magic' is unknown; choose from two-phase, frozen, deck"),
-        ({"recipe": "settings.json"}, "recipe 'settings.json' .* settings"),
-        ({"recipe": "deck", "tap": "block4_pool"}, "no tap"),
+        ({"folds": 3, "only_fold": 4}, r"\bonly[ _]fold 4\b"),
+        ({"recipe": "magic"}, r"'magic'.*two-phase, frozen, deck"),
+        ({"recipe": "settings.json"}, "'settings.json'"),
+        ({"recipe": "deck", "tap": "block4_pool"}, r"deck.*\btap\b"),
     ],
 )
 def test_settings_out_of_range_are_named_before_anything_is_read(tmp_path, options, message):
@@ -252,7 +250,7 @@ def test_fine_tuning_leaves_all_but_the_last_block_and_batch_norm_alone(cropped,
 
 
 def test_work_within_the_output_is_refused(cropped, tmp_path):
-    with pytest.raises(InputError, match=r"work folder .* inside the output"):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "work"))):
         run(cropped, tmp_path, work=tmp_path / "work")
 
 
@@ -261,19 +259,19 @@ def test_data_that_was_not_cropped(phantoms, tmp_path):
     from thyroid.ingest.options import IngestOptions
 
     ingest.ingest(IngestOptions(phantoms / "scans", rois=phantoms / "rois.csv"), tmp_path / "data")
-    with pytest.raises(InputError, match=r"not cropped yet; run `python -m thyroid\.crop` first"):
+    with pytest.raises(InputError, match=r"thyroid\.crop"):
         run(tmp_path / "data", tmp_path / "out")
 
 
 def test_a_tap_before_any_block():
     small = backbones.Backbone("EfficientNetB0", "efficientnet", "1G", "1G")
-    with pytest.raises(InputError, match="EfficientNetB0 has no block before 'stem_activation'"):
+    with pytest.raises(InputError, match=r"EfficientNetB0.*'stem_activation'"):
         backbones.build(small, 32, None, tap="stem_activation")
 
 
 def test_a_deck_without_enough_images_for_its_tenth(cropped, tmp_path, monkeypatch):
     monkeypatch.setattr(deck, "VALIDATION_SHARE", 0.01)
-    with pytest.raises(InputError, match="sets every tenth image of a class aside"):
+    with pytest.raises(InputError, match=r"deck\b.*\b100\b"):
         run(cropped, tmp_path, recipe="deck")
 
 
@@ -336,7 +334,7 @@ def test_a_warm_start_is_taken_where_it_is_at_least_as_good(cropped, champions, 
     starts = facts.starts
     assert facts.weights == ("champion 1" if starts.champion >= starts.weights else "none")
     assert facts.validation.auroc == pytest.approx(max(starts.champion, starts.weights), abs=1e-3)
-    assert "from champion 1" in capsys.readouterr().out
+    assert re.search(r"\bchampion 1\b", capsys.readouterr().out)
     body = load_keras(Registry(champions).find() / MODEL).get_layer(backbones.BODY).get_weights()
 
     def starting_at(auroc: dict[str, float], name: str) -> bool:
@@ -391,11 +389,11 @@ def test_no_warm_start_from_a_champion_that_does_not_fit(cropped, champions, tmp
     judging = tables.read(cropped)[0].query("split != 'train'").assign(cohort="here")
     assert warm_start.find(given, 0, row, judging, classes=BINARY, domain="cropped") is None
     expected = {
-        "no registry": "there is no champion to start from",
-        "no champion": "there is no champion to start from",
-        "backbone": "does not start from champion 1: it is EfficientNetB7",
-        "domain": "it was trained on normal images",
-        "judge": "scans that now judge models",
+        "no registry": "no champion",
+        "no champion": "no champion",
+        "backbone": "EfficientNetB7",
+        "domain": "normal",
+        "judge": "scans",
     }
     assert expected[reason] in capsys.readouterr().out
 
@@ -405,7 +403,7 @@ def test_no_warm_start_from_other_layers(cropped, champions, tmp_path, capsys):
     tapped.save(tmp_path / "model.keras")
     root = edited(champions, tmp_path / "registry", tmp_path / "model.keras")
     facts = warm(cropped, tmp_path / "out", root)
-    assert "its layers are not the same" in capsys.readouterr().out
+    assert re.search(r"\bchampion 1\b.*\blayers\b", capsys.readouterr().out)
     assert facts.weights == "none"
     assert facts.starts is None
     assert "starts" not in facts.to_dict()
@@ -428,5 +426,5 @@ def test_a_warm_start_goes_on_where_it_was(cropped, champions, tmp_path, monkeyp
 
 
 def test_folds_with_a_warm_start_are_refused(cropped, champions, tmp_path):
-    with pytest.raises(InputError, match="the champion has seen the patients that a fold holds out"):
+    with pytest.raises(InputError, match=r"warm\b.*\bfolds\b"):
         warm(cropped, tmp_path, champions, folds=3)

@@ -100,7 +100,7 @@ def test_a_reading_shows_the_endpoints_own_answer(visitor, server, frames, model
     facts = Artefact.verify(Registry(model).find()).record
     auroc = facts.forms[engine.F32].test.auroc
     for shown in (
-        f"{auroc['value']:.2f} ({auroc['low']:.2f}–{auroc['high']:.2f})",
+        f"{auroc.value:.2f} ({auroc.low:.2f}–{auroc.high:.2f})",
         facts.data_digest[:12],
         facts.backbone,
         facts.created[:10],
@@ -307,13 +307,18 @@ def test_both_languages_say_the_same_things():
     assert words.load("en")["notice"] == RESEARCH_USE_ONLY
 
 
+def language(answer: httpx.Response) -> str:
+    """The language in which a page says that it is."""
+    return re.search(r'<html[^>]*\blang="(\w+)"', answer.text)[1]
+
+
 def test_the_language_is_the_browsers_or_the_chosen_one(page):
-    assert '<html lang="ko">' in httpx.get(page.address, headers={"accept-language": "ko-KR,ko;q=0.9"}).text
-    assert '<html lang="en">' in httpx.get(page.address, headers={"accept-language": "fr"}).text
+    assert language(httpx.get(page.address, headers={"accept-language": "ko-KR,ko;q=0.9"})) == "ko"
+    assert language(httpx.get(page.address, headers={"accept-language": "fr"})) == "en"
     with httpx.Client(base_url=page.address, headers={"accept-language": "en"}) as client:
-        assert '<html lang="ko">' in client.get("/?lang=ko").text
-        assert '<html lang="ko">' in client.get("/").text, "the choice is kept"
-        assert '<html lang="en">' in client.get("/?lang=xx", headers={"cookie": ""}).text
+        assert language(client.get("/?lang=ko")) == "ko"
+        assert language(client.get("/")) == "ko", "the choice is kept"
+        assert language(client.get("/?lang=xx", headers={"cookie": ""})) == "en"
 
 
 def test_the_report_is_shown_without_a_way_to_do_harm(page, model):
@@ -328,9 +333,9 @@ def test_headers_that_keep_others_out(page):
     for path in ("/", "/report", "/nothing", "/health", "/sample"):
         answer = httpx.get(page.address + path)
         policy = answer.headers["content-security-policy"]
-        assert "default-src 'none'" in policy
+        directives = dict(part.split(maxsplit=1) for part in policy.split(";") if part.strip())
+        assert directives["default-src"] == directives["frame-ancestors"] == "'none'"
         assert "unsafe" not in policy
-        assert "frame-ancestors 'none'" in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cache-control"] == "no-store"
         assert "server" not in answer.headers
@@ -529,7 +534,7 @@ def test_a_documented_answer_is_shown(odd):
     Stub.status, Stub.body = 200, answered()
     answer = odd.visitor().read([("a.png", png(100, 100))])
     assert answer.status_code == 200
-    assert "80 %" in said(answer)
+    assert re.search(r"\b80\s?%", said(answer))
     assert Words("en")("not_measured") in said(answer), "its facts are not there"
 
 
@@ -647,7 +652,7 @@ def test_an_endpoint_that_is_down(tmp_path):
         answer = running.visitor().read([("a.png", png(100, 100))])
         assert answer.status_code == 502
         assert alert(answer).endswith(Words("en")("error_unreachable"))
-        assert "esearch use only" in answer.text
+        assert Words("en")("notice") in said(answer)
         assert Words("en")("error_unreachable") in said(httpx.get(f"{running.address}/report"))
     finally:
         running.stop()
@@ -703,8 +708,8 @@ def answers(port: int) -> bool:
 
 def test_addresses_and_ports_that_are_none(capsys):
     for arguments, told in (
-        (["--endpoint", "localhost:8080"], "expected http://host:port"),
-        (["--endpoint", "http://localhost:8080", "--port", "99999"], "port 99999: expected"),
+        (["--endpoint", "localhost:8080"], "--endpoint"),
+        (["--endpoint", "http://localhost:8080", "--port", "99999"], "99999"),
     ):
         assert command.main(arguments) == 2
         assert told in capsys.readouterr().err

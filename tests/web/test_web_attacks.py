@@ -11,7 +11,7 @@ import pytest
 from tests.support import dicoms
 from tests.support.attackers import closed, connections, memory, until
 from tests.support.pages import Page
-from tests.support.serving import free_port
+from tests.support.serving import errors_in, free_port
 from thyroid.web import channel
 
 BEFORE = (
@@ -28,7 +28,7 @@ def page(tmp_path_factory):
     yield running
     assert running.process.poll() is None
     log = running.stop()
-    assert '"level": "ERROR"' not in log
+    assert errors_in(log) == []
     assert "Traceback" not in log
 
 

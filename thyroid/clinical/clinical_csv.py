@@ -143,7 +143,7 @@ def _table(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (UnicodeDecodeError, csv.Error):
-        raise InputError(f"{path}: not a CSV file in UTF-8: save it as such, with commas") from None
+        raise InputError(f"{path}: not a CSV file in UTF-8; save it as UTF-8 with commas") from None
     cells = {number: [clean(field) for field in line] for number, line in lines.items()}
     cells = {number: line for number, line in cells.items() if any(line)}
     if len(cells) < 2:
@@ -157,7 +157,7 @@ def _table(path: Path) -> pd.DataFrame:
     )
     nameless = [place for place, name in enumerate(header) if name is None]
     if any(table[place].notna().any() for place in nameless):
-        raise InputError(f"{path}: a column has values and no name in the header")
+        raise InputError(f"{path}: a column has values but no name in the header")
     table = table.drop(columns=nameless).set_axis([name for name in header if name], axis=1)
     folded = pd.Series(table.columns.map(str.casefold))
     if folded.duplicated().any():
@@ -270,7 +270,7 @@ def join(scans: pd.DataFrame, clinical: Clinical) -> tuple[pd.DataFrame, list[st
     known = clinical.rows[key].isin(set(scan_keys))
     if not known.any():
         like = "B_001-0002-1.0.jpg" if by_file else "the number in the file names, such as 1 in B_001-0002-1.0.jpg"
-        raise InputError(f"clinical.csv: no row belongs to a scan in use; {key} should look like {like}")
+        raise InputError(f"clinical.csv: no row matches a scan in use; {key} should look like {like}")
     if (~known).any():
         plural = "files" if by_file else "patients"
         notes.append(f"{int((~known).sum())} rows of clinical.csv belong to unknown {plural} and were not used")

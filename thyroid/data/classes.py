@@ -121,13 +121,13 @@ def parse(text: str) -> Classes:
     if plain == [_plain(name) for name in CLASSES]:
         return BINARY
     if len(set(plain)) < len(names):
-        raise InputError(f"classes {text!r}: one of them occurs twice")
+        raise InputError(f"classes {text!r}: one of the names occurs twice")
     if {"b", "m"} & set(plain):
-        raise InputError(f"classes {text!r}: B and M are the two sides of the |; call the classes something else")
+        raise InputError(f"classes {text!r}: B and M are reserved for the two sides of the |; choose other names")
     if "patients" in plain:
-        raise InputError(f"classes {text!r}: the patients are counted under this name; call the class something else")
+        raise InputError(f"classes {text!r}: the name patients is reserved for their number; choose another name")
     if bad := [name for name in names if len(name) > 40 or not name.isprintable()]:
-        raise InputError(f"classes {text!r}: {bad[0]!r} is no name of at most 40 printable characters")
+        raise InputError(f"classes {text!r}: {bad[0]!r} is not a name of at most 40 printable characters")
     positive = tuple(side == POSITIVE for side, part in enumerate(parts) for _ in part)
     return Classes(tuple(names), positive, "," not in text)
 

@@ -61,13 +61,13 @@ def load(store: Path) -> Erased:
         return Erased()
     found = tables.read_sealed(file)
     if found is None:
-        raise InputError(f"{file}: damaged; put back a copy of it, or erased patients would come back")
+        raise InputError(f"{file}: damaged; restore it from a backup, or erased patients will reappear")
     lost = pseudonyms.environment_key() is None and not (store / pseudonyms.KEY_FILE).exists()
     secret = b"" if lost else pseudonyms.key(store)  # `key` would make a new one
     if found["key"] != pseudonyms.key_name(secret):
         raise InputError(
-            f"{file}: was made with another key than this one; give the key that {pseudonyms.KEY_VARIABLE} or "
-            f"{store / pseudonyms.KEY_FILE} had, or erased patients would come back"
+            f"{file}: was made with a different key; restore the key that {pseudonyms.KEY_VARIABLE} or "
+            f"{store / pseudonyms.KEY_FILE} had, or erased patients will reappear"
         )
     return Erased(
         secret,

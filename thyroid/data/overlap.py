@@ -65,11 +65,11 @@ def find(root: Location, learnt: pd.DataFrame, judging: pd.DataFrame) -> Overlap
             patients = pd.Series(known, judging.index, dtype=bool)
         else:
             problem = (
-                f"its patients were named with key {', '.join(sorted(used))}, and the key is {current} now, so it "
-                "is unknown whether it knows these patients (put back the key)"
+                f"its patients were named with key {', '.join(sorted(used))}, but the current key is {current}, so it "
+                "cannot be checked whether it was trained on these patients (restore the key)"
             )
     elif len(learnt):
         by = "bytes alone" if hashes.empty else "bytes and pictures alone"
-        note = f"compared by {by}, since it was registered without the names of its patients"
+        note = f"compared by {by}, since it was registered without pseudonyms of its patients"
     overlapping = files | pictures | patients
     return Overlap(int(overlapping.sum()), int(files.sum()), int(pictures.sum()), int(patients.sum()), problem, note)

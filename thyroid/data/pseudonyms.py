@@ -52,7 +52,7 @@ def key(root: Location) -> bytes:
             home.write(KEY_FILE, secrets.token_hex(32).encode(), ABSENT)
         found, _ = home.read(KEY_FILE)
     if len(found.strip()) < MIN_KEY:
-        raise InputError(f"{storage.below(home.address, KEY_FILE)}: damaged; put back a copy of the file")
+        raise InputError(f"{storage.below(home.address, KEY_FILE)}: damaged; restore the file from a copy")
     return found.strip()
 
 
@@ -80,7 +80,7 @@ def required_key() -> bytes:
     if len(given) < MIN_KEY:
         raise InputError(
             f"{KEY_VARIABLE}: DICOM scans need a secret of at least {MIN_KEY} characters in this environment "
-            "variable, and the same one every time: patient ids are replaced by a keyed hash of it"
+            "variable; use the same one for every run, since it is the key of the patients' pseudonyms"
         )
     return given.encode()
 

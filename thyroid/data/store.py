@@ -100,11 +100,11 @@ class Store:
                     raise ValueError("its tables are not those of its digest")
                 cohort = content.get("cohort") or unnamed(content["source"])
                 whole = {**content, "cohort": cohort, "files": {}}
-                facts = None if tables.sealed(folder) else DataRecord.parse(whole, tables.FACTS)
+                facts = None if tables.sealed(folder) else DataRecord.parse(whole, tables.FACTS, "ignore")
                 if "cohort" in own:  # an earlier upgrade was killed before it wrote data.json
                     own = own[own["cohort"] == cohort]
             except Exception as error:  # damaged files raise many kinds of errors in pyarrow
-                log.info(f"{folder}: damaged ({errors.one_line(error)[:200]}); it is not used")
+                log.info(f"{folder}: damaged ({errors.one_line(error)[:200]}); skipped")
                 continue
             own = own.assign(cohort=cohort)[list(REMEMBERED)].astype(REMEMBERED)
             memory = pd.concat([memory[memory["cohort"] != cohort], own], ignore_index=True)
@@ -134,7 +134,7 @@ class Store:
             try:
                 result.append(Version(folder))
             except (InputError, OSError):
-                log.info(f"{folder}: damaged ({tables.FACTS}); the version before it is used")
+                log.info(f"{folder}: damaged ({tables.FACTS}); using the previous version")
         return result
 
     def add(self, data: Path, examined: pd.DataFrame, links: Sequence[tuple[str, str]], memory: pd.DataFrame) -> Path:
@@ -214,7 +214,7 @@ class Store:
         try:
             table = self.all_cropped()
         except InputError as error:
-            log.info(f"{error}; everything is cropped again")
+            log.info(f"{error}; cropping everything again")
             table = pd.DataFrame()
         if table.empty:
             return table
@@ -279,8 +279,8 @@ class Version:
             return pd.read_parquet(io.BytesIO(data), columns=None if columns is None else list(columns))
         except (ValueError, OSError) as error:
             raise InputError(
-                f"{self.folder / name}: damaged ({errors.one_line(error)[:200]}); remove {self.folder} and start "
-                "again: the version before it is used"
+                f"{self.folder / name}: damaged ({errors.one_line(error)[:200]}); remove {self.folder} and "
+                "run again, which continues from the previous version"
             ) from None
 
     def take(self, output: Path) -> None:
@@ -293,8 +293,8 @@ class Version:
             content = {name: tables.checked(self.folder, name, self._files) for name in self.facts.files}
         except ValueError as error:
             raise InputError(
-                f"{self.folder}: damaged data version ({error}); remove {self.folder} and start again: the version "
-                "before it is used"
+                f"{self.folder}: damaged data version ({error}); remove {self.folder} and run again, which "
+                "continues from the previous version"
             ) from None
         output.mkdir(parents=True, exist_ok=True)
         for name, data in content.items():

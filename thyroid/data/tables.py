@@ -155,8 +155,8 @@ def read_facts(folder: Path) -> DataRecord:
     content = _sealed(folder)
     try:
         if content is None:
-            raise InputError(f"{FACTS} is not as it was written, or by older code")
-        return DataRecord.parse(content, FACTS)
+            raise InputError(f"{FACTS} was changed after it was written, or comes from an older version")
+        return DataRecord.parse(content, FACTS, "ignore")
     except InputError as error:
         raise InputError(f"{folder}: damaged data version ({error}); remove it and ingest again") from None
 
@@ -265,7 +265,7 @@ def read_csv(path: Path, given: str, kind: str) -> pd.DataFrame:
             if cells:
                 rows.append([*cells, *[""] * (len(header) - len(cells))])
     except FileNotFoundError:
-        raise InputError(f"{given}: no such file of {kind}") from None
+        raise InputError(f"{given}: the file of {kind} does not exist") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{given}: not a CSV table: {error}") from None
     if not header:

@@ -162,7 +162,7 @@ class DataVersion:
         """
         if self.fingerprint != expected:
             raise InputError(
-                f"{self.folder}: not the data version that the step before announced; run the pipeline again"
+                f"{self.folder}: not the data version that the previous step recorded; run the pipeline again"
             )
 
     def examples(self, domain: str, split: str | None = None) -> pd.DataFrame:

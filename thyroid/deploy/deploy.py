@@ -65,7 +65,7 @@ def deploy(root: Location, version: int | None, manifest: Path, options: DeployO
     """
     registry = Registry(root)
     if not registry.versions():
-        raise InputError(f"{root}: no registry here; `make run` or the pipeline makes one")
+        raise InputError(f"{root}: there is no registry here; `make run` or the pipeline creates one")
     champion = registry.champion()
     manifest.parent.mkdir(parents=True, exist_ok=True)
     if champion is None or (version is not None and champion != version):
@@ -113,15 +113,15 @@ def _roll_out(namespace: str, registry: Registry, artefact: Artefact, options: D
     try:
         url = rollout.run()
     except PassingError as error:
-        raise InputError(f"{error}; nothing is decided: run the deployment again") from None
+        raise InputError(f"{error}; no decision was made: run the deployment again") from None
     except NotServedError as error:
         if not error.refuted or not registry.earlier():
-            raise InputError(f"{error}; version {champion} stays the champion") from None
+            raise InputError(f"{error}; version {champion} remains the champion") from None
         try:
             present = registry.roll_back(f"deployment failed: {error}"[:500], "deploy", champion)
         except InputError as second:
             raise InputError(f"{error}; the registry was not rolled back: {second}") from None
-        raise InputError(f"{error}; champion is version {present}") from None
+        raise InputError(f"{error}; the champion is version {present}") from None
     log.info(f"version {champion} answers its reference image as evaluated at {url}")
     return Deployed("deployed", champion, url, rollout.notes)
 

@@ -96,13 +96,13 @@ class Cluster:
                 raise ConflictError(_message(refused)) from None
             if refused.status == 403 and "exceeded quota" in _message(refused):
                 raise InputError(
-                    f"{what}: {_message(refused)}; raise the ResourceQuota of namespace {self.namespace}, or remove "
-                    "what uses it up"
+                    f"{what}: {_message(refused)}; raise the ResourceQuota of namespace {self.namespace}, or free "
+                    "some of it"
                 ) from None
             hint = {
                 403: "; the account needs the role in manifests/base/rbac.yaml",
                 404: "; is KServe installed on this cluster? docs/kubeflow.md says how",
-                422: "; the object does not fit this KServe's schema",
+                422: "; the object does not match the schema of the installed KServe",
             }.get(refused.status or 0, "")
             kind: type[InputError] = _RefusedError if refused.status in _RESTARTING else InputError
             if (refused.status or 0) >= 500 or refused.status == 429:
@@ -139,7 +139,7 @@ class Cluster:
             absent=True,
         )
         if replaced is None:
-            raise ConflictError(f"InferenceService {name} was deleted meanwhile")
+            raise ConflictError(f"InferenceService {name} was deleted in the meantime")
         return replaced
 
     def delete(self, name: str) -> None:

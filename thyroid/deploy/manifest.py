@@ -47,7 +47,7 @@ def storage_uri(address: str) -> str:
     if claim and Path(address).is_relative_to(volume):
         return f"pvc://{claim}/{Path(address).relative_to(volume).as_posix()}"
     raise InputError(
-        f"{address}: KServe cannot read this; keep the registry below {MOUNT}, where a volume claim is mounted"
+        f"{address}: KServe cannot read this path; keep the registry under {MOUNT}, where a volume claim is mounted"
     )
 
 

@@ -49,7 +49,7 @@ def prove(cluster: Cluster, name: str, artefact: Artefact, options: DeployOption
         try:
             live, passing = cluster.get(name), None
             if live is None or is_deleted(live):
-                raise PassingError(f"InferenceService {name} was deleted meanwhile")
+                raise PassingError(f"InferenceService {name} was deleted in the meantime")
         except InputError as error:  # a refusal of the API server says nothing about the model
             passing, waiting = PassingError(str(error)), str(error)
         else:
@@ -95,14 +95,16 @@ def ask(url: str, artefact: Artefact) -> str | None:
         with urllib.request.urlopen(request, timeout=30.0) as answer:
             found = json.load(answer)["predictions"][0]
         if found["model_version"] != version:
-            return f"version {found['model_version']} answers, not {version}"
+            return f"version {found['model_version']} answers instead of {version}"
         difference = max(abs(found["probability"][label] - p) for label, p in reference.items())
     except urllib.error.HTTPError as error:
         return _refusal(url, error)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         return f"{type(error).__name__}: {errors.one_line(error)}"
     if difference > allowed:
-        raise InputError(f"{url}: answers the reference image with {found['probability']}, evaluated were {reference}")
+        raise InputError(
+            f"{url}: answers the reference image with {found['probability']}, but the evaluation gave {reference}"
+        )
     return None
 
 
@@ -122,7 +124,7 @@ def _try(live: Object, artefact: Artefact, canary: bool, namespace: str) -> tupl
         url = _address(live, canary, namespace)
         problem = ask(url, artefact)
         return (url, "") if problem is None else (None, f"{url}: {problem}")
-    return None, _conditions(status) or "the controller has not looked at it yet"
+    return None, _conditions(status) or "the controller has not processed it yet"
 
 
 def _conditions(status: Object) -> str:
@@ -177,7 +179,7 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> str:
     with error:
         text = error.read(300).decode(errors="replace")
     if error.code == 403 and "RBAC" in text:
-        raise InputError(f"{url}: 403 {text}; the mesh lets this account in by an AuthorizationPolicy only") from None
+        raise InputError(f"{url}: 403 {text}; this account needs an AuthorizationPolicy in the mesh") from None
     if error.code in (401, 403):
-        raise InputError(f"{url}: {error.code} {text}; give the endpoint's token as THYROID_TOKEN") from None
+        raise InputError(f"{url}: {error.code} {text}; set THYROID_TOKEN to the endpoint's token") from None
     return f"{error.code} {text}"

@@ -94,7 +94,7 @@ class Rollout:
             url = prove(self._cluster, self.name, self._artefact, self._options)
         except InputError as error:
             raise self._not_served(error) from None
-        self._registry.note_deployment("proven", self.version, f"answers its reference image as evaluated as {where}")
+        self._registry.note_deployment("proven", self.version, f"answered its reference image as evaluated: {where}")
         if self._second_service:
             try:
                 split_traffic(self._cluster, self._options.canary)
@@ -123,9 +123,9 @@ class Rollout:
         present = self.before.get("status", {}).get("deploymentMode") or annotations.get(MODE, mode)
         if present != mode:
             raise InputError(
-                f"InferenceService {self.name} runs in {present} mode, and KServe does not change the mode of one that "
-                f"exists: min_replicas {self._options.min_replicas} asks for {mode}; delete it first, or set "
-                "min_replicas " + ("to 0" if mode == STANDARD else "above 0")
+                f"InferenceService {self.name} runs in {present} mode, and KServe cannot change the mode of an "
+                f"existing service. min_replicas {self._options.min_replicas} needs {mode} mode: delete the service, "
+                "or set min_replicas " + ("to 0" if mode == STANDARD else "above 0")
             )
 
     def _apply(self) -> None:
@@ -152,7 +152,7 @@ class Rollout:
                     applied = {}  # as for an object that was made by hand or by GitOps
                 result, notes = merged(deployed_parts(live), applied, parts)
                 if result == deployed_parts(live) and annotations.get(APPLIED) == request:
-                    self.notes = [*notes, f"InferenceService {self.name} is as wanted already"]
+                    self.notes = [*notes, f"InferenceService {self.name} is already up to date"]
                     return
                 body = copy.deepcopy(live)
                 body["spec"] = result["spec"]
@@ -164,7 +164,7 @@ class Rollout:
             except ConflictError as error:
                 conflict = error
         raise InputError(
-            f"InferenceService {self.name}: changed by somebody else at each of {_CONFLICTS} tries ({conflict})"
+            f"InferenceService {self.name}: changed by somebody else during each of {_CONFLICTS} attempts ({conflict})"
         )
 
     def _not_served(self, error: InputError) -> InputError:
@@ -174,7 +174,7 @@ class Rollout:
         try:
             refuted, done = self._take_back()
         except InputError as second:
-            refuted, done = False, f"nothing was taken back: {second}"
+            refuted, done = False, f"nothing was rolled back: {second}"
         return NotServedError(f"version {self.version} is not served: {error}; {done}", refuted)
 
     def _take_back(self) -> tuple[bool, str]:
@@ -189,21 +189,21 @@ class Rollout:
         before, service = self.before, f"InferenceService {self.name}"
         same = _uri_of(before) == _uri_of(self.wanted)
         refuted = self._registry.is_unproven(self.version)
-        restored, done = before, f"{service} is as it was before"
+        restored, done = before, f"{service} was restored"
         if not self.changed and not refuted:
-            return False, f"{service} was as wanted already: nothing was changed"
+            return False, f"{service} was already up to date and was not changed"
         if before is None or (self.name == CANARY and same and refuted):
-            restored, done = None, f"{service} is removed again"
+            restored, done = None, f"{service} was removed"
         elif (same and refuted) or _uri_of(before) in [self._uri(number) for number in self._registry.refuted()]:
             earlier = [number for number in self._registry.earlier() if number != self.version]
             if not refuted or not earlier:
-                return False, f"{service} stays as it was sent, since no proven version was there before"
+                return False, f"{service} was left as it is, because no proven version was there before"
             restored = _with_version(before, earlier[0], self._uri(earlier[0]))
             done = f"{service} serves version {earlier[0]} again"
         try:
             _restore(self._cluster, self.name, restored)
         except InputError as error:
-            done = f"{service} could not be put back: {error}"
+            done = f"{service} could not be restored: {error}"
         return refuted, done
 
     def _uri(self, version: int) -> str:
@@ -227,7 +227,7 @@ def split_traffic(cluster: Cluster, canary: int) -> None:
             "(KServe ignores canaryTrafficPercent there): make -s manifests OVERLAY=gateway | kubectl apply -f -"
         )
     if any(owner["kind"] == "InferenceService" for owner in found["metadata"].get("ownerReferences", [])):
-        raise InputError(f"HTTPRoute {ROUTE} belongs to an InferenceService: KServe would undo a change of it")
+        raise InputError(f"HTTPRoute {ROUTE} belongs to an InferenceService, so KServe would revert any change to it")
     rules = copy.deepcopy(found["spec"].get("rules") or [{}])
     rules[0]["backendRefs"] = route(cluster.namespace, canary)["spec"]["rules"][0]["backendRefs"]
     cluster.patch_route(ROUTE, {"spec": {"rules": rules}})
@@ -244,7 +244,7 @@ def _end_canary(cluster: Cluster) -> list[str]:
         split_traffic(cluster, 0)
         cluster.delete(CANARY)
     except InputError as error:
-        return [f"the canary is still there: {error}"]
+        return [f"the canary {CANARY} was not removed: {error}"]
     return [f"removed InferenceService {CANARY}"]
 
 
@@ -262,11 +262,11 @@ def _settled(cluster: Cluster, name: str) -> Object | None:
         since, finalizers = live["metadata"]["deletionTimestamp"], ", ".join(live["metadata"].get("finalizers", []))
         if time.monotonic() > deadline:
             raise InputError(
-                f"InferenceService {name}: deleted at {since}, and still there; its finalizers hold it ({finalizers}): "
-                "see what their controller says, then run the deployment again"
+                f"InferenceService {name}: deleted at {since}, but kept by its finalizers ({finalizers}): "
+                "check the log of their controller, then run the deployment again"
             )
         if not logged:
-            log.info(f"waiting for {name}: deleted at {since}, its finalizers hold it ({finalizers})")
+            log.info(f"waiting for {name}: deleted at {since}, its finalizers ({finalizers}) are still running")
             logged = True
         time.sleep(_POLL_SECONDS)
 
@@ -293,7 +293,7 @@ def _restore(cluster: Cluster, name: str, before: Object | None) -> None:
         except ConflictError:
             continue
         return
-    raise InputError("somebody else keeps changing it")
+    raise InputError("it is being changed by somebody else")
 
 
 def _uri_of(body: Object | None) -> str | None:

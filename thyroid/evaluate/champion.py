@@ -119,7 +119,7 @@ def _score(root: Location, number: int, test: CommonTestSet) -> Champion:
         artefact = Artefact.verify(folder)
         record, own = artefact.record, Classes.from_record(artefact.record)
         if own != test.classes:
-            return Champion(number, problem=f"it tells {own} apart, not {test.classes}")
+            return Champion(number, problem=f"its classes are {own}, not {test.classes}")
         if record.serving_domain != test.domain:
             return Champion(
                 number,

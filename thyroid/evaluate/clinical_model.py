@@ -93,7 +93,7 @@ def read(location: storage.Location, scans: pd.DataFrame) -> ClinicalTable:
     for name in wanted:
         if name not in rows:
             why = [note for note in notes if f"column {name} " in note]
-            raise InputError(f"{file}: column {name} cannot be used: {why[0] if why else 'there is none'}")
+            raise InputError(f"{file}: column {name} cannot be used: {why[0] if why else 'it does not exist'}")
     paths = scans["path"].to_numpy()
     notes = list(dict.fromkeys([*notes, *group_notes]))
     return ClinicalTable(rows.set_axis(paths), groups.set_axis(paths), notes, wanted)
@@ -168,7 +168,7 @@ def fit_and_compare(model: ScoredModel, table: ClinicalTable, pictures: Path) ->
         leaks = leakage.find(known, truth, patient, classes.names, positive=classes.positive, seed=seed)
     except InputError as error:
         log.info(f"clinical columns were not searched for target leakage: {error}")
-        finding = f"whether a column gives the class away is not known, since they could not be searched: {error}"
+        finding = f"the columns could not be checked for target leakage: {error}"
         return _unused(table, facts | {"not_tried": str(error)}, Leakage(columns=[], findings=[finding]))
     findings = {row.column: row.finding for row in leaks.columns if row.finding}
     facts["left_out"] = {name: findings[name] for name in table.wanted if name in findings}

@@ -66,10 +66,7 @@ class Evaluated:
 
 
 def evaluate(
-    data: Path,
-    models: Sequence[Path],
-    output: Path,
-    options: EvaluateOptions = EvaluateOptions(),
+    data: Path, models: Sequence[Path], output: Path, options: EvaluateOptions = EvaluateOptions()
 ) -> Evaluated:
     """Score `models`, choose the one with the highest AUROC in the serving domain, and submit it to the champion gate.
 
@@ -91,7 +88,7 @@ def evaluate(
     Raises:
         InputError: There is no model, a model is of another data version, one backbone is given twice on a domain, the
             serving domain has no images, the test or validation part has one class only, clinical.csv cannot be used,
-            or an audit that cannot be waived is to be waived.
+            or `options.waive` names an audit that cannot be waived.
         RuntimeError: OpenVINO could not convert the winner's network.
     """
     started = time.monotonic()
@@ -349,7 +346,7 @@ def _draw(ranking: Ranking, result: Measured, folder: Path) -> None:
 
 
 def _seal(data: DataVersion, output: Path) -> dict[str, Any]:
-    """Write patients.csv, and return the checksums of the artefact and of this file."""
+    """Write patients.csv, and return the checksums of the artefact and of patients.csv."""
     patients = data.scans.loc[data.contents.index, ["patient"]].assign(cohort=data.facts.cohort)
     patients.to_csv(output / register.PATIENTS, index=False)
     return {

@@ -156,7 +156,7 @@ def _compare(candidate: Candidate, rivals: Rivals, seed: int) -> tuple[dict[str,
     criteria = []
     for role, rival in rivals.by_role.items():
         if rival.scores is None:
-            what = f"cannot be compared: {rival.problem}; promote by hand once somebody has looked"
+            what = f"cannot be compared: {rival.problem}; review the candidate and promote it by hand"
             criteria.append(_criterion(f"not inferior to {role} {rival.version}", _ASKED, what, False))
             continue
         comparisons[role], criterion = _not_inferior(candidate.test, role, rival, seed)
@@ -174,11 +174,11 @@ def _audit(audit: Audit, waive: Sequence[str]) -> Criterion:
 def _reasons(criteria: Sequence[Criterion], failed: Sequence[Criterion], champion: Champion) -> list[str]:
     """Return the reasons of the decision in words."""
     if failed:
-        return [f"{criterion.name}: {criterion.found}; asked: {criterion.asked}" for criterion in failed]
+        return [f"{criterion.name}: {criterion.found}; required: {criterion.asked}" for criterion in failed]
     waived = any(criterion.waived for criterion in criteria)
     reasons = ["every criterion holds" + (" or was waived by name" if waived else "")]
     if champion.version is None:
-        reasons.append(champion.problem or "there is no champion yet: the floors alone decide")
+        reasons.append(champion.problem or "there is no champion yet, so no comparison was made")
     return reasons
 
 

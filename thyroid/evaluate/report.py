@@ -149,7 +149,7 @@ def _lead_auroc(test: Performance) -> str:
     """Describe the AUROC, and whether it is above chance."""
     auroc = test.auroc
     if auroc is None or auroc.low is None or auroc.high is None:
-        return "The test set is too small for an interval, so no number here means much."
+        return "The test set is too small for an interval, so its metrics are not reliable."
     what = "which includes .50: it is not shown to be better than chance"
     if auroc.low > 0.5:
         what = "so it distinguishes malignant from benign better than chance"
@@ -208,7 +208,7 @@ def warnings(result: Measured) -> list[str]:
         texts.append("On this test set the model is not shown to be better than chance.")
     if test.accuracy <= test.majority:
         texts.append(
-            "Its accuracy is not above that of always answering the majority class, so that accuracy is no evidence."
+            "Its accuracy is not above that of always answering the majority class, so accuracy is no sign of skill."
         )
     malignant = sum(test.patient_level.confusion[1])
     asked = result.settings.sensitivity
@@ -237,7 +237,7 @@ def _short_reasons(decision: GateRecord, audited: ModelAudits) -> list[str]:
     shown_above = {audit.criterion for audit in audited.audits}
     return [
         f"{_sentence(criterion.name)[:-1]}: "
-        f"{'see above' if criterion.name in shown_above else criterion.found}; asked: {criterion.asked}"
+        f"{'see above' if criterion.name in shown_above else criterion.found}; required: {criterion.asked}"
         for criterion in failed
     ]
 

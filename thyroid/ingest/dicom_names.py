@@ -26,7 +26,7 @@ def list_pseudonyms(scans: storage.Location) -> list[tuple[str, str]]:
     """
     rows = [file.row for file in listing.list_scans(scans, "normal") if file.row is not None]
     if not rows:
-        raise InputError(f"{scans}: no DICOM file here")
+        raise InputError(f"{scans}: contains no DICOM file")
     return [(row.name, _describe(row)) for row in sorted(rows, key=lambda row: (row.file, row.line))]
 
 

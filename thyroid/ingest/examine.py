@@ -133,7 +133,7 @@ def _fetch(files: Sequence[ListedFile], copies: Path) -> Iterator[ListedFile]:
     for bucket, objects in wanted.items():
         for entry, copy in storage.Bucket(bucket).download(list(objects.values()), "download"):
             if copy is None:
-                log.info(f"an object vanished while the scans were read; it is left out: {bucket}")
+                log.info(f"{bucket}: 1 object was deleted while the scans were being read; it is skipped")
                 continue
             address = f"{bucket}/{entry.name}"
             target = store.copy_of(copies, address, entry.generation)

@@ -130,8 +130,8 @@ def _describe_moved_into_test(patients: list[int]) -> list[str]:
         return []
     listed = ", ".join(f"{patient:03d}" for patient in patients[:20])
     return [
-        f"{len(patients)} patients moved into test: {listed}. They were in train or validation before. Now they share "
-        "a picture or a number with patients in test, or are in a given test folder; do not test a model on patients "
+        f"{len(patients)} patients moved into test: {listed}. They were in train or validation, and now share a "
+        "picture or a number with patients in test, or are in a given test folder. Do not test a model on patients "
         "that it was trained on"
     ]
 

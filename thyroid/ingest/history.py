@@ -180,8 +180,8 @@ def find_cohort(history: History, site: str, scans: pd.DataFrame) -> Cohort:
         notes.append(_describe_new_source(history, name, before, sorted(sizes.index)))
     elif history.last is not None and not site and not shared.get(name, 0):
         notes.append(
-            f"none of the scans in {history.source} was there before; equal patient numbers still count as the same "
-            f"patients (cohort {_describe_name(name)}). If they are of another hospital, give its name with --site"
+            f"all scans in {history.source} are new; equal patient numbers still count as the same patients "
+            f"(cohort {_describe_name(name)}). If they come from another hospital, give its name with --site"
         )
     return Cohort(name, memory, notes)
 
@@ -195,15 +195,15 @@ def _describe_new_source(history: History, name: str, before: str, cohorts: Sequ
         before: The cohort that has the same scans; empty if there is none.
         cohorts: Names of all cohorts in the store.
     """
-    known = f"the store knows {len(history.versions)} data versions, and none of {history.source}"
+    known = f"{history.source} is new to the store, which has {len(history.versions)} data versions"
     described = _describe_name(name)
     if before and (name == before or before.startswith(store.UNNAMED)):
-        return f"{known}; its scans are those of cohort {described}, and its patients keep their splits"
+        return f"{known}; its scans match cohort {described}, so its patients keep their splits"
     if name in cohorts:
-        return f"{known}; they are of cohort {described}, whose patients keep their splits"
+        return f"{known}; it is added to cohort {described}, whose patients keep their splits"
     return (
-        f"{known}; they are a new cohort {described}, and its patients get new splits. If they are patients of "
-        f"{', '.join(cohorts[:10])}, give that with --site"
+        f"{known}; it becomes a new cohort, {described}, whose patients get new splits. If it belongs to an existing "
+        f"cohort ({', '.join(cohorts[:10])}), give that name with --site"
     )
 
 

@@ -137,7 +137,7 @@ class _Inputs:
 
     Attributes:
         request: The request.
-        files: The files, frames before crops.
+        files: The files, frames first, then crops.
         rois: Content of rois.csv; None without such a table.
         erased: The patients that were erased from the store.
     """

@@ -61,7 +61,9 @@ def read(location: storage.Location, classes: Classes) -> dict[str, Label]:
         result[key], lines[key] = label, line
     if not any(label.name for label in result.values()):
         found = ", ".join(sorted({text.strip() for text in table[column]} - {""})[:10]) or "nothing"
-        raise InputError(f"{place}: no {column} is one of the classes {', '.join(classes.names)}; it holds {found}")
+        raise InputError(
+            f"{place}: column {column} has none of the classes {', '.join(classes.names)}; it contains {found}"
+        )
     return result
 
 

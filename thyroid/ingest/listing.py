@@ -84,7 +84,7 @@ def check_apart(scans: storage.Location, crops: storage.Location) -> None:
     """
     inner, outer = f"{storage.at(scans).address}/", f"{storage.at(crops).address}/"
     if inner.startswith(outer):
-        raise InputError(f"{crops}: the folder of crops contains the folder of scans {scans}; keep them apart")
+        raise InputError(f"{crops}: the folder of crops contains the folder of scans {scans}; use separate folders")
 
 
 def list_scans(
@@ -116,9 +116,7 @@ def list_scans(
     files = [file for file in files if not any(file.path == out or file.path.startswith(f"{out}/") for out in skip)]
     files = _with_dicoms(place, domain, files, classes)
     if not files:
-        raise InputError(
-            f"{location}: no scan found; expected files such as B_001-0002-1.0.jpg in it or in its folders"
-        )
+        raise InputError(f"{location}: no scan found; expected files such as B_001-0002-1.0.jpg here or in subfolders")
     return sorted(files, key=lambda file: file.path)
 
 

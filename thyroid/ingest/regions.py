@@ -141,8 +141,8 @@ def _add_rois(regions: Regions, scans: "_ScansByName", rois: RoiTable) -> None:
             regions.add_line(line, path, box)
     if not regions.lines:
         refused = regions.refused
-        why = f"; the first: {refused[0][0]}: {refused[0][1]}" if refused else " (it has no rows)"
-        raise InputError(f"{rois.location}: none of its regions can be used{why}")
+        why = f"; the first error is in {refused[0][0]}: {refused[0][1]}" if refused else " (the table has no rows)"
+        raise InputError(f"{rois.location}: no region is usable{why}")
 
 
 class _ScansByName:

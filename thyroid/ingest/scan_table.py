@@ -77,15 +77,15 @@ class ScanTable:
         if self.used.empty:
             path, reason = self.table["path"].iloc[0], self.table["quarantine_reason"].iloc[0]
             raise InputError(
-                f"{source}: none of its {len(self.table)} files can be used; the first is {Path(path).name}: "
+                f"{source}: none of the {len(self.table)} files is usable; the first is {Path(path).name}: "
                 f"{self._with_line(path, reason)}"
             )
         for name in classes.names:
             if not (self.used["class"] == name).any():
                 raise InputError(
-                    f"{source}: no usable scan of class {name} among {len(self.used)}; every class is needed, as the "
-                    f"first letter of the file names (B for benign, M for malignant), as the label in {dicom_csv.NAME} "
-                    "or in the table of labels"
+                    f"{source}: no usable scan of class {name} among {len(self.used)}; every class needs scans. "
+                    "Give the class as the first letter of the file names (B for benign, M for malignant), as the "
+                    f"label in {dicom_csv.NAME}, or in the table of labels"
                 )
 
     def _with_line(self, path: str, reason: str) -> str:

@@ -91,7 +91,7 @@ class Artefact:
         card = folder / "model.json"
         if (folder / SUM).is_file() and card.is_file() and (folder / SUM).read_bytes() != sum_of(sha256(card)):
             raise InputError(
-                f"{card}: changed since it was registered (differs from {SUM}); put back a copy of both files"
+                f"{card}: changed since it was registered (differs from {SUM}); restore both files from a backup"
             )
         try:
             return cls(folder, ArtefactRecord.read(card))

@@ -157,11 +157,11 @@ def build(
     if tap:
         if tap not in {layer.name for layer in body.layers}:
             near = ", ".join(layer.name for layer in body.layers if layer.name.endswith(("_pool", "_out", "_add")))
-            raise InputError(f"{backbone.name} has no layer {tap!r} to tap; for instance {near}")
+            raise InputError(f"{backbone.name} has no layer {tap!r} to tap; choose another, such as {near}")
         end = body.get_layer(tap).output
     body = keras.Model(body.input, end, name=BODY)
     if not _blocks(body):
-        raise InputError(f"{backbone.name} has no block before {tap!r}, and nothing to fine-tune; tap it later")
+        raise InputError(f"{backbone.name} has no block before {tap!r}, so nothing to fine-tune; tap a later layer")
     image = keras.Input((size, size, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 255)(image) if deck else preprocess(backbone, image)
     x = keras.layers.Identity(name=PREPROCESSED)(x)

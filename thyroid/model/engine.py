@@ -127,7 +127,7 @@ def candidates(scored: Mapping[str, float], form: str | None = None) -> list[str
     near = [one for one in FORMS if one in scored and scored[one] <= NEAR]
     usable = [one for one in near if one != KERAS and (one != BF16 or has_bf16())]
     if not usable and KERAS not in near:
-        raise InputError(f"no form of this model can run here; the evaluation scored {', '.join(scored)}")
+        raise InputError(f"this CPU can run none of the forms that the evaluation scored: {', '.join(scored)}")
     return usable or [KERAS]
 
 

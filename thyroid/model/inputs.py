@@ -275,5 +275,5 @@ def finite(name: str, probability: NDArray[np.float64]) -> NDArray[np.float64]:
         InputError: The model has returned a number that is not finite.
     """
     if not np.isfinite(probability).all():
-        raise InputError(f"{name} answers with numbers that are not finite; train it again")
+        raise InputError(f"{name}: the probabilities are not finite numbers; train it again")
     return probability

@@ -82,7 +82,7 @@ class Network:
         """
         for name, sha256 in training.files.items():
             if not (folder / name).is_file() or artefact.sha256(folder / name) != sha256:
-                raise InputError(f"{folder / name}: missing or not what the training wrote; train again")
+                raise InputError(f"{folder / name}: missing or changed since the training; train again")
         graph = tf.compat.v1.GraphDef.FromString((folder / GRAPH).read_bytes())
         bare, weights = _without_weights(graph)
         names = {node.name for node in graph.node}

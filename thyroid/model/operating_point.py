@@ -235,4 +235,4 @@ def describe_patients_needed(sensitivity: float) -> str:
     needed = patients_needed(sensitivity)
     if needed is None:
         return f"no number of patients shows a sensitivity of {sensitivity:.0%}"
-    return f"a lower bound of {sensitivity:.2f} takes {needed} patients without a miss"
+    return f"a lower bound of {sensitivity:.2f} requires {needed} patients without a miss"

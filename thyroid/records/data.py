@@ -1,4 +1,4 @@
-"""data.json: what a data version is made of. `ingest` writes it, and `crop` adds how the images were made."""
+"""data.json: what a data version is made of. `ingest` writes it; `crop` adds how the images were made."""
 
 from thyroid.records.record import Record
 
@@ -22,11 +22,11 @@ class DataRecord(ClassFields):
     cohort: str
     """Name of the cohort. Within a cohort, equal patient numbers mean the same patient."""
     digest: str
-    """SHA-256 over the bytes, classes and regions of all scans in use. Paths and order do not matter."""
+    """SHA-256 over the bytes, classes and regions of all scans in use. Paths, splits and order do not matter."""
     scans: int
     """Number of scans in use."""
     quarantined: int
-    """Number of files that were set aside; quarantine.csv gives the reasons."""
+    """Number of rows of quarantine.csv: files, and rows of rois.csv."""
     patients: int
     """Number of patients."""
     duplicate_groups: int
@@ -51,7 +51,7 @@ class DataRecord(ClassFields):
     files: dict[str, str]
     """SHA-256 of every other file of the data version, by name."""
     domains: list[str] | None = None
-    """Domains that the images were made for, normal or cropped; the first one is the default. Set by `crop`."""
+    """Domains to train, normal or cropped; the first one is the default. Set by `crop`."""
     margin: float | None = None
     """Share of a region's own width and height by which its crop is wider on each side. Set by `crop`."""
     without_region: int | None = None
@@ -59,6 +59,6 @@ class DataRecord(ClassFields):
     scan_area_not_found: int | None = None
     """Number of frames in which no scan area was found, so that they were used whole. Set by `crop`."""
     cropped: int | None = None
-    """Number of crops that were made or found in the store. Set by `crop`."""
+    """Number of scans whose images had to be made; those of the others were in the store. Set by `crop`."""
     images: str | None = None
     """Folder of the images, where they are in a store. Set by `crop`."""

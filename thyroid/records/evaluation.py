@@ -25,7 +25,7 @@ class DataFields(Record):
     scans: int
     """Number of scans in use."""
     quarantined: int
-    """Number of files that were set aside."""
+    """Number of rows of quarantine.csv: files, and rows of rois.csv."""
     patients: int
     """Number of patients."""
     duplicate_groups: int
@@ -61,7 +61,7 @@ class ModelRow(Record):
     seconds: float
     """Seconds that the training took."""
     starts: dict[str, float] | None = None
-    """What the warm recipe compared; absent for other recipes."""
+    """What the warm recipe compared; absent for other recipes, and without a usable champion."""
     tuned: str | None = None
     """How the recipe's settings differ from the defaults, in words; absent for the deck's recipe."""
     bytes: int
@@ -191,7 +191,7 @@ class Measured(ClassFields):
     settings: EvaluateSettings
     """What the user asked for."""
     worst: dict[str, int]
-    """Number of false negatives and of false positives of the winner."""
+    """Numbers of all mistakes of the winner, as false-negatives and false-positives."""
     diagnosis: list[DiagnosisRecord]
     """Checks of every training."""
     seconds: dict[str, float]
@@ -206,7 +206,7 @@ class EvaluationRecord(Measured):
     artefact: str
     """SHA-256 of the artefact's model.json."""
     patients: str | None = None
-    """SHA-256 of patients.csv, which does not leave the evaluation."""
+    """SHA-256 of patients.csv, which does not leave the evaluation. summary.json does not have this field."""
 
 
 class Registered(Record):

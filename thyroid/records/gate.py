@@ -1,5 +1,7 @@
 """The audits of a model and the decision of the champion gate."""
 
+from typing import Any
+
 from thyroid.interval import Interval
 from thyroid.records.record import Record
 
@@ -16,9 +18,11 @@ class AuditRecord(Record):
     leakage: dict[str, Interval | int]
     """AUROCs under a split by patient and by image, and counts of scans and patients that are in several splits."""
     findings: dict[str, str]
-    """What was found, in words, by audit; empty if nothing was."""
+    """What was found, in words, by audit. The finding of the clinical audit is in `clinical.leaks`."""
     not_measured: dict[str, str]
     """Why something could not be measured, by name."""
+    further: dict[str, dict[str, Any]] | None = None
+    """Results of audits that have no field of their own, by name of the audit; absent if there are none."""
 
 
 class Criterion(Record):

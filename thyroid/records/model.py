@@ -1,7 +1,7 @@
 """model.json: everything that the endpoint, the gate and a reader need to know about a model."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from thyroid.interval import Interval
 from thyroid.records.clinical import FusionRecord
@@ -98,13 +98,13 @@ class ModelDescription(ClassFields, OperatingPointFields):
     """What the audits found."""
 
     @classmethod
-    def parse(cls, content: Any, place: Path | str) -> Self:
+    def parse(cls, content: Any, place: Path | str, unknown: Literal["forbid", "ignore"] = "forbid") -> Self:
         """Return the record with this content, which an earlier release may have written (see `upgrade`).
 
         Raises:
             InputError: As for `Record.parse`.
         """
-        return super().parse(upgrade(content), place)
+        return super().parse(upgrade(content), place, unknown)
 
 
 class Publication(Record):

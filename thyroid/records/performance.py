@@ -103,7 +103,10 @@ class AUROC(Record):
 
 
 class ValidationPerformance(AUROC):
-    """What the operating point reaches on the images that it was locked on."""
+    """What the operating point reaches on the images that it was locked on.
+
+    The AUROC is that of the images alone, by which models are ranked, also where the model uses clinical columns.
+    """
 
     n: int
     """Number of images."""
@@ -139,7 +142,7 @@ class OperatingPointFields(Record):
 
 
 class EvaluateSettings(Record):
-    """The options of an evaluation on which its numbers depend."""
+    """What the clinic asked for, on which threshold and predictive values depend."""
 
     sensitivity: float
     """Sensitivity that the threshold had to reach on validation."""

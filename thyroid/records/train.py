@@ -52,7 +52,7 @@ class TrainRecord(ClassFields):
     recipe: str
     """Name of the recipe."""
     champion: str | None
-    """SHA-256 of the champion's model file, for the warm recipe; null where there is none."""
+    """SHA-256 of the champion that the warm recipe considered; null for none. `weights` says what was used."""
     tap: str
     """Layer at which the body ends; empty for its last one."""
     folds: int
@@ -74,7 +74,7 @@ class TrainRecord(ClassFields):
     epoch: int
     """Epoch that was kept; 0 for the head alone."""
     validation: ValidationOfTraining
-    """Metrics of the kept network on the validation images."""
+    """Metrics of the kept network on the validation images; for the deck's recipe, on its own ones."""
     data_digest: str
     """Digest of the data version."""
     memory_mb: float | None = None
@@ -82,7 +82,7 @@ class TrainRecord(ClassFields):
     gpu_memory_mb: float | None = None
     """Largest memory on the GPU in megabytes; absent without one."""
     starts: Starts | None = None
-    """What the warm recipe compared; absent for other recipes."""
+    """What the warm recipe compared; absent for other recipes, and without a usable champion."""
     seconds: float
     """Seconds that the training took."""
 

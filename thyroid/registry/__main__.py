@@ -18,7 +18,7 @@ from thyroid.storage import Location
 _Root = Annotated[Location, Parameter(help="Root of the registry: a folder, or gs://bucket/prefix.")]
 _Version = Annotated[str, Parameter(help="Number or alias of the version.")]
 _Reason = Annotated[str, Parameter(help="Reason, which stays in the registry's history.")]
-_By = Annotated[str, Parameter(help="Name of the person who answers for it; if not given, the user's name.")]
+_By = Annotated[str, Parameter(help="Name of the responsible person; if not given, the user's name.")]
 
 
 def _list(*, registry: _Root) -> None:
@@ -62,7 +62,7 @@ def _show(version: _Version, /, *, registry: _Root) -> None:
         print(f"  {reason}")
     for criterion in known.gate.criteria:
         word = "holds" if criterion.passed else "waived" if criterion.waived else "FAILS"
-        print(f"  {word:<7}{criterion.name}: {criterion.found} (asked: {criterion.asked})")
+        print(f"  {word:<7}{criterion.name}: {criterion.found} (required: {criterion.asked})")
     for line in root.history():
         if line["version"] == known.version:
             print(f"{line['when']} {line['action']} by {line['by']}: {line['reason']}")
@@ -73,7 +73,7 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         raise InputError(
-            "this user has no name here; give the name of the person who answers for it with --by"
+            "the current user has no name on this system; give the name of the responsible person with --by"
         ) from None
 
 

@@ -118,7 +118,9 @@ class State:
     def carry_out(self, gate: GateRecord) -> GateRecord:
         """Return a gate's decision; refused if it was made against another champion than the present one."""
         if gate.decision == "promoted" and gate.champion != self.champion:
-            changed = f"the champion changed from {gate.champion} to {self.champion} meanwhile: evaluate again"
+            changed = (
+                f"the champion changed from {gate.champion} to {self.champion} after the evaluation; evaluate again"
+            )
             return gate.model_copy(update={"decision": "refused", "reasons": [*gate.reasons, changed]})
         return gate
 
@@ -204,13 +206,11 @@ class AliasesFile:
         try:
             content = json.loads(data)
             if missing := [field for field in _FIELDS if not isinstance(content, dict) or field not in content]:
-                raise InputError(
-                    f"{self._address}: field {missing[0]} is missing; put back a copy of the file that has it"
-                )
+                raise InputError(f"{self._address}: field {missing[0]} is missing; restore the file from a backup")
             has_seal = content.pop(_SEAL, None) is not None
             if has_seal and data != sealed(content):
                 raise InputError(
-                    f"{self._address}: changed since it was written (sha256 differs); put back a copy of the file"
+                    f"{self._address}: changed since it was written (sha256 differs); restore the file from a backup"
                 )
         except ValueError as error:
             raise InputError(f"{self._address}: not JSON: {error}") from None
@@ -230,7 +230,7 @@ class AliasesFile:
             number for number, version in content["versions"].items() if not number.isdigit() or "source" not in version
         ]
         if unknown:
-            raise InputError(f"{self._address}: field {unknown[0]} is unknown; put back a copy of the file")
+            raise InputError(f"{self._address}: field {unknown[0]} is unknown; restore the file from a backup")
         for number, version in content["versions"].items():
             card, version["published"] = self._home.read(f"{number}/model.json")[0], ""
             with contextlib.suppress(ValueError):

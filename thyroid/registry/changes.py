@@ -120,7 +120,7 @@ def verdict(changes: Changes, minimum: int) -> str:
         InputError: `minimum` is negative.
     """
     if minimum < 0:
-        raise InputError(f"minimum {minimum}: give 0 to train in any case, or a number of scans")
+        raise InputError(f"minimum {minimum}: give a number of scans, or 0 to train in any case")
     if not minimum or changes.since is None or changes.count >= minimum:
         return TRAIN
     if not changes.count:
@@ -147,5 +147,5 @@ def scans_of(artefact: Path) -> pd.DataFrame:
         table = pd.read_csv(artefact / SCANS, dtype="string")
         table = table[[*tables.CONTENTS, *(name for name in tables.PRINTS if name in table)]]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{artefact / SCANS}: cannot be read ({error}); register a model again") from None
+        raise InputError(f"{artefact / SCANS}: cannot be read ({error}); register the model again") from None
     return table.reindex(columns=[*tables.CONTENTS, *tables.PRINTS]).astype("string")

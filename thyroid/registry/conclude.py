@@ -11,12 +11,12 @@ from thyroid.storage import Location
 
 _HINTS = {
     "oomkilled": "A step ran out of memory: lower batch_size or image_size, or raise its limit (docs/kubeflow.md).",
-    "unschedulable": "No node fits a step: look at node selector, tolerations and GPUs (docs/kubeflow.md).",
+    "unschedulable": "No node fits a step: check the node selector, tolerations and GPUs (docs/kubeflow.md).",
     "imagepull": "An image cannot be pulled: push it, or correct the image name and pull secret (docs/kubeflow.md).",
     "evicted": (
         "A node evicted a step after its retries: start the run again. With store, training resumes where it stopped."
     ),
-    "deadline": "A step took longer than its time-out: look at its progress, or raise the time-out.",
+    "deadline": "A step took longer than its time-out: check its progress, or raise the time-out.",
 }
 
 

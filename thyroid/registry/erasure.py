@@ -91,7 +91,7 @@ def forget(
     found = find_patient(versions, patient, names_of(versions, cohort), gone)
     if not (found.paths or found.hashes or before):
         raise InputError(
-            f"--forget {patient}: no such patient in cohort {cohort}, and nobody of that number was erased"
+            f"--forget {patient}: no such patient in cohort {cohort}, and no patient with this number was erased"
         )
     if delete:
         secret = gone.secret or pseudonyms.key(place.folder)
@@ -117,9 +117,7 @@ def forget(
         if delete:
             _rewrite(place, clean, notes)
     if found.others:
-        reason = (
-            "have scans that look like the patient's, which stay; if it is the same person, forget that number, too"
-        )
+        reason = "have scans that look like the patient's and stay; if it is the same person, forget that number too"
         result.append(Held("patients", ", ".join(map(str, found.others)), reason))
     return [*result, *_models(registry_root, found, gone, keyed)]
 
@@ -305,7 +303,7 @@ def _models(root: storage.Location, found: PatientData, gone: Erased, keyed: fro
             yield Held(
                 "model",
                 str(version),
-                f"its patients have pseudonyms of another key{names}: it has none of the files known here",
+                f"its pseudonyms were made with another key{names}; it uses none of the files known here",
             )
 
 

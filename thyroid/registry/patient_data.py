@@ -72,8 +72,8 @@ def read_tables(folder: Path) -> VersionTables:
         return VersionTables(version, data.scans, data.regions, quarantine, *others)
     except (InputError, OSError):
         raise InputError(
-            f"{folder}: damaged, so it is unknown whether it holds the patient; remove this folder, "
-            "then repeat the command"
+            f"{folder}: damaged, so it is unknown whether it contains the patient; remove this folder, "
+            "then run the command again"
         ) from None
 
 
@@ -86,12 +86,12 @@ def choose_cohort(versions: list[VersionTables], gone: Erased, given: str) -> st
     newest = versions[-1]
     known = {*newest.memory["cohort"], newest.stored.facts.cohort, *(names[0] for names in gone.patients)}
     if given and given not in known:
-        raise InputError(f"--site {given}: no such cohort in this store; it knows {', '.join(sorted(known))}")
+        raise InputError(f"--site {given}: no such cohort in this store; choose one of {', '.join(sorted(known))}")
     current = set(newest.memory["cohort"]) or known
     if not given and len(current) > 1:
         raise InputError(
-            f"--forget: the store knows several cohorts, in which the same number is a different patient; "
-            f"give one with --site: {', '.join(sorted(current))}"
+            f"--forget: the store contains several cohorts, and a number means a different patient in each; "
+            f"choose one with --site: {', '.join(sorted(current))}"
         )
     return given or next(iter(current))
 

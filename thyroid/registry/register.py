@@ -60,7 +60,7 @@ def register(evaluation: Path, registry_root: Location, summary: Path, run: str 
         described = Artefact.verify(artefact)
         if sha256(artefact / "model.json") != result.artefact:
             raise InputError(
-                f"{evaluation}: its artefact is not the one that evaluation.json refers to; evaluate again"
+                f"{evaluation}: its artefact is not the one that evaluation.json refers to; run the evaluation again"
             )
         shutil.copy(evaluation / "report.html", artefact / "report.html")
         if run:
@@ -95,7 +95,7 @@ def _patients(evaluation: Path, expected: str | None) -> pd.DataFrame:
     """Read the table of patients, and check its SHA-256 against evaluation.json."""
     table = evaluation / PATIENTS
     if not table.is_file() or sha256(table) != expected:
-        raise InputError(f"{table}: missing or not the one of evaluation.json; evaluate again")
+        raise InputError(f"{table}: missing, or not the file that evaluation.json refers to; run the evaluation again")
     return pd.read_csv(table, dtype={"patient": "int64", "cohort": "string"}, keep_default_na=False)
 
 

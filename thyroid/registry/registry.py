@@ -139,7 +139,7 @@ class Registry:
             InputError: There is no such version, it was changed, or the reason or the name is empty.
         """
         if not reason.strip() or not by.strip():
-            raise InputError("promotion by hand needs --reason and --by: they stay in the registry's history")
+            raise InputError("a manual promotion needs --reason and --by, which are kept in the registry's history")
         self._check_exists()
         version = self._number(self._aliases.read(), which)
         Artefact.verify(self.find(str(version)))
@@ -206,7 +206,7 @@ class Registry:
             InputError: `keep` is below 1.
         """
         if keep < 1:
-            raise InputError(f"--keep {keep}: at least the newest version stays")
+            raise InputError(f"--keep {keep}: give at least 1, because the newest version must stay")
         leftovers: set[int] = set()
 
         def drop(state: State) -> list[int]:
@@ -354,7 +354,7 @@ class Registry:
         published = {version["published"] for version in self._aliases.read().content["versions"].values()}
         if sha256(card) not in published:
             in_bucket = storage.is_bucket(self.root)
-            repair = "remove this copy of the bucket's object" if in_bucket else "put back a copy of this file"
+            repair = "remove this local copy of the bucket's object" if in_bucket else "restore this file from a backup"
             raise InputError(f"{card}: changed since it was registered (sha256 differs); {repair}")
 
     def address(self, version: int) -> str:
@@ -364,9 +364,8 @@ class Registry:
     def _check_exists(self) -> None:
         """Raise InputError if there is no registry."""
         if not self._aliases.exists():
-            raise InputError(
-                f"{self._home.address.removesuffix(f'/{MODEL_NAME}')}: no registry here; `make run` makes one"
-            )
+            address = self._home.address.removesuffix(f"/{MODEL_NAME}")
+            raise InputError(f"{address}: there is no registry here; `make run` creates one")
 
     def _number(self, state: State, which: str | None) -> int:
         """Return the number of a version or alias, as `find` takes it."""

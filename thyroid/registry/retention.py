@@ -88,7 +88,7 @@ def retain(
         InputError: There is no such store or registry, or `keep` or `days` is below 1.
     """
     if days < 1:
-        raise InputError(f"--days {days}: give at least 1, or trainings at work would go")
+        raise InputError(f"--days {days}: give at least 1, or running trainings would be removed")
     place = Store(store)
     _check(place, registry_root)
     with place.lock():
@@ -157,9 +157,7 @@ def forget(
 def _check(place: Store, registry_root: storage.Location) -> None:
     """Raise InputError if there is no such store or registry."""
     if not place.numbered():
-        raise InputError(
-            f"--store {place.folder}: no data version here; give the folder that thyroid.ingest --store has written"
-        )
+        raise InputError(f"--store {place.folder}: contains no data version; give the --store folder of thyroid.ingest")
     _check_registry(registry_root)
 
 
@@ -172,9 +170,11 @@ def _check_registry(root: storage.Location) -> None:
     home = storage.at(storage.below(root, MODEL_NAME))
     inside = home.children()
     if any(name.isdigit() and home.read(f"{name}/{CARD[0]}")[0] for name in inside):
-        raise InputError(f"{home.address}: holds models, but its aliases.json does not; put back a copy of that file")
+        raise InputError(
+            f"{home.address}: contains models that aliases.json does not list; restore aliases.json from a backup"
+        )
     if not inside and storage.at(root).children():
-        raise InputError(f"--registry {root}: holds other things than a registry; give the root of the registry")
+        raise InputError(f"--registry {root}: not a registry; give the root of the registry")
 
 
 def _models(root: storage.Location, keep: int, delete: bool) -> tuple[list[Row], list[_Need]]:
@@ -219,7 +219,7 @@ def _data(place: Store, keep: int, needs: Sequence[_Need], margins: Collection[f
             contents, damage = None, damage or errors.one_line(error)
         reasons = []
         if damage or contents is None:
-            reasons.append(f"damaged ({damage[:200]}): look at it; it is removed only by hand")
+            reasons.append(f"damaged ({damage[:200]}): inspect it and remove it by hand")
         else:
             newest[source] += 1
             if newest[source] <= keep:
@@ -309,7 +309,7 @@ def run(
         )
     stays, goes = (sum(row.bytes for row in rows if row.stays is side) for side in (True, False))
     if not any(row.kind == "model" for row in rows):
-        print(f"{registry}: no model version here that needs a data version")
+        print(f"{registry}: no model version needs a data version")
     print(f"{_size(stays)} stay, {_size(goes)} {'removed' if delete else 'would be removed (with --delete)'}")
 
 
@@ -328,10 +328,10 @@ def _report(held: Sequence[erasure.Held], delete: bool) -> None:
             "--forget to see which are left."
         )
     print(
-        "The store has nothing of the patient any more. Outputs of runs, Kubeflow's artifacts, caches and backups were "
-        "not searched."
+        "The store no longer contains any data of the patient. Outputs of runs, Kubeflow's artifacts, caches and "
+        "backups were not searched."
         if delete
-        else "Nothing was removed; --delete removes what goes."
+        else "Nothing was removed. Use --delete to remove the items marked 'goes'."
     )
 
 

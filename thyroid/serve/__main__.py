@@ -41,10 +41,10 @@ def run(
     if (options.registry is None) == (options.model_dir is None):
         raise errors.InputError("give either --registry or --model-dir")
     if page_port is not None and options.tls_certificate is not None:
-        raise errors.InputError("--page-port asks the endpoint without TLS; start python -m thyroid.web by itself")
+        raise errors.InputError("--page-port does not support TLS; start python -m thyroid.web separately")
     token = token_file.read_text().strip() if token_file else os.environ.get("THYROID_TOKEN") or None
     if token_file and not token:
-        raise errors.InputError(f"{token_file}: holds no token")
+        raise errors.InputError(f"--token-file {token_file}: contains no token")
     # Silence warnings that KServe causes, and gRPC's warning about threads at a fork, which never happens here.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="fastapi.*")
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
@@ -59,7 +59,7 @@ def run(
     with contextlib.nullcontext() if page_port is None else _page(page_port, options.port, token):
         print(
             f"serving on http://localhost:{options.port}/v1/models/{MODEL_NAME}:predict "
-            "once /v2/health/ready says so\n"
+            "once /v2/health/ready returns 200\n"
             f"{RESEARCH_USE_ONLY}",
             flush=True,
         )
@@ -75,7 +75,7 @@ def _page(port: int, endpoint_port: int, token: str | None) -> Iterator[None]:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise errors.InputError(
-                f"--page-port {port}: {errors.one_line(error)}; choose another one (make serve PAGE_PORT=...)"
+                f"--page-port {port}: {errors.one_line(error)}; choose another port (make serve PAGE_PORT=...)"
             ) from None
     command = [sys.executable, "-m", "thyroid.web", "--with-parent", "--port", str(port)]
     environment = os.environ | ({"THYROID_TOKEN": token} if token else {})

@@ -117,7 +117,7 @@ class ThyroidModel(kserve.Model):
         reference = Instance("reference.jpg", (self.folder / "reference.jpg").read_bytes())
         self._reference = self.preprocessing.prepare(reference).pixels
         if drift := self.drift():
-            raise InputError(f"{self.folder}: {drift}; not served")
+            raise InputError(f"{self.folder}: not served, because the model {drift}")
         self._version = str(self.publication.version)
         prometheus.MODEL.labels(self.name, self._version, self.chosen, record.backbone).set(1)
         self.ready = True
@@ -149,7 +149,7 @@ class ThyroidModel(kserve.Model):
         for number, instance in enumerate(instances):
             if self.head is None and instance.clinical:
                 raise limits.RequestError(
-                    f"instances[{number}].clinical: this model uses no clinical columns; leave it out"
+                    f"instances[{number}].clinical: this model uses no clinical columns; remove the field"
                 )
             try:
                 found.append(({}, []) if self.head is None else self.head.encoder.check(instance.clinical))
@@ -164,7 +164,8 @@ class ThyroidModel(kserve.Model):
         allowed = TOLERANCE + self.artefact.differences[self.chosen]
         if np.abs(probability - expected).max() <= allowed:
             return None
-        return f"answers its reference image with {probability.round(4).tolist()}, not {np.round(expected, 4).tolist()}"
+        found, wanted = probability.round(4).tolist(), np.round(expected, 4).tolist()
+        return f"answers its reference image with {found} instead of {wanted}"
 
     def retire(self) -> None:
         """Release what the model holds. No request may be in flight."""

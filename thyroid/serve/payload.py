@@ -110,7 +110,7 @@ class Values:
                 self._found[byte] += int(np.count_nonzero(part == byte))
         numbers = self._found[ord(",")]
         if numbers > limits.MAX_NUMBERS or any(self._found[byte] > limits.MAX_VALUES for byte in b'{["'):
-            raise RequestError("body: too many values; send pictures as base64, or as binary tensors")
+            raise RequestError("body: too many values; send images as base64 or as binary tensors")
 
 
 def _parts(text: bytes | memoryview) -> Iterator[NDArray[np.uint8]]:
@@ -175,7 +175,7 @@ def _bounded(field: str, instances: list[Instance]) -> list[Instance]:
                 pixels += math.prod(images.size(instance.image, formats=images.SERVED))
     if pixels > MAX_REQUEST_PIXELS:
         raise RequestError(
-            f"{field}: {pixels:,} pixels in all are more than the limit of {MAX_REQUEST_PIXELS:,}; send fewer at once"
+            f"{field}: {pixels:,} pixels in total exceed the limit of {MAX_REQUEST_PIXELS:,}; send fewer images"
         )
     return instances
 
@@ -195,7 +195,7 @@ def _v1(number: int, instance: Any) -> Instance:
         raise RequestError(f'{where}.image.b64: missing; an instance is {{"image": {{"b64": "..."}}}}')
     roi, patient = instance.get("roi"), instance.get("patient")
     if patient is not None and not isinstance(patient, str | int):
-        raise RequestError(f"{where}.patient: expected a text or a whole number")
+        raise RequestError(f"{where}.patient: expected a string or an integer")
     field = f"{where}.image.b64"
     return Instance(
         field,
@@ -217,7 +217,7 @@ def _clinical(where: str, values: Any) -> dict[str, Any]:
 
 def _frame(field: str, frame: Any) -> int | None:
     if frame is not None and (type(frame) is not int or not 1 <= frame <= 1_000_000):
-        raise RequestError(f"{field}: expected the number of a frame, from 1")
+        raise RequestError(f"{field}: expected a frame number, counted from 1")
     return frame
 
 
@@ -243,7 +243,7 @@ def _base64(field: str, text: str | bytes | memoryview) -> bytes:
     if not data:
         raise RequestError(f"{field}: empty")
     if len(data) > MAX_IMAGE_BYTES:
-        raise RequestError(f"{field}: {len(data):,} bytes are more than the limit of {MAX_IMAGE_BYTES:,}")
+        raise RequestError(f"{field}: {len(data):,} bytes exceed the limit of {MAX_IMAGE_BYTES:,}")
     return data
 
 
@@ -264,9 +264,9 @@ def _v2(request: InferRequest) -> list[Instance]:
     inputs = {given.name: given for given in request.inputs}
     unknown = sorted(str(name) for name in set(inputs) - set(_INPUTS))
     if unknown:
-        raise RequestError(f"inputs: {unknown[0]!r} is unknown; there are image, roi, patient, frame and clinical")
+        raise RequestError(f"inputs: {unknown[0]!r} is unknown; use image, roi, patient, frame or clinical")
     if "image" not in inputs:
-        raise RequestError("inputs: image is missing; BYTES [n] (encoded) or UINT8 [n, height, width, 3]")
+        raise RequestError("inputs: image is missing; send BYTES [n] (encoded) or UINT8 [n, height, width, 3]")
     pictures = _pictures(inputs["image"])
     count = len(pictures)
     boxes = _boxes(inputs.get("roi"), count)
@@ -306,7 +306,7 @@ def _pictures(given: InferInput) -> list[bytes | NDArray[np.uint8]]:
             or min(height, width) < images.MIN_SIDE
             or max(height, width) > images.MAX_SIDE
         ):
-            raise RequestError(f"inputs.image: {width}x{height} pixels are too few or too many")
+            raise RequestError(f"inputs.image: an image of {width}x{height} pixels is too small or too large")
         pictures = list(array)
     else:
         raise RequestError(f"inputs.image: datatype {given.datatype}; expected BYTES or UINT8")
@@ -330,7 +330,7 @@ def _patients(given: InferInput | None, count: int) -> list[Any]:
     if len(patients) != count:
         raise RequestError(f"inputs.patient: expected BYTES of shape [{count}]")
     if not all(isinstance(patient, str | bytes) for patient in patients):
-        raise RequestError("inputs.patient: expected texts")
+        raise RequestError("inputs.patient: expected strings")
     return [patient.decode(errors="replace") if isinstance(patient, bytes) else patient for patient in patients]
 
 
@@ -368,21 +368,23 @@ def _tensor(given: InferInput, datatype: str, rank: int) -> NDArray[Any]:
     try:
         array: NDArray[Any] = given.as_numpy()
     except Exception as error:  # kserve and numpy raise many kinds if data does not fit its shape or type
-        raise RequestError(f"{field}: its data does not fit its shape and datatype ({type(error).__name__})") from None
+        raise RequestError(
+            f"{field}: the data does not match the shape and datatype ({type(error).__name__})"
+        ) from None
     if list(array.shape) != list(given.shape):
-        raise RequestError(f"{field}: its data has shape {list(array.shape)}, not {list(given.shape)}")
+        raise RequestError(f"{field}: the data has shape {list(array.shape)} instead of {list(given.shape)}")
     return array
 
 
 def _encoded(field: str, value: Any) -> bytes:
     """Return the bytes of a file, decoded from base64 where the protocol only carries text."""
     if not isinstance(value, str | bytes):
-        raise RequestError(f"{field}: expected the bytes of a file, or base64 of them")
+        raise RequestError(f"{field}: expected the bytes of a file, raw or as base64")
     data = value.encode("latin-1", errors="replace") if isinstance(value, str) else value
     if not data:
         raise RequestError(f"{field}: empty")
     if images.kind(data) is None:
         data = _base64(field, data)
     if len(data) > MAX_IMAGE_BYTES:
-        raise RequestError(f"{field}: {len(data):,} bytes are more than the limit of {MAX_IMAGE_BYTES:,}")
+        raise RequestError(f"{field}: {len(data):,} bytes exceed the limit of {MAX_IMAGE_BYTES:,}")
     return data

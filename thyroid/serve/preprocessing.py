@@ -100,7 +100,7 @@ class Preprocessing:
             inner = _inside_crop(box, width, height, margin)
         else:
             image = images.letterbox(frame, max(height, width))
-            done = {"domain": self.domain, "note": "no roi given: the image is taken as a crop of the nodule"}
+            done = {"domain": self.domain, "note": "no roi given: the image is treated as a crop of the nodule"}
             seen = (0, 0, width, height)
             inner = None
         pixels = images.rgb(images.stored(image, self.size))

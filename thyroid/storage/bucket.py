@@ -57,7 +57,7 @@ class Bucket:
             import google.cloud.storage  # noqa: F401
         except ImportError:
             raise InputError(
-                f"{address}: google-cloud-storage is not installed here; pip install google-cloud-storage"
+                f"{address}: google-cloud-storage is not installed; run pip install google-cloud-storage"
             ) from None
         self.bucket, _, prefix = address.removeprefix(SCHEME).rstrip("/").partition("/")
         self.address = below(SCHEME + self.bucket, prefix) if prefix else SCHEME + self.bucket
@@ -133,7 +133,7 @@ class Bucket:
         with cache.folder_for(key.hexdigest()[:32]) as folder:
             for entry, copy in self.download([(entry, cache.path_within(folder, file)) for entry, file in found]):
                 if copy is None:
-                    raise InputError(f"{self.address}/{entry.name}: vanished while it was read; try again")
+                    raise InputError(f"{self.address}/{entry.name}: changed or was deleted while being read; try again")
         return folder
 
     def children(self) -> list[str]:

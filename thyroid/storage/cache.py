@@ -53,6 +53,6 @@ def path_within(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{name}: the name of this object points outside its folder")
+        raise InputError(f"{name}: the name of this object points outside the folder it is copied to")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -86,6 +86,6 @@ def input_errors(address: str, bucket: str) -> Iterator[None]:
         ) from None
     except (exceptions.GoogleAPIError, requests.RequestException, ConnectionError, DataCorruption) as error:
         raise InputError(
-            f"{address}: Google Cloud Storage failed ({errors.one_line(error)[:200]}); transferred "
-            "files are kept, so run the same again later"
+            f"{address}: Google Cloud Storage failed ({errors.one_line(error)[:200]}); files already "
+            "transferred are kept, so run the same command again later"
         ) from None

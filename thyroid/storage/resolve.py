@@ -38,10 +38,10 @@ def file(location: Location) -> Path:
     bucket = Bucket(parent)
     found = [entry for entry in bucket.entries(name) if entry.name == name]
     if not found:
-        raise InputError(f"{location}: no such object")
+        raise InputError(f"{location}: no such object; check the address")
     key = hashlib.sha256(f"{location}#{found[0].generation}".encode()).hexdigest()[:32]
     with cache.folder_for(key) as folder:
         for _, local in bucket.download([(found[0], cache.path_within(folder, name))]):
             if local is not None:
                 return local
-    raise InputError(f"{location}: vanished while it was read; try again")
+    raise InputError(f"{location}: changed or was deleted while being read; try again")

@@ -59,7 +59,7 @@ class Sources:
         data = DataVersion.read(self.data)
         if plan.facts["margins"] and margin != data.margin:
             if self.ingested is None:
-                raise InputError("other margins need the data version of thyroid.ingest (--ingested)")
+                raise InputError(f"margin {margin}: give the data version of thyroid.ingest with --ingested")
             folder = plan.folder / "crops" / f"{margin:.2f}"
             with locks.held(folder.with_suffix(".lock")):
                 if not (folder / tables.FACTS).is_file():

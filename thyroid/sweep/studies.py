@@ -99,7 +99,7 @@ class Shared:
                 if space.get(parameter) != distribution:
                     raise InputError(
                         f"{folder}: its study {name!r} searched {parameter} in {distribution}, not in "
-                        f"{space.get(parameter)}; give another folder"
+                        f"{space.get(parameter)}; choose another folder"
                     )
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:

@@ -93,7 +93,7 @@ class Resume(keras.callbacks.Callback):
         self.finished: bool = self.facts.get("finished", False)
         self.stop_asked = False
         if state:
-            log.info(f"{label}: goes on in epoch {self.epoch + 1} after {self.seen} images")
+            log.info(f"{label}: resumes in epoch {self.epoch + 1} after {self.seen} images")
 
     @property
     def history(self) -> pd.DataFrame:
@@ -171,8 +171,8 @@ class Resume(keras.callbacks.Callback):
             self._save()
         if self.stop_asked:
             sys.stderr.write(
-                f"{self.label}: told to stop (SIGTERM); saved in epoch {_place(self.epoch, self.seen)}. "
-                "The same command goes on from there\n"
+                f"{self.label}: stopped by SIGTERM, state saved in epoch {_place(self.epoch, self.seen)}. "
+                "Run the same command again to resume\n"
             )
             raise SystemExit(128 + signal.SIGTERM)
 
@@ -206,7 +206,7 @@ class Resume(keras.callbacks.Callback):
 
     def _diverged(self, what: str) -> TrainingDivergedError:
         return TrainingDivergedError(
-            f"{self.label}: not a finite number ({what}) in epoch {_place(self.epoch, self.seen)}; check the "
+            f"{self.label}: not finite ({what}) in epoch {_place(self.epoch, self.seen)}; check the "
             f"weights and the data. The last good state is {self.file}"
         )
 

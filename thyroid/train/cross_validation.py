@@ -61,7 +61,8 @@ class Development:
             InputError: The folder is no data version, or its images are not cropped.
         """
         data = DataVersion.read(folder)
-        domain = domain or data.domains[0]
+        default = data.domains[0]
+        domain = domain or default
         return cls(data, domain, development_images(data, domain))
 
     @property

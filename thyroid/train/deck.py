@@ -64,7 +64,8 @@ def flows(job: Job, table: pd.DataFrame, classes: Classes, folder: Path) -> tupl
     """
     if (most := table.groupby("class").size().max()) < 1 / VALIDATION_SHARE:
         raise InputError(
-            f"the deck's recipe sets every tenth image of a class aside, and no class has more than {most}"
+            f"recipe deck holds out one image in {1 / VALIDATION_SHARE:g} of each class, but no class has more than "
+            f"{most} images"
         )
     folders = [str(number) for number in range(len(classes))]
     for name in folders:
@@ -131,10 +132,8 @@ def fit(job: Job, table: pd.DataFrame, classes: Classes, name: str) -> tuple[Fit
         )
     history = pd.DataFrame(log.history)
     if not np.isfinite(history[["loss", "val_loss"]]).all(axis=None):
-        last = f"; its best weights before that are {kept}" if kept.exists() else ""
-        raise checkpoints.TrainingDivergedError(
-            f"{model.name}: not a finite number (loss) in epoch {len(history)}{last}"
-        )
+        last = f"; the best weights before that are in {kept}" if kept.exists() else ""
+        raise checkpoints.TrainingDivergedError(f"{model.name}: the loss is not finite in epoch {len(history)}{last}")
     network.load_weights(kept)
     kept.unlink()
     history.insert(0, "epoch", range(1, len(history) + 1))

@@ -177,7 +177,7 @@ def _scale(backbone: str, network: Any, pixels: NDArray[np.uint8]) -> Checked:
     )
     if rescales and ratio < 1:
         name = "double rescaling"
-        text += f"{row.name} rescales inside, so scaling by 1/255 outside starves it: give it 0 to 255"
+        text += f"{row.name} rescales its input itself, so do not also scale it by 1/255: pass values from 0 to 255"
     else:
         name = "input scale"
         text += f"Use keras.applications.{row.module}.preprocess_input instead of the scaling outside"
@@ -254,7 +254,7 @@ def _leakage(table: pd.DataFrame) -> Checked:
             findings.append(
                 Finding(
                     f"{what} leakage",
-                    f"{len(crossing)} {thing} in {between}: validation metrics are too good, because "
+                    f"{len(crossing)} {thing} in {between}: the validation metrics are too optimistic, because "
                     "the model has seen these patients",
                 )
             )

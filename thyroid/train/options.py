@@ -62,7 +62,7 @@ class TrainOptions:
         if self.recipe not in backbones.RECIPES:
             raise InputError(f"recipe {self.recipe!r} is unknown; choose from {', '.join(backbones.RECIPES)}")
         if self.recipe == "deck" and (self.tap or self.epochs < 1):
-            raise InputError("the deck's recipe trains the whole body for at least one epoch: no tap, epochs above 0")
+            raise InputError("recipe deck trains the whole body: leave out tap, and set epochs to at least 1")
         for name, value, least in (
             ("image size", self.image_size, backbones.MIN_SIZE),
             ("epochs", self.epochs, 0),
@@ -74,10 +74,10 @@ class TrainOptions:
             raise InputError(f"seed {self.seed}: must be between 0 and 4294967295")
         if self.recipe == "warm" and self.folds:
             raise InputError(
-                "the warm recipe cannot be cross-validated, because the champion has seen the patients that a fold "
-                "holds out: use two-phase"
+                "recipe warm cannot be used with folds, because the champion was trained on the held-out patients; use "
+                "two-phase"
             )
         if self.folds < 0 or self.folds == 1 or not 0 <= self.only_fold <= self.folds:
             raise InputError(
-                f"folds {self.folds}, only fold {self.only_fold}: give 0, or at least 2 folds and one of them"
+                f"folds {self.folds}, only fold {self.only_fold}: give 0 or at least 2 folds, and only_fold up to folds"
             )

@@ -42,7 +42,7 @@ def refuse_file(recipe: str) -> None:
         InputError: It is a path.
     """
     if is_file(recipe):
-        raise InputError(f"recipe {recipe!r} is a file, not a recipe's name: give it as settings instead")
+        raise InputError(f"recipe {recipe!r} is a file; give it as settings instead")
 
 
 def resolve(recipe: str, settings: storage.Location = "") -> tuple[str, Settings]:

@@ -92,7 +92,7 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     if (work / "done" / record.TRAINING).is_file():
         shutil.copytree(work / "done", output, dirs_exist_ok=True)
-        log.info(f"{training.name}: was trained before the interruption; the result is taken from {work}")
+        log.info(f"{training.name}: already trained; the result is read from {work}")
         return Trained(output, record.read(output))
     work.mkdir(parents=True, exist_ok=True)
     training.log_start()
@@ -170,6 +170,7 @@ class Training:
         content = self.facts | {
             "weights": sha256(self.start) if isinstance(self.start, Path) else self.facts["weights"],
             "images": self.images.table[["sha256", "class", "split"]].to_numpy().tolist(),
+            "groups": self.images.table["group"].tolist() if self.options.folds else [],  # they decide the folds
             "versions": [version("thyroid"), keras.__version__, tf.__version__, *twophase.CONSTANTS],
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -180,7 +181,7 @@ class Training:
         name, options = self.backbone.name, self.options
         count, total = int((self.images.table["split"] == "train").sum()), len(self.images.table)
         if options.batch_size > count:
-            log.info(f"batch size {options.batch_size} exceeds the training part: one step of {count} images an epoch")
+            log.info(f"batch size {options.batch_size} exceeds the training part: one step of {count} images per epoch")
         if self.start is None:
             reason = "" if options.weights.lower() == "none" else f"no file for it in {options.weights}; "
             log.info(f"{name}: {reason}starts from random weights (none), so its results will be poor")

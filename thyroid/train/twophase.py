@@ -120,10 +120,10 @@ class Job:
             except tf.errors.ResourceExhaustedError:
                 if self.batch_size == 1:
                     raise InputError(
-                        f"{self.backbone.name}: the memory does not suffice for one image; choose a smaller image size"
+                        f"{self.backbone.name}: out of memory with a batch of one image; choose a smaller image size"
                     ) from None
             self.batch_size //= 2
-            log.info(f"{self.backbone.name}: out of memory, continues with batches of {self.batch_size}")
+            log.info(f"{self.backbone.name}: out of memory; continues with batches of {self.batch_size}")
 
 
 @contextmanager

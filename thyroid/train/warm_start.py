@@ -100,7 +100,7 @@ def choose(job: twophase.Job, images: Development, champion: Champion) -> tuple[
     train, validation = (np.flatnonzero(images.table["split"] == split) for split in ("train", "validation"))
     given = job.model.get_weights()
     if [weight.shape for weight in given] != [weight.shape for weight in champion.network.get_weights()]:
-        log.info(f"{job.backbone.name}: does not start from {champion.name}: its layers are not the same (a tap)")
+        log.info(f"{job.backbone.name}: does not start from {champion.name}: its layers differ (tap)")
         return job, None
     auroc = {}
     for name in ("weights", "champion"):

@@ -60,7 +60,7 @@ def run(
     sys.setswitchinterval(0.0005)
     memory.return_large(1 << 20)
     gc.freeze()  # these objects stay: the collector need not look at them
-    print(f"page on http://localhost:{port} asking {endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
+    print(f"page on http://localhost:{port} for the endpoint {endpoint}\n{RESEARCH_USE_ONLY}", flush=True)
     server.run()
 
 
@@ -111,7 +111,7 @@ def _secret(file: Path | None, variable: str) -> str | None:
         return os.environ.get(variable) or None
     found = file.read_text().strip()
     if not found:
-        raise InputError(f"{file}: is empty")
+        raise InputError(f"{file}: the file is empty; it must contain the token or key")
     return found
 
 

@@ -94,7 +94,10 @@ class Audit(Protocol):
         ...
 
     def fields(self) -> dict[str, Any]:
-        """Return the fields of `AuditRecord` that the audit sets; none if its results stand in another record."""
+        """Return what `from_record` needs, by name; nothing if the results are in another record.
+
+        Names of fields of `AuditRecord` become these fields, other names a part of its field `further`.
+        """
         ...
 
 

@@ -66,8 +66,13 @@ class ModelAudits:
         """Return the field `audits` of evaluation.json. Audits without fields of their own are left out."""
         recorded = [audit for audit in self.audits if audit.fields()]
         measured: dict[str, Any] = {}
+        further: dict[str, dict[str, Any]] = {}
         for audit in recorded:
-            measured |= audit.fields()
+            for name, value in audit.fields().items():
+                place = measured if name in AuditRecord.model_fields else further.setdefault(audit.name, {})
+                place[name] = value
+        if further:
+            measured["further"] = further
         return AuditRecord(
             domain=self.domain,
             **measured,

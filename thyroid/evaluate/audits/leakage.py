@@ -142,7 +142,7 @@ class LeakageAudit:
         table = data.examples(train_domain)
         learnt = table[table["name"].isin(parts.index)]
         if learnt.empty:
-            self.finding = "which images the model was trained on is not known"
+            self.finding = "the images that the model was trained on are unknown"
         tested = scans[scans["split"] == "test"]
         self.leakage |= {
             "patients_across_splits": int((patients > 1).sum()),
@@ -170,12 +170,12 @@ class LeakageAudit:
             version = training.weights.removeprefix(record.STARTED)
             folder = Registry(root).find(version, only=(*CARD, SCANS))
             if Artefact.read(folder).model_sha256 != training.champion:
-                raise InputError(f"{root}: its version is another model")
+                raise InputError(f"{root}: version {version} is a different model")
             seen = overlap.find(root, changes.scans_of(folder).query("split == 'train'"), data.test_scans)
             if seen.problem:
-                self.finding = f"{training.weights}, which the model started from: {seen.problem}"
+                self.finding = f"the model started from {training.weights}: {seen.problem}"
         except InputError as error:
-            self.finding = f"what {training.weights}, which the model started from, learnt from is not known: {error}"
+            self.finding = f"the model started from {training.weights}, whose training scans are unknown: {error}"
             return
         self.leakage |= {
             "test_images_its_start_learnt_from": seen.pictures,
@@ -187,4 +187,4 @@ class LeakageAudit:
         counts = {name: count for name, count in self.leakage.items() if isinstance(count, int) and count}
         if counts:
             what = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-            self.finding = f"{what}: the model may have seen what it is tested on, and every figure is too good"
+            self.finding = f"{what}: the model may have been trained on test data, so test metrics are optimistic"

@@ -116,7 +116,8 @@ class ShortcutAudit:
     def outcome(self) -> str:
         """What was found if there is no finding, or why nothing could be judged."""
         if self.ran:
-            return "nothing found"
+            kept = " and ".join(f"{max(0.0, share):.0%}" for share in self.kept.values())
+            return f"no shortcut found; without the nodule {kept} of the distance from chance is kept"
         return "could not be run" + (f": {reason}" if (reason := self.why_not_judged) else "")
 
     @property
@@ -146,7 +147,7 @@ class ShortcutAudit:
         if self.finding is not None:
             texts.append(f"{where} {self.finding}.")
         elif not self.ran:
-            why = self.why_not_judged or "there is nothing to compare it with"
+            why = self.why_not_judged or "no reference could be measured"
             texts.append(f"{where} it is not known whether the evidence is in the nodule: {why}.")
         above = [
             f"{describe(name)} (AUROC {self.shortcut[name]})"
@@ -256,7 +257,7 @@ class ShortcutAudit:
                 continue
             above = [auroc for auroc in known if _above_chance(auroc)]
             if not above:
-                why = f"what it is held against ({', '.join(map(str, known))}) is not above chance"
+                why = f"its reference ({', '.join(map(str, known))}) is not above chance"
                 self.not_measured[f"{name}, judged"] = why
                 continue
             whole = max(above, key=lambda auroc: auroc.value)

@@ -101,4 +101,4 @@ class ThyroidDataPlane(DataPlane):
         except InvalidInput as error:
             raise RequestError(f"body: {error}"[:300]) from None
         except Exception as error:  # KeyError, TypeError, UnicodeDecodeError and others for bodies of another form
-            raise RequestError(f"body: not a request of this protocol ({type(error).__name__})") from None
+            raise RequestError(f"body: not a valid request of this protocol ({type(error).__name__})") from None

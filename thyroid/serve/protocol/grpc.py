@@ -59,7 +59,7 @@ class _Servicer(InferenceServicer):
         except (RequestError, InvalidInput, ModelNotFound, ModelNotReady):
             raise
         except Exception as error:
-            raise RequestError(f"not a request of this protocol ({type(error).__name__})") from None
+            raise RequestError(f"not a valid request of this protocol ({type(error).__name__})") from None
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._check_repository()
@@ -71,7 +71,7 @@ class _Servicer(InferenceServicer):
 
     def _check_repository(self) -> None:
         if not self.state.options.repository_api:
-            raise RequestError("the repository API is closed here", HTTPStatus.FORBIDDEN, "closed")
+            raise RequestError("the repository API is disabled on this server", HTTPStatus.FORBIDDEN, "closed")
 
 
 class _Guard(aio.ServerInterceptor):
@@ -108,7 +108,7 @@ class _Guard(aio.ServerInterceptor):
             return await handler.unary_unary(handler.request_deserializer(b""), context)
         token = state.options.token
         if token is not None and not hmac.compare_digest(presented.encode(), f"Bearer {token}".encode()):
-            raise RequestError("authorization: a bearer token is needed", HTTPStatus.UNAUTHORIZED, "unauthorized")
+            raise RequestError("authorization: a bearer token is required", HTTPStatus.UNAUTHORIZED, "unauthorized")
         if state.closed:
             raise limits.stopping()
         if method == "ModelInfer":
@@ -119,14 +119,14 @@ class _Guard(aio.ServerInterceptor):
             async with asyncio.timeout(limits.SLOW_CLIENT):
                 message = await context.read()
             if message is aio.EOF:
-                raise RequestError("there is no message")
+                raise RequestError("the request contains no message")
             state.memory.give(held - 2 * len(message))
             held = 2 * len(message)
             request = handler.request_deserializer(message)
             del message
             return await handler.unary_unary(request, context)
         except DecodeError:
-            raise RequestError("not a message of this protocol") from None
+            raise RequestError("not a valid message of this protocol") from None
         except TimeoutError:
             raise RequestError(
                 f"no message within {limits.SLOW_CLIENT:g} seconds", HTTPStatus.REQUEST_TIMEOUT

@@ -179,13 +179,13 @@ class Guard:
         if token is not None and path not in OPEN_PATHS:
             presented = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(presented.encode(), token.encode()):
-                raise RequestError("authorization: a bearer token is needed", HTTPStatus.UNAUTHORIZED, "unauthorized")
+                raise RequestError("authorization: a bearer token is required", HTTPStatus.UNAUTHORIZED, "unauthorized")
         if self.state.closed:
             raise limits.stopping()
         if self.inside > limits.CONNECTIONS:
             raise limits.overloaded()
         if path.startswith("/v2/repository/") and not self.state.options.repository_api:
-            raise RequestError("the repository API is closed here", HTTPStatus.FORBIDDEN, "closed")
+            raise RequestError("the repository API is disabled on this server", HTTPStatus.FORBIDDEN, "closed")
         if scope["method"] == "POST" and _INFER.fullmatch(path):
             self._content_type(scope, headers, v1=path.startswith("/v1/"))
         if version := _VERSION.fullmatch(path):
