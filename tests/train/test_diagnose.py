@@ -186,7 +186,7 @@ def test_the_report_says_what_was_found(cropped, deck, evaluated, tmp_path):
     changed = EvaluationRecord.parse(result, "evaluation.json")
     report.write(shutil.copytree(evaluated, tmp_path / "out"), DataVersion.read(cropped), changed)
     html = (tmp_path / "out" / "report.html").read_text()
-    assert re.findall(r"(\S+) \((\w+)\): input scale", html) == [("VGG16", "cropped")]
+    assert re.findall(r"(\w+) \((\w+)\): input scale", html) == [("VGG16", "cropped")]
 
 
 def test_another_data_version_and_an_unfinished_training(cropped, trained, tmp_path):
