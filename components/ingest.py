@@ -40,10 +40,11 @@ def ingest(
     options = IngestOptions(scans, rois, crops, labels, classes, given_splits, site, store, seed)
     done = run(options, Path(data.path))
     data.metadata["digest"] = done.facts.digest
-    changed = changes.since_last(done.folder, registry)
+    written = DataVersion.read(done.folder)
+    changed = changes.since_last(written, registry)
     decided = changes.verdict(changed, minimum)
     print(f"{changed.describe()}: {decided}", flush=True)
-    Path(version).write_text(DataVersion.read(done.folder).fingerprint)
+    Path(version).write_text(written.fingerprint)
     Path(verdict).write_text(decided)
     # The trainings take this as a parameter: the cache would not notice another champion in the same registry.
     Path(champion).write_text(str(Registry(registry).read_aliases().get("champion", 0) if recipe == "warm" else 0))

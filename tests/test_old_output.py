@@ -58,7 +58,7 @@ def test_a_registry_keeps_versions_aliases_and_history(old, capsys):
     assert [line["action"] for line in before] == ["publish", "promote"]
     Registry(root).promote("1", "again", "somebody")
     assert Registry(root).history()[:2] == before
-    seen = changes.since_last(old / "output" / "data", root)
+    seen = changes.since_last(DataVersion.read(old / "output" / "data"), root)
     assert (seen.since, seen.count, seen.kept) == (1, 0, 24)
 
 

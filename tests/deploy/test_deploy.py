@@ -674,27 +674,27 @@ def test_what_fails_before_anything_is_sent_leaves_the_registry_alone(
     assert run(root, 2).status == "deployed", "a retry helps"
 
 
+def away_from_the_first_write(cluster, times: int) -> None:
+    """Let the API server refuse so many readings of the service, from the first write on."""
+
+    def away(_: str) -> None:
+        cluster.before_write = None
+        cluster.refuse["GET", "inferenceservices"] = [(503, "down")] * times
+
+    cluster.before_write = away
+
+
 def test_a_server_that_is_away_for_a_while_is_waited_for(cluster, root, tmp_path):
     run(root)
     register(root, tmp_path / "artefact")
-
-    def then_away(_: str) -> None:
-        cluster.before_write = None
-        cluster.refuse["GET", "inferenceservices"] = [(503, "restarting")] * 5
-
-    cluster.before_write = then_away
+    away_from_the_first_write(cluster, 5)
     assert run(root, 2).status == "deployed"
 
 
 def test_a_server_that_stays_away_decides_nothing(cluster, root, tmp_path, impatient):
     run(root)
     register(root, tmp_path / "artefact")
-
-    def then_away(_: str) -> None:
-        cluster.before_write = None
-        cluster.refuse["GET", "inferenceservices"] = [(503, "down")] * FOR_EVER
-
-    cluster.before_write = then_away
+    away_from_the_first_write(cluster, FOR_EVER)
     with pytest.raises(InputError, match="503"):
         shortly(root)
     assert Registry(root).read_aliases()["champion"] == 2
@@ -706,12 +706,7 @@ def test_after_an_attempt_that_decided_nothing_the_champion_before_comes_back(cl
     """The object already names the new version when the next attempt first looks at it, as after a killed attempt."""
     run(root)
     register(root, tmp_path / "artefact")
-
-    def then_away(_: str) -> None:
-        cluster.before_write = None
-        cluster.refuse["GET", "inferenceservices"] = [(503, "down")] * FOR_EVER
-
-    cluster.before_write = then_away
+    away_from_the_first_write(cluster, FOR_EVER)
     with pytest.raises(InputError, match="503"):
         shortly(root)
     assert Registry(root).read_aliases()["champion"] == 2

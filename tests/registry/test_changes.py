@@ -11,6 +11,7 @@ from tests.support import toy_artefact
 from tests.support.records import data_record
 from thyroid import storage
 from thyroid.data import tables
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.model.artefact import SCANS, Artefact
 from thyroid.registry import changes
@@ -62,7 +63,7 @@ def register(root: storage.Location, folder: Path, scans: Scans, decision: str =
 
 
 def test_without_a_model_everything_is_new(tmp_path, place):
-    found = changes.since_last(version(tmp_path / "now", FIRST, quarantined=("d",)), place)
+    found = changes.since_last(DataVersion.read(version(tmp_path / "now", FIRST, quarantined=("d",))), place)
     assert found == changes.Changes(None, {"a": "B", "b": "B", "c": "M"}, {}, {}, 0)
     assert re.findall(r"\d+", found.describe()) == ["3"]
     for minimum in (0, 1, 1000):
@@ -79,7 +80,7 @@ def test_new_changed_and_removed(tmp_path, place):
         "f": ("B", [(1, 1, 1, 1)]),
         "g": ("M", []),
     }
-    found = changes.since_last(version(tmp_path / "now", now, quarantined=("g",)), place)
+    found = changes.since_last(DataVersion.read(version(tmp_path / "now", now, quarantined=("g",))), place)
     assert found == changes.Changes(1, {"e": "M", "f": "B"}, {"a": "M", "d": "M"}, {"c": "M"}, 1)
     assert found.count == 5
     assert re.findall(r"\d+", found.describe()) == ["1", "2", "2", "1", "1"]
@@ -96,7 +97,7 @@ def test_new_changed_and_removed(tmp_path, place):
 
 def test_other_splits_are_no_change(tmp_path):
     register(tmp_path / "registry", tmp_path / "1", FIRST)
-    found = changes.since_last(version(tmp_path / "now", FIRST, split="test"), tmp_path / "registry")
+    found = changes.since_last(DataVersion.read(version(tmp_path / "now", FIRST, split="test")), tmp_path / "registry")
     assert (found.count, found.kept) == (0, 4)
     assert re.findall(r"\d+", changes.verdict(found, 1)) == ["1"]
     assert changes.verdict(found, 0) == changes.TRAIN
@@ -104,7 +105,9 @@ def test_other_splits_are_no_change(tmp_path):
 
 def test_a_scan_that_is_quarantined_now_was_removed(tmp_path):
     register(tmp_path / "registry", tmp_path / "1", FIRST)
-    found = changes.since_last(version(tmp_path / "now", FIRST, quarantined=("c",)), tmp_path / "registry")
+    found = changes.since_last(
+        DataVersion.read(version(tmp_path / "now", FIRST, quarantined=("c",))), tmp_path / "registry"
+    )
     assert (found.new, found.changed, found.removed, found.kept) == ({}, {}, {"c": "M"}, 3)
 
 
@@ -114,7 +117,7 @@ def test_a_refused_model_counts_as_the_last_one(tmp_path, place):
     more = FIRST | {"e": ("M", [])}
     assert register(place, tmp_path / "2", more, "refused") == 2
     assert Registry(place).read_aliases() == {"candidate": 2, "champion": 1, "anchor": 1}
-    found = changes.since_last(version(tmp_path / "now", more), place)
+    found = changes.since_last(DataVersion.read(version(tmp_path / "now", more)), place)
     assert (found.since, found.count, found.kept) == (2, 0, 5)
 
 
@@ -129,7 +132,7 @@ def test_numbers_that_look_like_numbers_stay_text(tmp_path):
     """A SHA-256 may be all digits, or have one e among them."""
     scans: Scans = {"0" * 62 + "12": ("B", []), "1" * 61 + "e10": ("M", []), "7" * 64: ("M", [])}
     register(tmp_path / "registry", tmp_path / "1", scans)
-    found = changes.since_last(version(tmp_path / "now", scans), tmp_path / "registry")
+    found = changes.since_last(DataVersion.read(version(tmp_path / "now", scans)), tmp_path / "registry")
     assert (found.count, found.kept) == (0, 3)
 
 
@@ -142,20 +145,20 @@ def test_a_model_that_does_not_tell_what_it_was_made_of(tmp_path, content):
     else:
         there.write(SCANS, content.encode())
     with pytest.raises(InputError, match=r"scans\.csv"):
-        changes.since_last(version(tmp_path / "now", FIRST), tmp_path / "registry")
+        changes.since_last(DataVersion.read(version(tmp_path / "now", FIRST)), tmp_path / "registry")
 
 
 def test_only_what_is_needed_is_downloaded(tmp_path, gcs):
     register(gcs.address("registry"), tmp_path / "1", FIRST)
     gcs.proxy.requests.clear()
-    changes.since_last(version(tmp_path / "now", FIRST), gcs.address("registry"))
+    changes.since_last(DataVersion.read(version(tmp_path / "now", FIRST)), gcs.address("registry"))
     got = [path for _, path in gcs.proxy.requests if "alt=media" in path]
     assert sum(SCANS in path for path in got) == 1
     assert not any("model.keras" in path for path in got)
 
 
 def test_a_registry_that_cannot_be_read(tmp_path, gcs):
-    data = version(tmp_path / "now", FIRST)
+    data = DataVersion.read(version(tmp_path / "now", FIRST))
     with pytest.raises(InputError, match="no-such-bucket"):
         changes.since_last(data, "gs://no-such-bucket/registry")
     gcs.proxy.rule = lambda method, path: "403"

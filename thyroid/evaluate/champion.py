@@ -113,9 +113,10 @@ def rivals(root: Location | None, test: CommonTestSet) -> Rivals:
 
 def _score(root: Location, number: int, test: CommonTestSet) -> Champion:
     """Score a version on the candidate's test images."""
-    folder = Registry(root).locate(str(number))  # outside try: an unreachable registry must not refuse the candidate
+    registry = Registry(root)
+    folder = registry.locate(str(number))  # outside try: an unreachable registry must not refuse the candidate
     try:
-        Registry(root).check(folder)
+        registry.check(folder)
         artefact = Artefact.verify(folder)
         record, own = artefact.record, Classes.from_record(artefact.record)
         if own != test.classes:

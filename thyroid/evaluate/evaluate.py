@@ -109,7 +109,7 @@ def evaluate(
     for model in candidates:
         model.score_test()
     clinical_model.score_on_test(comparison, winner)
-    changed = changes.compare(evaluation.data, evaluation.registry) if evaluation.registry else None
+    changed = changes.since_last(evaluation.data, evaluation.registry) if evaluation.registry else None
     table = _predictions(candidates, comparison.table, changed)
     table.to_parquet(output / "predictions.parquet", index=False)
 

@@ -58,28 +58,15 @@ class Changes:
         )
 
 
-def since_last(data: Path, root: storage.Location) -> Changes:
+def since_last(data: DataVersion, root: storage.Location) -> Changes:
     """Compare a data version with that of the registry's newest version, whether that was released or not.
-
-    Args:
-        data: Folder of a data version of `ingest` or `crop`.
-        root: Root of the registry.
-
-    Returns:
-        The changes since the newest version.
-
-    Raises:
-        InputError: The list of scans of the newest version is missing or damaged.
-    """
-    return compare(DataVersion.read(data), root)
-
-
-def compare(data: DataVersion, root: storage.Location) -> Changes:
-    """Compare a data version that was read with the registry's newest version, as `since_last` does.
 
     Args:
         data: A data version of `ingest` or `crop`.
         root: Root of the registry.
+
+    Returns:
+        The changes since the newest version.
 
     Raises:
         InputError: The list of scans of the newest version is missing or damaged.
