@@ -142,7 +142,7 @@ submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/d
 		$(if $(PIPELINE),--pipeline $(PIPELINE)) $(if $(BACKBONES),--backbones "$(BACKBONES)") $(foreach one,$(SET),--set "$(one)")
 
 bench: $(READY_DEV) ## Ratios against named peers
-	@for b in input training sweep evaluation serving scale incremental; do "$(BIN)/python" bench/$$b.py || exit 1; done
+	@for b in input training sweep evaluation serving scale incremental locate margins; do "$(BIN)/python" bench/$$b.py || exit 1; done
 	@tests/browser/install.sh && "$(BIN)/python" bench/web.py
 
 soak: $(READY_DEV) ## The endpoint of OUTPUT at 80 % load for ten minutes (no error, flat memory), good requests beside attacks, and floods, flips and kills in bulk

@@ -10,6 +10,7 @@ without it a run is made first.
 import argparse
 import contextlib
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -25,9 +26,10 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from thyroid import crop, metrics
+from thyroid.data import surroundings
 from thyroid.data.version import DataVersion
 from thyroid.evaluate import champion, evaluate
-from thyroid.evaluate.audits import subject
+from thyroid.evaluate.audits import names, subject
 from thyroid.imaging import phantom
 from thyroid.ingest import ingest
 from thyroid.ingest.options import IngestOptions
@@ -112,7 +114,7 @@ def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Pat
     result = EvaluationRecord.read(evaluated / "evaluation.json")
     domain, size, winner = result.serving_domain, result.models[0].image_size, result.winner
     version = DataVersion.read(data)
-    table = subject.context(version, domain)
+    table = surroundings.context(version, domain)
     development, test = table[table["split"] != "test"], table[table["split"] == "test"]
     validation = development[development["split"] == "validation"]
     files = {
@@ -120,9 +122,16 @@ def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Pat
         "validation": list(validation["file"]),
         "test": list(test["file"]),
     }
-    for name, part in (("development_blanked", development), ("test_blanked", test)):
-        np.save(folder / f"{name}.npy", subject.blanked(version, part[part["boxes"].map(len) > 0], domain, size))
-    arrays = {name: len(np.load(folder / f"{name}.npy")) for name in ("development_blanked", "test_blanked")}
+    others = [one for one in names.MARGINS if domain == "cropped" and not math.isclose(one, version.margin)]
+    arrays = {}
+    for name, part in (("development", development), ("test", test)):
+        marked = part[part["boxes"].map(len) > 0]
+        arrays[f"{name}_blanked"] = subject.blanked(version, marked, domain, size)
+        for margin in others:
+            arrays[f"{name}_margin_{margin:g}"] = surroundings.recropped(version, marked, size, margin)
+            arrays[f"{name}_blanked_margin_{margin:g}"] = subject.blanked(version, marked, domain, size, margin)
+    for name, pixels in arrays.items():
+        np.save(folder / f"{name}.npy", pixels)
     asked = {}
     for model in models:
         one = record.read(model)
@@ -130,7 +139,7 @@ def write_asked(data: Path, models: Sequence[Path], evaluated: Path, folder: Pat
         asked[str(model / one.checkpoint)] = ["development", "test", *arrays] if wins else ["validation", "test"]
     written = {"size": size, "files": files, "arrays": list(arrays), "models": asked}
     (folder / "asked.json").write_text(json.dumps(written))
-    counts = {name: len(some) for name, some in files.items()} | arrays
+    counts = {name: len(some) for name, some in (files | arrays).items()}
     return sum(counts[name] for sets in asked.values() for name in sets)
 
 

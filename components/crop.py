@@ -12,6 +12,8 @@ def crop(
     domains: str,
     recipe: str,
     settings: str,
+    margin: float,
+    jitter: float,
     store: str,
     images: Output[Dataset],
     version: OutputPath(str),  # type: ignore[valid-type]
@@ -24,11 +26,13 @@ def crop(
     from thyroid.crop import CropOptions
     from thyroid.crop import crop as run
     from thyroid.data.version import DataVersion
-    from thyroid.train.settings import resolve
+    from thyroid.train.settings import crop_margin, resolve
 
     DataVersion.read(Path(data.path)).require_fingerprint(fingerprint)
-    margin = resolve(recipe, settings)[1].margin
-    options = CropOptions([name for name in domains.split(",") if name], store, margin)
+    if resolve(recipe, settings)[0] == "deck":
+        jitter = 0.0  # the deck's recipe does not use these crops
+    wanted = [name for name in domains.split(",") if name]
+    options = CropOptions(wanted, store, crop_margin(margin, settings), jitter)
     done = run(Path(data.path), Path(images.path), options)
     images.metadata["digest"] = done.facts.digest
     Path(version).write_text(DataVersion.read(done.folder).fingerprint)

@@ -22,6 +22,7 @@ def evaluate(
     report: Output[HTML],
     metrics: Output[Metrics],
     classification: Output[ClassificationMetrics],
+    boxes: Input[Dataset] = None,
     **models: Input[Model],
 ):
     """Lock operating points, choose the winner on validation, score the test set, audit, decide the gate and report."""
@@ -32,6 +33,7 @@ def evaluate(
 
     from thyroid.evaluate import evaluate as library
     from thyroid.evaluate import predictions
+    from thyroid.evaluate.boxes import words
     from thyroid.evaluate.options import EvaluateOptions
 
     trained = [Path(model.path) for model in models.values() if model is not None]
@@ -43,6 +45,7 @@ def evaluate(
         prevalence=prevalence,
         clinical=clinical,
         registry=registry,
+        locate=None if boxes is None else Path(boxes.path),
         waive=[name for name in waive.split(",") if name],
         seed=seed,
     )
@@ -58,6 +61,8 @@ def evaluate(
         for name, value in test.to_dict().get(metric, {}).items():
             if value is not None:
                 metrics.log_metric(f"test_{metric}_{name}", value)
+    for name, value in words.numbers(done.record).items():
+        metrics.log_metric(name, value)
     # Metrics must be numbers: a reader of metrics (MLflow's plugin) takes any text for 0.
     metrics.log_metric("promoted", int(done.record.gate.decision == "promoted"))
     table = predictions.of_model(pd.read_parquet(done.folder / "predictions.parquet"), best, domain, "test")

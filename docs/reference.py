@@ -16,23 +16,26 @@ from pydantic import BaseModel
 
 from thyroid.records.data import DataRecord
 from thyroid.records.evaluation import EvaluationRecord, SummaryRecord
+from thyroid.records.locate import LocateRecord
 from thyroid.records.model import ArtefactRecord
 from thyroid.records.settings import Settings
 from thyroid.records.train import DiagnosisRecord, TrainRecord
-from thyroid.serve.schemas import ExplainAnswer, InferAnswer, InferRequest, PredictAnswer, PredictRequest
+from thyroid.serve.schemas import ExplainAnswer, InferAnswer, InferRequest, LocateAnswer, PredictAnswer, PredictRequest
 
 FOLDER = Path(__file__).parent / "reference"
 RECORDS: dict[str, tuple[type[BaseModel], str]] = {
     "data.json": (DataRecord, "`ingest` writes it into the folder of a data version, and `crop` adds to it."),
     "train.json": (TrainRecord, "`train` writes it into the folder of a training."),
+    "locate.json": (LocateRecord, "`locate` writes it into its folder."),
     "evaluation.json": (EvaluationRecord, "`evaluate` writes it into its folder."),
     "summary.json": (SummaryRecord, "`register` writes it: the result of a run, and `OUTPUT/summary.json`."),
     "model.json": (ArtefactRecord, "`evaluate` writes it into the artefact, and the registry adds to it."),
     "settings.json": (Settings, "A search writes it; `make run SETTINGS=settings.json` trains with it."),
     "diagnosis.json": (DiagnosisRecord, "`train` writes it into the folder of a training."),
-    "predict-request": (PredictRequest, "POST /v1/models/thyroid:predict and `:explain`."),
+    "predict-request": (PredictRequest, "POST /v1/models/thyroid:predict, `:explain` and `:locate`."),
     "predict-answer": (PredictAnswer, "POST /v1/models/thyroid:predict."),
     "explain-answer": (ExplainAnswer, "POST /v1/models/thyroid:explain."),
+    "locate-answer": (LocateAnswer, "POST /v1/models/thyroid:locate."),
     "infer-request": (InferRequest, "POST /v2/models/thyroid/infer."),
     "infer-answer": (InferAnswer, "POST /v2/models/thyroid/infer."),
 }

@@ -15,7 +15,7 @@ USER = 10001
 
 RETRIES = 2
 SHARED_MEMORY = "2Gi"
-KEYED = ("ingest", "train", "evaluate", "register")
+KEYED = ("ingest", "train", "locate", "evaluate", "register")
 """Steps that name patients by keyed hashes: those of DICOM scans, and those that a registered model was trained on."""
 KEY_FOLDER = "/secret/gcs"
 
@@ -43,6 +43,8 @@ NEEDS = {
     "crop": Needs("2", "1G", "2G", 6),
     # The memory is the backbone's own; see docs/results.md.
     "train": Needs("4", "", "", 24),
+    # It holds feature maps of the training frames as float16, paged from a file beyond its budget.
+    "locate": Needs("4", "3G", "6G", 12),
     # They hold images and maps as a training does.
     "sweep_prepare": Needs("4", "", "", 6),
     "sweep_images": Needs("4", "", "", 24),
@@ -60,7 +62,7 @@ NEEDS = {
 }
 
 
-ON_GPU = ("train", "sweep_prepare", "sweep_images")
+ON_GPU = ("train", "locate", "sweep_prepare", "sweep_images")
 """Steps whose work is done by TensorFlow."""
 
 

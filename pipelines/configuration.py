@@ -13,7 +13,9 @@ from thyroid.deploy.options import DeployOptions
 from thyroid.errors import InputError
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.ingest.options import IngestOptions
+from thyroid.locate.options import LocateOptions
 from thyroid.model import backbones as networks
+from thyroid.records.settings import MARGIN
 from thyroid.train.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ DEFAULTS: dict[str, str] = {
     "registry": "OUTPUT/registry",
     "store": "OUTPUT/store",
     "domains": "the preset's",
+    "margin": f"the settings', else {MARGIN:g}",
     "weights": "the preset's",
     "image_size": "the preset's",
     "epochs": "the preset's",
@@ -58,7 +61,7 @@ DEFAULTS: dict[str, str] = {
 
 LOCATIONS = {
     field.name
-    for options in (IngestOptions, TrainOptions, EvaluateOptions)
+    for options in (IngestOptions, TrainOptions, LocateOptions, EvaluateOptions)
     for field in fields(options)
     if field.type == storage.Location
 }

@@ -11,6 +11,7 @@ MODULES = {
     "ingest": ("thyroid.ingest.__main__", "Read, check and split the scans."),
     "crop": ("thyroid.crop", "Make the images of both domains."),
     "train": ("thyroid.train.__main__", "Train one backbone."),
+    "locate": ("thyroid.locate.__main__", "Train a locator, and propose boxes for every frame."),
     "evaluate": ("thyroid.evaluate.__main__", "Compare the trained models and decide whether the winner is released."),
     "register": ("thyroid.register", "Publish the winner in the registry."),
     "registry": ("thyroid.registry.__main__", "List, show, promote, roll back and clean up registered models."),

@@ -48,17 +48,29 @@ def collect(output: Path) -> None:
     """Copy the results that people look for from the run's own folder to the top of the output."""
     outputs = {
         name: next((output / "pipeline").glob(f"*/{step}/{name}"))
-        for step, name in (("crop", "images"), ("evaluate", "report"), ("register", "summary"), ("deploy", "manifest"))
+        for step, name in (
+            ("crop", "images"),
+            ("locate", "boxes"),
+            ("evaluate", "report"),
+            ("register", "summary"),
+            ("deploy", "manifest"),
+        )
     }
-    incoming = output / ".data"
-    shutil.rmtree(incoming, ignore_errors=True)
-    shutil.copytree(outputs["images"], incoming, ignore=shutil.ignore_patterns(*tables.DOMAINS))
-    shutil.rmtree(output / "data", ignore_errors=True)
-    incoming.replace(output / "data")
+    _replace(output / "data", outputs["images"], *tables.DOMAINS)
+    _replace(output / "locate", outputs["boxes"], "crops", "locator", ".work")
     shutil.copy(outputs["report"], output / "report.html")
     shutil.copy(outputs["summary"], output / "summary.json")
     shutil.copy(outputs["manifest"], output / "inferenceservice.yaml")
     (output / "request.json").write_text(json.dumps({"instances": [_example(output / "data")]}))
+
+
+def _replace(folder: Path, source: Path, *left_out: str) -> None:
+    """Replace a folder of the output by a copy of another folder, without the entries of these names."""
+    incoming = folder.with_name(f".{folder.name}")
+    shutil.rmtree(incoming, ignore_errors=True)
+    shutil.copytree(source, incoming, ignore=shutil.ignore_patterns(*left_out))
+    shutil.rmtree(folder, ignore_errors=True)
+    incoming.replace(folder)
 
 
 def _example(data: Path) -> dict[str, Any]:

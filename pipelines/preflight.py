@@ -15,6 +15,7 @@ from thyroid.evaluate.audits import audits
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.ingest import labels
 from thyroid.ingest.options import IngestOptions
+from thyroid.locate.options import LocateOptions
 from thyroid.model import backbones
 from thyroid.train import settings
 
@@ -66,15 +67,17 @@ def _check_tables(run: Configuration) -> None:
 
 
 def _check_training(run: Configuration) -> None:
-    """Check what only a training has: the recipe, clinical columns and waivers."""
+    """Check what only a training has: the recipe, margin and jitter of its crops, clinical columns and waivers."""
     recipe = run["recipe"]
     if settings.is_file(recipe):
         raise InputError(f"--recipe {recipe}: this is a file; give it as --settings")
     settings.resolve(recipe, run["settings"])
+    crop.CropOptions(margin=settings.crop_margin(run["margin"], run["settings"]), jitter=run["jitter"])
     if recipe not in backbones.RECIPES:
         raise InputError(f"--recipe {recipe}: choose from {', '.join(backbones.RECIPES)}")
     if recipe == "warm" and run["folds"]:
         raise InputError("--folds cannot be used with --recipe warm: the champion was trained on the held-out patients")
+    LocateOptions(**_fields(LocateOptions, run.values))
     audits.check_waivers(run.listed("waive"))
     if run["clinical"]:
         clinical_csv.read(Path(storage.file(storage.parted(run["clinical"])[0])))

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from kfp import local as kfp_local
 
@@ -67,7 +67,10 @@ def _run(chosen: Configuration, options: LocalOptions) -> None:
     planned.remember(folder / PACES)
     output.collect(folder)
     if not chosen["store"]:  # other runs may be at work in a store outside the output
-        shutil.rmtree(folder / "store" / "work", ignore_errors=True)
+        for rest in (folder / "store" / "work").glob("*"):
+            # the next run computes the feature maps of new frames alone
+            if not rest.name.startswith("locate-maps-"):
+                shutil.rmtree(rest, ignore_errors=True)
     _print_results(options, chosen["registry"])
 
 
@@ -79,6 +82,7 @@ def workload(chosen: Configuration, values: dict[str, Any]) -> plan.Workload:
         values: The pipeline's arguments.
     """
     recipe, tuned = settings.resolve(chosen["recipe"], chosen["settings"])
+    body: Literal["toy", "body"] = "toy" if chosen["weights"].lower() == "none" else "body"
     return plan.Workload(
         chosen.backbones,
         plan.count([values["scans"], values["crops"] or None]),
@@ -87,6 +91,7 @@ def workload(chosen: Configuration, values: dict[str, Any]) -> plan.Workload:
         recipe,
         max(1, len(chosen.listed("domains"))),
         chosen["folds"],
+        body if values["rois"] else "",
     )
 
 
@@ -120,6 +125,8 @@ def _print_results(options: LocalOptions, given_registry: str) -> None:
     make = "make serve" + ("" if given == Path("output") else f" OUTPUT={given}")
     make += f" REGISTRY={given_registry}" if given_registry else ""
     decision = summary.gate.decision
+    sheet = folder / "locate" / "sheet.png"
+    boxes = f"Boxes     {sheet}\n" if sheet.is_file() else ""
     status = "released: the champion" if decision == "promoted" else "not released: served as a candidate, and marked"
     print(
         f"""
@@ -127,7 +134,7 @@ def _print_results(options: LocalOptions, given_registry: str) -> None:
 
 Report    {folder / "report.html"}
 Summary   {folder / "summary.json"}
-Model     {model.uri} ({summary.winner.backbone}, version {model.version})
+{boxes}Model     {model.uri} ({summary.winner.backbone}, version {model.version})
 Gate      {status}
 Repeat    make run CONFIG={given / configuration.FILE}
 

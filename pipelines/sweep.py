@@ -13,8 +13,10 @@ from components.sweep_images import sweep_images
 from components.sweep_prepare import sweep_prepare
 from components.sweep_rank import sweep_rank
 from pipelines.cluster import NEEDS, Cluster, place
+from thyroid.crop import CropOptions
 from thyroid.ingest.options import IngestOptions
 from thyroid.train.options import TrainOptions
+from thyroid.train.settings import UNSET
 
 WORKERS = 4
 """Number of pods per stage on a cluster."""
@@ -101,6 +103,8 @@ def sweep_pipeline(
             domains=domains,
             recipe="",
             settings="",
+            margin=UNSET,  # which margin is best is what the search looks for
+            jitter=CropOptions.jitter,
             store=store,
         )
         place(cropped, "crop", cluster).set_caching_options(False)

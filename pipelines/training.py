@@ -1,4 +1,4 @@
-"""scans -> ingest -> crop -> train x 5 -> evaluate -> register -> deploy."""
+"""scans -> ingest -> crop -> (locate beside train x 5) -> evaluate -> register -> deploy."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,16 +10,20 @@ from components.crop import crop
 from components.deploy import deploy
 from components.evaluate import evaluate
 from components.ingest import ingest
+from components.locate import locate
 from components.register import register
 from components.rest import rest
 from components.train import train
 from pipelines.cluster import Cluster, place
+from thyroid.crop import CropOptions
 from thyroid.deploy.options import DeployOptions
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.ingest.options import IngestOptions
+from thyroid.locate.options import LocateOptions
 from thyroid.model.backbones import BACKBONES
 from thyroid.registry.changes import TRAIN
 from thyroid.train.options import TrainOptions
+from thyroid.train.settings import UNSET
 
 
 def training_pipeline(
@@ -45,6 +49,8 @@ def training_pipeline(
         labels: str = "",
         classes: str = IngestOptions.classes,
         domains: str = "",
+        margin: float = UNSET,
+        jitter: float = CropOptions.jitter,
         serving_domain: str = EvaluateOptions.serving_domain,
         sensitivity: float = EvaluateOptions.sensitivity,
         abstain: float = EvaluateOptions.abstain,
@@ -58,6 +64,7 @@ def training_pipeline(
         recipe: str = TrainOptions.recipe,
         settings: str = "",
         folds: int = TrainOptions.folds,
+        unsure: float = LocateOptions.unsure,
         store: str = "",
         minimum: int = 0,
         given_splits: str = IngestOptions.given_splits,
@@ -79,6 +86,8 @@ def training_pipeline(
             labels: CSV with filename and label for the class of every scan, labels.csv#column for another column than label; empty for the file names' class.
             classes: Classes in their order, benign|malignant, such as 2<3|4a<4b<4c<5 for grades; B|M for the file names' letters.
             domains: normal, cropped or both with a comma; empty for cropped where there are regions, else normal.
+            margin: Share of a nodule's own width and height by which its crop is wider on each side, 0 to 2; -1 for the margin that the settings name, else 0.5.
+            jitter: Multiple of a locator's errors by which a second crop of each training nodule is disturbed, 0 to 2; half of what a model learns from are these crops, so that it can be used with automatic boxes; 0 for none, as the deck's recipe always has it.
             serving_domain: Domain in which the models are compared and the endpoint is used, normal or cropped; empty for the first trained domain.
             sensitivity: Share of malignant validation images that the threshold must catch.
             abstain: Share of validation images to leave undecided.
@@ -92,7 +101,8 @@ def training_pipeline(
             recipe: two-phase, frozen (its first phase alone), warm (from the champion where that is as good) or deck (the slide deck's, mistakes included).
             settings: settings.json of a sweep, also gs://, whose recipe replaces the one given here; give new settings a new path, since the cache knows the path; empty for the recipe's own settings.
             folds: 0, or folds of a cross-validation by patient, by which models are then compared.
-            store: Folder (on Kubeflow on the volume) that keeps data versions, crops and stopped trainings, so that a run processes only what is new; empty for none.
+            unsure: Share of validation frames whose automatic box is left unsure, 0 for none; the endpoint abstains on such boxes.
+            store: Folder (on Kubeflow on the volume) that keeps data versions, crops, feature maps and stopped trainings, so that a run processes only what is new; empty for none.
             minimum: Scans new, changed or removed since the last registered model that are worth a training; 0 trains in any case.
             given_splits: Given train and test folders that share a patient: separate, keep or ignore.
             site: Name of the cohort, such as the hospital, within which equal patient numbers mean the same patient. Its patients keep their splits wherever the scans are stored; empty for the cohort that the same scans had before.
@@ -131,6 +141,8 @@ def training_pipeline(
                     domains=domains,
                     recipe=recipe,
                     settings=settings,
+                    margin=margin,
+                    jitter=jitter,
                     store=store,
                 )
                 # the store serves as the cache, since it knows which images still exist
@@ -155,8 +167,23 @@ def training_pipeline(
                         seed=seed,
                     )
                     models[backbone] = place(task, "train", cluster, backbone).set_display_name(f"train-{backbone}")
+                # only the evaluation needs it, so it runs beside the trainings
+                located = locate(
+                    data=ingested.outputs["data"],
+                    images=images,
+                    fingerprint=version,
+                    weights=weights,
+                    unsure=unsure,
+                    recipe=recipe,
+                    store=store,
+                    registry=registry,
+                    champion=ingested.outputs["champion"],
+                    seed=seed,
+                )
+                place(located, "locate", cluster)
                 evaluated = evaluate(
                     images=images,
+                    boxes=located.outputs["boxes"],
                     serving_domain=serving_domain,
                     sensitivity=sensitivity,
                     abstain=abstain,

@@ -48,6 +48,9 @@ LONGEST = (
     "test_serve_hard.py",
     "test_registry.py",
     "test_train.py",
+    "test_warm_start.py",
+    "test_head.py",
+    "test_locate.py",
     "test_attacks.py",
     "test_pipelines.py",
     "test_clinical_model.py",
@@ -278,6 +281,19 @@ def cropped(phantoms: Path, shared: Shared) -> Path:
         crop.crop(folder / "ingested", folder / "cropped", CropOptions(["cropped", "normal"]))
 
     return shared.make("data", write) / "cropped"
+
+
+@pytest.fixture(scope="session")
+def located(cropped: Path, shared: Shared) -> Path:
+    """Folder of the step `locate` on the phantoms, with its toy body."""
+
+    def write(folder: Path) -> None:
+        from thyroid.locate.locate import locate
+        from thyroid.locate.options import LocateOptions
+
+        locate(cropped, cropped.parent / "ingested", folder, LocateOptions(weights="none"))
+
+    return shared.make("located", write)
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from PIL import Image
 from tests.conftest import write_rois, write_scan
 from thyroid import crop
 from thyroid.crop import CropOptions
-from thyroid.data import tables
+from thyroid.data import crops, tables
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import geometry, images, phantom
@@ -51,7 +52,7 @@ def test_no_area_means_the_whole_frame():
 
 def test_region_margin_is_clipped_and_padded_not_stretched():
     frame = np.full((100, 200, 3), 90, np.uint8)
-    cut = geometry.region(frame, (0, 10, 100, 20))
+    cut = geometry.region(frame, (0, 10, 100, 20), margin=0.15)
     assert cut.shape == (115, 115, 3)  # 100 + 15 on the right alone
     assert (cut[..., 0] == 90).sum() == 115 * 26  # 20 + 3 above and below
 
@@ -70,11 +71,11 @@ def test_region_outside_is_refused(box):
 
 
 def test_crops_match_the_sets_own(ddti):
-    """DDTI's own crops were cut with the same margin; ours differ by re-encoding and padding alone."""
+    """DDTI's own crops were cut with a margin of 0.15; ours differ by re-encoding and padding alone."""
     row = pd.read_csv(ddti / "rois.csv").iloc[5]
     frame = images.decode((ddti / "normal" / row["filename"]).read_bytes())
     theirs = images.decode((ddti / "cropped" / row["crop_filename"]).read_bytes())
-    ours = geometry.region(frame, (row["x"], row["y"], row["width"], row["height"]))
+    ours = geometry.region(frame, (row["x"], row["y"], row["width"], row["height"]), margin=0.15)
     theirs = images.letterbox(theirs, ours.shape[0])
     assert np.abs(ours.astype(int) - theirs).mean() < 4
 
@@ -110,6 +111,60 @@ def test_is_deterministic(phantoms, tmp_path):
         assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes()
 
 
+def test_training_regions_have_a_second_crop(cropped):
+    data = DataVersion.read(cropped)
+    regions = data.regions.merge(data.scans[["path", "split"]], on="path")
+    training = regions["split"] == "train"
+    assert data.jitter == CropOptions.jitter == tables.read_facts(cropped).jitter
+    for column in ("jitter_path", "jitter_sha256"):
+        assert (regions[column].notna() == training).all()
+    assert (regions["jitter_path"] != regions["crop_path"])[training].mean() > 0.9
+    for row in regions[training].itertuples():
+        content = (cropped / row.jitter_path).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == row.jitter_sha256
+    table = data.with_jitter(data.examples("cropped"))
+    assert (table["jitter_file"].notna() == (table["split"] == "train")).all()
+    assert all(Path(file).is_file() for file in table["jitter_file"].dropna())
+    assert data.with_jitter(data.examples("normal"))["jitter_file"].isna().all()
+
+
+def test_a_second_crop_shows_its_disturbed_box(cropped):
+    data = DataVersion.read(cropped)
+    row = data.regions[data.regions["jitter_path"].notna()].merge(data.scans, on="path").iloc[0]
+    x, y, width, height = (int(row[name]) for name in ("x", "y", "width_x", "height_x"))
+    frame = images.decode(Path(cropped.parent / "ingested" / row["local_path"]).read_bytes())
+    seed = f"{row['sha256']} {(x, y, width, height)}"
+    box = geometry.disturbed((x, y, width, height), frame.shape[1], frame.shape[0], data.jitter, seed)
+    expected = images.encode(geometry.region(frame, box))
+    assert (cropped / row["jitter_path"]).read_bytes() == expected
+
+
+def test_a_store_makes_second_crops_once_and_only_what_another_jitter_needs(phantoms, tmp_path):
+    ingest.ingest(IngestOptions(phantoms / "scans", rois=phantoms / "rois.csv"), tmp_path / "in")
+    made = {}
+    for name, jitter in (("first", 1.0), ("again", 1.0), ("none", 0.0), ("half", 0.5)):
+        options = CropOptions(store=tmp_path / "store", jitter=jitter)
+        made[name] = crop.crop(tmp_path / "in", tmp_path / name, options).facts
+    training = int((tables.read(tmp_path / "in")[0]["split"] == "train").sum())
+    assert [facts.cropped for facts in made.values()] == [30, 0, 0, training]
+    assert len({facts.digest for facts in made.values()}) == 1
+    assert [facts.jitter for facts in made.values()] == [1.0, 1.0, 0.0, 0.5]
+    assert DataVersion.read(tmp_path / "none").regions["jitter_path"].isna().all()
+    first, again, none = (DataVersion.read(tmp_path / name) for name in ("first", "again", "none"))
+    assert first.regions.equals(again.regions)
+    assert first.fingerprint != none.fingerprint, "later steps of a pipeline must not take a result of the other"
+    table = pd.read_parquet(tmp_path / "store" / "crops.parquet")
+    known = crops.files(first.scans, first.regions, crops.cuts_in(table))
+    assert known >= set(table["file"]) == {f"{file.parent.name}/{file.name}" for file in first.images.glob("*/*.jpg")}
+
+
+@pytest.mark.parametrize("name", ["margin", "jitter"])
+@pytest.mark.parametrize("value", [-0.1, 2.5, float("nan")])
+def test_a_margin_or_jitter_out_of_range(name, value):
+    with pytest.raises(InputError, match=f"^{name} "):
+        CropOptions(**{name: value})
+
+
 def test_scans_without_a_region_stay_in_normal(scans, tmp_path):
     rois = write_rois(
         tmp_path / "rois.csv", [(f.name, 10, 10, 40, 30) for f in sorted(scans.iterdir()) if "-0001-" in f.name]
@@ -132,6 +187,7 @@ def test_given_crops_come_in_whole(scans, tmp_path):
     assert len(table) == 12
     with Image.open(table["file"][0]) as image:
         assert image.size == (40, 40)
+    assert DataVersion.read(tmp_path / "out").regions["jitter_path"].isna().all()
     assert len(DataVersion.read(tmp_path / "out").examples("normal")) == 24
 
 

@@ -53,6 +53,7 @@ FLOORS = (
     {"ingest"},
     {"crop"},
     {"train"},
+    {"locate"},
     {"sweep", "evaluate"},
     {"deploy"},
     {"serve"},
@@ -162,7 +163,7 @@ COMMANDS = [
         f"thyroid.{module}"
         for module in (
             *("phantom", "dicom", "ingest", "crop", "train", "diagnose", "evaluate", "register", "registry"),
-            *("retention", "deploy", "conclude", "serve", "web", "sweep"),
+            *("retention", "deploy", "conclude", "serve", "web", "sweep", "locate"),
         )
     ),
 ]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
@@ -423,3 +424,28 @@ def test_kappa_of_one_class_alone_is_none():
     draws, same = metrics.Draws(np.arange(6), 5), np.ones(6, int)
     assert np.isnan(metrics.kappa_draws(draws, same, same, np.arange(6), classes=3, ordered=True)).all()
     assert (metrics.kappa_draws(draws, same, same * 0, np.arange(6), classes=3, ordered=True) == 0).all()
+
+
+def test_rank_correlation_is_scipys():
+    """Also in every draw, where a patient who is drawn twice is tied with herself."""
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(20), 2)
+    score = rng.random(40).round(1)
+    other = score + rng.normal(0, 0.3, 40)
+    draws = metrics.Draws(patient, 30)
+    drawn = metrics.rank_correlation_draws(draws, score, other, patient)
+    for row, found in zip(draws.counts[:, draws.places(patient)].astype(int), drawn, strict=True):
+        assert found == pytest.approx(spearmanr(np.repeat(score, row), np.repeat(other, row)).statistic)
+    found = metrics.rank_correlation(score, other, patient)
+    assert found.value == pytest.approx(drawn[0])
+    assert found.low < found.value < found.high
+
+
+def test_rank_correlation_of_the_same_and_of_the_reversed_order_and_of_none():
+    score, patient = np.array([0.1, 0.4, 0.2, 0.9]), np.arange(4)
+    assert metrics.rank_correlation(score, score**3, patient).value == 1
+    assert metrics.rank_correlation(score, -score, patient).value == -1
+    # ranks 1 3 2 4 and 2 3 1 4: 1 - 6 (1 + 0 + 1 + 0) / (4 * 15)
+    assert metrics.rank_correlation(score, [0.3, 0.4, 0.1, 0.5], patient).value == pytest.approx(0.8)
+    assert metrics.rank_correlation(score, np.ones(4), patient) == metrics.Interval(0.0, None, None)
+    assert metrics.rank_correlation(score, -score, np.zeros(4)) == metrics.Interval(-1.0, None, None)

@@ -78,13 +78,14 @@ def test_a_store_is_read_again_once_and_splits_stay(old, capsys, monkeypatch):
     data, store = old / "output" / "data", old / "output" / "store"
     known, _, facts = tables.read(data)
     before = splits_of(data)
+    options = CropOptions(["cropped"], store=store, margin=facts.margin)
     for again in (False, True):
         ingested = old / f"ingested-{again}"
         done = ingest.ingest(IngestOptions(old / "scans", rois=old / "rois.csv", store=store), ingested)
         said = capsys.readouterr().out
         assert ("nothing has changed" in said) is again, said
         assert splits_of(ingested) == before
-        made = crop.crop(ingested, old / f"cropped-{again}", CropOptions(["cropped"], store=store)).facts
+        made = crop.crop(ingested, old / f"cropped-{again}", options).facts
         assert made.digest == facts.digest == done.facts.digest
         assert made.cropped == (0 if again else len(known))
     pd.testing.assert_series_equal(

@@ -205,7 +205,7 @@ def test_real_scans(copy, ddti, vgg16_weights):
     assert len(summary["domain_matrix"]) == 2
     for matrix in summary["domain_matrix"].values():
         assert {(a, b) for a in matrix["cells"] for b in matrix["cells"][a]} == {
-            (a, b) for a in ("normal", "cropped") for b in ("normal", "cropped")
+            (a, b) for a in ("normal", "cropped") for b in ("normal", "cropped", "automatic")
         }
     assert summary["gate"]["decision"] == "refused", "labels of suspicion, 48 test images: nothing to release"
     audits = [summary["audits"], *summary["other_audits"]]
@@ -216,12 +216,16 @@ def test_real_scans(copy, ddti, vgg16_weights):
 
 
 @pytest.mark.slow
-def test_documented_requests(copy, evaluated, tmp_path):
+def test_documented_requests(copy, cropped, trained, located, tmp_path):
     """Every command and the Python example of docs/api.md, against a server on the port that it names."""
     from tests.support.serving import Server
+    from thyroid.evaluate import evaluate
+    from thyroid.evaluate.options import EvaluateOptions
     from thyroid.registry import register
 
-    register.register(evaluated, tmp_path / "registry", tmp_path / "summary.json")
+    options = EvaluateOptions(locate=located)
+    evaluate.evaluate(cropped, [trained["VGG16", "cropped"]], tmp_path / "evaluation", options)
+    register.register(tmp_path / "evaluation", tmp_path / "registry", tmp_path / "summary.json")
     phantom.generate(copy / "output" / "sample", patients=3, images_per_patient=1, seed=3)
     text = (ROOT / "docs" / "api.md").read_text()
     running = Server(tmp_path / "log", "--registry", str(tmp_path / "registry")).wait()

@@ -22,12 +22,12 @@ from thyroid import command, cores, errors, progress, storage, workers
 from thyroid.atomic import replacing
 from thyroid.command import COMMAS, FLAT, NOT_AN_OPTION
 from thyroid.data import crops, tables
-from thyroid.data.crops import Planned
+from thyroid.data.crops import Cut, Planned
 from thyroid.data.store import Store
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import images
-from thyroid.imaging.geometry import MARGIN, ScanArea, normal, region, scan_area
+from thyroid.imaging.geometry import ScanArea, normal, region, scan_area
 from thyroid.records.data import DataRecord
 
 log = logging.getLogger("thyroid.crop")
@@ -53,14 +53,27 @@ class CropOptions:
             regions, else normal.
         store: Folder that outlives the run and keeps the images: those in it are not made again. If empty, the images
             are written to normal/ and cropped/ in the output.
-        margin: Share of a region's sides to widen it by.
+        margin: Share of a region's sides to widen it by, 0 to 2.
+        jitter: Multiple of a locator's errors, 0 to 2, by which a second crop of every training region is
+            disturbed. Half of what a model learns from are such crops, so that it can be used with automatic boxes. 0
+            makes none.
         splits: Splits whose scans are wanted. The files of other splits are not even opened.
+
+    Raises:
+        InputError: Margin or jitter is out of range.
     """
 
     domains: Annotated[Sequence[str], COMMAS] = ()
     store: storage.Location = ""
-    margin: float = MARGIN
+    margin: float = Cut.margin
+    jitter: float = Cut.jitter
     splits: Annotated[Sequence[str], NOT_AN_OPTION] = tables.SPLITS
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name, value in (("margin", self.margin), ("jitter", self.jitter)):
+            if not 0 <= value <= 2:
+                raise InputError(f"{name} {value:g}: must be between 0 and 2")
 
 
 def crop(data: Path, output: Path, options: CropOptions = CropOptions()) -> Cropped:
@@ -88,7 +101,7 @@ def crop(data: Path, output: Path, options: CropOptions = CropOptions()) -> Crop
         (images_folder / domain).mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
 
-    planned = crops.plan(version.used, regions, options.margin)
+    planned = crops.plan(version.used, regions, Cut(options.margin, options.jitter))
     made = _make(data, planned, images_folder, store)
     scans, regions = _filled(scans, regions, planned, made)
     quarantine = pd.DataFrame(list(made.lost.items()), columns=["file", "reason"])
@@ -98,6 +111,7 @@ def crop(data: Path, output: Path, options: CropOptions = CropOptions()) -> Crop
         "quarantined": facts.quarantined + len(made.lost),
         "domains": list(domains),
         "margin": options.margin,
+        "jitter": options.jitter,
         **_count(scans, regions, planned, made),
         "seconds": facts.seconds | {"crop": round(time.monotonic() - started, 1)},
     }
@@ -245,7 +259,7 @@ def _make(data: Path, planned: Sequence[Planned], folder: Path, store: Store | N
             made |= done
     if store is not None and made:
         rows = pd.DataFrame(made.values(), columns=_Image._fields)
-        store.add_cropped(rows.assign(key=list(made), margin=todo[0].margin))
+        store.add_cropped(rows.assign(key=list(made), margin=todo[0].cut.margin, jitter=todo[0].cut.jitter))
     return _Made(existing | made, lost, len(todo))
 
 
@@ -314,7 +328,7 @@ def _pictures(plan: Planned, frame: images.Pixels) -> dict[str, tuple[str, image
     return {
         key: (f"normal/{key}.jpg", normal(frame, area), area)
         if box is None
-        else (f"cropped/{key}.jpg", region(frame, box, area, plan.margin), area)
+        else (f"cropped/{key}.jpg", region(frame, box, area, plan.cut.margin), area)
         for box, key in plan.keys.items()
     }
 
@@ -347,12 +361,16 @@ def _filled(
     scans["quarantine_reason"] = scans["quarantine_reason"].fillna(scans["path"].map(dict(lost)).astype("string"))
     regions = regions[~regions["path"].isin(lost)].reset_index(drop=True)
     by_path = {plan.path: plan for plan in kept}
-    cropped = [
-        images[by_path[path].keys[box]]
-        for path, box in zip(regions["path"].tolist(), crops.boxes_of(regions), strict=True)
-    ]
-    regions["crop_path"] = pd.Series([image.file for image in cropped], regions.index, "string")
-    regions["crop_sha256"] = pd.Series([image.sha256 for image in cropped], regions.index, "string")
+    plans, boxes = [by_path[path] for path in regions["path"].tolist()], crops.boxes_of(regions)
+    places = list(zip(plans, boxes, strict=True))
+    for name, made_of in (
+        ("crop", [images[plan.keys[box]] for plan, box in places]),
+        ("jitter", [images[plan.keys[plan.jittered[box]]] if plan.jittered else None for plan, box in places]),
+    ):
+        files = [None if image is None else image.file for image in made_of]
+        sums = [None if image is None else image.sha256 for image in made_of]
+        regions[f"{name}_path"] = pd.Series(files, regions.index, "string")
+        regions[f"{name}_sha256"] = pd.Series(sums, regions.index, "string")
     return scans, regions
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-SIZE, MARGIN = 224, 0.15
+SIZE, MARGIN = 224, 0.5
 CORES = len(os.sched_getaffinity(0))
 
 cv2.setNumThreads(1)

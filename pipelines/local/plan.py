@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from kubernetes.utils.quantity import parse_quantity
@@ -50,6 +51,17 @@ NETWORKS: Mapping[str, tuple[float, float, float]] = {
 
 They are the time to start, the time of an image through the whole body, and the time of an image in an epoch of
 fine-tuning.
+"""
+
+LOCATORS: Mapping[str, tuple[float, float]] = {
+    "": (1.0, 0.0),
+    "toy": (10.0, 0.05),
+    "body": (30.0, 2.5),
+}
+"""For each way in which the step locate works, seconds to start, and seconds per image.
+
+"toy" is a small body from random weights, "body" one from given weights, and with "" the step is skipped, since no
+nodule is marked. Its input size and epochs are its own, so they do not follow those of the trainings.
 """
 
 ARITHMETIC = 0.024
@@ -130,9 +142,9 @@ class Plan:
         return self._steps[name].memory if name in self._steps else 0.0
 
     def announced(self) -> str:
-        """Return the line that is printed before the first step starts: steps, parallel trainings and time."""
+        """Return the line that is printed before the first step starts: steps, how many run in parallel, and time."""
         time_it_takes = f", about {words(self.left())} ({self._pace.basis})" if self._pace.others else ""
-        parallel = f", {self.lanes} trainings at a time" if self.lanes > 1 else ""
+        parallel = f", up to {self.lanes} at a time" if self.lanes > 1 else ""
         return f"{len(self._steps)} steps{parallel}{time_it_takes}"
 
     def started(self, name: str) -> None:
@@ -201,6 +213,7 @@ class Workload:
         recipe: Recipe of the training.
         domains: Number of domains.
         folds: Folds of the cross-validation; 0 for none.
+        locator: Body of the locator: "toy", "body", or "" if none is trained; see `LOCATORS`.
     """
 
     backbones: Sequence[str]
@@ -210,6 +223,7 @@ class Workload:
     recipe: str
     domains: int = 1
     folds: int = 0
+    locator: Literal["", "toy", "body"] = ""
 
     def seconds(self, backbone: str) -> float:
         """Return the seconds of a backbone's training on the machine where the constants were measured."""
@@ -219,6 +233,12 @@ class Workload:
         else:
             image = VIEWS * body + (0 if self.recipe == "frozen" else self.epochs * tuning)
         return self.domains * (start + self.images * self.scale * image * (1 + self.folds))
+
+    @property
+    def locating(self) -> float:
+        """Seconds of the step locate on the machine where the constants were measured."""
+        start, image = LOCATORS[self.locator]
+        return start + self.images * image
 
     @property
     def scale(self) -> float:
@@ -239,12 +259,15 @@ def training(workload: Workload, machine: Machine, remembered: Path) -> Plan:
     for name, (start, image) in FIXED.items():
         of_models = models * (EVALUATED[0] + images * workload.scale * EVALUATED[1]) if name == "evaluate" else 0.0
         steps.append(Planned(name, start + images * image + of_models, _bytes(NEEDS[name].memory_request)))
-    needed = 0.0
+    # without regions, or as a toy, the locator needs little
+    needed = _bytes(NEEDS["locate"].memory_request) if workload.locator == "body" else 0.0
+    steps.append(Planned("locate", workload.locating, needed, parallel=True))
     for backbone in workload.backbones:
         declared = training_memory(backbone, workload.recipe, images, workload.size)
         needed = max(needed, declared)
         steps.append(Planned(f"train-{backbone}", workload.seconds(backbone), declared, parallel=True))
-    lanes = max(1, min(machine.cores, len(workload.backbones), int(machine.memory // needed)))
+    beside = len(workload.backbones) + 1  # the locator's
+    lanes = max(1, min(machine.cores, beside, int(machine.memory // needed)))
     if not images:
         return Plan(steps, lanes)
     if paces := _remembered(remembered):

@@ -169,7 +169,7 @@ def test_from_the_scan_to_the_answer(visit, scans, language, form):
     file, roi = scans[0]
     page.set_input_files("#files", file)
     expect(page.locator("#stage image")).to_be_visible()
-    expect(page.locator("#views .has")).to_have_text(say("box_missing"))
+    expect(page.locator("#views .has")).to_have_text(re.compile(f"{say('box_missing')}|{say('box_proposed')}"))
     mark(page, roi)
     expect(page.locator("#views .has")).to_have_text(say("box_there"))
     accessible(page)
@@ -500,6 +500,8 @@ def test_without_a_mouse(visit, scans):
     tab_to("#files")
     tab_to("#sample")
     page.keyboard.press("Enter")
+    expect(page.locator("#stage .roi:visible, #stage .proposal.best").first).to_be_visible()
+    page.keyboard.press("Enter")  # accepts a proposal, where there is one
     expect(page.locator("#stage .roi")).to_be_visible()
     page.locator("#content").focus()
     tab_to("#stage .roi")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +20,18 @@ from pipelines.local import containers
 from pipelines.local import steps as local
 from pipelines.local.plan import Plan
 from tests.support import ROOT, schemas
-from thyroid.data import pseudonyms
+from thyroid.crop import CropOptions
+from thyroid.data import pseudonyms, tables
+from thyroid.data.version import DataVersion
+from thyroid.imaging.geometry import MARGIN
 from thyroid.model.backbones import BACKBONES
+from thyroid.train.settings import UNSET
 
 STEPS = {
     "ingest": "data",
     "crop": "data",
     "train": "train",
+    "locate": "train",
     "evaluate": "train",
     "register": "ops",
     "deploy": "ops",
@@ -113,7 +119,7 @@ def test_every_step_is_a_file_and_every_file_a_step(compiled, search):
 def test_one_node_a_step_and_five_named_trainings_side_by_side(levels, tasks):
     names = {level: {task["taskInfo"]["name"] for task in within.values()} for level, within in levels.items()}
     assert "ingest" in names["scans to endpoint"]
-    assert names["enough is new"] == {"crop", "evaluate", "register", "deploy"} | {
+    assert names["enough is new"] == {"crop", "locate", "evaluate", "register", "deploy"} | {
         f"train-{backbone}" for backbone in BACKBONES
     }
     assert names["nothing to do"] == {"rest"}
@@ -123,12 +129,26 @@ def test_one_node_a_step_and_five_named_trainings_side_by_side(levels, tasks):
         backbone = task["inputs"]["parameters"]["backbone"]["runtimeValue"]["constant"]
         assert task["taskInfo"]["name"] == f"train-{backbone}"
     evaluate = tasks["evaluate"]
-    assert sorted(evaluate["dependentTasks"]) == sorted(["crop", *trainings])
+    assert sorted(evaluate["dependentTasks"]) == sorted(["crop", "locate", *trainings])
     for backbone in BACKBONES:
         producer = evaluate["inputs"]["artifacts"][backbone]["taskOutputArtifact"]["producerTask"]
         assert tasks[producer]["taskInfo"]["name"] == f"train-{backbone}"
+    assert evaluate["inputs"]["artifacts"]["boxes"]["taskOutputArtifact"] == {
+        "outputArtifactKey": "boxes",
+        "producerTask": "locate",
+    }
     assert tasks["register"]["dependentTasks"] == ["evaluate"]
     assert tasks["deploy"]["dependentTasks"] == ["register"]
+
+
+def test_the_locator_runs_beside_the_trainings_and_gets_the_frames_as_they_came(tasks):
+    locate = tasks["locate"]
+    assert locate["dependentTasks"] == ["crop"]
+    artifacts, parameters = locate["inputs"]["artifacts"], locate["inputs"]["parameters"]
+    assert artifacts["images"]["taskOutputArtifact"]["producerTask"] == "crop"
+    assert "ingest-data" in artifacts["data"]["componentInputArtifact"]
+    assert parameters["unsure"]["componentInputParameter"].endswith("unsure")
+    assert not {"image_size", "epochs", "batch_size"} & parameters.keys(), "its size and epochs are its own"
 
 
 def test_the_last_word_comes_whatever_happened(compiled):
@@ -144,7 +164,8 @@ def test_the_last_word_comes_whatever_happened(compiled):
 def test_only_what_is_safe_is_cached(tasks):
     """The cache sees parameters and names: what reads a folder, a registry or a cluster may not be cached."""
     cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {name for name, task in tasks.items() if task["taskInfo"]["name"].startswith("train-")}
+    trainings = {name for name, task in tasks.items() if task["taskInfo"]["name"].startswith("train-")}
+    assert cached == trainings | {"locate"}
     for name in cached:
         given = tasks[name]["inputs"]["parameters"]
         source = given["fingerprint"]["taskOutputParameter"]
@@ -174,11 +195,11 @@ def test_every_pod_is_limited_retried_and_given_up(compiled, tasks, pods):
         assert pod["imagePullPolicy"] == "IfNotPresent"
 
 
-def test_trainings_and_only_they_get_gpus_and_shared_memory(compiled, tasks, pods):
+def test_what_tensorflow_trains_gets_gpus_and_shared_memory_and_nothing_else(compiled, tasks, pods):
     for name, task in tasks.items():
         label, container = executor(compiled, task)
         gpu = container["resources"].get("accelerator")
-        if name.startswith("train"):
+        if name.startswith("train") or name == "locate":
             assert gpu["resourceType"] == "nvidia.com/gpu"
             assert gpu["resourceCount"] == "1"
             assert pods[label]["tolerations"] == [
@@ -202,7 +223,7 @@ def test_the_key_of_pseudonyms_is_read_by_those_who_name_patients(tasks, compile
         for secret in pod.get("secretAsEnv", [])
         if secret["secretName"] == "thyroid-patient-key"
     }
-    assert set(of_key) == {"ingest", "train", "evaluate", "register"}
+    assert set(of_key) == {"ingest", "train", "locate", "evaluate", "register"}
     for secret in of_key.values():
         assert secret["keyToEnv"] == [{"envVar": pseudonyms.KEY_VARIABLE, "secretKey": "key"}]
         assert secret["optional"]
@@ -321,11 +342,59 @@ def test_interfaces_are_those_of_the_functions(compiled, plain):
 
 def test_parameters_have_descriptions_and_defaults(compiled):
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
-    assert len(parameters) <= 30
+    assert len(parameters) <= 36
     for name, parameter in parameters.items():
         assert parameter.get("description"), name
         assert parameter.get("isOptional", False) == (name not in ("scans", "registry"))
     assert parameters["weights"]["defaultValue"] == "imagenet"
+    assert parameters["margin"]["defaultValue"] == UNSET
+    assert f"else {MARGIN:g}" in parameters["margin"]["description"]
+    assert parameters["jitter"]["defaultValue"] == CropOptions.jitter
+
+
+def test_margin_and_jitter_reach_the_crops(tasks, search):
+    given = tasks["crop"]["inputs"]["parameters"]
+    for name in ("margin", "jitter"):
+        assert given[name]["componentInputParameter"].endswith(name)
+    given = search["root"]["dag"]["tasks"]["crop"]["inputs"]["parameters"]
+    assert given["margin"]["runtimeValue"]["constant"] == UNSET
+    assert given["jitter"]["runtimeValue"]["constant"] == CropOptions.jitter
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named", "expected"),
+    [
+        ({}, None, (MARGIN, 1.0)),
+        ({"margin": 0.3, "jitter": 0.5}, None, (0.3, 0.5)),
+        ({}, {"margin": 0.35}, (0.35, 1.0)),
+        ({"margin": 0.3}, {"head_rate": 0.01}, (0.3, 1.0)),
+        ({"recipe": "deck"}, None, (MARGIN, 0.0)),
+    ],
+)
+def test_the_crop_step_crops_as_it_is_told(cropped, tmp_path, monkeypatch, parameters, named, expected):
+    (tmp_path / "settings.json").write_text(json.dumps(named))
+    data = cropped.parent / "ingested"
+    given = {
+        "domains": "cropped",
+        "recipe": "two-phase",
+        "settings": "" if named is None else str(tmp_path / "settings.json"),
+        "margin": UNSET,
+        "jitter": CropOptions.jitter,
+        "store": str(tmp_path / "store"),
+    }
+    made = SimpleNamespace(path=str(tmp_path / "out"), metadata={})
+    monkeypatch.setenv("_KFP_RUNTIME", "true")  # as in a container, where steps are plain functions
+    crop = runpy.run_path(str(ROOT / "components" / "crop.py"))["crop"]
+    crop(
+        data=SimpleNamespace(path=str(data)),
+        fingerprint=DataVersion.read(data).fingerprint,
+        **(given | parameters),
+        images=made,
+        version=str(tmp_path / "version"),
+        sheet=SimpleNamespace(path=str(tmp_path / "sheet")),
+    )
+    facts = tables.read_facts(tmp_path / "out")
+    assert (facts.margin, facts.jitter) == expected
 
 
 def test_compiling_some_backbones_without_tensorflow(tmp_path):
@@ -336,7 +405,7 @@ def test_compiling_some_backbones_without_tensorflow(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
     compiled = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
-    assert len(compiled["deploymentSpec"]["executors"]) == 9
+    assert len(compiled["deploymentSpec"]["executors"]) == 10
 
 
 def test_image_names_follow_the_environment(monkeypatch):

@@ -32,7 +32,11 @@ pytestmark = pytest.mark.containers
 BACKBONES = ("VGG16", "ResNet50")
 TOY = {"image_size": 32, "epochs": 1, "batch_size": 16, "weights": "none", "domains": ""}
 MEGABYTES = {"data": 720, "ops": 1000, "serve": 900, "train": 3500, "web": 700}
-STEPS = {"data": ["ingest", "crop"], "train": ["train", "evaluate"], "ops": ["register", "deploy", "conclude"]}
+STEPS = {
+    "data": ["ingest", "crop"],
+    "train": ["train", "locate", "evaluate"],
+    "ops": ["register", "deploy", "conclude"],
+}
 NOT_IN = {
     "data": ["tensorflow", "keras", "openvino", "sklearn", "kserve", "kubernetes"],
     "train": ["kserve", "kubernetes", "fastapi"],

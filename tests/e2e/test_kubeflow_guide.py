@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pipelines import draw
-from pipelines.cluster import NEEDS
+from pipelines.cluster import NEEDS, ON_GPU
 from pipelines.cluster import Cluster as Placed
 from tests.components.test_step import compile_
 from tests.deploy.test_deploy import REFERENCE, register
@@ -214,7 +214,8 @@ def test_the_table_of_nodes_is_the_codes():
         for step in re.split(", ", names):
             if step in NEEDS:
                 need = NEEDS[step]
-                assert cells == [need.cpu, f"{need.memory_request} to {need.memory_limit}", ""], step
+                gpus = "1" if step in ON_GPU else ""
+                assert cells == [need.cpu, f"{need.memory_request} to {need.memory_limit}", gpus], step
     for backbone in BACKBONES.values():
         (cells,) = [cells for names, cells in rows.items() if re.search(rf"train .*\b{backbone.name}\b", names)]
         assert cells == [NEEDS["train"].cpu, f"{backbone.memory_request} to {backbone.memory_limit}", "1"]
@@ -229,7 +230,7 @@ def test_the_picture_is_of_the_pipeline_as_it_is(tmp_path, drawn):
     compile_(tmp_path / "thyroid.yaml")
     found = draw.steps(tmp_path / "thyroid.yaml")
     assert draw.drawn_edges(ROOT / "docs" / "dag.png") == draw.edges(found)
-    assert {step.name for step in found} >= {"ingest", "crop", "evaluate", "register", "deploy", "conclude"}
+    assert {step.name for step in found} >= {"ingest", "crop", "locate", "evaluate", "register", "deploy", "conclude"}
     draw.draw(tmp_path / "thyroid.yaml", tmp_path / "dag.png")
     assert draw.drawn_edges(tmp_path / "dag.png") == draw.edges(found)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thyroid.data import tables
+from thyroid.data import surroundings, tables
 from thyroid.data.version import DataVersion
 from thyroid.evaluate import card, gate, report
-from thyroid.evaluate.audits import audits, shortcut, subject
+from thyroid.evaluate.audits import audits, names, shortcut, subject
 from thyroid.evaluate.audits.leakage import LeakageAudit
 from thyroid.evaluate.audits.shortcut import ShortcutAudit
 from thyroid.evaluate.audits.subject import Subject
@@ -21,6 +21,7 @@ from thyroid.metrics import Interval
 from thyroid.model import inputs
 from thyroid.model.network import Network
 from thyroid.records.evaluation import EvaluationRecord
+from thyroid.records.gate import AuditRecord
 from thyroid.train import record
 
 
@@ -31,30 +32,11 @@ def model(trained):
     return facts, Network.load(folder, facts)
 
 
-def test_context_knows_boxes_and_frames(cropped):
-    scans, regions, _ = tables.read(cropped)
-    for domain in tables.DOMAINS:
-        table = subject.context(DataVersion.read(cropped), domain)
-        assert len(table) == len(DataVersion.read(cropped).examples(domain)) == 30
-        assert table["boxes"].map(len).eq(1).all()
-        first = table.iloc[0]
-        region = regions[regions["path"] == first["path"]].iloc[0]
-        scan = scans[scans["path"] == first["path"]].iloc[0]
-        assert first["boxes"][0] == (
-            region["x"] - scan["area_x"],
-            region["y"] - scan["area_y"],
-            region["width"],
-            region["height"],
-        )
-        assert (first["box_width"], first["box_height"]) == (region["width"], region["height"])
-        assert first["views"] == 2
-
-
 @pytest.mark.parametrize("domain", tables.DOMAINS)
 def test_blanked_images_show_nothing_of_the_nodule(cropped, domain):
     """Whatever is painted into the nodule, the blanked image is the same, and its square reveals no shape."""
     data = DataVersion.read(cropped)
-    table = subject.context(data, domain).head(4)
+    table = surroundings.context(data, domain).head(4)
     size = 96
     plain = subject.blanked(data, table, domain, size)
     assert plain.shape == (4, size, size, 3)
@@ -68,6 +50,17 @@ def test_blanked_images_show_nothing_of_the_nodule(cropped, domain):
         seen = plain > 0
         assert np.abs(plain.astype(int) - images.rgb(whole))[seen].mean() < 8, "what is not blanked is as it was"
         assert (plain == 0).sum() > (whole == 0).sum() * 3 + 1000
+
+
+def test_a_wider_margin_shows_more_surroundings_of_the_same_nodule(cropped):
+    data = DataVersion.read(cropped)
+    table = surroundings.context(data, "cropped").head(4)
+    for margin in names.MARGINS:
+        blanked = subject.blanked(data, table, "cropped", 96, margin)
+        side = 96 / (1 + 2 * margin)
+        low, high = (96 - side) / 2, (96 + side) / 2
+        assert not blanked[:, int(low) + 2 : int(high) - 2, int(low) + 2 : int(high) - 2].any()
+        assert blanked[:, int(low) - 4 : int(low) - 1, 30:66].any(axis=(1, 2, 3)).all(), "surroundings begin there"
 
 
 def plant(cropped, tmp_path, paint):
@@ -84,16 +77,17 @@ def plant(cropped, tmp_path, paint):
     return folder
 
 
-def audit(data, trained) -> tuple[ShortcutAudit, LeakageAudit, dict]:
-    """The audits of the model of full frames, and their JSON."""
-    folder = trained["VGG16", "normal"]
+def audit(data, trained, domain="normal", boxes=None) -> tuple[ShortcutAudit, LeakageAudit, dict]:
+    """The audits of the VGG16 of one domain, and their JSON."""
+    folder = trained["VGG16", domain]
     facts = record.read(folder)
     network = Network.load(folder, facts)
     parts = pd.read_csv(folder / "parts.csv").set_index("file")["part"]
-    test = DataVersion.read(data).examples("normal", "test")
+    test = DataVersion.read(data).examples(domain, "test")
     test["probability_M"] = network.probabilities(inputs.decode(test, facts.image_size))[:, 1]
     test["file"] = [str(Path(f).relative_to(data)) for f in test["file"]]
-    done = audits.ModelAudits.run(Subject(DataVersion.read(data), "normal", facts, network, parts, test))
+    audited = Subject(DataVersion.read(data), domain, facts, network, parts, test, boxes=boxes)
+    done = audits.ModelAudits.run(audited)
     shortcut_audit, leakage_audit = done.audits
     return shortcut_audit, leakage_audit, done.record().to_dict()
 
@@ -112,7 +106,8 @@ def test_evidence_in_the_frame_is_found(cropped, trained, tmp_path):
 def test_numbers_alone_are_measured(cropped, trained):
     done, leakage, facts = audit(cropped, trained)
     measured = set(done.shortcut) | set(done.not_measured)
-    assert measured >= set(shortcut.SHORTCUTS)
+    assert measured >= set(names.SHORTCUTS) - set(names.AUTOMATIC) - set(names.at_margins(names.BLANKED))
+    assert not measured & set(names.AUTOMATIC), "there is no locator"
     assert {"patient_number", "acquisition_order", "scan_area_geometry", "box_size", "grey_levels"} <= set(
         done.shortcut
     )
@@ -121,6 +116,96 @@ def test_numbers_alone_are_measured(cropped, trained):
     json.dumps(facts, allow_nan=False)
     assert list(facts) == ["domain", "shortcut", "kept", "leakage", "findings", "not_measured"]
     assert {"leaky_split", "by_patient", "difference"} <= set(leakage.leakage)
+
+
+def test_crops_are_judged_at_their_own_margin_and_shown_at_another(cropped, trained):
+    done, _, facts = audit(cropped, trained, "cropped")
+    own = DataVersion.read(cropped).margin
+    others = [margin for margin in names.MARGINS if margin != own]
+    assert len(others) < len(names.MARGINS)
+    expected = {names.at_margin(name, margin) for margin in others for name in names.BLANKED | names.WHOLE}
+    assert {name for name in done.shortcut if "_margin_" in name} == expected
+    assert set(done.kept) <= set(names.BLANKED), "only the run's own margin decides"
+    assert facts["further"] == {"shortcut": {"margin": own}}
+    restored = ShortcutAudit.from_record(AuditRecord.parse(facts, "evaluation.json"), None)
+    assert (restored.margin, restored.table, restored.outcome) == (own, done.table, done.outcome)
+    rows = [name for name, _ in done.table]
+    assert len(set(rows)) == len(rows)
+    for margin in names.MARGINS:
+        assert sum(f"margin {margin:g}" in name for name in rows) == len(names.BLANKED | names.WHOLE)
+
+
+@pytest.mark.parametrize(("own", "other", "found"), [(0.56, 0.78, False), (0.78, 0.56, True)])
+def test_another_margin_is_told_but_decides_nothing(own, other, found):
+    done = ShortcutAudit("cropped", margin=0.15)
+    for name, value in (("blanked_nodule", own), ("whole_image", 0.8)):
+        done.shortcut[name] = Interval(value, 0.7, 0.9)
+    for name, value in (("blanked_nodule", other), ("whole_image", 0.9)):
+        done.shortcut[names.at_margin(name, 0.5)] = Interval(value, 0.7, 0.95)
+    done.judge()
+    assert (done.finding is not None) == found
+    assert done.kept == {"blanked_nodule": pytest.approx((own - 0.5) / 0.3)}
+    assert done.kept_at("blanked_nodule", 0.5) == pytest.approx((other - 0.5) / 0.4)
+    assert done.kept_at("model_on_blanked_nodule", 0.5) is None
+    assert f"{done.kept_at('blanked_nodule', 0.5):.0%} at margin 0.5" in (done.finding or done.outcome)
+
+
+def test_a_reference_at_chance_says_nothing_of_another_margin():
+    done = ShortcutAudit("cropped", margin=0.15)
+    done.shortcut = {"blanked_nodule": Interval(0.6, 0.5, 0.7), "whole_image": Interval(0.8, 0.7, 0.9)}
+    done.shortcut[names.at_margin("blanked_nodule", 0.5)] = Interval(0.55, 0.4, 0.7)
+    done.shortcut[names.at_margin("whole_image", 0.5)] = Interval(0.6, 0.45, 0.75)
+    done.judge()
+    assert done.ran
+    assert done.kept_at("blanked_nodule", 0.5) is None
+    assert "0.5" not in done.outcome
+
+
+def proposals(data, side, heat) -> pd.DataFrame:
+    """Proposals for every frame, whose best box has the side and the heat that are given by label."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for scan in DataVersion.read(data).used.itertuples():
+        best = (0, side[scan.label] + rng.integers(8), side[scan.label], heat[scan.label] + rng.uniform(0, 0.1))
+        second = (1, 200 if scan.label == "B" else 10, 10, 0.1)
+        rows += [(scan.path, *second), (scan.path, *best)]
+    return pd.DataFrame(rows, columns=["path", "rank", "width", "height", "heat"])
+
+
+@pytest.mark.parametrize("domain", tables.DOMAINS)
+def test_what_the_automatic_box_gives_away_is_measured(cropped, trained, domain):
+    same, different = {"B": 40, "M": 40}, {"B": 40, "M": 80}
+    by_size, *_ = audit(cropped, trained, domain, proposals(cropped, different, {"B": 0.3, "M": 0.3}))
+    assert by_size.shortcut["automatic_box_size"].value > 0.95
+    by_score, *_ = audit(cropped, trained, domain, proposals(cropped, same, {"B": 0.2, "M": 0.8}))
+    assert by_score.shortcut["automatic_box_size"].value < 0.8
+    assert by_score.shortcut["automatic_box_size_and_score"].value > 0.95
+    assert {names.describe(name) for name in names.AUTOMATIC} <= {name for name, _ in by_score.table}
+
+
+def test_the_best_box_of_a_frame_counts_once(cropped):
+    data = DataVersion.read(cropped)
+    twice, lost = data.used.loc[data.used["split"] != "test", "path"].iloc[:2]
+    second = data.regions[data.regions["path"] == twice].assign(x=1, y=1, crop_path="cropped/other.jpg")
+    doubled = pd.concat([data.regions, second])
+    data = DataVersion(data.folder, data.scans, doubled.reset_index(drop=True), data.facts)
+    boxes = proposals(cropped, {"B": 40, "M": 80}, {"B": 0.3, "M": 0.6})
+    one = Subject(data, "cropped", None, None, None, None, boxes=boxes[boxes["path"] != lost])
+    best = one.best_boxes
+    table = one.development
+    assert len(best) == len(table) == table["path"].nunique() + 1
+    boxed = table[best["heat"].notna()]
+    assert not boxed["path"].duplicated().any()
+    assert set(boxed["path"]) | {lost} == set(table["path"])
+    assert lost not in set(boxed["path"])
+    assert (best["height"].dropna() == boxed["label"].map({"B": 40, "M": 80})).all()
+
+
+def test_frames_that_were_not_boxed_are_said(cropped, trained):
+    nothing = proposals(cropped, {"B": 40, "M": 80}, {"B": 0.3, "M": 0.6}).iloc[:0]
+    done, *_ = audit(cropped, trained, boxes=nothing)
+    assert set(names.AUTOMATIC) <= set(done.not_measured)
+    assert not set(names.AUTOMATIC) & set(done.shortcut)
 
 
 def test_a_number_that_gives_the_label_away_is_found(cropped, trained, tmp_path):

@@ -13,7 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from tests.conftest import variant
 from tests.support import toy_artefact, toys
-from thyroid import RESEARCH_USE_ONLY, metrics
+from thyroid import RESEARCH_USE_ONLY, crop, metrics
+from thyroid.crop import CropOptions
 from thyroid.data import tables, version
 from thyroid.data.classes import BINARY
 from thyroid.data.version import DataVersion
@@ -259,6 +260,18 @@ def test_models_of_another_data_version_are_refused(cropped, trained, tmp_path):
         evaluate.evaluate(cropped, [tmp_path], tmp_path / "out")
 
 
+def test_models_of_other_crops_of_the_same_scans_are_refused(cropped, trained, tmp_path):
+    """The data versions have one digest, but the model would be scored, and served, with a margin that it never saw."""
+    other = tmp_path / "other"
+    done = crop.crop(cropped.parent / "ingested", other, CropOptions(["cropped", "normal"], margin=0.2))
+    assert done.facts.digest == DataVersion.read(cropped).digest
+    folder = trained["VGG16", "cropped"]
+    with pytest.raises(InputError, match=rf"{folder}\b.*\b0\.5\b.*\b0\.2\b"):
+        scored.read(other, [folder], EvaluateOptions())
+    _, (model,) = scored.read(other, [trained["VGG16", "normal"]], EvaluateOptions())
+    assert model.key == ("VGG16", "normal")
+
+
 def test_no_model(cropped, tmp_path):
     with pytest.raises(InputError, match="model"):
         evaluate.evaluate(cropped, [], tmp_path)
@@ -390,6 +403,27 @@ def test_the_report_says_what_was_new_and_what_it_changed(held_against, cropped)
     assert 'id="changes"' in html
     assert re.search(rf"version 2\b.*\b{new} scans\b", html)
     assert metrics.format_interval(done.record.gate.comparison.difference) in html
+
+
+@pytest.mark.parametrize("margins", [(0.5, 0.5), (0.15, 0.5), (0.15, 0.3)])
+def test_the_report_says_which_margin_a_rival_was_scored_with(held_against, cropped, tmp_path, margins):
+    data = DataVersion.read(cropped)
+    gate = held_against.record.gate
+    assert gate.comparison.champion_margin == gate.anchor_comparison.champion_margin == data.margin == 0.5
+    champion, anchor = (
+        compared.model_copy(update={"champion_margin": margin})
+        for compared, margin in zip((gate.comparison, gate.anchor_comparison), margins, strict=True)
+    )
+    decision = gate.model_copy(update={"comparison": champion, "anchor_comparison": anchor})
+    (tmp_path / "plots").mkdir()
+    report.write(tmp_path, data, held_against.record.model_copy(update={"gate": decision}))
+    html = (tmp_path / "report.html").read_text()
+    said = re.findall(r"(\d+) saw crops of its own margin, (0\.\d+)", html)
+    assert said == [
+        (str(version), str(margin))
+        for version, margin in zip((gate.champion, gate.anchor), margins, strict=True)
+        if margin != 0.5
+    ]
 
 
 @pytest.mark.parametrize(

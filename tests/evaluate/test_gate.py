@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +14,12 @@ import pytest
 from tests.conftest import variant
 from tests.evaluate.test_performance import predictions
 from tests.support import toy_artefact
+from thyroid import crop
+from thyroid.crop import CropOptions
+from thyroid.data import surroundings
 from thyroid.data.classes import BINARY
 from thyroid.data.filenames import SCORE
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.evaluate import champion, gate, performance
 from thyroid.evaluate.audits import audits
@@ -21,13 +28,16 @@ from thyroid.evaluate.audits.shortcut import ShortcutAudit
 from thyroid.evaluate.champion import Champion, Rivals
 from thyroid.evaluate.gate import Candidate
 from thyroid.evaluate.options import EvaluateOptions
-from thyroid.model import operating_point
+from thyroid.imaging import images
+from thyroid.model import inputs, operating_point
 from thyroid.model.artefact import Artefact
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.records.gate import GateRecord
 from thyroid.registry import changes
 from thyroid.registry.registry import Registry
 
+NARROW = 0.1
+"""A margin that is not the default."""
 NOBODY = pd.DataFrame(columns=["sha256", "phash", "cohort", "patient"])
 
 
@@ -68,9 +78,9 @@ def decide(table: pd.DataFrame, current: Champion | None = None, anchor: Champio
     return gate.decide(candidate, Rivals(current or Champion(None), anchor), given.get("audits", audited()), options)
 
 
-def against(root, table: pd.DataFrame, scans: pd.DataFrame) -> tuple[Champion, Champion | None]:
-    """Champion and anchor of a registry on the images of `table`."""
-    found = champion.rivals(root, champion.CommonTestSet(table, BINARY, "cropped", scans))
+def against(root, data, table: pd.DataFrame, scans: pd.DataFrame = NOBODY) -> tuple[Champion, Champion | None]:
+    """Champion and anchor of a registry on the images of `table`, which are of the data version in `data`."""
+    found = champion.rivals(root, champion.CommonTestSet(DataVersion.read(data), table, "cropped", scans))
     return found.champion, found.anchor
 
 
@@ -306,17 +316,120 @@ def answers(evaluated, cropped) -> pd.DataFrame:
 
 def test_the_champion_is_scored_on_the_candidates_images(crowned, evaluated, cropped):
     table = answers(evaluated, cropped)
-    current, anchor = against(crowned[0], table, NOBODY)
+    current, anchor = against(crowned[0], cropped, table)
     assert (current.version, anchor) == (1, None)
     facts = Artefact.read(Registry(crowned[0]).find()).record
     assert current.threshold == facts.threshold
     np.testing.assert_allclose(current.scores, table[SCORE], atol=1e-5)
 
 
+def paths_of(table: pd.DataFrame, cropped: Path) -> list[str]:
+    """Paths of the scans of predictions."""
+    known = DataVersion.read(cropped).examples("cropped").set_index("file")["path"]
+    return known.loc[table["file"]].tolist()
+
+
+def shown_to(monkeypatch, *against_what) -> tuple[Champion, np.ndarray]:
+    """The champion, and the pixels that its network got."""
+    seen = []
+    real = inputs.predict
+
+    def predict(network, pixels):
+        seen.append(pixels)
+        return real(network, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "predict", predict)
+        current, _ = against(*against_what)
+    assert len(seen) == 1
+    return current, seen[0]
+
+
+@pytest.fixture
+def narrow(evaluated, tmp_path) -> Path:
+    """A registry whose champion was trained on crops of a narrow margin."""
+    return republished(evaluated / "artefact", tmp_path / "narrow", tmp_path, margin=NARROW)
+
+
+def test_a_champion_of_the_same_margin_sees_the_candidates_own_images(crowned, evaluated, cropped, monkeypatch):
+    table, data = answers(evaluated, cropped), DataVersion.read(cropped)
+    current, seen = shown_to(monkeypatch, crowned[0], cropped, table)
+    np.testing.assert_array_equal(seen, data.pixels(table, seen.shape[1]))
+    assert current.margin == data.margin
+    assert "margin" not in current.note
+
+
+def test_a_champion_of_another_margin_sees_what_it_sees_when_served(
+    narrow, evaluated, cropped, tmp_path, monkeypatch, good
+):
+    """They are the images of a data version of its own margin, but for one more compression of the scan area."""
+    crop.crop(cropped.parent / "ingested", tmp_path / "data", CropOptions(["cropped"], margin=NARROW))
+    table, own = answers(evaluated, cropped), DataVersion.read(tmp_path / "data")
+    current, seen = shown_to(monkeypatch, narrow, cropped, table)
+    expected = own.examples("cropped").set_index("path").loc[paths_of(table, cropped)].reset_index()
+    real = images.rgb(own.pixels(expected, seen.shape[1]))
+    wrong = images.rgb(DataVersion.read(cropped).pixels(table, seen.shape[1]))
+    assert seen.shape == real.shape
+    assert np.abs(seen.astype(int) - real).mean() < 4
+    assert np.abs(seen.astype(int) - wrong).mean() > 12
+    evaluated_there, there = shown_to(monkeypatch, narrow, tmp_path / "data", expected)
+    np.testing.assert_array_equal(images.rgb(there), real)
+    np.testing.assert_allclose(current.scores, evaluated_there.scores, atol=0.02)
+    assert (current.margin, evaluated_there.margin) == (NARROW, NARROW)
+    assert f"{NARROW:g}" in current.note
+    assert "margin" not in evaluated_there.note
+
+    decision = decide(good, Champion(3, good[SCORE].to_numpy(), 0.5, note=current.note, margin=current.margin))
+    assert decision.comparison.champion_margin == NARROW
+    assert any(current.note in one.found for one in decision.criteria if one.name == "not inferior to champion 3")
+    assert "champion_margin" not in decide(good, rival(3, good)).comparison.to_dict()
+
+
+def test_the_anchor_is_scored_with_a_margin_of_its_own(narrow, evaluated, cropped, tmp_path):
+    Registry(narrow).publish(variant(evaluated / "artefact", tmp_path), toy_artefact.gate("promoted", 1, []))
+    current, anchor = against(narrow, cropped, answers(evaluated, cropped))
+    assert (current.version, anchor.version) == (2, 1)
+    assert (current.margin, anchor.margin) == (DataVersion.read(cropped).margin, NARROW)
+    assert np.abs(current.scores - anchor.scores).max() > 0
+
+
+def test_files_that_came_in_cropped_are_scored_as_they_are(narrow, evaluated, cropped):
+    table, data = answers(evaluated, cropped), DataVersion.read(cropped)
+    every = paths_of(table, cropped)
+    for paths in (every[:1], every):
+        scans = data.scans.copy()
+        scans.loc[scans["path"].isin(paths), ["domain", "normal_path", "normal_sha256"]] = ["cropped", None, None]
+        test = champion.CommonTestSet(replace(data, scans=scans), table, "cropped", NOBODY)
+        pixels = images.rgb(test.pixels(32, NARROW))
+        same = (pixels == images.rgb(data.pixels(table, 32))).all(axis=(1, 2, 3))
+        assert same.tolist() == [path in paths for path in every]
+        (current,) = champion.rivals(narrow, test).by_role.values()
+        assert current.problem is None
+        assert current.margin == (None if same.all() else NARROW)
+
+
+def test_full_frames_have_no_margin(evaluated, cropped):
+    data = DataVersion.read(cropped)
+    frames = data.examples("normal", "test")
+    test = champion.CommonTestSet(data, frames, "normal", NOBODY)
+    assert test.is_cut_with(NARROW)
+    np.testing.assert_array_equal(test.pixels(32, NARROW), data.pixels(frames, 32))
+
+
+def test_a_lost_image_of_a_scan_area_refuses_with_its_name(narrow, evaluated, cropped, tmp_path):
+    copy = shutil.copytree(cropped, tmp_path / "copy")
+    table = answers(evaluated, copy)
+    lost = surroundings.context(DataVersion.read(copy), "cropped").set_index("file").loc[table["file"].iloc[0], "frame"]
+    (copy / lost).unlink()
+    current, _ = against(narrow, copy, table)
+    assert current.scores is None
+    assert lost in current.problem
+
+
 def test_no_registry_and_no_champion(tmp_path, evaluated, cropped):
     table = answers(evaluated, cropped)
-    assert against(tmp_path, table, NOBODY) == (Champion(None), None)
-    unknown = against(None, table, NOBODY)[0]
+    assert against(tmp_path, cropped, table) == (Champion(None), None)
+    unknown = against(None, cropped, table)[0]
     assert (unknown.version, unknown.scores) == (None, None)
     assert "registry" in unknown.problem
 
@@ -326,14 +439,14 @@ def test_the_anchor_is_scored_as_the_champion_is(crowned, evaluated, cropped, tm
     other = variant(evaluated / "artefact", tmp_path)
     Registry(crowned[0]).publish(other, toy_artefact.gate("promoted", 1, []))
     assert Registry(crowned[0]).read_aliases() == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
-    current, anchor = against(crowned[0], answers(evaluated, cropped), NOBODY)
+    current, anchor = against(crowned[0], cropped, answers(evaluated, cropped))
     assert (current.version, anchor.version) == (2, 1)
     np.testing.assert_array_equal(current.scores, anchor.scores)
     better = decide(
         good, current=rival(2, good), anchor=rival(1, good, predictions(200, 2, signal=1.2)[SCORE].to_numpy())
     )
     (crowned[1] / "model.keras").write_bytes(b"x")
-    current, anchor = against(crowned[0], answers(evaluated, cropped), NOBODY)
+    current, anchor = against(crowned[0], cropped, answers(evaluated, cropped))
     assert current.problem is None
     assert "model.keras" in anchor.problem
     assert (better.decision, better.ahead_of) == ("promoted", 1)
@@ -379,7 +492,7 @@ def test_a_champion_that_cannot_be_compared_refuses_with_the_reason(
         )
     else:
         (folder / "model.keras").write_bytes(b"x")
-    current, _ = against(root, answers(evaluated, cropped), judging)
+    current, _ = against(root, cropped, answers(evaluated, cropped), judging)
     said = {
         "classes": "2<3|4",
         "domain": "--serving-domain",

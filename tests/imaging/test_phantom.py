@@ -1,9 +1,22 @@
 import csv
 
 import numpy as np
+import pytest
 
 from thyroid.data import filenames
-from thyroid.imaging import images, phantom
+from thyroid.imaging import geometry, images, phantom, phantom_nodule
+
+VARIED = [("BM"[patient % 2], patient, off_centre) for patient in range(1, 25) for off_centre in (False, True)]
+
+
+def overlap(one: geometry.Box, other: geometry.Box) -> bool:
+    return all(one[i] < other[i] + other[i + 2] and other[i] < one[i] + one[i + 2] for i in (0, 1))
+
+
+def grown(box: geometry.Box, pixels: int) -> tuple[slice, slice]:
+    """Rows and columns of a box that is widened on each side."""
+    x, y, width, height = box
+    return slice(y - pixels, y + height + pixels), slice(x - pixels, x + width + pixels)
 
 
 def test_same_seed_same_pixels():
@@ -54,7 +67,93 @@ def test_number_of_processes_does_not_matter(phantoms):
     )
 
 
-def test_signs_are_imperfect():
-    for odds in phantom.SIGNS.values():
-        assert 0 < odds["B"] < 1
-        assert 0 < odds["M"] < 1
+@pytest.mark.parametrize(
+    ("arguments", "roi", "grey"),
+    [
+        (("B", 1, 1, 0), (290, 176, 136, 81), [[132, 140, 165, 166], [174, 191, 173, 153], [52, 115, 118, 105]]),
+        (("M", 3, 2, 5), (340, 212, 56, 81), [[84, 169, 149, 122], [148, 137, 118, 94], [134, 144, 139, 104]]),
+        (("M", 10, 1, 1), (305, 193, 77, 50), [[159, 152, 144, 155], [139, 164, 121, 167], [113, 96, 137, 122]]),
+    ],
+)
+def test_the_default_frames_are_those_of_earlier_releases(arguments, roi, grey):
+    """Speckle as it was, up to the rounding of another processor."""
+    drawn = phantom.draw(*arguments)
+    assert drawn.rois == (roi,)
+    np.testing.assert_allclose(drawn.image[100:340:80, 200:440:60, 0], grey, atol=2)
+
+
+def test_without_a_nodule_nothing_else_changes():
+    for label, patient, _ in VARIED[::4]:
+        one, none = phantom.draw(label, patient, 1), phantom.draw(label, patient, 1, nodules=0)
+        assert none.rois == ()
+        with pytest.raises(ValueError, match="nodule"):
+            _ = none.roi
+        changed = np.abs(one.image.astype(int) - none.image).max(axis=2)
+        assert changed[grown(one.roi, 0)].max() > 30
+        changed[grown(one.roi, 20)] = 0
+        assert not changed.any()
+
+
+def test_two_nodules_lie_apart_within_the_scan_area():
+    for label, patient, off_centre in VARIED:
+        drawn = phantom.draw(label, patient, 1, nodules=2, off_centre=off_centre)
+        one, two = drawn.rois
+        assert (one,) == phantom.draw(label, patient, 1, off_centre=off_centre).rois
+        assert drawn.roi == one
+        assert not overlap(one, two)
+        area = geometry.scan_area(drawn.image)
+        assert area.mask[grown(two, 3)].all()
+        assert min(two[2:]) > 20
+
+
+def test_the_second_nodule_is_not_about_the_label():
+    rough = [phantom._second_nodule([0, patient, 1]).roughness > 0.1 for patient in range(300)]
+    assert np.mean(rough) < (phantom_nodule.SIGNS["irregular_margin"]["B"] + 0.5) / 2
+
+
+def test_off_centre_is_elsewhere_and_still_within_the_scan_area():
+    away = []
+    for label, patient, _ in VARIED[::2]:
+        drawn = phantom.draw(label, patient, 1, off_centre=True)
+        x, y, width, height = drawn.roi
+        area = geometry.scan_area(drawn.image)
+        assert area.mask[grown(drawn.roi, 3)].all()
+        left, top, wide, high = area.box
+        away.append(((x + width / 2 - left) / wide - 0.5, (y + height / 2 - top) / high - 0.5))
+    beyond = np.abs(away) > np.array(phantom.CENTRAL) - 0.04  # a ragged margin moves the middle of the box
+    assert beyond.any(axis=1).all()
+    assert np.max(np.abs(away)) > 0.25
+
+
+def test_another_number_of_nodules_is_refused():
+    with pytest.raises(ValueError, match="nodules"):
+        phantom.draw("B", 1, 1, nodules=3)
+
+
+def test_shares_of_a_varied_sample():
+    drawn = [phantom.variation(patient, image, seed=2) for patient in range(1, 1001) for image in (1, 2)]
+    assert drawn == [phantom.variation(patient, image, seed=2) for patient in range(1, 1001) for image in (1, 2)]
+    numbers = np.array([number for number, _ in drawn])
+    shares = [np.mean(numbers == 0), np.mean(numbers == 2), np.mean([place for _, place in drawn])]
+    expected = [phantom.WITHOUT_NODULE, phantom.WITH_TWO, phantom.OFF_CENTRE]
+    np.testing.assert_allclose(shares, expected, atol=0.04)
+    assert drawn != [phantom.variation(patient, image, seed=3) for patient in range(1, 1001) for image in (1, 2)]
+
+
+def test_a_varied_sample_has_a_row_for_each_nodule(tmp_path):
+    arguments = ["--output", str(tmp_path), "--patients", "12", "--images-per-patient", "2", "--seed", "4", "--varied"]
+    assert phantom.main(arguments) == 0
+    with (tmp_path / "rois.csv").open() as file:
+        rows = [(row.pop("filename"), tuple(map(int, row.values()))) for row in csv.DictReader(file)]
+    files = sorted((tmp_path / "scans").iterdir())
+    assert len(files) == 24
+    numbers = set()
+    for path in files:
+        name = filenames.parse(path.name)
+        nodules, off_centre = phantom.variation(name.patient, name.image, seed=4)
+        drawn = phantom.draw(name.label, name.patient, name.image, 4, nodules=nodules, off_centre=off_centre)
+        assert [box for file, box in rows if file == path.name] == list(drawn.rois)
+        assert path.read_bytes() == images.encode(drawn.image, phantom.MARK)
+        assert (drawn.image[:18] > 200).sum() > 300, "banner"
+        numbers.add(len(drawn.rois))
+    assert numbers == {0, 1, 2}

@@ -39,7 +39,7 @@ def test_forms_agree(artefact):
     np.testing.assert_allclose(reference[0], network.predict(given, verbose=0), atol=1e-6)
     for form in (one for one in artefact.record.forms if one != engine.KERAS):
         probability, evidence = engine.load(artefact, form).predict(given)
-        near = 1e-4 if form == engine.F32 else 0.05
+        near = 1e-4 if form == engine.F32 else 0.2  # eight bits of a mantissa, on noise
         np.testing.assert_allclose(probability, reference[0], atol=near)
         scale = np.abs(reference[1]).max()
         np.testing.assert_allclose(evidence / scale, reference[1] / scale, atol=near)

@@ -39,6 +39,32 @@ def test_one_colour_image_makes_three_channels_of_all(tmp_path):
         np.testing.assert_array_equal(image, images.rgb(images.square(file.read_bytes(), 32)))
 
 
+def test_disturbed_crops_take_the_place_of_their_images(tmp_path):
+    files = [write_scan(tmp_path / f"{i}.jpg", seed=i) for i in range(6)]
+    images_, others = table_of(files[:4]), table_of(files[4:])
+    table = images_.assign(jitter_file=pd.Series(others["file"].tolist(), [1, 3]))
+    table["jitter_sha256"] = pd.Series(others["sha256"].tolist(), [1, 3])
+    table.index += 100
+    pixels = inputs.decode(images_, 32)
+    found = inputs.disturbed(pixels, table)
+    np.testing.assert_array_equal(found[[0, 2]], pixels[[0, 2]])
+    np.testing.assert_array_equal(found[[1, 3]], inputs.decode(others, 32))
+    np.testing.assert_array_equal(pixels, inputs.decode(images_, 32))
+    assert inputs.disturbed(pixels, images_) is pixels
+
+
+@pytest.mark.parametrize("coloured", [True, False])
+def test_a_disturbed_crop_has_the_channels_of_the_images(tmp_path, coloured):
+    plain, colour = write_scan(tmp_path / "0.jpg", seed=0), colour_scan(tmp_path / "c.jpg")
+    image, crop = (colour, plain) if coloured else (plain, colour)
+    table = table_of([image]).assign(jitter_file=str(crop), jitter_sha256=sha256(crop))
+    found = inputs.disturbed(inputs.decode(table, 32), table)
+    expected = images.square(crop.read_bytes(), 32)
+    assert found.shape == (1, 32, 32, 3 if coloured else 1)
+    assert np.abs(found[0].mean(axis=-1) - expected.mean(axis=-1)).mean() < 25
+    assert (found != inputs.decode(table, 32)).any()
+
+
 def test_a_set_larger_than_the_budget_is_paged_from_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     files = [write_scan(tmp_path / f"{i}.jpg", seed=i) for i in range(4)]

@@ -9,6 +9,7 @@ from pipelines import configuration, run
 from pipelines.configuration import LocalOptions
 from thyroid.errors import InputError
 from thyroid.evaluate.options import EvaluateOptions
+from thyroid.locate.options import LocateOptions
 from thyroid.train.options import TrainOptions
 
 
@@ -30,6 +31,7 @@ def test_defaults_are_those_of_the_options():
     found = resolve()
     assert found["sensitivity"] == EvaluateOptions.sensitivity
     assert found["recipe"] == TrainOptions.recipe
+    assert found["unsure"] == LocateOptions.unsure
     assert found["weights"] == "none", "the preset's"
 
 
@@ -91,3 +93,19 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_locations_come_from_the_options():
     assert {"scans", "rois", "crops", "labels", "settings", "registry", "store", "clinical"} == configuration.LOCATIONS
     assert dataclasses.is_dataclass(run.Given)
+
+
+@pytest.mark.parametrize(
+    ("given", "body"),
+    [
+        ({}, "toy"),
+        ({"weights": "imagenet"}, "body"),
+        ({"weights": "None"}, "toy"),
+        ({"scans": "scans", "rois": "rois.csv", "weights": "weights"}, "body"),
+        ({"scans": "scans", "weights": "weights"}, ""),
+        ({"scans": "scans", "crops": "crops"}, ""),
+    ],
+)
+def test_the_locator_that_a_run_trains_follows_from_weights_and_regions(tmp_path, given, body):
+    chosen = resolve(**given)
+    assert run.workload(chosen, chosen.arguments(tmp_path)).locator == body

@@ -51,7 +51,7 @@ def test_summary_says_everything(output, asked):
     }
     assert set(summary["data"]["splits"]) == {"train", "validation", "test"}
     for row in summary["models"]:
-        assert set(row["test"]) == set(asked["domains"])
+        assert set(row["test"]) == {*asked["domains"], "automatic"}
         assert set(row["test"]["cropped"]) >= {"n", "auroc", "accuracy", "majority"}
         assert {"parameters", "seconds", "validation"} <= set(row)
         assert row["recipe"] == "two-phase"
@@ -69,7 +69,11 @@ def test_results_are_where_people_look(output):
     assert (output / "data" / "statistics.png").is_file()
     request = json.loads((output / "request.json").read_text())
     assert set(request["instances"][0]) == {"image", "roi"}
-    assert not (output / "work").exists(), "what a killed run would go on from is gone after a whole one"
+    assert (output / "locate" / "sheet.png").is_file()
+    assert (output / "locate" / "locate.json").is_file()
+    assert not [name for name in ("crops", "locator") if (output / "locate" / name).exists()], "the registry has them"
+    left = {path.name.rpartition("-")[0] for path in (output / "store" / "work").glob("*")}
+    assert left <= {"locate-maps"}, "what a killed run would go on from is gone after a whole one"
 
 
 def test_the_run_is_written_down_for_people_and_in_the_registry(output, asked):
@@ -105,7 +109,7 @@ def test_kubeflow_artifacts_are_filled(output, asked):
         for name in ("statistics", "sheet", "history", "report")
         for p in output.glob(f"pipeline/*/*/{name}")
     ]
-    assert len(pages) == 3 + len(asked["backbones"])
+    assert len(pages) == 4 + len(asked["backbones"])
     assert all("Research use only" in page for page in pages)
 
 
@@ -119,12 +123,18 @@ def failing(capsys, *arguments: str) -> str:
 def test_what_is_wrong_is_said_before_the_first_step(capsys, scans, tmp_path):
     out = ("--output", str(tmp_path / "out"))
     assert "'AlexNet'" in failing(capsys, *out, "--backbones", "AlexNet")
+    assert "unsure 1.0" in failing(capsys, *out, "--unsure", "1")
     assert str(tmp_path / "no") in failing(capsys, *out, "--scans", str(tmp_path / "no"))
     assert "no.csv" in failing(capsys, *out, "--scans", str(scans), "--rois", str(tmp_path / "no.csv"))
     assert "/no/where" in failing(capsys, *out, "--scans", str(scans), "--weights", "/no/where")
     assert "--rois" in failing(capsys, *out, "--scans", str(scans), "--domains", "cropped")
     assert "'frames'" in failing(capsys, *out, "--scans", str(scans), "--domains", "frames")
     assert "--crops" in failing(capsys, *out, "--crops", str(scans))
+    assert re.search(r"jitter\b.*\b3\b", failing(capsys, *out, "--scans", str(scans), "--jitter", "3"))
+    assert re.search(r"margin\b.*-0\.1\b", failing(capsys, *out, "--scans", str(scans), "--margin", "-0.1"))
+    (tmp_path / "settings.json").write_text('{"margin": 0.35}')
+    settings = ("--scans", str(scans), "--settings", str(tmp_path / "settings.json"))
+    assert re.search(r"\b0\.3\b.*\b0\.35\b", failing(capsys, *out, *settings, "--margin", "0.3"))
     assert "python3" in failing(capsys, "--output", str(tmp_path / "python3.11" / "out"))
     assert not (tmp_path / "out").exists()
 

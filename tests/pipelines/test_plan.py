@@ -16,7 +16,7 @@ from thyroid.train import twophase
 def of(tmp_path, **changed) -> Plan:
     given = {
         "backbones": tuple(BACKBONES), "images": 240, "size": 64, "epochs": 3, "recipe": "two-phase", "domains": 1,
-        "folds": 0, "cores": 2, "memory": 16e9, "remembered": tmp_path / "paces.json",
+        "folds": 0, "locator": "toy", "cores": 2, "memory": 16e9, "remembered": tmp_path / "paces.json",
     } | changed  # fmt: skip
     machine, remembered = Machine(given.pop("cores"), given.pop("memory")), given.pop("remembered")
     return plan.training(Workload(**given), machine, remembered)
@@ -37,6 +37,16 @@ def test_more_work_takes_longer(tmp_path):
         assert of(tmp_path, **less).left() < usual, less
 
 
+def test_a_locator_takes_its_own_time_whatever_size_the_trainings_have(tmp_path):
+    (tmp_path / "paces.json").write_text(json.dumps({"ingest": 1.0}))
+    skipped, toy, body = (of(tmp_path, locator=kind).seconds("locate") for kind in ("", "toy", "body"))
+    assert skipped < toy < body
+    assert of(tmp_path, size=224, epochs=50).seconds("locate") == toy
+    assert of(tmp_path, images=2400, locator="body").seconds("locate") > 5 * body
+    assert of(tmp_path, images=2400, locator="").seconds("locate") == skipped
+    assert of(tmp_path, backbones=["VGG16"], locator="body").left() > of(tmp_path, backbones=["VGG16"]).left()
+
+
 def test_this_machines_last_run_is_what_the_next_is_reckoned_from(tmp_path):
     found = []
     for paces in ({"ingest": 1.0, "crop": 1.0}, {"train-VGG16": 10.0, "ingest": 1.0, "crop": 1.0}):
@@ -46,7 +56,7 @@ def test_this_machines_last_run_is_what_the_next_is_reckoned_from(tmp_path):
     assert slow == pytest.approx(10 * usual)
     assert same == another, "the others are as fast as half of those that are known"
     first = of(tmp_path, remembered=tmp_path / "none.json")
-    assert re.findall(r"\d+", first.announced())[:2] == ["11", "2"], "steps and parallel trainings"
+    assert re.findall(r"\d+", first.announced())[:2] == ["12", "2"], "steps, and how many at a time"
     assert plan.words(first.left()) in first.announced()
     for name in ("ingest", "train-VGG16"):
         first.started(name)
@@ -60,9 +70,9 @@ def test_this_machines_last_run_is_what_the_next_is_reckoned_from(tmp_path):
 def test_scans_in_a_bucket_are_not_counted_and_no_time_is_promised(tmp_path):
     assert plan.count(["gs://bucket/scans", None]) == 0
     announced = of(tmp_path, images=0)
-    assert re.findall(r"\d+", announced.announced()) == ["11", "2"], "steps and parallel trainings"
+    assert re.findall(r"\d+", announced.announced()) == ["12", "2"], "steps, and how many at a time"
     announced.started("ingest")
-    assert re.findall(r"\d+|ingest", announced.ended("ingest")) == ["1", "11", "ingest", "1"]
+    assert re.findall(r"\d+|ingest", announced.ended("ingest")) == ["1", "12", "ingest", "1"]
 
 
 def test_pictures_are_counted(tmp_path):
@@ -111,7 +121,8 @@ def test_so_many_trainings_at_a_time_as_the_memory_holds(tmp_path):
     assert of(tmp_path, memory=7e9).lanes == 2
     assert of(tmp_path, memory=5e9).lanes == 1
     assert of(tmp_path, memory=1e9).lanes == 1
-    assert of(tmp_path, backbones=["VGG16"]).lanes == 1
+    assert of(tmp_path, backbones=["VGG16"]).lanes == 2, "the locator runs beside the only training"
+    assert of(tmp_path, backbones=["VGG16"], memory=4e9).lanes == 1
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,11 @@ def test_nothing_is_left_but_in_the_models_that_are_listed(house, capsys):
         folder = house.store / "work" / f"VGG16-normal-{number:016x}" / "done"
         folder.mkdir(parents=True)
         (folder / "parts.csv").write_text(f"file,part\nnormal/B_{WHO}-0001-1.0-{0:016x}.jpg,train\n")
+    scan = hashlib.sha256((house.scans / f"B_{WHO}-0001-1.0.jpg").read_bytes()).hexdigest()
+    for name, file in (("locate", "boxes.csv"), ("locate-maps", f"{scan}.npy")):
+        folder = house.store / "work" / f"{name}-{0:016x}"
+        folder.mkdir()
+        (folder / file).write_text(f"normal/B_{WHO}-0001-1.0-{0:016x}.jpg")
     left = house.store / "crops" / "normal" / f".B_{WHO}-0001-1.0-{1:016x}.jpg.77"
     left.write_bytes(b"half")
     (house.store / "crops.parquet.tmp").write_text(f"B_{WHO}-0001-1.0.jpg")
@@ -122,7 +127,8 @@ def test_nothing_is_left_but_in_the_models_that_are_listed(house, capsys):
     assert "(candidate)" in told["model"]["2"]
     assert set(told["data"]) == {"000002", "000003"}
     assert told["patients"].keys() == {"1, 200, 300"}
-    assert len(told["work"]) == 3
+    assert len(told["work"]) == 5
+    assert {f"work/locate-{0:016x}", f"work/locate-maps-{0:016x}"} < set(told["work"])
 
     others = {name: data for name, data in house.files().items() if "normal/" in name or "cropped/" in name}
     done = forget(house)

@@ -29,6 +29,7 @@ from thyroid.serve import limits, payload
 from thyroid.serve.admission import Memory
 from thyroid.serve.limits import RequestError
 from thyroid.serve.options import ServeOptions
+from thyroid.serve.protocol import bodies
 from thyroid.serve.protocol.guard import Guard
 from thyroid.serve.state import State
 
@@ -334,7 +335,7 @@ def test_refused_bodies_leave_others_their_time(server):
 def test_base64_is_as_strict_in_parts(length):
     text = base64.b64encode(bytes(range(256)) * 3000)[:length].decode()
     assert payload._base64("f", text) == base64.b64decode(text, validate=True)
-    edge = min(payload._PART, length)
+    edge = min(bodies.PART, length)
     padded = f"{text[: edge - 2]}=={text[edge:]}AAAA"
     for wrong in (text[:-1], "AA==" + text, "A-" + text[2:], text[:-4] + "\u00e9AAA", padded):
         with pytest.raises(RequestError, match="base64"):
@@ -365,13 +366,13 @@ def test_a_large_body_is_decoded_without_copies_of_its_pictures(body, separators
             return [plain(value) for value in found]
         return bytes(found).decode() if isinstance(found, memoryview) else found
 
-    assert plain(payload.decoded(memoryview(text))) == body
+    assert plain(bodies.decoded(memoryview(text))) == body
 
 
 @pytest.mark.parametrize("text", [f'{{"b64": "{LONG}', f'"{LONG}"}}', f'{{"a": {LONG}}}', "x" * 2_000_000, f'["{LONG}'])
 def test_a_large_body_that_is_no_json(text):
     with pytest.raises(ValueError, match="column"):
-        payload.decoded(memoryview(text.encode()))
+        bodies.decoded(memoryview(text.encode()))
 
 
 @pytest.mark.parametrize("value", [b"{},", b"[],", b'"a",', b"0,"])

@@ -17,12 +17,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from pydantic import BaseModel
 from pydicom.data import get_testdata_file
 
 from tests.conftest import variant
 from tests.support import ROOT, dicoms, toy_artefact
-from tests.support.serving import EXPLAIN, INFER, PREDICT, Server, encoded
+from tests.support.serving import EXPLAIN, INFER, PREDICT, Server, check_schema, encoded
 from thyroid import RESEARCH_USE_ONLY, serve
 from thyroid.data import tables
 from thyroid.data.version import DataVersion
@@ -95,7 +94,8 @@ def test_frame_with_roi_gets_exactly_the_evaluated_probability(server, tested, f
         assert prediction["class"] == ("M" if row["decision"] == "malignant" else "B")
         assert ("not_released" in prediction) == (facts.gate.decision == "refused")
         left, top, side = prediction["crop"].pop("square")
-        assert prediction["crop"] == {"domain": "cropped", "box": box(row), "margin": geometry.MARGIN}
+        crop = {"domain": "cropped", "source": "given", "box": box(row), "margin": geometry.MARGIN}
+        assert prediction["crop"] == crop
         assert left < row["x"]
         assert top < row["y"]
         assert side > max(row["width"], row["height"])
@@ -113,7 +113,8 @@ def test_a_crop_is_taken_as_it_is_and_said_so(server, cropped, tested):
         assert status == 200
         crop = answer["predictions"][0]["crop"]
         assert "roi" in crop["note"]
-        assert "box" not in crop
+        assert crop["source"] == "whole"
+        assert crop["box"] == [0, 0, *Image.open(io.BytesIO(body)).size]
     sent = server.ask(PREDICT, {"instances": [{"image": encoded(cropped / tested["file"].iloc[0])}]})[1]
     assert sent["predictions"][0]["probability"] == answer["predictions"][0]["probability"]
 
@@ -339,11 +340,6 @@ def test_openapi_describes_the_routes(server):
             assert "description" in described or "$ref" in described, f"{name}.{field}"
     references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert references <= set(found)
-
-
-def check_schema(model: type[BaseModel], answer: dict) -> None:
-    """An answer has every field that its model requires, and no field that the model does not describe."""
-    assert model.model_validate(answer, strict=True).model_dump(by_alias=True, exclude_unset=True) == answer
 
 
 def test_answers_are_as_their_schemas_describe_them(server, tested):

@@ -12,8 +12,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 PREDICT = "/v1/models/thyroid:predict"
 EXPLAIN = "/v1/models/thyroid:explain"
+LOCATE = "/v1/models/thyroid:locate"
 INFER = "/v2/models/thyroid/infer"
 
 
@@ -94,6 +97,11 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=60)
         return self.log.read_text()
+
+
+def check_schema(model: type[BaseModel], answer: dict[str, Any]) -> None:
+    """An answer has every field that its model requires, and no field that the model does not describe."""
+    assert model.model_validate(answer, strict=True).model_dump(by_alias=True, exclude_unset=True) == answer
 
 
 def errors_in(log: str) -> list[dict[str, Any]]:

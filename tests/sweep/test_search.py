@@ -295,18 +295,28 @@ def test_what_is_wrong_with_a_sweep_is_said_at_once(capsys, scans, tmp_path):
     assert "no.json" in capsys.readouterr().err
 
 
+def test_the_default_settings_are_those_of_the_images(toy, cropped, tmp_path):
+    crop.crop(cropped.parent / "ingested", tmp_path / "data", CropOptions(["cropped"], margin=0.3))
+    plan = prepare(tmp_path / "data", tmp_path / "study", toy, "cropped", TOY)
+    assert plan.default.margin == 0.3
+    assert plan.settings(plans.HEADS, {"head_rate": 0.01}).margin == 0.3
+    assert (
+        plans.Plan(plan.folder, {"image_size": 32, "backbone": "VGG16"}, plan.table).default.margin == geometry.MARGIN
+    )
+
+
 def test_a_settings_file_needs_its_own_crops(cropped, tmp_path):
     Settings(margin=0.3).write(tmp_path / "settings.json")
     options = TrainOptions(weights="none", settings=tmp_path / "settings.json")
-    with pytest.raises(InputError, match=r"\b0\.15\b.*\b0\.3\b"):
+    with pytest.raises(InputError, match=rf"\b{geometry.MARGIN}\b.*\b0\.3\b"):
         train.train(cropped, tmp_path / "out", "VGG16", "cropped", options)
 
 
 def test_margins(cropped, tmp_path):
     done = crop.crop(
-        cropped.parent / "ingested", tmp_path / "wide", CropOptions(["cropped"], margin=0.5, splits=("train",))
+        cropped.parent / "ingested", tmp_path / "wide", CropOptions(["cropped"], margin=0.9, splits=("train",))
     )
-    assert done.facts.margin == 0.5
+    assert done.facts.margin == 0.9
     wide = tables.read(tmp_path / "wide")[1].set_index(["path", "index"])["crop_sha256"]
     usual = tables.read(cropped)[1].set_index(["path", "index"])["crop_sha256"]
     assert len(wide) < len(usual)

@@ -329,7 +329,7 @@ def test_kill_9_of_a_whole_run(tmp_path):
         before = log.stat().st_size if log.exists() else 0
         running = start_run(tmp_path, output)
         done = (2, 3, 4, 0, 1)[number % 5]  # steps: a training, an evaluation and a registration are at work then
-        while f"{done} of 7 steps done" not in log.read_text()[before:] and done:
+        while f"{done} of 8 steps done" not in log.read_text()[before:] and done:
             assert running.poll() is None
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 4 if done in (2, 3) else 1))

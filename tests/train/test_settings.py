@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from thyroid.crop import CropOptions
+from thyroid.data.crops import Cut
 from thyroid.errors import InputError
 from thyroid.imaging import geometry
 from thyroid.records.record import Record
@@ -132,7 +134,31 @@ def test_every_number_has_limits():
 
 
 def test_the_default_margin_is_that_of_the_crops():
-    assert Settings().margin == geometry.MARGIN
+    assert Settings().margin == geometry.MARGIN == CropOptions().margin == Cut().margin
+
+
+def test_the_margin_of_a_run(tmp_path):
+    file = tmp_path / "settings.json"
+    assert settings.crop_margin(settings.UNSET) == geometry.MARGIN
+    assert settings.crop_margin(0.0) == 0
+    file.write_text('{"margin": 0.35}')
+    assert settings.crop_margin(settings.UNSET, file) == settings.crop_margin(0.35, file) == 0.35
+    file.write_text('{"head_rate": 0.01}')
+    assert settings.named_margin(file) is None
+    assert settings.crop_margin(settings.UNSET, file) == geometry.MARGIN
+    assert settings.crop_margin(0.3, file) == 0.3, "a margin that a file does not name is no contradiction"
+
+
+@pytest.mark.parametrize("margin", [-0.5, 2.01, float("nan"), float("inf")])
+def test_a_margin_out_of_range(margin):
+    with pytest.raises(InputError, match=r"^margin"):
+        settings.crop_margin(margin)
+
+
+def test_a_margin_that_contradicts_the_settings(tmp_path):
+    (tmp_path / "settings.json").write_text('{"margin": 0.15}')
+    with pytest.raises(InputError, match=r"\b0\.5\b.*settings\.json\b.*\b0\.15\b"):
+        settings.crop_margin(0.5, tmp_path / "settings.json")
 
 
 def test_the_name_of_a_trials_work_folder_does_not_change():

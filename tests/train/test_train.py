@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.support import toy_artefact, toys
+from thyroid.crop import CropOptions
 from thyroid.data import tables
 from thyroid.data.classes import BINARY
 from thyroid.data.version import DataVersion
@@ -15,7 +16,9 @@ from thyroid.evaluate import performance
 from thyroid.model import backbones, backend, inputs
 from thyroid.model.artefact import MODEL, SCANS, Artefact, load_keras
 from thyroid.model.backend import keras
+from thyroid.records.data import DataRecord
 from thyroid.records.model import ModelDescription
+from thyroid.records.settings import Settings
 from thyroid.registry.registry import Registry
 from thyroid.train import cross_validation, deck, record, train, twophase, warm_start
 from thyroid.train.__main__ import main
@@ -52,6 +55,8 @@ def test_writes_checkpoint_history_and_facts(trained):
     assert history["elapsed"].is_monotonic_increasing
     assert (history[["images_per_second", "memory_mb"]] > 0).all(axis=None)
     assert facts.weights == "none"
+    assert facts.jitter == CropOptions.jitter
+    assert record.read(trained["VGG16", "normal"]).jitter == 0
 
 
 def test_checkpoint_gives_the_validation_figures_it_is_named_after(trained, cropped):
@@ -93,7 +98,7 @@ def test_same_seed_same_model(cropped, tmp_path):
 def test_auroc_metric_is_the_mean_of_each_class_against_the_others(classes):
     rng = np.random.default_rng(0)
     truth, probability = rng.integers(classes, size=300), rng.dirichlet(np.ones(classes), 300)
-    metric = twophase.auroc(classes)
+    metric = backend.auroc(classes)
     metric.update_state(np.eye(classes, dtype="float32")[truth], probability.astype("float32"))
     from sklearn.metrics import roc_auc_score
 
@@ -247,6 +252,89 @@ def test_fine_tuning_leaves_all_but_the_last_block_and_batch_norm_alone(cropped,
     changed = {w.path for w in model.get_layer("body").weights if not np.array_equal(before[w.path], w.numpy())}
     assert changed
     assert all(last in path and "_bn" not in path for path in changed)
+
+
+def prepare(toy, table, tmp_path, monkeypatch, recipe="two-phase") -> tuple[list[np.ndarray], np.ndarray]:
+    """The images from which each view is made, and those of the job."""
+    seen = []
+
+    def batches(pixels, *arguments):
+        seen.append(np.array(pixels))
+        return real(pixels, *arguments)
+
+    real = inputs.batches
+    monkeypatch.setattr(inputs, "batches", batches)
+    options = TrainOptions(weights="none", image_size=32, recipe=recipe)
+    with twophase.prepared(
+        backbones.get(toy),
+        None,
+        table,
+        BINARY.one_hot(table["class"]),
+        work=tmp_path,
+        options=options,
+        settings=Settings(image_size=32),
+        started=0.0,
+    ) as job:
+        twophase.freeze(job)
+        return seen, job.pixels
+
+
+def test_only_the_augmented_view_of_training_images_is_of_the_disturbed_crops(toy, cropped, tmp_path, monkeypatch):
+    monkeypatch.setattr(twophase, "CHUNK", 8)
+    table = Development.read(cropped, "cropped").table
+    training = (table["split"] == "train").to_numpy()
+    assert (table["jitter_file"].notna() == training).all()
+    seen, pixels = prepare(toy, table, tmp_path, monkeypatch)
+    chunks = -(-len(table) // 8)
+    plain, augmented = np.concatenate(seen[:chunks]), np.concatenate(seen[chunks:])
+    np.testing.assert_array_equal(plain, pixels)
+    np.testing.assert_array_equal(plain, inputs.decode(table, 32))
+    np.testing.assert_array_equal(augmented[~training], pixels[~training])
+    own = table[training].assign(file=table["jitter_file"], sha256=table["jitter_sha256"])
+    np.testing.assert_array_equal(augmented[training], inputs.decode(own, 32))
+    assert (augmented[training] != pixels[training]).any(axis=(1, 2, 3)).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", ["deck", "normal", "no jitter"])
+def test_without_disturbed_crops_both_views_are_of_the_same_images(toy, cropped, tmp_path, monkeypatch, kind):
+    table = Development.read(cropped, "normal" if kind == "normal" else "cropped").table
+    if kind == "no jitter":
+        table = table.drop(columns=["jitter_file", "jitter_sha256"])
+    (plain, augmented), _ = prepare(toy, table, tmp_path, monkeypatch, "deck" if kind == "deck" else "two-phase")
+    np.testing.assert_array_equal(plain, augmented)
+
+
+def test_a_disturbed_crop_that_was_changed_is_named(toy, cropped, tmp_path, monkeypatch):
+    table = Development.read(cropped, "cropped").table
+    row = table["jitter_file"].first_valid_index()
+    table.loc[row, "jitter_sha256"] = "0" * 64
+    with pytest.raises(InputError, match=re.escape(table.loc[row, "jitter_file"])):
+        prepare(toy, table, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("recipe", "changes"), [("two-phase", True), ("frozen", True), ("deck", False)])
+def test_what_the_disturbed_crops_are_changes_the_key(cropped, tmp_path, recipe, changes):
+    copy = shutil.copytree(cropped, tmp_path / "data")
+    options = TrainOptions(weights="none", image_size=32, recipe=recipe)
+    keys = []
+    for sha256 in (None, "1" * 64, pd.NA):
+        scans, regions, facts = tables.read(copy)
+        if sha256 is not None:
+            regions["jitter_sha256"] = regions["jitter_sha256"].mask(regions["jitter_sha256"].notna(), sha256)
+            tables.write(copy, scans, regions, facts)
+        keys.append(train._specify(copy, "Toy", "cropped", options, None).key)
+    assert len(set(keys)) == (3 if changes else 1)
+
+
+def test_data_of_a_release_without_jitter_trains_as_before(cropped, tmp_path):
+    copy = shutil.copytree(cropped, tmp_path / "data")
+    scans, regions, facts = tables.read(copy)
+    older = {name: value for name, value in facts.to_dict().items() if name != "jitter"}
+    tables.write(copy, scans, regions.drop(columns=["jitter_path", "jitter_sha256"]), DataRecord(**older))
+    assert DataVersion.read(copy).jitter == 0
+    assert Development.read(copy, "cropped").table["jitter_file"].isna().all()
+    trained = run(copy, tmp_path / "out", epochs=0).record
+    assert (trained.settings.margin, trained.jitter) == (facts.margin, 0)
 
 
 def test_work_within_the_output_is_refused(cropped, tmp_path):

@@ -301,7 +301,7 @@ def test_both_languages_say_the_same_things():
     for key in fields["en"]:
         used = key in sources or any(
             f"{stem}_' ~" in sources or f"{stem}_{{" in sources
-            for stem in (key.rsplit("_", 1)[0], key.rsplit("_", 2)[0])
+            for stem in (key.rsplit("_", depth)[0] for depth in (1, 2, 3))
         )
         assert used or key.endswith("_hint") or key in ("notice", "language"), key
     assert words.load("en")["notice"] == RESEARCH_USE_ONLY

@@ -27,6 +27,8 @@ regions: One row per region of interest (ROI).
     source: "given" or "auto".
     crop_path: File of the crop, see `DataVersion.images`; null until cropped.
     crop_sha256: SHA-256 of the crop's bytes; null until cropped.
+    `crop` adds jitter_path and jitter_sha256 of a training region's second, disturbed crop. They are null where there
+    is none: outside the train split, for files that came in cropped, and without jitter.
 """
 
 import csv

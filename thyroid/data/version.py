@@ -133,6 +133,11 @@ class DataVersion:
             raise self._not_cropped()
         return self.facts.margin
 
+    @property
+    def jitter(self) -> float:
+        """Multiple of a locator's errors by which training crops are disturbed; 0 in data of older releases."""
+        return self.facts.jitter or 0.0
+
     def _not_cropped(self) -> InputError:
         return InputError(f"{self.folder}: its images are not cropped yet; run `python -m thyroid.crop` first")
 
@@ -183,6 +188,16 @@ class DataVersion:
             table = table[table["split"] == split]
         table = table.sort_values("name").reset_index(drop=True)
         return table.assign(file=[str(self.images / name) for name in table["name"]])
+
+    def with_jitter(self, examples: pd.DataFrame) -> pd.DataFrame:
+        """Return a table of `examples` with each image's disturbed crop.
+
+        The columns jitter_file (full path) and jitter_sha256 are added. They are null where there is no such crop.
+        """
+        regions = self.regions.drop_duplicates("crop_path").set_index("crop_path")
+        regions = regions.reindex(columns=["jitter_path", "jitter_sha256"])  # null in data of older releases
+        path, sha256 = (examples["name"].map(regions[column]).astype("string") for column in regions)
+        return examples.assign(jitter_file=f"{self.images}{os.sep}" + path, jitter_sha256=sha256)
 
     def pixels(self, examples: pd.DataFrame, size: int) -> NDArray[np.uint8]:
         """Return images in the order of a table, as `decode` does. Every image is decoded once at each size.

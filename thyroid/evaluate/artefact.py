@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from thyroid.data.filenames import SCORE
 from thyroid.evaluate import card, performance, predictions
+from thyroid.evaluate.boxes import boxes
 from thyroid.evaluate.scored import ScoredModel
 from thyroid.imaging import geometry, images, phantom
 from thyroid.model import engine
@@ -66,9 +67,9 @@ def _export(winner: ScoredModel, pixels: NDArray[np.uint8], output: Path) -> dic
 
 
 def write(winner: ScoredModel, exported: Export, result: Measured) -> None:
-    """Write model.keras, card.md, scans.csv, a synthetic reference image and model.json.
+    """Write model.keras, the locator if the model uses one, card.md, scans.csv, a reference image and model.json.
 
-    model.json also holds the model's answer to the reference image.
+    The reference image is synthetic. model.json also holds the model's answer to it.
 
     Args:
         winner: The winner, scored on the test set.
@@ -88,6 +89,7 @@ def write(winner: ScoredModel, exported: Export, result: Measured) -> None:
     data.contents.to_csv(folder / SCANS, index=False)
     card.write(folder, winner.training, data.facts, result)
     described = _description(winner, result, probability) | _performance(winner, answers, result)
+    described |= boxes.pack(winner, result, folder)
     Artefact.describe(folder, ModelDescription.parse(described, folder / "model.json"))
 
 

@@ -13,6 +13,7 @@ from thyroid import RESEARCH_USE_ONLY, metrics, rendering
 from thyroid.data import tables
 from thyroid.data.classes import Classes
 from thyroid.evaluate.audits import audits
+from thyroid.evaluate.boxes import words
 from thyroid.evaluate.performance import AGGREGATION
 from thyroid.model import backbones
 from thyroid.model.operating_point import describe_patients_needed
@@ -101,6 +102,7 @@ def write(output: Path, training: TrainRecord, facts: DataRecord, result: Measur
         domain=domain,
         facts=facts,
         result=result,
+        boxes=words,
         aggregation=AGGREGATION,
         audits=audits.ModelAudits.from_record(result.audits, result.clinical).audits,
         checklist=[(number, asked, answers.get(number, NOT_REPORTED)) for number, asked in TRIPOD_AI.items()],
@@ -182,10 +184,19 @@ def _answers_on_data(facts: DataRecord, result: Measured) -> dict[str, str]:
         "20a": flow,
         "21": flow,
         "27a": "An image that does not decode, or a region outside it, is refused with the reason",
-        "27b": "The user marks the nodule where the model needs a region"
-        if domain == "cropped"
-        else "None: the scan area is found automatically",
+        "27b": _interaction(result),
     }
+
+
+def _interaction(result: Measured) -> str:
+    """Describe what a user has to do with an image."""
+    boxes = result.automatic_boxes
+    if boxes is not None:
+        needed = "only where the box is unsure" if boxes.released else "before the model decides"
+        return f"A locator proposes a box, which the user can correct; the user has to confirm it {needed}"
+    if result.serving_domain == "cropped":
+        return "The user marks the nodule where the model needs a region"
+    return "None: the scan area is found automatically"
 
 
 def _answers_on_model(training: TrainRecord, result: Measured) -> dict[str, str]:

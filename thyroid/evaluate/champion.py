@@ -1,6 +1,8 @@
 """Score the registry's champion and its anchor on the candidate's test images, so that the gate can compare them."""
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,9 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from thyroid.clinical.fusion import Fusion
-from thyroid.data import overlap, version
+from thyroid.data import overlap, surroundings, version
 from thyroid.data.classes import Classes
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
+from thyroid.imaging import images
 from thyroid.model.artefact import MODEL, Artefact, load_keras
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.registry import changes
@@ -27,7 +31,10 @@ class Champion:
         scores: Probability of malignant for each test image, in the order of the images; None where it was not scored.
         threshold: The champion's own threshold, on the scale of its scores.
         problem: Why it has no scores, or, without a version, why no champion was looked for.
-        note: What could not be compared of the scans that it was trained on.
+        note: What a reader of the comparison must know: what could not be compared of the scans that it was trained on,
+            and that its crops have another margin than the candidate's.
+        margin: Margin of the crops that it was scored on, which is its own. None for full frames, for files that came
+            in cropped, and where it was not scored.
     """
 
     version: int | None
@@ -35,6 +42,7 @@ class Champion:
     threshold: float | None = None
     problem: str | None = None
     note: str | None = None
+    margin: float | None = None
 
     def calls(self, scores: Any) -> Any:
         """Return whether each of `scores` reaches the threshold."""
@@ -66,20 +74,59 @@ class CommonTestSet:
     """The test set that the candidate and its rivals are scored on.
 
     Attributes:
+        data: Data version of the candidate.
         images: Test images as `DataVersion.examples` gives them.
-        classes: Classes of the candidate.
         domain: Serving domain of the candidate.
         scans: Every scan of the test set, as in `overlap.find`. A rival must not have been developed on any of them.
         clinical: Clinical columns of the images, in the same order; None where there are none.
-        pixels: Function that reads the images.
     """
 
+    data: DataVersion
     images: pd.DataFrame
-    classes: Classes
     domain: str
     scans: pd.DataFrame
     clinical: pd.DataFrame | None = None
-    pixels: version.Decode = version.decode
+
+    @cached_property
+    def known(self) -> pd.DataFrame:
+        """Rows of `surroundings.context` for the images, in the same order."""
+        every = surroundings.context(self.data, self.domain).drop_duplicates("file").set_index("file")
+        return every.loc[self.images["file"].tolist()].reset_index()
+
+    @cached_property
+    def framed(self) -> NDArray[np.bool_]:
+        """Which of the images are crops of a frame, bool [n], so that they can be cut with another margin."""
+        if self.domain != "cropped":
+            return np.zeros(len(self.images), bool)
+        return self.known["boxes"].map(len).to_numpy() > 0
+
+    def is_cut_with(self, margin: float) -> bool:
+        """Return whether the images of the data version are those that a model of this margin sees when it is served.
+
+        Full frames, and files that came in cropped, have no margin.
+        """
+        return not self.framed.any() or math.isclose(margin, self.data.margin)
+
+    def pixels(self, size: int, margin: float) -> NDArray[np.uint8]:
+        """Return the images as a model of this margin sees them when it is served.
+
+        Args:
+            size: Side of the model's images in pixels.
+            margin: Margin of the model. Crops of frames are cut anew if that of the data version is another one.
+
+        Returns:
+            uint8 [n, size, size, 1 or 3].
+
+        Raises:
+            InputError: Files are missing, or differ from the ones that the data version describes.
+        """
+        if self.is_cut_with(margin):
+            return self.data.pixels(self.images, size)
+        out = version.allocate((len(self.images), size, size, 3), np.uint8)
+        out[self.framed] = surroundings.recropped(self.data, self.known[self.framed], size, margin)
+        if not self.framed.all():
+            out[~self.framed] = images.rgb(self.data.pixels(self.images[~self.framed], size))
+        return out
 
 
 def rivals(root: Location | None, test: CommonTestSet) -> Rivals:
@@ -88,6 +135,8 @@ def rivals(root: Location | None, test: CommonTestSet) -> Rivals:
     A series of candidates, each a little worse than the last one, would always pass a comparison with the champion
     alone. The anchor is a champion that stays until another one is shown to be better than it, so the losses cannot add
     up.
+
+    A model of crops is scored on crops of its own margin, because it sees such crops when it is served.
 
     A model that cannot be compared fairly leads to a refusal of the candidate, not to a crash, because somebody has to
     look. Such a model has other classes or another serving domain, was trained on images or patients that are now in
@@ -119,8 +168,8 @@ def _score(root: Location, number: int, test: CommonTestSet) -> Champion:
         registry.check(folder)
         artefact = Artefact.verify(folder)
         record, own = artefact.record, Classes.from_record(artefact.record)
-        if own != test.classes:
-            return Champion(number, problem=f"its classes are {own}, not {test.classes}")
+        if own != test.data.classes:
+            return Champion(number, problem=f"its classes are {own}, not {test.data.classes}")
         if record.serving_domain != test.domain:
             return Champion(
                 number,
@@ -138,19 +187,29 @@ def _score(root: Location, number: int, test: CommonTestSet) -> Champion:
     except (InputError, OSError) as error:
         return Champion(number, problem=str(error))
     point = OperatingPoint.from_record(record)
-    return Champion(number, test.classes.malignant(point.scale(probability)), point.threshold, note=seen.note)
+    notes = [] if seen.note is None else [seen.note]
+    if not test.is_cut_with(record.margin):
+        notes.append(f"it saw crops of its own margin, {record.margin:g}, where this model's is {test.data.margin:g}")
+    return Champion(
+        number,
+        own.malignant(point.scale(probability)),
+        point.threshold,
+        note="; ".join(notes) or None,
+        margin=record.margin if test.framed.any() else None,
+    )
 
 
 def _probability(artefact: Artefact, test: CommonTestSet) -> NDArray[np.float64]:
     """Return the unscaled probabilities of the test images, float64 [n, classes].
 
     Raises:
-        InputError: The model cannot be loaded, or it uses clinical columns that are not known.
+        InputError: The model cannot be loaded, the images cannot be read, or it uses clinical columns that are not
+            known.
     """
     from thyroid.model import inputs  # imports TensorFlow, which checking the options of a run does not need
 
     network = load_keras(artefact.folder / MODEL)
-    probability = inputs.predict(network, test.pixels(test.images, artefact.record.image_size))
+    probability = inputs.predict(network, test.pixels(artefact.record.image_size, artefact.record.margin))
     if artefact.record.clinical is None:
         return probability
     head = Fusion.from_record(artefact.record.clinical)

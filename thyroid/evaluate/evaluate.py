@@ -21,6 +21,7 @@ from thyroid.evaluate import artefact, clinical_model, gate, performance, plots,
 from thyroid.evaluate.audits import audits
 from thyroid.evaluate.audits.audits import ModelAudits
 from thyroid.evaluate.audits.subject import Subject
+from thyroid.evaluate.boxes import boxes
 from thyroid.evaluate.champion import CommonTestSet, rivals
 from thyroid.evaluate.clinical_model import ClinicalComparison, ClinicalTable
 from thyroid.evaluate.options import EvaluateOptions
@@ -88,7 +89,8 @@ def evaluate(
     Raises:
         InputError: There is no model, a model is of another data version, one backbone is given twice on a domain, the
             serving domain has no images, the test or validation part has one class only, clinical.csv cannot be used,
-            or `options.waive` names an audit that cannot be waived.
+            `options.locate` is no output of `locate` for this data version, or `options.waive` names an audit that
+            cannot be waived.
         RuntimeError: OpenVINO could not convert the winner's network.
     """
     started = time.monotonic()
@@ -117,9 +119,8 @@ def evaluate(
     _draw(ranking, measured, output / "plots")
     artefact.write(winner, exported, measured)
     seconds = {"evaluate": round(time.monotonic() - started, 1)}
-    result = EvaluationRecord(
-        **dict(measured) | {"seconds": measured.seconds | seconds}, **_seal(evaluation.data, output)
-    )
+    found = {name: getattr(measured, name) for name in measured.model_fields_set}  # what is absent stays absent
+    result = EvaluationRecord(**found | {"seconds": measured.seconds | seconds}, **_seal(evaluation.data, output))
     report.write(output, evaluation.data, result)
     result.write(output / "evaluation.json")
     report.log_summary(result)
@@ -207,6 +208,7 @@ def _measure(
         subgroups=subgroups,
         clinical=comparison.record,
         gate=decision,
+        **boxes.measure(winner),
         settings=EvaluateSettings(**{name: getattr(options, name) for name in EvaluateSettings.model_fields}),
         worst={name: len(mistakes) for name, mistakes in winner.mistakes().items()},
         diagnosis=[record.diagnosis(model.folder) for model in models],
@@ -243,6 +245,7 @@ def _audit(winner: ScoredModel, models: Sequence[ScoredModel], comparison: Clini
             evaluation.registry,
             evaluation.options.seed,
             clinical,
+            None if evaluation.located is None else evaluation.located.proposals,
         )
         audited.append(ModelAudits.run(subject))
     return audited
@@ -271,7 +274,7 @@ def _decide(
     data, domain = evaluation.data, evaluation.serving_domain
     shown = _with_paths(winner.tested(domain), data.images)
     columns = None if clinical is None else clinical.rows.loc[shown["path"]].reset_index(drop=True)
-    test = CommonTestSet(shown, data.classes, domain, data.test_scans, columns, data.pixels)
+    test = CommonTestSet(data, shown, domain, data.test_scans, columns)
     compared = rivals(evaluation.registry, test)
     threshold = winner.point.threshold
     subgroups = performance.by_subgroup(tested, threshold, options.prevalence, options.seed, compared.champion)
@@ -336,6 +339,7 @@ def _draw(ranking: Ranking, result: Measured, folder: Path) -> None:
         report.CHOSEN_BY[ranking.ranked_by],
         folder / "ranking.png",
     )
+    boxes.draw(ranking.winner, result, folder)
     for backbone, matrix in result.domain_matrix.items():
         title = f"{backbone}: test AUROC"
         plots.domain_matrix(matrix.cells, result.domains, title, folder / f"domains-{backbone}.png")

@@ -6,6 +6,7 @@ The decision rests on floors, on a paired comparison with the champion on the sa
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -50,6 +51,14 @@ SUBGROUP_AUROC = 0.6
 """Floor of the AUROC of every subgroup that is not marked small.
 
 The sensitivity of such a subgroup, by image, has the same floor as the sensitivity by patient.
+"""
+
+BOXES_MARGIN = 0.15
+"""Largest loss of AUROC with automatic boxes for which a model may decide on them.
+
+The lower bound of the difference on the test frames must not be below minus this margin. On a test part with few benign
+frames, such as DDTI's nine, the interval alone is wider than that: such data cannot show that automatic boxes are safe,
+and the model is released for given boxes only.
 """
 
 _ASKED = f"lower bound of the AUROC difference above -{MARGIN:.2f}"
@@ -120,6 +129,22 @@ def decide(candidate: Candidate, rivals: Rivals, audits: Sequence[Audit], option
         ahead_of=_ahead_of(rivals, comparisons),
         waived=[criterion.name for criterion in criteria if criterion.waived],
         test_digest=test_digest(candidate.test),
+    )
+
+
+def reason_against_boxes(difference: Interval) -> str | None:
+    """Return why a model may not decide on automatic boxes, in words; None if it may.
+
+    It does not keep a model from being released. Such a model decides on boxes that people drew or confirmed.
+
+    Args:
+        difference: AUROC with automatic boxes less that with given boxes, on the same test frames.
+    """
+    if difference.low is not None and difference.low >= -BOXES_MARGIN:
+        return None
+    return (
+        f"the AUROC with automatic boxes less that with given boxes is {difference}; its lower bound must not be below "
+        f"-{BOXES_MARGIN:.2f}"
     )
 
 
@@ -355,11 +380,13 @@ def _not_inferior(test: pd.DataFrame, role: str, rival: Champion, seed: int) -> 
         delong = metrics.delong(positive, test[SCORE], other, patient)
         lows = [bootstrap.low, delong.difference.low]
         by_delong = f"{delong.difference} by DeLong (p {delong.p:.3f})"
-        measured = {"delong": DeLong(**vars(delong.difference), z=delong.z, p=delong.p)}
+        measured: dict[str, Any] = {"delong": DeLong(**vars(delong.difference), z=delong.z, p=delong.p)}
     except ValueError as error:
         lows = [bootstrap.low, None]
         by_delong = str(error)
         measured = {}
+    if rival.margin is not None:
+        measured["champion_margin"] = rival.margin
     known = [low for low in lows if low is not None]
     comparison = Comparison(
         champion_auroc=metrics.auroc(positive, other, patient, seed=seed),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from thyroid.command import SEVERAL, one_of
@@ -24,6 +25,7 @@ class EvaluateOptions:
         clinical: CSV with filename or patient, whose columns are explored and define subgroups. clinical.csv#age,sex
             names the columns that the model may use.
         registry: Root of the registry whose champion the winner is compared with.
+        locate: Folder of thyroid.locate, whose boxes show what automatic boxes cost; None for none.
         waive: Audits whose failure the gate ignores: shortcut, leakage, clinical.
         seed: Seed of the bootstrap, 0 to 4294967295.
 
@@ -37,6 +39,7 @@ class EvaluateOptions:
     prevalence: float = 0.1
     clinical: Location = ""
     registry: Location = ""
+    locate: Path | None = None
     waive: Annotated[Sequence[str], SEVERAL] = ()
     seed: int = 0
 

@@ -239,11 +239,11 @@ def _less_champion(
 def domain_matrix(
     tables: Mapping[tuple[str, str], pd.DataFrame], domains: Sequence[str], seed: int = 0
 ) -> DomainMatrix:
-    """Compute the AUROCs of a backbone trained on each domain and tested on each, and the cost of changing the domain.
+    """Compute the AUROCs of a backbone by domain trained on and tested on, and the cost of changing the domain.
 
     Args:
         tables: Test predictions by (domain trained on, domain tested on).
-        domains: The two domains.
+        domains: The two domains trained on, on which both models are tested. They may be tested on others, too.
         seed: Seed of the bootstrap. All cells share its draws of patients.
 
     Returns:

@@ -13,9 +13,9 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from thyroid import metrics
-from thyroid.data import tables
 from thyroid.data.classes import BINARY, Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
+from thyroid.evaluate.boxes.located import DOMAIN_NAMES
 from thyroid.evaluate.performance import RAW, is_malignant
 from thyroid.metrics import Interval, format_interval
 from thyroid.model import operating_point
@@ -352,17 +352,17 @@ def ranking(rows: Sequence[tuple[str, Interval, Interval | None]], chosen_by: st
 
 def domain_matrix(cells: Mapping[str, Mapping[str, Interval]], domains: Sequence[str], title: str, path: Path) -> None:
     """Draw the test AUROCs of one backbone as a heat map: rows are the domains trained on, columns those tested on."""
-    figure, axis = plt.subplots(figsize=(4.6, 4))
-    values = np.array([[cells[train][test].value for test in domains] for train in domains])
+    figure, axis = plt.subplots(figsize=(1.6 + 1.5 * len(domains), 4))
+    values = np.array([[cells[train][test].value for test in domains] for train in cells])
     axis.imshow(values, cmap="RdYlGn", vmin=0.3, vmax=1)
-    for i, train in enumerate(domains):
+    for i, train in enumerate(cells):
         for j, test in enumerate(domains):
             cell = cells[train][test]
             limits = "" if cell.low is None else f"\n[{cell.low:.2f}, {cell.high:.2f}]"
             axis.text(j, i, f"{cell.value:.3f}{limits}", ha="center", va="center", fontsize=10)
-    axis.set(xticks=range(len(domains)), yticks=range(len(domains)), xlabel="tested on", ylabel="trained on")
-    axis.set_xticklabels([tables.DOMAIN_NAMES[domain] for domain in domains])
-    axis.set_yticklabels([tables.DOMAIN_NAMES[domain] for domain in domains], rotation=90, va="center")
+    axis.set(xticks=range(len(domains)), yticks=range(len(cells)), xlabel="tested on", ylabel="trained on")
+    axis.set_xticklabels([DOMAIN_NAMES[domain] for domain in domains])
+    axis.set_yticklabels([DOMAIN_NAMES[domain] for domain in cells], rotation=90, va="center")
     axis.set_title(title, fontsize=10)
     save(figure, path)
 

@@ -4,7 +4,8 @@ The table (predictions.parquet) has one row per model and image, with the column
 
 - backbone, train_domain: the model.
 - domain, file (within `DataVersion.images`), sha256, scan (file name), class, label (the side of the class), patient,
-  group, split: the image.
+  group, split: the image. The domain "automatic" holds test frames with a marked nodule a second time, as the model
+  sees them without a marked box; the file of an automatic crop is within the folder of `locate`.
 - probability_CLASS of every class, and probability_M of the malignant side: scaled at the model's operating point.
 - raw_CLASS of every class, and raw_M of the malignant side: before scaling.
 - decision, and called: the class that the image is called.
@@ -90,17 +91,17 @@ def of_model(predictions: pd.DataFrame, row: ModelRow, domain: str, split: str) 
 def domain_matrices(
     predictions: pd.DataFrame, rows: Sequence[ModelRow], domains: Sequence[str], seed: int
 ) -> dict[str, DomainMatrix]:
-    """Compare train and test domains (four cells) for every backbone that was trained on both, by backbone."""
+    """Compare the domains trained on with all `domains` for every backbone that was trained on both, by backbone."""
     matrices = {}
     for backbone in dict.fromkeys(row.backbone for row in rows):
         of_backbone = [row for row in rows if row.backbone == backbone]
-        if len(domains) == len(of_backbone) == len(tables.DOMAINS):
+        if len(of_backbone) == len(tables.DOMAINS):
             cells = {
                 (row.train_domain, domain): of_model(predictions, row, domain, "test")
                 for row in of_backbone
                 for domain in domains
             }
-            matrices[backbone] = performance.domain_matrix(cells, domains, seed)
+            matrices[backbone] = performance.domain_matrix(cells, [d for d in domains if d in tables.DOMAINS], seed)
     return matrices
 
 

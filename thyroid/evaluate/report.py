@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from thyroid.evaluate import gate, performance, plots
 from thyroid.evaluate.audits import audits
 from thyroid.evaluate.audits.audit import Audit
 from thyroid.evaluate.audits.audits import ModelAudits
+from thyroid.evaluate.boxes import words
+from thyroid.evaluate.boxes.located import DOMAIN_NAMES
 from thyroid.imaging import images
 from thyroid.metrics import Interval, format_interval
 from thyroid.model.operating_point import describe_patients_needed, patients_needed
@@ -80,7 +83,8 @@ def write(output: Path, data: DataVersion, result: EvaluationRecord) -> None:
         warnings=warnings(result),
         short_reasons=_short_reasons(result.gate, audited[0]),
         domain=domain,
-        domain_names=tables.DOMAIN_NAMES,
+        domain_names=DOMAIN_NAMES,
+        boxes=words,
         chosen_by=CHOSEN_BY[result.ranked_by],
         classes=known.names,
         class_names=class_names(known),
@@ -93,6 +97,7 @@ def write(output: Path, data: DataVersion, result: EvaluationRecord) -> None:
         audits=_by_kind(audited),
         small=performance.SMALL,
         margin=gate.MARGIN,
+        own_margins=_own_margins(result.gate, data),
         clinical_pictures=clinical_plots.TITLES,
         given_away="clinical" in audited[0].findings,
         quarantine=tables.read_quarantine(data.folder, data.facts).to_dict("records"),
@@ -101,6 +106,22 @@ def write(output: Path, data: DataVersion, result: EvaluationRecord) -> None:
         | {name: images.data_uri((data.folder / f"{name}.png").read_bytes()) for name in ("statistics", "crops")},
     )
     (output / "report.html").write_text(html, encoding="utf-8")
+
+
+def _own_margins(decision: GateRecord, data: DataVersion) -> list[str]:
+    """Say which rivals saw crops of another margin than the candidate's."""
+    rivals = (
+        ("Champion", decision.champion, decision.comparison),
+        ("Version", decision.anchor, decision.anchor_comparison),
+    )
+    return [
+        f"{role} {version} saw crops of its own margin, {compared.champion_margin:g}, as it does when it is served; "
+        f"the margin of this model's crops is {data.margin:g}."
+        for role, version, compared in rivals
+        if compared is not None
+        and compared.champion_margin is not None
+        and not math.isclose(compared.champion_margin, data.margin)
+    ]
 
 
 def _by_kind(audited: Sequence[ModelAudits]) -> list[list[tuple[str, Audit]]]:
@@ -126,6 +147,7 @@ def lead(result: Measured) -> list[str]:
         _lead_auroc(test),
         *_lead_decisions(test, result.settings),
         *_lead_classes(test, result),
+        *words.lead(result),
         f"Its accuracy at the most probable class is {test.accuracy:.1%}; always answering the majority class gives "
         f"{test.majority:.1%}.",
     ]
@@ -214,6 +236,7 @@ def warnings(result: Measured) -> list[str]:
     asked = result.settings.sensitivity
     if (needed := patients_needed(asked)) is None or malignant < needed:
         texts.append(f"The test set has {malignant} malignant patients, and {describe_patients_needed(asked)}.")
+    texts += words.warnings(result)
     if best.weights == "none":
         texts.append("The model started from random weights; pre-trained weights are the first thing to add.")
     return list(dict.fromkeys(texts))
@@ -285,6 +308,8 @@ def log_summary(result: EvaluationRecord) -> None:
     for audited in audits.of_result(result):
         for name, text in audited.findings.items():
             log.warning(f"WARNING, {name} audit of the {audited.domain} domain: {text}")
+    if (line := words.log_line(result)) is not None:
+        log.info(line)
     log.info(f"Gate: {result.gate.decision}")
     for reason in result.gate.reasons:
         log.info(f"  {reason}")

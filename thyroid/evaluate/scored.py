@@ -17,6 +17,7 @@ from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.evaluate import performance, predictions
+from thyroid.evaluate.boxes.located import AUTOMATIC, Located
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.evaluate.predictions import ClinicalHead
 from thyroid.model import operating_point
@@ -38,14 +39,17 @@ class Evaluation:
     Attributes:
         data: Data version of `crop`.
         serving_domain: Domain in which the models are compared.
-        domains: Domains in which the models are tested: all trained domains and the serving domain.
+        domains: Domains in which the models are tested: all trained domains, the serving domain and, with boxes that
+            can be measured, `AUTOMATIC`.
         options: Options of the evaluation.
+        located: Boxes of the step `locate`; None for none.
     """
 
     data: DataVersion
     serving_domain: str
     domains: tuple[str, ...]
     options: EvaluateOptions
+    located: Located | None = None
 
     @property
     def registry(self) -> Location | None:
@@ -191,20 +195,28 @@ class ScoredModel:
 
         Returns:
             One row per image with backbone, train_domain, domain, the columns of `DataVersion.examples` (file is the
-            name within `DataVersion.images`) and the network's own probabilities, not yet scaled.
+            name within `DataVersion.images`, of an automatic crop within the folder of `locate`) and the network's own
+            probabilities, not yet scaled.
 
         Raises:
             InputError: The split lacks benign or malignant images in a domain, or the probabilities are not finite.
         """
         parts, columns = [], Classes.from_record(self.training).columns
         for domain in domains:
-            table = self.evaluation.examples(domain, split)
+            table = self._examples(domain, split)
             pixels = self.evaluation.data.pixels(table, self.size)
             table[columns] = self.network.probabilities(pixels, f"{split} images")
             table["file"] = table.pop("name")
             names = dict(zip(("backbone", "train_domain"), self.key, strict=True)) | {"domain": domain}
             parts.append(pd.concat([pd.DataFrame(names, table.index), table], axis=1))
         return pd.concat(parts, ignore_index=True)
+
+    def _examples(self, domain: str, split: str) -> pd.DataFrame:
+        """Return the images of a split as this model sees them."""
+        located = self.evaluation.located
+        if domain == AUTOMATIC and located is not None:
+            return located.examples(self.training.train_domain)
+        return self.evaluation.examples(domain, split)
 
     def lock(self, clinical: ClinicalHead | None = None) -> None:
         """Lock temperature, bias and threshold on the validation patients of the serving domain.
@@ -329,20 +341,21 @@ def read(folder: Path, models: Sequence[Path], options: EvaluateOptions) -> tupl
         The evaluation, and its models in the order of `models`.
 
     Raises:
-        InputError: There is no training, a folder is not a finished training, a training is of another data version, or
-            one backbone is given twice on a domain.
+        InputError: There is no training, a folder is not a finished training, a training is of other scans or images,
+            one backbone is given twice on a domain, or the boxes do not fit the data version.
     """
     data = DataVersion.read(folder)
     trainings = [(model, record.read(model)) for model in models]
     if not trainings:
         raise InputError("there is no model to evaluate")
     for model, training in trainings:
-        if training.data_digest != data.digest:
-            raise InputError(f"{model}: trained on another data version than {folder}")
+        record.require_data(model, training, data)
     trained = [domain for domain in tables.DOMAINS if domain in {training.train_domain for _, training in trainings}]
     first = next((domain for domain in data.domains if domain in trained), trained[0])
     serving = options.serving_domain or first
-    evaluation = Evaluation(data, serving, tuple(dict.fromkeys([*trained, serving])), options)
+    located = None if options.locate is None else Located.read(options.locate, data)
+    extra = [] if located is None or located.problem is not None else [AUTOMATIC]
+    evaluation = Evaluation(data, serving, tuple(dict.fromkeys([*trained, serving, *extra])), options, located)
     scored = [ScoredModel(evaluation, model, training) for model, training in trainings]
     keys = [model.key for model in scored]
     if twice := [key for key in keys if keys.count(key) > 1]:

@@ -3,6 +3,8 @@
 Training, evaluation and the endpoint use the same functions.
 """
 
+import hashlib
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -10,15 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thyroid.imaging import images
+from thyroid.records.settings import MARGIN as MARGIN
 
 Box = tuple[int, int, int, int]
 """The x, y, width and height of a rectangle in pixels."""
 
-MARGIN = 0.15
-"""Share of a region's own width (height) by which it is widened on each side, as in DDTI's own crops.
+PLACE_ERROR, SIZE_ERROR = 0.17, 0.33
+"""A locator's errors as standard deviations: of a box's centre as a share of its sides, and of log sides.
 
-The widened region is clipped to the frame.
+They were measured on DDTI's frames, cross-fitted by patient.
 """
+LEAST_SIDE = 12
+"""Smallest side in pixels of a box that was disturbed."""
 
 
 @dataclass(frozen=True)
@@ -131,3 +136,30 @@ def widened(box: Box, frame_width: int, frame_height: int, margin: float = MARGI
     dx, dy = round(margin * width), round(margin * height)
     left, top = max(0, x - dx), max(0, y - dy)
     return left, top, min(frame_width, x + width + dx) - left, min(frame_height, y + height + dy) - top
+
+
+def disturbed(box: Box, frame_width: int, frame_height: int, jitter: float, seed: str) -> Box:
+    """Return a box as a locator might have proposed it: moved, wider or narrower, and clipped to the frame.
+
+    The centre moves by normal deviates of `PLACE_ERROR` times the box's sides, and the logarithms of width and height
+    change by normal deviates of `SIZE_ERROR`.
+
+    Args:
+        box: x, y, width, height in pixels of the frame, inside it.
+        frame_width: Width of the frame in pixels.
+        frame_height: Height of the frame in pixels.
+        jitter: Multiple of both errors, from 0.
+        seed: Text that decides the draw. The same text gives the same box, and another `jitter` scales the same errors.
+
+    Returns:
+        The disturbed box, or `box` itself if a side of the disturbed one is below `LEAST_SIDE` inside the frame.
+    """
+    x, y, width, height = box
+    rng = np.random.default_rng(int(hashlib.sha256(seed.encode()).hexdigest(), 16))
+    right_by, down_by, wider_by, higher_by = (jitter * rng.standard_normal(4)).tolist()
+    wide, high = width * math.exp(SIZE_ERROR * wider_by), height * math.exp(SIZE_ERROR * higher_by)
+    left = x + width * (0.5 + PLACE_ERROR * right_by) - wide / 2
+    top = y + height * (0.5 + PLACE_ERROR * down_by) - high / 2
+    right, bottom = min(frame_width, round(left + wide)), min(frame_height, round(top + high))
+    left, top = max(0, round(left)), max(0, round(top))
+    return (left, top, right - left, bottom - top) if min(right - left, bottom - top) >= LEAST_SIDE else box

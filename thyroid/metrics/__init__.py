@@ -8,6 +8,7 @@ into an `Interval`.
 from thyroid.interval import LEVEL, Interval, format_interval
 from thyroid.metrics.calibration import BINS, brier_draws, ece_draws, ece_if_calibrated
 from thyroid.metrics.comparison import Comparison, auroc_covariance, auroc_difference, delong, specificity_difference
+from thyroid.metrics.correlation import rank_correlation, rank_correlation_draws
 from thyroid.metrics.decisions import accuracy, at_threshold, kappa_draws, majority, net_benefit
 from thyroid.metrics.intervals import DRAWS, FEW, Draws, clopper_pearson, interval, newcombe
 from thyroid.metrics.roc import (
@@ -49,6 +50,8 @@ __all__ = [
     "majority",
     "net_benefit",
     "newcombe",
+    "rank_correlation",
+    "rank_correlation_draws",
     "roc_band",
     "specificity_difference",
 ]

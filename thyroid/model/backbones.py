@@ -152,7 +152,7 @@ def build(
 
     if size < MIN_SIZE:
         raise InputError(f"image size {size} is below the {MIN_SIZE} pixels that {backbone.name} needs")
-    body = _body(backbone, size, weights)
+    body = load_body(backbone, size, weights)
     end = body.output
     if tap:
         if tap not in {layer.name for layer in body.layers}:
@@ -180,7 +180,17 @@ def preprocess(backbone: Backbone, image: Any) -> Any:
     return module.preprocess_input(keras.ops.cast(image, "float32"))
 
 
-def _body(backbone: Backbone, size: int, weights: str | Path | None) -> "keras.Model":
+def load_body(backbone: Backbone, size: int, weights: str | Path | None) -> "keras.Model":
+    """Return a body of `keras.applications` without its top.
+
+    Args:
+        backbone: Row of `BACKBONES`, or of another class of `keras.applications`.
+        size: Side of the square image in pixels.
+        weights: Result of `find_weights`.
+
+    Raises:
+        InputError: The weights do not fit or cannot be fetched.
+    """
     from thyroid.model.backend import keras
 
     constructor = getattr(keras.applications, backbone.name)
@@ -279,7 +289,7 @@ def taps(backbone: Backbone, count: int) -> list[str]:
     Returns:
         The last layer of each of these blocks; "" for the last block.
     """
-    body = _body(backbone, MIN_SIZE, None)
+    body = load_body(backbone, MIN_SIZE, None)
     ends = dict(_layers(body))
     return [*list(ends.values())[-count:-1], ""]
 

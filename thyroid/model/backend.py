@@ -1,6 +1,7 @@
 """Sets Keras and TensorFlow up for this machine: which devices compute, and in which precision."""
 
 from pathlib import Path
+from typing import Any
 
 from thyroid.model.framework import keras, silent, tf
 
@@ -35,6 +36,14 @@ def _processor_flags() -> set[str]:
     return set(information.read_text().split()) if information.exists() else set()
 
 
+def auroc(classes: int) -> Any:
+    """Return a Keras metric for the mean over the classes of the AUROC of each class against the rest.
+
+    With two classes both AUROCs are the same.
+    """
+    return keras.metrics.AUC(num_thresholds=1000, multi_label=True, num_labels=classes, name="auroc")
+
+
 def strategy() -> tf.distribute.Strategy:
     """Return a MirroredStrategy over all GPUs if this machine has several, else the default strategy."""
     many = len(tf.config.list_logical_devices("GPU")) > 1
@@ -47,4 +56,4 @@ def where() -> str:
     return f"{gpus or 'no'} GPU{'' if gpus == 1 else 's'}, {policy()}"
 
 
-__all__ = ["XLA", "keras", "policy", "strategy", "tf", "where"]
+__all__ = ["XLA", "auroc", "keras", "policy", "strategy", "tf", "where"]

@@ -74,18 +74,23 @@ class Engine(Protocol):
         """Release the engine's threads. No image may be in flight."""
 
 
-def convert(graph: Path, output: Path) -> None:
+CLASSIFIER_OUTPUTS = ("probability", "evidence")
+"""Outputs of a classifier's graph that are served."""
+
+
+def convert(graph: Path, output: Path, names: Sequence[str] = CLASSIFIER_OUTPUTS) -> None:
     """Write a network as OpenVINO's single precision IR: `output` and its .bin file.
 
     Args:
-        graph: The file `network.GRAPH` of a training.
+        graph: The file `network.GRAPH` of a training, or that of a locator.
         output: The .xml file to write.
+        names: Names of the graph's outputs that are kept, in their order.
     """
     import openvino
 
     output.parent.mkdir(parents=True, exist_ok=True)
     model = openvino.convert_model(graph)  # orders its outputs by name
-    results = [model.output(f"{name}:0").node for name in ("probability", "evidence")]
+    results = [model.output(f"{name}:0").node for name in names]
     model = openvino.Model(results, model.get_parameters(), model.get_friendly_name())
     openvino.save_model(model, output, compress_to_fp16=False)
 
@@ -156,7 +161,9 @@ def load(artefact: Artefact, form: str | None = None) -> Engine:
     """
     names = candidates(artefact.differences, form)
     if names == [KERAS]:
-        return KerasEngine(artefact.folder, Classes.from_record(artefact.record))
+        from thyroid.model import explain
+
+        return KerasEngine(explain.with_map(load_keras(artefact.folder / MODEL), Classes.from_record(artefact.record)))
     engines = [OpenVINOEngine(artefact.folder / OPENVINO, artefact.record.image_size, name) for name in names]
     measured = _measure(engines) if len(engines) > 1 else {}
     chosen = max(engines, key=lambda one: measured.get(one.form, 0.0))
@@ -193,9 +200,10 @@ class OpenVINOEngine:
         model: The .xml file.
         size: Side of the input in pixels.
         form: `F32` or `BF16`.
+        alone: Whether the engine has the latency mode only, which takes half the memory.
     """
 
-    def __init__(self, model: Path, size: int, form: str) -> None:
+    def __init__(self, model: Path, size: int, form: str, alone: bool = False) -> None:
         """Read the model and compile the throughput mode; `warm` compiles the latency mode."""
         import openvino
 
@@ -205,8 +213,13 @@ class OpenVINOEngine:
         self._network = openvino.Core().read_model(model)
         self._network.reshape([1, size, size, 3])
         self._cores = cores.available()
-        # two jobs for each core, so that a core has its next image at once
-        self._many = self._compiled(2 * self._cores, PERFORMANCE_HINT="THROUGHPUT", NUM_STREAMS=str(self._cores))
+        self._one_mode = alone or self._cores == 1
+        # two jobs for each core, or for all cores together, so that they have their next image at once
+        self._many = (
+            self._compiled(2, PERFORMANCE_HINT="LATENCY")
+            if alone
+            else self._compiled(2 * self._cores, PERFORMANCE_HINT="THROUGHPUT", NUM_STREAMS=str(self._cores))
+        )
         self._alone = self._many
         self._waiting: deque[tuple[NDArray[np.uint8], asyncio.Future[Answer]]] = deque()
         self._running = 0
@@ -231,7 +244,7 @@ class OpenVINOEngine:
 
         `predict` does not use this mode. Without it `answer` takes longer.
         """
-        if self._cores > 1:
+        if not self._one_mode:
             self._alone = self._compiled(1, PERFORMANCE_HINT="LATENCY")
         for _ in range(2):  # the first image compiles kernels
             started = time.perf_counter()
@@ -322,18 +335,15 @@ class KerasEngine:
     Waiting images run as one batch. This engine is also the reference for the other forms.
 
     Args:
-        folder: Folder of the artefact.
-        classes: Classes of the model.
+        network: A Keras model with two outputs, those of `predict`.
     """
 
-    def __init__(self, folder: Path, classes: Classes) -> None:
-        """Load the model and add its map of evidence."""
-        from thyroid.model import explain
+    def __init__(self, network: Any) -> None:
+        """Trace the model."""
         from thyroid.model.backend import XLA, tf
 
         self.form = KERAS
         self.measured: dict[str, float] = {}
-        network = explain.with_map(load_keras(folder / MODEL), classes)
         self._call = tf.function(lambda batch: network(batch, training=False), jit_compile=XLA)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._waiting: list[tuple[NDArray[np.uint8], asyncio.Future[Answer]]] = []
@@ -368,4 +378,5 @@ class KerasEngine:
 
 
 if __name__ == "__main__":  # a separate process, because OpenVINO holds the GIL while it converts
-    convert(*map(Path, sys.argv[1:]))
+    source, target, *wanted = sys.argv[1:]
+    convert(Path(source), Path(target), wanted or CLASSIFIER_OUTPUTS)

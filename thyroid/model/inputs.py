@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from thyroid.data.version import MEMORY_BUDGET as MEMORY_BUDGET
@@ -226,6 +227,32 @@ def rows_of(
             yield values[some], labels[some]
 
     return _dataset(generate, _specs(values, labels), -(-len(rows) // batch_size))
+
+
+def disturbed(pixels: NDArray[np.uint8], table: pd.DataFrame) -> NDArray[np.uint8]:
+    """Return images, each one replaced by its disturbed crop where there is one.
+
+    Args:
+        pixels: uint8 [n, s, s, 1 or 3].
+        table: A row per image, with the columns jitter_file and jitter_sha256 of `DataVersion.with_jitter`. Without
+            these columns no image is replaced.
+
+    Returns:
+        uint8 as `pixels`, which are not changed. If those are grey, a disturbed crop with colours becomes grey.
+
+    Raises:
+        InputError: Files are missing or changed.
+    """
+    columns = {"jitter_file": "file", "jitter_sha256": "sha256"}
+    crops = table.reset_index(drop=True).reindex(columns=list(columns)).dropna().rename(columns=columns)
+    if crops.empty:
+        return pixels
+    others = decode(crops, pixels.shape[1])
+    if others.shape[-1] > pixels.shape[-1]:
+        others = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in others])[..., None]
+    result = pixels.copy()
+    result[crops.index.to_numpy()] = others
+    return result
 
 
 def _moved(

@@ -7,7 +7,7 @@ again.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,23 @@ class Network:
                 bar.update(len(some))
 
 
-def _frozen(function: Any) -> "tf.compat.v1.GraphDef":
+def frozen_graph(model: keras.Model, outputs: Sequence[str]) -> "tf.compat.v1.GraphDef":
+    """Return the graph of a Keras model with its present weights as constants.
+
+    Args:
+        model: Model of uint8 [n, size, size, 3], which becomes "batch".
+        outputs: Names for the model's outputs.
+    """
+
+    def run(batch: tf.Tensor) -> list[tf.Tensor]:
+        given = model(batch, training=False)
+        return [tf.identity(one, name) for one, name in zip(given, outputs, strict=True)]
+
+    image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, "batch")
+    return _frozen(tf.function(run, [image]).get_concrete_function(), outputs)
+
+
+def _frozen(function: Any, outputs: Sequence[str] = OUTPUTS) -> "tf.compat.v1.GraphDef":
     """Return the graph of a traced function with its variables turned into constants.
 
     TensorFlow's own `convert_variables_to_constants_v2` does the same, but takes thirty times as long, because it
@@ -161,7 +177,7 @@ def _frozen(function: Any) -> "tf.compat.v1.GraphDef":
             _become_constant(node, tf.raw_ops.ReadVariableOp(resource=values[node.input[0]], dtype=kind))
         elif node.name in values and values[node.name].dtype != tf.resource:
             _become_constant(node, values[node.name])
-    wanted = [name for name in OUTPUTS if any(node.name == name for node in graph.node)]
+    wanted = [name for name in outputs if any(node.name == name for node in graph.node)]
     return tf.compat.v1.graph_util.extract_sub_graph(graph, wanted)
 
 

@@ -54,6 +54,9 @@ class DataRecord(ClassFields):
     """Domains to train, normal or cropped; the first one is the default. Set by `crop`."""
     margin: float | None = None
     """Share of a region's own width and height by which its crop is wider on each side. Set by `crop`."""
+    jitter: float | None = None
+    """Multiple of a locator's errors by which the second crop of a training region is disturbed; 0 for no second
+    crop. Set by `crop`."""
     without_region: int | None = None
     """Number of frames without a region, which are in the normal domain only. Set by `crop`."""
     scan_area_not_found: int | None = None

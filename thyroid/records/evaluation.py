@@ -6,6 +6,7 @@ from thyroid.interval import Interval
 from thyroid.records.clinical import ClinicalRecord
 from thyroid.records.data import ClassFields
 from thyroid.records.gate import AuditRecord, GateRecord
+from thyroid.records.locate import AutomaticBoxes, LocatorRecord
 from thyroid.records.performance import (
     AUROC,
     EvaluateSettings,
@@ -73,7 +74,8 @@ class ModelRow(Record):
     cross_validation: AUROC | None = None
     """AUROC over all development patients, each scored by a model that did not see them; absent without folds."""
     test: dict[str, Performance]
-    """Metrics on the test set, by domain."""
+    """Metrics on the test set, by domain. The domain "automatic" is that of test frames with a marked nodule as they
+    come: models of crops see the crop of the automatic box, models of full frames the frame."""
 
     def chosen_by(self, ranked_by: str) -> Interval:
         """Return the AUROC that ranked the models: that on "validation", or the cross-validated one."""
@@ -125,7 +127,7 @@ class DomainMatrix(Record):
     """One backbone trained on each domain and tested on each."""
 
     cells: dict[str, dict[str, Interval]]
-    """AUROC by the domain trained on, then by the domain tested on."""
+    """AUROC by the domain trained on, then by the domain tested on; with a locator also on "automatic"."""
     drop: dict[str, Interval]
     """By the domain trained on: the AUROC there minus the AUROC in the other domain."""
     shortfall: dict[str, Interval]
@@ -173,7 +175,7 @@ class Measured(ClassFields):
     serving_domain: str
     """Domain in which the models were compared."""
     domains: list[str]
-    """Domains that the models were tested on."""
+    """Domains that the models were tested on; the last one is "automatic" if there is a locator."""
     changes: ChangesRecord | None
     """What has changed since the last registered model; null without a registry."""
     domain_matrix: dict[str, DomainMatrix]
@@ -188,6 +190,13 @@ class Measured(ClassFields):
     """What clinical.csv was worth; null without it."""
     gate: GateRecord
     """Decision of the champion gate."""
+    locator: LocatorRecord | None = None
+    """The locator whose boxes were tried; absent without one."""
+    without_locator: str | None = None
+    """Why no automatic box was tried, in words; absent if some were, and if the evaluation was given none."""
+    automatic_boxes: AutomaticBoxes | None = None
+    """What automatic boxes cost the winner, and whether it may decide on them; absent without a locator and for a
+    winner that was trained on full frames or serves them."""
     settings: EvaluateSettings
     """What the user asked for."""
     worst: dict[str, int]

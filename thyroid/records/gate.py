@@ -60,6 +60,9 @@ class Comparison(Record):
 
     champion_auroc: Interval
     """AUROC of the champion."""
+    champion_margin: float | None = None
+    """Margin of the crops that the champion was scored on, which is its own and may differ from the candidate's. Absent
+    for full frames and for files that came in cropped, which have no margin, and in records of older releases."""
     difference: Interval
     """AUROC of the candidate minus that of the champion, by the bootstrap over patients."""
     delong: DeLong | None = None

@@ -7,6 +7,7 @@ from thyroid.interval import Interval
 from thyroid.records.clinical import FusionRecord
 from thyroid.records.data import ClassFields
 from thyroid.records.gate import GateRecord
+from thyroid.records.locate import AutomaticBoxes, LocatorRecord
 from thyroid.records.performance import EvaluateSettings, OperatingPointFields, Performance, ValidationPerformance
 from thyroid.records.record import Record
 
@@ -96,6 +97,11 @@ class ModelDescription(ClassFields, OperatingPointFields):
     """Head that uses clinical columns; absent where the model uses none."""
     audits: ModelAudit
     """What the audits found."""
+    locator: LocatorRecord | None = None
+    """Locator that boxes the nodule where a request gives no region; absent for models of full frames and where there
+    was no region to learn from. Its networks are in the folder `locator`."""
+    automatic_boxes: AutomaticBoxes | None = None
+    """What automatic boxes cost, and whether the model may decide on them; absent without a locator."""
 
     @classmethod
     def parse(cls, content: Any, place: Path | str, unknown: Literal["forbid", "ignore"] = "forbid") -> Self:

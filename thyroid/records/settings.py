@@ -14,6 +14,12 @@ from thyroid.records.record import Record
 log = logging.getLogger(__name__)
 
 FROZEN, TWO_PHASE = "frozen", "two-phase"
+MARGIN = 0.5
+"""Default share of a region's own width (height) by which it is widened on each side.
+
+A classifier that is given automatic boxes needs more context than the 0.15 of DDTI's own crops. This is the only place
+of the default: `imaging.geometry.MARGIN` and every step's options take it from here.
+"""
 FOUND = "found"
 """Field of the file that records where the settings come from. It has no effect."""
 
@@ -38,7 +44,7 @@ class Settings(Record):
     """Label smoothing in both phases."""
     tap: str = ""
     """Layer at which the body ends; empty for its last one."""
-    margin: float = Field(default=0.15, ge=0, le=2)  # imaging.geometry.MARGIN
+    margin: float = Field(default=MARGIN, ge=0, le=2)
     """Share of its own width (height) by which a region is widened on each side."""
     image_size: int = Field(default=0, ge=0, le=4096)
     """Side of the model's input in pixels; 0 for the training's own argument."""

@@ -51,6 +51,9 @@ class TrainRecord(ClassFields):
     """Seed of initialisation, order, augmentation and folds."""
     recipe: str
     """Name of the recipe."""
+    jitter: float | None = None
+    """Multiple of a locator's errors by which the crops in the augmented half of what was learnt from were
+    disturbed; 0 for none."""
     champion: str | None
     """SHA-256 of the champion that the warm recipe considered; null for none. `weights` says what was used."""
     tap: str

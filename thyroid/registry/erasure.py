@@ -21,10 +21,10 @@ import pandas as pd
 
 from thyroid import storage
 from thyroid.data import crops, erased, pseudonyms, store, tables
+from thyroid.data.crops import Cut
 from thyroid.data.erased import Erased
 from thyroid.data.store import CROPPED, EXAMINED, GOING, LINKS, MEMORY, SCANS, VERSIONS, Store
 from thyroid.errors import InputError
-from thyroid.imaging.geometry import MARGIN
 from thyroid.model import artefact
 from thyroid.registry import changes
 from thyroid.registry.patient_data import (
@@ -217,13 +217,13 @@ def _crops(place: Store, versions: list[VersionTables], found: PatientData, dele
         table = pd.DataFrame()
         if delete:  # the table may name the patient, and the next crop writes it again
             (place.folder / CROPPED).unlink()
-    margins = set(table["margin"]) if "margin" in table else {MARGIN}
+    cuts = crops.cuts_in(table) if "margin" in table else {Cut()}
     stems, wanted = set[str](), set[str]()
     for version in versions:
         gone = found.rows(version, version.scans)
         stems |= set(version.scans.loc[gone, "path"].map(crops.stem))
         others = version.scans[~gone]
-        wanted |= crops.files(others, version.regions[version.regions["path"].isin(others["path"])], margins)
+        wanted |= crops.files(others, version.regions[version.regions["path"].isin(others["path"])], cuts)
     present = {path.relative_to(place.crops).as_posix(): path for path in place.crops.glob("*/*")}
     going = {
         name
@@ -259,7 +259,10 @@ def _is_copy(path: Path) -> bool:
 
 
 def _caches(place: Store, delete: bool) -> Iterator[Held]:
-    """Yield trainings and studies, and remove them with `delete`, since their contents do not reveal whose they are."""
+    """Yield trainings, locators, feature maps and studies, and remove them with `delete`.
+
+    All of them go, since their contents do not reveal whose they are.
+    """
     for folder in sorted([*(place.folder / _WORK).glob("*"), *(place.folder / _SWEEPS).glob("*")]):
         mark = _TRAINING.fullmatch(folder.name) or any((folder / name).exists() for name in _STUDY)
         if not folder.is_dir() or not (mark or folder.name.startswith(GOING)):

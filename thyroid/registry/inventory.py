@@ -12,7 +12,7 @@ from thyroid import storage
 from thyroid.data.store import CROPPED, CROPS, GOING, SCANS, VERSIONS, Store
 
 WORK = "work"
-"""Folder of the store with trainings, stopped or finished."""
+"""Folder of the store with trainings and locators, stopped or finished, and with feature maps of frames."""
 
 _DAY = 86400
 _LEFT = (
@@ -106,7 +106,10 @@ class FileGroup:
 
 
 def trainings(place: Store, days: int) -> list[Row]:
-    """Return the trainings in the store, which go if nothing has touched them for `days` days."""
+    """Return what trainings have left in the store, which goes if nothing has touched it for `days` days.
+
+    Reading feature maps leaves no trace, so a run that uses them touches their folder.
+    """
     rows = []
     for folder in sorted((place.folder / WORK).glob("*")):
         if _TRAINING.fullmatch(folder.name) and not folder.name.startswith(".") and folder.is_dir():

@@ -7,10 +7,11 @@
   in use, since `crop` may have left scans out. As long as it is unknown what such a model was made of, every data
   version stays.
 - A damaged data version stays and does not count as one of the newest, because somebody has to look at it.
-- Crops stay if the present code makes them of the scans and regions of a data version that stays, with any margin that
-  occurs in the store. Crops of older code therefore go.
+- Crops stay if the present code makes them of the scans and regions of a data version that stays, with any margin and
+  jitter that occur together in the store. Crops of older code therefore go.
 - Copies of a bucket's objects and pictures of DICOM files stay if a data version that stays has examined them.
-- Trainings in `work`, stopped or finished, go if nothing has touched them for `days` days.
+- Trainings and locators in `work`, stopped or finished, and the feature maps that locators share, go if nothing has
+  touched them for `days` days.
 - Half-written files of killed runs go after a day.
 
 Nothing is removed without `delete`. Runs that write to the store wait in the meantime. A run that still trains on a
@@ -31,6 +32,7 @@ from cyclopts import Parameter
 
 from thyroid import command, errors, storage
 from thyroid.data import crops, pseudonyms, tables
+from thyroid.data.crops import Cut, cuts_in
 from thyroid.data.store import CROPPED, EXAMINED, LINKS, MEMORY, VERSIONS, Store, Version, remove, write
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
@@ -97,12 +99,12 @@ def retain(
             cropped, unsure = place.all_cropped(), f"{CROPPED} is missing"
         except InputError as error:
             cropped, unsure = pd.DataFrame(), f"{CROPPED}: {errors.one_line(error).rsplit(': ', 1)[-1]}"
-        margins: set[float] = set()
+        cuts: set[Cut] = set()
         if "margin" in cropped:
-            margins, unsure = set(cropped["margin"]), ""
+            cuts, unsure = cuts_in(cropped), ""
         else:
             unsure += ", so it is unknown what they are; the next crop makes them again"
-        data, kept = _data(place, keep, needs, margins)
+        data, kept = _data(place, keep, needs, cuts)
         unread = f"data version {', '.join(kept.unread)} cannot be read, and may need them" if kept.unread else ""
         crops, images = FileGroup.crops(place).divide(kept.images, unread or unsure)
         copies, objects = FileGroup.copies(place).divide(kept.copies, unread)
@@ -204,7 +206,7 @@ def _need(registry: Registry, version: int) -> _Need:
     return _Need(version, digest, scans)
 
 
-def _data(place: Store, keep: int, needs: Sequence[_Need], margins: Collection[float]) -> tuple[list[Row], _Kept]:
+def _data(place: Store, keep: int, needs: Sequence[_Need], cuts: Collection[Cut]) -> tuple[list[Row], _Kept]:
     """Return the rows of data versions, and the files of those that stay."""
     folders = place.numbered()
     descriptions = {folder: _description(folder) for folder in folders}
@@ -214,7 +216,7 @@ def _data(place: Store, keep: int, needs: Sequence[_Need], margins: Collection[f
     for folder in folders:
         source, digest, damage = descriptions[folder]
         try:
-            contents = _contents(folder, margins)
+            contents = _contents(folder, cuts)
         except (InputError, OSError) as error:
             contents, damage = None, damage or errors.one_line(error)
         reasons = []
@@ -251,8 +253,8 @@ def _description(folder: Path) -> tuple[str, str, str]:
         return "", "", f"{tables.FACTS}: {errors.one_line(error)}"
 
 
-def _contents(folder: Path, margins: Collection[float]) -> _Contents:
-    """Return what a data version holds, and its crops with these margins.
+def _contents(folder: Path, cuts: Collection[Cut]) -> _Contents:
+    """Return what a data version holds, and its crops if regions are cut out in these ways.
 
     Raises:
         InputError, OSError: One of its tables is damaged.
@@ -262,7 +264,7 @@ def _contents(folder: Path, margins: Collection[float]) -> _Contents:
     examined, _, _ = (Version(folder).table(name) for name in (EXAMINED, LINKS, MEMORY))
     # Only the last two parts of the path count, because the volume may have been mounted elsewhere.
     copies = {"/".join(Path(copy).parts[-2:]) for copy in examined["local_path"].dropna().tolist()}
-    return _Contents(frozenset(data.used["sha256"].tolist()), crops.files(data.scans, data.regions, margins), copies)
+    return _Contents(frozenset(data.used["sha256"].tolist()), crops.files(data.scans, data.regions, cuts), copies)
 
 
 def _forget(place: Store, images: Sequence[Path]) -> None:

@@ -11,15 +11,32 @@ from typing import Any
 
 import numpy as np
 from kserve import InferOutput, InferRequest, InferResponse
+from numpy.typing import NDArray
 from PIL import Image
 
 from thyroid import RESEARCH_USE_ONLY
 from thyroid.data.classes import Classes
 from thyroid.model import explain
+from thyroid.model.locator import MOST
 from thyroid.model.operating_point import OperatingPoint
-from thyroid.records.model import ArtefactRecord
-from thyroid.serve.payload import Instance
-from thyroid.serve.preprocessing import Prepared
+from thyroid.records.model import ArtefactRecord, KerasForm
+from thyroid.serve.limits import RequestError
+from thyroid.serve.payload import CROP, Instance
+from thyroid.serve.preprocessing import AUTO, WHOLE, Prepared
+
+BOX_UNSURE, BOX_NOT_CONFIRMED, BAND, DISAGREE = "box_unsure", "box_not_confirmed", "abstention_band", "views_disagree"
+"""Reasons of abstention, in the order of an answer."""
+_DOUBTS = (BOX_UNSURE, BOX_NOT_CONFIRMED)
+_LOCATED = ("source", "box", "probability", "unsure", "proposals", "note", "scan_area_found", "frame", "frames")
+"""Fields of a crop that `:locate` answers with, where they are there."""
+LOCATED_OUTPUTS: list[dict[str, Any]] = [
+    {"name": "box", "datatype": "INT32", "shape": [-1, 4]},
+    {"name": "box_probability", "datatype": "FP32", "shape": [-1]},
+    {"name": "source", "datatype": "BYTES", "shape": [-1]},
+    {"name": "proposals", "datatype": "FP32", "shape": [-1, MOST, 5]},
+    {"name": "reasons", "datatype": "BYTES", "shape": [-1]},
+]
+"""Outputs of V2 that only a model with a locator has, for the metadata."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class Answers:
         classes: The classes of the model.
         form: The form that answers, one of `engine.FORMS`.
         not_released: The reasons why the model may not be relied on; None for a released one.
+        locates: Whether the model has a locator.
     """
 
     record: ArtefactRecord
@@ -62,12 +80,37 @@ class Answers:
     classes: Classes
     form: str
     not_released: list[str] | None
+    locates: bool = False
 
-    def decide(self, probability: np.ndarray) -> dict[str, Any]:
-        """Return calibrated probabilities [classes] with the decision at the operating point."""
+    def doubts(self, instance: Instance, prepared: Prepared) -> list[str]:
+        """Return the reasons why an image's crop allows no decision.
+
+        There is none where the request gives the region, or says that the image is a crop. An image that was only taken
+        for a crop is as little confirmed as a box that nobody has seen.
+        """
+        source = prepared.done.get("source")
+        guessed = self.locates and source == WHOLE and instance.domain != CROP
+        if source != AUTO and not guessed:
+            return []
+        cost = self.record.automatic_boxes
+        confirmed = cost is not None and cost.released
+        unsure = bool(prepared.done.get("unsure"))
+        return [BOX_UNSURE] * unsure + [BOX_NOT_CONFIRMED] * (not confirmed)
+
+    def decide(
+        self, probability: NDArray[np.float64], doubts: Sequence[str] = (), disagree: bool = False
+    ) -> dict[str, Any]:
+        """Return calibrated probabilities [classes] with the decision at the operating point.
+
+        Args:
+            probability: The probabilities.
+            doubts: Reasons against a decision that lie in the crops.
+            disagree: Whether the views that the probabilities are the mean of disagree.
+        """
         names = self.classes.names
         malignant = float(self.classes.malignant(probability[None])[0])
         decision = str(self.point.decide(malignant))
+        reasons = [*doubts, *([BAND] if decision == "abstain" else []), *([DISAGREE] if disagree else [])]
         above = [name for name, p, t in zip(names, probability, self.point.thresholds, strict=True) if p >= t]
         return {
             "probability": dict(zip(names, probability.tolist(), strict=True)),
@@ -75,8 +118,8 @@ class Answers:
             "class": names[self.point.call(probability[None], self.classes)[0]],
             "above_threshold": above,
             "threshold": self.point.threshold,
-            "decision": decision,
-            **({"reason": "abstention_band"} if decision == "abstain" else {}),
+            "decision": "abstain" if reasons else decision,
+            **({"reason": reasons[0], "reasons": reasons} if reasons else {}),
         }
 
     def predictions(self, scored: Sequence[Scored]) -> dict[str, Any]:
@@ -104,37 +147,69 @@ class Answers:
             | ({} if self.not_released is None else {"not_released": self.not_released})
         )
 
+    def boxes(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
+        """Return the answer to `:locate`."""
+        found = [{name: one.done[name] for name in _LOCATED if name in one.done} for one in prepared]
+        return {"boxes": [one | {"notice": RESEARCH_USE_ONLY} for one in found]}
+
     def _patients(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """Average the views of each patient, as the evaluation does. The answer is empty if no patient is named."""
-        views: dict[str, list[np.ndarray]] = {}
-        for image in scored:
+        views: dict[str, list[int]] = {}
+        for number, image in enumerate(scored):
             if image.instance.patient is not None:
-                views.setdefault(image.instance.patient, []).append(image.probability)
-        patients = [
-            {"patient": patient, "images": len(rows)} | self.decide(np.mean(rows, axis=0))
-            for patient, rows in views.items()
-        ]
+                views.setdefault(image.instance.patient, []).append(number)
+        patients = [self._patient(name, numbers, scored) for name, numbers in views.items()]
         return {"patients": patients} if patients else {}
 
+    def _patient(self, name: str, numbers: Sequence[int], scored: Sequence[Scored]) -> dict[str, Any]:
+        """Average the views of one patient whose crops allow a decision; if there is none, average all of them."""
+        doubts = {number: self.doubts(scored[number].instance, scored[number].prepared) for number in numbers}
+        counted = [number for number in numbers if not doubts[number]]
+        rows = np.stack([scored[number].probability for number in counted or numbers])
+        reasons = [] if counted else [one for one in _DOUBTS if any(one in found for found in doubts.values())]
+        left_out = [{"image": number, "reason": found[0]} for number, found in doubts.items() if found]
+        return (
+            {"patient": name, "images": len(numbers)}
+            | self.decide(rows.mean(axis=0), reasons, bool(counted) and self._disagree(rows))
+            | ({"left_out": left_out} if left_out else {})
+        )
+
+    def _disagree(self, rows: NDArray[np.float64]) -> bool:
+        """Return whether two of the views [n, classes] disagree.
+
+        They do if they lie on different sides of the threshold and their intervals do not overlap. A view's interval is
+        its probability of malignant, plus and minus the upper bound of the model's expected calibration error on
+        validation (Naeini et al. 2015): how far probabilities of this model are from observed shares on average. It is
+        no confidence interval of the patient's risk, and it knows nothing of what made these views differ.
+        """
+        keras = self.record.forms.get("keras")
+        if not isinstance(keras, KerasForm):
+            return False
+        ece = keras.validation.ece
+        malignant = self.classes.malignant(rows)
+        low, high = float(malignant.min()), float(malignant.max())
+        return low < self.point.threshold <= high and high - low > 2 * (ece.value if ece.high is None else ece.high)
+
     def v2(self, name: str, request: InferRequest, scored: Sequence[Scored]) -> InferResponse:
-        """Return the answer to a V2 request with the outputs `probability` and `decision`.
+        """Return the answer to a V2 request: `probability` and `decision`, and with a locator what it found.
 
         Args:
             name: Name under which the model is served.
             request: The request.
             scored: Its images.
+
+        Raises:
+            RequestError: The request asks for an output that there is not.
         """
-        probability = InferOutput("probability", [len(scored), len(self.record.classes)], "FP32")
-        values = np.stack([image.probability for image in scored]).astype(np.float32)
-        probability.set_data_from_numpy(values, binary_data=False)
-        decision = InferOutput("decision", [len(scored)], "BYTES")
-        decisions = [image.decision["decision"].encode() for image in scored]
-        decision.set_data_from_numpy(np.array(decisions, dtype=np.object_), binary_data=False)
+        outputs = self._outputs(scored)
+        wanted = [one.name for one in request.request_outputs or ()]
+        if unknown := sorted(set(wanted) - set(outputs)):
+            raise RequestError(f"outputs: {unknown[0][:64]!r} is unknown; use one of {', '.join(outputs)}")
         return InferResponse(
             response_id=request.id or "",
             model_name=name,
             model_version=str(self.record.version),
-            infer_outputs=[probability, decision],
+            infer_outputs=[outputs[one] for one in wanted or outputs],
             use_binary_outputs=request.use_binary_outputs,
             requested_outputs=request.request_outputs,
             parameters={
@@ -145,6 +220,40 @@ class Answers:
                 "notice": RESEARCH_USE_ONLY,
             },
         )
+
+    def _outputs(self, scored: Sequence[Scored]) -> dict[str, InferOutput]:
+        """Return the outputs of V2 by name."""
+        values: dict[str, tuple[str, NDArray[Any]]] = {
+            "probability": ("FP32", np.stack([image.probability for image in scored]).astype(np.float32)),
+            "decision": ("BYTES", _texts([image.decision["decision"] for image in scored])),
+        }
+        if self.locates:
+            crops = [image.prepared.done for image in scored]
+            sure = [crop.get("probability", -1.0) for crop in crops]  # JSON has no NaN
+            values |= {
+                "box": ("INT32", np.array([crop["box"] for crop in crops], np.int32)),
+                "box_probability": ("FP32", np.array(sure, np.float32)),
+                "source": ("BYTES", _texts([crop["source"] for crop in crops])),
+                "proposals": ("FP32", np.stack([_proposals(crop) for crop in crops])),
+                "reasons": ("BYTES", _texts([",".join(image.decision.get("reasons", [])) for image in scored])),
+            }
+        outputs = {}
+        for name, (datatype, array) in values.items():
+            outputs[name] = InferOutput(name, list(array.shape), datatype)
+            outputs[name].set_data_from_numpy(array, binary_data=False)
+        return outputs
+
+
+def _proposals(crop: dict[str, Any]) -> NDArray[np.float32]:
+    """Return box and probability of every proposal as float32 [MOST, 5]; the rows that are left are -1."""
+    out = np.full((MOST, 5), -1, np.float32)
+    for row, one in enumerate(crop.get("proposals", [])):
+        out[row] = [*one["box"], one["probability"]]
+    return out
+
+
+def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
+    return np.array([text.encode() for text in texts], np.object_)
 
 
 def heat_map(scored: Scored) -> dict[str, Any]:

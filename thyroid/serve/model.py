@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import kserve
 import numpy as np
@@ -21,12 +22,15 @@ from thyroid.data.classes import Classes
 from thyroid.errors import InputError
 from thyroid.model import engine
 from thyroid.model.artefact import Artefact
+from thyroid.model.locator_engine import LocatorEngine
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.serve import limits, payload, prometheus
 from thyroid.serve.admission import Admission
-from thyroid.serve.answers import Answers, Scored, heat_map
+from thyroid.serve.answers import LOCATED_OUTPUTS, Answers, Scored, heat_map
 from thyroid.serve.payload import Instance
-from thyroid.serve.preprocessing import Preprocessing
+from thyroid.serve.preprocessing import Prepared, Preprocessing
+
+T = TypeVar("T")
 
 TOLERANCE = 1e-3
 """How far a probability of the reference image may be from the evaluated one.
@@ -96,12 +100,17 @@ class ThyroidModel(kserve.Model):
         # A separate thread, which waits for the process that reads DICOM files; other requests must not wait for it.
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="dicom")
         self._to_read = 0
+        # Frames stay decoded until their boxes are known; more of them would only wait for the locator.
+        self._locating = asyncio.Semaphore(max(2, cores.available()))
+        # DICOM files are read one after another and may take seconds; the others must not wait for them here, either.
+        self._locating_dicom = asyncio.Semaphore(1)
 
     def load(self) -> bool:
-        """Verify the artefact's hashes, load the form, and check its answer to the artefact's reference image.
+        """Verify the artefact's hashes, load the form and the locator, and check their answers to the reference image.
 
         Raises:
-            InputError: The artefact was changed, has no form that can run here, or does not answer as evaluated.
+            InputError: The artefact was changed, has no form that can run here, or does not answer as evaluated, or its
+                locator cannot run here.
         """
         self.artefact = Artefact.verify(self.folder)
         record, self.publication = self.artefact.record, self.artefact.publication
@@ -111,9 +120,13 @@ class ThyroidModel(kserve.Model):
         self.released = gate.decision == "promoted" if self.source.released is None else self.source.released
         self.engine_ = engine.load(self.artefact, self.form)
         self.chosen = self.engine_.form
-        self.preprocessing = Preprocessing(record.serving_domain, record.image_size, record.margin)
+        self.locator: LocatorEngine | None = None
+        if record.locator is not None and record.serving_domain == "cropped":
+            self.locator = LocatorEngine(self.artefact, record.locator, self.chosen)
+        reader = None if self.locator is None else self.locator.locator
+        self.preprocessing = Preprocessing(record.serving_domain, record.image_size, record.margin, reader)
         reasons = None if self.released else self.not_released
-        self.answers = Answers(record, self.point, known, self.chosen, reasons)
+        self.answers = Answers(record, self.point, known, self.chosen, reasons, locates=reader is not None)
         reference = Instance("reference.jpg", (self.folder / "reference.jpg").read_bytes())
         self._reference = self.preprocessing.prepare(reference).pixels
         if drift := self.drift():
@@ -130,7 +143,8 @@ class ThyroidModel(kserve.Model):
     async def self_test(self) -> bool:
         """Check for drift while requests run, and set and return the readiness accordingly."""
         probability, _ = await self.engine_.answer(self._reference)
-        self.ready = self._compare(self._scaled(probability, {})) is None
+        same = self._compare(self._scaled(probability, {})) is None
+        self.ready = same and (self.locator is None or await self.locator.self_test())
         return self.ready
 
     def _scaled(self, probability: np.ndarray, clinical: dict[str, Any]) -> np.ndarray:
@@ -171,6 +185,8 @@ class ThyroidModel(kserve.Model):
         """Release what the model holds. No request may be in flight."""
         prometheus.MODEL.labels(self.name, self._version, self.chosen, self.artefact.record.backbone).set(0)
         self.engine_.close()
+        if self.locator is not None:
+            self.locator.close()
         self._preparing.shutdown(wait=False)
         self._parsing.shutdown(wait=False)
         self._reading.shutdown(wait=False)
@@ -189,13 +205,15 @@ class ThyroidModel(kserve.Model):
     def get_input_types(self) -> list[dict[str, Any]]:
         """Return the inputs for the V2 metadata."""
         columns = [] if self.head is None else [{"name": "clinical", "datatype": "BYTES", "shape": [-1]}]
-        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}, *columns]
+        domain = [] if self.locator is None else [{"name": "domain", "datatype": "BYTES", "shape": [-1]}]
+        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}, *columns, *domain]
 
     def get_output_types(self) -> list[dict[str, Any]]:
         """Return the outputs for the V2 metadata."""
         return [
             {"name": "probability", "datatype": "FP32", "shape": [-1, len(self.artefact.record.classes)]},
             {"name": "decision", "datatype": "BYTES", "shape": [-1]},
+            *([] if self.locator is None else LOCATED_OUTPUTS),
         ]
 
     async def __call__(
@@ -208,6 +226,32 @@ class ThyroidModel(kserve.Model):
         Raises:
             RequestError: The request is wrong, too much is waiting, or the deadline has passed.
         """
+
+        async def timed(request: _Request) -> Any:
+            with self._seconds[verb].time():
+                return await (self.explain if verb is InferenceVerb.EXPLAIN else self.predict)(request)
+
+        admitted = self._admit(body, timed)
+        del body  # so that it is freed as soon as it is parsed
+        return await admitted, {}
+
+    async def locate(self, body: Any) -> Any:
+        """Admit a request and answer with `{"boxes": [...]}` as `__call__` does, without the classifier.
+
+        Raises:
+            RequestError: The model has no locator, or as for `__call__`.
+        """
+        if self.locator is None:
+            message = "this model has no locator; send the nodule's box as roi to :predict"
+            if self.preprocessing.domain == "normal":
+                message = "this model judges full frames and needs no box; use :predict"
+            raise limits.RequestError(message, HTTPStatus.NOT_FOUND, "not_found")
+        admitted = self._admit(body, self._locate_all)
+        del body
+        return await admitted, {}
+
+    async def _admit(self, body: Any, answer: Callable[[_Request], Awaitable[Any]]) -> Any:
+        """Parse a request, admit its images, and answer it within the deadline."""
         started = time.perf_counter()
         self.in_flight += 1  # a request that is parsed here must still find this model
         try:
@@ -221,8 +265,7 @@ class ThyroidModel(kserve.Model):
             request = _Request(instances, self._columns(instances), v2, started)
             with self.admission.admit(len(instances)), self._dicom(sum(map(_is_dicom, instances))):
                 async with asyncio.timeout(limits.DEADLINE):
-                    with self._seconds[verb].time():
-                        return await (self.explain if verb is InferenceVerb.EXPLAIN else self.predict)(request), {}
+                    return await answer(request)
         except TimeoutError:
             raise limits.too_late() from None
         finally:
@@ -246,7 +289,7 @@ class ThyroidModel(kserve.Model):
             self._to_read -= count
 
     async def predict(self, request: Any, headers: Any = None, response_headers: Any = None) -> Any:
-        """Answer with `{"predictions": [...]}` (V1) or with the outputs `probability` and `decision` (V2)."""
+        """Answer with `{"predictions": [...]}` (V1) or with the outputs of V2."""
         scored = await self._score_all(request)
         if request.v2 is not None:
             return self.answers.v2(self.name, request.v2, scored)
@@ -265,41 +308,54 @@ class ThyroidModel(kserve.Model):
     async def _score_all(self, request: _Request) -> list[Scored]:
         if len(request.instances) == 1:
             return [await self._score(request.instances[0], request.clinical[0], request.started, alone=True)]
-        scoring = [
-            asyncio.ensure_future(self._score(instance, clinical, request.started))
-            for instance, clinical in zip(request.instances, request.clinical, strict=True)
-        ]
-        try:
-            return await asyncio.gather(*scoring)
-        finally:
-            for task in scoring:  # after the first error the other answers are not needed
-                task.cancel()
+        pairs = zip(request.instances, request.clinical, strict=True)
+        return await _all([self._score(instance, clinical, request.started) for instance, clinical in pairs])
+
+    async def _locate_all(self, request: _Request) -> dict[str, Any]:
+        found = await _all([self._prepare(instance, request.started) for instance in request.instances])
+        return self.answers.boxes([prepared for prepared, _ in found])
 
     async def _score(
         self, instance: Instance, clinical: tuple[dict[str, Any], list[str]], started: float, alone: bool = False
     ) -> Scored:
         begun = time.perf_counter()
-        prepared = self.preprocessing.prepare_small(instance) if alone else None  # before a thread could start
-        if prepared is None:
-            loop = asyncio.get_running_loop()
-            executor = self._reading if _is_dicom(instance) else self._preparing
-            end = time.monotonic() + started + limits.DEADLINE - time.perf_counter()
-            prepared = await loop.run_in_executor(executor, self.preprocessing.prepare, instance, end)
+        prepared, located = await self._prepare(instance, started, alone)
         ready = time.perf_counter()
         probability, evidence = await self.engine_.answer(prepared.pixels)
         done = time.perf_counter()
         values, notes = clinical
         scaled = self._scaled(probability, values)
-        decision = self.answers.decide(scaled)
-        prometheus.PREPARE.observe(ready - begun)
-        prometheus.ENGINE.observe(done - ready)
-        prometheus.PROBABILITY.labels(self._version).observe(decision["malignant"])
-        prometheus.DECISIONS.labels(self._version, decision["decision"]).inc()
-        if "scan_area_found" in prepared.done:
-            prometheus.SCAN_AREA.labels(str(prepared.done["scan_area_found"]).lower()).inc()
-        seconds = {"prepare": ready - begun, "engine": done - ready, "total": done - started}
+        decision = self.answers.decide(scaled, self.answers.doubts(instance, prepared))
+        seconds = {"prepare": ready - begun - located, "engine": done - ready, "total": done - started}
+        if located:
+            seconds["locate"] = located
+        prometheus.PREPARE.observe(seconds["prepare"])
+        prometheus.ENGINE.observe(seconds["engine"])
+        prometheus.count(self._version, prepared.done, decision)
         milliseconds = {name: round(s * 1000, 1) for name, s in seconds.items()}
         return Scored(instance, prepared, scaled, decision, evidence, self._used(values, notes), milliseconds)
+
+    async def _prepare(self, instance: Instance, started: float, alone: bool = False) -> tuple[Prepared, float]:
+        """Return the network's input, and the seconds that the locator took for it: 0 where it was not asked."""
+        steps = self.preprocessing
+        locates = steps.locates(instance)
+        prepared = steps.prepare_small(instance) if alone and not locates else None  # before a thread could start
+        if prepared is not None:
+            return prepared, 0.0
+        loop = asyncio.get_running_loop()
+        executor = self._reading if _is_dicom(instance) else self._preparing
+        end = time.monotonic() + started + limits.DEADLINE - time.perf_counter()
+        if not locates or self.locator is None:
+            return await loop.run_in_executor(executor, steps.prepare, instance, end), 0.0
+        asked = time.perf_counter()
+        async with self._locating_dicom if _is_dicom(instance) else self._locating:
+            waited = time.perf_counter() - asked
+            looked = await loop.run_in_executor(executor, steps.look, instance, end)
+            begun = time.perf_counter()
+            answer = await self.locator.answer(looked.seen)
+            seconds = waited + time.perf_counter() - begun
+            prometheus.LOCATE.observe(seconds)
+            return await loop.run_in_executor(self._preparing, steps.finish, instance, looked, answer), seconds
 
     def _used(self, values: dict[str, Any], notes: list[str]) -> dict[str, Any]:
         """Describe the clinical columns that were used and that are missing; empty if the model uses none."""
@@ -319,8 +375,20 @@ class ThyroidModel(kserve.Model):
         the forms that it was chosen from, and whether the version is released.
         """
         facts = {name: value for name, value in self.artefact.record.to_dict().items() if name != "files"}
-        here = {"form": self.chosen, "images_per_second": self.engine_.measured}
+        here: dict[str, Any] = {"form": self.chosen, "images_per_second": self.engine_.measured}
+        if self.locator is not None:
+            here["locator_form"] = self.locator.form
         return facts | here | {"released": self.released, "not_released": self.not_released}
+
+
+async def _all(answering: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return the results of all coroutines, which run at once. After the first error the others are cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in answering]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _is_dicom(instance: Instance) -> bool:

@@ -16,7 +16,7 @@ IMAGES = ("image/jpeg", "image/png", "application/dicom")
 """Content types of a body that is one file."""
 
 _MODELS = (
-    *(schemas.PredictRequest, schemas.PredictAnswer, schemas.ExplainAnswer),
+    *(schemas.PredictRequest, schemas.PredictAnswer, schemas.ExplainAnswer, schemas.LocateAnswer),
     *(schemas.InferRequest, schemas.InferAnswer, schemas.Error),
 )
 _ERRORS = {
@@ -65,6 +65,7 @@ def _v1_paths() -> dict[str, Any]:
     return {
         "/v1/models/{model}:predict": _post("Probability and decision of images", body, schemas.PredictAnswer),
         "/v1/models/{model}:explain": _post("The same with a heat map", body, schemas.ExplainAnswer),
+        "/v1/models/{model}:locate": _post("Boxes that may hold the nodule", body, schemas.LocateAnswer),
         "/v1/models": _get("Names of the models", "401"),
         "/v1/models/{model}": _get("Whether a model is ready", *_GET_FAILED, named=True),
         "/v1/models/{model}/facts": _get("Who answers: model.json of the version", *_GET_FAILED, named=True),

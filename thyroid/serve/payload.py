@@ -2,12 +2,12 @@
 
 V1 takes an image as the body, or this JSON:
 
-    {"instances": [{"image": {"b64": "..."}, "roi": [x, y, width, height], "patient": "...", "frame": 1,
-                    "clinical": {"age": 52}}]}
+    {"instances": [{"image": {"b64": "..."}, "roi": [x, y, width, height], "domain": "frame", "patient": "...",
+                    "frame": 1, "clinical": {"age": 52}}]}
 
 V2 takes an input `image`, either BYTES [n] (encoded files; base64 in JSON) or UINT8 [n, h, w, 3]. Optional inputs are
-`roi`, INT32 or INT64 [n, 4]; `patient`, BYTES [n]; `frame`, INT32 or INT64 [n]; and `clinical`, BYTES [n], each a JSON
-object.
+`roi`, INT32 or INT64 [n, 4]; `domain`, BYTES [n]; `patient`, BYTES [n]; `frame`, INT32 or INT64 [n]; and `clinical`,
+BYTES [n], each a JSON object.
 
 An encoded file is JPEG, PNG or DICOM, which its bytes decide.
 """
@@ -18,30 +18,25 @@ import contextlib
 import dataclasses
 import json
 import math
-import re
-import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 from kserve import InferInput, InferRequest
 from numpy.typing import NDArray
 
 from thyroid.imaging import images
 from thyroid.imaging.geometry import Box
-from thyroid.serve import limits
 from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, MAX_REQUEST_PIXELS, RequestError
+from thyroid.serve.protocol.bodies import PART, decoded
 
 EXAMPLE = '{"instances": [{"image": {"b64": "..."}}]}'
-_INPUTS = ("image", "roi", "patient", "frame", "clinical")  # of V2
+FRAME, CROP = "frame", "crop"
+"""Values of `Instance.domain`."""
+_INPUTS = ("image", "roi", "patient", "frame", "clinical", "domain")  # of V2
 _INTEGERS = ("INT32", "INT64")
 _PATIENT_LENGTH = 128
 _COLUMNS = 200
-_PART = 65_536  # bytes that are handled in one go
-# What stands before an encoded image, and how many bytes before it are searched for it.
-_B64, _NAME = re.compile(rb'"b64"\s*:\s*"\Z'), 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +50,7 @@ class Instance:
         patient: The patient whose views are aggregated; None for no patient.
         frame: Frame of a DICOM file, counted from 1; None for the middle one.
         clinical: Columns and values as they were sent.
+        domain: `FRAME` or `CROP` if the client says what the image is; None if the endpoint has to tell.
     """
 
     field: str
@@ -63,6 +59,7 @@ class Instance:
     patient: str | None = None
     frame: int | None = None
     clinical: dict[str, Any] = dataclasses.field(default_factory=dict)
+    domain: str | None = None
 
 
 def parse(payload: Any) -> list[Instance]:
@@ -90,70 +87,6 @@ def parse(payload: Any) -> list[Instance]:
         raise RequestError(f"body: expected {EXAMPLE}, or the bytes of a JPEG, PNG or DICOM file with its content type")
     _count("instances", len(instances))
     return _bounded("instances", [_v1(number, instance) for number, instance in enumerate(instances)])
-
-
-class Values:
-    """Counts the values of a large JSON body while it arrives."""
-
-    def __init__(self) -> None:
-        """Start with no value."""
-        self._found = dict.fromkeys(b'{[",', 0)
-
-    def add(self, text: bytes) -> None:
-        """Count the values of another part of the body.
-
-        Raises:
-            RequestError: The decoded body would take many times its size.
-        """
-        for part in _parts(text):
-            for byte in self._found:  # many times as fast as `bytes.count`, which all others would wait for
-                self._found[byte] += int(np.count_nonzero(part == byte))
-        numbers = self._found[ord(",")]
-        if numbers > limits.MAX_NUMBERS or any(self._found[byte] > limits.MAX_VALUES for byte in b'{["'):
-            raise RequestError("body: too many values; send images as base64 or as binary tensors")
-
-
-def _parts(text: bytes | memoryview) -> Iterator[NDArray[np.uint8]]:
-    """Yield parts that fit in the processor's cache. Other threads have their turn between two parts."""
-    for at in range(0, len(text), _PART):
-        yield np.frombuffer(text, np.uint8, min(_PART, len(text) - at), at)
-
-
-def decoded(text: memoryview) -> Any:
-    """Decode a large V1 body into an object in which the long texts of `b64` are views of the body.
-
-    orjson would copy these texts twice and let no other thread work meanwhile: 70 ms for 45 MB.
-
-    Raises:
-        ValueError: The body is not JSON.
-    """
-    quotes = []
-    for number, part in enumerate(_parts(text)):
-        if (part == ord("\\")).any():  # an escaped quote does not end a text
-            return orjson.loads(text)
-        quotes.append(np.flatnonzero(part == ord('"')) + number * _PART)
-    places = np.concatenate(quotes)
-    if len(places) % 2:
-        return orjson.loads(text)
-    texts = places.reshape(-1, 2)
-    cut = []
-    for start, end in (texts[texts[:, 1] - texts[:, 0] > _PART] + [1, 0]).tolist():
-        if _B64.search(bytes(text[max(0, start - _NAME) : start])):
-            cut.append((start, end))
-    mark, rest, done = secrets.token_hex(), bytearray(), 0
-    for number, (start, end) in enumerate(cut):
-        rest += text[done:start]
-        rest += f"{mark}{number}".encode()
-        done = end
-    rest += text[done:]
-    found = orjson.loads(rest)
-    instances = found.get("instances") if isinstance(found, dict) else None
-    for instance in instances if isinstance(instances, list) else []:
-        image = instance.get("image") if isinstance(instance, dict) else None
-        if isinstance(image, dict) and str(image.get("b64")).startswith(mark):
-            start, end = cut[int(image["b64"][len(mark) :])]
-            image["b64"] = text[start:end]
-    return found
 
 
 def _bounded(field: str, instances: list[Instance]) -> list[Instance]:
@@ -204,6 +137,7 @@ def _v1(number: int, instance: Any) -> Instance:
         _name(where, patient),
         _frame(f"{where}.frame", instance.get("frame")),
         _clinical(f"{where}.clinical", instance.get("clinical")),
+        _domain(f"{where}.domain", instance.get("domain")),
     )
 
 
@@ -213,6 +147,12 @@ def _clinical(where: str, values: Any) -> dict[str, Any]:
     if not isinstance(values, dict) or len(values) > _COLUMNS:
         raise RequestError(f"{where}: expected an object of at most {_COLUMNS} columns and their values")
     return values
+
+
+def _domain(field: str, domain: Any) -> str | None:
+    if domain is None or (isinstance(domain, str) and domain in (FRAME, CROP)):
+        return domain
+    raise RequestError(f'{field}: expected "{FRAME}" or "{CROP}", or no domain')
 
 
 def _frame(field: str, frame: Any) -> int | None:
@@ -233,9 +173,9 @@ def _base64(field: str, text: str | bytes | memoryview) -> bytes:
     parts: list[bytes] = []
     try:
         # Decoded as a whole, it would keep all other threads waiting for tenths of a second.
-        for at in range(0, len(text), _PART):
-            parts.append(base64.b64decode(text[at : at + _PART], validate=True))
-            if len(parts[-1]) < _PART // 4 * 3 and at + _PART < len(text):
+        for at in range(0, len(text), PART):
+            parts.append(base64.b64decode(text[at : at + PART], validate=True))
+            if len(parts[-1]) < PART // 4 * 3 and at + PART < len(text):
                 raise ValueError("padded before its end")
     except (binascii.Error, ValueError):
         raise RequestError(f"{field}: not base64") from None
@@ -264,15 +204,16 @@ def _v2(request: InferRequest) -> list[Instance]:
     inputs = {given.name: given for given in request.inputs}
     unknown = sorted(str(name) for name in set(inputs) - set(_INPUTS))
     if unknown:
-        raise RequestError(f"inputs: {unknown[0]!r} is unknown; use image, roi, patient, frame or clinical")
+        raise RequestError(f"inputs: {unknown[0]!r} is unknown; use one of {', '.join(_INPUTS)}")
     if "image" not in inputs:
         raise RequestError("inputs: image is missing; send BYTES [n] (encoded) or UINT8 [n, height, width, 3]")
     pictures = _pictures(inputs["image"])
     count = len(pictures)
     boxes = _boxes(inputs.get("roi"), count)
-    patients = _patients(inputs.get("patient"), count)
+    patients = _texts("patient", inputs.get("patient"), count)
     frames = _frames(inputs.get("frame"), count)
     clinical = _clinical_objects(inputs.get("clinical"), count)
+    domains = _texts("domain", inputs.get("domain"), count)
     found = [
         Instance(
             f"inputs.image[{i}]",
@@ -281,9 +222,10 @@ def _v2(request: InferRequest) -> list[Instance]:
             _name(f"inputs[{i}]", patient),
             _frame(f"inputs.frame[{i}]", frame),
             _clinical(f"inputs.clinical[{i}]", values),
+            _domain(f"inputs.domain[{i}]", domain or None),
         )
-        for i, (image, box, patient, frame, values) in enumerate(
-            zip(pictures, boxes, patients, frames, clinical, strict=True)
+        for i, (image, box, patient, frame, values, domain) in enumerate(
+            zip(pictures, boxes, patients, frames, clinical, domains, strict=True)
         )
     ]
     return _bounded("inputs.image", found)
@@ -323,15 +265,15 @@ def _boxes(given: InferInput | None, count: int) -> list[Any]:
     return list(boxes.tolist())
 
 
-def _patients(given: InferInput | None, count: int) -> list[Any]:
+def _texts(name: str, given: InferInput | None, count: int) -> list[Any]:
     if given is None:
         return [None] * count
-    patients = _tensor(given, "BYTES", 1).tolist()
-    if len(patients) != count:
-        raise RequestError(f"inputs.patient: expected BYTES of shape [{count}]")
-    if not all(isinstance(patient, str | bytes) for patient in patients):
-        raise RequestError("inputs.patient: expected strings")
-    return [patient.decode(errors="replace") if isinstance(patient, bytes) else patient for patient in patients]
+    texts = _tensor(given, "BYTES", 1).tolist()
+    if len(texts) != count:
+        raise RequestError(f"inputs.{name}: expected BYTES of shape [{count}]")
+    if not all(isinstance(text, str | bytes) for text in texts):
+        raise RequestError(f"inputs.{name}: expected strings")
+    return [text.decode(errors="replace") if isinstance(text, bytes) else text for text in texts]
 
 
 def _frames(given: InferInput | None, count: int) -> list[Any]:

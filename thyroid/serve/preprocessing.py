@@ -9,10 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thyroid.imaging import dicom_guard, dicom_picture, geometry, images
-from thyroid.imaging.geometry import Box
+from thyroid.imaging.geometry import Box, ScanArea
+from thyroid.model.engine import Answer
+from thyroid.model.locator import Locator, View
 from thyroid.serve import limits
 from thyroid.serve.limits import RequestError
-from thyroid.serve.payload import Instance
+from thyroid.serve.payload import CROP, FRAME, Instance
+
+GIVEN, AUTO, WHOLE = "given", "auto", "whole"
+"""Where a crop comes from: from the request's region, from the locator's, or the whole image is taken for one."""
 
 _SMALL_BYTES, _SMALL_PIXELS = 65_536, 65_536
 
@@ -33,6 +38,21 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """A decoded image in which the locator has to find the nodule.
+
+    Attributes:
+        frame: The image, uint8 [height, width, 3].
+        counted: Which of the frames of a DICOM file this is, for the answer.
+        seen: The locator's input, with the image's scan area.
+    """
+
+    frame: NDArray[np.uint8]
+    counted: dict[str, Any]
+    seen: View
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """The preprocessing of one model.
 
@@ -40,11 +60,56 @@ class Preprocessing:
         domain: The serving domain.
         size: Side of the network's input in pixels.
         margin: Margin with which a region is cropped.
+        locator: The model's locator; None if it has none.
     """
 
     domain: str
     size: int
     margin: float = geometry.MARGIN
+    locator: Locator | None = None
+
+    def locates(self, instance: Instance) -> bool:
+        """Return whether an image takes `look` and `finish` with the locator in between, and not `prepare`."""
+        return self.locator is not None and instance.roi is None and instance.domain != CROP
+
+    def look(self, instance: Instance, end: float | None = None) -> Looked:
+        """Decode an image, find its scan area, and make the locator's input of it.
+
+        Args:
+            instance: An instance that the model `locates`.
+            end: As for `prepare`.
+
+        Raises:
+            RequestError: As for `prepare`.
+        """
+        assert self.locator is not None
+        frame, counted = _frame(instance, end)
+        return Looked(frame, counted, self.locator.view(frame))
+
+    def finish(self, instance: Instance, looked: Looked, answer: Answer) -> Prepared:
+        """Prepare an image by what the locator answered: crop its best box, or take a crop as it is.
+
+        The crop is exactly that of a request with the best box as its region.
+
+        Args:
+            instance: The instance.
+            looked: Result of `look` for it.
+            answer: The locator's heat [g, g] and distances [g, g, 4].
+        """
+        assert self.locator is not None
+        frame, seen = looked.frame, looked.seen
+        located = self.locator.read(*answer, seen, frame.shape)
+        if located.is_crop and instance.domain != FRAME:
+            note = "no roi given: the image looks like a crop of a nodule and is treated as one"
+            return self._whole(frame, looked.counted, note)
+        done = looked.counted | {
+            "source": AUTO,
+            "probability": located.best.probability,
+            "unsure": located.unsure,
+            "proposals": [{"box": list(one.box), "probability": one.probability} for one in located.proposals],
+            "scan_area_found": seen.area.found,
+        }
+        return self._region(frame, located.best.box, done, seen.area)
 
     def prepare(self, instance: Instance, end: float | None = None) -> Prepared:
         """Prepare an image exactly as `crop` and the evaluation did.
@@ -82,31 +147,59 @@ class Preprocessing:
     def _prepare(self, instance: Instance, frame: NDArray[np.uint8], counted: dict[str, Any]) -> Prepared:
         """Make the network's input of a frame; `counted` says which of the frames of a DICOM file this is."""
         height, width = frame.shape[:2]
-        box, margin = instance.roi, self.margin
+        box = instance.roi
         if box is not None and (box[0] + box[2] > width or box[1] + box[3] > height):
             raise RequestError(
                 f"{_field(instance, 'roi')}: {list(box)} reaches outside the image of {width}x{height} pixels"
             )
         if self.domain == "normal":
-            area = geometry.scan_area(frame)
-            image = geometry.normal(frame, area)
-            done: dict[str, Any] = {"domain": self.domain, "box": list(area.box), "scan_area_found": area.found}
-            seen = area.box
-            inner = None if box is None else (box[0] - area.box[0], box[1] - area.box[1], box[2], box[3])
-        elif box is not None:
-            image = geometry.region(frame, box, margin=margin)
-            done = {"domain": self.domain, "box": list(box), "margin": margin}
-            seen = geometry.widened(box, width, height, margin)
-            inner = _inside_crop(box, width, height, margin)
+            return self._scan_area(frame, counted, box)
+        if box is not None:
+            return self._region(frame, box, counted | {"source": GIVEN})
+        if instance.domain == CROP:
+            note = "no roi given: the image is treated as a crop of the nodule, as the request says"
         else:
-            image = images.letterbox(frame, max(height, width))
-            done = {"domain": self.domain, "note": "no roi given: the image is treated as a crop of the nodule"}
-            seen = (0, 0, width, height)
-            inner = None
+            note = "no roi given, and this model has no locator: the image is treated as a crop of the nodule"
+        return self._whole(frame, counted, note)
+
+    def _scan_area(self, frame: NDArray[np.uint8], counted: dict[str, Any], box: Box | None) -> Prepared:
+        """Prepare a full frame for a model of full frames; `box` is the nodule if it is known."""
+        area = geometry.scan_area(frame)
+        x, y = area.box[:2]
+        image = geometry.normal(frame, area)
+        done = counted | {"domain": self.domain, "box": list(area.box), "scan_area_found": area.found}
+        inner = None if box is None else (box[0] - x, box[1] - y, box[2], box[3])
+        return self._input(image, done, area.box, inner)
+
+    def _region(
+        self, frame: NDArray[np.uint8], box: Box, done: dict[str, Any], area: ScanArea | None = None
+    ) -> Prepared:
+        """Prepare the crop of a region; `area` is the scan area of the frame, if it is known."""
+        height, width = frame.shape[:2]
+        image = geometry.region(frame, box, area, margin=self.margin)
+        done = done | {"domain": self.domain, "box": list(box), "margin": self.margin}
+        seen = geometry.widened(box, width, height, self.margin)
+        return self._input(image, done, seen, _inside_crop(box, width, height, self.margin))
+
+    def _whole(self, frame: NDArray[np.uint8], counted: dict[str, Any], note: str) -> Prepared:
+        """Prepare an image that is taken for a crop of a nodule."""
+        height, width = frame.shape[:2]
+        box = (0, 0, width, height)
+        done = counted | {"domain": self.domain, "source": WHOLE, "box": list(box), "note": note}
+        return self._input(images.letterbox(frame, max(height, width)), done, box, None)
+
+    def _input(self, image: NDArray[np.uint8], done: dict[str, Any], seen: Box, inner: Box | None) -> Prepared:
+        """Make the network's input of an image.
+
+        Args:
+            image: What the network is to see, uint8 [height, width, 3].
+            done: What was done so far.
+            seen: Where that is in pixels of the frame.
+            inner: Where the nodule is in pixels of `image`; None if it is not known.
+        """
         pixels = images.rgb(images.stored(image, self.size))
-        done |= counted | {"square": _square(seen)}
         roi = None if inner is None else _scaled(inner, image.shape[1], image.shape[0], self.size)
-        return Prepared(pixels, done, roi)
+        return Prepared(pixels, done | {"square": _square(seen)}, roi)
 
 
 def _frame(instance: Instance, end: float | None) -> tuple[NDArray[np.uint8], dict[str, Any]]:

@@ -1,11 +1,13 @@
 """The metrics for Prometheus at /metrics. Labels never hold a patient or a name that a client chose."""
 
+from typing import Any
+
 from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 STAGE = Histogram("thyroid_stage_seconds", "Seconds of an image by stage", ["stage"], buckets=_SECONDS)
-PREPARE, ENGINE = STAGE.labels("prepare"), STAGE.labels("engine")
+PREPARE, LOCATE, ENGINE = STAGE.labels("prepare"), STAGE.labels("locate"), STAGE.labels("engine")
 REQUEST = Histogram("thyroid_request_seconds", "Seconds of a request", ["route", "status"], buckets=_SECONDS)
 QUEUE = Gauge("thyroid_queue_images", "Images that are waiting or being looked at")
 PROBABILITY = Histogram(
@@ -13,6 +15,26 @@ PROBABILITY = Histogram(
 )
 DECISIONS = Counter("thyroid_decisions", "Decisions at the operating point", ["version", "decision"])
 SCAN_AREA = Counter("thyroid_scan_area", "Frames by whether the scan area was found", ["found"])
+CROPS = Counter("thyroid_crops", "Crops by where their region comes from: given, auto, or whole", ["version", "source"])
+UNSURE = Counter("thyroid_unsure_boxes", "Boxes of the locator that were unsure", ["version"])
 REJECTED = Counter("thyroid_rejected", "Requests that were not answered, by reason code", ["code"])
 MODEL = Gauge("thyroid_model_info", "Models that are served", ["name", "version", "form", "backbone"])
 """The value is 1 for a model that is served, and 0 for one that was replaced."""
+
+
+def count(version: str, crop: dict[str, Any], decision: dict[str, Any]) -> None:
+    """Count the answer to one image.
+
+    Args:
+        version: Version of the model.
+        crop: What was done to the image, as the answer says it.
+        decision: The decision, as the answer says it.
+    """
+    PROBABILITY.labels(version).observe(decision["malignant"])
+    DECISIONS.labels(version, decision["decision"]).inc()
+    if "source" in crop:
+        CROPS.labels(version, crop["source"]).inc()
+    if crop.get("unsure"):
+        UNSURE.labels(version).inc()
+    if "scan_area_found" in crop:
+        SCAN_AREA.labels(str(crop["scan_area_found"]).lower()).inc()

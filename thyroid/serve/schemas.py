@@ -13,6 +13,9 @@ from thyroid.serve.limits import MAX_INSTANCES
 Text = Annotated[str, Field(max_length=128)]
 Pixel = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Reason = Literal["box_unsure", "box_not_confirmed", "abstention_band", "views_disagree"]
+Source = Literal["given", "auto", "whole"]
+Box = Annotated[list[int], Field(min_length=4, max_length=4)]
 
 
 class File(BaseModel):
@@ -28,6 +31,11 @@ class Instance(BaseModel):
     roi: Annotated[list[Pixel], Field(min_length=4, max_length=4)] | None = Field(
         None, description="The nodule as x, y, width and height in pixels of the image. Both sides are at least 1."
     )
+    domain: Literal["frame", "crop"] | None = Field(
+        None,
+        description="What the image is: a full frame, in which the model's locator finds the nodule, or a crop of the "
+        "nodule. If it is absent, the endpoint tells. Has no effect with `roi`, or on a model without a locator.",
+    )
     patient: Text | int | None = Field(None, description="The views of one patient are averaged in `patients`.")
     frame: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="Frame of a DICOM file, counted from 1. The middle one if it is absent."
@@ -40,7 +48,7 @@ class Instance(BaseModel):
 
 
 class PredictRequest(BaseModel):
-    """The body of `:predict` and `:explain`."""
+    """The body of `:predict`, `:explain` and `:locate`."""
 
     instances: list[Instance] = Field(description="The images.", min_length=1, max_length=MAX_INSTANCES)
 
@@ -56,9 +64,20 @@ class Decision(BaseModel):
     )
     threshold: float = Field(description="The threshold for `malignant`, which was locked on validation patients.")
     decision: Literal["benign", "malignant", "abstain"] = Field(description="The decision at the threshold.")
-    reason: Literal["abstention_band"] | None = Field(
-        None, description="Why there is no decision. Absent unless `decision` is `abstain`."
+    reason: Reason | None = Field(None, description="The first of `reasons`. Absent unless `decision` is `abstain`.")
+    reasons: list[Reason] | None = Field(
+        None,
+        description="Why there is no decision: the locator's box is unsure; the model may not decide on a box that "
+        "nobody confirmed; the probability is in the abstention band; the views of the patient disagree. Absent unless "
+        "`decision` is `abstain`.",
     )
+
+
+class Proposal(BaseModel):
+    """A box that may hold a nodule."""
+
+    box: Box = Field(description="The box as x, y, width and height in pixels of the image.")
+    probability: Share = Field(description="The calibrated probability that it fits a nodule (IoU of at least .5).")
 
 
 class Crop(BaseModel):
@@ -67,14 +86,38 @@ class Crop(BaseModel):
     domain: Literal["normal", "cropped"] = Field(description="Whether the network sees full frames or crops.")
     box: list[int] | None = Field(
         None,
-        description="The scan area (normal) or the region (cropped) as x, y, width and height in pixels of the image. "
-        "Absent if there is neither.",
+        description="What the answer is for, as x, y, width and height in pixels of the image: the scan area (normal), "
+        "or the region, which is the whole image if `source` is `whole` (cropped).",
+    )
+    source: Source | None = Field(
+        None,
+        description="Where the region comes from: from `roi`, from the model's locator, or the whole image is taken "
+        "for a crop. Absent for models of full frames.",
+    )
+    probability: Share | None = Field(
+        None,
+        description="The calibrated probability that `box` fits a nodule (IoU of at least .5). It says nothing about "
+        "whether there is one. Absent unless `source` is `auto`.",
+    )
+    unsure: bool | None = Field(
+        None,
+        description="Whether `probability` is below the limit that was locked on validation patients: please draw the "
+        "box. Absent unless `source` is `auto`.",
+    )
+    proposals: list[Proposal] | None = Field(
+        None,
+        description="Boxes that the locator proposes, the best one first, which is `box`. Absent unless `source` is "
+        "`auto`.",
+        min_length=1,
+        max_length=3,
     )
     margin: float | None = Field(
         None, description="The margin around the region on each side, as a share of its size. Absent without a region."
     )
     scan_area_found: bool | None = Field(
-        None, description="Whether the scan area was found; otherwise the whole frame is used. Absent for crops."
+        None,
+        description="Whether the scan area was found; otherwise the whole frame is used. Absent for given regions, and "
+        "for crops.",
     )
     note: str | None = Field(None, description="A remark for people. Absent if there is none.")
     frame: int | None = Field(None, description="The frame of a DICOM file. Absent for other files.")
@@ -91,6 +134,9 @@ class Milliseconds(BaseModel):
     """The time of each stage in milliseconds."""
 
     prepare: float = Field(description="Decoding and cropping.")
+    locate: float | None = Field(
+        None, description="Waiting for the locator, and its inference. Absent unless it was asked."
+    )
     engine: float = Field(description="Waiting for the network, and its inference.")
     total: float = Field(description="From the parsing of the request to the answer of the network.")
 
@@ -143,11 +189,23 @@ class Explanation(Prediction):
     heat_map: HeatMap = Field(description="Where the network saw evidence of malignancy.")
 
 
+class LeftOut(BaseModel):
+    """A view that does not count towards its patient."""
+
+    image: int = Field(description="The place of the image in the request, counted from 0.", ge=0)
+    reason: Reason = Field(description="Why it does not count.")
+
+
 class Patient(Decision):
     """The average of the views of one patient, and the decision for it."""
 
     patient: str = Field(description="The patient as the request names it.")
     images: int = Field(description="The number of views.")
+    left_out: list[LeftOut] | None = Field(
+        None,
+        description="Views that do not count. If none counts, the average is that of all, for information, and there "
+        "is no decision. Absent if all count.",
+    )
 
 
 class PredictAnswer(BaseModel):
@@ -168,16 +226,53 @@ class ExplainAnswer(BaseModel):
     )
 
 
+class LocatedBox(BaseModel):
+    """The box for one image."""
+
+    source: Source = Field(
+        description="Where the box comes from: from `roi`, from the model's locator, or the image is taken for a crop."
+    )
+    box: Box = Field(description="The box as x, y, width and height in pixels of the image.")
+    probability: Share | None = Field(
+        None,
+        description="The calibrated probability that the box fits a nodule (IoU of at least .5). It says nothing about "
+        "whether there is one. Absent unless `source` is `auto`.",
+    )
+    unsure: bool | None = Field(None, description="Whether the box is unsure. Absent unless `source` is `auto`.")
+    proposals: list[Proposal] | None = Field(
+        None,
+        description="All proposals, the best one first, which is `box`. Absent unless `source` is `auto`.",
+        min_length=1,
+        max_length=3,
+    )
+    note: str | None = Field(None, description="A remark for people. Absent if there is none.")
+    scan_area_found: bool | None = Field(
+        None, description="Whether the scan area was found. Absent unless `source` is `auto`."
+    )
+    frame: int | None = Field(None, description="The frame of a DICOM file. Absent for other files.")
+    frames: int | None = Field(None, description="The number of frames of a DICOM file. Absent for other files.")
+    notice: str = Field(description="Research use only.")
+
+
+class LocateAnswer(BaseModel):
+    """The answer to `:locate`."""
+
+    boxes: list[LocatedBox] = Field(description="One box for each image, in the order of the request.")
+
+
 class InferInput(BaseModel):
     """An input of a V2 request."""
 
-    name: Literal["image", "roi", "patient", "frame", "clinical"] = Field(description="The meaning of the tensor.")
+    name: Literal["image", "roi", "patient", "frame", "clinical", "domain"] = Field(
+        description="The meaning of the tensor."
+    )
     shape: list[Annotated[int, Field(ge=1, le=100_000)]] = Field(
         description="The first side is the number of images.", min_length=1, max_length=4
     )
     datatype: Literal["BYTES", "UINT8", "INT32", "INT64"] = Field(
         description="`image` is BYTES [n] (encoded files) or UINT8 [n, height, width, 3], `roi` INT32 or INT64 [n, 4], "
-        "`frame` INT32 or INT64 [n], `patient` BYTES [n], `clinical` BYTES [n] (JSON objects)."
+        "`frame` INT32 or INT64 [n], `patient` BYTES [n], `clinical` BYTES [n] (JSON objects), "
+        "`domain` BYTES [n] (`frame`, `crop` or an empty text)."
     )
     data: list[Any] = Field(description="The values. Encoded files are base64.")
 
@@ -186,17 +281,20 @@ class InferRequest(BaseModel):
     """The body of `infer`."""
 
     id: str = Field("", description="Is repeated in the answer.")
-    inputs: list[InferInput] = Field(description="The inputs.", min_length=1, max_length=5)
+    inputs: list[InferInput] = Field(description="The inputs.", min_length=1, max_length=6)
 
 
 class InferOutput(BaseModel):
     """An output of a V2 answer."""
 
-    name: Literal["probability", "decision"] = Field(
-        description="`probability` is FP32 [n, classes], calibrated; `decision` is BYTES [n]."
+    name: Literal["probability", "decision", "box", "box_probability", "source", "proposals", "reasons"] = Field(
+        description="`probability` is FP32 [n, classes], calibrated; `decision` is BYTES [n]. A model with a locator "
+        "also has `box`, INT32 [n, 4]; `box_probability`, FP32 [n], which is -1 unless `source` is `auto`; "
+        "`source`, BYTES [n]: `given`, `auto` or `whole`; `proposals`, FP32 [n, 3, 5]: box and probability of each, "
+        "the best first, -1 where there are fewer; and `reasons`, BYTES [n]: the reasons of abstention, with commas."
     )
     shape: list[int] = Field(description="The first side is the number of images.")
-    datatype: Literal["FP32", "BYTES"] = Field(description="The type of the values.")
+    datatype: Literal["FP32", "INT32", "BYTES"] = Field(description="The type of the values.")
     data: list[float] | list[str] = Field(description="The values, by rows.")
     parameters: dict[str, Any] | None = Field(None, description="Parameters of the protocol.")
 

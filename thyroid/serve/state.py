@@ -182,6 +182,7 @@ class Loader:
             "name": name,
             "version": model.publication.version,
             "form": model.chosen,
+            "locator_form": None if model.locator is None else model.locator.form,
             "images_per_second": model.engine_.measured,
             "backbone": model.artefact.record.backbone,
         }

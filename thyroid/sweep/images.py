@@ -63,9 +63,9 @@ class Sources:
             folder = plan.folder / "crops" / f"{margin:.2f}"
             with locks.held(folder.with_suffix(".lock")):
                 if not (folder / tables.FACTS).is_file():
-                    crop.crop(
-                        self.ingested, folder, CropOptions([plan.facts["domain"]], margin=margin, splits=DEVELOPMENT)
-                    )
+                    domains = [plan.facts["domain"]]
+                    options = CropOptions(domains, margin=margin, jitter=data.jitter, splits=DEVELOPMENT)
+                    crop.crop(self.ingested, folder, options)
             data = DataVersion.read(folder)
         table = development(data, plan.facts["domain"])
         if any(table[column].tolist() != plan.table[column].tolist() for column in ("class", "patient")):
@@ -83,9 +83,9 @@ def development(data: DataVersion, domain: str) -> pd.DataFrame:
         domain: Domain of the images.
 
     Returns:
-        Rows of `DataVersion.examples`.
+        Rows of `DataVersion.examples`, `with_jitter`.
     """
-    table = data.examples(domain)
+    table = data.with_jitter(data.examples(domain))
     regions = data.regions.set_index("crop_path")["index"]
     table = table[table["split"].isin(DEVELOPMENT)].assign(region=table["name"].map(regions))
     return table.sort_values(["path", "region"], ignore_index=True).drop(columns="region")

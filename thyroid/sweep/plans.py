@@ -54,8 +54,9 @@ class Plan:
 
     @property
     def default(self) -> Settings:
-        """Settings that a training uses if it is given none, at the study's image size and for its backbone."""
-        return Settings(image_size=self.facts["image_size"], backbone=self.facts["backbone"])
+        """Settings that a training on the study's images uses if it is given none, at its image size and backbone."""
+        known = {name: self.facts[name] for name in ("image_size", "margin", "backbone") if name in self.facts}
+        return Settings(**known)
 
     def folds(self) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]]:
         """Yield the number of each fold and the indices of its training, validation and held-out images."""
@@ -98,7 +99,7 @@ class Plan:
                 "label_smoothing": FloatDistribution(0.0, 0.2, step=0.05),
                 "tap": CategoricalDistribution(self.facts["taps"]),
             }
-        margin = {"margin": FloatDistribution(0.0, 0.5, step=0.05)} if self.facts["margins"] else {}
+        margin = {"margin": FloatDistribution(0.0, 1.0, step=0.05)} if self.facts["margins"] else {}
         return margin | {
             "head": CategoricalDistribution(range(TOPS + 1)),
             "image_size": CategoricalDistribution(self.facts["image_sizes"]),

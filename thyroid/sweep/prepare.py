@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CODE = 1
+CODE = 2
 """Version of the code that decides a trial's result. Raise it with any change.
 
 This code is thyroid.sweep.heads and images, train.head, train.twophase, model.inputs and crop.
@@ -98,6 +98,7 @@ def _facts(
         "seed": options.seed,
         "taps": backbones.taps(row, TAPS),
         "margins": images.domain == "cropped" and bool(images.data.regions["path"].isin(frames).any()),
+        "margin": images.data.margin,
         "data_digest": images.data.digest,
         "images": len(images.table),
         "patients": int(images.table["patient"].nunique()),
@@ -112,6 +113,7 @@ def _key(facts: dict[str, Any], start: str | Path | None, table: pd.DataFrame, p
     content = facts | {
         "weights": sha256(start) if isinstance(start, Path) else facts["weights"],
         "table": table[["sha256", "class", "patient", *parts]].to_numpy().tolist(),
+        "jittered": table["jitter_sha256"].fillna("").tolist(),
         "code": [version("thyroid"), CODE],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -42,7 +42,7 @@ class Development:
     Attributes:
         data: The data version.
         domain: Domain of the images.
-        table: Images of the train and validation splits, as rows of `DataVersion.examples`.
+        table: Images of the train and validation splits, as rows of `DataVersion.examples` `with_jitter`.
     """
 
     data: DataVersion
@@ -63,7 +63,7 @@ class Development:
         data = DataVersion.read(folder)
         default = data.domains[0]
         domain = domain or default
-        return cls(data, domain, development_images(data, domain))
+        return cls(data, domain, data.with_jitter(development_images(data, domain)))
 
     @property
     def classes(self) -> Classes:

@@ -22,7 +22,6 @@ from thyroid.data import tables
 from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE
 from thyroid.data.version import DataVersion
-from thyroid.errors import InputError
 from thyroid.imaging import images
 from thyroid.model import backbones, inputs
 from thyroid.model.artefact import load_keras
@@ -69,8 +68,7 @@ def diagnose(data: Path, folder: Path) -> DiagnosisRecord:
     """
     model = record.read(folder)
     version = DataVersion.read(data)
-    if model.data_digest != version.digest:
-        raise InputError(f"{folder}: trained on another data version than {data}")
+    record.require_data(folder, model, version)
     parts, network = record.parts(folder), Network.load(folder, model)
     return examine(version, model, parts, load_keras(folder / model.checkpoint), network)
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import pandas as pd
 
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.records.record import Record
 from thyroid.records.train import DiagnosisRecord, TrainRecord
@@ -77,6 +78,30 @@ def parts(folder: Path) -> pd.Series:
         return pd.read_csv(folder / "parts.csv").set_index("file")["part"]
     except FileNotFoundError:
         raise InputError(f"{folder}: not a finished training (parts.csv is missing)") from None
+
+
+def require_data(folder: Path, training: TrainRecord, data: DataVersion) -> None:
+    """Check that a training was made from the scans and the images of a data version.
+
+    Two data versions of the same scans have the same digest, but with another margin their crops are other images,
+    whose files have other names.
+
+    Args:
+        folder: Folder of the training.
+        training: Its record.
+        data: Data version of `crop`.
+
+    Raises:
+        InputError: The training is of other scans or images, or it is not finished.
+    """
+    if training.data_digest != data.digest:
+        raise InputError(f"{folder}: trained on another data version than {data.folder}")
+    if not parts(folder).index.isin(data.examples(training.train_domain)["name"]).all():
+        own = "" if training.settings is None else f" (there the margin is {training.settings.margin:g})"
+        raise InputError(
+            f"{folder}: trained on other images{own} than those of {data.folder} (here it is {data.margin:g}); give "
+            "the data version that it was trained on, or train again"
+        )
 
 
 def write_history(folder: Path, history: pd.DataFrame, title: str) -> None:

@@ -5,10 +5,14 @@ file is plain JSON and can also be written by hand. A setting that it leaves out
 """
 
 import json
+from typing import Any
 
 from thyroid import storage
 from thyroid.errors import InputError
-from thyroid.records.settings import FOUND, Settings
+from thyroid.records.settings import FOUND, MARGIN, Settings
+
+UNSET = -1.0
+"""Margin of a run that leaves the choice to its settings file, or else to the default."""
 
 
 def is_file(recipe: str) -> bool:
@@ -22,6 +26,12 @@ def read(location: storage.Location) -> Settings:
     Raises:
         InputError: There is no such file, it is not a JSON object, or a field is unknown or cannot be used.
     """
+    content = _content(location)
+    content.pop(FOUND, None)
+    return Settings.parse(content, f"settings {location}")
+
+
+def _content(location: storage.Location) -> dict[str, Any]:
     path = storage.file(location)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -31,8 +41,45 @@ def read(location: storage.Location) -> Settings:
         raise InputError(f"settings {location}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"settings {location}: expected an object of settings, found {type(content).__name__}")
-    content.pop(FOUND, None)
-    return Settings.parse(content, f"settings {location}")
+    return content
+
+
+def named_margin(location: storage.Location) -> float | None:
+    """Return the margin that a settings file names, or None if it names none or there is no file.
+
+    Args:
+        location: Settings file, which may be on gs://; empty for none.
+
+    Raises:
+        InputError: As for `read`.
+    """
+    if not location:
+        return None
+    margin = read(location).margin
+    return margin if "margin" in _content(location) else None
+
+
+def crop_margin(margin: float, location: storage.Location = "") -> float:
+    """Return the margin that a run crops with.
+
+    Args:
+        margin: The run's own parameter: a share of a region's sides, 0 to 2, or `UNSET`.
+        location: Settings file of the run, which may be on gs://; empty for none.
+
+    Returns:
+        `margin` if it is set, else the one that the settings file names, else the default.
+
+    Raises:
+        InputError: The margin is out of range, or the settings file names another one; or as for `read`.
+    """
+    named = named_margin(location)
+    if margin == UNSET:
+        return MARGIN if named is None else named
+    if not 0 <= margin <= 2:
+        raise InputError(f"margin {margin:g}: must be between 0 and 2, or {UNSET:g} for the default")
+    if named is not None and margin != named:
+        raise InputError(f"margin {margin:g}: settings {location} names {named:g}; leave out one of the two")
+    return margin
 
 
 def refuse_file(recipe: str) -> None:

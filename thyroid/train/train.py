@@ -40,7 +40,7 @@ from thyroid.records.train import DiagnosisRecord, Starts, TrainRecord, Validati
 from thyroid.train import checkpoints, cross_validation, deck, diagnose, record, twophase, warm_start
 from thyroid.train.cross_validation import MAIN, Development
 from thyroid.train.options import TrainOptions
-from thyroid.train.settings import resolve
+from thyroid.train.settings import named_margin, resolve
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,12 @@ class Training:
         return self.options.recipe == "deck"
 
     @property
+    def jitter(self) -> float:
+        """Multiple of a locator's errors by which half of what is learnt from is disturbed; 0 for none."""
+        learnt = not self.is_deck and self.images.table["jitter_sha256"].notna().any()
+        return self.images.data.jitter if learnt else 0.0
+
+    @property
     def facts(self) -> dict[str, Any]:
         """The part of train.json that is known before the training."""
         options = self.options
@@ -155,6 +161,7 @@ class Training:
             "batch_size": options.batch_size,
             "seed": options.seed,
             "recipe": options.recipe,
+            "jitter": self.jitter,
             "champion": None if self.champion is None else self.champion.sha256,
             "tap": options.tap,
             "folds": options.folds,
@@ -170,6 +177,7 @@ class Training:
         content = self.facts | {
             "weights": sha256(self.start) if isinstance(self.start, Path) else self.facts["weights"],
             "images": self.images.table[["sha256", "class", "split"]].to_numpy().tolist(),
+            "jittered": [] if self.is_deck else self.images.table["jitter_sha256"].fillna("").tolist(),
             "groups": self.images.table["group"].tolist() if self.options.folds else [],  # they decide the folds
             "versions": [version("thyroid"), keras.__version__, tf.__version__, *twophase.CONSTANTS],
         }
@@ -252,8 +260,8 @@ def _specify(data: Path, backbone: str, domain: str, options: TrainOptions, tune
     )
     start = backbones.find_weights(row, options.weights)
     images = Development.read(data, domain)
-    if options.settings:
-        images.require_margin(tuned.margin, options.settings)
+    if (named := named_margin(options.settings)) is not None:
+        images.require_margin(named, options.settings)
     tuned = tuned.replace(
         margin=images.data.margin, image_size=resolved.image_size, tap=resolved.tap, backbone=row.name
     )

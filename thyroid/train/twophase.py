@@ -1,10 +1,11 @@
 """Trains by the default recipe: a head on frozen features, then the last block fine-tuned by Keras' own fit.
 
 All of the body except the last block stays frozen. The output of this part, the maps, is computed once for every image
-and for `VIEWS` - 1 augmented copies of it. Both phases learn from these maps. The first one fits the dense head on
-pooled features (`head`). The second one trains the last block and the head at a low rate with warm-up, cosine decay and
-BatchNorm in inference mode, at a small part of the cost of training the whole body. The state with the highest
-validation AUROC is kept; it may be the state after the first phase.
+and for `VIEWS` - 1 augmented copies of it, which are made of the image's disturbed crop if it has one. Both phases
+learn from these maps. The first one fits the dense head on pooled features (`head`). The second one trains the last
+block and the head at a low rate with warm-up, cosine decay and BatchNorm in inference mode, at a small part of the cost
+of training the whole body. The state with the highest validation AUROC is kept; it may be the state after the first
+phase.
 """
 
 import logging
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from thyroid import progress
 from thyroid.errors import InputError
 from thyroid.model import backbones, inputs
-from thyroid.model.backend import XLA, keras, policy, strategy, tf
+from thyroid.model.backend import XLA, auroc, keras, policy, strategy, tf
 from thyroid.records.settings import Settings
 from thyroid.train import checkpoints
 from thyroid.train import head as dense
@@ -51,14 +52,6 @@ T = TypeVar("T")
 _DEFAULTS = Settings()
 
 
-def auroc(classes: int) -> Any:
-    """Return a Keras metric for the mean over the classes of the AUROC of each class against the rest.
-
-    With two classes both AUROCs are the same.
-    """
-    return keras.metrics.AUC(num_thresholds=1000, multi_label=True, num_labels=classes, name="auroc")
-
-
 @dataclass
 class Job:
     """Holds a training of one backbone on the images of one domain.
@@ -76,6 +69,7 @@ class Job:
         memory_budget: Largest size in bytes of an array that is held in memory.
         settings: Settings of both phases.
         callbacks: Keras callbacks for fine-tuning.
+        jittered: Table of the images with the disturbed crops for the augmented views, see `inputs.disturbed`; or None.
     """
 
     model: Any
@@ -90,6 +84,7 @@ class Job:
     memory_budget: int = inputs.MEMORY_BUDGET
     settings: Settings = field(default_factory=Settings)
     callbacks: tuple[Any, ...] = ()
+    jittered: pd.DataFrame | None = None
 
     def networks(self) -> tuple[Any, Any, Any]:
         """Return three models over the layers of `model`.
@@ -145,7 +140,7 @@ def prepared(
     Args:
         backbone: Row of `backbones.BACKBONES`.
         start: Result of `backbones.find_weights`.
-        table: Rows of `DataVersion.examples`.
+        table: Rows of `DataVersion.examples`, `with_jitter` to learn from these crops, too. The deck's recipe does not.
         labels: float32 one-hot [n, classes].
         work: Folder that outlives the process, as for `Job`.
         options: Options of the training. The deck's recipe uses single precision.
@@ -165,7 +160,9 @@ def prepared(
             keras.utils.set_random_seed(options.seed)
             model = backbones.build(backbone, size, start, settings.tap, deck=deck, classes=labels.shape[1])
             epochs, batch_size, seed = options.epochs, options.batch_size, options.seed
-            yield Job(model, backbone, pixels, labels, work, epochs, batch_size, seed, started, budget, settings)
+            job = Job(model, backbone, pixels, labels, work, epochs, batch_size, seed, started, budget, settings)
+            job.jittered = None if deck else table
+            yield job
     finally:
         keras.config.set_dtype_policy("float32")
 
@@ -252,7 +249,7 @@ def fit(
 
 
 def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
-    """Return the output of the frozen part for all images, augmented if view > 0.
+    """Return the output of the frozen part for all images, augmented and from disturbed crops if view > 0.
 
     Chunks that an earlier run has computed are read from disk.
     """
@@ -267,7 +264,10 @@ def _maps(job: Job, extractor: Any, view: int) -> NDArray[np.float16]:
             chunk, rows = folder / f"{view}-{start}.npz", slice(start, start + CHUNK)
             found = checkpoints.load(chunk)
             if found is None:
-                batches = inputs.batches(job.pixels[rows], job.batch_size, None if moves is None else moves[rows])
+                pixels = job.pixels[rows]
+                if view and job.jittered is not None:  # decoded here: one chunk of them is in memory at a time
+                    pixels = inputs.disturbed(pixels, job.jittered.iloc[rows])
+                batches = inputs.batches(pixels, job.batch_size, None if moves is None else moves[rows])
                 values = extractor.predict(batches, verbose=0)[: len(out[rows])].astype(np.float32)
                 if not np.isfinite(values).all():
                     raise checkpoints.TrainingDivergedError(

@@ -5,6 +5,7 @@ address.
 """
 
 import io
+import itertools
 import logging
 import re
 import secrets
@@ -107,7 +108,9 @@ def create(options: Options) -> Flask:
     _add_hooks(app)  # first, because refusals are written in the visitor's language
     limiter = Limiter(get_remote_address, app=app, storage_uri="memory://", headers_enabled=True)
     endpoint = Endpoint(options.endpoint, options.token)
-    _add_reading_routes(app, endpoint, limiter, CSRFProtect(app))
+    csrf = CSRFProtect(app)
+    _add_reading_routes(app, endpoint, limiter, csrf)
+    _add_picture_routes(app, endpoint, limiter, csrf)
     _add_other_routes(app, endpoint)
     _add_error_handlers(app)
     return app
@@ -164,7 +167,7 @@ def _add_reading_routes(app: Flask, endpoint: Endpoint, limiter: Limiter, csrf: 
     def read() -> str:
         csrf.protect()
         files = [(file.filename or "", file.read()) for file in request.files.getlist("files") if file.filename]
-        views = upload.views(files, request.form.getlist("roi"))
+        views = upload.views(files, _marks())
         model = view_model.describe_model(endpoint.facts())
         clinical = upload.columns(request.form.to_dict(), model["columns"] if model else [])
         answer = endpoint.explain(views, g.request_id, clinical)
@@ -187,6 +190,11 @@ def _add_reading_routes(app: Flask, endpoint: Endpoint, limiter: Limiter, csrf: 
         """Return a new token for a page that has been open for longer than its token is valid."""
         return jsonify(token=generate_csrf())
 
+
+def _add_picture_routes(app: Flask, endpoint: Endpoint, limiter: Limiter, csrf: CSRFProtect) -> None:
+    """Add what the script asks for about one picture, before it is read."""
+    limited: Callable[..., Any] = limiter.limit(RATE)
+
     @app.post("/picture")
     @limited
     def picture() -> Response:
@@ -200,6 +208,20 @@ def _add_reading_routes(app: Flask, endpoint: Endpoint, limiter: Limiter, csrf: 
         frame, frames, regions = view.clip
         headers = {"x-frame": str(frame), "x-frames": str(frames), "x-regions": str(int(regions))}
         return Response(view.data, mimetype="image/png", headers=headers)
+
+    @app.post("/locate")
+    @limited
+    def locate() -> Response:
+        csrf.protect()
+        file = request.files.get("file")
+        if file is None:
+            raise PageError("error_none")
+        view = upload.view(file.filename or "", file.read(), upload.Mark(domain=request.form.get("domain", "")))
+        answer = endpoint.locate(view, g.request_id)
+        try:
+            return jsonify(view_model.describe_boxes(answer, view))
+        except view_model.UNDOCUMENTED:
+            raise PageError("error_answer", status=HTTPStatus.BAD_GATEWAY) from None
 
     @app.get("/sample")
     def sample() -> Response:
@@ -225,7 +247,7 @@ def _add_other_routes(app: Flask, endpoint: Endpoint) -> None:
 def _add_error_handlers(app: Flask) -> None:
     def explain(problems: Sequence[PageError], status: int) -> tuple[Response | str, int]:
         sentences = [g.words(problem.code, **problem.values) for problem in problems]
-        if request.endpoint in ("picture", "sample"):
+        if request.endpoint in ("picture", "locate", "sample"):
             return jsonify(error=" ".join(sentences)), status
         return render_template("errors.html" if _by_script() else "error.html", sentences=sentences), status
 
@@ -265,6 +287,12 @@ def _by_script() -> bool:
     return request.headers.get("x-requested-with") == "fetch"
 
 
+def _marks() -> list[upload.Mark]:
+    """Return what the form says about each picture. Without the script it says nothing."""
+    fields = (request.form.getlist(name) for name in ("roi", "origin", "domain"))
+    return [upload.Mark(*mark) for mark in itertools.zip_longest(*fields, fillvalue="")]
+
+
 def _limits() -> dict[str, int]:
     return {
         "views": upload.MAX_VIEWS,
@@ -287,6 +315,7 @@ def _texts() -> dict[str, str]:
         "frame",
         "dicom",
         "box",
+        "proposal",
         "sending",
         "reading",
         "opening",

@@ -21,7 +21,7 @@ SMALL = 1_000_000
 """Bytes up to which a body is small."""
 LITTLE = 65_536
 """Bytes of a body that is not an upload, and of the head of a request."""
-UPLOADS = ("/read", "/picture")
+UPLOADS = ("/read", "/picture", "/locate")
 PROBE = "/health"
 HEADERS = 10.0
 """Seconds within which the head of a request must arrive."""

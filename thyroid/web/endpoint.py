@@ -26,6 +26,8 @@ The facts of a model that has answered may take `CONNECT` seconds.
 """
 READINGS = 6
 """Readings that wait for the endpoint at once: fewer than the server's threads, so that the page always answers."""
+LOCATINGS = 2
+"""Pictures that wait at once for proposed boxes. They must not keep readings waiting; the script asks again."""
 REPORTS = 3
 """Reports that are fetched at once."""
 MAX_ANSWER = 100_000_000
@@ -33,6 +35,7 @@ MAX_ANSWER = 100_000_000
 FRESH = 5.0
 """Seconds for which the facts of the model are reused."""
 
+_NO_LOCATOR = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 _MODEL = f"/v1/models/{MODEL_NAME}"
 _FIELD = re.compile(r"instances\[(?P<number>[0-9]{1,3})\]")
 _CODES: dict[int, str] = {
@@ -62,6 +65,7 @@ class Endpoint:
         self._client = httpx.Client(base_url=address.rstrip("/"), headers=headers, trust_env=False)
         self._seen: tuple[float, dict[str, Any] | None] = (-FRESH, None)
         self._places, self._reports = threading.BoundedSemaphore(READINGS), threading.BoundedSemaphore(REPORTS)
+        self._locatings = threading.BoundedSemaphore(LOCATINGS)
 
     def facts(self, version: int | None = None) -> dict[str, Any] | None:
         """Return what the endpoint says about the model that it serves.
@@ -112,7 +116,8 @@ class Endpoint:
             PageError: The endpoint cannot be reached, is too busy, refuses a view, or gives an undocumented answer.
         """
         instances = [
-            {"image": {"b64": base64.b64encode(view.data).decode()}, "patient": "1"}
+            _instance(view)
+            | {"patient": "1"}
             | ({} if view.roi is None else {"roi": view.roi})
             | ({"clinical": clinical} if clinical else {})
             for view in views
@@ -131,6 +136,32 @@ class Endpoint:
         if len(explanations) != len(views) or len(patients) != 1:
             raise _undocumented()
         return content
+
+    def locate(self, view: View, request_id: str) -> dict[str, Any] | None:
+        """Return the endpoint's answer to `:locate` for one picture; None if the model has no locator.
+
+        Args:
+            view: The picture. Its box is not sent.
+            request_id: Id of the request, which the endpoint logs.
+
+        Raises:
+            PageError: As for `explain`.
+        """
+        if not self._locatings.acquire(blocking=False):
+            raise PageError("error_busy", status=HTTPStatus.SERVICE_UNAVAILABLE)
+        try:
+            body, headers = {"instances": [_instance(view)]}, {"x-request-id": request_id}
+            answer = self._ask("POST", f"{_MODEL}:locate", PATIENCE, json=body, headers=headers)
+        finally:
+            self._locatings.release()
+        if answer.status in _NO_LOCATOR:
+            return None
+        boxes = _object(_checked(answer, [view])).get("boxes")
+        if boxes is None:
+            return None
+        if type(boxes) is not list or len(boxes) != 1 or type(boxes[0]) is not dict:
+            raise _undocumented()
+        return boxes[0]
 
     def _ask(self, method: str, path: str, patience: float, **more: Any) -> "_Answer":
         """Return an answer that arrives completely within `patience` seconds and `MAX_ANSWER` bytes.
@@ -159,6 +190,12 @@ class Endpoint:
 class _Answer:
     status: int
     body: bytes
+
+
+def _instance(view: View) -> dict[str, Any]:
+    """Return what every request says about a picture."""
+    image = {"image": {"b64": base64.b64encode(view.data).decode()}}
+    return image | ({"domain": "frame"} if view.full_frame else {})
 
 
 def _undocumented() -> PageError:

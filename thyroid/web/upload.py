@@ -58,6 +58,21 @@ class ReadingError(Exception):
 
 
 @dataclass(frozen=True)
+class Mark:
+    """What the form says about one picture, unchecked.
+
+    Attributes:
+        roi: The box as "x,y,width,height", or "".
+        origin: "accepted" if the box is a proposal that the person accepted; anything else if the person drew it.
+        domain: "frame" if the person says that the picture is a full frame.
+    """
+
+    roi: str = ""
+    origin: str = ""
+    domain: str = ""
+
+
+@dataclass(frozen=True)
 class View:
     """One picture as the endpoint gets it.
 
@@ -69,6 +84,8 @@ class View:
         roi: The box around the nodule as x, y, width, height in pixels; None if there is none.
         clip: For a DICOM file, its frame, its number of frames, and whether it names its ultrasound regions. None for
             other files.
+        accepted: Whether the box is a proposal of the model that the person accepted.
+        full_frame: Whether the person says that the picture is a full frame.
     """
 
     name: str
@@ -77,6 +94,8 @@ class View:
     height: int
     roi: Box | None = None
     clip: tuple[int, int, bool] | None = None
+    accepted: bool = False
+    full_frame: bool = False
 
     @property
     def uri(self) -> str:
@@ -84,12 +103,12 @@ class View:
         return images.data_uri(self.data)
 
 
-def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str]) -> list[View]:
+def views(files: Sequence[tuple[str, bytes]], marks: Sequence[Mark]) -> list[View]:
     """Check the pictures of one reading.
 
     Args:
         files: Name and content of each file.
-        rois: The box of each file as "x,y,width,height", or "".
+        marks: What the form says about each file; nothing about files beyond its length.
 
     Raises:
         ReadingError: There are no files, too many files or too many bytes; or some files cannot be read, with one
@@ -105,7 +124,7 @@ def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str]) -> list[View]
     end = time.monotonic() + DECODING
     for number, (name, data) in enumerate(files):
         try:
-            found.append(view(name, data, rois[number] if number < len(rois) else "", end=end))
+            found.append(view(name, data, marks[number] if number < len(marks) else Mark(), end=end))
         except PageError as problem:
             problems.append(problem)
     if problems:
@@ -113,13 +132,13 @@ def views(files: Sequence[tuple[str, bytes]], rois: Sequence[str]) -> list[View]
     return found
 
 
-def view(name: str, data: bytes, roi: str = "", frame: str = "", end: float | None = None) -> View:
+def view(name: str, data: bytes, mark: Mark = Mark(), frame: str = "", end: float | None = None) -> View:
     """Check one file. A DICOM file becomes a PNG of one frame without a patient before anything else touches it.
 
     Args:
         name: Name of the file.
         data: Content of the file.
-        roi: The box as "x,y,width,height", or "".
+        mark: What the form says about it.
         frame: Number of the frame of a DICOM file, or "" for the middle one.
         end: Time by `time.monotonic` until which DICOM may be read; None for `DECODING` seconds from now.
 
@@ -139,7 +158,9 @@ def view(name: str, data: bytes, roi: str = "", frame: str = "", end: float | No
     if kind == "DICOM":
         data, clip = _frame(name, data, frame, time.monotonic() + DECODING if end is None else end)
     width, height = _size(name, data)
-    return View(name, data, width, height, _box(name, roi, width, height), clip)
+    roi = _box(name, mark.roi, width, height)
+    accepted = roi is not None and mark.origin == "accepted"
+    return View(name, data, width, height, roi, clip, accepted, full_frame=mark.domain == "frame")
 
 
 def _frame(name: str, data: bytes, frame: str, end: float) -> tuple[bytes, tuple[int, int, bool]]:

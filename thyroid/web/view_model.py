@@ -11,6 +11,8 @@ from flask import g
 from thyroid.data import tables
 from thyroid.data.filenames import CLASSES
 from thyroid.imaging import images
+from thyroid.imaging.geometry import Box
+from thyroid.web import words
 from thyroid.web.upload import View
 
 log = logging.getLogger("thyroid.web")
@@ -18,6 +20,10 @@ log = logging.getLogger("thyroid.web")
 UNDOCUMENTED = (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError)
 """Errors that are raised when an answer does not have its documented form."""
 _DECISIONS = ("benign", "malignant", "abstain")
+_REASONS = ("abstention_band", "box_unsure", "box_not_confirmed", "views_disagree")
+"""Reasons of abstention that the page has words for. Others are "other"."""
+_PROPOSALS = 3
+"""Number of proposals that are shown."""
 
 
 def describe_model(facts: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -51,6 +57,7 @@ def describe_model(facts: dict[str, Any] | None) -> dict[str, Any] | None:
             "images": test.get("n"),
             "patients": keras.get("patients"),
             "synthetic": facts.get("synthetic", 0),
+            "locator": _locator(facts),
             "columns": [_column(column) for column in facts.get("clinical", {}).get("fields", [])],
             "not_released": [str(reason) for reason in facts["not_released"]],
             "findings": sorted(audits.get("findings", {})),
@@ -59,6 +66,15 @@ def describe_model(facts: dict[str, Any] | None) -> dict[str, Any] | None:
     except UNDOCUMENTED:
         log.error("the endpoint's facts are of another form", extra={"fields": {"request_id": g.request_id}})
         return None
+
+
+def _locator(facts: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what is known of the boxes that the model proposes; None if it proposes none."""
+    locator, boxes = facts.get("locator"), facts.get("automatic_boxes")
+    if locator is None:
+        return None
+    fit = _interval(locator["test"]["iou50"], "{:.0%}")
+    return {"fit": fit, "confirm": boxes is None or boxes["released"] is not True}
 
 
 def _column(column: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +118,8 @@ def describe_reading(answer: dict[str, Any], views: Sequence[View]) -> dict[str,
     first, patient = explanations[0], answer["patients"][0]
     threshold = _share(patient["threshold"])
     decisions = [_decision(explanation) for explanation in explanations]
+    left_out = _left_out(patient, len(views))
+    counted = [one for number, one in enumerate(decisions) if number not in left_out]
     return {
         "patient": _decision(patient),
         "threshold": threshold,
@@ -109,7 +127,9 @@ def describe_reading(answer: dict[str, Any], views: Sequence[View]) -> dict[str,
         "backbone": str(first["model"]),
         "not_released": [str(reason) for reason in first.get("not_released", [])],
         "columns": _columns(first.get("clinical")),
-        "above": sum(decision["probability"] >= threshold for decision in decisions),
+        "above": sum(decision["probability"] >= threshold for decision in counted),
+        "counted": len(counted),
+        "left_out": left_out,
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "views": [
             decision | _view(view, explanation)
@@ -122,14 +142,82 @@ def _view(view: View, explanation: dict[str, Any]) -> dict[str, Any]:
     """Return what the page shows of one picture besides its decision."""
     crop, heat_map = explanation["crop"], explanation["heat_map"]
     share = heat_map["share_inside_roi"]
+    source = crop.get("source")  # absent in the answers of earlier releases
+    automatic = source == "auto"
+    answered = "auto" if automatic else None if view.roi is None else "accepted" if view.accepted else "own"
     return {
         "view": view,
-        "taken_as_crop": "note" in crop,
+        "answered": None if crop.get("domain") == "normal" else answered,
+        "box": _box(crop["box"], view) if automatic else view.roi,
+        "fits": _share(crop["probability"]) if automatic else None,
+        "unsure": automatic and crop.get("unsure") is True,
+        "others": _proposals(crop, view)[1:] if automatic else [],
+        "taken_as_crop": "note" in crop if source is None else source == "whole" and crop.get("domain") != "normal",
         "no_area": crop.get("scan_area_found") is False,
         "square": [int(value) for value in crop["square"]],
         "heat": _png(heat_map["layer_png"]["b64"]),
         "inside": None if share is None else _share(share),
     }
+
+
+def describe_boxes(answer: dict[str, Any] | None, view: View) -> dict[str, Any]:
+    """Return the boxes that the model proposes for a picture, for the script.
+
+    Args:
+        answer: What the endpoint's `:locate` says about it; None if the model has no locator.
+        view: The picture that was sent.
+
+    Returns:
+        `source` ("none" without a locator), `unsure`, and `proposals`, the best one first: `box` (x, y, width, height
+        in pixels of the picture) and `share`, the probability that it fits a nodule as people read it. There are
+        proposals only if `source` is "auto".
+
+    Raises:
+        ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError: As for `describe_reading`.
+    """
+    if answer is None or answer["source"] != "auto":
+        return {"source": "none" if answer is None else str(answer["source"]), "unsure": False, "proposals": []}
+    proposals = [{"box": one["box"], "share": words.share(one["share"])} for one in _proposals(answer, view)]
+    return {"source": "auto", "unsure": answer.get("unsure") is True, "proposals": proposals}
+
+
+def _proposals(answer: dict[str, Any], view: View) -> list[dict[str, Any]]:
+    """Return the proposals for a picture, the best one first; it is the box that is answered for."""
+    found = [{"box": _box(one["box"], view), "share": _share(one["probability"])} for one in answer["proposals"]]
+    if not found or found[0]["box"] != _box(answer["box"], view):
+        raise ValueError("the box is not the best proposal")
+    return found[:_PROPOSALS]
+
+
+def _box(box: Any, view: View) -> Box:
+    """Return a box of the endpoint, after a check that it lies in the picture."""
+    if type(box) is not list or len(box) != 4 or any(type(side) is not int for side in box):
+        raise ValueError("not a box")
+    x, y, width, height = box
+    if min(x, y) < 0 or min(width, height) < 1 or x + width > view.width or y + height > view.height:
+        raise ValueError("not in the picture")
+    return x, y, width, height
+
+
+def _left_out(patient: dict[str, Any], count: int) -> dict[int, str]:
+    """Return why views do not count towards the patient, by their place among `count` views."""
+    found = {one["image"]: _reason(one["reason"]) for one in patient.get("left_out") or []}
+    if any(type(place) is not int or not 0 <= place < count for place in found):
+        raise ValueError("no such view")
+    return dict(sorted(found.items()))
+
+
+def _reasons(answer: dict[str, Any]) -> list[str]:
+    """Return why there is no decision; empty if there is one."""
+    if answer["decision"] != "abstain":
+        return []
+    # Earlier releases give one reason, or none, which was always the band.
+    given = answer["reasons"] if "reasons" in answer else [answer.get("reason", "abstention_band")]
+    return list(dict.fromkeys(_reason(reason) for reason in given)) or ["other"]
+
+
+def _reason(reason: Any) -> str:
+    return reason if reason in _REASONS else "other"
 
 
 def _decision(answer: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +228,7 @@ def _decision(answer: dict[str, Any]) -> dict[str, Any]:
     return {
         "probability": _share(answer["malignant"]),
         "decision": answer["decision"],
+        "reasons": _reasons(answer),
         "class": str(answer["class"]),
         "classes": classes if len(classes) > len(CLASSES) else [],
     }

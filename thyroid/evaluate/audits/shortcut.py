@@ -6,6 +6,7 @@ without the patients that it scores. Only the model's own answers are measured o
 here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,28 +20,23 @@ from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.evaluate.audits import head
 from thyroid.evaluate.audits.audit import Picture
+from thyroid.evaluate.audits.names import (
+    AUTOMATIC,
+    BLANKED,
+    MARGINS,
+    REFERENCES,
+    SHORTCUTS,
+    WHOLE,
+    at_margin,
+    at_margins,
+    describe,
+)
 from thyroid.evaluate.audits.subject import NO_REGION, ONE_CLASS, TOO_FEW, TRAINED_WHOLE, Subject
 from thyroid.records.clinical import ClinicalRecord
 from thyroid.records.gate import AuditRecord
 
 KEPT = 0.5
 """A shortcut is a finding if it keeps more than this share of its reference's distance from an AUROC of .5."""
-
-SHORTCUTS = {
-    "model_on_blanked_nodule": "the model on test images with the nodule blanked",
-    "blanked_nodule": "frozen features of images with the nodule blanked",
-    "scan_area_geometry": "size of frame and scan area alone",
-    "patient_number": "patient number alone",
-    "acquisition_order": "image number, version and number of views alone",
-    "box_size": "width and height of the nodule's box alone",
-    "grey_levels": "grey-level statistics alone",
-}
-
-REFERENCES = {
-    "model": "the model itself, test images",
-    "whole_image": "frozen features of the whole image",
-}
-"""References that the shortcuts are compared with."""
 
 _WITHOUT_PIXELS = ("scan_area_geometry", "patient_number", "acquisition_order")
 """Shortcuts that look at no pixel. One that is better than chance is a warning."""
@@ -55,11 +51,6 @@ The best reference that is above chance counts.
 """
 
 
-def describe(name: str) -> str:
-    """Return what a shortcut or reference of this name is, in words."""
-    return (SHORTCUTS | REFERENCES)[name]
-
-
 @dataclass
 class ShortcutAudit:
     """How much of a model's evidence is outside the nodule.
@@ -71,6 +62,7 @@ class ShortcutAudit:
             listed only if its reference is above chance.
         finding: What is wrong, in words; None if nothing is.
         not_measured: Reason why something was not measured, by name.
+        margin: Margin of the audited crops, which alone decides; None for full frames.
     """
 
     domain: str
@@ -78,6 +70,7 @@ class ShortcutAudit:
     kept: dict[str, float] = field(default_factory=dict)
     finding: str | None = None
     not_measured: dict[str, str] = field(default_factory=dict)
+    margin: float | None = None
 
     name: ClassVar[str] = "shortcut"
     title: ClassVar[str] = "Is the evidence in the nodule?"
@@ -86,7 +79,9 @@ class ShortcutAudit:
         '"Blanked" images are the surroundings of the nodule: the smallest square around it is black, so that its '
         "shape does not show. The model's own answers are to test images, where clinical columns are left out: the "
         "model is judged by its image alone. The other rows are cross-validated on development patients: a linear head "
-        "on the part of the network that training left frozen, or on a few numbers that need no look at the image."
+        "on the part of the network that training left frozen, or on a few numbers that need no look at the image. "
+        "A wider margin shows more of the surroundings and can show more of a shortcut. Crops are therefore made with "
+        "another margin, too, and shown to the same network; only the run's own margin decides."
     )
     criterion: ClassVar[str] = "shortcut audit"
     asked: ClassVar[str] = "nothing found"
@@ -95,7 +90,7 @@ class ShortcutAudit:
     @classmethod
     def run(cls, subject: Subject) -> "ShortcutAudit":
         """Measure every shortcut and its references, and judge them."""
-        audit = cls(subject.domain)
+        audit = cls(subject.domain, margin=subject.margin)
         audit._measure_numbers(subject)
         audit._measure_features(subject)
         audit._measure_model(subject)
@@ -105,7 +100,9 @@ class ShortcutAudit:
     @classmethod
     def from_record(cls, audits: AuditRecord, clinical: ClinicalRecord | None) -> "ShortcutAudit":
         """Restore the outcome from the field `audits` of evaluation.json."""
-        return cls(audits.domain, audits.shortcut, audits.kept, audits.findings.get(cls.name), audits.not_measured)
+        margin = (audits.further or {}).get(cls.name, {}).get("margin")
+        finding = audits.findings.get(cls.name)
+        return cls(audits.domain, audits.shortcut, audits.kept, finding, audits.not_measured, margin)
 
     @property
     def ran(self) -> bool:
@@ -117,7 +114,8 @@ class ShortcutAudit:
         """What was found if there is no finding, or why nothing could be judged."""
         if self.ran:
             kept = " and ".join(f"{max(0.0, share):.0%}" for share in self.kept.values())
-            return f"no shortcut found; without the nodule {kept} of the distance from chance is kept"
+            found = f"no shortcut found; without the nodule {kept} of the distance from chance is kept"
+            return "; ".join([found, *self._by_margin()])
         return "could not be run" + (f": {reason}" if (reason := self.why_not_judged) else "")
 
     @property
@@ -130,12 +128,12 @@ class ShortcutAudit:
     @property
     def table(self) -> list[tuple[str, str]]:
         """AUROC of every shortcut and reference."""
-        return [(describe(name), str(auroc)) for name, auroc in self._ordered().items()]
+        return [(self._describe(name), str(auroc)) for name, auroc in self._ordered().items()]
 
     @property
     def picture(self) -> Picture | None:
         """AUROC of every shortcut next to those of the references."""
-        rows = [(describe(name), auroc, name in REFERENCES) for name, auroc in self._ordered().items()]
+        rows = [(self._describe(name), auroc, name in REFERENCES) for name, auroc in self._ordered().items()]
         title = f"AUROC of every shortcut next to the model, {self.domain} images"
         return Picture(f"shortcuts-{self.domain}", title, rows) if rows else None
 
@@ -162,17 +160,64 @@ class ShortcutAudit:
 
     def fields(self) -> dict[str, Any]:
         """Return the AUROCs in the order of the report's table, and what was kept of their references."""
-        return {"shortcut": self._ordered(), "kept": self.kept}
+        margin = {} if self.margin is None else {"margin": self.margin}
+        return {"shortcut": self._ordered(), "kept": self.kept, **margin}
+
+    def kept_at(self, name: str, margin: float | None = None) -> float | None:
+        """Return the share of the distance from chance that is kept without the nodule.
+
+        Args:
+            name: "blanked_nodule" or "model_on_blanked_nodule".
+            margin: One of `MARGINS` for crops of another margin than the run's own; None for the images as they are.
+
+        Returns:
+            The share, 1 for all of it; None if it was not measured or its reference is not above chance.
+        """
+        blanked, *references = (one if margin is None else at_margin(one, margin) for one in (name, *_JUDGED[name][1]))
+        whole = self._best(references)
+        if blanked not in self.shortcut or whole is None:
+            return None
+        return (self.shortcut[blanked].value - 0.5) / (whole.value - 0.5)
+
+    def _best(self, references: Sequence[str]) -> metrics.Interval | None:
+        """Return the best of the references that are above chance; None if none is."""
+        known = [self.shortcut[name] for name in references if name in self.shortcut]
+        return max((one for one in known if _above_chance(one)), key=lambda auroc: auroc.value, default=None)
+
+    def _by_margin(self) -> list[str]:
+        """Say in words what is kept at which margin; nothing if it is known at the run's own margin only."""
+        texts = []
+        for name, (who, _) in _JUDGED.items():
+            others = {margin: kept for margin in MARGINS if (kept := self.kept_at(name, margin)) is not None}
+            own = self.kept_at(name)
+            if self.margin is None or own is None or not others:
+                continue
+            rows = sorted((others | {self.margin: own}).items())
+            texts.append(f"{who} keeps " + " and ".join(f"{max(0.0, kept):.0%} at margin {at:g}" for at, kept in rows))
+        if not texts:
+            return []
+        return [
+            f"a wider margin shows more of the surroundings and can show more of a shortcut: {', '.join(texts)} (the "
+            f"run's own margin of {self.margin:g} decides)"
+        ]
+
+    def _describe(self, name: str) -> str:
+        """Return what a row is, in words, with the margin of the crops where other margins are shown, too."""
+        own = self.margin is not None and name in BLANKED | WHOLE
+        return f"{describe(name)}, margin {self.margin:g}" if own else describe(name)
 
     def _ordered(self) -> dict[str, metrics.Interval]:
         """Return the AUROCs, the judged ones and their references first."""
-        order = ["model", "model_on_blanked_nodule", "whole_image", *SHORTCUTS]
+        pairs = ["model", "model_on_blanked_nodule", "whole_image", "blanked_nodule"]
+        order = [*pairs, *(at_margin(name, margin) for margin in MARGINS for name in pairs), *SHORTCUTS]
         return {name: self.shortcut[name] for name in dict.fromkeys(order) if name in self.shortcut}
 
     def _measure_numbers(self, subject: Subject) -> None:
         """Measure what the file name, the layout of the frame, the box and the grey levels reveal."""
         if subject.fold is None:
-            self.not_measured |= dict.fromkeys([*SHORTCUTS, "whole_image"], TOO_FEW)
+            shown = dict.fromkeys([*SHORTCUTS, "whole_image"], TOO_FEW)
+            absent = {*at_margins(BLANKED), *([] if subject.boxes is not None else AUTOMATIC)}
+            self.not_measured |= {name: reason for name, reason in shown.items() if name not in absent}
             return
         development = subject.development
         self._measure(subject, "patient_number", development[["patient"]].to_numpy(float))
@@ -188,10 +233,23 @@ class ShortcutAudit:
         if marked is None:
             self.not_measured["box_size"] = NO_REGION
         else:
-            sides = development[["box_width", "box_height"]].astype(float).fillna(1).to_numpy()
-            box = np.column_stack([sides, sides.prod(axis=1), sides[:, 1] / sides[:, 0]])
-            self._measure(subject, "box_size", box, marked)
+            self._measure(subject, "box_size", _sizes(development[["box_width", "box_height"]]), marked)
+        self._measure_boxes(subject)
         self._measure(subject, "grey_levels", _grey_levels(subject.pixels))
+
+    def _measure_boxes(self, subject: Subject) -> None:
+        """Measure what the locator's best boxes reveal, which no model of the class is given."""
+        best = subject.best_boxes
+        if best is None:
+            return
+        boxed = best["heat"].notna().to_numpy()
+        if not boxed.any():
+            self.not_measured |= dict.fromkeys(AUTOMATIC, "no development frame has an automatic box")
+            return
+        size = _sizes(best[["width", "height"]])
+        self._measure(subject, "automatic_box_size", size, boxed)
+        with_score = np.column_stack([size, best["heat"].fillna(0)])
+        self._measure(subject, "automatic_box_size_and_score", with_score, boxed)
 
     def _measure_features(self, subject: Subject) -> None:
         """Measure the same frozen features and head on whole images and on surroundings alone."""
@@ -209,6 +267,15 @@ class ShortcutAudit:
         without_nodule = subject.blanked(subject.development[marked])
         surroundings[marked] = subject.network.features(without_nodule, "frozen features, nodule blanked")
         self._measure(subject, "blanked_nodule", surroundings, marked, splines=False)
+        for margin in subject.other_margins:
+            shown = subject.development[marked]
+            for name, pixels in (
+                ("whole_image", subject.recropped(shown, margin)),
+                ("blanked_nodule", subject.blanked(shown, margin)),
+            ):
+                features = np.zeros_like(subject.features)
+                features[marked] = subject.network.features(pixels, f"frozen features, margin {margin:g}")
+                self._measure(subject, at_margin(name, margin), features, marked, splines=False)
 
     def _measure_model(self, subject: Subject) -> None:
         """Measure the model's own answers to test images, as they are and with the nodule blanked."""
@@ -218,12 +285,23 @@ class ShortcutAudit:
         if tested["label"].nunique() < len(CLASSES):
             self.not_measured["model_on_blanked_nodule"] = NO_REGION
             return
-        probability = subject.network.probabilities(subject.blanked(tested), "test images, nodule blanked")
-        score = Classes.from_record(subject.training).malignant(probability)
-        answered = test.set_index("file").loc[tested["name"], SCORE]
         positive, patient = tested["label"] == CLASSES[POSITIVE], tested["patient"].astype(int)
-        self.shortcut["model"] = metrics.auroc(positive, answered, patient, seed=subject.seed)
-        self.shortcut["model_on_blanked_nodule"] = metrics.auroc(positive, score, patient, seed=subject.seed)
+
+        def answered(pixels: NDArray[np.uint8], doing: str) -> NDArray[np.float64]:
+            probability = subject.network.probabilities(pixels, f"test images, {doing}")
+            return Classes.from_record(subject.training).malignant(probability)
+
+        scores = {
+            "model": test.set_index("file").loc[tested["name"], SCORE].to_numpy(float),
+            "model_on_blanked_nodule": answered(subject.blanked(tested), "nodule blanked"),
+        }
+        for margin in subject.other_margins:
+            doing = f"margin {margin:g}"
+            scores[at_margin("model", margin)] = answered(subject.recropped(tested, margin), doing)
+            blanked = subject.blanked(tested, margin)
+            scores[at_margin("model_on_blanked_nodule", margin)] = answered(blanked, f"{doing}, nodule blanked")
+        for name, score in scores.items():
+            self.shortcut[name] = metrics.auroc(positive, score, patient, seed=subject.seed)
 
     def _measure(
         self,
@@ -255,20 +333,19 @@ class ShortcutAudit:
             known = [self.shortcut[reference] for reference in references if reference in self.shortcut]
             if name not in self.shortcut or not known:
                 continue
-            above = [auroc for auroc in known if _above_chance(auroc)]
-            if not above:
+            whole, kept = self._best(references), self.kept_at(name)
+            if whole is None or kept is None:
                 why = f"its reference ({', '.join(map(str, known))}) is not above chance"
                 self.not_measured[f"{name}, judged"] = why
                 continue
-            whole = max(above, key=lambda auroc: auroc.value)
-            self.kept[name] = (self.shortcut[name].value - 0.5) / (whole.value - 0.5)
-            if self.kept[name] > KEPT:
+            self.kept[name] = kept
+            if kept > KEPT:
                 broken.append(
-                    f"without the nodule {who} reaches AUROC {self.shortcut[name]}, {self.kept[name]:.0%} of the "
-                    f"distance from chance of {whole} with it"
+                    f"without the nodule {who} reaches AUROC {self.shortcut[name]}, {kept:.0%} of the distance from "
+                    f"chance of {whole} with it"
                 )
         if broken:
-            self.finding = f"most of the evidence is not in the nodule: {'; '.join(broken)}"
+            self.finding = f"most of the evidence is not in the nodule: {'; '.join([*broken, *self._by_margin()])}"
 
 
 def _above_chance(auroc: metrics.Interval) -> bool:
@@ -279,6 +356,12 @@ def _marked(development: pd.DataFrame) -> NDArray[np.bool_] | None:
     """Return which images have a box of a nodule; None unless more than half of them have one."""
     marked = development["boxes"].map(len).to_numpy() > 0
     return marked if marked.mean() > 0.5 else None
+
+
+def _sizes(box: pd.DataFrame) -> NDArray[np.float64]:
+    """Return width, height, area and height over width of boxes (columns: width, height), 1 for unknown: [n, 4]."""
+    sides = box.astype(float).fillna(1).to_numpy()
+    return np.column_stack([sides, sides.prod(axis=1), sides[:, 1] / sides[:, 0]])
 
 
 def _grey_levels(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """What is audited: a model in one domain, with what is known of its images without looking at them."""
 
-from concurrent.futures import ThreadPoolExecutor
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
-from thyroid import cores, progress
-from thyroid.data import splits
+from thyroid.data import splits, surroundings
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
+from thyroid.evaluate.audits.names import MARGINS
 from thyroid.imaging import geometry, images
 from thyroid.records.clinical import ClinicalRecord
 from thyroid.records.train import TrainRecord
@@ -47,6 +46,8 @@ class Subject:
         registry: Root of the registry with the champion that the model started from; None for no registry.
         seed: Seed of draws, folds and bootstrap.
         clinical: What clinical.csv was worth for the model; None where there are no clinical data.
+        boxes: The locator's proposals (boxes.parquet of the step `locate`): path, rank, width, height, heat. None where
+            there is no locator.
     """
 
     data: DataVersion
@@ -58,6 +59,7 @@ class Subject:
     registry: Location | None = None
     seed: int = 0
     clinical: ClinicalRecord | None = None
+    boxes: pd.DataFrame | None = None
 
     @property
     def size(self) -> int:
@@ -66,8 +68,8 @@ class Subject:
 
     @cached_property
     def images(self) -> pd.DataFrame:
-        """Every image of the domain; see `context`."""
-        return context(self.data, self.domain)
+        """Every image of the domain; see `surroundings.context`."""
+        return surroundings.context(self.data, self.domain)
 
     @cached_property
     def development(self) -> pd.DataFrame:
@@ -105,49 +107,41 @@ class Subject:
         """Frozen features of the development images."""
         return self.network.features(self.pixels, "frozen features")
 
-    def blanked(self, table: pd.DataFrame) -> NDArray[np.uint8]:
-        """Return images without their nodules; see `blanked`."""
-        return blanked(self.data, table, self.domain, self.size)
+    @property
+    def margin(self) -> float | None:
+        """Margin of the audited crops; None for full frames."""
+        return self.data.margin if self.domain == "cropped" else None
+
+    @property
+    def other_margins(self) -> list[float]:
+        """Margins that are shown beside the one of the audited crops; none for full frames."""
+        return [] if self.margin is None else [one for one in MARGINS if not math.isclose(one, self.margin)]
+
+    def blanked(self, table: pd.DataFrame, margin: float | None = None) -> NDArray[np.uint8]:
+        """Return images without their nodules, as crops of another margin if one is given; see `blanked`."""
+        return blanked(self.data, table, self.domain, self.size, margin)
+
+    def recropped(self, table: pd.DataFrame, margin: float) -> NDArray[np.uint8]:
+        """Return crops of another margin; see `surroundings.recropped`."""
+        return surroundings.recropped(self.data, table, self.size, margin)
+
+    @cached_property
+    def best_boxes(self) -> pd.DataFrame | None:
+        """The locator's best box of the frame of each development image: width, height and heat.
+
+        The index is that of `development`. Values are null where the frame was not boxed, and for all but the first
+        image of a frame, which would count its box twice. None where there is no locator.
+        """
+        if self.boxes is None:
+            return None
+        best = self.boxes[self.boxes["rank"] == 0].set_index("path")[["width", "height", "heat"]].astype(float)
+        path = self.development["path"]
+        return best.reindex(path.mask(path.duplicated())).set_index(self.development.index)
 
 
-def context(data: DataVersion, domain: str) -> pd.DataFrame:
-    """Collect what is known of the images of a domain without looking at them.
-
-    Args:
-        data: Data version of `crop`.
-        domain: "normal" or "cropped".
-
-    Returns:
-        One row per image with the columns of `DataVersion.examples`, and: frame (file of the scan area, null where none
-        is known), boxes (nodules of this image as x, y, width, height in pixels of `frame`), box_width and box_height
-        (of the largest box), image, version, views (number of images of the patient), frame_width, frame_height,
-        area_x, area_y, area_width, area_height. Images that were already cropped in the input have no frame and no
-        boxes: they show nothing outside the nodule.
-    """
-    table = data.examples(domain)
-    known = ["image", "version", "area_x", "area_y", "area_width", "area_height"]
-    scans = data.used.set_index("path")
-    about = scans[known].assign(frame=scans["normal_path"], frame_width=scans["width"], frame_height=scans["height"])
-    table = table.join(about, on="path")
-    framed = data.regions[data.regions["path"].map(scans["domain"]) == "normal"]
-    key = "path" if domain == "normal" else "crop_path"
-    boxes: dict[str, list[geometry.Box]] = {}
-    row: Any  # pandas-stubs: a field of a row may be any scalar
-    for row in framed.itertuples():
-        area = scans.loc[row.path]
-        box = (int(row.x - area["area_x"]), int(row.y - area["area_y"]), int(row.width), int(row.height))
-        boxes.setdefault(getattr(row, key), []).append(box)
-    # pandas-stubs: cells are no lists
-    table["boxes"] = [  # type: ignore[assignment]
-        boxes.get(name, []) for name in table["path" if domain == "normal" else "name"]
-    ]
-    largest = [max(some, key=lambda box: box[2] * box[3], default=(0, 0, None, None)) for some in table["boxes"]]
-    table["box_width"], table["box_height"] = [box[2] for box in largest], [box[3] for box in largest]
-    table["views"] = table.groupby("patient")["file"].transform("size")
-    return table
-
-
-def blanked(data: DataVersion, table: pd.DataFrame, domain: str, size: int) -> NDArray[np.uint8]:
+def blanked(
+    data: DataVersion, table: pd.DataFrame, domain: str, size: int, margin: float | None = None
+) -> NDArray[np.uint8]:
     """Return images in which the nodules are blacked out, as a network takes them.
 
     The smallest square around each nodule is blacked out, because the outline of its box would still reveal its shape.
@@ -156,32 +150,31 @@ def blanked(data: DataVersion, table: pd.DataFrame, domain: str, size: int) -> N
 
     Args:
         data: Data version of `crop`.
-        table: Rows of `context` with boxes.
+        table: Rows of `surroundings.context` with boxes.
         domain: "normal" or "cropped".
         size: Side of the images in pixels.
+        margin: Margin of the crops; that of the data version if it is None.
 
     Returns:
         Images, uint8 [n, size, size, 3].
     """
 
     def blank(row: Any) -> NDArray[np.uint8]:
-        frame = np.asarray(Image.open(data.images / row.frame, formats=("JPEG",)).convert("RGB")).copy()
+        frame = surroundings.scan_area(data, row).copy()
         squares = [_square(box) for box in row.boxes]
         for x, y, side in squares:
             frame[max(0, y) : y + side, max(0, x) : x + side] = 0
         if domain == "normal":
             return images.letterbox(frame, size)
         x, y, side = squares[0]
-        reach = round(data.margin * side)
+        reach = round((data.margin if margin is None else margin) * side)
         window = np.zeros((side + 2 * reach, side + 2 * reach, 3), np.uint8)
         top, left = max(0, y - reach), max(0, x - reach)
         seen = frame[top : max(0, y + side + reach), left : max(0, x + side + reach)]
         window[top - (y - reach) :, left - (x - reach) :][: seen.shape[0], : seen.shape[1]] = seen
         return images.letterbox(window, size)
 
-    with ThreadPoolExecutor(cores.available()) as pool:
-        rows = list(table.itertuples())
-        return np.stack(list(progress.bar(pool.map(blank, rows), len(rows), "blank nodules", "image")))
+    return surroundings.each(table, blank, "blank nodules")
 
 
 def _square(box: geometry.Box) -> tuple[int, int, int]:

@@ -10,8 +10,9 @@ from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.infer_type import RequestedOutput
 
 from thyroid.registry.registry import MODEL_NAME
-from thyroid.serve import limits, payload
+from thyroid.serve import limits
 from thyroid.serve.limits import RequestError
+from thyroid.serve.protocol import bodies
 from thyroid.serve.state import State
 
 KSERVE_ERRORS: dict[type[Exception], tuple[HTTPStatus, str]] = {
@@ -66,7 +67,7 @@ class ThyroidDataPlane(DataPlane):
             raise RequestError("inference-header-content-length: not the length of the JSON part of the body")
         header = body[: int(length)]
         if len(header) > limits.SMALL_BODY:
-            payload.Values().add(header)
+            bodies.Values().add(header)
         described, place, inputs = orjson.loads(header), int(length), []
         for number, given in enumerate(described["inputs"]):
             parameters = given.get("parameters")

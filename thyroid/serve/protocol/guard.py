@@ -17,8 +17,9 @@ from http import HTTPStatus
 from typing import Any
 
 from thyroid import logs
-from thyroid.serve import limits, openapi, payload, prometheus
+from thyroid.serve import limits, openapi, prometheus
 from thyroid.serve.limits import RequestError
+from thyroid.serve.protocol import bodies
 from thyroid.serve.state import State
 
 log = logging.getLogger("thyroid.serve")
@@ -37,7 +38,7 @@ OPEN_PATHS = ("/", "/metrics", "/openapi.json")
 
 _MOMENT = 1.0  # seconds
 
-_INFER = re.compile(r"/v1/models/[^/]+:(predict|explain)|/v2/models/[^/]+(/versions/[^/]+)?/infer")
+_INFER = re.compile(r"/v1/models/[^/]+:(predict|explain|locate)|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 _PREDICT = re.compile(r"/v1/models/(?P<name>[^/]+):predict")
 _VERSION = re.compile(r"/v2/models/(?P<name>[^/]+)/versions/(?P<version>[^/]+)(?P<rest>/.*)?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -121,7 +122,7 @@ class Guard:
             await self.state.memory.reserve(length)
             exchange.held = length
         counts = infers and headers["content-type"] in JSON_TYPES and (exchange.held or "content-length" not in headers)
-        body = _Body(exchange.held, payload.Values() if counts else None)
+        body = _Body(exchange.held, bodies.Values() if counts else None)
         try:
             async with asyncio.timeout(limits.SLOW_CLIENT) as patience:
                 if not exchange.held:
@@ -307,7 +308,7 @@ class _Body:
 
     __slots__ = ("_error", "_parts", "_values", "_whole", "size")
 
-    def __init__(self, length: int, values: payload.Values | None) -> None:
+    def __init__(self, length: int, values: bodies.Values | None) -> None:
         # Anonymous memory gets its pages one by one as they are written. A bytearray would get all of them at once, and
         # NumPy asks for huge pages, for which the kernel moves others out of the way while everybody waits.
         self._whole = memoryview(mmap.mmap(-1, length)) if length else memoryview(b"")

@@ -5,14 +5,14 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from kserve.errors import ModelNotReady
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
@@ -55,13 +55,21 @@ class RestServer(RESTServer):
         """Put the guard in front of the application and of the middleware that it brings along, not inside it."""
         self.config.app = Guard(app, self._state, self._predict)
         app.openapi = openapi.document
+        app.add_api_route("/v1/models/{name}:locate", self._locate, methods=["POST"])
         app.add_api_route("/v1/models/{name}/facts", self._facts, methods=["GET"])
         app.add_api_route("/v1/models/{name}/report", self._report, methods=["GET"])
 
+    async def _locate(self, name: str, request: Request) -> Response:
+        body: bytes | memoryview = await request.body()
+        if len(body) > limits.SMALL_BODY:  # not on the event loop, for which it is too large
+            body = memoryview(body)
+        answer, headers = await self._predict(name, body, dict(request.headers), locate=True)
+        return Response(answer, headers=headers, media_type="application/json")
+
     async def _predict(
-        self, name: str, body: bytes | memoryview, headers: dict[str, str]
+        self, name: str, body: bytes | memoryview, headers: dict[str, str], locate: bool = False
     ) -> tuple[bytes, dict[str, str]]:
-        """Answer as KServe's route does, without the layers in between."""
+        """Answer as KServe's route does, without the layers in between; `locate` asks for boxes alone."""
         try:
             model = self._state.find(name)
             if not model.ready:
@@ -72,7 +80,7 @@ class RestServer(RESTServer):
                 attributes: dict[str, Any] = {}
             else:
                 request, attributes = self.dataplane.decode(bytes(body), headers)
-            answering = model(request, headers)
+            answering: Awaitable[Any] = model.locate(request) if locate else model(request, headers)
             del body, request  # the model holds what was decoded
             answer, _ = await answering
             answer, more = self.dataplane.encode(name, answer, headers, attributes)

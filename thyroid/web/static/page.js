@@ -11,12 +11,14 @@ const draw = (name, attributes = {}) => {
 };
 
 const form = $('form');
-const views = []; // {file, blob, url, width, height, roi: [x, y, w, h] | null, clip: {frame, frames, regions} | null}
+const views = []; // {file, blob, url, width, height, roi: [x, y, w, h] | null, clip: {frame, frames, regions} | null,
+// origin: 'own' | 'accepted' (of roi), accepted: number of the proposal, found: answer of /locate | 'asked' | null, domain: '' | 'frame'}
 let chosen = 0;
 let patient = 0; // changes with "New patient": files that are still being opened for an earlier patient are dropped
 let opening = 0;
 let dragging = false;
 let asking = null;
+const locates = form.dataset.locates === 'yes'; // whether the model proposes boxes, as far as the page knows
 const touch = matchMedia('(pointer: coarse)');
 
 // ---- files in
@@ -80,7 +82,7 @@ async function open(file) {
   const values = { name: file.name };
   if (!file.size) throw new Error(say('error_empty', values));
   if (file.size > limits.bytes) throw new Error(say('error_large', { ...values, megabytes: Math.round(file.size / 1e6), limit: limits.bytes / 1e6 }));
-  const view = { file, blob: file, roi: null, clip: null };
+  const view = { file, blob: file, roi: null, clip: null, origin: '', found: null, domain: '' };
   let start;
   let dicom;
   try {
@@ -135,6 +137,7 @@ async function take(files, mine) {
       const view = await open(file);
       if (mine !== patient) return;
       views.push(view);
+      propose(view);
     } catch (error) {
       wrong.push(error.message);
     }
@@ -171,8 +174,128 @@ $('sample').addEventListener('click', async () => {
   }
   const roi = answer.headers.get('x-roi').split(',').map(Number);
   await add([new File([await answer.blob()], 'sample.jpg', { type: 'image/jpeg' })]);
-  if (views[chosen]) setBox(roi);
+  if (views[chosen] && !locates) setBox(roi);
 });
+
+// ---- proposed boxes
+
+const PAUSES = [1000, 3000]; // milliseconds before a busy model is asked again
+
+let locating = Promise.resolve();
+function propose(view) {
+  if (!locates) return;
+  const { blob, domain } = view;
+  const obsolete = () => !views.includes(view) || view.blob !== blob || view.domain !== domain;
+  view.found = 'asked';
+  locating = locating.then(async () => { // one after the other, so that readings do not wait
+    if (obsolete()) return;
+    const found = await located(view).catch(() => null);
+    if (obsolete()) return;
+    view.found = found || { source: 'failed', proposals: [] };
+    has(view);
+    if (views[chosen] === view && $('views').children.length === views.length) place();
+  });
+}
+
+async function located(view, pauses = PAUSES, again = true) {
+  const body = new FormData();
+  body.append('csrf_token', form.elements.csrf_token.value);
+  body.append('domain', view.domain);
+  body.append('file', view.blob, view.file.name);
+  const answer = await fetch('/locate', { method: 'POST', body });
+  if (again && answer.headers.get('x-token') && (await renew())) return located(view, pauses, false);
+  if (answer.status === 503 && pauses.length) {
+    await new Promise((done) => { setTimeout(done, pauses[0]); });
+    return located(view, pauses.slice(1), again);
+  }
+  return answer.ok ? answer.json() : null;
+}
+
+const proposals = (view) => view.found?.proposals ?? [];
+
+function accept(number) {
+  const one = proposals(views[chosen])[number];
+  if (!one) return;
+  views[chosen].accepted = number + 1;
+  setBox(one.box, 'accepted');
+  $('stage').querySelector('.roi').focus({ preventScroll: true });
+}
+
+function back() {
+  setBox(null);
+  ($('proposals').querySelector('button') || $('clear').closest('details').querySelector('summary')).focus({ preventScroll: true });
+}
+
+addEventListener('keydown', (event) => {
+  const { key, target } = event;
+  const view = views[chosen];
+  if (!view || asking || event.repeat || event.ctrlKey || event.metaKey || event.altKey || target.closest('#result, header, footer')) return;
+  if (key === 'Escape' && view.roi && proposals(view).length) {
+    back();
+  } else if (key === 'Enter' && !view.roi && proposals(view).length && !target.closest('a, button, input, select, summary')) {
+    accept(0);
+  } else if (/^[1-3]$/.test(key) && proposals(view)[key - 1] && !(view.roi && view.origin === 'own') && !target.closest('input, select')) {
+    accept(key - 1);
+  } else {
+    return;
+  }
+  event.preventDefault();
+});
+
+const join = (...sentences) => sentences.filter(Boolean).join(' ');
+const action = (label, act, kind = 'quiet') => {
+  const button = document.createElement('button');
+  button.type = 'button';
+  button.className = `button ${kind}`;
+  button.textContent = label;
+  button.addEventListener('click', act);
+  return button;
+};
+
+let told = ''; // a live region is read aloud again when it is written again
+function tell(view) {
+  const { found } = view;
+  const boxes = proposals(view);
+  const draw = say('proposal_draw');
+  const hint = document.createElement('span');
+  hint.className = 'keys';
+  let text = '';
+  let buttons = [];
+  if (view.roi) {
+    if (boxes.length) text = view.origin === 'accepted' ? say('proposal_accepted', { number: view.accepted }) : say('proposal_own');
+    if (boxes.length) buttons = [() => action(say('proposal_back'), back)];
+  } else if (found === 'asked') {
+    text = join(say('proposal_asked'), draw);
+  } else if (boxes.length) {
+    text = found.unsure ? say('proposal_unsure') : join(say('proposal_best', boxes[0]), say('proposal_tap'), draw);
+    if (!found.unsure) hint.textContent = boxes.length > 1 ? say('proposal_keys', { count: boxes.length }) : say('proposal_key');
+    buttons = boxes.map((one, index) => () => (
+      action(say('proposal_accept', { number: index + 1, share: one.share }), () => accept(index), index || found.unsure ? 'quiet' : 'primary')));
+  } else if (found?.source === 'whole') {
+    text = say('proposal_crop');
+    buttons = [() => action(say('proposal_frame'), () => { const now = views[chosen]; now.domain = 'frame'; propose(now); changed(); place(); })];
+  } else if (found?.source === 'failed') {
+    text = say('proposal_none');
+  }
+  const now = JSON.stringify([views.indexOf(view), text, buttons.length, boxes]);
+  if (now === told) return;
+  told = now;
+  $('proposals').hidden = !text;
+  $('proposals').classList.toggle('warn', Boolean(found?.unsure && !view.roi));
+  $('proposal-text').replaceChildren(text, ...(hint.textContent ? [' ', hint] : []));
+  $('proposals').querySelector('.buttons').replaceChildren(...buttons.map((make) => make()));
+}
+
+function drawProposals(picture, view, scale) {
+  const shown = view.roi ? [] : proposals(view).map((one, index) => ({ ...one, index }));
+  shown.sort((one, other) => other.box[2] * other.box[3] - one.box[2] * one.box[3]); // the small ones stay within reach
+  picture.querySelector('.proposed').replaceChildren(...shown.flatMap(({ box: [x, y, width, height], index, share }) => {
+    const size = 15 * scale;
+    const name = draw('text', { x: x + 10 * scale, y: y > 1.5 * size ? y - 6 * scale : y + 1.4 * size, 'font-size': size, 'stroke-width': 3 * scale });
+    name.textContent = `${index + 1} · ${share}`;
+    return [draw('rect', { class: index ? 'proposal' : 'proposal best', 'data-proposal': index, x, y, width, height }), name];
+  }));
+}
 
 // ---- pictures and boxes
 
@@ -194,10 +317,9 @@ function show() {
     image.alt = '';
     const name = document.createElement('span');
     name.textContent = say('view', { number: index + 1 });
-    const has = document.createElement('span');
-    has.className = view.roi ? 'has yes' : 'has';
-    has.textContent = say(view.roi ? 'box_there' : 'box_missing');
-    button.append(image, name, has);
+    const state = document.createElement('span');
+    state.className = 'has';
+    button.append(image, name, state);
     button.addEventListener('click', () => { chosen = index; show(); });
     const gone = document.createElement('button');
     gone.type = 'button';
@@ -214,8 +336,17 @@ function show() {
     item.append(button, gone);
     return item;
   }));
+  for (const view of views) has(view);
   if (focused) $('views').children[chosen]?.querySelector(`.${focused}`)?.focus();
   if (some) stage(views[chosen]);
+}
+
+function has(view) {
+  const state = $('views').children[views.indexOf(view)]?.querySelector('.has');
+  if (!state) return;
+  const drawn = view.origin === 'accepted' ? 'box_accepted' : 'box_there';
+  state.textContent = say(view.roi ? drawn : proposals(view).length ? 'box_proposed' : 'box_missing');
+  state.classList.toggle('yes', Boolean(view.roi));
 }
 
 function stage(view) {
@@ -223,7 +354,7 @@ function stage(view) {
   picture.append(draw('image', { href: view.url, width: view.width, height: view.height }));
   const box = draw('rect', { class: 'roi', tabindex: 0, role: 'img', 'aria-label': say('box'), 'aria-describedby': 'stage-hint' });
   const grips = ['nw', 'ne', 'sw', 'se'].map((corner) => draw('circle', { class: 'grip', 'data-corner': corner }));
-  picture.append(box, ...grips);
+  picture.append(draw('g', { class: 'proposed', 'aria-hidden': true }), box, ...grips);
   $('stage').replaceChildren(picture);
   pointers(picture, box);
   box.addEventListener('keydown', keys);
@@ -248,12 +379,15 @@ function place() {
   for (const [key, value] of Object.entries({ x, y, width, height })) box.setAttribute(key, value);
   box.style.display = view.roi ? '' : 'none';
   const scale = view.width / (picture.getBoundingClientRect().width || view.width);
+  drawProposals(picture, view, scale);
+  const around = held(view);
+  const [left, top, wide, high] = around || [0, 0, 0, 0];
   for (const grip of picture.querySelectorAll('.grip')) {
     const corner = grip.dataset.corner;
-    grip.setAttribute('cx', corner.includes('w') ? x : x + width);
-    grip.setAttribute('cy', corner.includes('n') ? y : y + height);
+    grip.setAttribute('cx', corner.includes('w') ? left : left + wide);
+    grip.setAttribute('cy', corner.includes('n') ? top : top + high);
     grip.setAttribute('r', (touch.matches ? 13 : 7) * scale);
-    grip.style.display = view.roi ? '' : 'none';
+    grip.style.display = around ? '' : 'none';
     grip.style.cursor = `${corner}-resize`;
   }
   for (const [name, value, most] of [['x', x, view.width], ['y', y, view.height], ['width', width, view.width], ['height', height, view.height]]) {
@@ -261,10 +395,12 @@ function place() {
     input.max = most;
     if (document.activeElement !== input) input.value = view.roi ? value : '';
   }
-  const has = $('views').children[chosen].querySelector('.has');
-  has.textContent = say(view.roi ? 'box_there' : 'box_missing');
-  has.classList.toggle('yes', Boolean(view.roi));
+  has(view);
+  tell(view);
 }
+
+// The box that has grips: a proposal is corrected by its corners, too.
+const held = (view) => view.roi ?? proposals(view)[0]?.box;
 
 // A result on the page belongs to the pictures as they were sent.
 function changed() {
@@ -277,9 +413,10 @@ function changed() {
   reading.querySelector('h2').after(note);
 }
 
-function setBox(roi) {
+function setBox(roi, origin = 'own') {
   const view = views[chosen];
   changed();
+  view.origin = roi ? origin : '';
   if (!roi) {
     view.roi = null;
   } else {
@@ -304,13 +441,14 @@ function pointers(picture, box) {
     if (event.button) return;
     const [x, y] = at(event);
     const corner = event.target.dataset?.corner;
-    const roi = views[chosen].roi;
+    const { roi, origin } = views[chosen];
     if (corner) {
-      drag = { fixed: [corner.includes('w') ? roi[0] + roi[2] : roi[0], corner.includes('n') ? roi[1] + roi[3] : roi[1]] };
+      const [left, top, width, height] = held(views[chosen]);
+      drag = { fixed: [corner.includes('w') ? left + width : left, corner.includes('n') ? top + height : top] };
     } else if (event.target === box) {
       drag = { offset: [x - roi[0], y - roi[1]] };
     } else {
-      drag = { fixed: [x, y], before: roi };
+      drag = { fixed: [x, y], before: roi, origin, proposal: event.target.dataset?.proposal };
     }
     picture.setPointerCapture(event.pointerId);
     dragging = true;
@@ -323,20 +461,25 @@ function pointers(picture, box) {
       const roi = views[chosen].roi;
       setBox([x - drag.offset[0], y - drag.offset[1], roi[2], roi[3]]);
     } else {
-      drag.moved = drag.moved || Math.hypot(x - drag.fixed[0], y - drag.fixed[1]) > 3;
+      const scale = views[chosen].width / picture.getBoundingClientRect().width;
+      const still = Math.max(3, (event.pointerType === 'touch' ? 8 : 3) * scale); // a tap is never quite still
+      drag.moved = drag.moved || Math.hypot(x - drag.fixed[0], y - drag.fixed[1]) > still;
       if (!drag.moved) return;
       const [left, right] = [drag.fixed[0], x].sort((a, b) => a - b);
       const [top, bottom] = [drag.fixed[1], y].sort((a, b) => a - b);
       setBox([left, top, right - left, bottom - top]);
     }
   });
-  const end = () => {
+  const end = (event) => {
     if (!drag) return;
-    const roi = views[chosen].roi;
+    const { roi } = views[chosen];
     // a slip of the hand does not replace an existing box
-    if (drag.before !== undefined && drag.moved && Math.min(roi[2], roi[3]) < limits.box) setBox(drag.before);
+    const slip = drag.before !== undefined && drag.moved && Math.min(roi[2], roi[3]) < limits.box;
+    if (slip) setBox(drag.before, drag.origin);
+    const taken = event.type === 'pointerup' && (slip || !drag.moved) ? drag.proposal : undefined;
     drag = null;
     dragging = false;
+    if (taken !== undefined) accept(Number(taken));
     if ($('views').children.length !== views.length) show(); // something was opened meanwhile
   };
   picture.addEventListener('pointerup', end);
@@ -348,8 +491,7 @@ function keys(event) {
   const roi = views[chosen].roi;
   if (!roi) return;
   if (event.key === 'Delete' || event.key === 'Backspace') {
-    setBox(null);
-    $('clear').closest('details').querySelector('summary').focus();
+    back();
   } else if (step) {
     const far = Math.max(1, Math.round(views[chosen].width / 200)) * (event.ctrlKey ? 5 : 1);
     const [dx, dy] = [step[0] * far, step[1] * far];
@@ -382,7 +524,9 @@ $('clip').querySelector('input').addEventListener('change', async (event) => {
     const { width, height } = view;
     Object.assign(view, shown);
     await measure(view, view.file.name);
-    if (view.width !== width || view.height !== height) view.roi = null;
+    // an accepted proposal is of the frame that it was made for
+    if (view.width !== width || view.height !== height || view.origin === 'accepted') Object.assign(view, { roi: null, origin: '' });
+    propose(view);
     changed();
   } catch (error) {
     complain([error.message]);
@@ -431,6 +575,8 @@ function send(sent, again = true) {
   for (const view of sent) {
     body.append('files', view.blob, view.file.name);
     body.append('roi', view.roi ? view.roi.join(',') : '');
+    body.append('origin', view.origin);
+    body.append('domain', view.domain);
   }
   for (const field of columns()) body.append(field.name, field.value);
   const request = new XMLHttpRequest(); // fetch does not report how much was sent
