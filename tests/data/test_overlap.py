@@ -127,7 +127,7 @@ def test_the_same_scans_are_known_after_another_export(root, evaluated, cropped,
     assert re.search(r"champion 1: .*\b0 by file, [1-9]\d* by picture", capsys.readouterr().out)
 
     table = answers(evaluated, cropped)
-    current, _ = against(root, table, tested)
+    current, _ = against(root, cropped, table, tested)
     decision = decide(table, current)
     assert decision.decision == "refused"
     assert "not inferior to champion 1" in failed(decision)
@@ -144,7 +144,7 @@ def test_the_same_patients_are_known_by_other_pictures(root, evaluated, cropped,
     assert warm(root, table) is None
     count = len(table)
     assert f"0 by picture, {count} by" in capsys.readouterr().out
-    current, _ = against(root, answers(evaluated, cropped), table)
+    current, _ = against(root, cropped, answers(evaluated, cropped), table)
     assert current.problem.startswith(f"{count} scans ")
     assert table["cohort"].eq(cohort).all()
 
@@ -152,7 +152,7 @@ def test_the_same_patients_are_known_by_other_pictures(root, evaluated, cropped,
 def test_equal_numbers_of_another_hospital_are_other_patients(root, evaluated, cropped, capsys):
     assert warm(root, as_known(cropped).assign(cohort="south")) is not None
     assert capsys.readouterr().out == ""
-    current, _ = against(root, answers(evaluated, cropped), as_known(cropped).assign(cohort="south"))
+    current, _ = against(root, cropped, answers(evaluated, cropped), as_known(cropped).assign(cohort="south"))
     assert (current.problem, current.note) == (None, None)
 
 
@@ -170,13 +170,13 @@ def test_with_another_key_patients_cannot_be_compared_and_pictures_can(
     assert warm(root, table) is None
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("champion 1", *keys))
-    current, _ = against(root, answers(evaluated, cropped), table)
+    current, _ = against(root, cropped, answers(evaluated, cropped), table)
     assert current.scores is None
     assert all(key in current.problem for key in keys)
     finding = audited(cropped, started(root), root).finding
     assert all(key in finding for key in keys)
 
-    current, _ = against(root, answers(evaluated, cropped), judging(exported, "test"))
+    current, _ = against(root, cropped, answers(evaluated, cropped), judging(exported, "test"))
     assert current.scores is None
     assert re.search(r"\b0 by file\b", current.problem)
 
@@ -192,14 +192,14 @@ def test_an_older_version_is_compared_by_bytes_alone_and_the_record_says_so(
     Registry(root).publish(artefact, toy_artefact.gate("promoted", None, []))
     assert warm(root, judging(exported, "test")) is not None
     shown = capsys.readouterr().out
-    current, _ = against(root, answers(evaluated, cropped), judging(exported, "test"))
+    current, _ = against(root, cropped, answers(evaluated, cropped), judging(exported, "test"))
     assert current.scores is not None
     assert current.problem is None
     assert f"champion 1: {current.note}" in shown
     found = {one.name: one.found for one in decide(answers(evaluated, cropped), current).criteria}
     assert found["not inferior to champion 1"].endswith(f"; {current.note}")
     assert not (root / pseudonyms.KEY_FILE).exists()
-    current, _ = against(root, answers(evaluated, cropped), judging(cropped, "train"))
+    current, _ = against(root, cropped, answers(evaluated, cropped), judging(cropped, "train"))
     assert current.scores is None
     assert re.search(r"\b[1-9]\d* by file", current.problem)
 
