@@ -32,7 +32,6 @@ from thyroid.records.data import DataRecord
 
 log = logging.getLogger("thyroid.crop")
 
-_AREA = ("area_x", "area_y", "area_width", "area_height")
 _CHUNK = 32
 
 
@@ -356,7 +355,7 @@ def _filled(
     frames = mains[[plan.domain == "normal" for plan in kept]]
     for column, values in (("normal_path", frames["file"]), ("normal_sha256", frames["sha256"])):
         scans[column] = scans["path"].map(values).astype("string")
-    for column in _AREA:
+    for column in tables.AREA:
         scans[column] = scans["path"].map(mains[column]).astype("Int64")
     scans["quarantine_reason"] = scans["quarantine_reason"].fillna(scans["path"].map(dict(lost)).astype("string"))
     regions = regions[~regions["path"].isin(lost)].reset_index(drop=True)

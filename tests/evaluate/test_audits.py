@@ -106,8 +106,8 @@ def test_evidence_in_the_frame_is_found(cropped, trained, tmp_path):
 def test_numbers_alone_are_measured(cropped, trained):
     done, leakage, facts = audit(cropped, trained)
     measured = set(done.shortcut) | set(done.not_measured)
-    assert measured >= set(names.SHORTCUTS) - set(names.AUTOMATIC) - set(names.at_margins(names.BLANKED))
-    assert not measured & set(names.AUTOMATIC), "there is no locator"
+    assert measured >= set(names.SHORTCUTS) - set(names.AUTOMATIC_BOX) - set(names.at_margins(names.BLANKED))
+    assert not measured & set(names.AUTOMATIC_BOX), "there is no locator"
     assert {"patient_number", "acquisition_order", "scan_area_geometry", "box_size", "grey_levels"} <= set(
         done.shortcut
     )
@@ -180,7 +180,7 @@ def test_what_the_automatic_box_gives_away_is_measured(cropped, trained, domain)
     by_score, *_ = audit(cropped, trained, domain, proposals(cropped, same, {"B": 0.2, "M": 0.8}))
     assert by_score.shortcut["automatic_box_size"].value < 0.8
     assert by_score.shortcut["automatic_box_size_and_score"].value > 0.95
-    assert {names.describe(name) for name in names.AUTOMATIC} <= {name for name, _ in by_score.table}
+    assert {names.describe(name) for name in names.AUTOMATIC_BOX} <= {name for name, _ in by_score.table}
 
 
 def test_the_best_box_of_a_frame_counts_once(cropped):
@@ -204,8 +204,8 @@ def test_the_best_box_of_a_frame_counts_once(cropped):
 def test_frames_that_were_not_boxed_are_said(cropped, trained):
     nothing = proposals(cropped, {"B": 40, "M": 80}, {"B": 0.3, "M": 0.6}).iloc[:0]
     done, *_ = audit(cropped, trained, boxes=nothing)
-    assert set(names.AUTOMATIC) <= set(done.not_measured)
-    assert not set(names.AUTOMATIC) & set(done.shortcut)
+    assert set(names.AUTOMATIC_BOX) <= set(done.not_measured)
+    assert not set(names.AUTOMATIC_BOX) & set(done.shortcut)
 
 
 def test_a_number_that_gives_the_label_away_is_found(cropped, trained, tmp_path):

@@ -196,7 +196,7 @@ def test_other_scans_beside_the_frames_are_another_result(cropped, tmp_path):
     from thyroid.locate import locate as step
 
     def key(version: DataVersion) -> str:
-        return step._Session(version, frames, options, locator_network.choose("none")[0], None, None).key
+        return step._Session(version, frames, learner.TOY, options, locator_network.choose("none")[0], None, None).key
 
     other = replace(data, facts=data.facts.model_copy(update={"digest": "0" * 64}))
     assert key(data) != key(other)

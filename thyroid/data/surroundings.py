@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from thyroid import cores, progress
+from thyroid.data import tables
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import geometry, images
@@ -33,7 +34,7 @@ def context(data: DataVersion, domain: str) -> pd.DataFrame:
         in the input have no frame and no boxes: they show nothing outside the nodule.
     """
     table = data.examples(domain)
-    known = ["image", "version", "area_x", "area_y", "area_width", "area_height"]
+    known = ["image", "version", *tables.AREA]
     scans = data.used.set_index("path")
     about = scans[known].assign(frame=scans["normal_path"], frame_sha256=scans["normal_sha256"])
     about = about.assign(frame_width=scans["width"], frame_height=scans["height"])

@@ -55,6 +55,8 @@ _SEAL = "sha256"
 """Field of data.json: SHA-256 of the file's bytes with 64 zeros in the place of this value."""
 _UNSEALED = "0" * 64
 SPLITS = ("train", "validation", "test")
+AREA = ("area_x", "area_y", "area_width", "area_height")
+"""Columns of a scan area in pixels of the frame."""
 DOMAINS = ("normal", "cropped")
 DOMAIN_NAMES = {"normal": "full frames", "cropped": "nodule crops"}
 """Names for people, to whom a normal image would be a healthy one."""

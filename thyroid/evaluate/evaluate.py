@@ -212,7 +212,9 @@ def _measure(
         settings=EvaluateSettings(**{name: getattr(options, name) for name in EvaluateSettings.model_fields}),
         worst={name: len(mistakes) for name, mistakes in winner.mistakes().items()},
         diagnosis=[record.diagnosis(model.folder) for model in models],
-        seconds=facts.seconds | {f"train-{model.name}": model.training.seconds for model, _ in ranking.models},
+        seconds=facts.seconds
+        | boxes.seconds(winner)
+        | {f"train-{model.name}": model.training.seconds for model, _ in ranking.models},
     )
 
 

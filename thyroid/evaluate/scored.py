@@ -17,7 +17,7 @@ from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.evaluate import performance, predictions
-from thyroid.evaluate.boxes.located import AUTOMATIC, Located
+from thyroid.evaluate.boxes.located import AUTOMATIC, AutomaticBoxes
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.evaluate.predictions import ClinicalHead
 from thyroid.model import operating_point
@@ -49,7 +49,7 @@ class Evaluation:
     serving_domain: str
     domains: tuple[str, ...]
     options: EvaluateOptions
-    located: Located | None = None
+    located: AutomaticBoxes | None = None
 
     @property
     def registry(self) -> Location | None:
@@ -353,7 +353,7 @@ def read(folder: Path, models: Sequence[Path], options: EvaluateOptions) -> tupl
     trained = [domain for domain in tables.DOMAINS if domain in {training.train_domain for _, training in trainings}]
     first = next((domain for domain in data.domains if domain in trained), trained[0])
     serving = options.serving_domain or first
-    located = None if options.locate is None else Located.read(options.locate, data)
+    located = None if options.locate is None else AutomaticBoxes.read(options.locate, data)
     extra = [] if located is None or located.problem is not None else [AUTOMATIC]
     evaluation = Evaluation(data, serving, tuple(dict.fromkeys([*trained, serving, *extra])), options, located)
     scored = [ScoredModel(evaluation, model, training) for model, training in trainings]

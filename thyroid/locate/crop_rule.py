@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from thyroid.data import tables
 from thyroid.imaging import geometry, images
 from thyroid.imaging.geometry import Box
 from thyroid.locate.frames import Frames
@@ -53,7 +54,7 @@ class Crops:
             seen = locator.view(crop, frames.size)
             shapes.append(crop.shape[:2])
             pixels.append(seen.pixels)
-            sides = dict(zip(("area_x", "area_y", "area_width", "area_height"), seen.area.box, strict=True))
+            sides = dict(zip(tables.AREA, seen.area.box, strict=True))
             rows.append(row | sides)
         table = pd.DataFrame(rows)
         blank = np.zeros((0, frames.size, frames.size, 3), np.uint8)

@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from thyroid.data import crops
+from thyroid.data import crops, tables
 from thyroid.data.version import DataVersion
 from thyroid.imaging.geometry import Box
 from thyroid.model import locator
 
-_AREA = ["area_x", "area_y", "area_width", "area_height"]
 STRETCH, ASPECT, SHIFT = 0.25, 0.1, 0.12
 """Ranges of the augmentation: logarithms of scale and of the ratio of the sides, and a share of the input's side."""
 
@@ -42,7 +41,7 @@ class Frames:
             size: Side of the locator's input in pixels.
         """
         scans = data.used[data.used["domain"] == "normal"]
-        table = data.examples("normal").merge(scans[["path", "width", "height", *_AREA]], on="path")
+        table = data.examples("normal").merge(scans[["path", "width", "height", *tables.AREA]], on="path")
         marked: dict[str, list[Box]] = {}
         for path, box in zip(data.regions["path"].tolist(), crops.boxes_of(data.regions), strict=True):
             marked.setdefault(path, []).append(box)
@@ -69,7 +68,7 @@ class Frames:
 
     def areas(self) -> list[Box]:
         """Return the bounding box of each frame's scan area in pixels of the frame."""
-        return [tuple(area) for area in self.table[_AREA].astype(int).to_numpy().tolist()]
+        return [tuple(area) for area in self.table[list(tables.AREA)].astype(int).to_numpy().tolist()]
 
     def targets(self) -> list[Floats]:
         """Return the marked nodules of each frame in pixels of the input: x and y of both corners, float32 [k, 4]."""

@@ -80,7 +80,7 @@ def locate(data: Path, scans: Path, output: Path, options: LocateOptions = Locat
     output.mkdir(parents=True, exist_ok=True)
     version_ = DataVersion.read(data)
     body, start = locator_network.choose(options.weights)
-    plan = _plan(body)
+    plan = learner.TOY if body.row is None else learner.FULL
     everything = Frames.read(version_, plan.size)
     if reason := _why_not(everything, plan):
         log.info(f"no locator: {reason}")
@@ -89,7 +89,7 @@ def locate(data: Path, scans: Path, output: Path, options: LocateOptions = Locat
         return Located(output, record)
     base = options.work or output / ".work"
     champion = warm_start.find(options)
-    session = _Session(version_, everything, options, body, start, champion)
+    session = _Session(version_, everything, plan, options, body, start, champion)
     work = base / f"locate-{session.key}"
     if _is_whole(work / "done"):
         shutil.copytree(work / "done", output, dirs_exist_ok=True)
@@ -107,11 +107,6 @@ def locate(data: Path, scans: Path, output: Path, options: LocateOptions = Locat
         f"median box in {median.iou50}. {seconds:.0f} s"
     )
     return Located(output, record)
-
-
-def _plan(body: Body) -> Plan:
-    """Return how much is computed for a body."""
-    return learner.TOY if body.row is None else learner.FULL
 
 
 def _processor_seconds() -> float:
@@ -168,6 +163,7 @@ class _Session:
     Attributes:
         data: Data version of `crop`.
         everything: Its full frames.
+        plan: How much is computed.
         options: How the locator is trained.
         body: Body of the locator.
         start: Weights of the body.
@@ -176,15 +172,11 @@ class _Session:
 
     data: DataVersion
     everything: Frames
+    plan: Plan
     options: LocateOptions
     body: Body
     start: str | Path | None
     champion: warm_start.Champion | None
-
-    @property
-    def plan(self) -> Plan:
-        """How much is computed."""
-        return _plan(self.body)
 
     @property
     def key(self) -> str:
@@ -227,29 +219,22 @@ class _Session:
         network = locator_network.assemble(extractor.network, final)
         export.write(network, output)
 
-        others = self.everything.where(~(marked & (split != "test")))
-        pixels = images.rgb(self.data.pixels(others.table, self.plan.size))
-        on_others = Proposals.read(others, *learner.answers(network, pixels))
-        if (unmarked := (others.table["split"] != "test").to_numpy()).any():
+        test = self.everything.where(split == "test")
+        pixels = images.rgb(self.data.pixels(test.table, self.plan.size))
+        on_test = Proposals.read(test, *learner.answers(network, pixels))
+        parts: list[tuple[Frames, Proposals, str]] = [(development, held_out, "cross-fitted"), (test, on_test, "final")]
+        if len(unmarked := self.everything.where(~marked & (split != "test"))):
             # of a development frame without a region only the head that never saw its patient may propose
-            places = _folds_of(others, development, fold)[unmarked]
-            known = learner.propose_on(pixels[unmarked], extractor, heads, places, others.where(unmarked))
-            on_others = on_others.replaced(unmarked, known)
-        tested = (others.marked & (others.table["split"] == "test").to_numpy()).astype(bool)
-        result = _Result(self, development, held_out, others.where(tested), on_others.where(tested), pixels[tested])
+            inputs = images.rgb(self.data.pixels(unmarked.table, self.plan.size))
+            places = _folds_of(unmarked, development, fold)
+            parts.append((unmarked, learner.propose_on(inputs, extractor, heads, places, unmarked), "cross-fitted"))
+        known = test.marked
+        result = _Result(self, development, held_out, test.where(known), on_test.where(known), pixels[known])
         rule = result.crop_rule(extractor, heads, fold, network)
         record = result.record(network.count_params(), rule, fold, output)
         if warm is not None and self.champion is not None:
             record = record.model_copy(update={"champion": self.champion.version})
-        boxes = table.build(
-            [
-                (development, held_out, "cross-fitted"),
-                (others.where(unmarked), on_others.where(unmarked), "cross-fitted"),
-                (others.where(~unmarked), on_others.where(~unmarked), "final"),
-            ],
-            record,
-        )
-        boxes = table.crop(boxes, self.data, scans, output)
+        boxes = table.crop(table.build(parts, record), self.data, scans, output)
         boxes.to_parquet(output / BOXES, index=False)
         result.draw(record, output)
         return LocateRecord(

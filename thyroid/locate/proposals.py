@@ -63,18 +63,6 @@ class Proposals:
         rows = np.flatnonzero(chosen).tolist()
         return Proposals(tuple(self.boxes[row] for row in rows), tuple(self.heats[row] for row in rows))
 
-    def replaced(self, chosen: NDArray[np.bool_], others: "Proposals") -> "Proposals":
-        """Return these proposals with others for the chosen frames [n].
-
-        Args:
-            chosen: Whether each frame gets other proposals.
-            others: These proposals, in the order of the chosen frames.
-        """
-        boxes, heats = list(self.boxes), list(self.heats)
-        for place, row in enumerate(np.flatnonzero(chosen).tolist()):
-            boxes[row], heats[row] = others.boxes[place], others.heats[place]
-        return Proposals(tuple(boxes), tuple(heats))
-
     def probabilities(self, calibration: BoxCalibration) -> list[list[float]]:
         """Return the calibrated probability of every proposal, by frame."""
         return [locator.probabilities(list(heats), calibration) for heats in self.heats]

@@ -91,7 +91,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Located:
+class Reading:
     """What a locator says about one frame.
 
     Attributes:
@@ -129,7 +129,7 @@ class Locator:
         """
         return view(frame, self.record.image_size, area)
 
-    def read(self, heat: Floats, distances: Floats, seen: View, shape: tuple[int, ...]) -> Located:
+    def read(self, heat: Floats, distances: Floats, seen: View, shape: tuple[int, ...]) -> Reading:
         """Return the proposals for a frame.
 
         Args:
@@ -143,7 +143,7 @@ class Locator:
         sure = probabilities(heats, self.record.calibration)
         proposals = tuple(Proposal(box, value, p) for (box, value), p in zip(found, sure, strict=True))
         best = proposals[0]
-        return Located(
+        return Reading(
             proposals,
             best.probability < self.record.limit,
             is_crop(self.record.crop_rule, shape, seen.place.area, best.box),

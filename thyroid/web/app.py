@@ -199,10 +199,7 @@ def _add_picture_routes(app: Flask, endpoint: Endpoint, limiter: Limiter, csrf: 
     @limited
     def picture() -> Response:
         csrf.protect()
-        file = request.files.get("file")
-        if file is None:
-            raise PageError("error_none")
-        view = upload.view(file.filename or "", file.read(), frame=request.form.get("frame", ""))
+        view = upload.view(*_file(), frame=request.form.get("frame", ""))
         if view.clip is None:  # the script shows other kinds itself, and says of DICOM that no name is left in it
             raise PageError("error_kind", {"name": view.name})
         frame, frames, regions = view.clip
@@ -213,10 +210,7 @@ def _add_picture_routes(app: Flask, endpoint: Endpoint, limiter: Limiter, csrf: 
     @limited
     def locate() -> Response:
         csrf.protect()
-        file = request.files.get("file")
-        if file is None:
-            raise PageError("error_none")
-        view = upload.view(file.filename or "", file.read(), upload.Mark(domain=request.form.get("domain", "")))
+        view = upload.view(*_file(), upload.Mark(domain=request.form.get("domain", "")))
         answer = endpoint.locate(view, g.request_id)
         try:
             return jsonify(view_model.describe_boxes(answer, view))
@@ -280,6 +274,14 @@ def _add_error_handlers(app: Flask) -> None:
         fields = {"request_id": g.request_id, "kind": type(error).__name__, "where": logs.place(error)}
         log.error("internal error", extra={"fields": fields})
         return explain([PageError("error_internal", {"id": g.request_id})], HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _file() -> tuple[str, bytes]:
+    """Return name and bytes of the picture that the script sent."""
+    file = request.files.get("file")
+    if file is None:
+        raise PageError("error_none")
+    return file.filename or "", file.read()
 
 
 def _by_script() -> bool:

@@ -15,7 +15,7 @@ WHOLE = {
 }
 """References on crops of the run's own margin or on full frames."""
 
-AUTOMATIC = {
+AUTOMATIC_BOX = {
     "automatic_box_size": "width and height of the automatic box alone",
     "automatic_box_size_and_score": "width, height and score of the automatic box alone",
 }
@@ -38,7 +38,7 @@ SHORTCUTS = {
     "patient_number": "patient number alone",
     "acquisition_order": "image number, version and number of views alone",
     "box_size": "width and height of the nodule's box alone",
-    **AUTOMATIC,
+    **AUTOMATIC_BOX,
     "grey_levels": "grey-level statistics alone",
     **at_margins(BLANKED),
 }

@@ -21,7 +21,7 @@ from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.evaluate.audits import head
 from thyroid.evaluate.audits.audit import Picture
 from thyroid.evaluate.audits.names import (
-    AUTOMATIC,
+    AUTOMATIC_BOX,
     BLANKED,
     MARGINS,
     REFERENCES,
@@ -216,7 +216,7 @@ class ShortcutAudit:
         """Measure what the file name, the layout of the frame, the box and the grey levels reveal."""
         if subject.fold is None:
             shown = dict.fromkeys([*SHORTCUTS, "whole_image"], TOO_FEW)
-            absent = {*at_margins(BLANKED), *([] if subject.boxes is not None else AUTOMATIC)}
+            absent = {*at_margins(BLANKED), *([] if subject.boxes is not None else AUTOMATIC_BOX)}
             self.not_measured |= {name: reason for name, reason in shown.items() if name not in absent}
             return
         development = subject.development
@@ -224,7 +224,7 @@ class ShortcutAudit:
         version = pd.to_numeric(development["version"].str.split(".").str[0])
         order = development.assign(version=version)[["image", "version", "views"]]
         self._measure(subject, "acquisition_order", order.to_numpy(float))
-        columns = ["frame_width", "frame_height", "area_x", "area_y", "area_width", "area_height"]
+        columns = ["frame_width", "frame_height", *tables.AREA]
         if development["frame"].notna().all():
             self._measure(subject, "scan_area_geometry", development[columns].to_numpy(float))
         else:
@@ -244,7 +244,7 @@ class ShortcutAudit:
             return
         boxed = best["heat"].notna().to_numpy()
         if not boxed.any():
-            self.not_measured |= dict.fromkeys(AUTOMATIC, "no development frame has an automatic box")
+            self.not_measured |= dict.fromkeys(AUTOMATIC_BOX, "no development frame has an automatic box")
             return
         size = _sizes(best[["width", "height"]])
         self._measure(subject, "automatic_box_size", size, boxed)

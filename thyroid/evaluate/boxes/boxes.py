@@ -6,14 +6,14 @@ from typing import Any
 import pandas as pd
 
 from thyroid.evaluate.boxes import cost, plots
-from thyroid.evaluate.boxes.located import AUTOMATIC, Located
+from thyroid.evaluate.boxes.located import AUTOMATIC, AutomaticBoxes
 from thyroid.evaluate.scored import ScoredModel
 from thyroid.records.evaluation import Measured
 
 CROPPED = "cropped"
 
 
-def usable(winner: ScoredModel) -> Located | None:
+def usable(winner: ScoredModel) -> AutomaticBoxes | None:
     """Return the boxes if the winner needs them: it was trained on crops and serves them. None otherwise."""
     evaluation = winner.evaluation
     needs = winner.training.train_domain == evaluation.serving_domain == CROPPED
@@ -38,7 +38,13 @@ def measure(winner: ScoredModel) -> dict[str, Any]:
     return found
 
 
-def _frames(winner: ScoredModel, located: Located) -> pd.DataFrame:
+def seconds(winner: ScoredModel) -> dict[str, float]:
+    """Return the seconds that the locator's training took, by the step's name; nothing where there was none."""
+    located = winner.evaluation.located
+    return {} if located is None or located.record.locator is None else {"locate": located.record.seconds}
+
+
+def _frames(winner: ScoredModel, located: AutomaticBoxes) -> pd.DataFrame:
     return cost.pair(winner.tested(CROPPED), winner.tested(AUTOMATIC), located.boxes)
 
 

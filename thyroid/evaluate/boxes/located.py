@@ -28,7 +28,7 @@ _AGAIN = "run `python -m thyroid.locate` again"
 
 
 @dataclass(frozen=True, eq=False)
-class Located:
+class AutomaticBoxes:
     """The output of `locate` for a data version.
 
     Attributes:
@@ -44,7 +44,7 @@ class Located:
     proposals: pd.DataFrame | None
 
     @classmethod
-    def read(cls, folder: Path, data: DataVersion) -> "Located":
+    def read(cls, folder: Path, data: DataVersion) -> "AutomaticBoxes":
         """Read and check the output of `locate`.
 
         Args:
