@@ -255,7 +255,7 @@ def test_killed_workers_and_a_killed_search_go_on(cropped, tmp_path):
     for one in lost:
         if one["parameters"]:  # some of them, or none yet, where it was killed while they were chosen
             assert one["parameters"].items() <= repeated[one["number"]]["parameters"].items()
-    assert 0 < len(lost) <= 3
+    assert len(lost) <= 3, "one of each killed process, or none where it was killed between two trials"
     assert facts["chosen"]["stage"] == plans.HEADS
 
 
