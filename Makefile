@@ -4,6 +4,7 @@ VENV ?= .venv
 OUTPUT ?= output
 PORT ?= 8080
 PAGE_PORT ?= 8000
+LABEL_PORT ?= 8010
 # Images are named IMAGES-data:TAG and so on; a commit's tag never changes its meaning.
 IMAGES ?= localhost/thyroid
 ifndef TAG
@@ -30,7 +31,8 @@ option = $(if $($(1)),--$(shell echo '$(1)' | tr A-Z_ a-z-) "$($(1))")
 options = $(strip $(foreach name,$(call upper,$(1)),$(call option,$(name))))
 
 # What may be given; make itself would swallow any other name, and `make run BACKBONE=VGG16` train all five.
-KNOWN := PYTHON VENV PORT PAGE_PORT IMAGES TAG GPU SLOW OVERLAY GPUS HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS \
+KNOWN := PYTHON VENV PORT PAGE_PORT LABEL_PORT LABELLED ENDPOINT READERS SECOND SUSPECTS \
+	IMAGES TAG GPU SLOW OVERLAY GPUS HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS \
 	BASE_IMAGE CONTAINER_ENGINE $(call upper,$(PARAMETERS) $(SWEEP_PARAMETERS))
 UNKNOWN := $(filter-out $(KNOWN),$(foreach one,$(.VARIABLES),$(if $(filter command,$(origin $(one))),$(one))))
 ifneq ($(UNKNOWN),)
@@ -40,7 +42,7 @@ $(error $(firstword $(UNKNOWN)): make has no such variable here$(if $(NEAREST),;
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run sweep serve test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock docs clean
+.PHONY: help setup setup-dev run sweep serve label test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock docs clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -81,6 +83,16 @@ sweep: $(READY) ## Search one backbone's settings on this machine (BACKBONES=VGG
 
 serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol, and the page (PORT=8080 PAGE_PORT=8000)
 	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT) --page-port $(PAGE_PORT)
+
+# Who proposes boxes in the bench: an endpoint, or else the champion of a registry.
+PROPOSER := $(or $(REGISTRY),$(wildcard $(OUTPUT)/registry))
+PROPOSING = $(if $(ENDPOINT),--endpoint "$(ENDPOINT)",$(if $(PROPOSER),--registry "$(PROPOSER)"))
+
+label: $(READY) ## The labelling bench: boxes in SCANS go to LABELLED (LABELS READERS SECOND=.2 SUSPECTS; ENDPOINT or REGISTRY proposes boxes)
+	@test -n "$(SCANS)" && test -n "$(LABELLED)" || { echo "error: make label needs SCANS=dir and LABELLED=dir" >&2; exit 2; }
+	@"$(BIN)/python" -m thyroid.label --scans "$(SCANS)" --labelled "$(LABELLED)" --port $(LABEL_PORT) $(strip $(PROPOSING) \
+		$(if $(READERS),--readers "$(READERS)") $(if $(SECOND),--second $(SECOND)) $(if $(SUSPECTS),--suspects "$(SUSPECTS)") \
+		$(call options,labels classes seed))
 
 test: WORKERS = $(if $(SLOW),2,3)
 test: $(READY_DEV) ## Lint, type check and all fast tests (SLOW=1: and the slow ones, for which the fast ones' models do)
@@ -123,11 +135,11 @@ images: ## Build the image of every dependency set with docker, podman or builda
 	@GPU="$(GPU)" images/build.sh "$(IMAGES)" "$(TAG)"
 
 push: ## Push the images that `make images` built (IMAGES=registry/prefix)
-	@engine=$$(images/engine.sh) && for set in data train ops serve web $(if $(GPU),serve-gpu); do \
+	@engine=$$(images/engine.sh) && for set in data train ops serve web label $(if $(GPU),serve-gpu); do \
 		"$$engine" push "$(IMAGES)-$$set:$(TAG)" || exit 1; done
 
-manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress | kubectl apply -f -
-	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(serve|serve-gpu|web):dev$$#$(IMAGES)-\1:$(TAG)#'
+manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress|label | kubectl apply -f -
+	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(serve|serve-gpu|web|label):dev$$#$(IMAGES)-\1:$(TAG)#'
 
 workbench: ## Render a pod with the volume and the ops image, to bring scans in: make -s workbench | kubectl apply -f -
 	@sed 's#localhost/thyroid-ops:dev$$#$(IMAGES)-ops:$(TAG)#' manifests/workbench/pod.yaml
@@ -142,7 +154,7 @@ submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/d
 		$(if $(PIPELINE),--pipeline $(PIPELINE)) $(if $(BACKBONES),--backbones "$(BACKBONES)") $(foreach one,$(SET),--set "$(one)")
 
 bench: $(READY_DEV) ## Ratios against named peers
-	@for b in input training sweep evaluation serving scale incremental locate margins; do "$(BIN)/python" bench/$$b.py || exit 1; done
+	@for b in input training sweep evaluation serving scale incremental locate margins label suspects; do "$(BIN)/python" bench/$$b.py || exit 1; done
 	@tests/browser/install.sh && "$(BIN)/python" bench/web.py
 
 soak: $(READY_DEV) ## The endpoint of OUTPUT at 80 % load for ten minutes (no error, flat memory), good requests beside attacks, and floods, flips and kills in bulk

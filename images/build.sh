@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 prefix=$1 tag=$2
 shift 2
-[ $# -gt 0 ] || set -- data train ops serve web ${GPU:+serve-gpu}
+[ $# -gt 0 ] || set -- data train ops serve web label ${GPU:+serve-gpu}
 engine=$(images/engine.sh)
 [ -f .containers/containers.conf ] && export CONTAINERS_CONF=$PWD/.containers/containers.conf
 options=()
@@ -16,7 +16,7 @@ if [ "$engine" != docker ]; then
 fi
 for set in "$@"; do
     extra=$set target=step
-    case $set in serve*) target=serve ;; web) target=web ;; esac
+    case $set in serve*) target=serve ;; web | label) target=$set ;; esac
     [ -n "${GPU:-}" ] && [ "$set" = train ] && extra=train-gpu
     echo "images: $prefix-$set:$tag (extra $extra, $engine)"
     "$engine" build "${options[@]}" -f images/Dockerfile --target "$target" --build-arg EXTRA="$extra" \

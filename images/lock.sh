@@ -12,9 +12,9 @@ compile "${run[@]}" --extra dev ${UPGRADE:+--upgrade} -o requirements-dev.lock
 compile "${run[@]}" -c requirements-dev.lock -o requirements.lock
 # kfp is locked alone: in an image its executor runs without any of its dependencies (components/__main__.py).
 kfp=$(grep -o '^kfp==[^ ]*' requirements.lock | compile --no-annotate --no-deps -)
-for extra in data train train-gpu ops serve serve-gpu web; do
+for extra in data train train-gpu ops serve serve-gpu web label; do
     compile --no-annotate --extra $extra -c requirements-dev.lock pyproject.toml -o images/$extra.lock
-    case $extra in serve* | web) ;; *) echo "$kfp" >>images/$extra.lock ;; esac
+    case $extra in serve* | web | label) ;; *) echo "$kfp" >>images/$extra.lock ;; esac
 done
 # The tools that install the other locks; see images/install.py.
 printf 'setuptools\nuv\n' | compile --no-annotate --no-deps -c requirements-dev.lock - -o images/build.lock

@@ -58,11 +58,12 @@ FLOORS = (
     {"deploy"},
     {"serve"},
     {"web"},
+    {"label"},
 )
 """Packages of thyroid, and `crop`, a step of one module: each imports itself and what stands above it here."""
 GROUND = {"metrics", "storage"}
 """Packages of the ground floor."""
-DOORS = {"conclude", "diagnose", "dicom", "phantom", "register", "retention"}
+DOORS = {"conclude", "diagnose", "dicom", "exchange", "phantom", "register", "retention", "suspects"}
 """Commands `python -m thyroid.NAME` whose code lies in a package."""
 MOST_MODULES = 13
 LIBRARY = {
@@ -142,6 +143,7 @@ def test_every_module_says_what_it_is_and_stays_short(path):
 IMAGES = {
     "data": (["ingest.__main__", "crop"], {"tensorflow", "keras", "sklearn", "kfp", "kserve"}),
     "web": (["web.__main__"], {"tensorflow", "keras", "openvino", "sklearn", "kserve", "matplotlib"}),
+    "label": (["label.__main__"], {"tensorflow", "keras", "openvino", "sklearn", "kserve", "matplotlib", "imagehash"}),
     "ops": (
         ["register", "registry.__main__", "deploy.__main__", "conclude"],
         {"tensorflow", "keras", "sklearn", "cv2", "matplotlib"},
@@ -164,6 +166,7 @@ COMMANDS = [
         for module in (
             *("phantom", "dicom", "ingest", "crop", "train", "diagnose", "evaluate", "register", "registry"),
             *("retention", "deploy", "conclude", "serve", "web", "sweep", "locate"),
+            *("suspects", "exchange", "label"),
         )
     ),
 ]
@@ -316,7 +319,7 @@ def test_images_and_set_up_hold_the_versions_that_are_tested():
         differ = {n: v for n, v in pins(lock).items() if n in tested and tested[n] != v}
         assert not differ, lock.name
     extras = {lock.stem for lock in (ROOT / "images").glob("*.lock")} - {"build"}
-    assert extras == {"data", "train", "train-gpu", "ops", "serve", "serve-gpu", "web"}
+    assert extras == {"data", "train", "train-gpu", "ops", "serve", "serve-gpu", "web", "label"}
 
 
 def test_research_use_only_stands_on_what_people_see():
@@ -331,6 +334,7 @@ def test_research_use_only_stands_on_what_people_see():
         "thyroid/serve/openapi.py",
         "thyroid/web/words/en.json",
         "thyroid/web/__main__.py",
+        "thyroid/label/__main__.py",
         "docs/api.md",
         "manifests/base/dashboard.json",
         "components/pages.py",

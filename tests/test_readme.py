@@ -1,6 +1,7 @@
 """README's commands, run as a reader would run them, in a copy of the project."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -12,10 +13,12 @@ import time
 import urllib.request
 from pathlib import Path
 
+import httpx
 import numpy as np
+import pandas as pd
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, label_server
 from thyroid.imaging import phantom
 from thyroid.train import settings
 
@@ -62,7 +65,12 @@ def command(start: str) -> str:
 
 def test_every_block_is_run_here():
     ran = ("make run\n", "make test\n", "make serve\n", "curl ", "make compile\n", ".venv/bin/python")
-    ran += ("make run SCANS=my", "make sweep SCANS=my", "make run SCANS=gs://")  # the latter by test_night.py
+    ran += (
+        "make label SCANS=my",
+        "make run SCANS=my",
+        "make sweep SCANS=my",
+        "make run SCANS=gs://",
+    )  # the latter by test_night.py
     for block in BLOCKS:
         assert block.startswith(ran), block
 
@@ -173,6 +181,41 @@ def test_search_and_the_training_after_it(copy):
     assert summary["models"][0]["image_size"] == 48
     assert summary["models"][0]["recipe"] == mine.recipe
     assert json.loads((copy / "my" / "sweep" / "data" / "data.json").read_text())["margin"] == 0.35
+
+
+@pytest.mark.slow
+def test_boxes_of_the_bench_train_a_model(copy):
+    """Read every frame but one as its rois.csv says; the last one is not usable."""
+    shutil.rmtree(copy / "my" / "labelled", ignore_errors=True)
+    truth = pd.read_csv(copy / "my" / "rois.csv").groupby("filename")
+    boxes = {Path(name).name: rows[["x", "y", "width", "height"]].to_numpy().tolist() for name, rows in truth}
+    names = {hashlib.sha256(name.encode()).hexdigest()[:16]: name for name in boxes}
+    bench = shell(command("make label SCANS=my"), copy, start_new_session=True)
+    try:
+        greeting = re.compile(r"(http://localhost:\d+/)\?token=(\S+)")
+        address, token = next(found for line in bench.stdout if (found := greeting.search(line))).groups()
+        deadline, signed_in = time.monotonic() + 120, None
+        with httpx.Client(base_url=address, timeout=60) as client:
+            while signed_in is None and time.monotonic() < deadline:
+                with contextlib.suppress(httpx.HTTPError):
+                    signed_in = client.get("/", params={"token": token})
+                time.sleep(0.2)
+            reader = label_server.Visitor(client, token=token)
+            while (shown := reader.next().json())["frame"] is not None:
+                known = boxes.pop(names[shown["frame"]["id"]])
+                regions = [dict(zip(("x", "y", "width", "height"), box, strict=True)) for box in known]
+                reading = {"verdict": "nodules", "regions": regions} if boxes else {"verdict": "unusable"}
+                assert reader.save(shown, reading).status_code == 200
+    finally:
+        os.killpg(bench.pid, signal.SIGTERM)
+        bench.communicate(timeout=60)
+    assert not boxes
+    given = command("make run SCANS=my/scans ROIS=my/labelled")
+    run = shell(f"{given} BACKBONES=VGG16 OUTPUT=my/from-bench", copy)
+    printed = run.communicate()[0]
+    assert run.returncode == 0, printed[-3000:]
+    data = json.loads((copy / "my" / "from-bench" / "data" / "data.json").read_text())
+    assert (data["regions"], data["quarantined"]) == (data["scans"], 1)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
-"""Worker processes that end with the process that started them, however it ends."""
+"""Processes that end with the process that started them, however it ends."""
 
 import os
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection, parent_process
@@ -20,6 +21,16 @@ def pool() -> ProcessPoolExecutor:
 def watch() -> None:
     """End this process as soon as the process that started it ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def end_with_input() -> None:
+    """End this process when its standard input is closed, as it is when the process that started it ends."""
+    threading.Thread(target=_end_with_input, daemon=True).start()
+
+
+def _end_with_input() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
 
 
 def _end_with_parent() -> None:

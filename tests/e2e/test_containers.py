@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -20,7 +21,8 @@ from components.step import image_name
 from pipelines import __main__ as cli
 from pipelines import configuration
 from pipelines.local import containers
-from tests.support import ROOT, SHARED, dicoms
+from tests.support import ROOT, SHARED, dicoms, label_server
+from tests.support.label_server import READERS, nodule
 from tests.support.pages import Visitor
 from tests.support.serving import free_port
 from thyroid.deploy import proof
@@ -31,7 +33,7 @@ from thyroid.registry.registry import Registry
 pytestmark = pytest.mark.containers
 BACKBONES = ("VGG16", "ResNet50")
 TOY = {"image_size": 32, "epochs": 1, "batch_size": 16, "weights": "none", "domains": ""}
-MEGABYTES = {"data": 720, "ops": 1000, "serve": 900, "train": 3500, "web": 700}
+MEGABYTES = {"data": 720, "ops": 1000, "serve": 900, "train": 3500, "web": 700, "label": 1000}
 STEPS = {
     "data": ["ingest", "crop"],
     "train": ["train", "locate", "evaluate"],
@@ -43,6 +45,7 @@ NOT_IN = {
     "ops": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "scipy"],
     "serve": ["tensorflow", "keras", "sklearn", "matplotlib", "pyarrow", "kfp"],
     "web": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "pyarrow", "kserve", "kfp"],
+    "label": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "kserve", "kfp"],
 }
 
 
@@ -84,7 +87,7 @@ def test_an_image_is_small_and_well_described(engine, image):
     assert "Research use only" in labels["org.opencontainers.image.description"]
     assert labels["org.opencontainers.image.revision"] == os.environ.get("THYROID_TAG", "dev").removesuffix("-gpu")
     health = config.get("Healthcheck") or found.get("HealthCheck") or found.get("Healthcheck")
-    assert bool(health) == (image in ("serve", "web"))
+    assert bool(health) == (image in ("serve", "web", "label"))
 
 
 def command(step: str) -> str:
@@ -104,6 +107,8 @@ assert os.getuid() == 10001
         code += "sys.argv = sys.argv[:1]\nimport thyroid.serve.server, thyroid.imaging.dicom"
     elif image == "web":
         code += "import thyroid.web.__main__"
+    elif image == "label":
+        code += "import thyroid.label.__main__"
     else:
         code += "os.environ['_KFP_RUNTIME'] = 'true'\n"
         code += "\n".join(f"import components.{step}, {command(step)}" for step in STEPS[image])
@@ -185,7 +190,7 @@ def healthy(engine: str, name: str, address: str) -> bool:
 
 def container(kind: str, file: str) -> dict:
     """The only container of an object in the manifests."""
-    objects = yaml.safe_load_all((ROOT / "manifests" / "base" / file).read_text())
+    objects = yaml.safe_load_all((ROOT / "manifests" / file).read_text())
     (found,) = [one for one in objects if one["kind"] == kind]
     spec = found["spec"] if kind == "ServingRuntime" else found["spec"]["template"]["spec"]
     (only,) = spec["containers"]
@@ -198,7 +203,7 @@ def test_the_serve_image_answers_as_evaluated_and_the_page_asks_it(engine, outpu
     folder, port, page_port = Registry(output / "registry").find(), free_port(), free_port()
     options = ("--memory", "2g", "-v", f"{folder}:/mnt/models:ro")
     options += ("-p", f"127.0.0.1:{port}:8080", "-p", f"127.0.0.1:{page_port}:8000")
-    with running(engine, "serve", container("ServingRuntime", "servingruntime.yaml")["args"], *options) as name:
+    with running(engine, "serve", container("ServingRuntime", "base/servingruntime.yaml")["args"], *options) as name:
         deadline = time.monotonic() + 60
         while (problem := proof.ask(f"http://127.0.0.1:{port}", Artefact.read(folder))) and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -212,7 +217,7 @@ def test_the_serve_image_answers_as_evaluated_and_the_page_asks_it(engine, outpu
         assert outputs["decision"][0] in ("benign", "malignant", "abstain")
         assert healthy(engine, name, "http://localhost:8080/v2/health/ready")
 
-        arguments = container("Deployment", "web.yaml")["args"]
+        arguments = container("Deployment", "base/web.yaml")["args"]
         arguments[arguments.index("--endpoint") + 1] = "http://localhost:8080"
         # the network of the server's container, as if both were in one pod
         with running(engine, "web", arguments, "--memory", "1g", "--network", f"container:{name}") as page:
@@ -228,6 +233,32 @@ def test_the_serve_image_answers_as_evaluated_and_the_page_asks_it(engine, outpu
             log = subprocess.run([engine, "logs", page], capture_output=True, text=True)
             assert '"route": "read", "status": 200' in log.stdout + log.stderr
             assert "KIM" not in log.stdout + log.stderr
+
+
+def test_the_label_image_writes_regions(engine, scans, tmp_path):
+    """With the arguments of the manifests, no endpoint behind them, and a volume that its user may write to."""
+    for name in ("labelled", "secret"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "labelled").chmod(0o777)
+    (tmp_path / "secret" / "readers.csv").write_text(READERS)
+    port, arguments = free_port(), container("Deployment", "overlays/label/label.yaml")["args"]
+    arguments[-1] = arguments[-1].replace("$(NAMESPACE)", "nowhere")
+    options = ("--memory", "2g", "-p", f"127.0.0.1:{port}:8010", "-v", f"{scans}:/data/scans:ro")
+    options += ("-v", f"{tmp_path / 'labelled'}:/data/labelled", "-v", f"{tmp_path / 'secret'}:/etc/thyroid:ro")
+    with running(engine, "label", arguments, *options) as name:
+        deadline = time.monotonic() + 60
+        while not healthy(engine, name, "http://localhost:8010/health") and time.monotonic() < deadline:
+            time.sleep(0.5)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            reader = label_server.Visitor(client, "Dr. Kim")
+            shown = reader.next().json()
+            assert reader.save(shown, nodule(10, 20, 30, 40)).status_code == 200
+            rois = tmp_path / "labelled" / "rois.csv"
+            while ",10,20,30,40" not in rois.read_text() and time.monotonic() < deadline:
+                time.sleep(0.2)
+        assert ",10,20,30,40" in rois.read_text()
+        log = subprocess.run([engine, "logs", name], capture_output=True, text=True)
+        assert not any(file.name in log.stdout + log.stderr for file in scans.glob("*.jpg"))
 
 
 def test_a_container_that_fails_fails_the_run(engine, scans, tmp_path, capfd):

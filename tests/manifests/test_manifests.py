@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.cluster import Cluster
 from tests.deploy import test_deploy
 from tests.deploy.test_deploy import cluster, root  # noqa: F401 (fixtures)
 from tests.support import ROOT, schemas
@@ -64,6 +65,7 @@ def test_the_folders():
         "manifests/overlays/gateway",
         "manifests/overlays/gpu",
         "manifests/overlays/ingress",
+        "manifests/overlays/label",
         "manifests/service/cpu",
         "manifests/service/gpu",
     ]
@@ -146,6 +148,46 @@ def test_the_pages_arguments_are_its_own(rendered):
             [sys.executable, *arguments, "--port", port], capture_output=True, text=True, cwd=ROOT, timeout=60
         )
     assert f"port {port}" in done.stderr, done.stderr
+
+
+def test_the_bench_reads_the_volume_knows_its_readers_and_asks_the_endpoint(rendered):
+    objects = rendered["manifests/overlays/label"]
+    service = of_kind(objects, "Service")["thyroid-label"]["spec"]
+    deployment = of_kind(objects, "Deployment")["thyroid-label"]["spec"]
+    pod, labels = deployment["template"]["spec"], deployment["template"]["metadata"]["labels"]
+    (container,) = pod["containers"]
+    assert service["selector"].items() <= labels.items()
+    assert service["ports"][0]["targetPort"] in [port["name"] for port in container["ports"]]
+    policy = of_kind(objects, "NetworkPolicy")["thyroid-label"]["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    assert container["image"].startswith("localhost/thyroid-label:")
+    given = dict(zip(container["args"], container["args"][1:], strict=False))
+    assert given["--endpoint"] == "http://thyroid-predictor.$(NAMESPACE).svc.cluster.local"
+    mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+    volumes = {one["name"]: one for one in pod["volumes"]}
+    for option in ("--scans", "--labelled"):
+        claim = volumes[mounts["/" + given[option].split("/")[1]]]["persistentVolumeClaim"]["claimName"]
+        assert claim in of_kind(objects, "PersistentVolumeClaim")
+    folder, _, name = given["--readers"].rpartition("/")
+    secret = volumes[mounts[folder]]["secret"]
+    assert (secret["secretName"], [one["path"] for one in secret["items"]]) == ("thyroid-label", [name])
+    assert {one["name"] for one in container["env"]} == {
+        "NAMESPACE", "THYROID_TOKEN", "THYROID_LABEL_SECRET", "THYROID_PATIENT_KEY",
+    }  # fmt: skip
+    keys = [one for one in container["env"] if one["name"] == "THYROID_PATIENT_KEY"]
+    assert keys[0]["valueFrom"]["secretKeyRef"]["name"] == Cluster().key_secret
+
+
+def test_the_benchs_arguments_are_its_own(rendered):
+    """As the container would start it, up to where it reads its readers."""
+    deployment = of_kind(rendered["manifests/overlays/label"], "Deployment")["thyroid-label"]["spec"]["template"][
+        "spec"
+    ]
+    command, *arguments = deployment["containers"][0]["args"]
+    assert command == "python3"
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 2
+    assert "/etc/thyroid/readers.csv" in done.stderr
 
 
 def test_runtimes_serve_our_format_on_the_ports_that_are_probed(rendered):

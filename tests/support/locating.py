@@ -39,13 +39,15 @@ class Locating:
         released: Whether its model may decide on automatic boxes.
         whole: Whether it takes images for crops, unless the request says `frame`.
         located: Status of the answers to `:locate`; 404 is that of an endpoint without a locator.
+        predicted: Status of the answers to `:predict`.
+        version: Version of its model.
         changes: Fields in which the answers about one image differ from those documented.
         asked: Path and body of every request.
     """
 
     def __init__(self) -> None:
         self.unsure = self.whole = False
-        self.released, self.located = True, 200
+        self.released, self.located, self.predicted, self.version = True, 200, 200, 1
         self.changes: dict[str, Any] = {}
         self.asked: list[tuple[str, Any]] = []
         owner = self
@@ -54,7 +56,7 @@ class Locating:
             disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
-                self._answer(200, FACTS | {"automatic_boxes": {"released": owner.released}})
+                self._answer(200, owner.facts())
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -63,6 +65,9 @@ class Locating:
                     self._answer(
                         owner.located, {"boxes": [owner.box(one) | owner.changes for one in body["instances"]]}
                     )
+                elif self.path.endswith(":predict"):
+                    predictions = owner.explain(body["instances"])["explanations"]
+                    self._answer(owner.predicted, {"predictions": predictions, "error": "no"})
                 else:
                     self._answer(200, owner.explain(body["instances"]))
 
@@ -83,6 +88,10 @@ class Locating:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what it says about its model."""
+        return FACTS | {"automatic_boxes": {"released": self.released}, "version": self.version}
 
     def box(self, instance: dict[str, Any]) -> dict[str, Any]:
         """Return what `:locate` says about an image."""
@@ -114,7 +123,8 @@ class Locating:
         side = 2 * max(width, height)
         crop |= {"domain": "cropped", "square": [x + (width - side) // 2, y + (height - side) // 2, side]}
         heat = {"layer_png": {"b64": _layer()}, "share_inside_roi": None if crop["source"] == "whole" else 0.7}
-        told = _decided(reasons) | {"crop": crop, "model": "VGG16", "model_version": 1, "heat_map": heat}
+        told = _decided(reasons) | {"crop": crop, "model": "VGG16", "model_version": self.version, "heat_map": heat}
+        told |= {"data_digest": FACTS["data_digest"]}
         return told | self.changes
 
 

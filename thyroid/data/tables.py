@@ -256,7 +256,24 @@ def read_csv(path: Path, given: str, kind: str) -> pd.DataFrame:
             for another column.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{given}: the file of {kind} does not exist") from None
+    return parse_csv(data, given)
+
+
+def parse_csv(data: bytes, given: str) -> pd.DataFrame:
+    """Parse the content of such a table, as `read_csv` does.
+
+    Args:
+        data: Content of the file.
+        given: Name of the file as the user gave it, for errors.
+
+    Raises:
+        InputError: It is not a CSV table, a column is there twice, or a row has more cells than the header.
+    """
+    try:
+        text = data.decode("utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
         header = [cell.strip() for cell in next(reader, [])]
         rows = []
@@ -268,8 +285,6 @@ def read_csv(path: Path, given: str, kind: str) -> pd.DataFrame:
                 )
             if cells:
                 rows.append([*cells, *[""] * (len(header) - len(cells))])
-    except FileNotFoundError:
-        raise InputError(f"{given}: the file of {kind} does not exist") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{given}: not a CSV table: {error}") from None
     if not header:

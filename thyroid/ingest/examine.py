@@ -172,7 +172,7 @@ def _examine_file(file: ListedFile, copies: Path) -> dict[str, Any]:
             raise ValueError(_refusal(file))
         local = Path(file.local)
         if file.entry is None:
-            _check_file(local, file)
+            check_file(local, file)
         name = file.name()
         data = images.read(local)
         image = images.decode(data)
@@ -206,7 +206,7 @@ def _examine_dicom(file: ListedFile, listed: Row, copies: Path) -> dict[str, Any
         if file.local is None:
             raise ValueError(_refusal(file))
         if file.entry is None:
-            _check_file(Path(file.local), file)
+            check_file(Path(file.local), file)
         picture = dicom.read(dicom.read_file(file.local), listed.frame)
         patient = listed.patient or picture.patient
         if not patient:
@@ -257,8 +257,13 @@ def _write(data: bytes, path: Path) -> Path:
     return path
 
 
-def _check_file(path: Path, file: ListedFile) -> None:
-    """Raise ValueError unless this is a regular, readable file of the folder of scans."""
+def check_file(path: Path, file: ListedFile) -> None:
+    """Check that this is a regular file of the folder of scans.
+
+    Raises:
+        ValueError: It is not, or its name is not UTF-8, or it is a link that leaves the folder.
+        OSError: It cannot be read, or does not exist any more.
+    """
     if file.row is None and file.path != str(path):
         raise ValueError("name is not UTF-8; rename the file or its folder")
     if path.is_symlink() and not path.resolve().is_relative_to(file.root):

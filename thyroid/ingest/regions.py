@@ -130,7 +130,7 @@ def _add_rois(regions: Regions, scans: "_ScansByName", rois: RoiTable) -> None:
     """Add the regions of rois.csv, or the reason why one is refused."""
     for line, row in enumerate(rois.rows.itertuples(), start=2):
         try:
-            boxes = [(str(scan.path), _box(row, scan)) for scan in scans.of(row)]
+            boxes = [(str(scan.path), box_of(row, scan)) for scan in scans.of(row)]
         except ValueError as error:
             name = str(row.filename)
             # The name of a DICOM file may contain the patient's name.
@@ -200,8 +200,16 @@ def _of_frame(scans: list[Any], frame: Any) -> list[Any]:
     return chosen
 
 
-def _box(row: Any, scan: Any) -> Box:
-    """Return x, y, width and height of a region in whole pixels, checked against its scan."""
+def box_of(row: Any, scan: Any) -> Box:
+    """Return x, y, width and height of a region in whole pixels, checked against its scan.
+
+    Args:
+        row: Row of rois.csv, with the attributes x, y, width and height as text.
+        scan: What it is a region of, with the attributes width and height in pixels.
+
+    Raises:
+        ValueError: A cell is not a number, or the region has no size or is outside its scan.
+    """
     try:
         x, y, width, height = (float(getattr(row, column)) for column in ROI_COLUMNS[1:])
     except (TypeError, ValueError):

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from thyroid import RESEARCH_USE_ONLY, command, errors, logs
+from thyroid import RESEARCH_USE_ONLY, command, errors, logs, workers
 from thyroid.command import FLAT
 from thyroid.registry.registry import MODEL_NAME
 from thyroid.serve.options import ServeOptions
@@ -30,6 +30,7 @@ def run(
     options: Annotated[ServeOptions, FLAT] = _OPTIONS,
     page_port: int | None = None,
     token_file: Path | None = None,
+    with_parent: bool = False,
 ) -> None:
     """Serve a registry's champion, or one artefact as KServe mounts it, until SIGTERM or SIGINT.
 
@@ -37,6 +38,7 @@ def run(
         options: What is served, and where.
         page_port: Port of the page for people (python -m thyroid.web); without it, no page.
         token_file: File with the bearer token that requests must carry (or THYROID_TOKEN).
+        with_parent: Exit when standard input is closed.
     """
     if (options.registry is None) == (options.model_dir is None):
         raise errors.InputError("give either --registry or --model-dir")
@@ -52,6 +54,8 @@ def run(
     sys.argv = sys.argv[:1]  # kserve parses the command line when it is imported
     from thyroid.serve.server import Server
 
+    if with_parent:
+        workers.end_with_input()
     logs.configure()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # With the usual limit on open files, so many connections could be open that no probe gets in.

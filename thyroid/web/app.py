@@ -4,62 +4,34 @@ Nothing is stored: bodies are held in memory and dropped with the answer. The lo
 address.
 """
 
-import io
 import itertools
-import logging
-import re
-import secrets
-import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
-from flask import Flask, Request, Response, g, jsonify, make_response, redirect, render_template, request
-from flask.sessions import SecureCookieSessionInterface
+from flask import Flask, Response, g, jsonify, redirect, render_template, request
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
-from flask_wtf.csrf import CSRFError, CSRFProtect, generate_csrf
-from markupsafe import Markup
-from werkzeug.exceptions import HTTPException
+from flask_wtf.csrf import CSRFProtect, generate_csrf
 
-from thyroid import logs
 from thyroid.data.filenames import CLASSES, POSITIVE
 from thyroid.imaging import images, phantom
-from thyroid.web import upload, view_model, words
+from thyroid.web import shell, upload, view_model, words
 from thyroid.web.endpoint import Endpoint
 from thyroid.web.upload import PageError, ReadingError
 from thyroid.web.words import Words
 
-log = logging.getLogger("thyroid.web")
-
 RATE = "60 per minute"
 """Limit on the readings and opened files of one address. More come from scripts, not from people."""
-MAX_BODY = 60_000_000
-"""Bytes up to which a body is received, so that the browser reads why it is too large."""
 SAMPLE_SEED = 2026
 
-_POLICY = (
-    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data: blob:; "
-    "connect-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
 _REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'; "
     "frame-ancestors 'self'; sandbox"
 )
 """The report is a separate file with its styles inside. Scripts, forms and links to other sites are off."""
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
-    "Referrer-Policy": "same-origin",  # the CSRF check over HTTPS needs it for this page itself
-    "X-Content-Type-Options": "nosniff",
-}
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -78,80 +50,31 @@ class Options:
     secret: str | None = None
 
 
-class _Request(Request):
-    def _get_file_stream(self, *_: Any, **__: Any) -> io.BytesIO:
-        return io.BytesIO()  # Werkzeug's own stream becomes a temporary file when it is large
-
-
-class _Session(SecureCookieSessionInterface):
-    def get_cookie_secure(self, _: Flask) -> bool:
-        return request.is_secure
-
-
 def create(options: Options) -> Flask:
     """Create the application, ready for a WSGI server."""
-    app = Flask(__name__, static_folder=None)
-    app.request_class = _Request
-    app.session_interface = _Session()
-    app.config.update(
-        SECRET_KEY=options.secret or secrets.token_hex(32),
-        SESSION_COOKIE_NAME="thyroid",
-        SESSION_COOKIE_SAMESITE="Strict",
-        MAX_CONTENT_LENGTH=upload.MAX_TOTAL + 1_000_000,  # the form around the pictures
-        MAX_FORM_MEMORY_SIZE=500_000,
-        MAX_FORM_PARTS=200,
-        WTF_CSRF_CHECK_DEFAULT=False,  # the routes check it after the limit, which counts forged forms, too
-        WTF_CSRF_TIME_LIMIT=None,  # as long as the session: a clinic leaves the page open all day
+    total = upload.MAX_TOTAL
+    kind = shell.Kind(
+        name="thyroid",
+        log="thyroid.web",
+        folders=(words.PAGE,),
+        secret=options.secret,
+        largest=total + 1_000_000,  # the form around the pictures
+        total=total // 1_000_000,
     )
-    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    app.jinja_env.filters["share"] = words.share
-    _add_hooks(app)  # first, because refusals are written in the visitor's language
+    app = shell.create(kind)
     limiter = Limiter(get_remote_address, app=app, storage_uri="memory://", headers_enabled=True)
     endpoint = Endpoint(options.endpoint, options.token)
     csrf = CSRFProtect(app)
     _add_reading_routes(app, endpoint, limiter, csrf)
     _add_picture_routes(app, endpoint, limiter, csrf)
     _add_other_routes(app, endpoint)
-    _add_error_handlers(app)
+    shell.add_error_handlers(app, kind, _explain)
+
+    @app.errorhandler(ReadingError)
+    def handle_problems(error: ReadingError) -> Any:
+        return _explain(error.problems, max(problem.status for problem in error.problems))
+
     return app
-
-
-def _add_hooks(app: Flask) -> None:
-    """Choose the language before a request; set headers and write the log after it."""
-
-    @app.before_request
-    def begin() -> None:
-        g.started, g.nonce = time.perf_counter(), secrets.token_urlsafe(16)
-        given = request.headers.get("x-request-id", "")
-        g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        asked = request.args.get("lang", request.cookies.get("lang", ""))
-        chosen = asked if asked in words.LANGUAGES else request.accept_languages.best_match(words.LANGUAGES)
-        g.words = Words(chosen or words.LANGUAGES[0])
-
-    @app.context_processor
-    def shared() -> dict[str, Any]:
-        return {"w": g.words, "nonce": g.nonce, "languages": words.LANGUAGES, "named": _named, "asset": _asset}
-
-    @app.after_request
-    def end(response: Response) -> Response:
-        if request.args.get("lang") in words.LANGUAGES:
-            response.set_cookie(
-                "lang", g.words.language, max_age=31_536_000, httponly=True, secure=request.is_secure, samesite="Strict"
-            )
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
-        response.headers.setdefault("Content-Security-Policy", _POLICY.format(nonce=g.nonce))
-        response.headers.setdefault("X-Frame-Options", "DENY")
-        response.headers["X-Request-Id"] = g.request_id
-        fields = {
-            "request_id": g.request_id,
-            "method": request.method,
-            "route": request.endpoint or "none",
-            "status": response.status_code,
-            "milliseconds": round((time.perf_counter() - g.started) * 1000, 1),
-        }
-        log.log(logging.DEBUG if request.endpoint == "health" else logging.INFO, "request", extra={"fields": fields})
-        return response
 
 
 def _add_reading_routes(app: Flask, endpoint: Endpoint, limiter: Limiter, csrf: CSRFProtect) -> None:
@@ -238,42 +161,11 @@ def _add_other_routes(app: Flask, endpoint: Endpoint) -> None:
         return jsonify(status="ok")
 
 
-def _add_error_handlers(app: Flask) -> None:
-    def explain(problems: Sequence[PageError], status: int) -> tuple[Response | str, int]:
-        sentences = [g.words(problem.code, **problem.values) for problem in problems]
-        if request.endpoint in ("picture", "locate", "sample"):
-            return jsonify(error=" ".join(sentences)), status
-        return render_template("errors.html" if _by_script() else "error.html", sentences=sentences), status
-
-    @app.errorhandler(PageError)
-    def handle_problem(error: PageError) -> Any:
-        return explain([error], error.status)
-
-    @app.errorhandler(ReadingError)
-    def handle_problems(error: ReadingError) -> Any:
-        return explain(error.problems, max(problem.status for problem in error.problems))
-
-    @app.errorhandler(CSRFError)
-    def handle_forgery(_: CSRFError) -> Any:
-        answer = make_response(explain([PageError("error_csrf")], HTTPStatus.BAD_REQUEST))
-        answer.headers["x-token"] = "expired"  # the script gets a new token and sends the form again
-        return answer
-
-    @app.errorhandler(HTTPException)
-    def handle_http_error(error: HTTPException) -> Any:
-        status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
-        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return explain([PageError("error_total", {"limit": upload.MAX_TOTAL // 1_000_000})], status)
-        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            return handle_exception(error)
-        known = {HTTPStatus.NOT_FOUND: "error_page", HTTPStatus.TOO_MANY_REQUESTS: "error_rate"}
-        return explain([PageError(known.get(HTTPStatus(status), "error_form"))], status)
-
-    @app.errorhandler(Exception)
-    def handle_exception(error: Exception) -> Any:
-        fields = {"request_id": g.request_id, "kind": type(error).__name__, "where": logs.place(error)}
-        log.error("internal error", extra={"fields": fields})
-        return explain([PageError("error_internal", {"id": g.request_id})], HTTPStatus.INTERNAL_SERVER_ERROR)
+def _explain(problems: Sequence[PageError], status: int) -> tuple[Response | str, int]:
+    sentences = [g.words(problem.code, **problem.values) for problem in problems]
+    if request.endpoint in ("picture", "locate", "sample"):
+        return jsonify(error=" ".join(sentences)), status
+    return render_template("errors.html" if _by_script() else "error.html", sentences=sentences), status
 
 
 def _file() -> tuple[str, bytes]:
@@ -326,16 +218,6 @@ def _texts() -> dict[str, str]:
         "analyse",
         "again",
     )
-
-
-def _named(language: str) -> str:
-    return words.load(language)["language"]
-
-
-@cache
-def _asset(name: str) -> Markup:
-    """Return a style sheet or script of ours to embed in the page, so that a slow line waits for only one request."""
-    return Markup((Path(__file__).parent / "static" / name).read_text(encoding="utf-8"))
 
 
 @cache

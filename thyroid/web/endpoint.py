@@ -163,6 +163,23 @@ class Endpoint:
             raise _undocumented()
         return boxes[0]
 
+    def predict(self, view: View, request_id: str) -> dict[str, Any]:
+        """Return the endpoint's answer to `:predict` for one picture, without a box.
+
+        Args:
+            view: The picture. Its box is not sent.
+            request_id: Id of the request, which the endpoint logs.
+
+        Raises:
+            PageError: As for `explain`.
+        """
+        body, headers = {"instances": [_instance(view)]}, {"x-request-id": request_id}
+        answer = self._ask("POST", f"{_MODEL}:predict", PATIENCE, json=body, headers=headers)
+        predictions = _object(_checked(answer, [view])).get("predictions")
+        if type(predictions) is not list or len(predictions) != 1 or type(predictions[0]) is not dict:
+            raise _undocumented()
+        return predictions[0]
+
     def _ask(self, method: str, path: str, patience: float, **more: Any) -> "_Answer":
         """Return an answer that arrives completely within `patience` seconds and `MAX_ANSWER` bytes.
 

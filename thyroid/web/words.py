@@ -1,4 +1,4 @@
-"""The texts of the page in every language: words/en.json and words/ko.json, which have the same keys."""
+"""The texts of an application in every language: words/en.json and words/ko.json, which have the same keys."""
 
 import json
 from collections.abc import Mapping
@@ -7,24 +7,31 @@ from pathlib import Path
 
 LANGUAGES = ("en", "ko")
 """The languages of the page. The first is used if the browser asks for none of them."""
+PAGE = Path(__file__).parent
+"""Folder of the page, which holds its words, templates and static files."""
 
 
 @cache
-def load(language: str) -> Mapping[str, str]:
-    """Return the texts of a language by key. A text may hold `{fields}`."""
-    texts: dict[str, str] = json.loads(
-        (Path(__file__).parent / "words" / f"{language}.json").read_text(encoding="utf-8")
-    )
+def load(language: str, folders: tuple[Path, ...] = (PAGE,)) -> Mapping[str, str]:
+    """Return the texts of a language by key. A text may hold `{fields}`.
+
+    Args:
+        language: One of `LANGUAGES`.
+        folders: Folders of applications; where several have a text, the first one's counts.
+    """
+    texts: dict[str, str] = {}
+    for folder in reversed(folders):
+        texts |= json.loads((folder / "words" / f"{language}.json").read_text(encoding="utf-8"))
     return texts
 
 
 class Words:
     """The texts of one language: `words("error_many", count=30, views=12)`."""
 
-    def __init__(self, language: str) -> None:
-        """Load the texts of one of `LANGUAGES`."""
+    def __init__(self, language: str, folders: tuple[Path, ...] = (PAGE,)) -> None:
+        """Load the texts of one of `LANGUAGES`, as `load` does."""
         self.language = language
-        self._texts = load(language)
+        self._texts = load(language, folders)
 
     def __call__(self, key: str, **values: object) -> str:
         """Return the text of `key` with `values` in its fields."""

@@ -1,15 +1,6 @@
 // The form works without this script. With it, boxes are drawn, clips are opened and the answer comes without leaving the page.
-const $ = (id) => document.getElementById(id);
-const texts = JSON.parse($('texts').textContent);
+// shapes.js stands before it in the same module.
 const limits = JSON.parse($('limits').textContent);
-const say = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
-const SVG = 'http://www.w3.org/2000/svg';
-const draw = (name, attributes = {}) => {
-  const node = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  return node;
-};
-
 const form = $('form');
 const views = []; // {file, blob, url, width, height, roi: [x, y, w, h] | null, clip: {frame, frames, regions} | null,
 // origin: 'own' | 'accepted' (of roi), accepted: number of the proposal, found: answer of /locate | 'asked' | null, domain: '' | 'frame'}
@@ -19,7 +10,6 @@ let opening = 0;
 let dragging = false;
 let asking = null;
 const locates = form.dataset.locates === 'yes'; // whether the model proposes boxes, as far as the page knows
-const touch = matchMedia('(pointer: coarse)');
 
 // ---- files in
 
@@ -353,8 +343,7 @@ function stage(view) {
   const picture = draw('svg', { viewBox: `0 0 ${view.width} ${view.height}`, role: 'group', 'aria-label': say('stage') });
   picture.append(draw('image', { href: view.url, width: view.width, height: view.height }));
   const box = draw('rect', { class: 'roi', tabindex: 0, role: 'img', 'aria-label': say('box'), 'aria-describedby': 'stage-hint' });
-  const grips = ['nw', 'ne', 'sw', 'se'].map((corner) => draw('circle', { class: 'grip', 'data-corner': corner }));
-  picture.append(draw('g', { class: 'proposed', 'aria-hidden': true }), box, ...grips);
+  picture.append(draw('g', { class: 'proposed', 'aria-hidden': true }), box, ...grips());
   $('stage').replaceChildren(picture);
   pointers(picture, box);
   box.addEventListener('keydown', keys);
@@ -381,15 +370,7 @@ function place() {
   const scale = view.width / (picture.getBoundingClientRect().width || view.width);
   drawProposals(picture, view, scale);
   const around = held(view);
-  const [left, top, wide, high] = around || [0, 0, 0, 0];
-  for (const grip of picture.querySelectorAll('.grip')) {
-    const corner = grip.dataset.corner;
-    grip.setAttribute('cx', corner.includes('w') ? left : left + wide);
-    grip.setAttribute('cy', corner.includes('n') ? top : top + high);
-    grip.setAttribute('r', (touch.matches ? 13 : 7) * scale);
-    grip.style.display = around ? '' : 'none';
-    grip.style.cursor = `${corner}-resize`;
-  }
+  for (const grip of picture.querySelectorAll('.grip')) seat(grip, around, scale);
   for (const [name, value, most] of [['x', x, view.width], ['y', y, view.height], ['width', width, view.width], ['height', height, view.height]]) {
     const input = $(`box-${name}`);
     input.max = most;
@@ -420,31 +401,21 @@ function setBox(roi, origin = 'own') {
   if (!roi) {
     view.roi = null;
   } else {
-    let [x, y, width, height] = roi.map(Math.round);
-    width = Math.max(1, Math.min(width, view.width));
-    height = Math.max(1, Math.min(height, view.height));
-    x = Math.max(0, Math.min(x, view.width - width));
-    y = Math.max(0, Math.min(y, view.height - height));
-    view.roi = [x, y, width, height];
+    view.roi = fitted(roi, view);
   }
   place();
 }
 
 function pointers(picture, box) {
   let drag = null;
-  const at = (event) => {
-    const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(picture.getScreenCTM().inverse());
-    const view = views[chosen];
-    return [Math.max(0, Math.min(view.width, point.x)), Math.max(0, Math.min(view.height, point.y))];
-  };
+  const at = (event) => pixel(picture, event, views[chosen]);
   picture.addEventListener('pointerdown', (event) => {
     if (event.button) return;
     const [x, y] = at(event);
     const corner = event.target.dataset?.corner;
     const { roi, origin } = views[chosen];
     if (corner) {
-      const [left, top, width, height] = held(views[chosen]);
-      drag = { fixed: [corner.includes('w') ? left + width : left, corner.includes('n') ? top + height : top] };
+      drag = { fixed: opposite(corner, held(views[chosen])) };
     } else if (event.target === box) {
       drag = { offset: [x - roi[0], y - roi[1]] };
     } else {
@@ -462,12 +433,9 @@ function pointers(picture, box) {
       setBox([x - drag.offset[0], y - drag.offset[1], roi[2], roi[3]]);
     } else {
       const scale = views[chosen].width / picture.getBoundingClientRect().width;
-      const still = Math.max(3, (event.pointerType === 'touch' ? 8 : 3) * scale); // a tap is never quite still
-      drag.moved = drag.moved || Math.hypot(x - drag.fixed[0], y - drag.fixed[1]) > still;
+      drag.moved = drag.moved || Math.hypot(x - drag.fixed[0], y - drag.fixed[1]) > still(event, scale);
       if (!drag.moved) return;
-      const [left, right] = [drag.fixed[0], x].sort((a, b) => a - b);
-      const [top, bottom] = [drag.fixed[1], y].sort((a, b) => a - b);
-      setBox([left, top, right - left, bottom - top]);
+      setBox(between(drag.fixed, [x, y]));
     }
   });
   const end = (event) => {
@@ -487,15 +455,13 @@ function pointers(picture, box) {
 }
 
 function keys(event) {
-  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  const step = ARROWS[event.key];
   const roi = views[chosen].roi;
   if (!roi) return;
   if (event.key === 'Delete' || event.key === 'Backspace') {
     back();
   } else if (step) {
-    const far = Math.max(1, Math.round(views[chosen].width / 200)) * (event.ctrlKey ? 5 : 1);
-    const [dx, dy] = [step[0] * far, step[1] * far];
-    setBox(event.shiftKey ? [roi[0], roi[1], roi[2] + dx, roi[3] + dy] : [roi[0] + dx, roi[1] + dy, roi[2], roi[3]]);
+    setBox(nudged(roi, step, event, views[chosen]));
   } else {
     return;
   }

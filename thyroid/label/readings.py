@@ -1,0 +1,173 @@
+"""What a reader says about a frame, and the journal's entries that keep it.
+
+The features and their values are those of ACR TI-RADS (Tessler et al., J Am Coll Radiol 2017;14:587), which also gives
+the points of each value and the level that their sum means.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from thyroid.imaging.geometry import Box
+
+FEATURES: dict[str, dict[str, int]] = {
+    "composition": {"cystic": 0, "spongiform": 0, "mixed": 1, "solid": 2},
+    "echogenicity": {"anechoic": 0, "hyperechoic": 1, "isoechoic": 1, "hypoechoic": 2, "very_hypoechoic": 3},
+    "shape": {"wider": 0, "taller": 3},
+    "margin": {"smooth": 0, "ill_defined": 0, "lobulated": 2, "extrathyroidal": 3},
+    "foci": {"none": 0, "macro": 1, "rim": 2, "punctate": 3},
+}
+"""Values of every feature with their points in ACR TI-RADS."""
+MOST_REGIONS = 20
+"""Nodules in one frame. More are a mistake of the hand or of a script."""
+
+
+class Verdict(StrEnum):
+    """What a frame shows."""
+
+    NODULES = "nodules"
+    NONE = "none"
+    UNUSABLE = "unusable"
+
+
+class Origin(StrEnum):
+    """How a region was made: drawn by hand, accepted from a proposal, a proposal corrected by hand, or imported."""
+
+    DRAWN = "drawn"
+    ACCEPTED = "accepted"
+    CORRECTED = "corrected"
+    IMPORTED = "imported"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MarkedRegion(_Strict):
+    """A nodule that a reader marked.
+
+    Attributes:
+        x: Left side in pixels of the frame.
+        y: Upper side in pixels of the frame.
+        width: Width in pixels.
+        height: Height in pixels.
+        origin: How it was made.
+        features: Value of each feature of `FEATURES` that the reader chose.
+    """
+
+    x: int = Field(ge=0)
+    y: int = Field(ge=0)
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    origin: Origin = Origin.DRAWN
+    features: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, value in self.features.items():
+            if value not in FEATURES.get(name, {}):
+                raise ValueError(
+                    f"features.{name}: {value!r} is unknown; choose from {', '.join(FEATURES.get(name, {}))}"
+                )
+        return self
+
+    @property
+    def box(self) -> Box:
+        """x, y, width and height in pixels of the frame."""
+        return self.x, self.y, self.width, self.height
+
+
+class Reading(_Strict):
+    """What a reader says about one frame.
+
+    Attributes:
+        verdict: What it shows.
+        regions: Its nodules; empty unless the verdict is `Verdict.NODULES`.
+        side: Class that the reader gives the frame, a name of the bench's classes; "" keeps the one of the file name
+            or the table of labels.
+    """
+
+    verdict: Verdict
+    regions: tuple[MarkedRegion, ...] = Field(default=(), max_length=MOST_REGIONS)
+    side: str = Field(default="", max_length=64)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.verdict is Verdict.NODULES) != bool(self.regions):
+            raise ValueError("regions: mark at least one nodule, or choose another verdict than nodules")
+        if len({region.box for region in self.regions}) != len(self.regions):
+            raise ValueError("regions: two have the same box")
+        return self
+
+    @property
+    def largest(self) -> MarkedRegion | None:
+        """The nodule of the largest area, which gives the frame's features; None without a nodule."""
+        return max(self.regions, key=lambda region: region.width * region.height, default=None)
+
+
+class Role(StrEnum):
+    """Whose reading it is: a reader's, an adjudicator's, an import's, or that of a table edited outside the bench."""
+
+    READER = "reader"
+    ADJUDICATOR = "adjudicator"
+    IMPORT = "import"
+    OUTSIDE = "outside"
+
+
+class Effort(_Strict):
+    """What a reading cost.
+
+    Attributes:
+        seconds: Seconds from the frame's display to its saving, pauses left out.
+        pointer: Number of presses of the mouse or of a finger.
+        keys: Number of keys.
+    """
+
+    seconds: float = Field(default=0, ge=0, le=86400)
+    pointer: int = Field(default=0, ge=0, le=100_000)
+    keys: int = Field(default=0, ge=0, le=100_000)
+
+
+class Entry(_Strict):
+    """One change, as the journal keeps it. Nothing in the journal is ever changed or removed.
+
+    Attributes:
+        number: Number in the journal, from 1.
+        at: When, in UTC.
+        reader: Name of who made it.
+        role: Role of who made it.
+        frame: Path of the frame below the folder of scans.
+        reading: What holds from now on; None for nothing, after an undo.
+        before: What this reader had said before; None for nothing.
+        undoes: Number of the entry that this one undoes; None for none.
+        effort: What it cost.
+    """
+
+    number: int = Field(ge=1)
+    at: datetime
+    reader: str
+    role: Role
+    frame: str
+    reading: Reading | None
+    before: Reading | None = None
+    undoes: int | None = None
+    effort: Effort = Effort()
+
+
+def points(features: dict[str, str]) -> int | None:
+    """Return the points of ACR TI-RADS for a nodule; None unless every feature is given."""
+    if set(features) != set(FEATURES):
+        return None
+    return sum(FEATURES[name][value] for name, value in features.items())
+
+
+def level(regions: Sequence[MarkedRegion]) -> str:
+    """Return the highest level of ACR TI-RADS among nodules, TR1 to TR5; "" unless one has every feature."""
+    known = [total for region in regions if (total := points(region.features)) is not None]
+    if not known:
+        return ""
+    most = max(known)
+    return "TR1" if most < 2 else "TR2" if most == 2 else "TR3" if most == 3 else "TR4" if most < 7 else "TR5"

@@ -1,0 +1,279 @@
+"""rois.csv, labels.csv and clinical.csv, written from the journal in the form that `ingest` reads.
+
+The journal is the truth and the tables follow from it. A table that is not as the bench last wrote it was edited by
+hand; what was changed there goes into the journal before the table is written again. tables.json keeps what the bench
+has written, so that this also works across restarts and with several servers.
+"""
+
+import contextlib
+import csv
+import io
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from pydantic import BaseModel, ValidationError
+
+from thyroid import storage
+from thyroid.errors import InputError
+from thyroid.label import edits
+from thyroid.label.consensus import Consensus, Rules
+from thyroid.label.edits import CLINICAL, LABELS, ROIS, Edit, Table
+from thyroid.label.frames import Catalogue, Frame
+from thyroid.label.journal import OUTSIDE, Journal, StaleError, usable
+from thyroid.label.readings import FEATURES, Reading, Role, Verdict, level
+from thyroid.storage import ABSENT, ChangedError
+
+NAMES = (ROIS, LABELS, CLINICAL)
+STATE = "tables.json"
+_ATTEMPTS = 100
+_PAUSE = 0.05
+"""Longest pause in seconds before the next attempt, after another server was faster."""
+
+
+class _State(BaseModel):
+    """Content of tables.json.
+
+    Attributes:
+        known: Content of each table that the bench has written, or was about to write when it ended, the latest last.
+            Usually it is one. A table with another content was edited by hand.
+    """
+
+    known: dict[str, list[str]] = {}
+
+    def adding(self, contents: Mapping[str, str]) -> "_State":
+        """Return the state with a further content of these tables."""
+        more = {name: [*(t for t in self.known.get(name, []) if t != text), text] for name, text in contents.items()}
+        return _State(known=self.known | more)
+
+
+class Tables:
+    """The tables of a folder of results. All methods may be called from several threads.
+
+    Args:
+        location: Folder or gs:// prefix of the results.
+        catalogue: The frames.
+        journal: The journal in the same folder.
+        rules: When a frame is done.
+    """
+
+    def __init__(self, location: storage.Location, catalogue: Catalogue, journal: Journal, rules: Rules) -> None:
+        """Read nothing yet."""
+        self._place = storage.at(location)
+        self._catalogue = catalogue
+        self._journal = journal
+        self._rules = rules
+        self._names = edits.Names(catalogue)
+        self._guard = threading.Lock()
+
+    def consensus(self, frame: Frame) -> Consensus:
+        """Return what the readers of a frame say, as far as the journal is known."""
+        return Consensus.of(frame, self._journal.readings(frame.path), self._rules)
+
+    def absorb(self) -> list[str]:
+        """Take over into the journal what was edited in the tables by hand, and return notes for people about it.
+
+        Every frame whose rows were changed gets an entry of `OUTSIDE`. It is final until somebody reads the frame
+        again. A frame that lost all its boxes, its verdict or its row in labels.csv is open again. A table that does
+        not exist is no edit.
+
+        Raises:
+            InputError: A table is not a CSV table, has a column that the bench would drop, or a changed row names an
+                unknown frame, a box outside its frame or an unknown value. The message names file and line. Nothing
+                is taken over and nothing is written until this is mended.
+        """
+        return self._repeated(lambda: self._take_over()[2])
+
+    def write(self) -> list[str]:
+        """Write the tables that are not as the journal says, and return notes for people.
+
+        Edits by hand are taken over first, with the errors of `absorb`. Nothing is written if nothing has changed.
+
+        Raises:
+            UnwritableError: The folder cannot be written. Each table is then as it was or complete.
+            InputError: As `absorb`, or the bucket cannot be used.
+        """
+        return self._repeated(self._write_once)
+
+    def _repeated(self, step: Callable[[], list[str]]) -> list[str]:
+        """Carry out a step, again as long as others change the tables meanwhile."""
+        with self._guard, usable(self._place.address):
+            for _ in range(_ATTEMPTS):
+                with contextlib.suppress(ChangedError):
+                    return step()
+                time.sleep(random.uniform(0, _PAUSE))
+        raise InputError(f"{self._place.address}: the tables are changed by others all the time; try again later")
+
+    def _write_once(self) -> list[str]:
+        """Write the tables.
+
+        What is written goes into tables.json first: a server that ends between the two must not take its own table
+        for an edit.
+
+        Raises:
+            ChangedError: Somebody else wrote one of them meanwhile.
+        """
+        state, found, notes = self._take_over()
+        texts, further = render(self._catalogue, self.consensus)
+        due = {name: text for name, text in texts.items() if found[name][0] != text.encode()}
+        gone = [name for name in due if found[name][1] == ABSENT and len(state.known.get(name, [])) == 1]
+        notes += [f"{name} was missing and was written again" for name in gone if state.known[name][0]]
+        announced = state.adding(texts)
+        if announced != state:
+            self._write_state(announced, self._read_state(state)[1])
+        for name, text in due.items():
+            generation = found[name][1]
+            if text:
+                self._place.write(name, text.encode(), generation)
+            else:
+                self._place.remove(name)
+        if due:
+            # Only what was replaced here is forgotten: another server may be about to write what it has announced.
+            trimmed = _State(known=announced.known | {name: [texts[name]] for name in due})
+            with contextlib.suppress(ChangedError):
+                self._write_state(trimmed, self._read_state(announced)[1])
+        read = {entry.frame for entry in self._journal.entries if self._catalogue.by_path(entry.frame) is None}
+        if lost := sum(bool(self._journal.readings(path)) for path in read):
+            further.append(f"{lost} frames that were read are not among the scans; the tables leave them out")
+        return [*notes, *further]
+
+    def _take_over(self) -> tuple[_State, dict[str, tuple[bytes, str]], list[str]]:
+        """Take over the edits by hand, and return the state, content and generation of each table, and notes.
+
+        Raises:
+            ChangedError: Another server does the same.
+            InputError: As `absorb`.
+        """
+        state, generation = self._read_state()
+        found = {name: self._place.read(name) for name in NAMES}
+        self._journal.refresh()  # after the tables, whose content must not be newer than what replaces it
+        edited = {name: data for name, (data, current) in found.items() if current != ABSENT}
+        edited = {name: data for name, data in edited.items() if not self._wrote(state, name, data)}
+        if not edited:
+            return state, found, []
+        count = self._add(self._edits(state, edited))
+        state = state.adding({name: data.decode() for name, data in edited.items()})
+        self._write_state(state, generation)
+        one = "1 frame was" if count == 1 else f"{count} frames were"
+        return state, found, [f"{' and '.join(edited)}: edited outside the bench; {one} taken over"] if count else []
+
+    def _wrote(self, state: _State, name: str, data: bytes) -> bool:
+        known = state.known.get(name)
+        return any(data == text.encode() for text in known) if known else data == self._rendered(name).encode()
+
+    def _rendered(self, name: str) -> str:
+        return render(self._catalogue, self.consensus)[0][name]
+
+    def _edits(self, state: _State, edited: Mapping[str, bytes]) -> dict[str, Edit]:
+        """Return what was edited, by the path of the frame.
+
+        The edit was made in whichever content that the bench has written is closest to it.
+        """
+        result: dict[str, Edit] = {}
+        for name, data in edited.items():
+            address = storage.below(self._place.address, name)
+            new = Table.parse(name, data, address, self._names)
+            known = state.known.get(name) or [self._rendered(name)]
+            bases = [
+                Table.parse(name, text.encode(), address, self._names) if text else Table.absent(name, address)
+                for text in reversed(known)
+            ]
+            base = min(bases, key=lambda old: len(edits.changed(old, new)))
+            for path, edit in edits.find(base, new, self._catalogue).items():
+                result[path] = result[path].joined(edit) if path in result else edit
+        return result
+
+    def _add(self, found: Mapping[str, Edit]) -> int:
+        """Add the edits to the journal, all or none of them, and return for how many frames something is new."""
+        new: dict[str, Reading | None] = {}
+        for path, edit in found.items():
+            frame = self._catalogue.by_path(path)
+            assert frame is not None
+            held = self.consensus(frame).reading
+            reading = edit.reading(held)
+            if reading != held:
+                new[path] = reading
+        for path, reading in new.items():
+            current = self._journal.current(path, OUTSIDE)
+            try:
+                self._journal.add(
+                    reader=OUTSIDE,
+                    role=Role.OUTSIDE,
+                    frame=path,
+                    reading=reading,
+                    base=0 if current is None else current.number,
+                )
+            except StaleError:
+                raise ChangedError(path) from None
+        return len(new)
+
+    def _read_state(self, expected: _State | None = None) -> tuple[_State, str]:
+        """Return the content of tables.json and its generation.
+
+        Raises:
+            ChangedError: It is not what is expected.
+            InputError: It is damaged.
+        """
+        data, generation = self._place.read(STATE)
+        try:
+            state = _State.model_validate_json(data) if generation != ABSENT else _State()
+        except ValidationError:
+            address = storage.below(self._place.address, STATE)
+            raise InputError(f"{address}: damaged; remove it, and the tables are compared with the journal") from None
+        if expected is not None and state != expected:
+            raise ChangedError(STATE)
+        return state, generation
+
+    def _write_state(self, state: _State, generation: str) -> None:
+        self._place.write(STATE, state.model_dump_json().encode() + b"\n", generation)
+
+
+def render(catalogue: Catalogue, consensus: Callable[[Frame], Consensus]) -> tuple[dict[str, str], list[str]]:
+    """Return the content of the tables by their names, and notes for people.
+
+    rois.csv has a row for each nodule and labels.csv one for each frame: the class that its reading gives, or else the
+    one that was known; none if the frame is unusable. clinical.csv has the features of the largest nodule of each frame
+    that has any. Without such a frame its content is "", which means no file.
+
+    Args:
+        catalogue: The frames.
+        consensus: What the readers say about a frame.
+    """
+    dicom = any(frame.number is not None for frame in catalogue.frames)
+    shorts = Counter(frame.short for frame in catalogue.frames)
+    rois, labels, clinical, ambiguous = [], [], [], 0
+    for frame in catalogue.frames:
+        reading = consensus(frame).reading
+        number = [frame.number or ""] if dicom else []
+        regions = () if reading is None else reading.regions
+        rois += [(frame.file, *region.box, *number) for region in regions]
+        labels.append((frame.file, *_label(frame, reading), *number))
+        features = {} if reading is None or reading.largest is None else reading.largest.features
+        if features and shorts[frame.short] == 1:
+            clinical.append((frame.short, *(features.get(feature, "") for feature in FEATURES)))
+        ambiguous += bool(features) and shorts[frame.short] > 1
+    last = ("frame",) if dicom else ()
+    texts = {
+        ROIS: _csv((*edits.REQUIRED[ROIS], *last), rois),
+        LABELS: _csv(("filename", "label", "patient", "tirads", "verdict", "n_rois", *last), labels),
+        CLINICAL: _csv(("filename", *FEATURES), clinical) if clinical else "",
+    }
+    why = f"{CLINICAL} lacks {ambiguous} frames whose file name is in several folders; rename these files"
+    return texts, [why] if ambiguous else []
+
+
+def _label(frame: Frame, reading: Reading | None) -> tuple[object, ...]:
+    """Return the cells of a row of labels.csv between filename and frame."""
+    patient = "" if frame.patient is None else frame.patient
+    if reading is None:
+        return frame.label, patient, "", "", ""
+    label = "" if reading.verdict is Verdict.UNUSABLE else reading.side or frame.label
+    return label, patient, level(reading.regions), str(reading.verdict), len(reading.regions)
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
+    return buffer.getvalue()
