@@ -1,12 +1,11 @@
 """Proposed boxes in a real browser, before a stand-in that is told what to answer, and before the endpoint itself."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from tests.browser.test_page import DESK, EN, KO, PHONE, accessible, box, drag, fits, read, shot, to_screen
 from tests.support import pages
@@ -29,15 +28,6 @@ class Desk:
 
     page: pages.Page
     endpoint: Locating | None
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium here; make test-browser installs it")
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
 
 
 @pytest.fixture(scope="module", params=["stand-in", "endpoint"])

@@ -4,12 +4,11 @@ Pictures of every state go to output-browser/.
 """
 
 import csv
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from tests.browser.test_page import DESK, PHONE, accessible, fits, shot, to_screen
 from tests.support import bench, label_server
@@ -31,15 +30,6 @@ FEATURES = {
     "margin": "lobulated",
     "foci": "punctate",
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium here; make test-browser installs it")
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
 
 
 @pytest.fixture(scope="module")

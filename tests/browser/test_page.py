@@ -2,13 +2,12 @@
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from pydicom.data import get_testdata_file
 
 from tests.support import ROOT, dicoms, pages
@@ -23,19 +22,6 @@ SHOTS = ROOT / "output-browser"
 DESK = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
 EN, KO = Words("en"), Words("ko")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium here; make test-browser installs it")
-    quiet = ("background-networking", "component-update", "sync")
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(
-            executable_path=found,
-            args=["--no-sandbox", "--disable-gpu", "--no-first-run", *(f"--disable-{one}" for one in quiet)],
-        )
 
 
 @pytest.fixture(scope="module")
