@@ -1,6 +1,6 @@
-"""Command `python -m thyroid.retention`; its code is in `thyroid.registry.retention`."""
+"""Command `python -m thyroid.retention`; its code is in `thyroid.label.retention.command`."""
 
-from thyroid.registry.retention import main
+from thyroid.label.retention.command import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

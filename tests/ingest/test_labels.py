@@ -90,6 +90,20 @@ def test_lines_that_agree_and_lines_that_do_not(tmp_path):
     assert found["a.jpg"].name is None
 
 
+def test_rows_of_frames(tmp_path):
+    rows = [("a.dcm", "2", "1.0"), ("a.dcm", "4", "2"), ("a.dcm", "5", "2"), ("a.dcm", "", "3"), ("b.dcm", "5", "")]
+    rows += [("c.dcm", "2", ""), ("c.dcm", "4", "7"), ("d.jpg", "2", "1"), ("d.jpg", "2", "2")]
+    found = labels.read(write(tmp_path / "l.csv", rows, ("filename", "label", "frame")), KINDS)
+    assert found["a.dcm"].name is None  # for a file without frames
+    assert found["a.dcm"].of_frame("1") == Label("2")
+    assert found["a.dcm"].of_frame("2").reason == "lines 3 and 4 of l.csv contradict each other"
+    assert found["a.dcm"].of_frame("3").reason == "its label in l.csv is empty"
+    assert found["a.dcm"].of_frame("4") == Label(None, reason="frame 4 has no row in the labels")
+    assert found["b.dcm"].of_frame("9") == found["b.dcm"] == Label("5")
+    assert [found["c.dcm"].of_frame(frame).name for frame in ("7", "8")] == ["4", "2"]
+    assert found["d.jpg"].name == "2"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -10,11 +10,15 @@ from PIL import Image
 
 from tests.conftest import write_scan
 from tests.support import dicoms
+from tests.support.labelling import Labelling, nodules
 from thyroid.data import classes as class_names
 from thyroid.data import pseudonyms
 from thyroid.data.classes import BINARY
 from thyroid.errors import InputError
 from thyroid.imaging import images
+from thyroid.ingest import listing
+from thyroid.label import pictures as label_pictures
+from thyroid.label.consensus import State
 from thyroid.label.frames import Catalogue, GoneError
 
 KEY = "a secret for tests only"
@@ -146,19 +150,131 @@ def test_a_frame_that_comes_back(tmp_path):
     assert catalogue.bytes(catalogue.frames[0]) == path.read_bytes()
 
 
+def downloads(gcs) -> list[str]:
+    """Return what was downloaded through the proxy."""
+    return [path for method, path in gcs.proxy.requests if method == "GET" and "alt=media" in path]
+
+
 def test_a_bucket(gcs, tmp_path):
     data = write_scan(tmp_path / "scan.jpg", 1).read_bytes()
     names = ["scans/B_001-0001-1.0.jpg", "scans/sub/M_002-0001-1.0.jpg"]
-    gcs.put(dict.fromkeys(names, data) | {"scans/B_003-0001-1.0.jpg": b"damaged"})
+    damaged = {"scans/B_003-0001-1.0.jpg": b"damaged", "scans/B_004-0001-1.0.jpg": b""}
+    gcs.put(dict.fromkeys(names, data) | damaged)
     catalogue = Catalogue.read(gcs.address("scans"), BINARY)
+    assert [path for path, _ in catalogue.left_out] == ["B_004-0001-1.0.jpg"]  # the listing says that it is empty
+    catalogue.measure(catalogue.paths)
     assert [frame.path for frame in catalogue.frames] == ["B_001-0001-1.0.jpg", "sub/M_002-0001-1.0.jpg"]
-    assert [path for path, _ in catalogue.left_out] == ["B_003-0001-1.0.jpg"]
+    assert [path for path, _ in catalogue.left_out] == ["B_003-0001-1.0.jpg", "B_004-0001-1.0.jpg"]
     assert (catalogue.frames[0].width, catalogue.frames[0].height) == (96, 80)
     assert catalogue.bytes(catalogue.frames[1]) == data
     gcs.client.bucket(gcs.bucket).delete_blob(names[1])
     with pytest.raises(GoneError):
         catalogue.bytes(catalogue.frames[1])
     assert catalogue.bytes(catalogue.frames[0]) == data
+
+
+def test_a_bucket_is_read_only_where_a_frame_is_needed_and_once(gcs, tmp_path):
+    data = write_scan(tmp_path / "scan.jpg", 1).read_bytes()
+    gcs.put({f"scans/B_{n:03d}-0001-1.0.jpg": data for n in range(1, 21)} | {"scans/B_021-0001-1.0.jpg": b"damaged"})
+    catalogue = Catalogue.read(gcs.address("scans"), BINARY)
+    assert len(catalogue.frames) == 21
+    assert downloads(gcs) == []
+    first, second = catalogue.frames[:2]
+    assert (first.width, first.height, first.width) == (96, 80, 96)
+    assert catalogue.bytes(second) == data
+    assert (second.width, second.height) == (96, 80)  # known from the picture
+    assert len(downloads(gcs)) == 2
+    catalogue.measure([first.path, second.path, catalogue.frames[2].path])
+    assert len(downloads(gcs)) == 3
+    for _ in range(2):
+        with pytest.raises(GoneError, match="B_021"):
+            _ = catalogue.frames[-1].width
+    assert len(downloads(gcs)) == 4
+    catalogue.keep_sizes()
+    again = Catalogue.read(gcs.address("scans"), BINARY)
+    assert [(frame.width, frame.height) for frame in again.frames[:3]] == [(96, 80)] * 3
+    assert len(downloads(gcs)) == 4
+    gcs.put({"scans/B_001-0001-1.0.jpg": write_scan(tmp_path / "scan.jpg", 9, (64, 48)).read_bytes()})
+    assert again.refresh() == {first.path}
+    assert (again.frames[0].width, again.frames[0].height) == (64, 48)
+    assert len(downloads(gcs)) == 5
+
+
+def test_boxes_are_checked_against_frames_of_a_bucket(gcs, tmp_path):
+    """Nothing is known of the sizes, and a reading of another picture, or of a damaged one, does not count."""
+    good = write_scan(tmp_path / "scan.jpg", 1).read_bytes()
+    gcs.put({f"scans/B_{n:03d}-0001-1.0.jpg": good for n in (1, 2)} | {"scans/B_003-0001-1.0.jpg": b"damaged"})
+    bench = Labelling.of(gcs.address("scans"), tmp_path / "labelled")
+    bench.say(bench.paths[0], nodules((10, 10, 86, 70)))
+    bench.say(bench.paths[1], nodules((10, 10, 87, 70)))
+    bench.say(bench.paths[2], nodules((1, 1, 10, 10)))
+    assert [bench.state(path)[0] for path in bench.paths] == [State.SINGLE, State.OPEN, State.OPEN]
+    bench.tables.write()
+    assert [row["filename"] for row in bench.rows("rois.csv")] == ["B_001-0001-1.0.jpg"]
+    assert bench.paths == ["B_001-0001-1.0.jpg", "B_002-0001-1.0.jpg"]
+    row = bench.rows("rois.csv")[0]
+    bench.edit("rois.csv", lambda rows: [*rows, row | {"filename": "B_002-0001-1.0.jpg", "x": "90"}])
+    with pytest.raises(InputError, match=r"rois\.csv: line 3: .*outside the 96x80 image"):
+        bench.tables.write()
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 60.0])
+def test_only_what_is_new_or_has_changed_is_looked_at_again(tmp_path, monkeypatch, seconds):
+    monkeypatch.setattr(listing, "SETTLED_SECONDS", seconds)
+    for n in (1, 2, 3):
+        write_scan(tmp_path / f"B_{n:03d}-0001-1.0.jpg", n)
+    (tmp_path / "B_009-0001-1.0.jpg").write_bytes(b"damaged")
+    catalogue = Catalogue.read(tmp_path, BINARY)
+    before, first = catalogue.frames, catalogue.frames[0]
+    read, plain = [], label_pictures.size
+
+    def size(place, file):
+        read.append(file.relative)
+        return plain(place, file)
+
+    monkeypatch.setattr(label_pictures, "size", size)
+    if seconds > 0:  # each of them may have changed unnoticed
+        assert catalogue.refresh() == {frame.path for frame in before}
+        assert len(read) == 4
+        return
+    assert catalogue.refresh() == set()
+    assert catalogue.frames is before
+    write_scan(tmp_path / "sub" / "M_004-0001-1.0.jpg", 4)
+    write_scan(tmp_path / "B_009-0001-1.0.jpg", 9)
+    write_scan(tmp_path / "B_002-0001-1.0.jpg", 7, (64, 48))
+    (tmp_path / "B_003-0001-1.0.jpg").unlink()
+    changed = {"sub/M_004-0001-1.0.jpg", "B_009-0001-1.0.jpg", "B_002-0001-1.0.jpg", "B_003-0001-1.0.jpg"}
+    assert catalogue.refresh() == changed
+    assert sorted(read) == sorted(changed - {"B_003-0001-1.0.jpg"})
+    assert catalogue.frames[0] is first
+    assert [(frame.path, frame.width) for frame in catalogue.frames] == [
+        ("B_001-0001-1.0.jpg", 96),
+        ("B_002-0001-1.0.jpg", 64),
+        ("B_009-0001-1.0.jpg", 96),
+        ("sub/M_004-0001-1.0.jpg", 96),
+    ]
+    assert catalogue.left_out == ()
+    assert catalogue.by_path(before[2].path) is None
+    assert catalogue.of(before[2].id) is before[2]
+    with pytest.raises(GoneError, match=r"B_003.* not among the scans"):
+        catalogue.bytes(before[2])
+    now = catalogue.frames
+    for frame in now:
+        (tmp_path / frame.path).unlink()
+    with pytest.raises(InputError, match=str(tmp_path)):
+        catalogue.refresh()
+    assert catalogue.frames is now
+
+
+def test_another_table_of_labels_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "SETTLED_SECONDS", -1.0)
+    for name in ("a.jpg", "b.jpg"):
+        write_scan(tmp_path / "scans" / name, ord(name[0]))
+    (tmp_path / "labels.csv").write_text("filename,label\na.jpg,B\n")
+    catalogue = Catalogue.read(tmp_path / "scans", BINARY, tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").write_text("filename,label\na.jpg,B\nb.jpg,M\n")
+    assert catalogue.refresh() == {"b.jpg"}
+    assert [frame.label for frame in catalogue.frames] == ["B", "M"]
 
 
 def test_dicom_files(tmp_path, monkeypatch):

@@ -92,7 +92,7 @@ def test_the_endpoint_of_a_registry_ends_with_the_bench(model, scans, tmp_path, 
     arguments = ("--registry", str(model), "--readers", str(tmp_path / "readers.csv"))
     bench = Bench(tmp_path / "log", scans, tmp_path / "labelled", *arguments).wait()
     (endpoint,) = children(bench.process.pid)
-    bench.stop(how)
+    assert "away" not in bench.stop(how), "it is only starting"
     deadline = time.monotonic() + 30
     while is_alive(endpoint):
         assert time.monotonic() < deadline

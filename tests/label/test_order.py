@@ -130,22 +130,22 @@ def test_far_behind_the_order_is_random(monkeypatch):
 
 def test_the_order_is_made_again_only_after_enough_has_changed():
     every = frames(100)
-    ranking = Ranking(every, 0)
-    first = ranking.of(set(), {}, {})
+    ranking = Ranking(0)
+    first = ranking.of(every, set(), {}, {})
     late = first[-1].path
-    assert ranking.of(set(), {late: answer(0.1, unsure=True)}, {}) == first
+    assert ranking.of(every, set(), {late: answer(0.1, unsure=True)}, {}) == first
     done = {one.path for one in first[:2]}
-    assert ranking.of(done, {late: answer(0.1, unsure=True)}, {}) == first[2:]
+    assert ranking.of(every, done, {late: answer(0.1, unsure=True)}, {}) == first[2:]
     some = {one.path: answer(0.1, unsure=True) for one in first[-10:]}
-    assert ranking.of(done, some, {})[0].path in some
+    assert ranking.of(every, done, some, {})[0].path in some
 
 
 def test_an_undone_frame_is_in_the_order_again():
     every = frames(20)
-    ranking = Ranking(every, 0)
-    first = ranking.of({frame(4).path}, {}, {})
+    ranking = Ranking(0)
+    first = ranking.of(every, {frame(4).path}, {}, {})
     assert frame(4) not in first
-    assert frame(4) in ranking.of(set(), {}, {})
+    assert frame(4) in ranking.of(every, set(), {}, {})
 
 
 @pytest.fixture

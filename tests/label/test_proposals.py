@@ -87,8 +87,8 @@ Make = Callable[..., Proposer]
 def make(store, tmp_path) -> Iterator[Make]:
     made = []
 
-    def start(address: str, frames: list[Frame], folder: Path = tmp_path) -> Proposer:
-        proposer = Proposer(address, None, folder / ".proposals", store)
+    def start(address: str, frames: list[Frame], folder: Path = tmp_path, *, is_starting: bool = False) -> Proposer:
+        proposer = Proposer(address, None, folder / ".proposals", store, is_starting=is_starting)
         made.append(proposer)
         proposer.want(frames)
         proposer.start()
@@ -202,6 +202,28 @@ def test_an_endpoint_that_is_away_is_asked_again_and_frames_are_described_meanwh
     proposer = make(locating.address, [frame(1), frame(2)])
     until(lambda: proposer.away and len(proposer.descriptors) == 2)
     assert proposer.proposed == {}
+
+
+def test_an_endpoint_that_was_started_with_the_bench_is_not_away_while_it_starts(make, locating, monkeypatch, caplog):
+    facts = locating.facts
+    monkeypatch.setattr(locating, "facts", dict)  # not yet those of a model
+    proposer = make(locating.address, [frame(1)], is_starting=True)
+    until(lambda: proposer.descriptors)
+    time.sleep(0.3)
+    assert not proposer.away
+    monkeypatch.setattr(locating, "facts", facts)
+    until(lambda: proposer.proposed)
+    assert "away" not in caplog.text
+    locating.stop()
+    proposer.want([frame(2)])
+    until(lambda: proposer.away)
+
+
+def test_an_endpoint_that_does_not_start_is_away_after_its_time(make, locating, monkeypatch):
+    monkeypatch.setattr(proposals, "STARTING", 0.2)
+    locating.stop()
+    proposer = make(locating.address, [frame(1)], is_starting=True)
+    until(lambda: proposer.away)
 
 
 def test_an_endpoint_that_is_back_is_asked(make, locating):

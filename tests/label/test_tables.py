@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +25,9 @@ from thyroid.errors import InputError
 from thyroid.ingest import ingest, listing
 from thyroid.ingest.options import IngestOptions
 from thyroid.label.consensus import Rules, State
+from thyroid.label.frames import Catalogue
 from thyroid.label.journal import UnwritableError
-from thyroid.label.readings import Role
+from thyroid.label.readings import Reading, Role, Verdict
 
 FEATURES = {
     "composition": "solid",
@@ -290,6 +292,25 @@ def test_two_servers_write_the_same_tables(scans, tmp_path):
         check_servers(scans, place, [future.result() for future in futures], 2 * 3 * 6)
 
 
+def test_a_server_that_begins_while_another_writes_the_first_tables(scans, tmp_path, monkeypatch):
+    first, second = (Labelling.of(scans, tmp_path / "labelled") for _ in range(2))
+    first.say(first.paths[FIRST], nodules((1, 2, 30, 40)))
+    plain, notes = storage.Folder.write, []
+
+    def write(self, name, data, generation=None):
+        if name == "rois.csv" and not notes:  # it is announced and not there yet
+            notes.append("")
+            notes.extend(second.tables.write())
+        plain(self, name, data, generation)
+
+    monkeypatch.setattr(storage.Folder, "write", write)
+    assert first.tables.write() == []
+    assert notes == [""]
+    assert [entry.role for entry in second.journal.entries] == [Role.READER]
+    storage.at(first.place).remove("rois.csv")
+    assert len(second.tables.write()) == 1
+
+
 def test_several_servers_and_a_bucket(scans, gcs):
     place = gcs.address("labelled")
     with ThreadPoolExecutor(2) as pool:
@@ -410,6 +431,128 @@ def test_dicom_frames(tmp_path, monkeypatch, undrawn):
     assert bench.journal.entries[-1].frame == "Roe Jane.dcm#2"
     assert bench.journal.entries[-1].reading.regions[0].features == {"foci": "rim"}
     assert bench.state("Roe Jane.dcm#4")[1] == nodules((25, 30, 40, 40), foci="macro")
+
+
+@pytest.fixture
+def cines(tmp_path, monkeypatch) -> Path:
+    """Scans of twelve patients, four of whom have one DICOM file of five different frames."""
+    monkeypatch.setenv(pseudonyms.KEY_VARIABLE, "a secret for tests only")
+    monkeypatch.setattr(listing, "SETTLED_SECONDS", -1.0)
+    folder, lines = tmp_path / "scans", ["filename,label,frame"]
+    for patient in range(1, 9):
+        write_scan(folder / f"{'BM'[patient % 2]}_{patient:03d}-0001-1.0.jpg", patient)
+    for n in range(4):
+        file = dicoms.write(dicoms.cine(5, n + 1), dicoms.JPEG_LOSSLESS, name=f"Roe^{n}", patient=f"ID {n}")
+        (folder / f"Roe {n}.dcm").write_bytes(file)
+        lines += [f"Roe {n}.dcm,{'BM'[n % 2]},{frame}" for frame in (1, 5, "")]
+    (folder / "dicom.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_frames_of_one_file_go_their_own_ways(cines, tmp_path, undrawn):
+    """What is said about a frame of a DICOM file is what a run uses of it: class, boxes, and whether it is usable."""
+    place = tmp_path / "labelled"
+    bench = Labelling.of(cines, place)
+    assert [path for path in bench.paths if "Roe 0" in path] == [f"Roe 0.dcm#{n}" for n in (1, 3, 5)]  # 3: the middle
+    expected = {}
+    for number, path in enumerate(path for path in bench.paths if "#" in path):
+        reading = nodules((20 + number, 30, 40, 41), side="MB"[number % 2])
+        if path in ("Roe 0.dcm#3", "Roe 1.dcm#1"):
+            reading = UNUSABLE
+        elif path == "Roe 2.dcm#5":
+            reading = NOTHING
+        bench.say(path, reading)
+        frame = bench.catalogue.by_path(path)
+        if reading is not UNUSABLE:
+            boxes = [region.box for region in reading.regions]
+            expected[frame.pseudonym] = (reading.side or frame.label, str(frame.number), boxes)
+    assert bench.tables.write() == []
+
+    options = IngestOptions(cines, rois=place / "rois.csv", labels=place / "labels.csv")
+    facts = ingest.ingest(options, tmp_path / "ingested").facts
+    version = DataVersion.read(tmp_path / "ingested")
+    assert facts.scans == len(version.used) == len(bench.paths) - 2
+    found = {}
+    for row in version.used[version.used["path"].str.endswith(".dcm")].itertuples():
+        own = version.regions[version.regions["path"] == row.path]
+        boxes = [(box.x, box.y, box.width, box.height) for box in own.itertuples()]
+        found[row.path.removeprefix(f"{cines.resolve()}/")] = (row.label, row.version, boxes)
+    assert found == expected
+    quarantined = tables.read_quarantine(tmp_path / "ingested", facts)
+    assert [reason.partition(": ")[2] for reason in quarantined["reason"]] == ["its label in labels.csv is empty"] * 2
+    assert not quarantined["file"].str.contains("Roe").any()
+    cropped = crop.crop(tmp_path / "ingested", tmp_path / "cropped", CropOptions(["cropped", "normal"]))
+    assert cropped.facts.regions == sum(len(boxes) for _, _, boxes in expected.values())
+
+    again = Catalogue.read(cines, class_names.BINARY, place / "labels.csv")  # the bench takes its own table, too
+    labels = {frame.pseudonym: frame.label for frame in again.frames if frame.pseudonym in expected}
+    assert labels == {name: label for name, (label, _, _) in expected.items()}
+
+
+def test_a_store_notices_a_frame_of_another_class(cines, tmp_path, undrawn):
+    place = tmp_path / "labelled"
+    bench = Labelling.of(cines, place)
+    for path in bench.paths:
+        bench.say(path, NOTHING)
+    options = IngestOptions(cines, labels=place / "labels.csv", store=tmp_path / "store")
+    bench.tables.write()
+    ingest.ingest(options, tmp_path / "first")
+    bench.say("Roe 0.dcm#3", Reading(verdict=Verdict.NONE, side="M"))
+    bench.tables.write()
+    facts = ingest.ingest(options, tmp_path / "second").facts
+    assert facts.looked_at == 0
+    used = DataVersion.read(tmp_path / "second").used
+    pseudonym = bench.catalogue.by_path("Roe 0.dcm#3").pseudonym
+    assert used[used["path"].str.endswith(pseudonym)]["label"].tolist() == ["M"]
+
+
+def counted(bench: Labelling, monkeypatch) -> list[str]:
+    """Return a list that gets the name of every file of the results that is read from now on, but for the journal."""
+    kind, names = type(storage.at(bench.place)), []
+    plain = kind.read
+
+    def read(self, name):
+        if not name.startswith("journal/"):
+            names.append(name)
+        return plain(self, name)
+
+    monkeypatch.setattr(kind, "read", read)
+    return names
+
+
+def test_tables_are_read_again_only_if_somebody_wrote_them(bench, monkeypatch):
+    monkeypatch.setattr(listing, "SETTLED_SECONDS", -1.0)
+    bench.say(bench.paths[FIRST], nodules((1, 2, 30, 40), foci="none"))
+    bench.tables.write()
+    bench.tables.write()  # reads what it has written
+    names = counted(bench, monkeypatch)
+    for _ in range(3):
+        assert bench.tables.write() == bench.tables.absorb() == []
+    assert names == []
+    bench.set("rois.csv", bench.paths[FIRST], x="5")
+    names.clear()
+    assert len(bench.tables.write()) == 1
+    assert bench.state(bench.paths[FIRST])[1].regions[0].box == (5, 2, 30, 40)
+    assert set(names) == {"rois.csv", "tables.json"}
+    bench.tables.write()
+    names.clear()
+    bench.say(bench.paths[SECOND], NOTHING)
+    bench.tables.write()
+    assert bench.rows("labels.csv")[1]["verdict"] == "none"
+    assert set(names) <= {"labels.csv", "tables.json"}
+
+
+def test_an_edit_of_the_same_size_and_second_is_noticed(scans, tmp_path):
+    bench = Labelling.of(scans, tmp_path / "labelled")
+    bench.say(bench.paths[FIRST], nodules((1, 2, 30, 40)))
+    bench.tables.write()
+    path = tmp_path / "labelled" / "rois.csv"
+    for x in "5678":
+        was = path.stat()
+        path.write_bytes(re.sub(rb"jpg,\d", b"jpg," + x.encode(), path.read_bytes()))
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+        assert len(bench.tables.write()) == 1
+        assert bench.state(bench.paths[FIRST])[1].regions[0].x == int(x)
 
 
 def _serve_until_killed(scans: str, place: str) -> None:

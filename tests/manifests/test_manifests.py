@@ -21,7 +21,12 @@ from thyroid.deploy.options import KNATIVE, DeployOptions
 from thyroid.errors import InputError
 from thyroid.web import upload
 
-FOLDERS = sorted(p.parent.relative_to(ROOT).as_posix() for p in (ROOT / "manifests").glob("*/*/kustomization.yaml"))
+FOLDERS = sorted(
+    file.parent.relative_to(ROOT).as_posix()
+    for folder in ("overlays", "service")  # what is in components is rendered with the overlays that name it
+    for file in (ROOT / "manifests" / folder).glob("*/kustomization.yaml")
+)
+BENCH = ("manifests/overlays/label", "manifests/overlays/label-gateway", "manifests/overlays/label-ingress")
 CHECKOV = Path(sys.prefix) / "checkov" / "bin" / "checkov"
 
 
@@ -66,6 +71,8 @@ def test_the_folders():
         "manifests/overlays/gpu",
         "manifests/overlays/ingress",
         "manifests/overlays/label",
+        "manifests/overlays/label-gateway",
+        "manifests/overlays/label-ingress",
         "manifests/service/cpu",
         "manifests/service/gpu",
     ]
@@ -150,8 +157,9 @@ def test_the_pages_arguments_are_its_own(rendered):
     assert f"port {port}" in done.stderr, done.stderr
 
 
-def test_the_bench_reads_the_volume_knows_its_readers_and_asks_the_endpoint(rendered):
-    objects = rendered["manifests/overlays/label"]
+@pytest.mark.parametrize("folder", BENCH)
+def test_the_bench_reads_the_volume_knows_its_readers_and_asks_the_endpoint(rendered, folder):
+    objects = rendered[folder]
     service = of_kind(objects, "Service")["thyroid-label"]["spec"]
     deployment = of_kind(objects, "Deployment")["thyroid-label"]["spec"]
     pod, labels = deployment["template"]["spec"], deployment["template"]["metadata"]["labels"]
@@ -176,6 +184,36 @@ def test_the_bench_reads_the_volume_knows_its_readers_and_asks_the_endpoint(rend
     }  # fmt: skip
     keys = [one for one in container["env"] if one["name"] == "THYROID_PATIENT_KEY"]
     assert keys[0]["valueFrom"]["secretKeyRef"]["name"] == Cluster().key_secret
+
+
+def test_the_bench_is_reached_by_every_kind_of_entry_and_by_none_unless_asked(rendered):
+    by_itself, gateway, ingress = (rendered[folder] for folder in BENCH)
+    assert not of_kind(by_itself, "HTTPRoute") | of_kind(by_itself, "Ingress")
+    (port,) = of_kind(by_itself, "Service")["thyroid-label"]["spec"]["ports"]
+    (container,) = of_kind(by_itself, "Deployment")["thyroid-label"]["spec"]["template"]["spec"]["containers"]
+    (target,) = [one["containerPort"] for one in container["ports"] if one["name"] == port["targetPort"]]
+    policy = of_kind(by_itself, "NetworkPolicy")["thyroid-label"]["spec"]
+    (admitted,) = policy["ingress"]
+    assert target in [one["port"] for one in admitted["ports"]]
+    ((namespaces,),) = [one["namespaceSelector"]["matchExpressions"] for one in admitted["from"]]
+
+    routes = of_kind(gateway, "HTTPRoute")
+    assert set(routes) == {manifest.ROUTE, "thyroid-web", "thyroid-label"}
+    route = routes["thyroid-label"]["spec"]
+    assert route["rules"] == [{"backendRefs": [{"name": "thyroid-label", "port": port["port"]}]}]
+    assert {one["namespace"] for one in route["parentRefs"]} <= set(namespaces["values"])
+    assert len({name for one in routes.values() for name in one["spec"]["hostnames"]}) == len(routes)
+
+    entries = of_kind(ingress, "Ingress")
+    assert set(entries) == {"thyroid-web", "thyroid-label"}
+    entry = entries["thyroid-label"]["spec"]
+    (rule,) = entry["rules"]
+    backend = {"name": "thyroid-label", "port": {"name": port["name"]}}
+    assert [path["backend"]["service"] for path in rule["http"]["paths"]] == [backend]
+    (secure,) = entry["tls"]
+    assert secure["hosts"] == [rule["host"]], "readers send their tokens"
+    assert secure["secretName"] != entries["thyroid-web"]["spec"]["tls"][0]["secretName"]
+    assert "ingress-nginx" in namespaces["values"]
 
 
 def test_the_benchs_arguments_are_its_own(rendered):

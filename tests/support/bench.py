@@ -170,7 +170,7 @@ class Bench:
         app.add_url_rule("/", view_func=lambda: page("index.html", features=FEATURES), endpoint="index")
         app.add_url_rule("/login", view_func=lambda: page("login.html", problem=request.args.get("problem")))
         app.add_url_rule("/agreement", "agreement", lambda: page("agreement.html", **self.agreement))
-        app.add_url_rule("/error", "error", lambda: page("error.html", sentences=["No such page."]))
+        app.add_url_rule("/error", "error", lambda: page("error.html", sentences=["No such page."], base="bench.html"))
 
         @app.get("/frame/<name>")
         def frame(name: str) -> Any:

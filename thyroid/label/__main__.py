@@ -65,7 +65,8 @@ def run(
     known, alone = Readers.alone() if readers is None else (Readers.read(readers), "")
     signal.signal(signal.SIGTERM, _end)
     with _endpoint(registry) as (started, token):
-        bench = Bench(options, started or endpoint, token or os.environ.get("THYROID_TOKEN") or None)
+        token = token or os.environ.get("THYROID_TOKEN", "")
+        bench = Bench(options, started or endpoint, token or None, is_starting=bool(started))
         bench.start()
         greeting = (
             f"bench on http://localhost:{port}/{f'?token={alone}' if alone else ''} for {len(bench.catalogue.frames)} "

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from thyroid.errors import InputError
-from thyroid.label.frames import Frame
+from thyroid.label.frames import Frame, GoneError
 from thyroid.label.readings import Entry, Reading, Role
 from thyroid.metrics import detection
 
@@ -79,7 +79,7 @@ class Consensus:
 
         The latest adjudication decides. An edit by hand decides until somebody reads the frame again. An import counts
         only while nobody has read the frame. A reading with a box outside the frame does not count: it was of another
-        picture, which had this name before.
+        picture, which had this name before. Nor does one with a box of a frame that vanished or is damaged.
 
         Args:
             frame: The frame.
@@ -107,10 +107,13 @@ class Consensus:
 
 
 def _within(reading: Reading, frame: Frame) -> bool:
-    return all(
-        region.x + region.width <= frame.width and region.y + region.height <= frame.height
-        for region in reading.regions
-    )
+    try:
+        return all(
+            region.x + region.width <= frame.width and region.y + region.height <= frame.height
+            for region in reading.regions
+        )
+    except GoneError:
+        return False
 
 
 def agree(one: Reading, other: Reading, iou: float = detection.FITS) -> bool:

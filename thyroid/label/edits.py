@@ -12,7 +12,7 @@ from thyroid.data import tables
 from thyroid.errors import InputError
 from thyroid.imaging.geometry import Box
 from thyroid.ingest.regions import ROI_COLUMNS, box_of
-from thyroid.label.frames import Catalogue, Frame
+from thyroid.label.frames import Catalogue, Frame, GoneError
 from thyroid.label.readings import FEATURES, MarkedRegion, Origin, Reading, Verdict
 from thyroid.metrics import detection
 
@@ -273,6 +273,8 @@ def _boxes(address: str, rows: Sequence[tuple[int, _Row]], frame: Frame, place: 
             boxes.append(box_of(SimpleNamespace(**row), frame))
         except ValueError as error:
             raise InputError(f"{address}: line {line}: {error}; correct or remove the row") from None
+        except GoneError:
+            raise InputError(f"{address}: line {line}: the picture vanished or is damaged; remove the row") from None
     return Edit(place, boxes=tuple(dict.fromkeys(boxes)))
 
 

@@ -2,6 +2,9 @@
 
 Each entry is an object of its own, journal/00000001.json and so on. It is created only if its number is still free, so
 any number of readers, processes and machines may write to the same folder or bucket at once, and nothing is lost.
+
+A patient is erased by an entry, too. Since it takes its number as every other one does, each writer knows of it before
+a later entry, and what was said before it can be emptied.
 """
 
 import errno
@@ -16,7 +19,7 @@ from pydantic import ValidationError
 
 from thyroid import errors, storage
 from thyroid.errors import InputError
-from thyroid.label.readings import Effort, Entry, Reading, Role
+from thyroid.label.readings import Effort, Entry, Erasure, Reading, Role
 from thyroid.storage import ABSENT, ChangedError, cache
 
 FOLDER = "journal"
@@ -40,6 +43,14 @@ class StaleError(Exception):
 
 class NothingToUndoError(Exception):
     """The reader has no reading left to undo."""
+
+
+class ErasedError(InputError):
+    """The frame is of a patient who was erased, so that nothing is kept about it. The message does not name it."""
+
+    def __init__(self) -> None:
+        """Say what to do."""
+        super().__init__("the frame was erased with its patient; remove it from the scans and go on with the next one")
 
 
 class UnwritableError(InputError):
@@ -85,6 +96,8 @@ class Journal:
         self._current: dict[str, dict[str, Entry]] = {}  # by frame and reader, undone ones included
         self._holding: dict[str, dict[str, list[Entry]]] = {}  # by frame and reader: readings not undone, latest last
         self._undoable: dict[str, list[Entry]] = {}  # by reader, latest last
+        self._erasures: tuple[Erasure, ...] = ()
+        self._legible: list[int] = []
         self._load()
 
     @property
@@ -94,6 +107,21 @@ class Journal:
             if len(self._shown) != len(self._entries):
                 self._shown = tuple(self._entries)
             return self._shown
+
+    @property
+    def erasures(self) -> tuple[Erasure, ...]:
+        """Who was erased, as far as the entries are known."""
+        return self._erasures
+
+    @property
+    def legible(self) -> tuple[int, ...]:
+        """Numbers of the entries that are erased, but were still complete in the folder when they were read."""
+        with self._guard:
+            return tuple(self._legible)
+
+    def is_erased(self, path: str, patient: int | None = None) -> bool:
+        """Return whether a frame or file, or its patient, was erased."""
+        return any(one.holds(path) or (patient is not None and one.is_of(patient)) for one in self._erasures)
 
     def refresh(self) -> list[Entry]:
         """Read the entries that others have added, and return them."""
@@ -155,10 +183,13 @@ class Journal:
 
         Raises:
             StaleError: The reader's current entry has another number.
+            ErasedError: The frame was erased.
         """
         with self._guard:
             while True:
                 self.refresh()
+                if self.is_erased(frame):
+                    raise ErasedError
                 current = self.current(frame, reader)
                 if base != (0 if current is None else current.number):
                     raise StaleError(current)
@@ -173,13 +204,31 @@ class Journal:
                     undoes=undoes,
                     effort=effort or Effort(),
                 )
-                name, data = _name(entry.number), entry.model_dump_json().encode() + b"\n"
-                try:
-                    with usable(self._place.address):
-                        self._place.write(name, data, ABSENT)
-                except ChangedError:
-                    continue  # another writer took the number
-                return self._take(name, data)
+                if self._create(entry):
+                    return entry
+
+    def erase(self, erasure: Erasure) -> None:
+        """Add the entry that erases a patient. What was said before it is not known any more, here and to others.
+
+        The files of the earlier entries are complete until `empty`.
+        """
+        with self._guard:
+            while True:
+                self.refresh()
+                number, now = len(self._entries) + 1, datetime.now(UTC)
+                entry = Entry(
+                    number=number, at=now, reader=OUTSIDE, role=Role.OUTSIDE, frame="", reading=None, erases=erasure
+                )
+                if self._create(entry):
+                    return
+
+    def empty(self) -> None:
+        """Take frame and readings out of the files of erased entries."""
+        with self._guard, usable(self._place.address):
+            while self._legible:
+                entry = self._entries[self._legible[-1] - 1]
+                self._place.write(_name(entry.number), _content(entry))
+                self._legible.pop()
 
     def last_of(self, reader: str) -> Entry | None:
         """Return the entry that the reader's next undo would undo; None if there is none."""
@@ -211,8 +260,19 @@ class Journal:
                         base=current.number,
                         undoes=last.number,
                     )
-                except StaleError:
-                    continue  # the same reader was faster in another tab
+                except (StaleError, ErasedError):
+                    continue  # the same reader was faster in another tab, or the frame has just been erased
+
+    def _create(self, entry: Entry) -> bool:
+        """Write an entry, and return whether nobody else took its number meanwhile."""
+        name, data = _name(entry.number), _content(entry)
+        try:
+            with usable(self._place.address):
+                self._place.write(name, data, ABSENT)
+        except ChangedError:
+            return False
+        self._take(name, data)
+        return True
 
     def _take(self, name: str, data: bytes) -> Entry:
         """Add an entry that was read or written to what is known."""
@@ -223,7 +283,14 @@ class Journal:
             raise InputError(f"{address}: damaged entry of the journal; restore the file from a copy") from None
         if _name(entry.number) != name or entry.number != len(self._entries) + 1:
             raise InputError(f"{address}: entry {entry.number} of the journal has this name; restore the file")
+        if entry.erases is not None:
+            self._forget(entry.erases)
+        elif not entry.erased and self.is_erased(entry.frame):  # such as one that older code has added
+            self._legible.append(entry.number)
+            entry = entry.emptied()
         self._entries.append(entry)
+        if not entry.frame:
+            return entry
         self._current.setdefault(entry.frame, {})[entry.reader] = entry
         stack = self._holding.setdefault(entry.frame, {}).setdefault(entry.reader, [])
         undoable = self._undoable.setdefault(entry.reader, [])
@@ -234,6 +301,20 @@ class Journal:
             stack[:] = [other for other in stack if other.number != entry.undoes]
             undoable[:] = [other for other in undoable if other.number != entry.undoes]
         return entry
+
+    def _forget(self, erasure: Erasure) -> None:
+        """Take what an erasure is about out of what is known."""
+        self._erasures += (erasure,)
+        gone = {frame for frame in self._current if erasure.holds(frame)}
+        for place, entry in enumerate(self._entries):
+            if entry.frame in gone:
+                self._entries[place] = entry.emptied()
+                self._legible.append(entry.number)
+        for frame in gone:
+            del self._current[frame], self._holding[frame]
+        for reader, stack in self._undoable.items():
+            self._undoable[reader] = [entry for entry in stack if entry.frame not in gone]
+        self._shown = ()
 
     def _load(self) -> None:
         """Read all entries, those of a bucket in parallel."""
@@ -262,6 +343,10 @@ class Journal:
                 if copy is None or entry.name != _name(len(self._entries) + 1):
                     return
                 self._take(entry.name, copy.read_bytes())
+
+
+def _content(entry: Entry) -> bytes:
+    return entry.model_dump_json().encode() + b"\n"
 
 
 def _name(number: int) -> str:

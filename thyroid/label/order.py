@@ -182,32 +182,40 @@ class Ranking:
     """The order of all frames, which is made again only after enough has changed. It may be asked by several threads.
 
     Args:
-        frames: All frames.
         seed: Seed of the random turns.
     """
 
-    def __init__(self, frames: Sequence[Frame], seed: int) -> None:
-        """Keep the frames; the class documents the arguments."""
-        self._frames, self._seed, self._lock = tuple(frames), seed, threading.Lock()
+    def __init__(self, seed: int) -> None:
+        """Order nothing yet; the class documents the argument."""
+        self._seed, self._lock = seed, threading.Lock()
+        self._frames: Sequence[Frame] = ()
         self._order: list[Frame] = []
         self._done: frozenset[str] = frozenset()
         self._known: tuple[int, int] | None = None
 
     def of(
-        self, done: Collection[str], proposed: Mapping[str, Proposed], descriptors: Mapping[str, Descriptor]
+        self,
+        frames: Sequence[Frame],
+        done: Collection[str],
+        proposed: Mapping[str, Proposed],
+        descriptors: Mapping[str, Descriptor],
     ) -> list[Frame]:
-        """Return the frames that are not done; the arguments are as for `rank`."""
+        """Return the frames that are not done; the arguments are as for `rank`.
+
+        Other frames than before, which are another object then, are ordered at once.
+        """
         with self._lock:
             read, known = frozenset(done), (len(proposed), len(descriptors))
-            step = max(1, len(self._frames) * RERANK // 100)
+            step = max(1, len(frames) * RERANK // 100)
             if (
                 self._known is None
+                or frames is not self._frames
                 or not self._done <= read  # a reading was undone: its frame is not in the order
                 or len(read) - len(self._done) >= RERANK
                 or max(abs(now - before) for now, before in zip(known, self._known, strict=True)) >= step
             ):
-                self._order = rank(self._frames, read, proposed, descriptors, self._seed)
-                self._done, self._known = read, known
+                self._order = rank(frames, read, proposed, descriptors, self._seed)
+                self._frames, self._done, self._known = frames, read, known
             return [frame for frame in self._order if frame.path not in read]
 
 

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import cv2
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 AWAY = 10.0
 """Seconds after which an endpoint that was away is asked again."""
+STARTING = 120.0
+"""Seconds that an endpoint which was started with the bench has for its first answer before it counts as away."""
 IDLE = 5.0
 """Seconds between two looks at whether the endpoint serves another model, once every frame has its answer."""
 SIDE = 16
@@ -132,14 +135,23 @@ class Proposer:
         cache: Folder or bucket for the answers, which outlives the process.
         read: Returns the bytes of a frame as JPEG or PNG. It raises a `GoneError` for a frame that vanished or is
             damaged, and another `InputError` if no frame can be read now.
+        is_starting: Whether the endpoint was started with the bench.
+        is_gone: Returns whether a frame was removed, or erased, while it was asked about; its answer is not kept then.
     """
 
     def __init__(
-        self, endpoint: str, token: str | None, cache: storage.Location, read: Callable[[Frame], bytes]
+        self,
+        endpoint: str,
+        token: str | None,
+        cache: storage.Location,
+        read: Callable[[Frame], bytes],
+        *,
+        is_starting: bool = False,
+        is_gone: Callable[[Frame], bool] = lambda frame: False,
     ) -> None:
         """Set up the client. Nothing is read or sent before `start`."""
         self._endpoint = Endpoint(endpoint, token) if endpoint else None
-        self._cache, self._read = storage.at(cache), read
+        self._cache, self._read, self._is_gone = storage.at(cache), read, is_gone
         self._lock, self._woken, self._stopped = threading.Lock(), threading.Event(), threading.Event()
         self._wanted: tuple[Frame, ...] = ()
         self._queue: deque[Frame] = deque()
@@ -150,6 +162,8 @@ class Proposer:
         """Path of a frame to the model that has answered, or refused it."""
         self._lost: set[str] = set()
         self._resume = 0.0
+        self._due = time.monotonic() + STARTING if is_starting else 0.0
+        """Until when an endpoint that has never answered is only starting."""
         self._away = self._full = False
         self._thread = threading.Thread(target=self._work, name="proposals", daemon=True)
 
@@ -171,6 +185,18 @@ class Proposer:
             self._queued_for = None
             self._queue.clear()
         self._woken.set()
+
+    def forget(self, paths: AbstractSet[str]) -> None:
+        """Forget what is known of frames whose pictures have changed, or were removed.
+
+        Args:
+            paths: Their paths.
+        """
+        with self._lock:
+            for known in (self._proposed, self._descriptors, self._asked):
+                for path in paths & known.keys():
+                    del known[path]
+            self._lost -= paths
 
     def of(self, path: str) -> Proposed | None:
         """Return what the model says about a frame; None if it has not answered, or not yet."""
@@ -221,8 +247,14 @@ class Proposer:
         return _named(facts["version"], str(facts.get("data_digest", "")))
 
     def _note_away(self, away: bool) -> None:
-        if away:
-            self._resume = time.monotonic() + AWAY
+        now = time.monotonic()
+        if not away:
+            self._due = 0.0
+        elif now < self._due:
+            self._resume = now + IDLE
+            return
+        else:
+            self._resume = now + AWAY
         if away != self._away:
             log.warning("the endpoint is away; the bench goes on without proposals" if away else "the endpoint is back")
         self._away = away
@@ -271,7 +303,7 @@ class Proposer:
                     with self._lock:
                         self._queue.append(frame)
                     return
-            if found is not None:
+            if found is not None and not self._is_gone(frame):
                 self._keep(f"{found.model}/{digest}.json", found)
         self._settle(frame, model, found)
 

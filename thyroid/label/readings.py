@@ -4,7 +4,10 @@ The features and their values are those of ACR TI-RADS (Tessler et al., J Am Col
 the points of each value and the level that their sum means.
 """
 
-from collections.abc import Sequence
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Self
@@ -131,19 +134,70 @@ class Effort(_Strict):
     keys: int = Field(default=0, ge=0, le=100_000)
 
 
+class Erasure(_Strict):
+    """Which patient and which frames were erased, as keyed hashes: they are recognised, and not named.
+
+    Attributes:
+        key: Random key of the hashes, in hexadecimal digits. Whoever has the journal can test whether a number or a
+            path is in it.
+        patient: Hash of the patient's number.
+        paths: Hashes of the paths of the patient's frames and files.
+        names: Hashes of the last parts of these, by which clinical.csv names a scan.
+    """
+
+    key: str
+    patient: str
+    paths: frozenset[str]
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, patient: int, paths: Iterable[str]) -> Self:
+        """Return the erasure of a patient.
+
+        Args:
+            patient: Number of the patient.
+            paths: Paths of the patient's frames and files, and pseudonyms of those of DICOM files.
+        """
+        new, known = cls(key=secrets.token_hex(32), patient="", paths=frozenset(), names=frozenset()), list(paths)
+        hashes = {
+            "patient": new._hash("patient", str(patient)),
+            "paths": frozenset(new._hash("path", path) for path in known),
+            "names": frozenset(new._hash("name", path.rsplit("/", 1)[-1]) for path in known),
+        }
+        return new.model_copy(update=hashes)
+
+    def holds(self, path: str) -> bool:
+        """Return whether a frame or file with this path was erased; with a DICOM file, every frame of it is."""
+        return any(self._hash("path", one) in self.paths for one in (path, path.rpartition("#")[0]))
+
+    def names_scan(self, name: str) -> bool:
+        """Return whether a scan with this last part of its name was erased."""
+        return self._hash("name", name) in self.names
+
+    def is_of(self, patient: int) -> bool:
+        """Return whether this is the erasure of the patient with this number."""
+        return self._hash("patient", str(patient)) == self.patient
+
+    def _hash(self, kind: str, name: str) -> str:
+        message = f"{kind}\0{name}".encode("utf-8", "surrogatepass")
+        return hmac.digest(bytes.fromhex(self.key), message, hashlib.sha256).hex()[:32]
+
+
 class Entry(_Strict):
-    """One change, as the journal keeps it. Nothing in the journal is ever changed or removed.
+    """One change, as the journal keeps it. Nothing in the journal is ever changed or removed, but for an erasure.
 
     Attributes:
         number: Number in the journal, from 1.
         at: When, in UTC.
         reader: Name of who made it.
         role: Role of who made it.
-        frame: Path of the frame below the folder of scans.
+        frame: Path of the frame below the folder of scans; "" if it was erased, or if the entry is of no frame.
         reading: What holds from now on; None for nothing, after an undo.
         before: What this reader had said before; None for nothing.
         undoes: Number of the entry that this one undoes; None for none.
         effort: What it cost.
+        erased: Whether frame and readings were erased. The rest stays, so that the readers' counts can be explained.
+        erases: Whom this entry erases from all entries before it, and keeps out of those after it; None for nobody.
     """
 
     number: int = Field(ge=1)
@@ -155,6 +209,12 @@ class Entry(_Strict):
     before: Reading | None = None
     undoes: int | None = None
     effort: Effort = Effort()
+    erased: bool = False
+    erases: Erasure | None = None
+
+    def emptied(self) -> "Entry":
+        """Return the entry without its frame and what was said about it."""
+        return self.model_copy(update={"frame": "", "reading": None, "before": None, "erased": True})
 
 
 def points(features: dict[str, str]) -> int | None:

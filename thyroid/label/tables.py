@@ -18,16 +18,18 @@ from pydantic import BaseModel, ValidationError
 
 from thyroid import storage
 from thyroid.errors import InputError
+from thyroid.ingest import listing
 from thyroid.label import edits
 from thyroid.label.consensus import Consensus, Rules
 from thyroid.label.edits import CLINICAL, LABELS, ROIS, Edit, Table
 from thyroid.label.frames import Catalogue, Frame
-from thyroid.label.journal import OUTSIDE, Journal, StaleError, usable
+from thyroid.label.journal import OUTSIDE, ErasedError, Journal, StaleError, usable
 from thyroid.label.readings import FEATURES, Reading, Role, Verdict, level
+from thyroid.label.retention import erasure
+from thyroid.label.retention.erasure import STATE
 from thyroid.storage import ABSENT, ChangedError
 
 NAMES = (ROIS, LABELS, CLINICAL)
-STATE = "tables.json"
 _ATTEMPTS = 100
 _PAUSE = 0.05
 """Longest pause in seconds before the next attempt, after another server was faster."""
@@ -49,6 +51,46 @@ class _State(BaseModel):
         return _State(known=self.known | more)
 
 
+class _Files:
+    """Files of the folder of results, each of which is read again only if it has changed.
+
+    Args:
+        place: The folder or bucket.
+    """
+
+    def __init__(self, place: storage.Folder | storage.Bucket) -> None:
+        """Read nothing yet."""
+        self._place = place
+        self._read: dict[str, tuple[str, bytes, str]] = {}
+        """Mark, content and generation by name."""
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        """Return content and generation of a file, as a folder or bucket does."""
+        mark, known = self.mark(name), self._read.get(name)
+        if known is None or mark is None or known[0] != mark:
+            data, generation = self._place.read(name)
+            # A mark from before the reading is the safe one: what is written after it is read next time.
+            known = self._read[name] = mark or "", data, generation
+        return known[1], known[2]
+
+    def mark(self, name: str) -> str | None:
+        """Return a text that changes whenever the file does; None if a change could go unnoticed."""
+        if isinstance(self._place, storage.Bucket):
+            found = (entry.generation for entry in self._place.entries(name) if entry.name == name)
+            return next(found, ABSENT)
+        try:
+            stat = (self._place.path / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return ABSENT
+        if max(stat.st_mtime, stat.st_ctime) > time.time() - listing.SETTLED_SECONDS:
+            return None
+        return f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
+
+    def forget(self) -> None:
+        """Read everything again the next time."""
+        self._read.clear()
+
+
 class Tables:
     """The tables of a folder of results. All methods may be called from several threads.
 
@@ -65,7 +107,12 @@ class Tables:
         self._catalogue = catalogue
         self._journal = journal
         self._rules = rules
-        self._names = edits.Names(catalogue)
+        self._files = _Files(self._place)
+        self._state: tuple[tuple[str, int], _State] = (ABSENT, 0), _State()
+        self._erasures = len(journal.erasures)
+        catalogue.leave_out(journal.is_erased)
+        self._settled: tuple[Sequence[Frame], tuple[list[str], int], list[str]] | None = None
+        """Frames, generations and number of entries for which everything is written, and the notes about them."""
         self._guard = threading.Lock()
 
     def consensus(self, frame: Frame) -> Consensus:
@@ -103,6 +150,7 @@ class Tables:
             for _ in range(_ATTEMPTS):
                 with contextlib.suppress(ChangedError):
                     return step()
+                self._files.forget()
                 time.sleep(random.uniform(0, _PAUSE))
         raise InputError(f"{self._place.address}: the tables are changed by others all the time; try again later")
 
@@ -116,11 +164,18 @@ class Tables:
             ChangedError: Somebody else wrote one of them meanwhile.
         """
         state, found, notes = self._take_over()
+        entries, frames = len(self._journal.entries), self._catalogue.frames
+        now = [*(generation for _, generation in found.values()), self._read_state()[1]], entries
+        if self._settled is not None and self._settled[0] is frames and self._settled[1] == now:
+            return [*notes, *self._settled[2]]
+        self._catalogue.measure({entry.frame for entry in self._journal.entries})
         texts, further = render(self._catalogue, self.consensus)
         due = {name: text for name, text in texts.items() if found[name][0] != text.encode()}
         gone = [name for name in due if found[name][1] == ABSENT and len(state.known.get(name, [])) == 1]
         notes += [f"{name} was missing and was written again" for name in gone if state.known[name][0]]
-        announced = state.adding(texts)
+        # Another server must not miss a table that is only announced: until it is written, none counts as written too.
+        first = {name: [""] for name, (_, generation) in found.items() if generation == ABSENT}
+        announced = _State(known=first | state.known).adding(texts)
         if announced != state:
             self._write_state(announced, self._read_state(state)[1])
         for name, text in due.items():
@@ -137,6 +192,8 @@ class Tables:
         read = {entry.frame for entry in self._journal.entries if self._catalogue.by_path(entry.frame) is None}
         if lost := sum(bool(self._journal.readings(path)) for path in read):
             further.append(f"{lost} frames that were read are not among the scans; the tables leave them out")
+        if not due and announced == state:
+            self._settled = frames, now, further
         return [*notes, *further]
 
     def _take_over(self) -> tuple[_State, dict[str, tuple[bytes, str]], list[str]]:
@@ -147,9 +204,14 @@ class Tables:
             InputError: As `absorb`.
         """
         state, generation = self._read_state()
-        found = {name: self._place.read(name) for name in NAMES}
+        found = {name: self._files.read(name) for name in NAMES}
         self._journal.refresh()  # after the tables, whose content must not be newer than what replaces it
-        edited = {name: data for name, (data, current) in found.items() if current != ABSENT}
+        if len(self._journal.erasures) > self._erasures:
+            self._erasures = len(self._journal.erasures)
+            self._catalogue.leave_out(self._journal.is_erased)
+            erasure.remove_proposals(self._place.address)  # those that came while the erasure was not known here
+            raise ChangedError(STATE)  # since the state may hold what was erased
+        edited = {name: self._kept(name, data) for name, (data, current) in found.items() if current != ABSENT}
         edited = {name: data for name, data in edited.items() if not self._wrote(state, name, data)}
         if not edited:
             return state, found, []
@@ -158,6 +220,10 @@ class Tables:
         self._write_state(state, generation)
         one = "1 frame was" if count == 1 else f"{count} frames were"
         return state, found, [f"{' and '.join(edited)}: edited outside the bench; {one} taken over"] if count else []
+
+    def _kept(self, name: str, data: bytes) -> bytes:
+        """Return a table without what was erased, which a bench that did not know of it may have written since."""
+        return erasure.cleaned(name, data, storage.below(self._place.address, name), self._journal.erasures)
 
     def _wrote(self, state: _State, name: str, data: bytes) -> bool:
         known = state.known.get(name)
@@ -172,12 +238,13 @@ class Tables:
         The edit was made in whichever content that the bench has written is closest to it.
         """
         result: dict[str, Edit] = {}
+        names = edits.Names(self._catalogue)
         for name, data in edited.items():
             address = storage.below(self._place.address, name)
-            new = Table.parse(name, data, address, self._names)
+            new = Table.parse(name, data, address, names)
             known = state.known.get(name) or [self._rendered(name)]
             bases = [
-                Table.parse(name, text.encode(), address, self._names) if text else Table.absent(name, address)
+                Table.parse(name, text.encode(), address, names) if text else Table.absent(name, address)
                 for text in reversed(known)
             ]
             base = min(bases, key=lambda old: len(edits.changed(old, new)))
@@ -205,7 +272,7 @@ class Tables:
                     reading=reading,
                     base=0 if current is None else current.number,
                 )
-            except StaleError:
+            except (StaleError, ErasedError):
                 raise ChangedError(path) from None
         return len(new)
 
@@ -216,12 +283,19 @@ class Tables:
             ChangedError: It is not what is expected.
             InputError: It is damaged.
         """
-        data, generation = self._place.read(STATE)
+        data, generation = self._files.read(STATE)
         try:
-            state = _State.model_validate_json(data) if generation != ABSENT else _State()
+            if (generation, self._erasures) != self._state[0]:
+                state = _State.model_validate_json(data) if generation != ABSENT else _State()
+                known = {
+                    name: [self._kept(name, text.encode()).decode() for text in texts]
+                    for name, texts in state.known.items()
+                }
+                self._state = (generation, self._erasures), _State(known=known)
         except ValidationError:
             address = storage.below(self._place.address, STATE)
             raise InputError(f"{address}: damaged; remove it, and the tables are compared with the journal") from None
+        state = self._state[1]
         if expected is not None and state != expected:
             raise ChangedError(STATE)
         return state, generation

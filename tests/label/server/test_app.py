@@ -109,7 +109,9 @@ def test_pages_ask_a_stranger_for_the_token(site):
         assert 'name="token"' in answer.text
         assert RESEARCH_USE_ONLY in answer.text
     assert client.get("/health").json == {"status": "ok"}
-    assert client.get("/nothing").status_code == 404
+    answer = client.get("/nothing")
+    assert answer.status_code == 404
+    assert 'href="/report"' not in answer.text, "of the page, which the bench has not"
 
 
 def test_a_token_in_the_address_opens_a_session_and_leaves_the_address(site):

@@ -132,7 +132,10 @@ def export_coco(
 
 
 def _catalogue(scans: Location, labelled: Location, labels: Location, spec: str) -> Catalogue:
-    return Catalogue.read(scans, classes.parse(spec), labels or None, (labelled,) if labelled else ())
+    result = Catalogue.read(scans, classes.parse(spec), labels or None, (labelled,) if labelled else ())
+    result.measure(result.paths)
+    result.keep_sizes()
+    return result
 
 
 def _keep(found: Imported, source: Path, catalogue: Catalogue, options: ImportOptions) -> None:
@@ -173,7 +176,7 @@ def _add(readings: Mapping[str, Reading], options: ImportOptions) -> int:
     added = 0
     for path, reading in readings.items():
         current = journal.current(path, reader)
-        if current is not None and current.reading == reading:
+        if journal.is_erased(path) or (current is not None and current.reading == reading):
             continue
         base = 0 if current is None else current.number
         try:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from thyroid.errors import InputError
 from thyroid.imaging import images
 from thyroid.label.frames import Frame, GoneError
-from thyroid.label.journal import NothingToUndoError, StaleError, UnwritableError
+from thyroid.label.journal import ErasedError, NothingToUndoError, StaleError, UnwritableError
 from thyroid.label.order import Queue
 from thyroid.label.readings import FEATURES, Effort, Reading
 from thyroid.label.server.bench import AdjudicationError, Bench
@@ -218,6 +218,7 @@ def _add_error_handlers(app: Flask) -> None:
     answered(NothingToUndoError, "error_nothing", HTTPStatus.CONFLICT)
     answered(AdjudicationError, "error_adjudicate", HTTPStatus.FORBIDDEN)
     answered(GoneError, "error_gone", HTTPStatus.GONE)
+    answered(ErasedError, "error_gone", HTTPStatus.GONE)
     answered(InputError, "error_store", HTTPStatus.SERVICE_UNAVAILABLE)
 
     @app.errorhandler(UnwritableError)
@@ -230,7 +231,7 @@ def _explain(problems: Sequence[PageError], status: int) -> tuple[Response | str
     sentences = [g.words(problem.code, **problem.values) for problem in problems]
     if _wants_json():
         return jsonify(error=" ".join(sentences)), status
-    return render_template("error.html", sentences=sentences), status
+    return render_template("error.html", sentences=sentences, base="bench.html"), status
 
 
 def _wants_json() -> bool:

@@ -4,12 +4,14 @@ A reader never gets what others say about a frame. Only an adjudicator does, wit
 contradict each other.
 """
 
+import bisect
 import contextlib
 import hashlib
 import logging
 import secrets
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from thyroid.label.journal import Journal, UnwritableError
 from thyroid.label.order import Queue, Ranking, Reservations, Standing, queue_for
 from thyroid.label.proposals import Proposer
 from thyroid.label.readings import Effort, Entry, Reading, Role
+from thyroid.label.retention.erasure import CACHE
 from thyroid.label.server.knowledge import Knowledge, Suspects
 from thyroid.label.server.readers import Reader
 from thyroid.label.tables import Tables
@@ -37,10 +40,12 @@ PAUSE = 0.5
 """Seconds between two writings of the tables, so that those of many readings are one."""
 LOOK = 20.0
 """Seconds between two looks at what other servers and people have changed."""
+SCANS = 60.0
+"""Seconds between two looks at which scans there are."""
+REST = 20
+"""How many times as long as such a look the pause after it is at least."""
 NOTES = 5
 """Notes about the tables that are shown, the latest ones."""
-CACHE = ".proposals"
-"""Folder of the proposals in the folder of results."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,12 @@ class Bench:
         options: The options.
         endpoint: Address of the endpoint that proposes boxes; "" for none.
         token: Bearer token of the endpoint; None if it needs none.
+        is_starting: Whether the endpoint was started with the bench, and is not away before it has had its time.
     """
 
-    def __init__(self, options: LabelOptions, endpoint: str = "", token: str | None = None) -> None:
+    def __init__(
+        self, options: LabelOptions, endpoint: str = "", token: str | None = None, *, is_starting: bool = False
+    ) -> None:
         """Read the scans, the journal and the suspects. Nothing is written before `start`.
 
         Raises:
@@ -95,17 +103,20 @@ class Bench:
         self._suspects = Suspects(options.suspects, self.catalogue)
         self._knowledge = Knowledge(self.catalogue, self.journal, self._tables.consensus)
         cache = storage.below(str(options.labelled), CACHE)
-        self._proposer = Proposer(endpoint, token, cache, self.catalogue.bytes)
-        self._ranking = Ranking(self.catalogue.frames, options.seed)
+        self._proposer = Proposer(
+            endpoint, token, cache, self.catalogue.bytes, is_starting=is_starting, is_gone=self._is_gone
+        )
+        self._ranking = Ranking(options.seed)
         self._reservations, self._giving = Reservations(), threading.Lock()
         self._seed, self._salt = options.seed, secrets.token_bytes(16)
-        self._number = {frame.path: number for number, frame in enumerate(self.catalogue.frames, 1)}
-        self._by_path = {frame.path: frame for frame in self.catalogue.frames}
+        self._shown_as: dict[tuple[str, str], Frame] = {}
+        """What was shown to a reader and is not read yet, by name and path."""
+        self._next_look = time.monotonic() + SCANS
         self._changed, self._stopped = threading.Event(), threading.Event()
         self._measuring = threading.Lock()
-        self._measured: tuple[int, Agreement] | None = None
+        self._measured: tuple[int, Sequence[Frame], Agreement] | None = None
         self._notes: list[str] = []
-        self._problem = ""
+        self._problem = self._scans_problem = ""
         self._writer = threading.Thread(target=self._keep_tables, name="tables", daemon=True)
 
     def start(self) -> None:
@@ -129,6 +140,7 @@ class Bench:
             with contextlib.suppress(InputError):  # the readings are in the journal
                 self._write()
         self._proposer.stop()
+        self.catalogue.keep_sizes()
 
     def next(self, reader: Reader, queue: Queue, frame: Frame | None, skip: Collection[str]) -> dict[str, Any]:
         """Return what the page shows next, as JSON fields.
@@ -141,11 +153,14 @@ class Bench:
 
         Raises:
             AdjudicationError: The reader may not adjudicate, or not this frame.
+            GoneError: The certain frame was removed, or is damaged.
         """
         if queue is Queue.ADJUDICATE:
             self._check_adjudicator(reader, frame)
         if frame is None:
             frame = self._given(reader, queue, skip)
+        elif self.catalogue.by_path(frame.path) is None:
+            raise GoneError(f"{frame.path}: is not among the scans any more")
         elif queue is Queue.ORDER:
             self._reservations.keep(reader.name, frame)
         shared = {"queue": queue, "progress": self.progress(reader), "notes": self.notes}
@@ -154,10 +169,15 @@ class Bench:
     def _given(self, reader: Reader, queue: Queue, skip: Collection[str]) -> Frame | None:
         """Return the next frame of a queue, which is then kept for the reader; None if there is none."""
         with self._giving:  # a frame that is saved after the look at the queue must not be free before this is over
-            waiting = queue_for(reader.name, queue, self._standing())
-            if queue is Queue.REVIEW:  # these are read; others must be able to read them, too
-                return next((one for one in waiting if one.path not in skip), None)
-            return self._reservations.take(reader.name, waiting, skip)
+            while True:
+                waiting = queue_for(reader.name, queue, self._standing())
+                if queue is Queue.REVIEW:  # these are read; others must be able to read them, too
+                    found = next((one for one in waiting if one.path not in skip), None)
+                else:
+                    found = self._reservations.take(reader.name, waiting, skip)
+                self.catalogue.measure([] if found is None else [found.path])
+                if found is None or self.catalogue.by_path(found.path) is found:
+                    return found  # else it cannot be shown, and is not in the queue any more
 
     def _shown(self, reader: Reader, queue: Queue, frame: Frame) -> dict[str, Any]:
         """Return the fields of one frame. Of the readings, only the reader's own is among them."""
@@ -171,9 +191,11 @@ class Bench:
         found = self._suspects.of(frame.path) if queue is Queue.SUSPECTS else None
         told = None if found is None else {name: getattr(found, name) for name in ("label", "suggested", "margin")}
         place = {"id": frame.id, "width": frame.width, "height": frame.height}
+        frames = self.catalogue.frames
+        self._shown_as[reader.name, frame.path] = frame
         boxes = proposed.boxes[:PROPOSALS] if proposed is not None else ()
         return {
-            "frame": place | {"number": self._number[frame.path], "of": len(self.catalogue.frames)},
+            "frame": place | {"number": bisect.bisect(frames, frame.path, key=lambda one: one.path), "of": len(frames)},
             "base": 0 if current is None else current.number,
             "reading": None if mine is None else mine.model_dump(mode="json"),
             "proposals": [{"box": list(box), "probability": probability} for box, probability in boxes],
@@ -215,6 +237,9 @@ class Bench:
         """
         if queue is Queue.ADJUDICATE:
             self._check_adjudicator(reader, frame)
+        shown = self._shown_as.get((reader.name, frame.path), frame)
+        if shown is not frame and (shown.width, shown.height) != (frame.width, frame.height):
+            raise GoneError(f"{frame.path}: was replaced by a picture of another size since it was shown")
         self.catalogue.bytes(frame)
         own = self.own(frame, reader)
         again = own is not None and own.role is Role.ADJUDICATOR and reader.role is Role.ADJUDICATOR
@@ -224,6 +249,7 @@ class Bench:
         )
         with self._giving:
             self._reservations.release(reader.name, frame.path)
+        self._shown_as.pop((reader.name, frame.path), None)
         self._changed.set()
         return entry
 
@@ -237,7 +263,7 @@ class Bench:
         """
         entry = self.journal.undo(reader.name)
         self._changed.set()
-        frame = self._by_path.get(entry.frame)
+        frame = self.catalogue.by_path(entry.frame)
         if frame is None:
             raise GoneError(f"{entry.frame}: is not among the scans any more")
         if reader.role is Role.ADJUDICATOR and self.consensus(frame).state is State.CONTESTED:
@@ -274,7 +300,7 @@ class Bench:
     @property
     def notes(self) -> list[str]:
         """What people should know about the tables, such as that one cannot be read; nobody's reading is in it."""
-        return [*([self._problem] if self._problem else []), *self._notes]
+        return [*(text for text in (self._problem, self._scans_problem) if text), *self._notes]
 
     @property
     def is_endpoint_away(self) -> bool:
@@ -288,11 +314,11 @@ class Bench:
     def agreement(self) -> Agreement:
         """Return how well the readers agree, and how fast they are. It takes seconds, once after each change."""
         with self._measuring:
-            count = len(self.journal.entries)
-            if self._measured is None or self._measured[0] != count:
+            count, frames = len(self.journal.entries), self.catalogue.frames
+            if self._measured is None or self._measured[0] != count or self._measured[1] is not frames:
                 found = agreement.agreement(self.catalogue, self.journal, self.rules, self.classes)
-                self._measured = count, found
-            return self._measured[1]
+                self._measured = count, frames, found
+            return self._measured[2]
 
     def _check_adjudicator(self, reader: Reader, frame: Frame | None) -> None:
         if reader.role is not Role.ADJUDICATOR:
@@ -308,8 +334,8 @@ class Bench:
         done = [path for path, state in known.states.items() if state is not State.OPEN]
         own = {name: sorted(paths, key=lambda path: -paths[path]) for name, paths in known.own.items()}
         return Standing(
-            ranked=self._ranking.of(done, self._proposer.proposed, self._proposer.descriptors),
-            frames=self._by_path,
+            ranked=self._ranking.of(self.catalogue.frames, done, self._proposer.proposed, self._proposer.descriptors),
+            frames=self.catalogue.paths,
             states=known.states,
             readers=known.readers,
             suspects=self._suspects.left(known),
@@ -325,7 +351,10 @@ class Bench:
         needed |= dict.fromkeys(
             path for path, state in standing.states.items() if state in (State.SECOND, State.CONTESTED)
         )
-        self._proposer.want([self._by_path[path] for path in needed])
+        self._proposer.want([standing.frames[path] for path in needed if path in standing.frames])
+
+    def _is_gone(self, frame: Frame) -> bool:
+        return self.catalogue.by_path(frame.path) is None
 
     def _keep_tables(self) -> None:
         """Write the tables after readings, and look now and then at what others have changed."""
@@ -334,12 +363,26 @@ class Bench:
             self._stopped.wait(PAUSE)
             self._changed.clear()
             try:
+                self._look()
                 self._write()
                 self._want()
             except Exception as error:  # the readings are in the journal; the next attempt writes them
                 fields = {"kind": type(error).__name__, "where": logs.place(error)}
                 log.error("the tables were not written", extra={"fields": fields})
                 self._problem = errors.one_line(error) if isinstance(error, InputError) else type(error).__name__
+
+    def _look(self) -> None:
+        """Look now and then which scans came, changed or went."""
+        started = time.monotonic()
+        if started < self._next_look:
+            return
+        try:
+            self._proposer.forget(self.catalogue.refresh())
+            self._scans_problem = ""
+        except (InputError, OSError) as error:  # such as a folder that is not mounted now; its frames stay
+            self._scans_problem = errors.one_line(error)
+        now = time.monotonic()
+        self._next_look = now + max(SCANS, REST * (now - started))
 
     def _write(self) -> None:
         """Write the tables. One that was edited by hand and cannot be read is left alone, and becomes a note."""

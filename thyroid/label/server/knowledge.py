@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import statistics
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ValidationError
@@ -60,12 +60,17 @@ class Knowledge:
         """Know nothing yet; the class documents the arguments."""
         self._catalogue, self._journal, self._consensus = catalogue, journal, consensus
         self._lock, self._seen, self._known = threading.Lock(), 0, Known()
+        self._frames: Sequence[Frame] = ()
 
     def now(self) -> Known:
         """Return what follows from the entries that this process knows."""
         with self._lock:
-            entries = self._journal.entries
-            for path in dict.fromkeys(entry.frame for entry in entries[self._seen :]):
+            entries, frames = self._journal.entries, self._catalogue.frames
+            if frames is not self._frames:  # some came or went, or are other pictures now
+                self._frames, self._seen, self._known = frames, 0, Known()
+            paths = dict.fromkeys(entry.frame for entry in entries[self._seen :])
+            self._catalogue.measure(paths)
+            for path in paths:
                 frame = self._catalogue.by_path(path)
                 if frame is not None:  # else a scan that was removed since
                     self._update(frame)
@@ -108,7 +113,7 @@ class Suspects:
 
     Args:
         table: Location of suspects.csv; None for none.
-        catalogue: The frames. Suspects that are not among them are left out.
+        catalogue: The frames. Suspects that are not among them now are left out.
     """
 
     def __init__(self, table: storage.Location | None, catalogue: Catalogue) -> None:
@@ -117,10 +122,17 @@ class Suspects:
         Raises:
             InputError: It cannot be read.
         """
-        found: Mapping[str, Suspect] = {} if table is None else suspects.read(table)
+        self._table: Mapping[str, Suspect] = {} if table is None else suspects.read(table)
         self._digest = "" if table is None else hashlib.sha256(storage.file(table).read_bytes()).hexdigest()
-        self._found = suspects.match(found, catalogue.frames)
-        self._since = 0
+        self._catalogue, self._since = catalogue, 0
+        self._matched: tuple[Sequence[Frame], Mapping[str, Suspect]] = (), {}
+
+    @property
+    def _found(self) -> Mapping[str, Suspect]:
+        frames = self._catalogue.frames
+        if self._matched[0] is not frames:
+            self._matched = frames, suspects.match(self._table, frames)
+        return self._matched[1]
 
     def of(self, path: str) -> Suspect | None:
         """Return the suspicion about a frame's label; None if there is none."""
@@ -140,7 +152,7 @@ class Suspects:
         Raises:
             UnwritableError: The folder of results cannot be read or written.
         """
-        if not self._found:
+        if not self._table:
             return
         place, self._since = storage.at(labelled), entries
         with usable(place.address):

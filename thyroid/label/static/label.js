@@ -22,14 +22,6 @@ const kept = new Map(); // what was sent in this window by frame, so that undo s
 
 const percent = (share) => `${(share * 100).toFixed(share < 0.1 || (share > 0.9 && share < 1) ? 1 : 0)}\u00a0%`;
 const tell = (text) => { $('status').textContent = text; };
-const button = (label, act, kind = 'quiet') => {
-  const node = document.createElement('button');
-  node.type = 'button';
-  node.className = `button ${kind}`;
-  node.textContent = label;
-  node.addEventListener('click', act);
-  return node;
-};
 const key = (name) => {
   const node = document.createElement('kbd');
   node.textContent = name;

@@ -233,14 +233,6 @@ addEventListener('keydown', (event) => {
 });
 
 const join = (...sentences) => sentences.filter(Boolean).join(' ');
-const action = (label, act, kind = 'quiet') => {
-  const button = document.createElement('button');
-  button.type = 'button';
-  button.className = `button ${kind}`;
-  button.textContent = label;
-  button.addEventListener('click', act);
-  return button;
-};
 
 let told = ''; // a live region is read aloud again when it is written again
 function tell(view) {
@@ -253,17 +245,17 @@ function tell(view) {
   let buttons = [];
   if (view.roi) {
     if (boxes.length) text = view.origin === 'accepted' ? say('proposal_accepted', { number: view.accepted }) : say('proposal_own');
-    if (boxes.length) buttons = [() => action(say('proposal_back'), back)];
+    if (boxes.length) buttons = [() => button(say('proposal_back'), back)];
   } else if (found === 'asked') {
     text = join(say('proposal_asked'), draw);
   } else if (boxes.length) {
     text = found.unsure ? say('proposal_unsure') : join(say('proposal_best', boxes[0]), say('proposal_tap'), draw);
     if (!found.unsure) hint.textContent = boxes.length > 1 ? say('proposal_keys', { count: boxes.length }) : say('proposal_key');
     buttons = boxes.map((one, index) => () => (
-      action(say('proposal_accept', { number: index + 1, share: one.share }), () => accept(index), index || found.unsure ? 'quiet' : 'primary')));
+      button(say('proposal_accept', { number: index + 1, share: one.share }), () => accept(index), index || found.unsure ? 'quiet' : 'primary')));
   } else if (found?.source === 'whole') {
     text = say('proposal_crop');
-    buttons = [() => action(say('proposal_frame'), () => { const now = views[chosen]; now.domain = 'frame'; propose(now); changed(); place(); })];
+    buttons = [() => button(say('proposal_frame'), () => { const now = views[chosen]; now.domain = 'frame'; propose(now); changed(); place(); })];
   } else if (found?.source === 'failed') {
     text = say('proposal_none');
   }

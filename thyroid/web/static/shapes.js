@@ -1,7 +1,15 @@
-// What the page and the labelling bench share: texts, SVG, and boxes [x, y, width, height] in pixels of a picture.
+// What the page and the labelling bench share: texts, buttons, SVG, and boxes [x, y, width, height] in pixels of a picture.
 const $ = (id) => document.getElementById(id);
 const texts = JSON.parse($('texts').textContent);
 const say = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const button = (label, act, kind = 'quiet') => {
+  const node = document.createElement('button');
+  node.type = 'button';
+  node.className = `button ${kind}`;
+  node.textContent = label;
+  node.addEventListener('click', act);
+  return node;
+};
 const SVG = 'http://www.w3.org/2000/svg';
 const draw = (name, attributes = {}) => {
   const node = document.createElementNS(SVG, name);

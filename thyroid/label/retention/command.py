@@ -1,0 +1,91 @@
+"""The command `thyroid.retention`: what a store and a registry hold and for how long, and the erasure of a patient.
+
+python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix
+python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --forget PATIENT --labelled DIR|gs://...
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from thyroid import command, storage
+from thyroid.errors import InputError
+from thyroid.label.retention import erasure
+from thyroid.registry import retention
+from thyroid.registry.erasure import Held
+
+
+def run(
+    *,
+    store: storage.Location,
+    registry: storage.Location,
+    keep: int = 5,
+    days: int = 7,
+    delete: bool = False,
+    patient: Annotated[int | None, Parameter(name="--forget")] = None,
+    site: str = "",
+    labelled: storage.Location | None = None,
+) -> None:
+    """List what a store and a registry hold and why each item stays or goes, and remove what goes.
+
+    Args:
+        store: Folder that thyroid.ingest --store has written.
+        registry: Root of the registry: a folder, or gs://bucket/prefix.
+        keep: Number of newest models, and of newest data versions of a source, that stay.
+        days: Days after which an untouched training goes.
+        delete: Remove what goes.
+        patient: Number of a patient: list what holds this patient, and remove that instead.
+        site: Cohort of the patient, if the store knows several.
+        labelled: Folder or gs:// prefix in which this cohort was labelled: with --forget, also what it holds of the
+            patient. The bench may run meanwhile.
+    """
+    if patient is not None:
+        found: list[Held] = []
+        if labelled is not None:  # first, since the store knows the names of the files
+            names = retention.names_of_files(store, registry, patient, site)
+            found = erasure.forget(labelled, patient, names, delete)
+        held = retention.forget(store, registry, patient, site, delete)
+        _report([*found, *held], delete, labelled is not None)
+        return
+    if labelled is not None:
+        raise InputError(f"--labelled {labelled}: nothing of it expires; give it with --forget PATIENT")
+    rows = retention.retain(store, registry, keep, days, delete)
+    width = max(len(row.name) for row in rows)
+    word = "gone" if delete else "goes"
+    for row in rows:
+        print(
+            f"{row.kind:<11}{row.name:<{width}}{_size(row.bytes):>14}  {'stays' if row.stays else word:<6} {row.reason}"
+        )
+    stays, goes = (sum(row.bytes for row in rows if row.stays is side) for side in (True, False))
+    if not any(row.kind == "model" for row in rows):
+        print(f"{registry}: no model version needs a data version")
+    print(f"{_size(stays)} stay, {_size(goes)} {'removed' if delete else 'would be removed (with --delete)'}")
+
+
+def _report(held: Sequence[Held], delete: bool, labelled: bool) -> None:
+    width = max((len(item.name) for item in held), default=0)
+    for item in held:
+        word = "stays" if item.kind in ("patients", "model") else "gone" if delete else "goes"
+        print(f"{item.kind:<11}{item.name:<{width}}  {word:<6} {item.reason}")
+    if any(item.kind == "model" for item in held):
+        print(
+            "A model's weights cannot be purged of a patient, and its report and pictures may show the patient: "
+            "retrain without the patient, then remove these versions with `python -m thyroid.registry gc`; repeat "
+            "--forget to see which are left."
+        )
+    where = "The store and the labelled folder no longer contain" if labelled else "The store no longer contains"
+    others = "" if labelled else "labelled folders (--labelled), "
+    print(
+        f"{where} any data of the patient. Outputs of runs, {others}Kubeflow's artifacts, caches and backups were not "
+        "searched."
+        if delete
+        else "Nothing was removed. Use --delete to remove the items marked 'goes'."
+    )
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:,.2f} MB"
+
+
+main = command.main("python -m thyroid.retention", run)
