@@ -33,6 +33,7 @@ import psutil
 from endpoint import Endpoint
 from load import Load
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support import toy_artefact
 from thyroid import cores
 from thyroid.data.classes import BINARY

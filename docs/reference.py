@@ -19,7 +19,9 @@ from thyroid.records.evaluation import EvaluationRecord, SummaryRecord
 from thyroid.records.locate import LocateRecord
 from thyroid.records.model import ArtefactRecord
 from thyroid.records.settings import Settings
+from thyroid.records.share import PoolRecord, SiteRecord
 from thyroid.records.train import DiagnosisRecord, TrainRecord
+from thyroid.records.validation import ValidationRecord, ValidationsRecord
 from thyroid.serve.schemas import ExplainAnswer, InferAnswer, InferRequest, LocateAnswer, PredictAnswer, PredictRequest
 
 FOLDER = Path(__file__).parent / "reference"
@@ -32,6 +34,10 @@ RECORDS: dict[str, tuple[type[BaseModel], str]] = {
     "model.json": (ArtefactRecord, "`evaluate` writes it into the artefact, and the registry adds to it."),
     "settings.json": (Settings, "A search writes it; `make run SETTINGS=settings.json` trains with it."),
     "diagnosis.json": (DiagnosisRecord, "`train` writes it into the folder of a training."),
+    "validation.json": (ValidationRecord, "`python -m thyroid.validate` writes it into its folder."),
+    "validations.json": (ValidationsRecord, "The registry keeps it beside a version that was validated."),
+    "site.json": (SiteRecord, "`python -m thyroid.validate --share` writes it, for the pooling of sites."),
+    "pool.json": (PoolRecord, "`python -m thyroid.pool` writes it into its folder."),
     "predict-request": (PredictRequest, "POST /v1/models/thyroid:predict, `:explain` and `:locate`."),
     "predict-answer": (PredictAnswer, "POST /v1/models/thyroid:predict."),
     "explain-answer": (ExplainAnswer, "POST /v1/models/thyroid:explain."),

@@ -15,7 +15,7 @@ USER = 10001
 
 RETRIES = 2
 SHARED_MEMORY = "2Gi"
-KEYED = ("ingest", "train", "locate", "evaluate", "register")
+KEYED = ("ingest", "train", "locate", "evaluate", "register", "validate")
 """Steps that name patients by keyed hashes: those of DICOM scans, and those that a registered model was trained on."""
 KEY_FOLDER = "/secret/gcs"
 
@@ -56,6 +56,8 @@ NEEDS = {
     # largest backbone's activations for a batch of 32.
     "evaluate": Needs("4", "4G", "12G", 4),
     "register": Needs("1", "512M", "1G", 1),
+    # It holds the predictions and a few images at a time, and OpenVINO's networks.
+    "validate": Needs("4", "2G", "6G", 4),
     "deploy": Needs("1", "512M", "1G", 1),
     "rest": Needs("1", "512M", "1G", 1),
     "conclude": Needs("1", "512M", "1G", 1),

@@ -1,7 +1,7 @@
 """Compiles the pipelines for Kubeflow."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +13,7 @@ from components.step import image_name
 from pipelines.cluster import Cluster
 from pipelines.sweep import sweep_pipeline
 from pipelines.training import training_pipeline
+from pipelines.validation import validation_pipeline
 from thyroid.command import FLAT
 from thyroid.errors import InputError
 from thyroid.model import backbones as networks
@@ -94,8 +95,8 @@ def compile(
 
     Args:
         placement: What is trained, and where.
-        output: YAML file of the training. The search is written to NAME-sweep.yaml and the Kubernetes objects to
-            NAME-version.yaml in the same folder.
+        output: YAML file of the training. The search is written to NAME-sweep.yaml, the external validation to
+            NAME-validate.yaml and the Kubernetes objects to NAME-version.yaml in the same folder.
         picture: PNG file of a drawing of the steps.
 
     Raises:
@@ -104,9 +105,12 @@ def compile(
     compile_training(placement, output)
     search = output.with_name(f"{output.stem}-sweep.yaml")
     compile_sweep(placement, search)
+    validation = output.with_name(f"{output.stem}-validate.yaml")
+    compile_validation(placement, validation)
     print(f"{output}: upload it in the Kubeflow UI under Pipelines")
     print(f"{_version_manifest(output)}: or apply it with kubectl, where pipelines are kept as objects")
     print(f"{search}: the search for settings; upload it in the same way")
+    print(f"{validation}: a registered model on the scans of another site; upload it in the same way")
     if picture:
         from pipelines import draw
 
@@ -151,6 +155,24 @@ def compile_sweep(placement: Placement, output: Path) -> None:
     names = placement.names
     backbone = names[0] if len(names) == 1 else SWEPT
     compiler.Compiler().compile(sweep_pipeline(backbone, cluster=placement.cluster), str(output))
+
+
+def compile_validation(placement: Placement, output: Path) -> None:
+    """Compile the external validation of a registered model.
+
+    Args:
+        placement: Where it runs; it trains nothing.
+        output: YAML file to write.
+    """
+    compiler.Compiler().compile(validation_pipeline(placement.cluster), str(output))
+
+
+PIPELINES: dict[str, Callable[[Placement, Path], None]] = {
+    "training": compile_training,
+    "sweep": compile_sweep,
+    "validate": compile_validation,
+}
+"""How each pipeline is compiled."""
 
 
 def _version_manifest(output: Path) -> Path:

@@ -21,6 +21,8 @@ MODULES = {
     "label": ("thyroid.label.__main__", "Serve the labelling bench, where rois.csv and labels.csv come from."),
     "exchange": ("thyroid.exchange", "Import readings as COCO or the XML of DDTI, and export them."),
     "suspects": ("thyroid.suspects", "List the scans whose labels look wrong."),
+    "validate": ("thyroid.validate.__main__", "Try a registered model on the scans of another hospital."),
+    "pool": ("thyroid.pool", "Pool what several hospitals shared about one model."),
     "retention": ("thyroid.retention", "Delete old data versions and models, or erase a patient."),
     "conclude": ("thyroid.conclude", "Report how a run ended and which models there are."),
     "search": ("thyroid.sweep.__main__", "Search settings on a data version, one stage at a time."),

@@ -57,13 +57,13 @@ FLOORS = (
     {"sweep", "evaluate"},
     {"deploy"},
     {"serve"},
-    {"web"},
+    {"web", "validate"},
     {"label"},
 )
 """Packages of thyroid, and `crop`, a step of one module: each imports itself and what stands above it here."""
 GROUND = {"metrics", "storage"}
 """Packages of the ground floor."""
-DOORS = {"conclude", "diagnose", "dicom", "exchange", "phantom", "register", "retention", "suspects"}
+DOORS = {"conclude", "diagnose", "dicom", "exchange", "phantom", "pool", "register", "retention", "suspects"}
 """Commands `python -m thyroid.NAME` whose code lies in a package."""
 MOST_MODULES = 13
 LIBRARY = {
@@ -121,7 +121,7 @@ def test_packages_stay_small():
 
 
 LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
-DAGS = {"pipelines/training.py", "pipelines/sweep.py"}
+DAGS = {"pipelines/training.py", "pipelines/sweep.py", "pipelines/validation.py"}
 """Their parameters and steps stand in one function, which Kubeflow makes its form of."""
 
 
@@ -166,7 +166,7 @@ COMMANDS = [
         for module in (
             *("phantom", "dicom", "ingest", "crop", "train", "diagnose", "evaluate", "register", "registry"),
             *("retention", "deploy", "conclude", "serve", "web", "sweep", "locate"),
-            *("suspects", "exchange", "label"),
+            *("suspects", "exchange", "label", "validate", "pool"),
         )
     ),
 ]
@@ -251,7 +251,8 @@ def test_make_knows_every_variable_that_may_be_given():
     names = set(listed("KNOWN"))
     read = set(re.findall(r"\$\((?:or |if |foreach one,\$\()?([A-Z][A-Z_]+)", text.replace(written[0], "")))
     own = set(re.findall(r"^(?:[a-z-]+: )?([A-Z][A-Z_]+) :?= ", text, re.MULTILINE)) - {"TAG"}
-    options = {name.upper() for name in (*listed("PARAMETERS"), *listed("SWEEP_PARAMETERS"))}
+    lists = ("PARAMETERS", "SWEEP_PARAMETERS", "VALIDATE_PARAMETERS")
+    options = {name.upper() for each in lists for name in listed(each)}
     assert names - read - options == {"BASE_IMAGE", "CONTAINER_ENGINE"}, "what images/*.sh read"
     assert read - names - own == {"CURDIR", "MAKE"}
     done = make("submit", "HOST=x", "SET=scans=/data/scans registry=/data/registry")
@@ -263,10 +264,12 @@ def test_the_signature_of_the_pipelines_is_the_only_list_of_parameters():
 
     from pipelines import run, search
     from pipelines.configuration import LocalOptions
+    from thyroid.validate.options import ValidateOptions
 
     local = [field.name for field in fields(LocalOptions)]
     assert listed("PARAMETERS") == [*local, *run.PARAMETERS]
     assert listed("SWEEP_PARAMETERS") == [*local, *search.PARAMETERS]
+    assert {*listed("VALIDATE_PARAMETERS"), "registry"} == {field.name for field in fields(ValidateOptions)}
     done = make("run", "SERVING_DOMAIN=normal", "CLASSES=2<3|4a", "OUTPUT=a folder")
     (line,) = [line for line in done.stdout.splitlines() if "-m pipelines run" in line]
     assert line.endswith('-m pipelines run --output "a folder" --classes "2<3|4a" --serving-domain "normal"')
@@ -319,7 +322,7 @@ def test_images_and_set_up_hold_the_versions_that_are_tested():
         differ = {n: v for n, v in pins(lock).items() if n in tested and tested[n] != v}
         assert not differ, lock.name
     extras = {lock.stem for lock in (ROOT / "images").glob("*.lock")} - {"build"}
-    assert extras == {"data", "train", "train-gpu", "ops", "serve", "serve-gpu", "web", "label"}
+    assert extras == {"data", "train", "train-gpu", "ops", "serve", "serve-gpu", "web", "label", "validate"}
 
 
 def test_research_use_only_stands_on_what_people_see():
@@ -335,6 +338,11 @@ def test_research_use_only_stands_on_what_people_see():
         "thyroid/web/words/en.json",
         "thyroid/web/__main__.py",
         "thyroid/label/__main__.py",
+        "thyroid/validate/__main__.py",
+        "thyroid/validate/templates/report.html",
+        "thyroid/validate/templates/pool.html",
+        "thyroid/registry/validations.py",
+        "docs/validate.md",
         "docs/api.md",
         "manifests/base/dashboard.json",
         "components/pages.py",

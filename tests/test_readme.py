@@ -70,6 +70,7 @@ def test_every_block_is_run_here():
         "make run SCANS=my",
         "make sweep SCANS=my",
         "make run SCANS=gs://",
+        "make validate SCANS=other",
     )  # the latter by test_night.py
     for block in BLOCKS:
         assert block.startswith(ran), block
@@ -118,6 +119,25 @@ def test_run_then_serve_then_query(copy):
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.communicate(timeout=30)
+
+
+@pytest.mark.slow
+def test_another_hospitals_scans(copy):
+    """After the default run, whose model it tries."""
+    if not (copy / "output" / "registry").is_dir():
+        assert shell(command("make run\n"), copy).wait() == 0
+    phantom.generate(copy / "other", patients=40, seed=11, scanner="portable")
+    tried = shell(command("make validate SCANS=other"), copy)
+    printed = tried.communicate()[0]
+    assert tried.returncode == 0, printed[-3000:]
+    record = json.loads((copy / "output" / "validation" / "validation.json").read_text())
+    assert (record["site"], record["scans"]["patients"], record["scans"]["taken_out"]) == ("Elsewhere", 40, {})
+    assert set(record["forms"]) == {"given", "automatic"}
+    fall = record["forms"]["given"]["beside"]["auroc"]["difference"]
+    assert fall["value"] < 0, "another scanner's nodules look different"
+    assert (copy / "output" / "validation" / "report.html").is_file()
+    kept = json.loads((copy / "output" / "registry" / "thyroid" / "1" / "validations.json").read_text())
+    assert [entry["site"] for entry in kept["validations"]] == ["Elsewhere"]
 
 
 @pytest.mark.slow

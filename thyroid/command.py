@@ -1,6 +1,7 @@
 """Builds command lines from functions: their signatures give the options and types, their docstrings the help."""
 
 import difflib
+import getpass
 import re
 import sys
 import textwrap
@@ -158,3 +159,17 @@ def _plain(console: Any, renderable: Any) -> str:
 
 def _print(console: Any, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def user_name() -> str:
+    """Return the name of the current user, who is responsible for what a command changes.
+
+    Raises:
+        InputError: The user has no name on this system.
+    """
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise InputError(
+            "the current user has no name on this system; give the name of the responsible person with --by"
+        ) from None

@@ -35,7 +35,7 @@ def submit(
     *,
     connection: Annotated[Connection, FLAT] = Connection(),
     placement: Annotated[compile.Placement, FLAT] = compile.Placement(),
-    pipeline: Literal["training", "sweep"] = "training",
+    pipeline: Literal["training", "sweep", "validate"] = "training",
     given: Annotated[Sequence[str], Parameter(name="--set")] = (),
     wait: Annotated[bool, Parameter(negative="--no-wait")] = True,
 ) -> None:
@@ -44,7 +44,8 @@ def submit(
     Args:
         connection: The host.
         placement: What is trained, and where.
-        pipeline: The training, or the sweep: the search for the settings of one backbone.
+        pipeline: The training, the sweep (the search for the settings of one backbone), or validate (a registered model
+            on the scans of another site).
         given: Parameters of the pipeline, each as PARAMETER=VALUE; may be repeated.
         wait: Watch the run until it ends, or return when it has started.
 
@@ -81,15 +82,14 @@ def compiled(placement: compile.Placement, pipeline: str = "training") -> Iterat
 
     Args:
         placement: What is trained, and where.
-        pipeline: training or sweep.
+        pipeline: A key of `compile.PIPELINES`.
 
     Yields:
         The YAML file, and the pipeline's specification in it.
     """
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "thyroid.yaml"
-        compile_pipeline = compile.compile_sweep if pipeline == "sweep" else compile.compile_training
-        compile_pipeline(placement, package)
+        compile.PIPELINES[pipeline](placement, package)
         yield package, next(yaml.safe_load_all(package.read_text()))
 
 

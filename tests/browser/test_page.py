@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 from pydicom.data import get_testdata_file
 
-from tests.support import ROOT, dicoms, pages
+from tests.support import ROOT, dicoms, pages, validated
 from tests.support.serving import Server, free_port
 from thyroid.imaging import images, phantom
 from thyroid.model.artefact import Artefact
+from thyroid.registry import validations
 from thyroid.registry.registry import Registry
+from thyroid.web.endpoint import FRESH
 from thyroid.web.words import Words
 
 pytestmark = pytest.mark.browser
@@ -501,6 +504,35 @@ def test_without_a_mouse(visit, scans):
     tab_to(".slider input")
     page.keyboard.press("ArrowLeft")
     assert float(page.locator(".heat").get_attribute("opacity") or 0) < 0.6
+
+
+@pytest.mark.parametrize(("device", "language"), [("desk", "en"), ("phone", "ko")])
+def test_figures_of_other_hospitals(visit, model, tmp_path, device, language):
+    copy = shutil.copytree(model, tmp_path / "registry")
+    server = Server(tmp_path / "endpoint", "--registry", str(copy)).wait()
+    page = pages.Page(tmp_path / "page", f"http://127.0.0.1:{server.port}", "--proxies", "1").wait()
+    words, size = Words(language), DESK if device == "desk" else PHONE
+    try:
+        alone = visit(page.address, language=language, **size)
+        expect(alone.get_by_text(words("sites_none"))).to_be_visible()
+        figures = {"auroc": validated.beside(0.92, 0.91), "sensitivity": validated.beside(0.95, 0.93)}
+        for entry in (
+            validated.of(copy),
+            validated.of(copy, site="서울대학교병원 Thyroid Center", boxes="automatic", synthetic=240, figures=figures),
+        ):
+            validations.record(Registry(copy), 1, entry)
+        alone.wait_for_timeout(FRESH * 1000)
+        shown = visit(page.address, language=language, **size)
+        tables = shown.locator(".sites table")
+        expect(tables).to_have_count(2)
+        expect(tables.first.locator("caption")).to_contain_text("서울대학교병원")
+        expect(shown.locator(".model > .warn", has_text="Seoul East")).to_be_visible()
+        fits(shown)
+        accessible(shown)
+        shot(shown, f"sites-{device}")
+    finally:
+        page.stop()
+        server.stop()
 
 
 def test_the_print_out(visit, scans):

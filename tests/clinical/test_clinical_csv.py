@@ -195,3 +195,12 @@ def test_a_patient_has_one_row_and_a_file_its_own(tmp_path):
 def test_no_row_of_a_scan_in_use(tmp_path, text):
     with pytest.raises(InputError, match=r"clinical\.csv"):
         clinical_csv.join(scans(3), clinical_csv.read(write(tmp_path / "clinical.csv", text)))
+
+
+def test_a_column_that_a_model_uses_is_kept_where_it_is_constant(tmp_path):
+    """At a site where everybody is a woman, the model that takes the sex must still get it."""
+    file = write(tmp_path / "clinical.csv", "patient,sex,age,ward\n1,F,40,A\n2,F,50,A\n3,F,60,A\n")
+    rows, notes = clinical_csv.join(scans(3), clinical_csv.read(file), ["sex"])
+    assert list(rows) == ["sex", "age"]
+    assert set(rows["sex"]) == {"F"}
+    assert "column ward is constant" in "; ".join(notes)

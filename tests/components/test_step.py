@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ from kfp.local.status import Status
 
 from components.step import image_name
 from pipelines import __main__ as cli
+from pipelines.compile import Placement
+from pipelines.kubeflow import submit
 from pipelines.local import containers
 from pipelines.local import steps as local
 from pipelines.local.plan import Plan
@@ -26,6 +29,7 @@ from thyroid.data.version import DataVersion
 from thyroid.imaging.geometry import MARGIN
 from thyroid.model.backbones import BACKBONES
 from thyroid.train.settings import UNSET
+from thyroid.validate.options import ValidateOptions
 
 STEPS = {
     "ingest": "data",
@@ -62,6 +66,12 @@ def both(yaml_file) -> tuple[dict, dict]:
 def search(both, yaml_file) -> dict:
     """Return the search for settings, which `compile` writes next to the training."""
     return next(yaml.safe_load_all(yaml_file.with_name("thyroid-sweep.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def validation(both, yaml_file) -> dict:
+    """Return the external validation, which `compile` writes next to the training, too."""
+    return next(yaml.safe_load_all(yaml_file.with_name("thyroid-validate.yaml").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +115,15 @@ def executor(compiled: dict, task: dict) -> tuple[str, dict]:
     return label, compiled["deploymentSpec"]["executors"][label]["container"]
 
 
-def test_every_step_is_a_file_and_every_file_a_step(compiled, search):
+def test_every_step_is_a_file_and_every_file_a_step(compiled, search, validation):
     in_yaml = {
         executor["container"]["args"][0]
-        for one in (compiled, search)
+        for one in (compiled, search, validation)
         for executor in one["deploymentSpec"]["executors"].values()
     }
     files = {p.stem for p in (ROOT / "components").glob("*.py")} - {"__init__", "__main__", "step", "pages"}
     assert in_yaml == files
-    assert {name for name in files if not name.startswith("sweep_")} == set(STEPS)
+    assert {name for name in files if not name.startswith("sweep_")} - {"validate"} == set(STEPS)
 
 
 def test_one_node_a_step_and_five_named_trainings_side_by_side(levels, tasks):
@@ -462,3 +472,26 @@ def test_a_step_reports_bad_input_in_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: ingest: {tmp_path / 'no'}: no such folder of scans"
     assert "Traceback" not in done.stderr
+
+
+def test_the_external_validation_is_one_step_with_the_key_of_pseudonyms(yaml_file, validation):
+    (task,) = validation["root"]["dag"]["tasks"].values()
+    assert task["cachingOptions"].get("enableCache") is not True, "what is below a path changes"
+    label, container = executor(validation, task)
+    assert container["image"] == image_name("validate")
+    assert container["resources"]["resourceMemoryLimit"] == "6G"
+    assert "accelerator" not in container["resources"]
+    _, platform = yaml.safe_load_all(yaml_file.with_name("thyroid-validate.yaml").read_text())
+    pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][label]
+    (secret,) = pod["secretAsEnv"]
+    assert secret["secretName"] == "thyroid-patient-key"
+    assert pod["pvcMount"][0]["mountPath"] == "/data"
+    known = validation["root"]["inputDefinitions"]["parameters"]
+    assert {name for name, one in known.items() if not one.get("isOptional")} == {"registry", "scans", "site"}
+    assert set(known) == {field.name for field in fields(ValidateOptions)} - {"share", "key"}
+
+
+def test_each_pipeline_is_submitted_by_its_name():
+    for name, title in (("training", "thyroid-training"), ("sweep", "thyroid-sweep"), ("validate", "thyroid-validate")):
+        with submit.compiled(Placement(), name) as (_, specification):
+            assert specification["pipelineInfo"]["name"] == title

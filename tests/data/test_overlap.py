@@ -138,6 +138,26 @@ def test_the_same_scans_are_known_after_another_export(root, evaluated, cropped,
     assert str(done.leakage["test_images_its_start_learnt_from"]) in done.finding
 
 
+def test_each_scan_is_known_by_the_first_of_the_ways(root, cropped, exported):
+    learnt = changes.scans_of(Registry(root).find())
+    own, other = judging(cropped, "train"), judging(exported, "train", "validation", "test")
+    unseen = as_known(cropped, cohort="south")
+    scans = pd.concat([own[:4], other[:5], as_known(cropped)[:6], unseen[:7]], ignore_index=True)
+    found = overlap.known(root, learnt, scans)
+    assert found.reasons.value_counts(dropna=False).to_dict() == {"file": 4, "picture": 5, "patient": 6, pd.NA: 7}
+    assert found.reasons[:4].eq("file").all()
+    assert found.ways[:4].to_numpy().all(), "in all ways, of which the first is the reason"
+    assert (found.problem, found.note) == (None, None)
+    assert overlap.find(root, learnt, scans) == overlap.Overlap(15, 4, 9, 10)
+
+
+def test_without_scans_nothing_is_known(root, cropped):
+    learnt, scans = changes.scans_of(Registry(root).find()), judging(cropped, "test")
+    for one, other in ((learnt[:0], scans), (learnt, scans[:0])):
+        assert overlap.known(root, one, other).reasons.isna().all()
+        assert overlap.find(root, one, other) == overlap.Overlap(0, 0, 0, 0)
+
+
 def test_the_same_patients_are_known_by_other_pictures(root, evaluated, cropped, capsys):
     cohort = tables.read_facts(cropped).cohort
     table = as_known(cropped)

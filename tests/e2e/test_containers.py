@@ -33,11 +33,12 @@ from thyroid.registry.registry import Registry
 pytestmark = pytest.mark.containers
 BACKBONES = ("VGG16", "ResNet50")
 TOY = {"image_size": 32, "epochs": 1, "batch_size": 16, "weights": "none", "domains": ""}
-MEGABYTES = {"data": 720, "ops": 1000, "serve": 900, "train": 3500, "web": 700, "label": 1000}
+MEGABYTES = {"data": 720, "ops": 1000, "serve": 900, "train": 3500, "web": 700, "label": 1000, "validate": 1200}
 STEPS = {
     "data": ["ingest", "crop"],
     "train": ["train", "locate", "evaluate"],
     "ops": ["register", "deploy", "conclude"],
+    "validate": ["validate"],
 }
 NOT_IN = {
     "data": ["tensorflow", "keras", "openvino", "sklearn", "kserve", "kubernetes"],
@@ -46,6 +47,7 @@ NOT_IN = {
     "serve": ["tensorflow", "keras", "sklearn", "matplotlib", "pyarrow", "kfp"],
     "web": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "pyarrow", "kserve", "kfp"],
     "label": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "kserve", "kfp"],
+    "validate": ["tensorflow", "keras", "flask"],
 }
 
 
@@ -235,13 +237,44 @@ def test_the_serve_image_answers_as_evaluated_and_the_page_asks_it(engine, outpu
             assert "KIM" not in log.stdout + log.stderr
 
 
+def test_the_validate_image_tries_the_model_on_another_scanner(engine, output, tmp_path):
+    """With the security context of the steps' pods, and a registry that its user may write to."""
+    phantom.generate(tmp_path / "site", patients=24, seed=9, scanner="portable")
+    shutil.copytree(output / "registry", tmp_path / "registry")
+    (tmp_path / "out").mkdir()
+    for path in (tmp_path / "out", tmp_path / "registry", *(tmp_path / "registry").rglob("*")):
+        path.chmod(0o777)
+    places = {"site": "/site:ro", "registry": "/registry", "out": "/out"}
+    options = (
+        *SHUT,
+        "--memory",
+        "3g",
+        *(word for name, at in places.items() for word in ("-v", f"{tmp_path / name}:{at}")),
+    )
+    done = inside(
+        engine, "validate",
+        "python3", "-m", "thyroid.validate", "--registry", "/registry", "--scans", "/site/scans", "--rois",
+        "/site/rois.csv", "--site", "Elsewhere", "--output", "/out",
+        options=options,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Research use only" in done.stdout
+    record = json.loads((tmp_path / "out" / "validation.json").read_text())
+    assert record["scans"]["patients"] == 24
+    assert (tmp_path / "out" / "report.html").stat().st_size > 100_000
+    kept = json.loads((tmp_path / "registry" / "thyroid" / "1" / "validations.json").read_text())
+    assert [entry["site"] for entry in kept["validations"]] == ["Elsewhere"]
+    pooled = inside(engine, "validate", "python3", "-m", "thyroid.pool", "--help")
+    assert pooled.returncode == 0, pooled.stderr
+
+
 def test_the_label_image_writes_regions(engine, scans, tmp_path):
     """With the arguments of the manifests, no endpoint behind them, and a volume that its user may write to."""
     for name in ("labelled", "secret"):
         (tmp_path / name).mkdir()
     (tmp_path / "labelled").chmod(0o777)
     (tmp_path / "secret" / "readers.csv").write_text(READERS)
-    port, arguments = free_port(), container("Deployment", "overlays/label/label.yaml")["args"]
+    port, arguments = free_port(), container("Deployment", "components/label/label.yaml")["args"]
     arguments[-1] = arguments[-1].replace("$(NAMESPACE)", "nowhere")
     options = ("--memory", "2g", "-p", f"127.0.0.1:{port}:8010", "-v", f"{scans}:/data/scans:ro")
     options += ("-v", f"{tmp_path / 'labelled'}:/data/labelled", "-v", f"{tmp_path / 'secret'}:/etc/thyroid:ro")

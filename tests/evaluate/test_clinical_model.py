@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from thyroid import RESEARCH_USE_ONLY, crop
+from thyroid.clinical.clinical_table import ClinicalTable
 from thyroid.clinical.fusion import Fusion
 from thyroid.crop import CropOptions
 from thyroid.data import tables
@@ -103,7 +104,7 @@ def test_what_is_written_down_answers_as_it_was_scored(helped, study):
 def fitted(data, training, clinical, folder):
     """As an evaluation does it before it reads the test set."""
     evaluation, (winner,) = scored.read(data, [training], EvaluateOptions())
-    table = clinical_model.read(clinical, evaluation.data.used)
+    table = ClinicalTable.read(clinical, evaluation.data.used)
     winner.load()
     winner.lock()
     return clinical_model.fit_and_compare(winner, table, folder)
@@ -131,13 +132,14 @@ def test_columns_that_define_the_class_together_fail_the_gate(study, helped, tmp
     (row,), alone = result.models, Rivals(Champion(None, problem="no registry"))
     test = predictions.of_model(pd.read_parquet(helped / "predictions.parquet"), row, "cropped", "test")
     audited = ModelAudits.from_record(result.audits, done.record)
-    decided = gate.decide(gate.Candidate(row, "cropped", test), alone, audited.audits, EvaluateOptions())
+    candidate = gate.Candidate(
+        row.test["cropped"], row.operating_point.threshold, row.validation.malignant_patients, test
+    )
+    decided = gate.decide(candidate, alone, audited.audits, EvaluateOptions())
     (criterion,) = (one for one in decided.criteria if one.name == "clinical columns")
     assert not criterion.passed
     assert criterion.found == "; ".join(done.record.leaks.together.findings)
-    waived = gate.decide(
-        gate.Candidate(row, "cropped", test), alone, audited.audits, EvaluateOptions(waive=["clinical"])
-    )
+    waived = gate.decide(candidate, alone, audited.audits, EvaluateOptions(waive=["clinical"]))
     assert criterion.name in waived.waived
 
 
@@ -171,7 +173,7 @@ def test_a_column_that_cannot_be_used_is_named_before_anything_is_scored(study, 
     table.to_csv(tmp_path / "clinical.csv", index=False)
     scans = tables.used(tables.read(study / "data")[0])
     with pytest.raises(InputError, match=said):
-        clinical_model.read(f"{tmp_path / 'clinical.csv'}#{asked}", scans)
+        ClinicalTable.read(f"{tmp_path / 'clinical.csv'}#{asked}", scans)
 
 
 @pytest.mark.slow

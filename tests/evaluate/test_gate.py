@@ -5,7 +5,6 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -32,7 +31,7 @@ from thyroid.imaging import images
 from thyroid.model import inputs, operating_point
 from thyroid.model.artefact import Artefact
 from thyroid.model.operating_point import OperatingPoint
-from thyroid.records.gate import GateRecord
+from thyroid.records.gate import Criterion, GateRecord
 from thyroid.registry import changes
 from thyroid.registry.registry import Registry
 
@@ -53,16 +52,12 @@ def threshold_of(table: pd.DataFrame, scores: np.ndarray | None = None) -> float
     return operating_point.lock_threshold(table["label"] == "M", table[SCORE] if scores is None else scores, 0.97)
 
 
-def row_of(
+def candidate_of(
     table: pd.DataFrame, threshold: float | None = None, behind: int = gate.VALIDATION_PATIENTS
-) -> SimpleNamespace:
+) -> Candidate:
     threshold = threshold_of(table) if threshold is None else threshold
     point = OperatingPoint(1.0, (0, 0), threshold, (0.5, threshold))
-    return SimpleNamespace(
-        test={"cropped": performance.of(table, BINARY, point, 0.1)},
-        validation=SimpleNamespace(malignant_patients=behind),
-        operating_point=point,
-    )
+    return Candidate(performance.of(table, BINARY, point, 0.1), threshold, behind, table)
 
 
 def rival(version: int, table: pd.DataFrame, scores: np.ndarray | None = None) -> Champion:
@@ -72,10 +67,14 @@ def rival(version: int, table: pd.DataFrame, scores: np.ndarray | None = None) -
 
 
 def decide(table: pd.DataFrame, current: Champion | None = None, anchor: Champion | None = None, **given) -> GateRecord:
-    """The decision on a candidate with these predictions; `given` are its row, subgroups, audits and waivers."""
-    candidate = Candidate(given.get("row") or row_of(table), "cropped", table, given.get("groups", ()))
-    options = EvaluateOptions(waive=given.get("waive", ()))
-    return gate.decide(candidate, Rivals(current or Champion(None), anchor), given.get("audits", audited()), options)
+    """The decision on a candidate with these predictions.
+
+    `given` are the candidate that is measured, its subgroups, audits, waivers and more criteria.
+    """
+    measured = given.get("candidate") or candidate_of(table)
+    candidate = replace(measured, test=table, subgroups=given.get("groups", ()))
+    options, rivals = EvaluateOptions(waive=given.get("waive", ())), Rivals(current or Champion(None), anchor)
+    return gate.decide(candidate, rivals, given.get("audits", audited()), options, given.get("more", ()))
 
 
 def against(root, data, table: pd.DataFrame, scans: pd.DataFrame = NOBODY) -> tuple[Champion, Champion | None]:
@@ -153,6 +152,14 @@ def test_a_shortcut_is_refused_unless_waived_by_name(good):
     assert decide(good, audits=found, waive=("leakage",)).decision == "refused"
 
 
+def test_a_criterion_of_the_caller_counts_like_the_others(good):
+    criterion = Criterion(name="a person", asked="by hand", found="nobody", passed=False, waived=False)
+    decision = decide(good, more=[criterion])
+    assert (decision.decision, failed(decision)) == ("refused", ["a person"])
+    assert decision.reasons == ["a person: nobody; required: by hand"]
+    assert decide(good, more=[criterion.model_copy(update={"passed": True})]).decision == "promoted"
+
+
 def test_an_audit_that_could_not_run_is_no_pass(good):
     shortcut, leakage = audited()
     not_run = ShortcutAudit("cropped", not_measured={"blanked_nodule": "unmarked"})
@@ -164,7 +171,7 @@ def test_an_audit_that_could_not_run_is_no_pass(good):
 
 def test_chance_missed_cancers_and_bad_probabilities_are_refused(good):
     assert "AUROC" in failed(decide(predictions(200, 2, signal=0)))
-    assert "sensitivity" in failed(decide(good, row=row_of(good, 0.8)))
+    assert "sensitivity" in failed(decide(good, candidate=candidate_of(good, 0.8)))
     boasting = good.assign(**{SCORE: good[SCORE] ** 0.1})
     assert "against" in next(one.found for one in decide(good).criteria if one.name == "calibration")
     assert "calibration" in failed(decide(boasting))
@@ -202,10 +209,10 @@ def test_a_threshold_that_calls_everybody_malignant_is_refused(good):
         performance.of(good, BINARY, OperatingPoint(1.0, (0, 0), threshold_of(good), (0.5, 0.5)), 0.1).specificity.value
         > 0.8
     )
-    everybody = row_of(good, 0.0)
-    assert everybody.test["cropped"].specificity.value == 0
-    assert failed(decide(good, row=everybody)) == ["specificity"]
-    assert failed(decide(good, rival(3, good), row=everybody)) == ["specificity", "as specific as champion 3"]
+    everybody = candidate_of(good, 0.0)
+    assert everybody.metrics.specificity.value == 0
+    assert failed(decide(good, candidate=everybody)) == ["specificity"]
+    assert failed(decide(good, rival(3, good), candidate=everybody)) == ["specificity", "as specific as champion 3"]
 
 
 def test_a_threshold_that_one_wrong_label_moved_is_refused(good):
@@ -217,15 +224,17 @@ def test_a_threshold_that_one_wrong_label_moved_is_refused(good):
     wrong = threshold_of(validation)
     current = Champion(3, good[SCORE].to_numpy(), right)
     patients = validation.loc[validation["label"] == "M", "patient"].nunique()
-    row = row_of(good, wrong, patients)
+    moved = candidate_of(good, wrong, patients)
     assert patients < gate.VALIDATION_PATIENTS
     assert (
-        row.test["cropped"].specificity.value
+        moved.metrics.specificity.value
         < performance.of(good, BINARY, OperatingPoint(1.0, (0, 0), right, (0.5, right)), 0.1).specificity.value - 0.3
     )
-    names = failed(decide(good, current, row=row))
+    names = failed(decide(good, current, candidate=moved))
     assert {"validation patients behind the threshold", "as specific as champion 3"} <= set(names)
-    few, enough = (failed(decide(good, row=row_of(good, threshold_of(good), count))) for count in (patients, 10))
+    few, enough = (
+        failed(decide(good, candidate=candidate_of(good, threshold_of(good), count))) for count in (patients, 10)
+    )
     assert (few, enough) == (["validation patients behind the threshold"], [])
 
 
@@ -236,10 +245,20 @@ def test_specificity_is_held_by_patient_on_the_same_images(good):
     for share, holds in ((50, True), (5, False)):
         table = good.copy()
         table.loc[benign & (table["patient"] % share == 0), SCORE] = threshold + 0.01
-        names = failed(decide(table, rival(3, good), row=row_of(table, threshold)))
+        names = failed(decide(table, rival(3, good), candidate=candidate_of(table, threshold)))
         assert ("as specific as champion 3" not in names) is holds, names
         back = failed(decide(good, Champion(3, table[SCORE].to_numpy(), threshold)))
         assert "as specific as champion 3" not in back
+
+
+def test_a_threshold_may_decide_on_other_scores_than_those_that_are_ordered(good):
+    """As after a cross-fit: the order is the champion's and not inferior, but fewer benign patients are spared."""
+    table, threshold = good.copy(), threshold_of(good)
+    table.loc[(good["label"] == "B") & (good["patient"] % 5 == 0), SCORE] = threshold + 0.01
+    measured = replace(candidate_of(table, threshold), decided=table)
+    decision = gate.decide(replace(measured, test=good), Rivals(rival(3, good)), audited(), EvaluateOptions())
+    assert decision.comparison.difference.value == 0
+    assert failed(decision) == ["as specific as champion 3"]
 
 
 def test_losses_do_not_add_up(good):
@@ -277,7 +296,7 @@ def test_a_group_that_loses_what_the_champion_had_refuses(good):
     point = OperatingPoint(1.0, (0, 0), threshold, (0.5, threshold))
     for current, holds in ((rival(3, good), False), (rival(3, table), True), (Champion(3, problem="away"), True)):
         rows = performance.by_subgroup(table, point.threshold, 0.1, champion=current)
-        decision = decide(table, current, row=row_of(table, threshold), groups=rows)
+        decision = decide(table, current, candidate=candidate_of(table, threshold), groups=rows)
         names = failed(decision)
         assert "subgroups" not in names
         assert ("subgroups against champion 3" not in names) is holds, decision.criteria

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from tests.evaluate.test_performance import POINT, predictions
-from thyroid.clinical import clinical_csv
-from thyroid.evaluate import clinical_model, performance
+from thyroid.clinical import clinical_csv, clinical_table
+from thyroid.evaluate import performance
 
 
 def write(path, text):
@@ -21,10 +21,10 @@ def scans() -> pd.DataFrame:
 def test_groups_by_patient(tmp_path, scans):
     rows = "".join(f"{n},{'f' if n % 3 else 'm'},{20 + n * 7 % 29},{n % 4},same,name {n}\n" for n in range(1, 29))
     file = write(tmp_path / "clinical.csv", f"patient,sex,age,children,scanner,remark\n{rows}99,f,50,0,same,x\n")
-    groups, notes = clinical_model.subgroups(scans, clinical_csv.read(file))
+    groups, notes = clinical_table.subgroups(scans, clinical_csv.read(file))
     assert list(groups.columns) == ["sex", "age", "children"]
     assert groups["sex"].isna().sum() == 2
-    assert groups["age"].nunique() == clinical_model.BANDS
+    assert groups["age"].nunique() == clinical_table.BANDS
     assert groups["children"].tolist()[:4] == ["1", "2", "3", "0"]
     told = "; ".join(notes)
     for words in (r"1 rows of clinical\.csv", "2 scans", "column scanner", "column remark"):
@@ -33,7 +33,7 @@ def test_groups_by_patient(tmp_path, scans):
 
 def test_too_many_texts_are_no_groups(tmp_path, scans):
     rows = "".join(f"{n},text {n * 7 % 15}\n" for n in range(1, 31))
-    groups, notes = clinical_model.subgroups(
+    groups, notes = clinical_table.subgroups(
         scans, clinical_csv.read(write(tmp_path / "c.csv", f"patient,remark\n{rows}"))
     )
     assert groups.empty
@@ -45,20 +45,20 @@ def test_odd_values_make_groups_or_notes(tmp_path, scans):
     rows = "".join(
         f"{n},{'f ' if n % 2 else 'F'},{'unknown' if n == 1 else n * 7 % 31}.25,{n % 2 == 0},\n" for n in range(1, 31)
     )
-    groups, notes = clinical_model.subgroups(
+    groups, notes = clinical_table.subgroups(
         scans, clinical_csv.read(write(tmp_path / "c.csv", f"patient,sex,age,smoker\n{rows}"))
     )
     assert re.search(r"\bcolumn sex\b", "; ".join(notes)), "case and blanks around a text make no second group"
     assert re.search(r"\bcolumn age\b.*\b1\b", "; ".join(notes))
     assert set(groups["smoker"]) == {"True", "False"}
-    assert groups["age"].nunique() == clinical_model.BANDS
+    assert groups["age"].nunique() == clinical_table.BANDS
 
 
 def test_groups_by_file(tmp_path, scans):
     file = write(
         tmp_path / "c.csv", "filename,tirads\n" + "".join(f"{p[3:]},{i % 3 + 3}\n" for i, p in enumerate(scans["path"]))
     )
-    groups, notes = clinical_model.subgroups(scans, clinical_csv.read(file))
+    groups, notes = clinical_table.subgroups(scans, clinical_csv.read(file))
     assert groups["tirads"].tolist()[:3] == ["3", "4", "5"]
     assert not notes
 

@@ -49,7 +49,7 @@ def version(folder: Path, scans: Scans, quarantined: tuple[str, ...] = (), split
     return folder
 
 
-def register(root: storage.Location, folder: Path, scans: Scans, decision: str = "promoted") -> int:
+def register(root: storage.Location, folder: Path, scans: Scans, decision: str = "promoted", **described: str) -> int:
     """A model that was made of these scans."""
     table = tables.contents(*tables.read(version(folder / "data", scans))[:2])
     artefact = folder / "artefact"
@@ -57,7 +57,7 @@ def register(root: storage.Location, folder: Path, scans: Scans, decision: str =
     table.to_csv(artefact / SCANS, index=False)
     (artefact / "model.keras").write_text(str(folder))
     (artefact / "reference.jpg").write_bytes(b"picture")
-    Artefact.describe(artefact, toy_artefact.description())
+    Artefact.describe(artefact, toy_artefact.description().model_copy(update=described))
     champion = Registry(root).champion()
     return Registry(root).publish(artefact, toy_artefact.gate(decision, champion, [])).version
 
@@ -119,6 +119,15 @@ def test_a_refused_model_counts_as_the_last_one(tmp_path, place):
     assert Registry(place).read_aliases() == {"candidate": 2, "champion": 1, "anchor": 1}
     found = changes.since_last(DataVersion.read(version(tmp_path / "now", more)), place)
     assert (found.since, found.count, found.kept) == (2, 0, 5)
+
+
+def test_a_recalibration_for_another_site_changes_nothing_here(tmp_path, place):
+    """It is the newest version, and lists another site's scans."""
+    register(place, tmp_path / "1", FIRST)
+    more = FIRST | {"z": ("M", [])}
+    assert register(place, tmp_path / "2", more, "refused", recalibrated_for="Elsewhere") == 2
+    found = changes.since_last(DataVersion.read(version(tmp_path / "now", FIRST)), place)
+    assert (found.since, found.count, found.kept) == (1, 0, 4)
 
 
 @pytest.mark.parametrize("minimum", [-1, -1000])

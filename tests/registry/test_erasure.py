@@ -15,6 +15,7 @@ from tests.conftest import write_rois, write_scan
 from tests.ingest.test_ingest import split_of
 from tests.registry.test_retention import House, killed_after
 from thyroid import crop
+from thyroid import retention as command
 from thyroid.crop import CropOptions
 from thyroid.data import duplicates, erased, pseudonyms, store, tables
 from thyroid.data.store import Store
@@ -264,21 +265,21 @@ def test_what_cannot_be_erased_is_said_before_anything_goes(house):
 def test_the_words(house, capsys):
     where = ["--store", str(house.store), "--registry", house.registry, "--forget", str(WHO)]
     capsys.readouterr()
-    assert retention.main(where) == 0
+    assert command.main(where) == 0
     told = capsys.readouterr().out
     assert re.search(r"  goes   .*\bpatient$", told, re.MULTILINE)
     assert "python -m thyroid.registry gc" in told
     assert "--delete" in told.splitlines()[-1]
     # in the workbench, whose image does without these
     bare = "import sys; sys.modules['matplotlib'] = sys.modules['scipy'] = sys.modules['imagehash'] = None\n"
-    bare += "from thyroid.registry import retention; sys.exit(retention.main(sys.argv[1:]))"
+    bare += "from thyroid import retention; sys.exit(retention.main(sys.argv[1:]))"
     told = subprocess.run(
         [sys.executable, "-c", bare, *where, "--delete"], capture_output=True, text=True, check=True
     ).stdout
     assert re.search(r"^data +\S+ .*  gone   ", told, re.MULTILINE)
     assert "--delete" not in told
     assert str(WHO) not in told
-    assert retention.main([*where[:-1], "77"]) == 2
+    assert command.main([*where[:-1], "77"]) == 2
     assert "77" in capsys.readouterr().err
 
 

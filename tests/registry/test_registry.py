@@ -364,7 +364,7 @@ def test_a_user_without_a_name_is_asked_for_one(tmp_path, capsys, monkeypatch):
     def nobody():
         raise KeyError("uid not found: 1234")
 
-    monkeypatch.setattr(commands.getpass, "getuser", nobody)
+    monkeypatch.setattr("getpass.getuser", nobody)
     where = ["--registry", str(tmp_path)]
     assert commands.main(["gc", *where]) == 0
     assert commands.main(["promote", *where, "1", "--reason", "r"]) == 2

@@ -22,6 +22,7 @@ from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.ingest import ingest, listing
 from thyroid.ingest.options import IngestOptions
+from thyroid.label.retention import command
 from thyroid.model.artefact import SCANS, Artefact
 from thyroid.registry import retention
 from thyroid.registry.registry import Registry
@@ -560,7 +561,7 @@ def test_numbers_out_of_range(house, options, said):
 
 def test_what_is_no_store_or_registry_is_said(house, tmp_path, capsys):
     def said(store: object, root: object) -> str:
-        assert retention.main(["--store", str(store), "--registry", str(root), "--delete"]) == 2
+        assert command.main(["--store", str(store), "--registry", str(root), "--delete"]) == 2
         return capsys.readouterr().err
 
     (tmp_path / "empty").mkdir()
@@ -584,14 +585,14 @@ def test_the_table(house, capsys):
     house.grow()
     where = ["--store", str(house.store), "--registry", house.registry, "--keep", "1"]
     capsys.readouterr()
-    assert retention.main(where) == 0
+    assert command.main(where) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-2]] == ["data", "data", "crops"]
     assert len({line.index(" MB  ") for line in lines[:-2]}) == 1
     assert re.search(r"  goes   .*\b1\b", lines[0])
     assert lines[-2].startswith(house.registry)
     assert "--delete" in lines[-1]
-    assert retention.main([*where, "--delete"]) == 0
+    assert command.main([*where, "--delete"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "  gone   " in lines[0]
     assert lines[-1].endswith(" removed")

@@ -243,7 +243,7 @@ def test_views_that_disagree_by_more_than_their_intervals(served, first, second,
 
 def test_a_patient_whose_views_disagree_abstains(served, monkeypatch):
     values = (0.05, 0.97)
-    monkeypatch.setattr(served, "_scaled", lambda own, columns: np.array([1 - columns["p"], columns["p"]]))
+    monkeypatch.setattr(served, "_fused", lambda own, columns: np.array([1 - columns["p"], columns["p"]]))
     monkeypatch.setattr(served, "_columns", lambda instances: [({"p": value}, []) for value in values])
     answer = ask(served, *[instance(FRAME, roi=list(LARGE), patient="p")] * 2)
     assert [one["decision"] for one in answer["predictions"]] == ["benign", "malignant"]

@@ -20,7 +20,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from tests.conftest import variant
-from tests.support import ROOT, dicoms, toy_artefact
+from tests.support import ROOT, dicoms, toy_artefact, validated
 from tests.support.serving import EXPLAIN, INFER, PREDICT, Server, check_schema, encoded
 from thyroid import RESEARCH_USE_ONLY, serve
 from thyroid.data import tables
@@ -32,6 +32,7 @@ from thyroid.model.artefact import MODEL, SUM, Artefact, load_keras
 from thyroid.model.network import Network
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.records.model import ArtefactRecord
+from thyroid.registry import validations
 from thyroid.registry.registry import Registry
 from thyroid.serve import __main__ as command
 from thyroid.serve import schemas
@@ -197,6 +198,32 @@ def test_who_answers_and_its_report(server, model, facts):
     assert server.ask("/v1/models/thyroid/report") == (200, (Registry(model).find() / "report.html").read_text())
     for path in ("facts", "report"):
         assert server.ask(f"/v1/models/other/{path}")[0] == 404
+
+
+def test_who_answers_says_where_it_was_validated(server, model, tmp_path):
+    """At once, from a registry's folder and from the folder of a version that KServe mounts."""
+    copy = shutil.copytree(model, tmp_path / "registry")
+    mounted = shutil.copytree(Registry(copy).find(), tmp_path / "mounted")
+    one = Server(tmp_path / "one", "--registry", str(copy), "--form", engine.F32)
+    two = Server(tmp_path / "two", "--model-dir", str(mounted), "--form", engine.F32)
+
+    def told(running: Server) -> list[dict] | None:
+        return running.ask("/v1/models/thyroid/facts")[1]["validations"]
+
+    try:
+        assert [told(one.wait()), told(two.wait())] == [[], []]
+        for site in ("A", "B"):
+            validations.record(Registry(copy), 1, validated.of(copy, site=site))
+            assert told(one) == [entry.to_dict() for entry in validations.read(Registry(copy), 1)]
+        shutil.copy(Registry(copy).find() / "validations.json", mounted)
+        assert told(two) == told(one)
+        (mounted / "validations.json").write_text("{")
+        assert told(two) is told(two) is None
+        assert two.ask(PREDICT, (mounted / "reference.jpg").read_bytes(), Content_Type="image/jpeg")[0] == 200
+    finally:
+        logs = one.stop(), two.stop()
+    assert [log.count("validations not read") for log in logs] == [0, 1]
+    assert "Traceback" not in "".join(logs)
 
 
 def test_views_of_a_patient_are_aggregated(server, tested, facts):

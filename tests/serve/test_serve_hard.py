@@ -28,11 +28,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 from tests.conftest import variant
-from tests.support import ROOT, toy_artefact
+from tests.support import ROOT, toy_artefact, validated
 from tests.support.attackers import png_header
 from tests.support.serving import EXPLAIN, INFER, PREDICT, Server, encoded, errors_in
 from thyroid.imaging import images
-from thyroid.registry import aliases
+from thyroid.registry import aliases, validations
 from thyroid.registry.registry import Registry
 from thyroid.serve import limits
 
@@ -591,6 +591,11 @@ def test_a_champion_in_a_bucket_is_served_and_the_next_one_swapped_in(evaluated,
     gate = toy_artefact.gate("promoted", 1)
     Registry(root).publish(variant(evaluated / "artefact", tmp_path), gate)
     enough(lambda: version() == 2)
+    validations.record(Registry(root), 2, validated.of(root, 2))
+    enough(lambda: [one["site"] for one in running.ask("/v1/models/thyroid/facts")[1]["validations"]] == ["Seoul East"])
+    time.sleep(2)  # some more looks at the registry
+    loaded = running.log.read_text().count('"serving"')
+    assert loaded == 3, "1, 2, and 1 as the previous one; a validation loads no model anew"
     gcs.proxy.rule = lambda method, path: "503"
     enough(lambda: gcs.proxy.faults > 0)
     assert version() == 2

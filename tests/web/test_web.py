@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from tests.support import dicoms
+from tests.support import dicoms, validated
 from tests.support.pages import Page
 from tests.support.serving import EXPLAIN, Server, free_port
 from thyroid import RESEARCH_USE_ONLY
@@ -29,7 +29,7 @@ from thyroid.model.artefact import Artefact
 from thyroid.registry.registry import Registry
 from thyroid.web import __main__ as command
 from thyroid.web import app, upload, words
-from thyroid.web.words import Words
+from thyroid.web.words import LANGUAGES, Words
 
 TOKEN = "the-endpoint-s-token"
 SECRETS = {"THYROID_TOKEN": TOKEN, "THYROID_PAGE_SECRET": "the same everywhere"}
@@ -595,6 +595,7 @@ def test_an_answer_that_is_nested_without_end(stub):
     assert stub(200, b"[" * 200_000).endswith(Words("en")("error_answer"))
 
 
+SITE = validated.entry().to_dict()
 FACTS = {
     "version": 1,
     "backbone": "ResNet50",
@@ -625,6 +626,13 @@ FACTS = {
             {"serving_domain": None, "forms": None},
             {"not_released": 5},
             {"audits": {"kept": {"a": "x"}}},
+            {"validations": 5},
+            {"validations": [{}]},
+            {"validations": [SITE | {"boxes": "round"}]},
+            {"validations": [SITE | {"patients": "many"}]},
+            {"validations": [SITE | {"figures": {"auroc": validated.beside(0.9, 1.2)}}]},
+            {"validations": [SITE | {"figures": {"auroc": validated.beside(0.9, 0.7) | {"external": None}}}]},
+            {"validations": [SITE | {"figures": {"auroc": validated.NONE | {"difference": {"value": "x"}}}}]},
         )),
     ],
     ids=lambda facts: facts[:60].decode(),
@@ -642,6 +650,68 @@ def test_sound_facts_are_shown(stub_address, monkeypatch):
     assert Words("en")("model_away") not in home.text
     assert Words("en")("not_measured") in home.text
     assert Words("en")("domain_cropped", margin="25\N{NO-BREAK SPACE}%") in home.text
+
+
+def opened(stub_address, monkeypatch, language: str = "en", **facts) -> str:
+    """Return the page of an endpoint with these facts."""
+    monkeypatch.setattr(Stub, "facts", json.dumps(FACTS | facts).encode())
+    return app.create(app.Options(stub_address)).test_client().get(f"/?lang={language}").text
+
+
+def rows(home: str) -> list[list[str]]:
+    """Return the cells of the tables of other hospitals."""
+    found = re.findall(r"<tr>(<th scope=.row.*?)</tr>", home.replace("\N{NO-BREAK SPACE}", " "))
+    cells = (re.findall(r"<t[hd].*?</t[hd]>", row) for row in found)
+    return [[html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in row] for row in cells]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_figures_of_other_hospitals_stand_beside_the_models_own(stub_address, monkeypatch, language):
+    w = Words(language)
+    newer = validated.entry(site="<i>Busan</i>", created="2025-05-02", figures={"auroc": validated.beside(0.92, 0.9)})
+    home = opened(stub_address, monkeypatch, language, validations=[SITE, newer.to_dict()])
+    assert w("sites_none") not in home
+    assert "<i>Busan</i>" not in home
+    assert home.index("&lt;i&gt;Busan") < home.rindex("Seoul East"), "newest first"
+    assert rows(home) == [
+        [w("auroc"), "0.92 (0.87–0.97)", "0.90 (0.85–0.95)", "−0.02 (−0.09, +0.05)"],
+        [w("auroc"), "0.92 (0.87–0.97)", "0.78 (0.73–0.83)", "−0.14 (−0.21, −0.07)"],
+        [w("sensitivity"), "95 % (90–100 %)", "84 % (79–89 %)", "−11 (−18, −4)"],
+        [w("specificity"), "70 % (65–75 %)", "72 % (67–77 %)", "+2 (−5, +9)"],
+    ]
+    assert w("sites_of", date="2025-03-01", patients=120, malignant=40, images=240) in home
+    warned = w("warning_site", site="Seoul East", internal="0.92 (0.87–0.97)", external="0.78 (0.73–0.83)")
+    assert home.count(warned) == 1
+    assert "Busan" not in "".join(re.findall(r'<p class="warn">.*?</p>', home)), "its interval includes 0"
+
+
+def test_a_model_that_was_never_tried_elsewhere_says_so(stub_address, monkeypatch):
+    none, unknown = (Words("en")(f"sites_{name}") for name in ("none", "unknown"))
+    for facts in ({}, {"validations": []}):
+        home = opened(stub_address, monkeypatch, **facts)
+        assert none in home
+        assert unknown not in home
+    home = opened(stub_address, monkeypatch, validations=None)
+    assert none not in home
+    assert unknown in home
+
+
+def test_only_the_newest_figures_of_a_hospital_are_shown(stub_address, monkeypatch):
+    figures = {"auroc": validated.beside(0.92, 0.91)}
+    again = validated.entry(site="seoul  east", created="2025-06-01", figures=figures, synthetic=7).to_dict()
+    automatic = validated.entry(boxes="automatic", figures=figures).to_dict()
+    home = opened(stub_address, monkeypatch, validations=[SITE, automatic, again])
+    assert [row[2] for row in rows(home)] == ["0.91 (0.86–0.96)"] * 2
+    assert Words("en")("sites_earlier", count=1) in home
+    assert Words("en")("sites_automatic") in home
+    assert Words("en")("sites_synthetic", count=7) in home
+
+
+def test_a_hospital_with_one_class_shows_what_it_can(stub_address, monkeypatch):
+    few = validated.beside(0.9, 1.0) | {"external": validated.interval(1.0, None, None), "difference": None}
+    figures = {"auroc": validated.NONE, "sensitivity": few}
+    home = opened(stub_address, monkeypatch, validations=[validated.entry(figures=figures).to_dict()])
+    assert rows(home) == [["AUROC", "–", "–", "–"], ["Sensitivity", "90 % (85–95 %)", "100 % (–)", "–"]]
 
 
 def test_an_endpoint_that_is_down(tmp_path):

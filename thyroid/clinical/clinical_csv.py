@@ -8,7 +8,7 @@ import csv
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,7 +247,7 @@ def _one_spelling(values: pd.Series) -> tuple[pd.Series, int]:
     return shown.where(values.notna(), None), int(several.sum())  # type: ignore[call-overload]
 
 
-def join(scans: pd.DataFrame, clinical: Clinical) -> tuple[pd.DataFrame, list[str]]:
+def join(scans: pd.DataFrame, clinical: Clinical, keep: Collection[str] = ()) -> tuple[pd.DataFrame, list[str]]:
     """Join the usable columns of clinical.csv to the scans.
 
     Constant or empty columns, identifiers and free texts are not used, because a model could only learn from them who
@@ -256,6 +256,7 @@ def join(scans: pd.DataFrame, clinical: Clinical) -> tuple[pd.DataFrame, list[st
     Args:
         scans: All scans in use, as rows with path and patient (int), and image (int) where it is known.
         clinical: Result of `read`.
+        keep: Columns that are joined in any case, since a model that learnt from them elsewhere takes them here.
 
     Returns:
         A table with one row per scan (index of `scans`), float64 for numbers (missing: NaN) and object for categories
@@ -280,7 +281,7 @@ def join(scans: pd.DataFrame, clinical: Clinical) -> tuple[pd.DataFrame, list[st
     place = pd.Series(np.arange(len(clinical.rows)), clinical.rows[key]).reindex(scan_keys).to_numpy()
     rows = clinical.rows.drop(columns=key).reindex(place).set_axis(scans.index)
     for column in list(rows):
-        why = _unusable(rows[column], scans)
+        why = None if column in keep else _unusable(rows[column], scans)
         if why:
             notes.append(f"clinical.csv: column {column} {why} and was not used")
             del rows[column]

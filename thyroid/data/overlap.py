@@ -38,8 +38,29 @@ class Overlap:
         return f"{self.files} by file, {self.pictures} by picture, {self.patients} by patient"
 
 
-def find(root: Location, learnt: pd.DataFrame, judging: pd.DataFrame) -> Overlap:
-    """Compare what a registered version was trained on with the scans that will judge it.
+@dataclass(frozen=True)
+class Known:
+    """Which scans a registered version knows, and in which ways.
+
+    Attributes:
+        ways: Columns file, picture and patient (bool) with the index of the scans. A scan that is known by its bytes is
+            also known by its picture.
+        problem: As in `Overlap`.
+        note: As in `Overlap`.
+    """
+
+    ways: pd.DataFrame
+    problem: str | None = None
+    note: str | None = None
+
+    @property
+    def reasons(self) -> pd.Series:
+        """The first way in which each scan is known: "file", "picture" or "patient"; null for a scan that is new."""
+        return self.ways.idxmax(axis=1).where(self.ways.any(axis=1)).astype("string")
+
+
+def known(root: Location, learnt: pd.DataFrame, judging: pd.DataFrame) -> Known:
+    """Say of every scan that will judge a model whether a registered version was made of it, and how that shows.
 
     Args:
         root: Location of the registry, whose key names the version's patients.
@@ -61,8 +82,8 @@ def find(root: Location, learnt: pd.DataFrame, judging: pd.DataFrame) -> Overlap
         current, used = pseudonyms.key_name(secret), {name.partition(":")[0] for name in named}
         if used == {current}:
             pairs = judging[["cohort", "patient"]].itertuples(index=False)
-            known = [pseudonyms.of_patient(secret, cohort, int(patient)) in named for cohort, patient in pairs]
-            patients = pd.Series(known, judging.index, dtype=bool)
+            is_named = [pseudonyms.of_patient(secret, cohort, int(patient)) in named for cohort, patient in pairs]
+            patients = pd.Series(is_named, judging.index, dtype=bool)
         else:
             problem = (
                 f"its patients were named with key {', '.join(sorted(used))}, but the current key is {current}, so it "
@@ -71,5 +92,21 @@ def find(root: Location, learnt: pd.DataFrame, judging: pd.DataFrame) -> Overlap
     elif len(learnt):
         by = "bytes alone" if hashes.empty else "bytes and pictures alone"
         note = f"compared by {by}, since it was registered without pseudonyms of its patients"
-    overlapping = files | pictures | patients
-    return Overlap(int(overlapping.sum()), int(files.sum()), int(pictures.sum()), int(patients.sum()), problem, note)
+    ways = pd.DataFrame({"file": files, "picture": pictures, "patient": patients}).astype(bool)
+    return Known(ways, problem, note)
+
+
+def find(root: Location, learnt: pd.DataFrame, judging: pd.DataFrame) -> Overlap:
+    """Compare what a registered version was trained on with the scans that will judge it.
+
+    Args:
+        root: As for `known`.
+        learnt: As for `known`.
+        judging: As for `known`.
+
+    Raises:
+        InputError: As for `known`.
+    """
+    found = known(root, learnt, judging)
+    files, pictures, patients = (int(count) for count in found.ways.sum())
+    return Overlap(int(found.ways.any(axis=1).sum()), files, pictures, patients, found.problem, found.note)

@@ -15,7 +15,7 @@ from thyroid.evaluate import card, performance, predictions
 from thyroid.evaluate.boxes import boxes
 from thyroid.evaluate.scored import ScoredModel
 from thyroid.imaging import geometry, images, phantom
-from thyroid.model import engine
+from thyroid.model import engine, scan_statistics
 from thyroid.model.artefact import MODEL, SCANS, Artefact
 from thyroid.model.network import GRAPH
 from thyroid.records.evaluation import Measured
@@ -128,6 +128,7 @@ def _description(winner: ScoredModel, result: Measured, probability: NDArray[np.
         **winner.point.to_dict(),
         "settings": result.settings.to_dict(),
         "reference": dict(zip(classes.names, probability.tolist(), strict=True)),
+        "training_scans": scan_statistics.describe(data, "train").to_dict(),
     }
 
 

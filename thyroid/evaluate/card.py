@@ -241,7 +241,7 @@ def _answers_on_results(result: Measured) -> dict[str, str]:
             [
                 f"prevalence of the test set {sum(test.confusion[1]) / test.n:.0%}, assumed in use "
                 f"{settings.prevalence:.0%}",
-                "no external test set",
+                "no external test set at the time of registration; validations.md of the version lists later ones",
                 *audited.findings.values(),
             ]
         ),

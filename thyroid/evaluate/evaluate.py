@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from thyroid import atomic, progress
+from thyroid.clinical.clinical_table import ClinicalTable
 from thyroid.data import tables
 from thyroid.data.filenames import SCORE
 from thyroid.data.version import DataVersion
@@ -23,7 +24,7 @@ from thyroid.evaluate.audits.audits import ModelAudits
 from thyroid.evaluate.audits.subject import Subject
 from thyroid.evaluate.boxes import boxes
 from thyroid.evaluate.champion import CommonTestSet, rivals
-from thyroid.evaluate.clinical_model import ClinicalComparison, ClinicalTable
+from thyroid.evaluate.clinical_model import ClinicalComparison
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.evaluate.scored import Ranking, ScoredModel
 from thyroid.imaging import images
@@ -96,7 +97,7 @@ def evaluate(
     started = time.monotonic()
     audits.check_waivers(options.waive)
     evaluation, candidates = scored.read(data, models, options)
-    clinical = clinical_model.read(options.clinical, evaluation.data.used) if options.clinical else None
+    clinical = ClinicalTable.read(options.clinical, evaluation.data.used) if options.clinical else None
     _clean(output)
 
     scored.load_all(candidates)
@@ -280,7 +281,9 @@ def _decide(
     compared = rivals(evaluation.registry, test)
     threshold = winner.point.threshold
     subgroups = performance.by_subgroup(tested, threshold, options.prevalence, options.seed, compared.champion)
-    decision = gate.decide(gate.Candidate(row, domain, tested, subgroups), compared, audited.audits, options)
+    behind = row.validation.malignant_patients
+    candidate = gate.Candidate(row.test[domain], threshold, behind, tested, subgroups)
+    decision = gate.decide(candidate, compared, audited.audits, options)
     model = sha256(winner.folder / winner.training.checkpoint)
     read_before = (
         0 if evaluation.registry is None else Registry(evaluation.registry).read_test_set(decision.test_digest, model)

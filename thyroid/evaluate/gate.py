@@ -17,7 +17,7 @@ from thyroid.evaluate.champion import Champion, Rivals
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.metrics import Interval, format_interval
 from thyroid.model.operating_point import describe_patients_needed
-from thyroid.records.evaluation import ModelRow, SubgroupRow
+from thyroid.records.evaluation import SubgroupRow
 from thyroid.records.gate import Comparison, Criterion, DeLong, GateRecord
 from thyroid.records.performance import Performance
 
@@ -69,26 +69,20 @@ class Candidate:
     """The model that the gate decides on.
 
     Attributes:
-        row: Its row of the ranking: its operating point, and its metrics on validation and on test.
-        domain: Serving domain.
+        metrics: Its metrics on the test set, in the serving domain.
+        threshold: Threshold of its operating point.
+        malignant_patients: Number of malignant patients that the threshold was locked on.
         test: Its test predictions in this domain: sha256, label, patient and the probability of malignant.
         subgroups: Rows of `performance.by_subgroup`.
+        decided: As `test`, with cross-fitted probabilities for the threshold to decide on; None for those of `test`.
     """
 
-    row: ModelRow
-    domain: str
+    metrics: Performance
+    threshold: float
+    malignant_patients: int
     test: pd.DataFrame
     subgroups: Sequence[SubgroupRow] = ()
-
-    @property
-    def metrics(self) -> Performance:
-        """Metrics on the test set."""
-        return self.row.test[self.domain]
-
-    @property
-    def threshold(self) -> float:
-        """Threshold of the operating point."""
-        return self.row.operating_point.threshold
+    decided: pd.DataFrame | None = None
 
 
 def test_digest(test: pd.DataFrame) -> str:
@@ -96,15 +90,21 @@ def test_digest(test: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(sorted(test["sha256"])).encode()).hexdigest()
 
 
-def decide(candidate: Candidate, rivals: Rivals, audits: Sequence[Audit], options: EvaluateOptions) -> GateRecord:
+def decide(
+    candidate: Candidate,
+    rivals: Rivals,
+    audits: Sequence[Audit],
+    options: EvaluateOptions,
+    more: Sequence[Criterion] = (),
+) -> GateRecord:
     """Decide whether the candidate may replace the champion, and list every criterion.
 
     Args:
         candidate: The model and its performance.
         rivals: The champion and the anchor on the same images.
         audits: Audits of the candidate.
-        options: Options of the evaluation: the sensitivity that the threshold was locked for, the names of audits whose
-            failure does not count, and the seed of the bootstrap.
+        options: Sensitivity that the threshold was locked for, audits whose failure does not count, and the seed.
+        more: Criteria of the caller's own, which count like the others.
 
     Returns:
         The decision. Its `ahead_of` is the version of the anchor (of the champion, where that is the anchor) if the
@@ -116,6 +116,7 @@ def decide(candidate: Candidate, rivals: Rivals, audits: Sequence[Audit], option
         *_subgroups(candidate.subgroups, options.sensitivity, rivals.champion),
         *compared,
         *(_audit(audit, options.waive) for audit in audits),
+        *more,
     ]
     failed = [criterion for criterion in criteria if not (criterion.passed or criterion.waived)]
     return GateRecord(
@@ -164,7 +165,7 @@ def _floors(candidate: Candidate, sensitivity: float) -> list[Criterion]:
         _size(found),
         *_every_class(found),
         _better_than_chance(found),
-        _behind_the_threshold(candidate.row.validation.malignant_patients),
+        _behind_the_threshold(candidate.malignant_patients),
         _sensitivity(found, sensitivity),
         _specificity(found),
         _calibration(found),
@@ -290,7 +291,7 @@ def _specificity(performance: Performance) -> Criterion:
 def _as_specific(candidate: Candidate, role: str, rival: Champion, seed: int) -> Criterion:
     """Compare the specificities of candidate and rival by patient, each at its own threshold."""
     asked = f"lower bound of the specificity difference above -{SPECIFICITY_MARGIN:.2f}"
-    test = candidate.test
+    test = candidate.test if candidate.decided is None else candidate.decided
     rows = test.assign(malignant=test["label"] == CLASSES[POSITIVE], other=rival.scores)
     patients = rows.groupby("patient").agg({"malignant": "any", SCORE: "mean", "other": "mean"}).reset_index()
     title = f"as specific as {role} {rival.version}"

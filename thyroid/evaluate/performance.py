@@ -111,7 +111,7 @@ def _level(
     kappa = metrics.interval(
         metrics.kappa_draws(draws, truth, called, patient, classes=len(classes), ordered=classes.ordered)
     )
-    if np.isfinite(kappa.value):
+    if np.isfinite(kappa.value) and np.ptp(truth):
         found["kappa"] = kappa
     found["brier"] = metrics.interval(metrics.brier_draws(draws, positive, score, patient))
     found["ece"] = metrics.interval(metrics.ece_draws(draws, positive, score, patient))

@@ -179,9 +179,9 @@ def _decision_curve(tested: PlottedModel, path: Path) -> None:
     figure, axis = plt.subplots(figsize=_SIZE)
     thresholds = np.linspace(0.005, min(0.6, 4 * prevalence), 100)
     everybody = metrics.net_benefit(is_malignant(table), np.ones(len(table)), thresholds, prevalence)
-    shifted = at_prevalence(table[SCORE].to_numpy(), float(is_malignant(table).mean()), prevalence)
+    shifted = metrics.at_prevalence(table[SCORE].to_numpy(), float(is_malignant(table).mean()), prevalence)
     model = metrics.net_benefit(is_malignant(table), shifted, thresholds, prevalence)
-    locked = at_prevalence(np.array([tested.point.threshold]), float(is_malignant(table).mean()), prevalence)[0]
+    locked = metrics.at_prevalence(np.array([tested.point.threshold]), float(is_malignant(table).mean()), prevalence)[0]
     axis.plot(thresholds, model, color=_INK, lw=2, label="act on the model")
     axis.plot(thresholds, everybody, color=_SOFT, lw=1.2, label="act on everybody")
     axis.axhline(0, color="black", lw=1, label="act on nobody")
@@ -192,24 +192,6 @@ def _decision_curve(tested: PlottedModel, path: Path) -> None:
     axis.set_ylim(-prevalence / 3, prevalence * 1.1)
     axis.legend(fontsize=8, loc="upper right")
     save(figure, path)
-
-
-def at_prevalence(score: NDArray[np.float64], seen: float, prevalence: float) -> NDArray[np.float64]:
-    """Adjust probabilities of malignant to a prevalence other than that of the images they were calibrated on.
-
-    By Bayes' rule the odds change by the ratio of the prior odds (Saerens et al. 2002, 10.1162/089976602753284446).
-
-    Args:
-        score: Probabilities of malignant [n].
-        seen: Share of malignant images where the probabilities are calibrated, 0 to 1.
-        prevalence: Share of malignant nodules where the model would be used, between 0 and 1.
-
-    Returns:
-        Adjusted probabilities, float64 [n].
-    """
-    seen = min(max(seen, 1e-6), 1 - 1e-6)
-    ratio = prevalence / (1 - prevalence) * (1 - seen) / seen
-    return score * ratio / (score * ratio + 1 - score)
 
 
 def _distribution(tested: PlottedModel, path: Path) -> None:

@@ -1,9 +1,10 @@
 """Synthetic ultrasound-like phantoms, so that everything runs without a single patient's data.
 
 A phantom is a thyroid lobe with one nodule, none or two, drawn as a log-compressed speckle pattern (the envelope of a
-filtered complex Gaussian field: Burckhardt 1978, "Speckle in ultrasound B-mode scans") with depth attenuation, inside a
-scanner frame with ruler ticks and burned-in text. The signs of a nodule (`phantom_nodule`) depend on the label, but
-only with probabilities, so that a perfect classifier does not exist. Every picture says that it is synthetic.
+filtered complex Gaussian field: Burckhardt 1978, "Speckle in ultrasound B-mode scans") with depth attenuation, inside
+the frame of a scanner (`phantom_scanner`) with ruler ticks and burned-in text. The signs of a nodule (`phantom_nodule`)
+depend on the label, but only with probabilities, so that a perfect classifier does not exist. Every picture says that
+it is synthetic.
 """
 
 import csv
@@ -15,12 +16,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from thyroid import command, progress
 from thyroid.imaging import images
 from thyroid.imaging.geometry import Box
 from thyroid.imaging.phantom_nodule import GAP, Nodule, Shape
+from thyroid.imaging.phantom_scanner import DEFAULT, SCANNERS, Name
 
 PATIENTS = 260
 """Number of patients in the sample.
@@ -33,8 +34,8 @@ MARK = b"synthetic phantom, not a patient"
 Cropping removes the banner, but by this mark a data version still knows how many phantoms it has.
 """
 
-FRAME = (640, 480)
-"""Width and height of a frame in pixels."""
+FRAME = SCANNERS[DEFAULT].frame
+"""Width and height of a frame of the default scanner in pixels."""
 
 BENIGN_SHARE = 0.6
 
@@ -69,14 +70,6 @@ class Phantom:
         if not self.rois:
             raise ValueError("this phantom has no nodule")
         return self.rois[0]
-
-
-def _speckle(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return speckle in dB with a mean of about 0; lateral resolution is coarser than axial, as with a linear probe."""
-    field = [cv2.GaussianBlur(rng.standard_normal(shape, np.float32), (0, 0), sigmaX=1.9, sigmaY=0.9) for _ in range(2)]
-    envelope = np.hypot(*field)
-    speckle: NDArray[np.float32] = (20 * np.log10(envelope / envelope.mean() + 1e-3)).astype(np.float32)
-    return speckle
 
 
 @dataclass(frozen=True)
@@ -165,40 +158,16 @@ def _tissue(
     return echo, [mask & visible for mask in masks[: content.count]]
 
 
-def _scanner_frame(
-    canvas: images.Pixels, area: tuple[int, int, int, int], patient: int, rng: np.random.Generator
-) -> None:
-    """Draw burned-in text, ruler ticks and a grey bar around the scan area; none of it depends on the label."""
-    left, top, width, height = area
-    picture = Image.fromarray(canvas)
-    draw = ImageDraw.Draw(picture)
-    small, normal = ImageFont.load_default(11), ImageFont.load_default(13)
-    draw.text((6, 4), "SYNTHETIC PHANTOM - NOT A PATIENT", fill=(235, 235, 235), font=normal)
-    draw.text((FRAME[0] - 200, 4), f"ID {patient:06d}  THYROID", fill=(200, 200, 200), font=normal)
-    draw.text(
-        (6, 22),
-        f"L12-5  {rng.integers(7, 15)} MHz   G {rng.integers(40, 80)}   DR {rng.integers(55, 75)}",
-        fill=(170, 170, 170),
-        font=small,
-    )
-    draw.text(
-        (6, FRAME[1] - 16),
-        f"MI {rng.uniform(0.5, 1.2):.1f}  TIs {rng.uniform(0.1, 0.6):.1f}",
-        fill=(170, 170, 170),
-        font=small,
-    )
-    for i, y in enumerate(range(top, top + height + 1, max(8, height // 20))):
-        draw.line((left - (14 if i % 5 == 0 else 9), y, left - 5, y), fill=(220, 220, 220))
-        if i % 5 == 0:
-            draw.text((left - 26, y - 6), str(i // 5), fill=(220, 220, 220), font=small)
-    for x in range(left, left + width + 1, max(8, width // 15)):
-        draw.line((x, top - 8, x, top - 5), fill=(220, 220, 220))
-    for i in range(100):
-        draw.line((FRAME[0] - 16, 60 + i, FRAME[0] - 8, 60 + i), fill=(255 - 2 * i,) * 3)
-    canvas[:] = np.asarray(picture)
-
-
-def draw(label: str, patient: int, image: int, seed: int = 0, *, nodules: int = 1, off_centre: bool = False) -> Phantom:
+def draw(
+    label: str,
+    patient: int,
+    image: int,
+    seed: int = 0,
+    *,
+    nodules: int = 1,
+    off_centre: bool = False,
+    scanner: Name = DEFAULT,
+) -> Phantom:
     """Draw one frame; the same arguments always give the same frame.
 
     Args:
@@ -211,34 +180,31 @@ def draw(label: str, patient: int, image: int, seed: int = 0, *, nodules: int = 
             first; their boxes do not overlap.
         off_centre: Whether the first nodule's centre lies anywhere in the lobe but where it lies by default. The nodule
             is wholly within the scan area, and smaller if it would not fit.
+        scanner: Name of the scanner. Patients of equal number on two scanners are different patients.
 
     Raises:
         ValueError: There cannot be this number of nodules.
     """
     if nodules not in (0, 1, 2):
         raise ValueError(f"nodules: expected 0, 1 or 2, not {nodules}")
-    key = [seed, patient, "BM".index(label)]
+    device = SCANNERS[scanner]
+    # The default scanner's key has no number, so that its frames stay those of earlier releases.
+    key = [seed, patient, "BM".index(label), *([0, 0, device.number] if device.number else [])]
     shared = np.random.default_rng(key)
-    nodule = Nodule.of(label, shared)
-    width, height = int(shared.integers(330, 500)), int(shared.integers(300, 380))
-    area = ((FRAME[0] - width) // 2 + int(shared.integers(-20, 20)), 60 + int(shared.integers(0, 30)), width, height)
-    sector = bool(shared.random() < 0.3)
+    nodule = device.seen(Nodule.of(label, shared))
+    area, visible = device.area(shared)
 
     rng = np.random.default_rng([*key, image + 1])
-    content = _Content(
-        nodule, _second_nodule(key), nodules, off_centre, np.random.default_rng([*key, image + 1, _PLACES])
-    )
-    visible = _visible(height, width, sector)
+    places = np.random.default_rng([*key, image + 1, _PLACES])
+    content = _Content(nodule, device.seen(_second_nodule(key)), nodules, off_centre, places)
     echo, masks = _tissue(visible, content, rng)
-    decibel = echo + _speckle((height, width), rng)
-    dynamic = rng.uniform(48, 56)
-    grey = np.clip((decibel + dynamic - 20 + rng.uniform(-2, 2)) / dynamic * 255, 6, 255)
+    grey = device.grey(echo, rng)
     grey[~visible] = 0
 
-    left, top = area[:2]
-    canvas = np.zeros((FRAME[1], FRAME[0], 3), np.uint8)
+    left, top, width, height = area
+    canvas = np.zeros((*device.frame[::-1], 3), np.uint8)
     canvas[top : top + height, left : left + width] = grey.astype(np.uint8)[..., None]
-    _scanner_frame(canvas, area, patient, rng)
+    device.annotate(canvas, area, patient, rng)
     boxes = (cv2.boundingRect(mask.astype(np.uint8)) for mask in masks)
     return Phantom(canvas, tuple((left + x, top + y, w, h) for x, y, w, h in boxes))
 
@@ -247,13 +213,6 @@ def _second_nodule(key: list[int]) -> Nodule:
     """Return the second nodule of a patient, which looks benign and is small enough to fit beside the first."""
     rng = np.random.default_rng([*key, 0, _SECOND])
     return replace(Nodule.of("B", rng), radius=rng.uniform(0.05, 0.09))
-
-
-def _visible(height: int, width: int, sector: bool) -> NDArray[np.bool_]:
-    """Return the pixels of the scan area that show tissue: all, or the trapezoidal view of a linear probe."""
-    margin = (1 - np.arange(height)[:, None] / height) * 0.10 * width * sector
-    columns = np.arange(width)[None, :]
-    return (columns >= margin) & (columns <= width - margin)
 
 
 @dataclass(frozen=True)
@@ -267,6 +226,7 @@ class _Task:
         seed: Seed of the whole set.
         folder: Folder of the scans.
         varied: Whether number and place of the nodules vary.
+        scanner: Name of the scanner.
     """
 
     label: str
@@ -275,6 +235,7 @@ class _Task:
     seed: int
     folder: str
     varied: bool
+    scanner: Name
 
 
 def variation(patient: int, image: int, seed: int = 0) -> tuple[int, bool]:
@@ -296,13 +257,27 @@ def variation(patient: int, image: int, seed: int = 0) -> tuple[int, bool]:
 def _write(task: _Task) -> list[tuple[str, int, int, int, int]]:
     name = f"{task.label}_{task.patient:03d}-{task.image:04d}-1.0.jpg"
     nodules, off_centre = variation(task.patient, task.image, task.seed) if task.varied else (1, False)
-    phantom = draw(task.label, task.patient, task.image, task.seed, nodules=nodules, off_centre=off_centre)
+    phantom = draw(
+        task.label,
+        task.patient,
+        task.image,
+        task.seed,
+        nodules=nodules,
+        off_centre=off_centre,
+        scanner=task.scanner,
+    )
     (Path(task.folder) / name).write_bytes(images.encode(phantom.image, MARK))
     return [(name, *roi) for roi in phantom.rois]
 
 
 def generate(
-    output: Path, patients: int = PATIENTS, images_per_patient: int = 1, seed: int = 0, *, varied: bool = False
+    output: Path,
+    patients: int = PATIENTS,
+    images_per_patient: int = 1,
+    seed: int = 0,
+    *,
+    varied: bool = False,
+    scanner: Name = DEFAULT,
 ) -> Path:
     """Write `patients * images_per_patient` frames to `output/scans` and their nodules to `output/rois.csv`.
 
@@ -316,6 +291,7 @@ def generate(
         varied: Whether some frames show no nodule, two, or one off centre, as `variation` says. A frame without a
             nodule has no row in rois.csv, one with two has two rows. The label is then the patient's: a frame may not
             show what it is about, and a second nodule looks benign. By default every frame shows one nodule.
+        scanner: Name of the scanner. Names of files and labels are the same on every scanner.
 
     Returns:
         Path of rois.csv.
@@ -326,7 +302,7 @@ def generate(
         ["B"] * round(patients * BENIGN_SHARE) + ["M"] * (patients - round(patients * BENIGN_SHARE))
     )
     tasks = [
-        _Task(str(labels[patient - 1]), patient, image, seed, str(folder), varied)
+        _Task(str(labels[patient - 1]), patient, image, seed, str(folder), varied, scanner)
         for patient in range(1, patients + 1)
         for image in range(1, images_per_patient + 1)
     ]
@@ -341,7 +317,13 @@ def generate(
 
 
 def run(
-    *, output: Path, patients: int = PATIENTS, images_per_patient: int = 1, seed: int = 0, varied: bool = False
+    *,
+    output: Path,
+    patients: int = PATIENTS,
+    images_per_patient: int = 1,
+    seed: int = 0,
+    varied: bool = False,
+    scanner: Name = DEFAULT,
 ) -> None:
     """Draw synthetic ultrasound-like phantoms, so that everything runs without a single patient's data.
 
@@ -351,8 +333,9 @@ def run(
         images_per_patient: Number of scans of each patient.
         seed: Seed of the whole set.
         varied: Also draw frames without a nodule, with two, and with one off centre (about 10, 20 and 40 in 100).
+        scanner: Scanner that the scans look like: linear is the sample's, convex and portable are other hospitals'.
     """
-    rois = generate(output, patients, images_per_patient, seed, varied=varied)
+    rois = generate(output, patients, images_per_patient, seed, varied=varied, scanner=scanner)
     print(f"{output / 'scans'} and {rois}: synthetic phantoms, not patients")
 
 

@@ -92,6 +92,22 @@ def deal(scans: ScanTable, cohort: Cohort, given_splits: str, seed: int) -> None
     scans.used["split"] = splits.deal(scans.used, _open_fractions(given), seed)
     splits.check(scans.used)
     scans.notes += _describe_moved_into_test(cohort.moved_into_test(scans.used))
+    _fill_in(scans)
+
+
+def deal_to_test(scans: ScanTable) -> None:
+    """Give every group the test split, and quarantine copies.
+
+    Args:
+        scans: The scans, with their groups.
+    """
+    scans.quarantine(_copies(scans.used))
+    scans.used["split"] = "test"
+    _fill_in(scans)
+
+
+def _fill_in(scans: ScanTable) -> None:
+    """Fill group and split into the table of all files."""
     for column in ("group", "split"):
         scans.table[column] = scans.used[column].reindex(scans.table.index).astype(tables.SCANS[column])
 

@@ -58,9 +58,9 @@ def ingest(options: IngestOptions, output: Path) -> Ingested:
         output: Folder of the new data version.
 
     Raises:
-        InputError: There is nothing usable, a class has no scans, a split lacks a class, the site cannot be a name,
-            rois.csv, labels.csv or dicom.csv cannot be read, there are DICOM files and no key in the environment, or a
-            bucket cannot be read.
+        InputError: There is nothing usable, a class has no scans or a split lacks a class (both except with
+            `IngestOptions.all_test`), the site cannot be a name, rois.csv, labels.csv or dicom.csv cannot be read,
+            there are DICOM files and no key in the environment, or a bucket cannot be read.
     """
     request = _Request.read(options)
     place = Store(options.store) if options.store else None
@@ -81,9 +81,14 @@ def ingest(options: IngestOptions, output: Path) -> Ingested:
         cohort = find_cohort(history, site, scans.used)
         scans.notes += cohort.notes
         erased_patients = erasure.set_aside(scans, inputs.erased, history, cohort, home=home)
-        scans.require_every_class(history.source, request.classes)
+        scans.require_any(history.source)
         grouping.group(scans)
-        grouping.deal(scans, cohort, options.given_splits, options.seed)
+        if options.all_test:
+            grouping.deal_to_test(scans)
+            scans.require_any(history.source)  # copies that contradict each other may have been all there was
+        else:
+            scans.require_every_class(history.source, request.classes)
+            grouping.deal(scans, cohort, options.given_splits, options.seed)
         found = regions.find(scans, history.source, inputs.rois)
         found.forget(erased_patients)
 
@@ -97,7 +102,7 @@ def ingest(options: IngestOptions, output: Path) -> Ingested:
         facts = _write(output, scans, found, facts)
         if place is not None:
             _keep(place, output, scans, cohort.without_own_memory() if options.given_splits == "ignore" else cohort)
-        _report(facts, output)
+        _report(facts, None if options.all_test else output)
     return Ingested(output, facts)
 
 
@@ -220,8 +225,11 @@ def _keep(place: Store, output: Path, scans: ScanTable, cohort: Cohort) -> None:
     log.info(f"data version {version.name}: {scans.looked_at} of {len(scans.table)} files read, the others were known")
 
 
-def _report(facts: DataRecord, output: Path) -> None:
+def _report(facts: DataRecord, output: Path | None) -> None:
+    """Log what was ingested, with the place of the quarantine list unless that is a passing one."""
     for split, count in facts.splits.items():
+        if not count["patients"]:  # all are in the test part of a validation
+            continue
         by_class = {name: number for name, number in count.items() if name != "patients"}
         listed = ", ".join(f"{name} {number}" for name, number in by_class.items())
         log.info(
@@ -231,4 +239,5 @@ def _report(facts: DataRecord, output: Path) -> None:
     for note in facts.notes:
         log.info(f"note: {note}")
     if facts.quarantined:
-        log.info(f"quarantined: {facts.quarantined}, see {output / tables.QUARANTINE}")
+        place = "" if output is None else f", see {output / tables.QUARANTINE}"
+        log.info(f"quarantined: {facts.quarantined}{place}")

@@ -1,7 +1,9 @@
 """The options of the ingest step."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from thyroid.command import NOT_AN_OPTION
 from thyroid.data.classes import DEFAULT as DEFAULT_CLASSES
 from thyroid.errors import InputError
 from thyroid.storage import Location
@@ -33,9 +35,11 @@ class IngestOptions:
             last data version of the same scans are read. Patients of the same cohort keep their splits, and so do
             copies of any scan that the store has ever seen. Without it, every file is read.
         seed: Seed for dealing new groups to splits.
+        all_test: Whether every usable scan goes to the test split, whatever the folders say. No class needs to have
+            scans then: one usable scan is enough. It takes no store, in which these patients would stay in test.
 
     Raises:
-        InputError: `given_splits` is unknown.
+        InputError: `given_splits` is unknown, or there is a store with `all_test`.
     """
 
     scans: Location
@@ -47,8 +51,11 @@ class IngestOptions:
     site: str = ""
     store: Location = ""
     seed: int = 0
+    all_test: Annotated[bool, NOT_AN_OPTION] = False
 
     def __post_init__(self) -> None:
-        """Check `given_splits`."""
+        """Check `given_splits` and the store."""
         if self.given_splits not in GIVEN_SPLITS:
             raise InputError(f"given_splits {self.given_splits!r}: choose from {', '.join(GIVEN_SPLITS)}")
+        if self.all_test and self.store:
+            raise InputError(f"store {self.store}: scans that all go to the test split are kept in no store")

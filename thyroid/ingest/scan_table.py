@@ -64,6 +64,22 @@ class ScanTable:
             for path, reason in zip(bad["path"], bad["quarantine_reason"], strict=True)
         ]
 
+    def require_any(self, source: str) -> None:
+        """Check that there is a usable scan.
+
+        Args:
+            source: Address of the scans, for error messages.
+
+        Raises:
+            InputError: There is none.
+        """
+        if self.used.empty:
+            path, reason = self.table["path"].iloc[0], self.table["quarantine_reason"].iloc[0]
+            raise InputError(
+                f"{source}: none of the {len(self.table)} files is usable; the first is {Path(path).name}: "
+                f"{self._with_line(path, reason)}"
+            )
+
     def require_every_class(self, source: str, classes: Classes) -> None:
         """Check that there is a usable scan of every class.
 
@@ -74,12 +90,6 @@ class ScanTable:
         Raises:
             InputError: A class has no usable scan.
         """
-        if self.used.empty:
-            path, reason = self.table["path"].iloc[0], self.table["quarantine_reason"].iloc[0]
-            raise InputError(
-                f"{source}: none of the {len(self.table)} files is usable; the first is {Path(path).name}: "
-                f"{self._with_line(path, reason)}"
-            )
         for name in classes.names:
             if not (self.used["class"] == name).any():
                 raise InputError(
@@ -109,7 +119,12 @@ def _classified(examined: pd.DataFrame, labelled: Sequence[ListedFile] | None, c
         reason = table["label"] + f" is none of the classes {', '.join(classes.names)}; give their table with --labels"
     else:
         unknown = Label(None, reason="it has no row in the table of labels")
-        label = table["path"].map({file.path: file.label or unknown for file in labelled})
+        given = {file.path: file.label or unknown for file in labelled}
+        dicoms = {file.path for file in labelled if file.row is not None}
+        label = table["path"].map(given)
+        # Which frame the middle one is, is known only now.
+        known = zip(label, table["path"], table["version"].fillna(""), strict=True)
+        label = pd.Series([row.of_frame(frame) if path in dicoms else row for row, path, frame in known], table.index)
         name, reason = label.map(lambda row: row.name), label.map(lambda row: row.reason)
     table["class"] = name.where(usable).astype("string")
     table["quarantine_reason"] = table["quarantine_reason"].mask(usable & name.isna(), reason.astype("string"))

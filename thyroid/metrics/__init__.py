@@ -6,10 +6,20 @@ into an `Interval`.
 """
 
 from thyroid.interval import LEVEL, Interval, format_interval
-from thyroid.metrics.calibration import BINS, brier_draws, ece_draws, ece_if_calibrated
+from thyroid.metrics.calibration import (
+    BINS,
+    brier_draws,
+    calibration_in_the_large,
+    calibration_slope,
+    ece_draws,
+    ece_if_calibrated,
+    observed_to_expected,
+    reliability,
+)
 from thyroid.metrics.comparison import Comparison, auroc_covariance, auroc_difference, delong, specificity_difference
 from thyroid.metrics.correlation import rank_correlation, rank_correlation_draws
-from thyroid.metrics.decisions import accuracy, at_threshold, kappa_draws, majority, net_benefit
+from thyroid.metrics.decisions import accuracy, at_prevalence, at_threshold, kappa_draws, majority, net_benefit
+from thyroid.metrics.independent import independent_difference, predictive_values
 from thyroid.metrics.intervals import DRAWS, FEW, Draws, clopper_pearson, interval, newcombe
 from thyroid.metrics.roc import (
     auprc_draws,
@@ -30,6 +40,7 @@ __all__ = [
     "Draws",
     "Interval",
     "accuracy",
+    "at_prevalence",
     "at_threshold",
     "auprc_draws",
     "auroc",
@@ -38,11 +49,14 @@ __all__ = [
     "auroc_draws",
     "auroc_interval",
     "brier_draws",
+    "calibration_in_the_large",
+    "calibration_slope",
     "clopper_pearson",
     "delong",
     "ece_draws",
     "ece_if_calibrated",
     "format_interval",
+    "independent_difference",
     "interval",
     "kappa_draws",
     "macro_auroc",
@@ -50,8 +64,11 @@ __all__ = [
     "majority",
     "net_benefit",
     "newcombe",
+    "observed_to_expected",
+    "predictive_values",
     "rank_correlation",
     "rank_correlation_draws",
+    "reliability",
     "roc_band",
     "specificity_difference",
 ]

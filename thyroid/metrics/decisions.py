@@ -26,7 +26,8 @@ def at_threshold(
 
     Returns:
         Intervals by name: sensitivity, specificity, ppv, npv, ppv_at_prevalence and npv_at_prevalence. A metric without
-        a denominator is left out (nobody was called malignant: no PPV).
+        a denominator is left out (nobody was called malignant: no PPV), as are PPV and NPV where there is one class
+        only, which makes them 0 or 1 by itself.
     """
     truth, call = np.asarray(positive, bool), np.asarray(called, bool)
     cells = {"tp": truth & call, "fn": truth & ~call, "tn": ~truth & ~call, "fp": ~truth & call}
@@ -42,6 +43,8 @@ def at_threshold(
         hit, alarm = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
         spared, missed = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
         weighted = {"ppv_at_prevalence": hit / (hit + alarm), "npv_at_prevalence": spared / (spared + missed)}
+    if truth.all() or not truth.any():
+        del shares["ppv"], shares["npv"]
     found = {
         name: interval(drawn, _exact(float(drawn[0]), count_patients(among, patient)))
         for name, (drawn, among) in shares.items()
@@ -96,6 +99,25 @@ def kappa_draws(
     with np.errstate(invalid="ignore", divide="ignore"):
         kappa: Array = 1 - (table * weight).sum(axis=(1, 2)) / (by_chance * weight).sum(axis=(1, 2))
         return kappa
+
+
+def at_prevalence(score: Array, seen: float, prevalence: float) -> Array:
+    """Adjust probabilities of malignant to a prevalence other than that of the images they were calibrated on.
+
+    By Bayes' rule the odds change by the ratio of the prior odds (Saerens et al. 2002, 10.1162/089976602753284446).
+
+    Args:
+        score: Probabilities of malignant [n].
+        seen: Share of malignant images where the probabilities are calibrated, 0 to 1.
+        prevalence: Share of malignant nodules where the model would be used, between 0 and 1.
+
+    Returns:
+        Adjusted probabilities, float64 [n].
+    """
+    seen = min(max(seen, 1e-6), 1 - 1e-6)
+    ratio = prevalence / (1 - prevalence) * (1 - seen) / seen
+    adjusted: Array = score * ratio / (score * ratio + 1 - score)
+    return adjusted
 
 
 def net_benefit(positive: ArrayLike, score: ArrayLike, thresholds: Array, prevalence: float) -> Array:

@@ -35,16 +35,20 @@ class KerasForm(Record):
     validation: ValidationPerformance
     """Metrics on the validation images, on which the operating point was locked."""
     test: dict[str, Performance]
-    """Metrics on the test set, by domain."""
+    """Metrics on the test set, by domain; for a recalibrated model, cross-fitted ones on the patients of its site."""
+    measured_in: str | None = None
+    """Form that ran for these metrics, where it was not Keras; its own entry says how far it is from Keras. Absent for
+    a model that an evaluation made."""
 
 
 class OtherForm(Record):
     """What another form of the model changes."""
 
     largest_difference: float
-    """Largest difference of the probability of malignant from Keras on the test images."""
-    decisions_changed: int
-    """Number of test images that it decides otherwise."""
+    """Largest difference of the probability of malignant from Keras on the test images. For a recalibrated model, whose
+    site runs no Keras, the larger of the same difference before and of that on the reference image after."""
+    decisions_changed: int | None
+    """Number of test images that it decides otherwise; null for a recalibrated model."""
     test: FormTest
     """Its own metrics on the test images."""
 
@@ -60,6 +64,36 @@ class ModelAudit(Record):
     """Share of the distance from chance that is kept without the nodule."""
     findings: dict[str, str]
     """What was found, in words, by audit."""
+
+
+class FrameSize(Record):
+    """A size of frames."""
+
+    width: int
+    """In pixels."""
+    height: int
+    """In pixels."""
+    frames: int
+    """Number of training frames of this size."""
+
+
+class TrainingScans(Record):
+    """What the scans of the train split are like, by which the scans of another hospital are compared with them.
+
+    It holds quantiles over scans and counts, and nothing of a single patient.
+    """
+
+    scans: int
+    """Number of scans of the train split."""
+    patients: int
+    """Number of their patients."""
+    quantiles: dict[str, list[float]]
+    """By property (see `thyroid.model.scan_statistics`), the 101 quantiles over the scans, from the 0 % to the 100 %
+    quantile in steps of 1 %. A property that none of the scans has is absent."""
+    sizes: list[FrameSize]
+    """The most frequent sizes of the frames, at most 20, the most frequent one first."""
+    other_sizes: int
+    """Number of frames of other sizes."""
 
 
 class ModelDescription(ClassFields, OperatingPointFields):
@@ -102,6 +136,13 @@ class ModelDescription(ClassFields, OperatingPointFields):
     was no region to learn from. Its networks are in the folder `locator`."""
     automatic_boxes: AutomaticBoxes | None = None
     """What automatic boxes cost, and whether the model may decide on them; absent without a locator."""
+    training_scans: TrainingScans | None = None
+    """What the training scans are like; absent in models of older releases."""
+    recalibrated_for: str | None = None
+    """Site on whose patients temperature, bias and threshold were fitted; its metrics are of that site. Absent for a
+    model that an evaluation made."""
+    recalibrated_from: int | None = None
+    """Version with the same networks that it was made from; absent for a model that an evaluation made."""
 
     @classmethod
     def parse(cls, content: Any, place: Path | str, unknown: Literal["forbid", "ignore"] = "forbid") -> Self:
@@ -121,7 +162,7 @@ class Publication(Record):
     created: str
     """When it was published, in ISO 8601 (UTC)."""
     parent: int | None
-    """Version that was the champion when it was published."""
+    """Version that was the champion when it was published, or that it was recalibrated from."""
     gate: GateRecord
     """Decision of the champion gate."""
 
@@ -138,7 +179,7 @@ class ArtefactRecord(ModelDescription):
     created: str | None = None
     """When it was published, in ISO 8601 (UTC)."""
     parent: int | None = None
-    """Version that was the champion when it was published."""
+    """Version that was the champion when it was published, or that it was recalibrated from."""
     gate: GateRecord | None = None
     """Decision of the champion gate."""
 

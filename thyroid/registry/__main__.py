@@ -3,7 +3,6 @@
 python -m thyroid.registry {list,show,promote,rollback,gc} --registry DIR
 """
 
-import getpass
 from collections.abc import Callable
 from typing import Annotated
 
@@ -11,7 +10,10 @@ from cyclopts import Parameter
 
 from thyroid import command, storage
 from thyroid.errors import InputError
+from thyroid.interval import format_interval
 from thyroid.model.artefact import CARD, Artefact
+from thyroid.records.validation import ValidationEntry
+from thyroid.registry import validations
 from thyroid.registry.registry import Registry
 from thyroid.storage import Location
 
@@ -22,12 +24,14 @@ _By = Annotated[str, Parameter(help="Name of the responsible person; if not give
 
 
 def _list(*, registry: _Root) -> None:
-    """List all versions with their gates and aliases."""
+    """List all versions with their gates, the number of sites that each was validated at, and their aliases."""
     root = Registry(registry)
     names: dict[int, list[str]] = {}
     for alias, version in root.read_aliases().items():
         names.setdefault(version, []).append(alias)
-    print(f"{'version':<9}{'created':<27}{'backbone':<16}{'domain':<9}{'test AUROC':<24}{'gate':<10}aliases")
+    print(
+        f"{'version':<9}{'created':<27}{'backbone':<16}{'domain':<9}{'test AUROC':<24}{'gate':<10}{'sites':<9}aliases"
+    )
     for version in root.versions():
         try:
             artefact = _read(root, str(version))
@@ -37,8 +41,23 @@ def _list(*, registry: _Root) -> None:
             continue
         print(
             f"{version:<9}{known.created:<27}{artefact.record.backbone:<16}{artefact.record.serving_domain:<9}"
-            f"{auroc or 'n/a'!s:<24}{known.gate.decision:<10}{', '.join(names.get(version, []))}"
+            f"{auroc or 'n/a'!s:<24}{known.gate.decision:<10}{_sites(root, version):<9}"
+            f"{', '.join([*names.get(version, []), *_origin(artefact)])}"
         )
+
+
+def _origin(artefact: Artefact) -> list[str]:
+    """Say what a recalibrated version was made for: its test figures are those of that site, cross-fitted."""
+    site, parent = artefact.record.recalibrated_for, artefact.record.recalibrated_from
+    return [] if site is None else [f"version {parent} recalibrated for {site}, tested there"]
+
+
+def _sites(registry: Registry, version: int) -> str:
+    """Return the number of sites that a version was validated at, or that the file which says so is damaged."""
+    try:
+        return str(validations.sites(validations.read(registry, version)))
+    except InputError:
+        return "damaged"
 
 
 def _read(registry: Registry, which: str) -> Artefact:
@@ -49,7 +68,7 @@ def _read(registry: Registry, which: str) -> Artefact:
 
 
 def _show(version: _Version, /, *, registry: _Root) -> None:
-    """Show one version: its metrics and its gate."""
+    """Show one version: its metrics, its gate and its external validations."""
     root = Registry(registry)
     artefact = _read(root, version)
     row, known, auroc = artefact.record, artefact.publication, artefact.performance.auroc
@@ -57,6 +76,8 @@ def _show(version: _Version, /, *, registry: _Root) -> None:
     print(f"{row.backbone} on {row.domain} images, {row.image_size} px, code {row.code_version}")
     print(f"data {row.data_digest[:12]}, parent {known.parent or 'none'}")
     print(f"test AUROC {auroc or 'n/a'}, threshold {row.threshold:.4f}, temperature {row.temperature:.3f}")
+    for origin in _origin(artefact):
+        print(origin)
     print(f"gate: {known.gate.decision}")
     for reason in known.gate.reasons:
         print(f"  {reason}")
@@ -66,25 +87,42 @@ def _show(version: _Version, /, *, registry: _Root) -> None:
     for line in root.history():
         if line["version"] == known.version:
             print(f"{line['when']} {line['action']} by {line['by']}: {line['reason']}")
-
-
-def _user() -> str:
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        raise InputError(
-            "the current user has no name on this system; give the name of the responsible person with --by"
-        ) from None
+        entries = validations.read(root, known.version)
+    except InputError as error:
+        print(f"validations: {error}")
+    else:
+        print(f"sites that it was validated at: {validations.sites(entries)}")
+        for entry in entries:
+            _print_validation(entry)
+
+
+def _print_validation(entry: ValidationEntry) -> None:
+    """Print an external validation in two lines, and a third one if it has a warning."""
+    synthetic = f", {entry.synthetic} scans synthetic" if entry.synthetic else ""
+    print(
+        f"{entry.created} {entry.site} by {entry.by}: {entry.images} images of {entry.patients} patients, "
+        f"{entry.malignant_patients} malignant, {validations.BOXES.get(entry.boxes, entry.boxes)}{synthetic}"
+    )
+    shown = []
+    for name, key in (("AUROC", "auroc"), ("sensitivity", "sensitivity"), ("specificity", "specificity")):
+        if (beside := entry.figures.get(key)) is not None:
+            internal = "n/a" if beside.internal is None else f"{beside.internal.value:.3f}"
+            difference = format_interval(beside.difference)
+            shown.append(f"{name} {format_interval(beside.external)} (internal {internal}, difference {difference})")
+    print(f"  {', '.join(shown) or 'no figures'}")
+    if validations.falls(entry):
+        print("  WARNING: the AUROC is lower than in the internal test")
 
 
 def _promote(version: _Version, /, *, registry: _Root, reason: _Reason, by: _By = "") -> None:
     """Make a version the champion by hand."""
-    print(f"champion: version {Registry(registry).promote(version, reason, by or _user())}")
+    print(f"champion: version {Registry(registry).promote(version, reason, by or command.user_name())}")
 
 
 def _roll_back(*, registry: _Root, reason: _Reason, by: _By = "") -> None:
     """Make the previous champion the champion again."""
-    print(f"champion: version {Registry(registry).roll_back(reason, by or _user())}")
+    print(f"champion: version {Registry(registry).roll_back(reason, by or command.user_name())}")
 
 
 def _collect_garbage(*, registry: _Root, keep: int = 5, delete: bool = False) -> None:

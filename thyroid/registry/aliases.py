@@ -124,16 +124,18 @@ class State:
             return gate.model_copy(update={"decision": "refused", "reasons": [*gate.reasons, changed]})
         return gate
 
-    def add(self, number: int, hashes: dict[str, str], gate: GateRecord) -> None:
+    def add(self, number: int, hashes: dict[str, str], gate: GateRecord, is_candidate: bool = True) -> None:
         """Add a version, which becomes the candidate, and the champion if the gate says so.
 
         Args:
             number: Number of the version.
             hashes: SHA-256 of its model.json: "source" as it was given and "published" as it is in the registry.
             gate: Decision from `carry_out`.
+            is_candidate: False for a version that is for one site only. Without a champion the candidate is served.
         """
         self.content["versions"][str(number)] = hashes
-        self.content["candidate"] = max(number, self.content.get("candidate", 0))
+        if is_candidate:
+            self.content["candidate"] = max(number, self.content.get("candidate", 0))
         if gate.decision == "promoted":
             self.set_champion(number)
             if self.content.get("anchor") == gate.ahead_of:  # both are None for the first champion

@@ -43,7 +43,12 @@ _IMAGE = re.compile(r"(?:normal|cropped)/\.?(.+)-[0-9a-f]{16}\.jpg(?:\..*)?", re
 _COPY = re.compile(r"[0-9a-f]{2}/\.?[0-9a-f]{62}\.(jpg|png)(\..*)?")
 _TRAINING = re.compile(r".+-[0-9a-f]{16}")
 _STUDY = ("plan.json", "prepare.lock", "journal.log")
-_USED = {"train": "trained on", "validation": "validated on", "test": "tested on"}
+_USED = {
+    "train": "trained on",
+    "validation": "validated on",
+    "test": "tested on",
+    "recalibration": "recalibrated on",
+}
 _ERASED = "an erased scan"
 _NOTE = "a note that named a patient who was erased was removed"
 
@@ -84,15 +89,8 @@ def forget(
         InputError: There is no such patient or cohort, `cohort` is empty and the store knows several, or a data version
             is damaged, so that it is unknown whether it holds the patient. Nothing is removed in these cases.
     """
-    versions = [read_tables(folder) for folder in reversed(place.numbered())]
-    gone = erased.load(place.folder)
-    cohort = choose_cohort(versions, gone, cohort)
+    versions, found, gone, cohort = _search(place, patient, cohort)
     before = gone.of(cohort, patient)
-    found = find_patient(versions, patient, names_of(versions, cohort), gone)
-    if not (found.paths or found.hashes or before):
-        raise InputError(
-            f"--forget {patient}: no such patient in cohort {cohort}, and no patient with this number was erased"
-        )
     if delete:
         secret = gone.secret or pseudonyms.key(place.folder)
         gone = Erased(secret, gone.patients)
@@ -120,6 +118,34 @@ def forget(
         reason = "have scans that look like the patient's and stay; if it is the same person, forget that number too"
         result.append(Held("patients", ", ".join(map(str, found.others)), reason))
     return [*result, *_models(registry_root, found, gone, keyed)]
+
+
+def names_of_files(place: Store, patient: int, cohort: str = "") -> frozenset[str]:
+    """Return the paths of a patient's files below the folder of scans, and the pseudonyms of those of DICOM files.
+
+    The arguments and errors are those of `forget`, and the caller must hold the store's lock.
+    """
+    versions, found, _, _ = _search(place, patient, cohort)
+    return frozenset(
+        path.removeprefix(f"{version.stored.facts.source.rstrip('/')}/")
+        for version in versions
+        if found.in_cohort(version)
+        for table in (version.scans, version.examined)
+        for path in table.loc[found.rows(version, table), "path"]
+    )
+
+
+def _search(place: Store, patient: int, cohort: str) -> tuple[list[VersionTables], PatientData, Erased, str]:
+    """Return the data versions, oldest first, what they hold of the patient, who was erased before, and the cohort."""
+    versions = [read_tables(folder) for folder in reversed(place.numbered())]
+    gone = erased.load(place.folder)
+    cohort = choose_cohort(versions, gone, cohort)
+    found = find_patient(versions, patient, names_of(versions, cohort), gone)
+    if not (found.paths or found.hashes or gone.of(cohort, patient)):
+        raise InputError(
+            f"--forget {patient}: no such patient in cohort {cohort}, and no patient with this number was erased"
+        )
+    return versions, found, gone, cohort
 
 
 def _without(version: VersionTables, found: PatientData, secret: bytes) -> tuple[VersionTables, list[str]]:
@@ -299,7 +325,7 @@ def _models(root: storage.Location, found: PatientData, gone: Erased, keyed: fro
         own = scans["sha256"].isin(found.scans) | scans["sha256"].map(gone.keyed).isin(keyed)
         named, comparable = _named(root, scans["patient"], found)
         counts = scans.loc[own | named, "split"].value_counts()
-        uses = ", ".join(f"{_USED[split]} {counts[split]}" for split in tables.SPLITS if split in counts)
+        uses = ", ".join(f"{_USED[split]} {counts[split]}" for split in _USED if split in counts)
         if uses:
             yield Held("model", str(version), f"{uses} of the patient's scans{names}")
         elif not comparable:

@@ -1,7 +1,8 @@
 """The registry, which keeps every published version of the model: a folder, or gs://bucket/prefix.
 
     <root>/thyroid/<version>/      model.keras, model.json and its sum, reference.jpg, report.html, card.md, scans.csv
-    <root>/thyroid/aliases.json    {"candidate": newest version,
+    <root>/thyroid/<version>/validations.*  what other sites measured since (`validations`); they are under no hash
+    <root>/thyroid/aliases.json    {"candidate": newest version that is for all sites,
                                     "champion": version that passed the gate, or was promoted by hand,
                                     "previous": champion before it,
                                     "anchor": champion with which candidates are compared until one proves better,
@@ -35,6 +36,8 @@ from thyroid.registry.claims import Claims
 
 MODEL_NAME = "thyroid"
 """Name of the model: in the registry, as served by the endpoint, and of its InferenceService."""
+BESIDE = ("validations.json", "validations.md")
+"""Files in a version's folder that are written after its publication, and are not part of the artefact."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class Registry:
     def publish(self, artefact: Path, gate: GateRecord) -> Registered:
         """Copy `artefact` into the registry as the next version.
 
-        The version becomes the candidate, and also the champion if the gate says so. A step that is retried does not
-        register a model twice: the version that the artefact already has is returned, and repaired if a file was lost.
+        The version becomes the candidate, unless it is for one site, and the champion if the gate says so. A step that
+        is retried registers no model twice: it gets the version that the artefact has, repaired if a file was lost.
 
         Args:
             artefact: Folder with model.json and the files it names.
@@ -254,9 +257,7 @@ class Registry:
         return self._aliases.change(add)
 
     def note_deployment(self, action: Literal["sent", "proven"], version: int, reason: str) -> None:
-        """Note in the history that a version was sent to a cluster, or that it has proven itself there.
-
-        Each action is noted once per version.
+        """Note once in the history that a version was sent to a cluster, or that it has proven itself there.
 
         Args:
             action: "sent" or "proven".
@@ -283,10 +284,7 @@ class Registry:
         return self._aliases.read().refuted
 
     def history(self) -> list[dict[str, Any]]:
-        """Return every change of the aliases and every deployment, oldest first.
-
-        Each entry has the fields id, when, action, version, by, reason and aliases.
-        """
+        """Return the changes and deployments, oldest first: id, when, action, version, by, reason, aliases of each."""
         return self._aliases.read().history
 
     def versions(self) -> list[int]:
@@ -332,12 +330,16 @@ class Registry:
             only: Files that are needed, as for `find`. Of a bucket no others are downloaded.
 
         Returns:
-            The folder; for a bucket, a local copy.
+            The folder; for a bucket, a local copy, which is without `BESIDE` and so stays the same.
 
         Raises:
             InputError: There is no such version.
         """
-        return self._home.get(str(self._number(self._aliases.read(), which)), only)
+        number = str(self._number(self._aliases.read(), which))
+        if not only and isinstance(self._home, storage.Bucket):
+            names = [entry.name.removeprefix(f"{number}/") for entry in self._home.entries(f"{number}/")]
+            only = [name for name in names if name not in BESIDE and not name.startswith(".")]
+        return self._home.get(number, only)
 
     def check(self, folder: Path) -> None:
         """Check that the model.json of a folder from `locate` is one that was published.
@@ -385,12 +387,12 @@ class Registry:
 
     def _add(self, state: State, number: int, given: Artefact, source: str, gate: GateRecord) -> None:
         """Write model.json of a version whose other files are in place, and add the version to the state."""
-        added = Publication(version=number, created=now().isoformat(), parent=state.champion, gate=gate)
-        card = dump(given.record.to_dict() | added.to_dict())
+        parent = given.record.recalibrated_from or state.champion
+        added = Publication(version=number, created=now().isoformat(), parent=parent, gate=gate)
+        self._home.write(f"{number}/model.json", card := dump(given.record.to_dict() | added.to_dict()))
         published = hashlib.sha256(card).hexdigest()
-        self._home.write(f"{number}/model.json", card)
         self._home.write(f"{number}/{SUM}", sum_of(published))
-        state.add(number, {"source": source, "published": published}, gate)
+        state.add(number, {"source": source, "published": published}, gate, given.record.recalibrated_for is None)
 
     def _registered(self, version: int) -> Registered:
         artefact = Artefact.read(self.find(str(version), CARD))

@@ -17,20 +17,17 @@
 Nothing is removed without `delete`. Runs that write to the store wait in the meantime. A run that still trains on a
 data version that is removed loses its images.
 
-python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix
-python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --forget PATIENT
+The command is in `thyroid.label.retention`, since a labelled folder holds patients, too.
 """
 
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-from cyclopts import Parameter
 
-from thyroid import command, errors, storage
+from thyroid import errors, storage
 from thyroid.data import crops, pseudonyms, tables
 from thyroid.data.crops import Cut, cuts_in
 from thyroid.data.store import CROPPED, EXAMINED, LINKS, MEMORY, VERSIONS, Store, Version, remove, write
@@ -156,6 +153,16 @@ def forget(
         return erasure.forget(place, registry_root, patient, site, delete)
 
 
+def names_of_files(
+    store: storage.Location, registry_root: storage.Location, patient: int, site: str = ""
+) -> frozenset[str]:
+    """Call `erasure.names_of_files` under the store's lock, with the arguments and errors of `forget`."""
+    place = Store(store)
+    _check(place, registry_root)
+    with place.lock():
+        return erasure.names_of_files(place, patient, site)
+
+
 def _check(place: Store, registry_root: storage.Location) -> None:
     """Raise InputError if there is no such store or registry."""
     if not place.numbered():
@@ -276,66 +283,3 @@ def _forget(place: Store, images: Sequence[Path]) -> None:
     if len(table):
         gone = {path.relative_to(place.crops).as_posix() for path in images}
         write(place.folder / CROPPED, table[~table["file"].isin(gone)])
-
-
-def run(
-    *,
-    store: storage.Location,
-    registry: storage.Location,
-    keep: int = 5,
-    days: int = 7,
-    delete: bool = False,
-    patient: Annotated[int | None, Parameter(name="--forget")] = None,
-    site: str = "",
-) -> None:
-    """List what a store and a registry hold and why each item stays or goes, and remove what goes.
-
-    Args:
-        store: Folder that thyroid.ingest --store has written.
-        registry: Root of the registry: a folder, or gs://bucket/prefix.
-        keep: Number of newest models, and of newest data versions of a source, that stay.
-        days: Days after which an untouched training goes.
-        delete: Remove what goes.
-        patient: Number of a patient: list what holds this patient, and remove that instead.
-        site: Cohort of the patient, if the store knows several.
-    """
-    if patient is not None:
-        _report(forget(store, registry, patient, site, delete), delete)
-        return
-    rows = retain(store, registry, keep, days, delete)
-    width = max(len(row.name) for row in rows)
-    word = "gone" if delete else "goes"
-    for row in rows:
-        print(
-            f"{row.kind:<11}{row.name:<{width}}{_size(row.bytes):>14}  {'stays' if row.stays else word:<6} {row.reason}"
-        )
-    stays, goes = (sum(row.bytes for row in rows if row.stays is side) for side in (True, False))
-    if not any(row.kind == "model" for row in rows):
-        print(f"{registry}: no model version needs a data version")
-    print(f"{_size(stays)} stay, {_size(goes)} {'removed' if delete else 'would be removed (with --delete)'}")
-
-
-main = command.main("python -m thyroid.retention", run)
-
-
-def _report(held: Sequence[erasure.Held], delete: bool) -> None:
-    width = max((len(item.name) for item in held), default=0)
-    for item in held:
-        word = "stays" if item.kind in ("patients", "model") else "gone" if delete else "goes"
-        print(f"{item.kind:<11}{item.name:<{width}}  {word:<6} {item.reason}")
-    if any(item.kind == "model" for item in held):
-        print(
-            "A model's weights cannot be purged of a patient, and its report and pictures may show the patient: "
-            "retrain without the patient, then remove these versions with `python -m thyroid.registry gc`; repeat "
-            "--forget to see which are left."
-        )
-    print(
-        "The store no longer contains any data of the patient. Outputs of runs, Kubeflow's artifacts, caches and "
-        "backups were not searched."
-        if delete
-        else "Nothing was removed. Use --delete to remove the items marked 'goes'."
-    )
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:,.2f} MB"

@@ -5,7 +5,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from thyroid import RESEARCH_USE_ONLY
+from thyroid.clinical.encoder import Encoder
 from thyroid.data.classes import Classes
 from thyroid.model import explain
 from thyroid.model.locator import MOST
@@ -47,6 +48,8 @@ class Scored:
         instance: The image as it was sent.
         prepared: The input of the network.
         probability: Calibrated probabilities [classes].
+        unscaled: The probabilities [classes] that the operating point scales: the network's, fused with the clinical
+            columns.
         decision: The result of `Answers.decide` for `probability`.
         evidence: The network's map of evidence of malignancy [h, w].
         clinical: Clinical columns used and missing, and notes on values; empty if the model uses none.
@@ -56,6 +59,7 @@ class Scored:
     instance: Instance
     prepared: Prepared
     probability: np.ndarray
+    unscaled: np.ndarray
     decision: dict[str, Any]
     evidence: np.ndarray
     clinical: dict[str, Any]
@@ -254,6 +258,16 @@ def _proposals(crop: dict[str, Any]) -> NDArray[np.float32]:
 
 def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
     return np.array([text.encode() for text in texts], np.object_)
+
+
+def columns_used(encoder: Encoder, values: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Describe which columns of the model an image's clinical values use, and which of them are missing."""
+    columns = [column.name for column in encoder.columns]
+    return {
+        "used": [name for name in columns if name in values],
+        "missing": [name for name in columns if name not in values],
+        "notes": notes,
+    }
 
 
 def heat_map(scored: Scored) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from thyroid.model import engine
 from thyroid.model.artefact import Artefact
 from thyroid.model.locator_engine import LocatorEngine
 from thyroid.model.operating_point import OperatingPoint
+from thyroid.registry import validations
 from thyroid.serve import limits, payload, prometheus
 from thyroid.serve.admission import Admission
-from thyroid.serve.answers import LOCATED_OUTPUTS, Answers, Scored, heat_map
+from thyroid.serve.answers import LOCATED_OUTPUTS, Answers, Scored, columns_used, heat_map
 from thyroid.serve.payload import Instance
 from thyroid.serve.preprocessing import Prepared, Preprocessing
 
@@ -138,20 +139,18 @@ class ThyroidModel(kserve.Model):
 
     def drift(self) -> str | None:
         """Compare the answer to the reference image with the evaluated one; return the difference in words, or None."""
-        return self._compare(self._scaled(self.engine_.predict(self._reference[None])[0][0], {}))
+        return self._compare(self._fused(self.engine_.predict(self._reference[None])[0][0], {}))
 
     async def self_test(self) -> bool:
         """Check for drift while requests run, and set and return the readiness accordingly."""
         probability, _ = await self.engine_.answer(self._reference)
-        same = self._compare(self._scaled(probability, {})) is None
+        same = self._compare(self._fused(probability, {})) is None
         self.ready = same and (self.locator is None or await self.locator.self_test())
         return self.ready
 
-    def _scaled(self, probability: np.ndarray, clinical: dict[str, Any]) -> np.ndarray:
-        """Fuse the network's probabilities [classes] with clinical columns, and scale them by the operating point."""
-        own = probability[None] if self.head is None else self.head.predict(probability[None], [clinical])[0]
-        scaled: np.ndarray = self.point.scale(own)[0]
-        return scaled
+    def _fused(self, probability: np.ndarray, clinical: dict[str, Any]) -> np.ndarray:
+        """Fuse the network's probabilities [classes] with clinical columns."""
+        return probability if self.head is None else self.head.predict(probability[None], [clinical])[0][0]
 
     def _columns(self, instances: Sequence[Instance]) -> list[tuple[dict[str, Any], list[str]]]:
         """Return the checked clinical values of every image, with notes.
@@ -171,9 +170,9 @@ class ThyroidModel(kserve.Model):
                 raise limits.RequestError(f"instances[{number}].{error}") from None
         return found
 
-    def _compare(self, probability: np.ndarray) -> str | None:
+    def _compare(self, unscaled: np.ndarray) -> str | None:
         """Describe how an answer to the reference image differs from the evaluated one; None if it is close enough."""
-        record = self.artefact.record
+        record, probability = self.artefact.record, self.point.scale(unscaled[None])[0]
         expected = [record.reference[name] for name in record.classes]
         allowed = TOLERANCE + self.artefact.differences[self.chosen]
         if np.abs(probability - expected).max() <= allowed:
@@ -305,6 +304,15 @@ class ThyroidModel(kserve.Model):
         maps = [loop.run_in_executor(self._preparing, heat_map, image) for image in scored]
         return self.answers.explanations(scored, await asyncio.gather(*maps))
 
+    async def score(self, instance: Instance) -> Scored:
+        """Return what the model makes of one image, as in an answer, but without admission and without a deadline.
+
+        Raises:
+            RequestError: The image or its clinical values are wrong.
+        """
+        (clinical,) = self._columns([instance])
+        return await self._score(instance, clinical, time.perf_counter())
+
     async def _score_all(self, request: _Request) -> list[Scored]:
         if len(request.instances) == 1:
             return [await self._score(request.instances[0], request.clinical[0], request.started, alone=True)]
@@ -324,7 +332,8 @@ class ThyroidModel(kserve.Model):
         probability, evidence = await self.engine_.answer(prepared.pixels)
         done = time.perf_counter()
         values, notes = clinical
-        scaled = self._scaled(probability, values)
+        unscaled = self._fused(probability, values)
+        scaled = self.point.scale(unscaled[None])[0]
         decision = self.answers.decide(scaled, self.answers.doubts(instance, prepared))
         seconds = {"prepare": ready - begun - located, "engine": done - ready, "total": done - started}
         if located:
@@ -333,7 +342,8 @@ class ThyroidModel(kserve.Model):
         prometheus.ENGINE.observe(seconds["engine"])
         prometheus.count(self._version, prepared.done, decision)
         milliseconds = {name: round(s * 1000, 1) for name, s in seconds.items()}
-        return Scored(instance, prepared, scaled, decision, evidence, self._used(values, notes), milliseconds)
+        used = {} if self.head is None else columns_used(self.head.encoder, values, notes)
+        return Scored(instance, prepared, scaled, unscaled, decision, evidence, used, milliseconds)
 
     async def _prepare(self, instance: Instance, started: float, alone: bool = False) -> tuple[Prepared, float]:
         """Return the network's input, and the seconds that the locator took for it: 0 where it was not asked."""
@@ -357,28 +367,18 @@ class ThyroidModel(kserve.Model):
             prometheus.LOCATE.observe(seconds)
             return await loop.run_in_executor(self._preparing, steps.finish, instance, looked, answer), seconds
 
-    def _used(self, values: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-        """Describe the clinical columns that were used and that are missing; empty if the model uses none."""
-        if self.head is None:
-            return {}
-        columns = [column.name for column in self.head.encoder.columns]
-        return {
-            "used": [name for name in columns if name in values],
-            "missing": [name for name in columns if name not in values],
-            "notes": notes,
-        }
-
     def describe(self) -> dict[str, Any]:
         """Return what the registry knows of this version, for people who ask which model answers.
 
         This is model.json without the hashes of its files, with the form that answers here, the images per second of
-        the forms that it was chosen from, and whether the version is released.
+        the forms that it was chosen from, whether the version is released, and its external validations.
         """
         facts = {name: value for name, value in self.artefact.record.to_dict().items() if name != "files"}
         here: dict[str, Any] = {"form": self.chosen, "images_per_second": self.engine_.measured}
         if self.locator is not None:
             here["locator_form"] = self.locator.form
-        return facts | here | {"released": self.released, "not_released": self.not_released}
+        here |= {"released": self.released, "not_released": self.not_released}
+        return facts | here | {"validations": validations.facts(self.folder)}
 
 
 async def _all(answering: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -68,7 +68,9 @@ def _v1_paths() -> dict[str, Any]:
         "/v1/models/{model}:locate": _post("Boxes that may hold the nodule", body, schemas.LocateAnswer),
         "/v1/models": _get("Names of the models", "401"),
         "/v1/models/{model}": _get("Whether a model is ready", *_GET_FAILED, named=True),
-        "/v1/models/{model}/facts": _get("Who answers: model.json of the version", *_GET_FAILED, named=True),
+        "/v1/models/{model}/facts": _get(
+            "Who answers: model.json of the version, and its external validations", *_GET_FAILED, named=True
+        ),
         "/v1/models/{model}/report": report,
     }
 

@@ -16,6 +16,7 @@ from kserve.model_repository import ModelRepository
 
 from thyroid import errors, logs, storage
 from thyroid.errors import InputError
+from thyroid.registry import validations
 from thyroid.registry.registry import MODEL_NAME, Registry
 from thyroid.serve.admission import Admission, Memory
 from thyroid.serve.model import Source, ThyroidModel
@@ -30,6 +31,8 @@ WATCH_BUCKET_SECONDS = 10.0
 RETRY_SECONDS = 60.0
 """Seconds until a model that failed to load for a possibly temporary reason is tried again."""
 SELF_TEST_SECONDS = 60.0
+FETCH_SECONDS = 10.0
+"""Seconds that a model waits for its external validations from a bucket."""
 
 T = TypeVar("T")
 
@@ -101,6 +104,8 @@ class Loader:
         """What failed to load, by name, with the time by `time.monotonic` from which it is tried again."""
         self._reported = ""
         """Why the registry could not be read, so that a lasting reason is logged once."""
+        self._not_fetched = ""
+        """Why validations could not be fetched, for the same purpose."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     def wanted(self) -> dict[str, Source]:
@@ -136,6 +141,8 @@ class Loader:
             if self.failure is not None:
                 stop.set()
                 return
+            for model in list(self.state.models.get_models().values()):
+                await self._fetch(model)
             await asyncio.sleep(pause)
 
     async def _read(self) -> dict[str, Source]:
@@ -152,6 +159,23 @@ class Loader:
             return {}
         self._reported = ""
         return wanted
+
+    async def _fetch(self, model: ThyroidModel) -> None:
+        """Bring the external validations of a model of a bucket here; a failure does not keep it from being served."""
+        root = self.state.options.registry
+        if root is None or not storage.is_bucket(root):
+            return
+        version, folder = model.publication.version, model.folder
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                await _in_daemon_thread(lambda: validations.fetch(Registry(root), version, folder))
+        except Exception as error:
+            reason = _reason(error)
+            if reason != self._not_fetched:
+                log.error("validations not read", extra={"fields": {"reason": reason}})
+            self._not_fetched = reason
+        else:
+            self._not_fetched = ""
 
     async def _update(self, name: str, source: Source) -> None:
         """Load a model unless it is served already, or failed to load a short time ago."""
@@ -176,6 +200,7 @@ class Loader:
             await _in_daemon_thread(lambda: Registry(root).check(source.folder))
         model = ThyroidModel(name, source.folder, source.released, form=options.form, admission=self.state.admission)
         await asyncio.get_running_loop().run_in_executor(None, model.load)
+        await self._fetch(model)
         old = models.get_model(name)
         models.update(model)
         fields = {

@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,9 @@ _REASONS = ("abstention_band", "box_unsure", "box_not_confirmed", "views_disagre
 """Reasons of abstention that the page has words for. Others are "other"."""
 _PROPOSALS = 3
 """Number of proposals that are shown."""
+_FIGURES = {"auroc": "{:.2f}", "sensitivity": "{:.0%}", "specificity": "{:.0%}"}
+"""Metrics that are shown, and how."""
+_BOXES = ("given", "automatic", "frame")
 
 
 def describe_model(facts: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -49,9 +53,7 @@ def describe_model(facts: dict[str, Any] | None) -> dict[str, Any] | None:
             "margin": float(facts["margin"]),
             "threshold": _share(facts["threshold"]),
             "band": [_share(end) for end in facts["band"]] if "band" in facts else None,
-            "auroc": _interval(test.get("auroc"), "{:.2f}"),
-            "sensitivity": _interval(test.get("sensitivity"), "{:.0%}"),
-            "specificity": _interval(test.get("specificity"), "{:.0%}"),
+            **{name: _interval(test.get(name), form) for name, form in _FIGURES.items()},
             "missed": _missed(test.get("sensitivity")),
             "false": _missed(test.get("specificity")),
             "images": test.get("n"),
@@ -62,6 +64,8 @@ def describe_model(facts: dict[str, Any] | None) -> dict[str, Any] | None:
             "not_released": [str(reason) for reason in facts["not_released"]],
             "findings": sorted(audits.get("findings", {})),
             "kept": max(map(float, audits.get("kept", {}).values()), default=None),
+            "recalibrated_for": facts.get("recalibrated_for"),
+            "sites": _sites(facts.get("validations", [])),
         }
     except UNDOCUMENTED:
         log.error("the endpoint's facts are of another form", extra={"fields": {"request_id": g.request_id}})
@@ -91,11 +95,72 @@ def _columns(clinical: dict[str, Any] | None) -> dict[str, list[str]] | None:
     return clinical and {name: [str(text) for text in clinical[name]] for name in ("used", "missing", "notes")}
 
 
-def _interval(metric: dict[str, Any] | None, form: str) -> str | None:
+def _sites(validations: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Return the newest validation of every site and kind of boxes, newest first; None if they cannot be read."""
+    if validations is None:
+        return None
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in reversed(validations):
+        site = _site(entry)
+        known = found.setdefault((site["name"].casefold(), site["boxes"]), site)
+        known["earlier"] += known is not site
+    return list(found.values())
+
+
+def _site(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a validation. Each of its rows is a metric, internal, external, and their difference."""
+    if entry["boxes"] not in _BOXES:
+        raise ValueError("no such boxes")
+    figures = {name: entry["figures"][name] for name in _FIGURES if name in entry["figures"]}
+    rows = [
+        (
+            name,
+            *(_parts(beside[side], _FIGURES[name]) for side in ("internal", "external")),
+            _difference(beside["difference"], shares=name != "auroc"),
+        )
+        for name, beside in figures.items()
+    ]
+    if any(difference and not (internal and external) for _, internal, external, difference in rows):
+        raise ValueError("a difference of what was not measured")
+    difference = figures.get("auroc", {}).get("difference")
+    return {
+        "name": " ".join(str(entry["site"]).split()),
+        "boxes": entry["boxes"],
+        "date": str(entry["created"])[:10],
+        **{name: int(entry[name]) for name in ("images", "patients", "malignant_patients", "synthetic")},
+        "earlier": 0,
+        "fell": bool(difference) and difference["high"] < 0,
+        "rows": rows,
+    }
+
+
+def _difference(metric: dict[str, Any] | None, *, shares: bool) -> tuple[str, str] | None:
+    """Return a difference and its bounds with their signs, in percentage points if it is one of shares."""
     if not metric:
         return None
-    value, low, high = (form.format(_share(metric[name])) for name in ("value", "low", "high"))
-    return f"{value} ({low.removesuffix('%')}–{high})".replace("%", "\N{NO-BREAK SPACE}%")
+    form, scale = ("{:+.0f}", 100) if shares else ("{:+.2f}", 1)
+    texts = []
+    for name in ("value", "low", "high"):
+        if not math.isfinite(float(metric[name])):
+            raise ValueError("not a difference")
+        texts.append(form.format(metric[name] * scale).replace("-", "\N{MINUS SIGN}"))
+    return texts[0], f"({texts[1]}, {texts[2]})"
+
+
+def _interval(metric: dict[str, Any] | None, form: str) -> str | None:
+    parts = _parts(metric, form)
+    return parts and " ".join(parts)
+
+
+def _parts(metric: dict[str, Any] | None, form: str) -> tuple[str, str] | None:
+    """Return a metric and its bounds, "(–)" where it has none; None if it was not measured."""
+    if not metric:
+        return None
+    value, bounds = form.format(_share(metric["value"])), "–"
+    if metric["low"] is not None and metric["high"] is not None:
+        low, high = (form.format(_share(metric[name])) for name in ("low", "high"))
+        bounds = f"{low.removesuffix('%')}–{high}"
+    return value.replace("%", "\N{NO-BREAK SPACE}%"), f"({bounds})".replace("%", "\N{NO-BREAK SPACE}%")
 
 
 def _missed(metric: dict[str, Any] | None) -> int | None:

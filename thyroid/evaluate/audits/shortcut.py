@@ -3,7 +3,8 @@
 Shortcuts are measured on development patients by cross-validation. A logistic regression is fitted on features that
 never saw a label: the part of the network that training leaves frozen, or splines of a few numbers. It is fitted
 without the patients that it scores. Only the model's own answers are measured on the test set, which chooses nothing
-here.
+here. At another hospital (`of_answers`) all of it is measured on the hospital's own patients, but for the frozen
+features, which the endpoint does not give.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 from thyroid import metrics
 from thyroid.data import tables
-from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
 from thyroid.evaluate.audits import head
 from thyroid.evaluate.audits.audit import Picture
@@ -31,7 +31,7 @@ from thyroid.evaluate.audits.names import (
     at_margins,
     describe,
 )
-from thyroid.evaluate.audits.subject import NO_REGION, ONE_CLASS, TOO_FEW, TRAINED_WHOLE, Subject
+from thyroid.evaluate.audits.subject import NO_REGION, ONE_CLASS, TOO_FEW, TRAINED_WHOLE, Audited, Subject
 from thyroid.records.clinical import ClinicalRecord
 from thyroid.records.gate import AuditRecord
 
@@ -94,6 +94,15 @@ class ShortcutAudit:
         audit._measure_numbers(subject)
         audit._measure_features(subject)
         audit._measure_model(subject)
+        audit.judge()
+        return audit
+
+    @classmethod
+    def of_answers(cls, audited: Audited) -> "ShortcutAudit":
+        """Measure and judge what needs the model's answers alone, and not its frozen features."""
+        audit = cls(audited.domain, margin=audited.margin)
+        audit._measure_numbers(audited)
+        audit._measure_model(audited)
         audit.judge()
         return audit
 
@@ -212,12 +221,11 @@ class ShortcutAudit:
         order = [*pairs, *(at_margin(name, margin) for margin in MARGINS for name in pairs), *SHORTCUTS]
         return {name: self.shortcut[name] for name in dict.fromkeys(order) if name in self.shortcut}
 
-    def _measure_numbers(self, subject: Subject) -> None:
+    def _measure_numbers(self, subject: Audited) -> None:
         """Measure what the file name, the layout of the frame, the box and the grey levels reveal."""
         if subject.fold is None:
-            shown = dict.fromkeys([*SHORTCUTS, "whole_image"], TOO_FEW)
-            absent = {*at_margins(BLANKED), *([] if subject.boxes is not None else AUTOMATIC_BOX)}
-            self.not_measured |= {name: reason for name, reason in shown.items() if name not in absent}
+            others = {*BLANKED, *at_margins(BLANKED), *([] if subject.boxes is not None else AUTOMATIC_BOX)}
+            self.not_measured |= {name: TOO_FEW for name in SHORTCUTS if name not in others}
             return
         development = subject.development
         self._measure(subject, "patient_number", development[["patient"]].to_numpy(float))
@@ -237,7 +245,7 @@ class ShortcutAudit:
         self._measure_boxes(subject)
         self._measure(subject, "grey_levels", _grey_levels(subject.pixels))
 
-    def _measure_boxes(self, subject: Subject) -> None:
+    def _measure_boxes(self, subject: Audited) -> None:
         """Measure what the locator's best boxes reveal, which no model of the class is given."""
         best = subject.best_boxes
         if best is None:
@@ -254,6 +262,7 @@ class ShortcutAudit:
     def _measure_features(self, subject: Subject) -> None:
         """Measure the same frozen features and head on whole images and on surroundings alone."""
         if subject.fold is None:
+            self.not_measured |= dict.fromkeys(("whole_image", "blanked_nodule"), TOO_FEW)
             return
         if not subject.has_frozen_features:
             self.not_measured |= dict.fromkeys(("whole_image", "blanked_nodule"), TRAINED_WHOLE)
@@ -277,7 +286,7 @@ class ShortcutAudit:
                 features[marked] = subject.network.features(pixels, f"frozen features, margin {margin:g}")
                 self._measure(subject, at_margin(name, margin), features, marked, splines=False)
 
-    def _measure_model(self, subject: Subject) -> None:
+    def _measure_model(self, subject: Audited) -> None:
         """Measure the model's own answers to test images, as they are and with the nodule blanked."""
         table, test = subject.images, subject.test
         shown = table["name"].isin(test["file"]) & (table["boxes"].map(len) > 0)
@@ -286,26 +295,23 @@ class ShortcutAudit:
             self.not_measured["model_on_blanked_nodule"] = NO_REGION
             return
         positive, patient = tested["label"] == CLASSES[POSITIVE], tested["patient"].astype(int)
-
-        def answered(pixels: NDArray[np.uint8], doing: str) -> NDArray[np.float64]:
-            probability = subject.network.probabilities(pixels, f"test images, {doing}")
-            return Classes.from_record(subject.training).malignant(probability)
-
         scores = {
             "model": test.set_index("file").loc[tested["name"], SCORE].to_numpy(float),
-            "model_on_blanked_nodule": answered(subject.blanked(tested), "nodule blanked"),
+            "model_on_blanked_nodule": subject.malignant(subject.blanked(tested), "test images, nodule blanked"),
         }
         for margin in subject.other_margins:
-            doing = f"margin {margin:g}"
-            scores[at_margin("model", margin)] = answered(subject.recropped(tested, margin), doing)
+            doing = f"test images, margin {margin:g}"
+            scores[at_margin("model", margin)] = subject.malignant(subject.recropped(tested, margin), doing)
             blanked = subject.blanked(tested, margin)
-            scores[at_margin("model_on_blanked_nodule", margin)] = answered(blanked, f"{doing}, nodule blanked")
+            scores[at_margin("model_on_blanked_nodule", margin)] = subject.malignant(
+                blanked, f"{doing}, nodule blanked"
+            )
         for name, score in scores.items():
             self.shortcut[name] = metrics.auroc(positive, score, patient, seed=subject.seed)
 
     def _measure(
         self,
-        subject: Subject,
+        subject: Audited,
         name: str,
         features: NDArray[np.float64],
         rows: NDArray[np.bool_] | None = None,

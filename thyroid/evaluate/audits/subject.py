@@ -1,6 +1,7 @@
 """What is audited: a model in one domain, with what is known of its images without looking at them."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from thyroid.data import splits, surroundings
+from thyroid.data.classes import Classes
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.evaluate.audits.names import MARGINS
@@ -23,17 +25,110 @@ if TYPE_CHECKING:  # TensorFlow is not needed to read the names of the audits
 
 FOLDS = 5
 IMAGES = 2000
-"""Largest number of development images that the audits look at. A seeded draw takes whole groups (see `splits`)."""
+"""Largest number of images that cross-validation looks at. A seeded draw takes whole groups (see `splits`)."""
 
 # Reasons why something was not measured.
-TOO_FEW = "too few development patients of a class"
+TOO_FEW = "too few patients of a class"
 TRAINED_WHOLE = "the deck's recipe trains the whole body, so that no feature is innocent of these labels"
 ONE_CLASS = "a fold has one class only"
 NO_REGION = "no region of a nodule is known (give rois.csv)"
 
 
+class Audited(ABC):
+    """Images of one domain and a model's answers to them, whose shortcuts are measured.
+
+    Attributes:
+        data: Data version of `crop`.
+        domain: Domain of the audited images, "normal" or "cropped".
+        test: The model's predictions of images of the domain that it was not trained on: file (name of the image),
+            label, patient and the probability of malignant, by images alone.
+        seed: Seed of draws, folds and bootstrap.
+        boxes: The locator's proposals (boxes.parquet of the step `locate`): path, rank, width, height, heat. None where
+            there is none.
+    """
+
+    data: DataVersion
+    domain: str
+    test: pd.DataFrame
+    seed: int
+    boxes: pd.DataFrame | None
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Side of the model's images in pixels."""
+
+    @property
+    @abstractmethod
+    def other_margins(self) -> list[float]:
+        """Margins that are shown beside the one of the audited crops; none for full frames."""
+
+    @abstractmethod
+    def malignant(self, pixels: NDArray[np.uint8], doing: str) -> NDArray[np.float64]:
+        """Return the model's unscaled probability of malignant for images.
+
+        Args:
+            pixels: Images, uint8 [n, size, size, 3].
+            doing: What the images are, for the progress bar.
+
+        Returns:
+            float64 [n].
+        """
+
+    @cached_property
+    def images(self) -> pd.DataFrame:
+        """Every image of the domain; see `surroundings.context`."""
+        return surroundings.context(self.data, self.domain)
+
+    @cached_property
+    @abstractmethod
+    def development(self) -> pd.DataFrame:
+        """Images on which shortcuts are cross-validated: rows of `images`, at most `IMAGES`."""
+
+    @cached_property
+    def fold(self) -> NDArray[np.int64] | None:
+        """Fold of every development image, by patient and near-duplicate; None if there are too few of them."""
+        count = min(FOLDS, int(self.development.groupby("class")["group"].nunique().min()))
+        try:
+            by_group = splits.folds(self.development, count, self.seed) if count > 1 else None
+        except InputError:
+            by_group = None
+        return None if by_group is None else self.development["group"].map(by_group).to_numpy()
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """Pixels of the development images."""
+        return self.data.pixels(self.development, self.size)
+
+    @property
+    def margin(self) -> float | None:
+        """Margin of the audited crops; None for full frames."""
+        return self.data.margin if self.domain == "cropped" else None
+
+    def blanked(self, table: pd.DataFrame, margin: float | None = None) -> NDArray[np.uint8]:
+        """Return images without their nodules, as crops of another margin if one is given; see `blanked`."""
+        return blanked(self.data, table, self.domain, self.size, margin)
+
+    def recropped(self, table: pd.DataFrame, margin: float) -> NDArray[np.uint8]:
+        """Return crops of another margin; see `surroundings.recropped`."""
+        return surroundings.recropped(self.data, table, self.size, margin)
+
+    @cached_property
+    def best_boxes(self) -> pd.DataFrame | None:
+        """The locator's best box of the frame of each development image: width, height and heat.
+
+        The index is that of `development`. Values are null where the frame was not boxed, and for all but the first
+        image of a frame, which would count its box twice. None where there is no locator.
+        """
+        if self.boxes is None:
+            return None
+        best = self.boxes[self.boxes["rank"] == 0].set_index("path")[["width", "height", "heat"]].astype(float)
+        path = self.development["path"]
+        return best.reindex(path.mask(path.duplicated())).set_index(self.development.index)
+
+
 @dataclass(frozen=True, eq=False)
-class Subject:
+class Subject(Audited):
     """A model in one domain, to be audited.
 
     Attributes:
@@ -66,33 +161,19 @@ class Subject:
         """Side of the model's images in pixels."""
         return self.training.image_size
 
-    @cached_property
-    def images(self) -> pd.DataFrame:
-        """Every image of the domain; see `surroundings.context`."""
-        return surroundings.context(self.data, self.domain)
+    @property
+    def other_margins(self) -> list[float]:
+        """Margins that are shown beside the one of the audited crops; none for full frames."""
+        return [] if self.margin is None else [one for one in MARGINS if not math.isclose(one, self.margin)]
+
+    def malignant(self, pixels: NDArray[np.uint8], doing: str) -> NDArray[np.float64]:
+        """Return the network's unscaled probability of malignant, float64 [n]."""
+        return Classes.from_record(self.training).malignant(self.network.probabilities(pixels, doing))
 
     @cached_property
     def development(self) -> pd.DataFrame:
         """Images that are not of the test set; a seeded draw of whole groups if there are more than `IMAGES`."""
-        table = self.images[self.images["split"] != "test"]
-        sizes = table.groupby("group").size().sample(frac=1, random_state=self.seed)
-        kept = sizes.index[sizes.cumsum() <= max(IMAGES, sizes.iloc[0])]
-        return table[table["group"].isin(kept)].reset_index(drop=True)
-
-    @cached_property
-    def fold(self) -> NDArray[np.int64] | None:
-        """Fold of every development image, by patient and near-duplicate; None if there are too few of them."""
-        count = min(FOLDS, int(self.development.groupby("class")["group"].nunique().min()))
-        try:
-            by_group = splits.folds(self.development, count, self.seed) if count > 1 else None
-        except InputError:
-            by_group = None
-        return None if by_group is None else self.development["group"].map(by_group).to_numpy()
-
-    @cached_property
-    def pixels(self) -> NDArray[np.uint8]:
-        """Pixels of the development images."""
-        return self.data.pixels(self.development, self.size)
+        return drawn(self.images[self.images["split"] != "test"], self.seed)
 
     @property
     def has_frozen_features(self) -> bool:
@@ -107,36 +188,17 @@ class Subject:
         """Frozen features of the development images."""
         return self.network.features(self.pixels, "frozen features")
 
-    @property
-    def margin(self) -> float | None:
-        """Margin of the audited crops; None for full frames."""
-        return self.data.margin if self.domain == "cropped" else None
 
-    @property
-    def other_margins(self) -> list[float]:
-        """Margins that are shown beside the one of the audited crops; none for full frames."""
-        return [] if self.margin is None else [one for one in MARGINS if not math.isclose(one, self.margin)]
+def drawn(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return a seeded draw of whole groups if a table has more than `IMAGES` rows, else all rows.
 
-    def blanked(self, table: pd.DataFrame, margin: float | None = None) -> NDArray[np.uint8]:
-        """Return images without their nodules, as crops of another margin if one is given; see `blanked`."""
-        return blanked(self.data, table, self.domain, self.size, margin)
-
-    def recropped(self, table: pd.DataFrame, margin: float) -> NDArray[np.uint8]:
-        """Return crops of another margin; see `surroundings.recropped`."""
-        return surroundings.recropped(self.data, table, self.size, margin)
-
-    @cached_property
-    def best_boxes(self) -> pd.DataFrame | None:
-        """The locator's best box of the frame of each development image: width, height and heat.
-
-        The index is that of `development`. Values are null where the frame was not boxed, and for all but the first
-        image of a frame, which would count its box twice. None where there is no locator.
-        """
-        if self.boxes is None:
-            return None
-        best = self.boxes[self.boxes["rank"] == 0].set_index("path")[["width", "height", "heat"]].astype(float)
-        path = self.development["path"]
-        return best.reindex(path.mask(path.duplicated())).set_index(self.development.index)
+    Args:
+        table: At least one row, with the column group.
+        seed: Seed of the draw.
+    """
+    sizes = table.groupby("group").size().sample(frac=1, random_state=seed)
+    kept = sizes.index[sizes.cumsum() <= max(IMAGES, sizes.iloc[0])]
+    return table[table["group"].isin(kept)].reset_index(drop=True)
 
 
 def blanked(
