@@ -97,7 +97,7 @@ label: $(READY) ## The labelling bench: boxes in SCANS go to LABELLED (LABELS RE
 		$(call options,labels classes seed))
 
 # A folder that is named together with the registry is for the validation alone; else OUTPUT is that of a run.
-VALIDATION = $(OUTPUT)$(if $(REGISTRY),$(if $(filter command,$(origin OUTPUT)),,/validation),/validation)
+VALIDATION = $(OUTPUT)$(if $(and $(REGISTRY),$(filter command,$(origin OUTPUT))),,/validation)
 validate: $(READY) ## A registered model at another hospital: MODEL=champion SCANS SITE (ROIS LABELS; REGISTRY or OUTPUT has the model; SHARE KEY)
 	@test -n "$(SCANS)" && test -n "$(SITE)" || { echo "error: make validate needs SCANS=dir and SITE=\"name of the hospital\"" >&2; exit 2; }
 	@"$(BIN)/python" -m thyroid.validate --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --output "$(VALIDATION)" \

@@ -35,7 +35,6 @@ def validate(
     from pathlib import Path
 
     from thyroid.evaluate import predictions
-    from thyroid.records.validation import Beside
     from thyroid.validate.options import ValidateOptions
     from thyroid.validate.validate import validate as run
 
@@ -59,7 +58,7 @@ def validate(
     for name, value in _numbers(done.record):
         metrics.log_metric(name, value)
     result = done.record.forms[done.record.main]
-    if result.beside.get("auroc", Beside(internal=None, external=None, difference=None)).external is not None:
+    if result.beside["auroc"].external is not None:
         classification.log_roc_curve(*predictions.roc_points(done.tables[done.record.main]))
     classification.log_confusion_matrix(["benign", "malignant"], result.performance.confusion)
 
@@ -72,7 +71,7 @@ def _numbers(record: "ValidationRecord") -> Iterator[tuple[str, float]]:
     yield "majority", result.performance.majority
     figures = ("auroc", "sensitivity", "specificity", "patient_auroc", "patient_sensitivity", "patient_specificity")
     for metric in figures:
-        for side, interval in dict(result.beside.get(metric, ())).items():
+        for side, interval in dict(result.beside[metric]).items():
             for name in ("value", "low", "high"):
                 # A reader of metrics takes what is not a number for 0.
                 if interval is not None and (number := getattr(interval, name)) is not None:

@@ -174,7 +174,7 @@ def judge(record: ValidationRecord) -> tuple[Outcome, str]:
     guessing = _guessing(auroc := pairs["auroc"].external)
     if fallen:
         also = f", and it is {guessing}" if guessing else ""
-        return "worse", f"It does worse here than on its internal test: lower {_and(fallen)}{also}."
+        return "worse", f"It does worse here than on its internal test: lower {unlike.listed(fallen)}{also}."
     if guessing:
         said = f"Here it is {guessing} at telling malignant from benign."
         return "worse" if plots.away(auroc, 0.5) else "unknown", said
@@ -184,10 +184,11 @@ def judge(record: ValidationRecord) -> tuple[Outcome, str]:
     if not lows:
         return "unknown", f"{unknown}: it cannot be compared with an internal test."
     if deep := [name for name, low in lows.items() if low <= -MARGINS[name]]:
-        why = _and([f"the {_name(name)} is {_size(name, -lows[name])} lower" for name in deep])
+        why = unlike.listed([f"the {_name(name)} is {_size(name, -lows[name])} lower" for name in deep])
         return "unknown", f"{unknown}: no fall is shown, but it cannot be excluded that {why}."
     if missing := [_name(name) for name in MARGINS if name not in lows]:
-        why = f"no fall of the {_and([_name(name) for name in lows])} is shown, but {_and(missing)} cannot be compared"
+        known = unlike.listed([_name(name) for name in lows])
+        why = f"no fall of the {known} is shown, but {unlike.listed(missing)} cannot be compared"
         return "unknown", f"{unknown}: {why}."
     return "holds", f"It holds up here: falls of more than {_sizes(MARGINS)} are excluded."
 
@@ -361,7 +362,7 @@ def _size(metric: str, change: float) -> str:
 
 
 def _sizes(changes: Mapping[str, float]) -> str:
-    return _and([f"{_size(name, change)} of the {_name(name)}" for name, change in changes.items()])
+    return unlike.listed([f"{_size(name, change)} of the {_name(name)}" for name, change in changes.items()])
 
 
 def _plain(found: Interval, times: int = 1, digits: int = 3, unit: str = "") -> str:
@@ -386,10 +387,6 @@ def _percent(share: float) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _sentence(text: str) -> str:

@@ -7,6 +7,7 @@ site, below .5 it is lower. A property that only varies more has an AUROC of .5,
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -183,7 +184,7 @@ def _summary(properties: list[Unlike], new: float, site: pd.DataFrame, training:
     if (more := len(phrases) - MOST) > 0:
         phrases[MOST:] = [f"unlike in {more} more respect{'s' * (more > 1)}"]
     if phrases:
-        found.append(f"they are {_listed(phrases)}")
+        found.append(f"they are {listed(phrases)}")
     if found:
         return (
             f"These scans are unlike the training scans: {'; '.join(found)}; figures of the internal test may not hold "
@@ -193,7 +194,7 @@ def _summary(properties: list[Unlike], new: float, site: pd.DataFrame, training:
     return f"These scans are like the training scans in grey levels and geometry{few}; other differences may exist."
 
 
-def _listed(phrases: list[str]) -> str:
+def listed(phrases: Sequence[str]) -> str:
     """Join phrases with commas and a last "and"."""
     *first, last = phrases
     return f"{', '.join(first)} and {last}" if first else last
