@@ -9,10 +9,10 @@ answers with raw pixels and JSON, never with objects, so that a decoder that is 
 
 import contextlib
 import json
-import math
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -24,7 +24,7 @@ import numpy as np
 
 from thyroid.imaging.dicom_picture import DicomError, Picture
 
-SECONDS = 10
+SECONDS: float = 10
 """Processor time per file; the largest accepted file needs two seconds."""
 MEMORY = 400_000_000
 """Bytes that a file may take on top of what the process has at its start; the largest accepted file needs 300 MB."""
@@ -79,7 +79,7 @@ class _Reader:
                 raise TimeoutError from None
             raise DicomError(
                 "damaged",
-                f"DICOM that asks for more than {SECONDS} seconds of processor time or {MEMORY:,} bytes of memory",
+                f"DICOM that asks for more than {SECONDS:g} seconds of processor time or {MEMORY:,} bytes of memory",
             ) from None
         finally:
             self._lock.release()
@@ -146,7 +146,7 @@ def _started() -> "subprocess.Popen[bytes]":
 _READER = _Reader()
 
 
-def _work(seconds: int, memory: int, idle: float) -> None:
+def _work(seconds: float, memory: int, idle: float) -> None:
     """Run the process: files come from standard input, answers go to standard output."""
     from thyroid.imaging import dicom
 
@@ -156,14 +156,12 @@ def _work(seconds: int, memory: int, idle: float) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # the process writes no file
     used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_DATA, (used + memory, used + memory))
-    _, most = resource.getrlimit(resource.RLIMIT_CPU)
     files = sys.stdin.buffer
     answers.write(b"ready\n")
     answers.flush()
     while select.select([files], [], [], idle)[0] and (head := files.readline()):
         asked = json.loads(head)
-        spent = math.ceil(time.process_time())
-        resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds, most))
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal kills; RLIMIT_CPU counts whole seconds only
         answer, pixels = _answer(dicom.read, files.read(asked["bytes"]), asked["frame"])
         answers.write(json.dumps(answer).encode() + b"\n" + pixels)
         answers.flush()
@@ -182,4 +180,4 @@ def _answer(reader: Any, data: bytes, frame: int | None) -> tuple[dict[str, Any]
 if __name__ == "__main__":
     from thyroid.imaging import dicom_guard  # under its own name, so that there is only one DicomError
 
-    dicom_guard._work(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    dicom_guard._work(float(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
