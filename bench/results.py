@@ -46,6 +46,8 @@ MEMORY_BATCHES = (8, 16)
 MEMORY_TARGET = 32
 MEMORY_STEPS = 3
 RUNS = "<!-- below: python bench/results.py --runs -->"
+OTHERS = "<!-- below: other benchmarks, each with its command -->"
+"""Marks what is written by hand below all sections of this file."""
 
 
 def performance(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> dict[str, Any]:
@@ -294,11 +296,9 @@ def write_runs(output: Path, runs: Sequence[Path]) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     file = output / "results.md"
-    above = (
-        file.read_text(encoding="utf-8").partition(RUNS)[0]
-        if file.exists()
-        else f"# Results\n\n> **{RESEARCH_USE_ONLY}**\n"
-    )
+    text = file.read_text(encoding="utf-8") if file.exists() else f"# Results\n\n> **{RESEARCH_USE_ONLY}**\n"
+    written, mark, others = text.partition(OTHERS)
+    above = written.partition(RUNS)[0]
     sections = [RUNS, ""]
     for run in runs:
         try:
@@ -308,7 +308,7 @@ def write_runs(output: Path, runs: Sequence[Path]) -> None:
                 sections += _run(run)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{run}: not the output of make sweep or make run: {errors.one_line(error)}") from None
-    file.write_text(above.rstrip() + "\n\n" + "\n".join(sections), encoding="utf-8")
+    file.write_text(above.rstrip() + "\n\n" + "\n".join(sections) + mark + others, encoding="utf-8")
 
 
 def _run(run: Path) -> list[str]:

@@ -38,6 +38,15 @@ def test_command_writes_the_comparison(tmp_path, monkeypatch, drawn):
     assert json.loads((tmp_path / "docs" / "results.json").read_text())["memory_gb"]["VGG16"]["deck"]["32"] == 2.5
 
 
+def test_what_is_written_by_hand_stays(tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text(f"# Results\n\n{results.RUNS}\n\n## Search\n\nold\n\n{results.OTHERS}\n\n## Novelty\n\nby hand\n")
+    results.write_runs(tmp_path, [])
+    assert "old" not in page.read_text()
+    assert page.read_text().endswith(f"{results.OTHERS}\n\n## Novelty\n\nby hand\n")
+    assert results._kept(tmp_path).endswith("by hand\n")
+
+
 @pytest.mark.slow
 def test_memory_is_measured_and_extrapolated_on_a_line(monkeypatch):
     memory = results.memory("ResNet50")

@@ -3,14 +3,15 @@ import asyncio
 import numpy as np
 import pytest
 
-from tests.support import toy_artefact
+from tests.support import older, toy_artefact
 from thyroid.errors import InputError
 from thyroid.imaging import images
 from thyroid.model import backbones, engine, explain
 from thyroid.model.artefact import MODEL, Artefact, load_keras
 from thyroid.model.backend import keras
-from thyroid.model.network import Network
+from thyroid.model.network import GRAPH, Network
 from thyroid.records.model import OtherForm
+from thyroid.train import record
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +39,12 @@ def test_forms_agree(artefact):
     network = load_keras(artefact.folder / MODEL)
     np.testing.assert_allclose(reference[0], network.predict(given, verbose=0), atol=1e-6)
     for form in (one for one in artefact.record.forms if one != engine.KERAS):
-        probability, evidence = engine.load(artefact, form).predict(given)
+        probability, evidence, pooled = engine.load(artefact, form).predict(given)
         near = 1e-4 if form == engine.F32 else 0.2  # eight bits of a mantissa, on noise
         np.testing.assert_allclose(probability, reference[0], atol=near)
         scale = np.abs(reference[1]).max()
         np.testing.assert_allclose(evidence / scale, reference[1] / scale, atol=near)
+        np.testing.assert_allclose(pooled, reference[2], atol=near * np.abs(reference[2]).max())
 
 
 DEEP = [pytest.param(name, marks=pytest.mark.slow) for name in ("VGG16", "ResNet50", "EfficientNetB7")]
@@ -57,11 +59,27 @@ def test_every_family_converts_with_its_map(name, tmp_path):
     (tmp_path / "network.pb").write_bytes(traced.graph.SerializeToString())
     engine.convert(tmp_path / "network.pb", tmp_path / "openvino" / "model.xml")
     given = pixels(2)
-    probability, evidence = engine.OpenVINOEngine(tmp_path / "openvino" / "model.xml", 32, engine.F32).predict(given)
+    probability, evidence, pooled = engine.OpenVINOEngine(tmp_path / "openvino" / "model.xml", 32, engine.F32).predict(
+        given
+    )
     np.testing.assert_allclose(probability, network.predict(given, verbose=0), atol=1e-4)
     expected = traced.heat_maps(given)
     for one, heat in zip(evidence, expected, strict=True):
         np.testing.assert_allclose(explain.heat(one, 32), heat, atol=1e-3)
+    expected = traced.pooled(given)
+    np.testing.assert_allclose(pooled, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_network_of_an_older_release_is_converted_without_pooled_features(trained, tmp_path):
+    folder = older.training(trained["VGG16", "cropped"], tmp_path / "model")
+    engine.convert(folder / GRAPH, tmp_path / engine.OPENVINO)
+    running, given = engine.OpenVINOEngine(tmp_path / engine.OPENVINO, 32, engine.F32), pixels(2)
+    probability, evidence = running.predict(given)
+    asked = Network.load(folder, record.read(folder))
+    np.testing.assert_allclose(probability, asked.probabilities(given), atol=1e-4)
+    np.testing.assert_allclose(evidence, asked.evidence(given), rtol=1e-3, atol=1e-4)
+    assert len(asyncio.run(running.answer(given[0]))) == 2
+    running.close()
 
 
 @pytest.mark.parametrize("form", [engine.F32, engine.KERAS])
@@ -76,6 +94,7 @@ def test_answers_find_their_way_back(artefact, form):
 
     answers = asyncio.run(all_at_once())
     np.testing.assert_allclose([one[0] for one in answers], expected, atol=1e-5)
+    assert {len(one) for one in answers} == {3}, "with the pooled features"
     running.close()
 
 

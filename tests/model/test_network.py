@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.support import older
 from thyroid.data import version
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
@@ -13,6 +14,7 @@ from thyroid.model import backbones, explain, inputs, network
 from thyroid.model.artefact import load_keras
 from thyroid.model.backend import keras
 from thyroid.model.network import Network
+from thyroid.model.novelty.novelty import PICTURE
 from thyroid.train import record
 
 
@@ -53,6 +55,7 @@ def test_an_image_is_run_once(model, monkeypatch):
     np.testing.assert_array_equal(answers[6:12], answers[5::-1])
     np.testing.assert_array_equal(asked.probabilities(images.rgb(given)), answers[:6])
     asked.evidence(given)
+    asked.pooled(given)
     assert run == [7]
 
 
@@ -60,7 +63,36 @@ def test_the_graph_has_no_variables_and_features_only_where_they_are_asked_for(m
     graph = Network.trace(model, unfrozen=1).graph
     assert {node.op for node in graph.node}.isdisjoint({"ReadVariableOp", "VarHandleOp"})
     assert {node.name for node in graph.node} >= {"batch", *network.OUTPUTS}
-    assert network.OUTPUTS[2] not in {node.name for node in Network.trace(model).graph.node}
+    assert "features" not in {node.name for node in Network.trace(model).graph.node}
+
+
+def test_pooled_are_statistics_of_the_pixels_and_what_the_probability_is_made_of(model):
+    asked, given = Network.trace(model, unfrozen=1), pixels(Network.batch_size + 1)
+    features = keras.Model(model.input, model.get_layer(backbones.FEATURES).output)
+    assert asked.has_pooled
+    found = asked.pooled(given)
+    assert found.dtype == np.float32
+    expected = features.predict(images.rgb(given), verbose=0)
+    np.testing.assert_allclose(found[:, len(PICTURE) :], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[:, 0], images.rgb(given).mean(axis=(1, 2, 3)), rtol=1e-4)
+
+
+def test_a_model_with_a_list_of_inputs_is_traced(model):
+    """As Keras makes it of the slide deck's."""
+    listed, given = keras.Model(model.inputs, model.outputs, name=model.name), pixels(2)
+    assert isinstance(listed.input, list)
+    np.testing.assert_allclose(Network.trace(listed).pooled(given), Network.trace(model).pooled(given), rtol=1e-5)
+
+
+def test_a_training_of_an_older_release_has_none_and_answers_as_ever(trained, tmp_path):
+    whole = trained["VGG16", "cropped"]
+    folder = older.training(whole, tmp_path / "model")
+    asked, now, given = Network.load(folder, record.read(folder)), Network.load(whole, record.read(whole)), pixels(3)
+    assert now.has_pooled
+    assert not asked.has_pooled
+    np.testing.assert_allclose(asked.probabilities(given), now.probabilities(given), atol=1e-6)
+    np.testing.assert_allclose(asked.evidence(given), now.evidence(given), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(asked.features(given), now.features(given), rtol=1e-4, atol=1e-5)
 
 
 def test_what_a_training_wrote_answers_as_its_checkpoint(trained):

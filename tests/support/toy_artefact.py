@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from thyroid.data.classes import BINARY
 from thyroid.imaging.geometry import MARGIN
+from thyroid.model.novelty import fit
+from thyroid.model.novelty.novelty import QUANTILES, Novelty
 from thyroid.records.gate import GateRecord
-from thyroid.records.model import ModelDescription
+from thyroid.records.model import ModelDescription, NoveltyRecord
 
 CHANCE = {"value": 0.5, "low": 0.4, "high": 0.6}
 LEVEL: dict[str, Any] = dict.fromkeys(("brier", "ece", "ece_unscaled"), CHANCE) | {
@@ -55,6 +59,33 @@ def description(differences: Mapping[str, float] | None = None, **changes: Any) 
         "audits": {"domain": "cropped", "shortcut": {}, "kept": {}, "findings": {}},
     }
     return ModelDescription.parse(content | changes, "model.json")
+
+
+def novelty(features: np.ndarray, patients: np.ndarray, factor: float = 1.0) -> tuple[Novelty, NoveltyRecord]:
+    """A reference of these features [n, d] of training images, whose limit is locked on the same patients.
+
+    Args:
+        features: Pooled features of images, at least eight.
+        patients: Patient of each image [n], at least two different ones.
+        factor: What the limit is multiplied by.
+    """
+    distances = fit.cross_fitted(features, patients, seed=0)
+    quantiles = np.quantile(distances, np.linspace(0, 1, QUANTILES))
+    limit = fit.limit(distances, patients, distances, patients)
+    made = Novelty(**vars(fit.fit(features)), quantiles=quantiles, limit=limit * factor)
+    content = {
+        "images": len(features),
+        "patients": len(np.unique(patients)),
+        "features": len(made.mean),
+        "components": len(made.variances),
+        "quantiles": quantiles.tolist(),
+        "limit": made.limit,
+        "validation_patients": len(np.unique(patients)),
+        "passed": CHANCE,
+        "largest_difference": {},
+        "foreign": [{"kind": "blank", "images": 4, "auroc": CHANCE, "caught": 1.0}],
+    }
+    return made, NoveltyRecord.parse(content, "novelty")
 
 
 def gate(

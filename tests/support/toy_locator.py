@@ -17,6 +17,7 @@ from thyroid.model.artefact import Artefact
 from thyroid.model.locator import OPENVINO
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.records.locate import AutomaticBoxes, LocatorRecord
+from thyroid.records.model import NoveltyRecord
 from thyroid.serve.payload import Instance
 from thyroid.serve.preprocessing import Preprocessing
 
@@ -102,7 +103,7 @@ def write_locator(file: Path) -> None:
 
 
 def write_classifier(file: Path) -> None:
-    """Write the classifier's network: random weights on every pixel, and a map of 4 x 4."""
+    """Write the classifier's network: random weights on every pixel, a map of 4 x 4, and the colours of its cells."""
     file.parent.mkdir(parents=True, exist_ok=True)
     image = ops.parameter([1, SIZE, SIZE, 3], np.uint8, name="image")
     pixels = ops.divide(ops.convert(image, "f32"), np.float32(255))
@@ -110,16 +111,20 @@ def write_classifier(file: Path) -> None:
     logits = ops.matmul(ops.reshape(pixels, np.array([1, -1]), False), weights, False, False)
     grey = ops.unsqueeze(ops.reduce_mean(pixels, np.array([3])), np.array([1]))
     maps = ops.squeeze(ops.avg_pool(grey, [8, 8], [0, 0], [0, 0], [8, 8], False), np.array([1]))
-    outputs = [ops.softmax(logits, 1), maps]
+    cells = ops.avg_pool(ops.transpose(pixels, np.array([0, 3, 1, 2])), [8, 8], [0, 0], [0, 0], [8, 8], False)
+    pooled = ops.reshape(cells, np.array([1, -1]), False)
+    outputs = [ops.softmax(logits, 1), maps, pooled]
     openvino.save_model(openvino.Model(outputs, [image], "classifier"), file, compress_to_fp16=False)
 
 
-def build(folder: Path, locator: LocatorRecord | None = None, **changes: Any) -> Path:
+def build(folder: Path, locator: LocatorRecord | None = None, novelty: bool = False, **changes: Any) -> Path:
     """Write a published artefact.
 
     Args:
         folder: Its folder.
         locator: Its locator; None for an artefact of before.
+        novelty: Whether it has a reference of `frame`s of one bright ellipse, cut out around it; False for an artefact
+            of before.
         changes: Other fields of model.json.
     """
     write_classifier(folder / engine.OPENVINO)
@@ -127,6 +132,8 @@ def build(folder: Path, locator: LocatorRecord | None = None, **changes: Any) ->
     if locator is not None:
         write_locator(folder / OPENVINO)
         changes = {"locator": locator.to_dict(), "automatic_boxes": automatic_boxes().to_dict()} | changes
+    if novelty:
+        changes = {"novelty": write_novelty(folder).to_dict()} | changes
     reference = Instance("reference.jpg", (folder / "reference.jpg").read_bytes())
     pixels = Preprocessing(changes.get("serving_domain", "cropped"), SIZE).prepare(reference).pixels
     own = engine.OpenVINOEngine(folder / engine.OPENVINO, SIZE, engine.F32).predict(pixels[None])[0]
@@ -136,6 +143,20 @@ def build(folder: Path, locator: LocatorRecord | None = None, **changes: Any) ->
     Artefact.describe(folder, type(description).parse(described, "model.json"))
     publish(folder)
     return folder
+
+
+def write_novelty(folder: Path) -> NoveltyRecord:
+    """Write the reference of an artefact with a classifier: 40 patients with a frame each, boxes placed by a seed."""
+    rng, pixels = np.random.default_rng(0), []
+    for patient in range(40):
+        side, left, top = rng.integers(40, 120), rng.integers(10, 180), rng.integers(30, 90)
+        box = (int(left), int(top), int(side), int(side))
+        image = images.encode(frame((box,), seed=patient))
+        pixels.append(Preprocessing("cropped", SIZE, 0.5).prepare(Instance("frame", image, roi=box)).pixels)
+    features = engine.OpenVINOEngine(folder / engine.OPENVINO, SIZE, engine.F32).predict(np.stack(pixels))[2]
+    made, described = toy_artefact.novelty(features, np.arange(40), factor=1.5)  # boxes that are found lie elsewhere
+    made.write(folder)
+    return described
 
 
 def publish(folder: Path) -> None:

@@ -31,7 +31,18 @@ from thyroid.validate.endpoint import AUTOMATIC, FRAME, GIVEN, Endpoint
 POINT = {"temperature": 1.7, "bias": [0.0, 0.3], "threshold": 0.464, "band": [0.462, 0.464], "thresholds": [0.4, 0.5]}
 COLUMNS = [
     *("path", "scan", "class", "label", "patient", "group", "sha256", "x", "y", "width", "height"),
-    *("probability_B", "probability_M", "raw_B", "raw_M", "decision", "called", "undecided", "box_probability"),
+    *(
+        "probability_B",
+        "probability_M",
+        "raw_B",
+        "raw_M",
+        "decision",
+        "called",
+        "undecided",
+        "box_probability",
+        "novelty",
+        "distance",
+    ),
 ]
 
 

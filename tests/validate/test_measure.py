@@ -31,6 +31,7 @@ from thyroid.records.validation import (
     ValidationRecord,
 )
 from thyroid.validate import measure
+from thyroid.validate.endpoint import UNDECIDED
 
 POINT = {"temperature": 1.0, "bias": [0.0, 0.0], "threshold": 0.4, "thresholds": [0.6, 0.4]}
 SETTINGS = ValidateSettings(prevalence=0.1, wanted=0.85, seed=0)
@@ -319,6 +320,17 @@ def test_what_the_endpoint_leaves_undecided_is_told():
         "[-0.400, 0.200]), and 0.15 is allowed."
     )
     assert of(site(predictions()), model).undecided == {}
+
+
+def test_the_share_of_unlike_pictures_is_told():
+    here = site(predictions())
+    here["undecided"] = ["unlike_training,abstention_band"] * 24 + [""] * 96
+    form = of(here, artefact(), "given")
+    said = measure.warnings(record({"given": form}), artefact())
+    share = "20% of the images (24 of 120)"
+    why = "the picture is unlike those that the model learnt from"
+    assert f"With given boxes, the endpoint would leave {share} undecided because {why}." in said
+    assert set(form.undecided) <= set(UNDECIDED)
 
 
 def test_automatic_boxes_are_compared_on_frames_that_have_both():

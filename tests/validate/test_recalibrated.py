@@ -25,6 +25,7 @@ from thyroid.ingest import ingest
 from thyroid.ingest.options import IngestOptions
 from thyroid.model import engine, operating_point
 from thyroid.model.artefact import MODEL, SCANS, Artefact
+from thyroid.model.novelty.novelty import FILE, Novelty
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.records.gate import GateRecord
 from thyroid.records.model import KerasForm, ModelDescription, OtherForm
@@ -240,6 +241,18 @@ def test_nothing_of_the_parents_figures_is_left(made):
     assert artefact.record.locator is not None
     assert artefact.record.band is not None, "the version abstains, and so does this one"
     assert artefact.record.data_digest == "0" * 64
+
+
+def test_what_novelty_is_measured_by_goes_along_and_what_was_usual_elsewhere_does_not(tried, tmp_path):
+    usual = {"patients": 1, "images": 1, "values": {"probability": [0.5]}, "decisions": {"benign": 1}, "shares": {}}
+    root = publish(tmp_path / "registry", tmp_path / "artefact", novelty=True, usual_answers={"given": usual})
+    tried.register(root)
+    parent, own = (Artefact.verify(Registry(root).find(version)) for version in ("1", "2"))
+    assert (own.folder / FILE).read_bytes() == (parent.folder / FILE).read_bytes()
+    assert own.record.novelty == parent.record.novelty
+    assert Novelty.read(own).limit == Novelty.read(parent).limit
+    assert parent.record.usual_answers.keys() == {"given"}
+    assert own.record.usual_answers is None
 
 
 def test_findings_of_both_places_are_kept(tried, root):

@@ -56,6 +56,20 @@ def key(root: Location) -> bytes:
     return found.strip()
 
 
+def known_keys(*roots: Location) -> list[bytes]:
+    """Return every key that pseudonyms may have been made with: that of the environment, and those that were made.
+
+    Args:
+        roots: Registries and stores. None of them gets a key if it has none.
+
+    Raises:
+        InputError: The secret in the environment is too short.
+    """
+    found = (storage.at(root).read(KEY_FILE)[0].strip() for root in roots)
+    given = (environment_key(), *found)
+    return list(dict.fromkeys(secret for secret in given if secret and len(secret) >= MIN_KEY))
+
+
 def key_name(secret: bytes) -> str:
     """Return 8 hexadecimal digits that identify a key without revealing it."""
     return hashlib.sha256(b"name\0" + secret).hexdigest()[:8]
@@ -68,6 +82,25 @@ def of_patient(secret: bytes, cohort: str, patient: int) -> str:
     """
     message = f"patient\0{cohort}\0{patient}".encode("utf-8", "surrogatepass")
     return f"{key_name(secret)}:{hmac.digest(secret, message, 'sha256').hex()[:32]}"
+
+
+def of_text(secret: bytes, cohort: str, patient: str) -> str:
+    """Return the pseudonym of a patient that a request names.
+
+    A number is that of the cohort's patient. Any other name becomes the number that a DICOM file's patient gets.
+    """
+    number = int(patient) if patient.isascii() and patient.isdigit() else patient_number(secret, patient)
+    return of_patient(secret, cohort, number)
+
+
+def of_file(secret: bytes, sha256: str) -> str:
+    """Return the pseudonym of a file: the key's name, a colon and 32 hexadecimal digits of HMAC-SHA256.
+
+    Args:
+        secret: The key.
+        sha256: Hexadecimal SHA-256 of the file's bytes.
+    """
+    return f"{key_name(secret)}:{hmac.digest(secret, b'scan' + bytes(1) + sha256.encode(), 'sha256').hex()[:32]}"
 
 
 def required_key() -> bytes:

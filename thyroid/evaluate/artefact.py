@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from thyroid.data.filenames import SCORE
 from thyroid.evaluate import card, performance, predictions
 from thyroid.evaluate.boxes import boxes
+from thyroid.evaluate.novelty import usual
+from thyroid.evaluate.novelty.measure import Locked
 from thyroid.evaluate.scored import ScoredModel
 from thyroid.imaging import geometry, images, phantom
 from thyroid.model import engine, scan_statistics
 from thyroid.model.artefact import MODEL, SCANS, Artefact
+from thyroid.model.engine import Answer
 from thyroid.model.network import GRAPH
 from thyroid.records.evaluation import Measured
 from thyroid.records.model import ModelDescription
@@ -29,13 +32,21 @@ class Export:
 
     Attributes:
         folder: Folder of the artefact.
-        answers: Maps each form that OpenVINO can run on this CPU (see `engine.openvino_forms`) to its unscaled
-            probabilities of the test images, float64 [n, classes]. It raises RuntimeError if OpenVINO cannot convert
-            the network.
+        answers: Maps each form that OpenVINO can run on this CPU (see `engine.openvino_forms`) to its answers to the
+            test images, one array [n, ...] for each output. It raises RuntimeError if OpenVINO cannot convert the
+            network.
     """
 
     folder: Path
-    answers: Future[dict[str, NDArray[np.float64]]]
+    answers: Future[dict[str, Answer]]
+
+    def pooled(self) -> dict[str, NDArray[np.float32]]:
+        """Return the network's pooled features of the test images, float32 [n, d], by form.
+
+        Raises:
+            RuntimeError: OpenVINO could not convert the network.
+        """
+        return {form: answer[2] for form, answer in self.answers.result().items()}
 
 
 def export(winner: ScoredModel, folder: Path) -> Export:
@@ -53,7 +64,7 @@ def export(winner: ScoredModel, folder: Path) -> Export:
     return Export(folder, answers)
 
 
-def _export(winner: ScoredModel, pixels: NDArray[np.uint8], output: Path) -> dict[str, NDArray[np.float64]]:
+def _export(winner: ScoredModel, pixels: NDArray[np.uint8], output: Path) -> dict[str, Answer]:
     graph = winner.folder / GRAPH
     command = [sys.executable, "-m", engine.__name__, str(graph), str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -62,12 +73,12 @@ def _export(winner: ScoredModel, pixels: NDArray[np.uint8], output: Path) -> dic
     answers = {}
     for form in engine.openvino_forms():
         running = engine.OpenVINOEngine(output, winner.size, form)
-        answers[form] = running.predict(images.rgb(pixels))[0].astype(np.float64)
+        answers[form] = running.predict(images.rgb(pixels))
     return answers
 
 
-def write(winner: ScoredModel, exported: Export, result: Measured) -> None:
-    """Write model.keras, the locator if the model uses one, card.md, scans.csv, a reference image and model.json.
+def write(winner: ScoredModel, exported: Export, result: Measured, locked: Locked | None) -> None:
+    """Write the artefact: the networks, card.md, scans.csv, a reference image, novelty.npz and model.json.
 
     The reference image is synthetic. model.json also holds the model's answer to it.
 
@@ -75,6 +86,7 @@ def write(winner: ScoredModel, exported: Export, result: Measured) -> None:
         winner: The winner, scored on the test set.
         exported: Result of `export`.
         result: Result of the evaluation.
+        locked: Reference of the training images; None for a model that has none.
 
     Raises:
         RuntimeError: OpenVINO could not convert the network.
@@ -84,13 +96,25 @@ def write(winner: ScoredModel, exported: Export, result: Measured) -> None:
     reference = images.encode(geometry.normal(phantom.draw("M", patient=1, image=1).image))
     (folder / "reference.jpg").write_bytes(reference)
     probability = _answer(winner, reference)
-    answers = exported.answers.result()
+    answers = {form: answer[0].astype(np.float64) for form, answer in exported.answers.result().items()}
     (folder / MODEL).write_bytes((winner.folder / winner.training.checkpoint).read_bytes())
     data.contents.to_csv(folder / SCANS, index=False)
     card.write(folder, winner.training, data.facts, result)
     described = _description(winner, result, probability) | _performance(winner, answers, result)
     described |= boxes.pack(winner, result, folder)
+    described |= _novelty(winner, result, locked, folder)
     Artefact.describe(folder, ModelDescription.parse(described, folder / "model.json"))
+
+
+def _novelty(winner: ScoredModel, result: Measured, locked: Locked | None, folder: Path) -> dict[str, Any]:
+    """Write the reference of the training images, and return what model.json says of it and of usual answers."""
+    released = result.automatic_boxes is not None and result.automatic_boxes.released
+    answers = usual.describe(winner, None if locked is None else locked.novelty, released)
+    described: dict[str, Any] = {"usual_answers": {source: one.to_dict() for source, one in answers.items()}}
+    if locked is not None and result.novelty is not None:
+        locked.novelty.write(folder)
+        described["novelty"] = result.novelty.to_dict()
+    return described
 
 
 def _answer(winner: ScoredModel, reference: bytes) -> NDArray[np.float64]:

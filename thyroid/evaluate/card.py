@@ -14,6 +14,7 @@ from thyroid.data import tables
 from thyroid.data.classes import Classes
 from thyroid.evaluate.audits import audits
 from thyroid.evaluate.boxes import words
+from thyroid.evaluate.novelty import words as novelty_words
 from thyroid.evaluate.performance import AGGREGATION
 from thyroid.model import backbones
 from thyroid.model.operating_point import describe_patients_needed
@@ -103,6 +104,7 @@ def write(output: Path, training: TrainRecord, facts: DataRecord, result: Measur
         facts=facts,
         result=result,
         boxes=words,
+        novelty=novelty_words,
         aggregation=AGGREGATION,
         audits=audits.ModelAudits.from_record(result.audits, result.clinical).audits,
         checklist=[(number, asked, answers.get(number, NOT_REPORTED)) for number, asked in TRIPOD_AI.items()],
@@ -183,7 +185,8 @@ def _answers_on_data(facts: DataRecord, result: Measured) -> dict[str, str]:
         "keeps the splits",
         "20a": flow,
         "21": flow,
-        "27a": "An image that does not decode, or a region outside it, is refused with the reason",
+        "27a": "An image that does not decode, or a region outside it, is refused with the reason"
+        + ("; one that is unlike the training images gets no decision" if result.novelty else ""),
         "27b": _interaction(result),
     }
 

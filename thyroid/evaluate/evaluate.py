@@ -19,12 +19,16 @@ from thyroid.data import tables
 from thyroid.data.filenames import SCORE
 from thyroid.data.version import DataVersion
 from thyroid.evaluate import artefact, clinical_model, gate, performance, plots, predictions, report, scored
+from thyroid.evaluate.artefact import Export
 from thyroid.evaluate.audits import audits
 from thyroid.evaluate.audits.audits import ModelAudits
 from thyroid.evaluate.audits.subject import Subject
 from thyroid.evaluate.boxes import boxes
 from thyroid.evaluate.champion import CommonTestSet, rivals
 from thyroid.evaluate.clinical_model import ClinicalComparison
+from thyroid.evaluate.novelty import measure as novelty
+from thyroid.evaluate.novelty import plots as novelty_plots
+from thyroid.evaluate.novelty.measure import Locked
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.evaluate.scored import Ranking, ScoredModel
 from thyroid.imaging import images
@@ -73,10 +77,9 @@ def evaluate(
     """Score `models`, choose the one with the highest AUROC in the serving domain, and submit it to the champion gate.
 
     Each model's temperature, bias and threshold are locked on validation patients of the serving domain. The winner is
-    chosen on the same patients. Where every model was cross-validated (`train --folds`), it is chosen on all
-    development patients instead, each scored by a model that did not see them. The operating points and the winner are
-    written to operating_points.json before any test image is read. The test set is scored for the report and the gate,
-    and never chooses.
+    chosen on the same patients, or on all development patients, each scored by a model that did not see them, where
+    every model was cross-validated (`train --folds`). Operating points, winner and the limit of novelty are settled
+    before any test image is read: the test set is scored for the report and the gate, and never chooses.
 
     Args:
         data: Data version of `crop`.
@@ -107,7 +110,8 @@ def evaluate(
     winner = ranking.winner
     comparison = _use_clinical(winner, clinical, output / "plots")
     _write_points(candidates, winner, comparison, output)
-    exported = artefact.export(winner, output / "artefact")
+    locked = novelty.lock(winner)
+    exported = artefact.export(winner, output / "artefact")  # reads the test images
 
     for model in candidates:
         model.score_test()
@@ -118,7 +122,8 @@ def evaluate(
 
     measured = _measure(candidates, ranking, comparison, table, changed)
     _draw(ranking, measured, output / "plots")
-    artefact.write(winner, exported, measured)
+    measured = _add_novelty(measured, winner, locked, exported, output / "plots")
+    artefact.write(winner, exported, measured, locked)
     seconds = {"evaluate": round(time.monotonic() - started, 1)}
     found = {name: getattr(measured, name) for name in measured.model_fields_set}  # what is absent stays absent
     result = EvaluationRecord(**found | {"seconds": measured.seconds | seconds}, **_seal(evaluation.data, output))
@@ -217,6 +222,17 @@ def _measure(
         | boxes.seconds(winner)
         | {f"train-{model.name}": model.training.seconds for model, _ in ranking.models},
     )
+
+
+def _add_novelty(
+    measured: Measured, winner: ScoredModel, locked: Locked | None, exported: Export, pictures: Path
+) -> Measured:
+    """Measure novelty in every form of the winner and draw it, or say why there is none."""
+    if locked is None:
+        return measured.model_copy(update={"novelty_skipped": novelty.why_not(winner)})
+    found = novelty.measure(winner, locked, exported.pooled())
+    novelty_plots.distances(found, pictures)
+    return measured.model_copy(update={"novelty": found.record})
 
 
 def _audit(winner: ScoredModel, models: Sequence[ScoredModel], comparison: ClinicalComparison) -> list[ModelAudits]:

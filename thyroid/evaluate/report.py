@@ -18,6 +18,7 @@ from thyroid.evaluate.audits.audit import Audit
 from thyroid.evaluate.audits.audits import ModelAudits
 from thyroid.evaluate.boxes import words
 from thyroid.evaluate.boxes.located import DOMAIN_NAMES
+from thyroid.evaluate.novelty import words as novelty_words
 from thyroid.imaging import images
 from thyroid.metrics import Interval, format_interval
 from thyroid.model.operating_point import describe_patients_needed, patients_needed
@@ -85,6 +86,7 @@ def write(output: Path, data: DataVersion, result: EvaluationRecord) -> None:
         domain=domain,
         domain_names=DOMAIN_NAMES,
         boxes=words,
+        novelty=novelty_words,
         chosen_by=CHOSEN_BY[result.ranked_by],
         classes=known.names,
         class_names=class_names(known),
@@ -237,6 +239,8 @@ def warnings(result: Measured) -> list[str]:
     if (needed := patients_needed(asked)) is None or malignant < needed:
         texts.append(f"The test set has {malignant} malignant patients, and {describe_patients_needed(asked)}.")
     texts += words.warnings(result)
+    if result.novelty is not None:
+        texts += novelty_words.warnings(result.novelty)
     if best.weights == "none":
         texts.append("The model started from random weights; pre-trained weights are the first thing to add.")
     return list(dict.fromkeys(texts))

@@ -49,8 +49,9 @@ _LOAD_SECONDS = 2.0
 _MICRO_BATCH = 32
 _ROUNDS, _ROUND_SECONDS = 2, 0.25  # number and length of the rounds in which each form is measured
 
-Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""A network's unscaled probabilities [classes] and its map of evidence of malignancy [h, w]."""
+Answer = tuple[NDArray[np.float32], ...]
+"""A network's unscaled probabilities [classes], its map of evidence of malignancy [h, w] and its pooled features [d],
+which the networks of older releases lack. That of a locator is its heat and its distances."""
 
 
 class Engine(Protocol):
@@ -65,7 +66,7 @@ class Engine(Protocol):
     measured: dict[str, float]
 
     def predict(self, pixels: NDArray[np.uint8]) -> Answer:
-        """Return probabilities [n, classes] and evidence [n, h, w] of uint8 [n, size, size, 3]."""
+        """Return the answers to uint8 [n, size, size, 3], one array [n, ...] for each output of the network."""
 
     async def answer(self, pixels: NDArray[np.uint8]) -> Answer:
         """Return the answer to one image, uint8 [size, size, 3], without blocking the event loop."""
@@ -74,8 +75,8 @@ class Engine(Protocol):
         """Release the engine's threads. No image may be in flight."""
 
 
-CLASSIFIER_OUTPUTS = ("probability", "evidence")
-"""Outputs of a classifier's graph that are served."""
+CLASSIFIER_OUTPUTS = ("probability", "evidence", "pooled")
+"""Outputs of a classifier's graph that are served. Graphs of older releases lack the last one."""
 
 
 def convert(graph: Path, output: Path, names: Sequence[str] = CLASSIFIER_OUTPUTS) -> None:
@@ -84,13 +85,14 @@ def convert(graph: Path, output: Path, names: Sequence[str] = CLASSIFIER_OUTPUTS
     Args:
         graph: The file `network.GRAPH` of a training, or that of a locator.
         output: The .xml file to write.
-        names: Names of the graph's outputs that are kept, in their order.
+        names: Names of the graph's outputs that are kept, in their order. A name that the graph lacks is left out.
     """
     import openvino
 
     output.parent.mkdir(parents=True, exist_ok=True)
     model = openvino.convert_model(graph)  # orders its outputs by name
-    results = [model.output(f"{name}:0").node for name in names]
+    known = {name for output in model.outputs for name in output.get_names()}
+    results = [model.output(f"{name}:0").node for name in names if f"{name}:0" in known]
     model = openvino.Model(results, model.get_parameters(), model.get_friendly_name())
     openvino.save_model(model, output, compress_to_fp16=False)
 
@@ -263,12 +265,12 @@ class OpenVINOEngine:
         return count
 
     def predict(self, pixels: NDArray[np.uint8]) -> Answer:
-        """Return probabilities [n, classes] and evidence [n, h, w] of uint8 [n, size, size, 3]."""
+        """Return the answers to uint8 [n, size, size, 3], one array [n, ...] for each output of the network."""
         answers: list[Answer] = [None] * len(pixels)  # type: ignore[list-item]
         for number, image in enumerate(pixels):
             _start(self._many, image, partial(answers.__setitem__, number))
         self._many.wait_all()
-        return np.stack([one[0] for one in answers]), np.stack([one[1] for one in answers])
+        return tuple(np.stack(output) for output in zip(*answers, strict=True))
 
     async def answer(self, pixels: NDArray[np.uint8]) -> Answer:
         """Return the answer to one image, uint8 [size, size, 3], without blocking the event loop."""
@@ -321,7 +323,7 @@ def _finished(request: Any, tell: Any) -> None:
 
     OpenVINO's threads call this. The outputs are copied, because the request is used again at once.
     """
-    tell((request.get_output_tensor(0).data[0].copy(), request.get_output_tensor(1).data[0].copy()))
+    tell(tuple(tensor.data[0].copy() for tensor in request.output_tensors))
 
 
 def _resolve(future: "asyncio.Future[Answer]", answer: Answer) -> None:
@@ -335,7 +337,7 @@ class KerasEngine:
     Waiting images run as one batch. This engine is also the reference for the other forms.
 
     Args:
-        network: A Keras model with two outputs, those of `predict`.
+        network: A Keras model whose outputs are those of `predict`.
     """
 
     def __init__(self, network: Any) -> None:
@@ -349,9 +351,8 @@ class KerasEngine:
         self._waiting: list[tuple[NDArray[np.uint8], asyncio.Future[Answer]]] = []
 
     def predict(self, pixels: NDArray[np.uint8]) -> Answer:
-        """Return probabilities [n, classes] and evidence [n, h, w] of uint8 [n, size, size, 3]."""
-        probability, evidence = self._call(pixels)
-        return probability.numpy(), evidence.numpy()
+        """Return the answers to uint8 [n, size, size, 3], one array [n, ...] for each output of the network."""
+        return tuple(output.numpy() for output in self._call(pixels))
 
     async def answer(self, pixels: NDArray[np.uint8]) -> Answer:
         """Return the answer to one image, uint8 [size, size, 3], without blocking the event loop."""
@@ -368,9 +369,9 @@ class KerasEngine:
         # padded to a power of two, so that XLA compiles only a handful of shapes
         size = 1 << (len(taken) - 1).bit_length()
         images = [pixels for pixels, _ in taken]
-        probability, evidence = self.predict(np.stack(images + images[:1] * (size - len(images))))
+        answers = self.predict(np.stack(images + images[:1] * (size - len(images))))
         for number, (_, future) in enumerate(taken):
-            loop.call_soon_threadsafe(_resolve, future, (probability[number], evidence[number]))
+            loop.call_soon_threadsafe(_resolve, future, tuple(output[number] for output in answers))
 
     def close(self) -> None:
         """Stop the worker thread after its last batch."""

@@ -5,6 +5,9 @@ the class's dense weight. Grad-CAM (Selvaraju et al. 2017) is then the class act
 map's channels weighted by the dense weight, with negative evidence cut off. Only differences of logits mean anything,
 so the weight used here is that of malignant minus the mean of the others. The map is therefore a second output of the
 same network and needs no gradients.
+
+A third output describes the image: statistics of its pixels, and the features that the probability is made of.
+`thyroid.model.novelty` tells by them whether an image is unlike the training images.
 """
 
 from typing import TYPE_CHECKING
@@ -21,18 +24,20 @@ if TYPE_CHECKING:
 
 
 def with_map(network: "keras.Model", classes: Classes = BINARY, unfrozen: int | None = None) -> "keras.Model":
-    """Add a second output to a network: a map of evidence of malignancy.
+    """Add outputs to a network: a map of evidence of malignancy, and features that describe the image.
 
     Args:
         network: Result of `backbones.build`. Its layers are shared, not copied.
         classes: Classes of the network. Evidence is the mean of the malignant ones minus the mean of the others.
-        unfrozen: Number of last blocks of the body whose pooled input becomes a third output. None for no third output.
+        unfrozen: Number of last blocks of the body whose pooled input becomes a fourth output. None for none.
 
     Returns:
-        A model whose outputs are the probabilities, the evidence as float32 [n, h, w], not yet cut off or scaled, and
-        the pooled features as float32 [n, channels] if they are asked for.
+        A model whose outputs are the probabilities, the evidence as float32 [n, h, w], not yet cut off or scaled, the
+        statistics of the pixels (`novelty.PICTURE`) with the network's features as float32 [n, 7 + channels], and the
+        pooled input of the unfrozen blocks as float32 [n, channels] if it is asked for.
     """
     from thyroid.model.backend import keras
+    from thyroid.model.novelty.picture import PictureStatistics
 
     prepared, body = network.get_layer(backbones.PREPROCESSED).output, network.get_layer(backbones.BODY)
     cut = [] if unfrozen is None else [backbones.split(network, unfrozen)[0].output]
@@ -41,14 +46,17 @@ def with_map(network: "keras.Model", classes: Classes = BINARY, unfrozen: int | 
     kernel = np.asarray(dense.kernel)
     malignant = np.array(classes.positive)
     weight = (kernel[:, malignant].mean(axis=1) - kernel[:, ~malignant].mean(axis=1)).astype(np.float32)
-    probability = dense(network.get_layer(backbones.FEATURES)(maps))
+    features = network.get_layer(backbones.FEATURES)(maps)
+    probability = dense(features)
     # The layers have explicit names: Keras counts its default names from the start again, which would clash with those
     # of a loaded model.
     weigh = keras.layers.Dense(1, use_bias=False, dtype="float32", name="evidence")
     evidence = keras.layers.Reshape(maps.shape[1:3], dtype="float32", name="evidence_map")(weigh(maps))
     weigh.set_weights([weight[:, None]])
-    pooled = [keras.layers.GlobalAveragePooling2D(name="frozen_features")(one) for one in cut]
-    return keras.Model(network.input, [probability, evidence, *pooled])
+    described = [PictureStatistics()(network.inputs[0]), features]
+    pooled = keras.layers.Concatenate(dtype="float32", name="pooled")(described)
+    frozen = [keras.layers.GlobalAveragePooling2D(name="frozen_features")(one) for one in cut]
+    return keras.Model(network.input, [probability, evidence, pooled, *frozen])
 
 
 def heat(evidence: NDArray[np.float32], size: int) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """Runs the locator of an artefact, in the form that its classifier runs in."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,22 +67,22 @@ class LocatorEngine:
         self._reference = self.locator.view(reference).pixels
         try:
             self._engine = _load(self._file, record.image_size, self.form)
-            heat, distances = (one[0] for one in self._engine.predict(self._reference[None]))
+            answer = [output[0] for output in self._engine.predict(self._reference[None])]
         except (RuntimeError, ImportError) as error:  # of OpenVINO, and of an image without TensorFlow
             reason = errors.one_line(error)[:200]
             raise InputError(f"{self._file}: cannot be run here ({reason}); register the model again") from None
-        if fault := self._fault(heat, distances):
+        if fault := self._fault(answer):
             self._engine.close()
             raise InputError(f"{self._file}: {fault}")
-        self._expected = heat
+        self._expected = answer[0]
 
-    def _fault(self, heat: NDArray[np.float32], distances: NDArray[np.float32]) -> str | None:
+    def _fault(self, answer: Sequence[NDArray[np.float32]]) -> str | None:
         """Return what is wrong with an answer, in words; None if it is that of a locator."""
         record = self.locator.record
         cells = record.image_size // record.stride
-        if heat.shape != (cells, cells) or distances.shape != (cells, cells, 4):
+        if [output.shape for output in answer] != [(cells, cells), (cells, cells, 4)]:
             return f"not a locator of {cells} x {cells} cells; register the model again"
-        if not (np.isfinite(heat).all() and np.isfinite(distances).all()):
+        if not all(np.isfinite(output).all() for output in answer):
             return "answers its reference image with values that are not finite"
         return None
 

@@ -1,7 +1,7 @@
 """Runs a trained model as one graph, which the training traces once for everything that uses the model later.
 
 Loading and tracing a deep backbone takes longer than running a few hundred small images. Probabilities, maps of
-evidence and frozen features are therefore three outputs of one graph, which the training writes next to its
+evidence, pooled features and frozen features are therefore outputs of one graph, which the training writes next to its
 checkpoint. The evaluation runs that file, and OpenVINO's form is made from it. An image that was run before is not run
 again.
 """
@@ -27,8 +27,9 @@ GRAPH = "network.pb"
 
 _LARGE = 512  # a constant of more bytes is a weight, not a shape or an axis
 
-OUTPUTS = ("probability", "evidence", "features")
-"""Names of the graph's outputs. The last one exists only if training left blocks frozen."""
+OUTPUTS = ("probability", "evidence", "pooled", "features")
+"""Names of the graph's outputs. Trainings of older releases have no pooled features, and the last one exists only if
+training left blocks frozen."""
 
 
 class Network:
@@ -47,7 +48,9 @@ class Network:
         """Start with an empty cache."""
         self.name, self.graph = name, graph
         self._call = call
-        self._known: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        present = {node.name for node in graph.node}
+        self._outputs = [output for output in OUTPUTS if output in present]
+        self._known: dict[bytes, dict[str, NDArray[np.float32]]] = {}
 
     @classmethod
     def trace(cls, model: keras.Model, classes: Classes = BINARY, unfrozen: int | None = None) -> "Network":
@@ -110,12 +113,11 @@ class Network:
         Raises:
             InputError: A probability is not finite.
         """
-        answers = [answer[0] for answer in self._answers(pixels, doing)]
-        return inputs.finite(self.name, np.stack(answers).astype(np.float64))
+        return inputs.finite(self.name, self._answers("probability", pixels, doing).astype(np.float64))
 
     def evidence(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the maps of evidence float32 [n, h, w] of images, as of `explain.with_map`."""
-        return np.stack([answer[1] for answer in self._answers(pixels, "heat maps")])
+        return self._answers("evidence", pixels, "heat maps")
 
     def heat_maps(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return `explain.heat` of every image, uint8 [n, size, size, 1 or 3], as float32 [n, size, size]."""
@@ -123,27 +125,44 @@ class Network:
 
     def features(self, pixels: NDArray[np.uint8], doing: str = "images") -> NDArray[np.float64]:
         """Return the pooled input of the blocks that training unfroze, float64 [n, channels]."""
-        batches = [features for _, _, features in self._run(pixels, doing)]
-        return np.concatenate(batches).astype(np.float64)
+        return np.concatenate([batch["features"] for batch in self._run(pixels, doing)]).astype(np.float64)
 
-    def _answers(self, pixels: NDArray[np.uint8], doing: str) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Return probabilities and evidence of every image. Only new images are run."""
+    @property
+    def has_pooled(self) -> bool:
+        """Whether the graph has pooled features; those of older releases have none."""
+        return "pooled" in self._outputs
+
+    def pooled(self, pixels: NDArray[np.uint8], doing: str = "images") -> NDArray[np.float32]:
+        """Return statistics of the pixels and the features of the network, float32 [n, 7 + d] (`explain.with_map`).
+
+        Args:
+            pixels: uint8 [n, size, size, 1 or 3].
+            doing: What is computed, in words, for the progress bar.
+        """
+        return self._answers("pooled", pixels, doing)
+
+    def _answers(self, output: str, pixels: NDArray[np.uint8], doing: str) -> NDArray[np.float32]:
+        """Return an output for every image. Only new images are run."""
         keys = [hashlib.sha256(image.tobytes()).digest() for image in images.rgb(pixels)]
         new = {key: place for place, key in enumerate(keys) if key not in self._known}
         if new:
-            batches = [answers[:2] for answers in self._run(pixels[list(new.values())], doing)]
-            probability, evidence = (np.concatenate(part) for part in zip(*batches, strict=True))
-            self._known |= dict(zip(new, zip(probability, evidence, strict=True), strict=True))
-        return [self._known[key] for key in keys]
+            batches = list(self._run(pixels[list(new.values())], doing))
+            # those of frozen features are asked for once and take memory
+            kept = {
+                name: np.concatenate([batch[name] for batch in batches]) for name in batches[0] if name != "features"
+            }
+            self._known |= {key: {name: kept[name][row] for name in kept} for row, key in enumerate(new)}
+        return np.stack([self._known[key][output] for key in keys])
 
-    def _run(self, pixels: NDArray[np.uint8], doing: str) -> Iterator[list[NDArray[np.float32]]]:
-        """Yield the graph's outputs, one batch at a time."""
+    def _run(self, pixels: NDArray[np.uint8], doing: str) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """Yield the graph's outputs by name, one batch at a time."""
         with progress.bar(None, len(pixels), f"{self.name}, {doing}", "image") as bar:
             for start in range(0, len(pixels), self.batch_size):
                 some = images.rgb(pixels[start : start + self.batch_size])
                 # XLA compiles the graph for every new number of images, so the last batch is padded for it
                 given = np.resize(some, (self.batch_size, *some.shape[1:])) if XLA else some
-                yield [output.numpy()[: len(some)] for output in self._call(tf.constant(given))]
+                answers = [output.numpy()[: len(some)] for output in self._call(tf.constant(given))]
+                yield dict(zip(self._outputs, answers, strict=True))
                 bar.update(len(some))
 
 

@@ -7,6 +7,7 @@ from thyroid.records.clinical import ClinicalRecord
 from thyroid.records.data import ClassFields
 from thyroid.records.gate import AuditRecord, GateRecord
 from thyroid.records.locate import AutomaticBoxes, LocatorRecord
+from thyroid.records.model import NoveltyRecord
 from thyroid.records.performance import (
     AUROC,
     EvaluateSettings,
@@ -197,6 +198,11 @@ class Measured(ClassFields):
     automatic_boxes: AutomaticBoxes | None = None
     """What automatic boxes cost the winner, and whether it may decide on them; absent without a locator and for a
     winner that was trained on full frames or serves them."""
+    novelty: NoveltyRecord | None = None
+    """How unlike the training images an image may be, and what that limit catches; absent where there is no reference,
+    and in evaluations of older releases."""
+    novelty_skipped: str | None = None
+    """Why there is no reference for novelty, in words; absent if there is one."""
     settings: EvaluateSettings
     """What the user asked for."""
     worst: dict[str, int]

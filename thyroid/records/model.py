@@ -96,6 +96,72 @@ class TrainingScans(Record):
     """Number of frames of other sizes."""
 
 
+class ForeignImages(Record):
+    """How well novelty detects one kind of foreign images."""
+
+    kind: str
+    """The kind, such as blank, noise or photograph (see `thyroid.evaluate.novelty.foreign`)."""
+    images: int
+    """Number of images."""
+    auroc: Interval
+    """AUROC with which the distance tells them from the test images. Its interval resamples patients and images."""
+    caught: float
+    """Share of them beyond the limit."""
+
+
+class NoveltyRecord(Record):
+    """How unlike the training images an image may be. The file novelty.npz has what the distance is computed from.
+
+    It holds means, directions and quantiles over images, and nothing of a single patient.
+    """
+
+    images: int
+    """Number of training images that the reference was fitted on."""
+    patients: int
+    """Number of their patients."""
+    features: int
+    """Number of features of an image: seven statistics of its pixels, and the features of the network."""
+    components: int
+    """Number of principal components whose variance is kept apart."""
+    quantiles: list[float]
+    """The 101 quantiles of the training images' distances, from the 0 % to the 100 % quantile, each image measured with
+    a reference of the other patients."""
+    limit: float
+    """Distance beyond which an image is unlike the training images, locked on validation patients."""
+    validation_patients: int
+    """Number of validation patients that it was locked on."""
+    passed: Interval
+    """Share of the test patients none of whose images is beyond the limit."""
+    largest_difference: dict[str, float]
+    """Largest relative difference of the distance of a test image from Keras, by form of the model."""
+    foreign: list[ForeignImages]
+    """What foreign images the distance detects, by kind."""
+
+
+PROPERTIES = ("probability", "distance", "box_probability", "width", "height", "aspect", "box_share")
+"""Properties of an answer that have a value for every image: see `UsualAnswers.values`."""
+
+
+class UsualAnswers(Record):
+    """What the answers to held-out patients are like for one kind of source, by which the watch notices drift.
+
+    The values of each property are sorted by themselves, so that nothing tells which belong to one patient.
+    """
+
+    patients: int
+    """Number of patients, of the validation and the test part."""
+    images: int
+    """Number of their images."""
+    values: dict[str, list[float]]
+    """By property, one value per patient, sorted: that of one image, which a seeded draw takes, of at most 1000
+    patients. The properties are probability, distance (as a multiple of the limit), box_probability, width, height,
+    aspect (width over height) and box_share (share of the image that the box takes)."""
+    decisions: dict[str, int]
+    """Number of images by decision: benign, malignant, abstain."""
+    shares: dict[str, float]
+    """Share of the patients whose drawn image was left undecided (abstain), and was called malignant (malignant)."""
+
+
 class ModelDescription(ClassFields, OperatingPointFields):
     """What the evaluation says about a model. `Artefact.describe` adds the code version and the files."""
 
@@ -138,6 +204,12 @@ class ModelDescription(ClassFields, OperatingPointFields):
     """What automatic boxes cost, and whether the model may decide on them; absent without a locator."""
     training_scans: TrainingScans | None = None
     """What the training scans are like; absent in models of older releases."""
+    novelty: NoveltyRecord | None = None
+    """How unlike the training images an image may be; absent in models of older releases, and where there were too few
+    patients for a reference."""
+    usual_answers: dict[str, UsualAnswers] | None = None
+    """What the answers to held-out patients are like, by source: given, auto, whole or frame; absent in models of older
+    releases."""
     recalibrated_for: str | None = None
     """Site on whose patients temperature, bias and threshold were fitted; its metrics are of that site. Absent for a
     model that an evaluation made."""

@@ -27,7 +27,7 @@ from thyroid.model import explain
 from thyroid.model.artefact import Artefact
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.registry.registry import MODEL_NAME
-from thyroid.serve.answers import Scored
+from thyroid.serve.answers import BAND, BOX_NOT_CONFIRMED, BOX_UNSURE, UNLIKE, Scored
 from thyroid.serve.limits import RequestError
 from thyroid.serve.model import ThyroidModel
 from thyroid.serve.payload import FRAME as IS_FRAME
@@ -37,6 +37,13 @@ T = TypeVar("T")
 
 GIVEN, AUTOMATIC, FRAME = "given", "automatic", "frame"
 """Kinds of boxes: regions of rois.csv, the locator's best one, and none, for a model of full frames."""
+UNDECIDED = {
+    UNLIKE: "the picture is unlike those that the model learnt from",
+    BOX_UNSURE: "the box is unsure",
+    BOX_NOT_CONFIRMED: "this model may not decide on boxes that nobody has confirmed",
+    BAND: "the probability is in the abstention band",
+}
+"""Reasons for which the endpoint leaves an image undecided, in words."""
 BOX = ["x", "y", "width", "height"]
 """Columns of the box that was used, in pixels of the frame."""
 _ABOUT = ["path", "scan", "class", "label", "patient", "group", "sha256", *BOX]
@@ -69,19 +76,23 @@ class _Job:
 class _Judged:
     """What the endpoint says of an image: unscaled probabilities [classes], why it abstains, and the box that it used.
 
-    The probability of the box is None where the locator was not asked.
+    The probability of the box is None where the locator was not asked, and novelty and distance are where the model
+    cannot tell (see `Scored`).
     """
 
     unscaled: NDArray[np.float64]
     undecided: str
     box: Box
     box_probability: float | None
+    novelty: float | None
+    distance: float | None
 
     @classmethod
     def of(cls, scored: Scored) -> "_Judged":
         done = scored.prepared.done
         reasons = ",".join(scored.decision.get("reasons", []))
-        return cls(scored.unscaled, reasons, tuple(done["box"]), done.get("probability"))
+        box = tuple(done["box"])
+        return cls(scored.unscaled, reasons, box, done.get("probability"), scored.novelty, scored.distance)
 
 
 class Endpoint:
@@ -149,7 +160,8 @@ class Endpoint:
             One row per judged image: path (of the scan), scan (file name), class, label ("B" or "M"), patient, group,
             sha256 (of the scan), x, y, width, height (the box that was used, in pixels of the frame; null for whole
             frames), the columns of `predictions.at_point`, undecided (the reasons of the endpoint's abstention, joined
-            by a comma; "" for none), and box_probability (NaN where the locator was not asked).
+            by a comma; "" for none), box_probability (NaN where the locator was not asked), and novelty and distance as
+            in `Scored` (NaN where the model cannot tell).
 
         Raises:
             InputError: The model cannot be tried with this kind of boxes, or a column of clinical.csv holds texts where
@@ -169,7 +181,8 @@ class Endpoint:
         table[self.classes.columns] = unscaled
         table = at_point(table, self.point, self.classes)
         table["undecided"] = np.array([one.undecided for one in known], object)
-        table["box_probability"] = np.array([one.box_probability for one in known], float)
+        for name in ("box_probability", "novelty", "distance"):
+            table[name] = np.array([getattr(one, name) for one in known], float)
         return table
 
     def answer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -26,7 +26,8 @@ from thyroid.records.validation import (
     ValidationEntry,
     ValidationRecord,
 )
-from thyroid.serve.answers import BAND, BOX_NOT_CONFIRMED, BOX_UNSURE
+from thyroid.serve.answers import BOX_NOT_CONFIRMED
+from thyroid.validate.endpoint import UNDECIDED
 
 FIGURES = ("auroc", "sensitivity", "specificity", "ppv_at_prevalence", "npv_at_prevalence", "brier", "ece")
 """Metrics that are put beside those of the internal test, on both levels."""
@@ -41,7 +42,6 @@ ENOUGH = 100
 _DOMAINS = {"given": "cropped", "automatic": "automatic", "frame": "normal"}
 """Domain of the internal test by kind of boxes."""
 _BOXES = {"given": "With given boxes", "automatic": "With automatic boxes", "frame": "With full frames"}
-_REASONS = {BAND: "they are in the abstention band", BOX_UNSURE: "the box is unsure"}
 _CURVE = 60  # points of the decision curve
 
 
@@ -385,13 +385,15 @@ def _of_decisions(kind: str, form: FormResult, artefact: Artefact) -> Iterator[s
     for reason, count in form.undecided.items():
         share = "all images" if count == images else f"{count / images:.0%} of the images"
         what = f"{_BOXES[kind]}, the endpoint would leave {share} ({count} of {images}) undecided"
-        if reason != BOX_NOT_CONFIRMED:
-            yield f"{what} because {_REASONS.get(reason, reason)}."
-            continue
         why = ""
-        if cost is not None and cost.difference.low is not None and cost.difference.low < -cost.allowed:
+        if (
+            reason == BOX_NOT_CONFIRMED
+            and cost is not None
+            and cost.difference.low is not None
+            and cost.difference.low < -cost.allowed
+        ):
             why = (
                 f": they may have cost it up to {-cost.difference.low:.3f} of its AUROC in the internal test (the "
                 f"difference is {cost.difference}), and {cost.allowed:g} is allowed"
             )
-        yield f"{what} because this model may not decide on boxes that nobody has confirmed{why}."
+        yield f"{what} because {UNDECIDED.get(reason, reason)}{why}."

@@ -238,10 +238,11 @@ def _describe(
     """Return what model.json says: the parent's networks, and nothing that was measured at its operating point.
 
     What automatic boxes cost was measured there, so the model does not decide on them until somebody confirms the box.
+    What is usual of its answers was, too, and at another hospital.
     """
     parent, point = made.parent.record.to_dict(), made.point.to_dict()
     fields = {name: parent[name] for name in ModelDescription.model_fields if name in parent}
-    for name in ("band", "automatic_boxes"):
+    for name in ("band", "automatic_boxes", "usual_answers"):
         fields.pop(name, None)
     asked = made.validation.settings
     changed = {

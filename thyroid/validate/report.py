@@ -16,8 +16,8 @@ from thyroid.evaluate.audits.shortcut import ShortcutAudit
 from thyroid.interval import Interval
 from thyroid.records.performance import Level
 from thyroid.records.validation import Beside, Calibration, FormResult, ValidationRecord
-from thyroid.serve.answers import BAND, BOX_NOT_CONFIRMED, BOX_UNSURE
 from thyroid.validate import plots, unlike
+from thyroid.validate.endpoint import UNDECIDED
 from thyroid.validate.site import REASONS
 
 WORST = 6
@@ -48,13 +48,6 @@ MARGINS = {
     "specificity": gate.SPECIFICITY_MARGIN,
 }
 """Falls that are still called holding: those that the gate of the registry allows a new model against the champion."""
-
-UNDECIDED = {
-    BAND: "the probability is in the abstention band",
-    BOX_UNSURE: "the box is unsure",
-    BOX_NOT_CONFIRMED: "the model may not decide on boxes that nobody has confirmed",
-}
-"""Reasons for which the endpoint leaves an image undecided, in words."""
 
 LISTED = 500
 """Number of rows of a list of files that the report shows."""

@@ -43,6 +43,10 @@ REASONS = {
 """Why a scan is taken out, in words, by the names in `SiteScans.taken_out`. Earlier reasons go before later ones."""
 
 
+class KnownError(InputError):
+    """The model knows every usable scan of the site."""
+
+
 @dataclass(frozen=True)
 class Site:
     """The scans of the site.
@@ -77,8 +81,9 @@ def read(options: ValidateOptions, artefact: Artefact, work: Path) -> Site:
         The site.
 
     Raises:
-        InputError: There is no usable scan, the model knows every one of them, no frame has a region and the model
-            needs one, the list of the model's scans is missing, or as for `ingest` and `crop`.
+        KnownError: The model knows every usable scan.
+        InputError: There is no usable scan, no frame has a region and the model needs one, the list of the model's
+            scans is missing, or as for `ingest` and `crop`.
     """
     record = artefact.record
     request = IngestOptions(
@@ -94,7 +99,7 @@ def read(options: ValidateOptions, artefact: Artefact, work: Path) -> Site:
     known, unchecked = _known(options, artefact, ingested.test_scans)
     if len(known) == len(ingested.used):
         told = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in _counts(known).items())
-        raise InputError(
+        raise KnownError(
             f"{options.scans}: the model knows all {len(known)} usable scans ({told}), so that none is left to "
             "validate it on; give scans that it was neither trained nor tested on"
         )

@@ -1,0 +1,1 @@
+"""Novelty in the evaluation: its reference, the foreign images that it detects, and what answers are usual."""

@@ -1,0 +1,1 @@
+"""How unlike the training images an image is, by the features that the network computes of it anyway."""
