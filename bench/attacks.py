@@ -2,11 +2,12 @@
 
     python bench/attacks.py --registry output/registry --scan scan.jpg [--seconds 10]
 
-Both servers run with their default limits and with a token. A good client sends requests at a steady rate, a fifth of
-what is possible, each on a new connection. It asks the endpoint for predictions and the page for readings of one scan.
-Once a second it also sends a probe, which fails if it takes longer than the second that Kubernetes waits by default.
-The baseline is the same client without the attack, in one turn before it and one after it. An attack is repeated until
-`--seconds` have passed. 30 seconds after its end, memory is compared with the memory before.
+Both servers run with their default limits and with a token, the endpoint with a decision log as well. A good client
+sends requests at a steady rate, a fifth of what is possible, each on a new connection. It asks the endpoint for
+predictions and the page for readings of one scan. Once a second it also sends a probe, which fails if it takes longer
+than the second that Kubernetes waits by default. The baseline is the same client without the attack, in one turn before
+it and one after it. An attack is repeated until `--seconds` have passed. 30 seconds after its end, memory is compared
+with the memory before.
 
 The attacker is a single process that sends prepared bytes over sockets. It runs with low priority (nice 10), but it
 shares the cores with the servers. On two cores, its processor time therefore affects the ratios, too.
@@ -39,6 +40,7 @@ from tests.support import dicoms
 from tests.support.attackers import closed, connections, memory, png_header
 from tests.support.pages import Page
 from tests.support.serving import PREDICT, Server
+from thyroid.data.pseudonyms import KEY_VARIABLE
 
 SHARE = 0.2
 CLIENTS = 4
@@ -426,7 +428,9 @@ def main() -> int:
         folder = Path(name)
         (folder / "token").write_text(TOKEN)
         token = ("--token-file", str(folder / "token"))
-        server = Server(folder / "endpoint.log", "--registry", arguments.registry, *token)
+        log = ("--log", str(folder / "decisions"), "--log-features")
+        keyed = os.environ | {KEY_VARIABLE: "a secret for the benchmark"}  # and no key is made in the registry
+        server = Server(folder / "endpoint.log", "--registry", arguments.registry, *token, *log, environment=keyed)
         stack.callback(server.kill)
         server.wait()
         page = Page(folder / "page.log", f"http://127.0.0.1:{server.port}", "--proxies", "1", *token)

@@ -1,6 +1,6 @@
 """The endpoint, with HTTP and JPEG decoding, against other servers, each with its best settings and in turns.
 
-    python bench/serving.py [--backbones ResNet50,VGG16,EfficientNetB7] [--rounds 3]
+    python bench/serving.py [--backbones ResNet50,VGG16,EfficientNetB7] [--rounds 3] [--only log]
 
 ResNet50 at 224 pixels is compared with FastAPI, LitServe and MLServer, each with OpenVINO (bench/peers, in
 environments of their own under ~/.cache/thyroid-bench). They run in latency and in throughput mode, and the better
@@ -8,6 +8,9 @@ mode counts. The forms are f32 and the form that is served by default, if it is 
 crop as a JPEG, and a frame of 1024 x 768 pixels with its region as JSON. A ratio is the worst over the forms. The
 engine's limit is OpenVINO's own throughput mode on the same model without HTTP. Every backbone is also compared with
 Keras' `predict` and a `tf.function` in this process, and with a plain KServe server that calls `predict`.
+
+What novelty and the decision log cost is measured between two servers of the same network: one whose artefact has a
+reference of the training images and that logs to a folder, and one without either. `--only log` measures only that.
 """
 
 import argparse
@@ -36,20 +39,21 @@ from load import Load
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support import toy_artefact
 from thyroid import cores
+from thyroid.data import pseudonyms
 from thyroid.data.classes import BINARY
 from thyroid.imaging import geometry, images, phantom
 from thyroid.model import backbones, engine
 from thyroid.model.artefact import MODEL, Artefact
 from thyroid.model.backend import keras, tf
 from thyroid.model.network import Network
-from thyroid.records.model import ArtefactRecord, Publication
+from thyroid.records.model import ArtefactRecord, NoveltyRecord, Publication
 from thyroid.serve.payload import Instance
 from thyroid.serve.preprocessing import Preprocessing
 
 SIZE = 224
 SECONDS, WARM = 2.0, 1.0  # seconds of a round, and seconds of warm-up before it
 CLIENTS, CROWD = 8, 256
-LOAD = 0.8
+LOAD, HALF = 0.8, 0.5
 PEERS = ("fastapi", "litserve", "mlserver")
 MODES = ("latency", "throughput")
 OURS = "/v1/models/thyroid:predict"
@@ -59,15 +63,21 @@ Request = tuple[bytes, str]  # body and content type
 Side = Callable[[int], float]  # takes the round's number, returns the measurement
 
 
-def artefact(name: str, folder: Path) -> Path:
-    """Write a model of a backbone with random weights to a folder, as the registry would hold it."""
+def artefact(name: str, folder: Path, novelty: bool = False) -> Path:
+    """Write a model of a backbone with random weights to a folder, as the registry would hold it.
+
+    Args:
+        name: Name of the backbone.
+        folder: The folder.
+        novelty: Whether it has a reference of phantoms that says how unlike them an image is.
+    """
     folder.mkdir(parents=True)
     keras.utils.set_random_seed(0)
     network = backbones.build(backbones.get(name), SIZE, None)
     network.save(folder / MODEL)
     graph = folder.with_suffix(".pb")
     graph.write_bytes(Network.trace(network).graph.SerializeToString())
-    engine.convert(graph, folder / engine.OPENVINO)
+    engine.convert(graph, folder / engine.OPENVINO, engine.CLASSIFIER_OUTPUTS[: 3 if novelty else 2])
     reference = images.encode(geometry.normal(phantom.draw("M", 1, 1).image))
     (folder / "reference.jpg").write_bytes(reference)
     pixels = Preprocessing("cropped", SIZE).prepare(Instance("reference.jpg", reference)).pixels[None]
@@ -77,11 +87,24 @@ def artefact(name: str, folder: Path) -> Path:
         answer = engine.OpenVINOEngine(folder / engine.OPENVINO, SIZE, form).predict(pixels)[0]
         differences[form] = float(np.abs(answer - expected).max())
     answers = dict(zip(BINARY.names, expected[0].astype(float).tolist(), strict=True))
-    described = toy_artefact.description(differences, backbone=name, image_size=SIZE, reference=answers)
+    known = {"novelty": usual(folder).to_dict()} if novelty else {}
+    described = toy_artefact.description(differences, backbone=name, image_size=SIZE, reference=answers, **known)
     record = Artefact.describe(folder, described).record
     published = Publication(version=1, created="", parent=None, gate=toy_artefact.gate(reasons=["a benchmark"]))
     ArtefactRecord.parse(record.to_dict() | published.to_dict(), folder).write(folder / "model.json")
     return folder
+
+
+def usual(folder: Path) -> NoveltyRecord:
+    """Write the reference of an artefact that says how unlike the phantoms of 40 patients an image is."""
+    steps, pixels = Preprocessing("cropped", SIZE), []
+    for patient in range(40):
+        drawn = phantom.draw("M", patient, 1)
+        pixels.append(steps.prepare(Instance("image", images.encode(geometry.region(drawn.image, drawn.roi)))).pixels)
+    features = engine.OpenVINOEngine(folder / engine.OPENVINO, SIZE, engine.F32).predict(np.stack(pixels))[2]
+    reference, record = toy_artefact.novelty(features, np.arange(len(pixels)))
+    reference.write(folder)
+    return record
 
 
 def environment(peer: str) -> Path:
@@ -299,6 +322,51 @@ def floors(name: str, folder: Path, rounds: int) -> dict[str, float]:
     }
 
 
+def with_novelty_and_log(folder: Path, rounds: int) -> float:
+    """Compare a server with novelty and a decision log with one that has neither; print the rows, return the ratio.
+
+    It is the smaller of two: of the good answers a second in a closed loop, and of those at half of that as a Poisson
+    process.
+    """
+    plain, whole = artefact("ResNet50", folder / "plain"), artefact("ResNet50", folder / "whole", novelty=True)
+    os.environ.setdefault(pseudonyms.KEY_VARIABLE, "a secret for the benchmark")
+    crop, _, frame = requests()
+    with (
+        Endpoint("--model-dir", str(plain), "--form", engine.F32) as off,
+        Endpoint("--model-dir", str(whole), "--form", engine.F32, "--log", str(folder / "log")) as on,
+    ):
+        servers = {"off": off, "on": on}
+        worst = []
+        for kind, request in (("crop", crop), ("frame", frame)):
+            loads = {name: Load(server.url + OURS, *request) for name, server in servers.items()}
+            many = in_turns(rounds, {name: rate(load) for name, load in loads.items()})
+            asked = HALF * many["off"]
+            good = in_turns(rounds, {name: steady(load, asked) for name, load in loads.items()})
+            taken = in_turns(rounds, {name: median(load, asked) for name, load in loads.items()})
+            for name in servers:
+                print(
+                    f"{kind}, novelty and log {name}: {many[name]:.1f}/s; of {asked:.1f}/s asked {good[name]:.1f}/s "
+                    f"answered, p50 {taken[name] * 1000:.1f} ms",
+                    flush=True,
+                )
+            worst += [many["on"] / many["off"], good["on"] / good["off"]]
+        memory = {name: psutil.Process(one.process.pid).memory_info().rss / 1e6 for name, one in servers.items()}
+    logged = sum(1 for path in (folder / "log").iterdir() for _ in path.read_bytes().splitlines())
+    print(f"memory off {memory['off']:.0f} MB, on {memory['on']:.0f} MB; {logged} decisions logged", flush=True)
+    return min(worst)
+
+
+def steady(load: Load, asked: float) -> Side:
+    """Return a measurement of the good answers a second to `asked` requests a second as a Poisson process."""
+    seconds = WARM + 5 * SECONDS
+
+    def run(number: int) -> float:
+        answers = load.open(asked, seconds, seed=number)
+        return sum(one.status == 200 and WARM <= one.there <= seconds for one in answers) / (seconds - WARM)
+
+    return run
+
+
 def facts(served: Endpoint) -> dict[str, Any]:
     """Return the facts that the endpoint reports about the model that it serves."""
     with urllib.request.urlopen(f"{served.url}/v1/models/thyroid/facts") as answer:
@@ -306,24 +374,34 @@ def facts(served: Endpoint) -> dict[str, Any]:
         return reported
 
 
+def beside_others(folder: Path, names: list[str], rounds: int) -> dict[str, float]:
+    """Compare the endpoint with the peers, and these backbones with Keras; print the rows and return the ratios."""
+    ratios: dict[str, float] = {}
+    model = artefact("ResNet50", folder / "ResNet50")
+    with Endpoint("--model-dir", str(model)) as served:
+        unasked, rates = facts(served)["form"], facts(served)["images_per_second"]
+    print(f"ResNet50 is served unasked as {unasked}; images a second measured at load: {rates or 'no choice'}")
+    for form in dict.fromkeys((engine.F32, unasked)):
+        for key, value in beside_peers(model, form, form != unasked, rounds).items():
+            ratios[key] = min(value, ratios.get(key, value))
+    for name in names:
+        one = model if name == "ResNet50" else artefact(name, folder / name)
+        ratios |= floors(name, one, rounds)
+    return ratios
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python bench/serving.py", description=__doc__.split("\n")[0])
     parser.add_argument("--backbones", default="ResNet50,VGG16,EfficientNetB7", help="of the ratios against Keras")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every side")
+    parser.add_argument("--only", choices=["log"], help="measure only what novelty and the decision log cost")
     arguments = parser.parse_args()
     names = [backbones.get(name).name for name in arguments.backbones.split(",")]
-    ratios: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        model = artefact("ResNet50", Path(folder) / "ResNet50")
-        with Endpoint("--model-dir", str(model)) as served:
-            unasked, rates = facts(served)["form"], facts(served)["images_per_second"]
-        print(f"ResNet50 is served unasked as {unasked}; images a second measured at load: {rates or 'no choice'}")
-        for form in dict.fromkeys((engine.F32, unasked)):
-            for key, value in beside_peers(model, form, form != unasked, arguments.rounds).items():
-                ratios[key] = min(value, ratios.get(key, value))
-        for name in names:
-            one = model if name == "ResNet50" else artefact(name, Path(folder) / name)
-            ratios |= floors(name, one, arguments.rounds)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        ratios = {"with_novelty_and_log_vs_off": with_novelty_and_log(folder / "cost", arguments.rounds)}
+        if arguments.only is None:
+            ratios |= beside_others(folder, names, arguments.rounds)
     print(json.dumps({"bench": "serving", "ratios": {key: round(value, 2) for key, value in ratios.items()}}))
 
 

@@ -1,4 +1,4 @@
-"""The endpoint under about 80 % load for some minutes: no error, and flat memory.
+"""The endpoint with a decision log under about 80 % load for some minutes: no error, and flat memory.
 
 python bench/soak.py --registry output/registry --scan scan.jpg --minutes 10
 """
@@ -6,13 +6,17 @@ python bench/soak.py --registry output/registry --scan scan.jpg --minutes 10
 import argparse
 import asyncio
 import json
+import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
 import httpx
 import psutil
 from endpoint import Endpoint
+
+from thyroid.data.pseudonyms import KEY_VARIABLE
 
 LOAD = 0.8
 CLIENTS = 8
@@ -49,7 +53,11 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     arguments = parser.parse_args()
     body = arguments.scan.read_bytes()
-    with Endpoint("--registry", str(arguments.registry)) as endpoint:
+    os.environ.setdefault(KEY_VARIABLE, "a secret for the benchmark")  # and no key is made in the registry
+    with (
+        tempfile.TemporaryDirectory() as log,
+        Endpoint("--registry", str(arguments.registry), "--log", log, "--log-features") as endpoint,
+    ):
         url = f"{endpoint.url}/v1/models/thyroid:predict"
         full, errors = asyncio.run(rate(url, body, 10))
         # with this pause between requests, the clients together ask for LOAD of what was possible

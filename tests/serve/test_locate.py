@@ -20,7 +20,8 @@ from thyroid.deploy import proof
 from thyroid.errors import InputError
 from thyroid.imaging import dicom_guard, images
 from thyroid.model import engine, locator
-from thyroid.serve import limits, openapi, schemas
+from thyroid.serve import limits, openapi, preprocessing, schemas
+from thyroid.serve.decisions.log import DecisionLog
 from thyroid.serve.limits import RequestError
 from thyroid.serve.model import ThyroidModel
 
@@ -69,6 +70,18 @@ def locate(model: ThyroidModel, *instances: dict[str, Any]) -> list[dict[str, An
     answer, _ = asyncio.run(model.locate({"instances": list(instances)}))
     check_schema(schemas.LocateAnswer, answer)
     return answer["boxes"]
+
+
+def test_a_box_is_not_logged_and_its_image_not_hashed(tmp_path, monkeypatch):
+    folder = toy_locator.build(tmp_path, locator=toy_locator.record())
+    model = ThyroidModel("thyroid", folder, form=engine.F32, log=DecisionLog([], b"a secret for the tests"))
+    model.load()
+    hashed: list[int] = []
+    monkeypatch.setattr(preprocessing, "_sha256", lambda image: hashed.append(len(image)) or "ab" * 32)
+    locate(model, instance(FRAME), instance(FRAME, domain="crop"))
+    assert not hashed
+    ask(model, instance(FRAME))
+    assert len(hashed) == 1
 
 
 @pytest.mark.parametrize("nodule", [LARGE, (30, 90, 80, 80), (200, 120, 90, 80)])
@@ -238,7 +251,7 @@ def test_given_boxes_alone_count_where_automatic_ones_are_not_released(tmp_path)
 )
 def test_views_that_disagree_by_more_than_their_intervals(served, first, second, disagree):
     rows = np.array([[1 - first, first], [1 - second, second]])
-    assert served.answers._disagree(rows) is disagree
+    assert served.answers.disagree(rows) is disagree
 
 
 def test_a_patient_whose_views_disagree_abstains(served, monkeypatch):

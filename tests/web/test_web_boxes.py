@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
-from tests.support.locating import PLACES, Locating
+from tests.support.locating import FACTS, PLACES, Locating
 from thyroid.web import app, channel, endpoint, words
 from thyroid.web.words import Words
 
@@ -283,3 +283,47 @@ def test_the_page_says_how_well_boxes_fit_and_when_they_need_a_person(locating, 
     assert EN("boxes_fit", share="61\N{NO-BREAK SPACE}% (52–69\N{NO-BREAK SPACE}%)") in said(home).replace("  ", " ")
     assert (EN("boxes_confirm") in said(home)) is not released
     assert 'data-locates="yes"' in home
+
+
+UNLIKE = {"decision": "abstain", "reasons": ["unlike_training"], "reason": "unlike_training", "novelty": 100.0}
+
+
+@pytest.mark.parametrize("language", words.LANGUAGES)
+def test_a_picture_unlike_those_that_the_model_learnt_from_gets_no_decision(visitor, locating, language):
+    locating.changes = UNLIKE
+    visitor.client.get(f"/?lang={language}")
+    texts = words.load(language)
+    shown = said(visitor.read(("20,20,50,50", "", "")).text)
+    assert texts["reason_unlike_training"] in shown
+    assert texts["decision_abstain"] in shown
+    assert texts["decision_malignant"] not in shown
+    assert texts["typical"].split("{share}")[1] not in shown
+    assert shown.count(texts["reason_unlike_training"]) == 1
+    several = said(visitor.read(("20,20,50,50", "", ""), ("20,20,50,50", "", "")).text)
+    for number in (1, 2):
+        assert texts["left_out_unlike_training"].format(number=number) in several
+
+
+def test_how_typical_a_picture_is_stands_in_its_details(visitor, locating):
+    locating.changes = {"novelty": 37.0, "novelty_distance": 0.6}
+    shown = said(visitor.read(NONE).text)
+    assert EN("typical", share=words.share(0.37)) in shown
+    locating.changes = {}
+    assert EN("typical", share=words.share(0.37)) not in said(visitor.read(NONE).text)
+
+
+@pytest.mark.parametrize("novelty", ["37", 137.0, -1.0, None, [1]])
+def test_a_novelty_of_another_form_is_not_shown(visitor, locating, novelty):
+    locating.changes = {"novelty": novelty}
+    answer = visitor.read(NONE)
+    assert answer.status_code == 502
+    assert EN("error_answer") in said(answer.text)
+
+
+def test_a_model_that_cannot_tell_says_so(locating, monkeypatch):
+    assert EN("novelty_unknown") in said(Visitor(locating.address).home)
+    passed = {"value": 0.97, "low": 0.9, "high": 0.99}
+    monkeypatch.setattr(locating, "facts", lambda: FACTS | {"novelty": {"passed": passed}})
+    home = said(Visitor(locating.address).home)
+    assert EN("novelty_unknown") not in home
+    assert "97\N{NO-BREAK SPACE}% (90–99\N{NO-BREAK SPACE}%)" in home

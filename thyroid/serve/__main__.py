@@ -3,6 +3,7 @@
 python -m thyroid.serve --registry output/registry --port 8080
 python -m thyroid.serve --registry gs://bucket/registry
 python -m thyroid.serve --model-dir /mnt/models --grpc-port 8081
+python -m thyroid.serve --registry output/registry --log output/decisions
 """
 
 import contextlib

@@ -70,6 +70,31 @@ class Admission:
                 free -= _resolve(self._waiting.popleft(), True)
 
 
+class Files:
+    """Counts the DICOM files of a model, which are read one after another."""
+
+    def __init__(self) -> None:
+        """Start with no file."""
+        self._inside = 0
+
+    @contextmanager
+    def admit(self, count: int) -> Iterator[None]:
+        """Hold `count` places within the context.
+
+        They are always admitted when no other file is waiting.
+
+        Raises:
+            RequestError: Too few places are free.
+        """
+        if count and self._inside and self._inside + count > limits.QUEUE_DICOM:
+            raise limits.overloaded()
+        self._inside += count
+        try:
+            yield
+        finally:
+            self._inside -= count
+
+
 class Memory:
     """Counts the bytes of request bodies that are held, over all connections of HTTP and gRPC.
 

@@ -19,23 +19,27 @@ from thyroid.clinical.encoder import Encoder
 from thyroid.data.classes import Classes
 from thyroid.model import explain
 from thyroid.model.locator import MOST
+from thyroid.model.novelty.novelty import Novelty
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.records.model import ArtefactRecord, KerasForm
+from thyroid.records.watch import AUTO, WHOLE
 from thyroid.serve.limits import RequestError
 from thyroid.serve.payload import CROP, Instance
-from thyroid.serve.preprocessing import AUTO, WHOLE, Prepared
+from thyroid.serve.preprocessing import Prepared
 
-BOX_UNSURE, BOX_NOT_CONFIRMED, BAND, DISAGREE = "box_unsure", "box_not_confirmed", "abstention_band", "views_disagree"
+UNLIKE, BOX_UNSURE, BOX_NOT_CONFIRMED = "unlike_training", "box_unsure", "box_not_confirmed"
+BAND, DISAGREE = "abstention_band", "views_disagree"
 """Reasons of abstention, in the order of an answer."""
-_DOUBTS = (BOX_UNSURE, BOX_NOT_CONFIRMED)
+_DOUBTS = (UNLIKE, BOX_UNSURE, BOX_NOT_CONFIRMED)
+_FARTHEST = 1e6
+"""Distance of features that are not finite, in limits."""
 _LOCATED = ("source", "box", "probability", "unsure", "proposals", "note", "scan_area_found", "frame", "frames")
 """Fields of a crop that `:locate` answers with, where they are there."""
-LOCATED_OUTPUTS: list[dict[str, Any]] = [
+_LOCATED_OUTPUTS: list[dict[str, Any]] = [
     {"name": "box", "datatype": "INT32", "shape": [-1, 4]},
     {"name": "box_probability", "datatype": "FP32", "shape": [-1]},
     {"name": "source", "datatype": "BYTES", "shape": [-1]},
     {"name": "proposals", "datatype": "FP32", "shape": [-1, MOST, 5]},
-    {"name": "reasons", "datatype": "BYTES", "shape": [-1]},
 ]
 """Outputs of V2 that only a model with a locator has, for the metadata."""
 
@@ -54,6 +58,10 @@ class Scored:
         evidence: The network's map of evidence of malignancy [h, w].
         clinical: Clinical columns used and missing, and notes on values; empty if the model uses none.
         milliseconds: The time of each stage.
+        novelty: Percentile, 0 to 100, of the distance from the training images among their own; None if the model has
+            no reference for it.
+        distance: That distance, divided by the model's limit; None as above.
+        features: The network's features as the distance sees them, float32 [k]; None unless the log asks for them.
     """
 
     instance: Instance
@@ -64,6 +72,9 @@ class Scored:
     evidence: np.ndarray
     clinical: dict[str, Any]
     milliseconds: dict[str, float]
+    novelty: float | None
+    distance: float | None
+    features: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -86,20 +97,26 @@ class Answers:
     not_released: list[str] | None
     locates: bool = False
 
-    def doubts(self, instance: Instance, prepared: Prepared) -> list[str]:
-        """Return the reasons why an image's crop allows no decision.
+    def doubts(self, instance: Instance, prepared: Prepared, distance: float | None) -> list[str]:
+        """Return the reasons why an image or its crop allows no decision.
 
-        There is none where the request gives the region, or says that the image is a crop. An image that was only taken
-        for a crop is as little confirmed as a box that nobody has seen.
+        Those of a crop are absent where the request gives the region, or says that the image is a crop. An image that
+        was only taken for a crop is as little confirmed as a box that nobody has seen.
+
+        Args:
+            instance: The image as it was sent.
+            prepared: The input of the network.
+            distance: As in `Scored`.
         """
+        unlike = [UNLIKE] * (distance is not None and distance > 1)
         source = prepared.done.get("source")
         guessed = self.locates and source == WHOLE and instance.domain != CROP
         if source != AUTO and not guessed:
-            return []
+            return unlike
         cost = self.record.automatic_boxes
         confirmed = cost is not None and cost.released
         unsure = bool(prepared.done.get("unsure"))
-        return [BOX_UNSURE] * unsure + [BOX_NOT_CONFIRMED] * (not confirmed)
+        return unlike + [BOX_UNSURE] * unsure + [BOX_NOT_CONFIRMED] * (not confirmed)
 
     def decide(
         self, probability: NDArray[np.float64], doubts: Sequence[str] = (), disagree: bool = False
@@ -108,7 +125,7 @@ class Answers:
 
         Args:
             probability: The probabilities.
-            doubts: Reasons against a decision that lie in the crops.
+            doubts: Reasons against a decision that lie in the images or their crops.
             disagree: Whether the views that the probabilities are the mean of disagree.
         """
         names = self.classes.names
@@ -138,6 +155,7 @@ class Answers:
     def _prediction(self, scored: Scored) -> dict[str, Any]:
         return (
             scored.decision
+            | ({} if scored.distance is None else {"novelty": scored.novelty, "novelty_distance": scored.distance})
             | {
                 "crop": scored.prepared.done,
                 "model": self.record.backbone,
@@ -166,19 +184,20 @@ class Answers:
         return {"patients": patients} if patients else {}
 
     def _patient(self, name: str, numbers: Sequence[int], scored: Sequence[Scored]) -> dict[str, Any]:
-        """Average the views of one patient whose crops allow a decision; if there is none, average all of them."""
-        doubts = {number: self.doubts(scored[number].instance, scored[number].prepared) for number in numbers}
+        """Average the views of one patient that allow a decision; if there is none, average all of them."""
+        views = {number: scored[number] for number in numbers}
+        doubts = {number: self.doubts(one.instance, one.prepared, one.distance) for number, one in views.items()}
         counted = [number for number in numbers if not doubts[number]]
         rows = np.stack([scored[number].probability for number in counted or numbers])
         reasons = [] if counted else [one for one in _DOUBTS if any(one in found for found in doubts.values())]
         left_out = [{"image": number, "reason": found[0]} for number, found in doubts.items() if found]
         return (
             {"patient": name, "images": len(numbers)}
-            | self.decide(rows.mean(axis=0), reasons, bool(counted) and self._disagree(rows))
+            | self.decide(rows.mean(axis=0), reasons, bool(counted) and self.disagree(rows))
             | ({"left_out": left_out} if left_out else {})
         )
 
-    def _disagree(self, rows: NDArray[np.float64]) -> bool:
+    def disagree(self, rows: NDArray[np.float64]) -> bool:
         """Return whether two of the views [n, classes] disagree.
 
         They do if they lie on different sides of the threshold and their intervals do not overlap. A view's interval is
@@ -195,7 +214,7 @@ class Answers:
         return low < self.point.threshold <= high and high - low > 2 * (ece.value if ece.high is None else ece.high)
 
     def v2(self, name: str, request: InferRequest, scored: Sequence[Scored]) -> InferResponse:
-        """Return the answer to a V2 request: `probability` and `decision`, and with a locator what it found.
+        """Return the answer to a V2 request: the outputs of `output_types`.
 
         Args:
             name: Name under which the model is served.
@@ -225,6 +244,17 @@ class Answers:
             },
         )
 
+    def output_types(self) -> list[dict[str, Any]]:
+        """Return the outputs for the V2 metadata: what a locator found, reasons and novelty only where they exist."""
+        novelty = self.record.novelty is not None
+        return [
+            {"name": "probability", "datatype": "FP32", "shape": [-1, len(self.record.classes)]},
+            {"name": "decision", "datatype": "BYTES", "shape": [-1]},
+            *(_LOCATED_OUTPUTS if self.locates else []),
+            *([{"name": "reasons", "datatype": "BYTES", "shape": [-1]}] if self.locates or novelty else []),
+            *([{"name": "novelty", "datatype": "FP32", "shape": [-1]}] if novelty else []),
+        ]
+
     def _outputs(self, scored: Sequence[Scored]) -> dict[str, InferOutput]:
         """Return the outputs of V2 by name."""
         values: dict[str, tuple[str, NDArray[Any]]] = {
@@ -239,10 +269,13 @@ class Answers:
                 "box_probability": ("FP32", np.array(sure, np.float32)),
                 "source": ("BYTES", _texts([crop["source"] for crop in crops])),
                 "proposals": ("FP32", np.stack([_proposals(crop) for crop in crops])),
-                "reasons": ("BYTES", _texts([",".join(image.decision.get("reasons", [])) for image in scored])),
             }
+        reasons = [",".join(image.decision.get("reasons", [])) for image in scored]
+        values["reasons"] = "BYTES", _texts(reasons)
+        values["novelty"] = "FP32", np.array([image.novelty for image in scored], np.float32)
         outputs = {}
-        for name, (datatype, array) in values.items():
+        for name in (one["name"] for one in self.output_types()):
+            datatype, array = values[name]
             outputs[name] = InferOutput(name, list(array.shape), datatype)
             outputs[name].set_data_from_numpy(array, binary_data=False)
         return outputs
@@ -258,6 +291,26 @@ def _proposals(crop: dict[str, Any]) -> NDArray[np.float32]:
 
 def _texts(texts: Sequence[str]) -> NDArray[np.object_]:
     return np.array([text.encode() for text in texts], np.object_)
+
+
+def unlikeness(
+    reference: Novelty, pooled: NDArray[np.float32], project: bool
+) -> tuple[float, float, NDArray[np.float32] | None]:
+    """Compare an image with the training images.
+
+    Args:
+        reference: What the training images are like.
+        pooled: The image's features, float32 [d].
+        project: Whether the log asks for the projected features.
+
+    Returns:
+        The fields `novelty`, `distance` and `features` of `Scored`. The distance is finite, so that JSON can hold it.
+    """
+    features = pooled[None]
+    found = float(reference.distance(features)[0])
+    distance = found if np.isfinite(found) else _FARTHEST * reference.limit
+    projected = reference.project(features)[0] if project else None
+    return reference.percentile(distance), distance / reference.limit, projected
 
 
 def columns_used(encoder: Encoder, values: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """One registered model behind KServe's interface: it parses, prepares, predicts and explains."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,11 +22,13 @@ from thyroid.errors import InputError
 from thyroid.model import engine
 from thyroid.model.artefact import Artefact
 from thyroid.model.locator_engine import LocatorEngine
+from thyroid.model.novelty.novelty import Novelty
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.registry import validations
 from thyroid.serve import limits, payload, prometheus
-from thyroid.serve.admission import Admission
-from thyroid.serve.answers import LOCATED_OUTPUTS, Answers, Scored, columns_used, heat_map
+from thyroid.serve.admission import Admission, Files
+from thyroid.serve.answers import Answers, Scored, columns_used, heat_map, unlikeness
+from thyroid.serve.decisions.log import DecisionLog
 from thyroid.serve.payload import Instance
 from thyroid.serve.preprocessing import Prepared, Preprocessing
 
@@ -38,6 +39,9 @@ TOLERANCE = 1e-3
 
 The form's own largest difference is added to it.
 """
+
+_NOT_FACTS = ("files", "usual_answers")
+"""Fields of model.json that are too long for people: hashes, and thousands of values for the watch."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class ThyroidModel(kserve.Model):
         form: One of `engine.FORMS`. None for the form that a measurement finds fastest here, among those that were
             scored and found close enough.
         admission: Limit on the images inside, shared by all models of a server. None for one of its own.
+        log: Log of the decisions, shared by all models of a server. None for none.
     """
 
     def __init__(
@@ -85,6 +90,8 @@ class ThyroidModel(kserve.Model):
         released: bool | None = None,
         form: str | None = None,
         admission: Admission | None = None,
+        *,
+        log: DecisionLog | None = None,
     ) -> None:
         """Create a model that is not ready; `load` makes it so."""
         super().__init__(name)
@@ -92,6 +99,7 @@ class ThyroidModel(kserve.Model):
         self.source = Source(folder, released)
         self.form = form
         self.admission = admission or Admission()
+        self.log = log
         self.in_flight = 0
         histograms = {InferenceVerb.PREDICT: PREDICT_HIST_TIME, InferenceVerb.EXPLAIN: EXPLAIN_HIST_TIME}
         self._seconds = {verb: histogram.labels(**get_labels(name)) for verb, histogram in histograms.items()}
@@ -100,7 +108,7 @@ class ThyroidModel(kserve.Model):
         self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
         # A separate thread, which waits for the process that reads DICOM files; other requests must not wait for it.
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="dicom")
-        self._to_read = 0
+        self._files = Files()
         # Frames stay decoded until their boxes are known; more of them would only wait for the locator.
         self._locating = asyncio.Semaphore(max(2, cores.available()))
         # DICOM files are read one after another and may take seconds; the others must not wait for them here, either.
@@ -119,13 +127,16 @@ class ThyroidModel(kserve.Model):
         self.head = None if record.clinical is None else Fusion.from_record(record.clinical)
         gate = self.publication.gate
         self.released = gate.decision == "promoted" if self.source.released is None else self.source.released
+        self.novelty = Novelty.read(self.artefact)
         self.engine_ = engine.load(self.artefact, self.form)
         self.chosen = self.engine_.form
         self.locator: LocatorEngine | None = None
         if record.locator is not None and record.serving_domain == "cropped":
             self.locator = LocatorEngine(self.artefact, record.locator, self.chosen)
         reader = None if self.locator is None else self.locator.locator
-        self.preprocessing = Preprocessing(record.serving_domain, record.image_size, record.margin, reader)
+        self.preprocessing = Preprocessing(
+            record.serving_domain, record.image_size, record.margin, reader, hashes=self.log is not None
+        )
         reasons = None if self.released else self.not_released
         self.answers = Answers(record, self.point, known, self.chosen, reasons, locates=reader is not None)
         reference = Instance("reference.jpg", (self.folder / "reference.jpg").read_bytes())
@@ -139,11 +150,14 @@ class ThyroidModel(kserve.Model):
 
     def drift(self) -> str | None:
         """Compare the answer to the reference image with the evaluated one; return the difference in words, or None."""
-        return self._compare(self._fused(self.engine_.predict(self._reference[None])[0][0], {}))
+        probability, _, *pooled = (output[0] for output in self.engine_.predict(self._reference[None]))
+        if self.novelty is not None and [one.shape for one in pooled] != [self.novelty.mean.shape]:
+            return "does not answer with the features that its novelty is computed from; register the model again"
+        return self._compare(self._fused(probability, {}))
 
     async def self_test(self) -> bool:
         """Check for drift while requests run, and set and return the readiness accordingly."""
-        probability, _ = await self.engine_.answer(self._reference)
+        probability, *_ = await self.engine_.answer(self._reference)
         same = self._compare(self._fused(probability, {})) is None
         self.ready = same and (self.locator is None or await self.locator.self_test())
         return self.ready
@@ -153,22 +167,7 @@ class ThyroidModel(kserve.Model):
         return probability if self.head is None else self.head.predict(probability[None], [clinical])[0][0]
 
     def _columns(self, instances: Sequence[Instance]) -> list[tuple[dict[str, Any], list[str]]]:
-        """Return the checked clinical values of every image, with notes.
-
-        Raises:
-            RequestError: The model uses no such column, or a value is not of its column's kind.
-        """
-        found: list[tuple[dict[str, Any], list[str]]] = []
-        for number, instance in enumerate(instances):
-            if self.head is None and instance.clinical:
-                raise limits.RequestError(
-                    f"instances[{number}].clinical: this model uses no clinical columns; remove the field"
-                )
-            try:
-                found.append(({}, []) if self.head is None else self.head.encoder.check(instance.clinical))
-            except InputError as error:
-                raise limits.RequestError(f"instances[{number}].{error}") from None
-        return found
+        return payload.columns(instances, None if self.head is None else self.head.encoder)
 
     def _compare(self, unscaled: np.ndarray) -> str | None:
         """Describe how an answer to the reference image differs from the evaluated one; None if it is close enough."""
@@ -209,11 +208,7 @@ class ThyroidModel(kserve.Model):
 
     def get_output_types(self) -> list[dict[str, Any]]:
         """Return the outputs for the V2 metadata."""
-        return [
-            {"name": "probability", "datatype": "FP32", "shape": [-1, len(self.artefact.record.classes)]},
-            {"name": "decision", "datatype": "BYTES", "shape": [-1]},
-            *([] if self.locator is None else LOCATED_OUTPUTS),
-        ]
+        return self.answers.output_types()
 
     async def __call__(
         self, body: Any, headers: dict[str, str] | None = None, verb: InferenceVerb = InferenceVerb.PREDICT
@@ -262,7 +257,7 @@ class ThyroidModel(kserve.Model):
             v2 = body if isinstance(body, InferRequest) else None
             del body
             request = _Request(instances, self._columns(instances), v2, started)
-            with self.admission.admit(len(instances)), self._dicom(sum(map(_is_dicom, instances))):
+            with self.admission.admit(len(instances)), self._files.admit(sum(one.is_dicom for one in instances)):
                 async with asyncio.timeout(limits.DEADLINE):
                     return await answer(request)
         except TimeoutError:
@@ -270,29 +265,15 @@ class ThyroidModel(kserve.Model):
         finally:
             self.in_flight -= 1
 
-    @contextlib.contextmanager
-    def _dicom(self, count: int) -> Iterator[None]:
-        """Hold places for `count` DICOM files, which are read one after another.
-
-        They are always admitted when no other DICOM file is waiting.
-
-        Raises:
-            RequestError: Too few places are free.
-        """
-        if count and self._to_read and self._to_read + count > limits.QUEUE_DICOM:
-            raise limits.overloaded()
-        self._to_read += count
-        try:
-            yield
-        finally:
-            self._to_read -= count
-
     async def predict(self, request: Any, headers: Any = None, response_headers: Any = None) -> Any:
         """Answer with `{"predictions": [...]}` (V1) or with the outputs of V2."""
         scored = await self._score_all(request)
-        if request.v2 is not None:
-            return self.answers.v2(self.name, request.v2, scored)
-        return self.answers.predictions(scored)
+        if request.v2 is None:
+            answer: Any = self.answers.predictions(scored)
+        else:
+            answer = self.answers.v2(self.name, request.v2, scored)
+        self._record(scored)
+        return answer
 
     async def explain(self, request: Any, headers: Any = None) -> dict[str, Any]:
         """Answer with `{"explanations": [...]}` (V1).
@@ -302,7 +283,13 @@ class ThyroidModel(kserve.Model):
         scored = await self._score_all(request)
         loop = asyncio.get_running_loop()
         maps = [loop.run_in_executor(self._preparing, heat_map, image) for image in scored]
-        return self.answers.explanations(scored, await asyncio.gather(*maps))
+        answer = self.answers.explanations(scored, await asyncio.gather(*maps))
+        self._record(scored)
+        return answer
+
+    def _record(self, scored: Sequence[Scored]) -> None:
+        if self.log is not None:
+            self.log.record(self.publication.version, self.chosen, scored)
 
     async def score(self, instance: Instance) -> Scored:
         """Return what the model makes of one image, as in an answer, but without admission and without a deadline.
@@ -320,45 +307,63 @@ class ThyroidModel(kserve.Model):
         return await _all([self._score(instance, clinical, request.started) for instance, clinical in pairs])
 
     async def _locate_all(self, request: _Request) -> dict[str, Any]:
-        found = await _all([self._prepare(instance, request.started) for instance in request.instances])
+        steps = replace(self.preprocessing, hashes=False)  # since nothing of this is logged
+        found = await _all([self._prepare(steps, instance, request.started) for instance in request.instances])
         return self.answers.boxes([prepared for prepared, _ in found])
 
     async def _score(
         self, instance: Instance, clinical: tuple[dict[str, Any], list[str]], started: float, alone: bool = False
     ) -> Scored:
         begun = time.perf_counter()
-        prepared, located = await self._prepare(instance, started, alone)
+        prepared, located = await self._prepare(self.preprocessing, instance, started, alone)
         ready = time.perf_counter()
-        probability, evidence = await self.engine_.answer(prepared.pixels)
+        probability, evidence, *pooled = await self.engine_.answer(prepared.pixels)
         done = time.perf_counter()
+        project = self.log is not None and self.log.features
+        novelty, distance, features = (
+            (None, None, None) if self.novelty is None else unlikeness(self.novelty, pooled[0], project)
+        )
         values, notes = clinical
         unscaled = self._fused(probability, values)
         scaled = self.point.scale(unscaled[None])[0]
-        decision = self.answers.decide(scaled, self.answers.doubts(instance, prepared))
+        decision = self.answers.decide(scaled, self.answers.doubts(instance, prepared, distance))
         seconds = {"prepare": ready - begun - located, "engine": done - ready, "total": done - started}
         if located:
             seconds["locate"] = located
         prometheus.PREPARE.observe(seconds["prepare"])
         prometheus.ENGINE.observe(seconds["engine"])
-        prometheus.count(self._version, prepared.done, decision)
+        prometheus.count(self._version, prepared.done, decision, distance)
         milliseconds = {name: round(s * 1000, 1) for name, s in seconds.items()}
         used = {} if self.head is None else columns_used(self.head.encoder, values, notes)
-        return Scored(instance, prepared, scaled, unscaled, decision, evidence, used, milliseconds)
+        return Scored(
+            instance=instance,
+            prepared=prepared,
+            probability=scaled,
+            unscaled=unscaled,
+            decision=decision,
+            evidence=evidence,
+            clinical=used,
+            milliseconds=milliseconds,
+            novelty=novelty,
+            distance=distance,
+            features=features,
+        )
 
-    async def _prepare(self, instance: Instance, started: float, alone: bool = False) -> tuple[Prepared, float]:
+    async def _prepare(
+        self, steps: Preprocessing, instance: Instance, started: float, alone: bool = False
+    ) -> tuple[Prepared, float]:
         """Return the network's input, and the seconds that the locator took for it: 0 where it was not asked."""
-        steps = self.preprocessing
         locates = steps.locates(instance)
         prepared = steps.prepare_small(instance) if alone and not locates else None  # before a thread could start
         if prepared is not None:
             return prepared, 0.0
         loop = asyncio.get_running_loop()
-        executor = self._reading if _is_dicom(instance) else self._preparing
+        executor = self._reading if instance.is_dicom else self._preparing
         end = time.monotonic() + started + limits.DEADLINE - time.perf_counter()
         if not locates or self.locator is None:
             return await loop.run_in_executor(executor, steps.prepare, instance, end), 0.0
         asked = time.perf_counter()
-        async with self._locating_dicom if _is_dicom(instance) else self._locating:
+        async with self._locating_dicom if instance.is_dicom else self._locating:
             waited = time.perf_counter() - asked
             looked = await loop.run_in_executor(executor, steps.look, instance, end)
             begun = time.perf_counter()
@@ -370,10 +375,13 @@ class ThyroidModel(kserve.Model):
     def describe(self) -> dict[str, Any]:
         """Return what the registry knows of this version, for people who ask which model answers.
 
-        This is model.json without the hashes of its files, with the form that answers here, the images per second of
-        the forms that it was chosen from, whether the version is released, and its external validations.
+        This is model.json without the hashes of its files and without the usual answers, with the form that answers
+        here, the images per second of the forms that it was chosen from, whether the version is released, and its
+        external validations. `novelty` is None for a model that cannot tell whether an image is unlike its training
+        images.
         """
-        facts = {name: value for name, value in self.artefact.record.to_dict().items() if name != "files"}
+        record = self.artefact.record.to_dict()
+        facts = {"novelty": None} | {name: value for name, value in record.items() if name not in _NOT_FACTS}
         here: dict[str, Any] = {"form": self.chosen, "images_per_second": self.engine_.measured}
         if self.locator is not None:
             here["locator_form"] = self.locator.form
@@ -389,11 +397,3 @@ async def _all(answering: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _is_dicom(instance: Instance) -> bool:
-    """Return whether an image looks like DICOM: a cheaper check than `images.kind`, since every request needs it.
-
-    A file of another kind with these bytes in this place only waits with the DICOM files.
-    """
-    return isinstance(instance.image, bytes) and instance.image[128:132] == b"DICM"

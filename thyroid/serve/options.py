@@ -25,6 +25,12 @@ class ServeOptions:
         repository_api: Whether models can be loaded and unloaded through /v2/repository and its gRPC calls.
         tls_certificate: PEM file of the certificate; without it, no TLS.
         tls_key: PEM file of its key.
+        log: Folder of the decision log, which holds a line of JSON for every image that was answered, without pixels;
+            without this and `log_url`, there is no log.
+        log_url: http:// or https:// address to which the decisions are posted as CloudEvents.
+        log_features: Whether a decision holds the features of the network that novelty is computed from.
+        site: Name of the cohort within which the patients' numbers of the requests are known, for their hashes in the
+            log.
     """
 
     registry: storage.Location | None = None
@@ -36,3 +42,7 @@ class ServeOptions:
     repository_api: bool = False
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    log: Path | None = None
+    log_url: str = ""
+    log_features: bool = False
+    site: str = ""

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ import numpy as np
 from kserve import InferInput, InferRequest
 from numpy.typing import NDArray
 
+from thyroid.clinical.encoder import Encoder
+from thyroid.errors import InputError
 from thyroid.imaging import images
 from thyroid.imaging.geometry import Box
 from thyroid.serve.limits import MAX_IMAGE_BYTES, MAX_INSTANCES, MAX_REQUEST_PIXELS, RequestError
@@ -60,6 +63,35 @@ class Instance:
     frame: int | None = None
     clinical: dict[str, Any] = dataclasses.field(default_factory=dict)
     domain: str | None = None
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether the image looks like DICOM: a cheaper check than `images.kind`, since every request needs it.
+
+        A file of another kind with these bytes in this place only waits with the DICOM files.
+        """
+        return isinstance(self.image, bytes) and self.image[128:132] == b"DICM"
+
+
+def columns(instances: Sequence[Instance], encoder: Encoder | None) -> list[tuple[dict[str, Any], list[str]]]:
+    """Return the checked clinical values of every image, with notes on them.
+
+    Args:
+        instances: The images.
+        encoder: Encoder of the model's clinical columns; None if the model uses none.
+
+    Raises:
+        RequestError: The model uses no such column, or a value is not of its column's kind.
+    """
+    found: list[tuple[dict[str, Any], list[str]]] = []
+    for number, instance in enumerate(instances):
+        if encoder is None and instance.clinical:
+            raise RequestError(f"instances[{number}].clinical: this model uses no clinical columns; remove the field")
+        try:
+            found.append(({}, []) if encoder is None else encoder.check(instance.clinical))
+        except InputError as error:
+            raise RequestError(f"instances[{number}].{error}") from None
+    return found
 
 
 def parse(payload: Any) -> list[Instance]:

@@ -16,22 +16,33 @@ PROBABILITY = Histogram(
 DECISIONS = Counter("thyroid_decisions", "Decisions at the operating point", ["version", "decision"])
 SCAN_AREA = Counter("thyroid_scan_area", "Frames by whether the scan area was found", ["found"])
 CROPS = Counter("thyroid_crops", "Crops by where their region comes from: given, auto, or whole", ["version", "source"])
+NOVELTY = Histogram(
+    "thyroid_novelty_distance",
+    "Distance from the training images, divided by the model's limit",
+    ["version"],
+    buckets=(0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4),
+)
+UNLIKE = Counter("thyroid_unlike", "Images unlike the training images", ["version"])
 UNSURE = Counter("thyroid_unsure_boxes", "Boxes of the locator that were unsure", ["version"])
 REJECTED = Counter("thyroid_rejected", "Requests that were not answered, by reason code", ["code"])
 MODEL = Gauge("thyroid_model_info", "Models that are served", ["name", "version", "form", "backbone"])
 """The value is 1 for a model that is served, and 0 for one that was replaced."""
 
 
-def count(version: str, crop: dict[str, Any], decision: dict[str, Any]) -> None:
+def count(version: str, crop: dict[str, Any], decision: dict[str, Any], distance: float | None) -> None:
     """Count the answer to one image.
 
     Args:
         version: Version of the model.
         crop: What was done to the image, as the answer says it.
         decision: The decision, as the answer says it.
+        distance: Distance from the training images, divided by the model's limit; None if the model has no reference.
     """
     PROBABILITY.labels(version).observe(decision["malignant"])
     DECISIONS.labels(version, decision["decision"]).inc()
+    if distance is not None:
+        NOVELTY.labels(version).observe(distance)
+        UNLIKE.labels(version).inc(distance > 1)
     if "source" in crop:
         CROPS.labels(version, crop["source"]).inc()
     if crop.get("unsure"):

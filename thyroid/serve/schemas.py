@@ -13,8 +13,9 @@ from thyroid.serve.limits import MAX_INSTANCES
 Text = Annotated[str, Field(max_length=128)]
 Pixel = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Reason = Literal["box_unsure", "box_not_confirmed", "abstention_band", "views_disagree"]
+Reason = Literal["unlike_training", "box_unsure", "box_not_confirmed", "abstention_band", "views_disagree"]
 Source = Literal["given", "auto", "whole"]
+Output = Literal["probability", "decision", "box", "box_probability", "source", "proposals", "reasons", "novelty"]
 Box = Annotated[list[int], Field(min_length=4, max_length=4)]
 
 
@@ -67,9 +68,9 @@ class Decision(BaseModel):
     reason: Reason | None = Field(None, description="The first of `reasons`. Absent unless `decision` is `abstain`.")
     reasons: list[Reason] | None = Field(
         None,
-        description="Why there is no decision: the locator's box is unsure; the model may not decide on a box that "
-        "nobody confirmed; the probability is in the abstention band; the views of the patient disagree. Absent unless "
-        "`decision` is `abstain`.",
+        description="Why there is no decision, in this order: the image is unlike the training images; the locator's "
+        "box is unsure; the model may not decide on a box that nobody confirmed; the probability is in the abstention "
+        "band; the views of the patient disagree. Absent unless `decision` is `abstain`.",
     )
 
 
@@ -152,6 +153,20 @@ class ClinicalColumns(BaseModel):
 class Prediction(Decision):
     """The answer for one image."""
 
+    novelty: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="The percentage of the training images that are at most as far from the others as this image. "
+        "Absent if the model cannot tell whether an image is unlike its training images (`novelty` of its facts is "
+        "null).",
+    )
+    novelty_distance: float | None = Field(
+        None,
+        ge=0,
+        description="How far the image is from the training images, divided by the limit that was locked on validation "
+        "patients: above 1 it is unlike them, and there is no decision. Absent as `novelty` is.",
+    )
     crop: Crop = Field(description="What was done to the image before the network saw it.")
     model: str = Field(description="The backbone.")
     model_version: int = Field(description="The version in the registry.")
@@ -287,11 +302,13 @@ class InferRequest(BaseModel):
 class InferOutput(BaseModel):
     """An output of a V2 answer."""
 
-    name: Literal["probability", "decision", "box", "box_probability", "source", "proposals", "reasons"] = Field(
+    name: Output = Field(
         description="`probability` is FP32 [n, classes], calibrated; `decision` is BYTES [n]. A model with a locator "
         "also has `box`, INT32 [n, 4]; `box_probability`, FP32 [n], which is -1 unless `source` is `auto`; "
-        "`source`, BYTES [n]: `given`, `auto` or `whole`; `proposals`, FP32 [n, 3, 5]: box and probability of each, "
-        "the best first, -1 where there are fewer; and `reasons`, BYTES [n]: the reasons of abstention, with commas."
+        "`source`, BYTES [n]: `given`, `auto` or `whole`; and `proposals`, FP32 [n, 3, 5]: box and probability of "
+        "each, the best first, -1 where there are fewer. A model that can tell whether an image is unlike its training "
+        "images has `novelty`, FP32 [n], 0 to 100. A model with either has `reasons`, BYTES [n]: the reasons of "
+        "abstention, with commas."
     )
     shape: list[int] = Field(description="The first side is the number of images.")
     datatype: Literal["FP32", "INT32", "BYTES"] = Field(description="The type of the values.")

@@ -55,8 +55,12 @@ class Server:
         # The default is 5 ms. The event loop waits that long for every thread that decodes.
         sys.setswitchinterval(0.0005)
         memory.return_large(8 << 20)  # larger than usual frames, for which memory that was kept is faster
-        with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's, if it is installed
-            runner.run(self._run())
+        try:
+            with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's, if it is installed
+                runner.run(self._run())
+        finally:
+            if self.state.decisions is not None:
+                self.state.decisions.close()
         if self.loader.failure is not None:
             raise self.loader.failure
 

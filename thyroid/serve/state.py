@@ -19,6 +19,7 @@ from thyroid.errors import InputError
 from thyroid.registry import validations
 from thyroid.registry.registry import MODEL_NAME, Registry
 from thyroid.serve.admission import Admission, Memory
+from thyroid.serve.decisions.log import DecisionLog
 from thyroid.serve.model import Source, ThyroidModel
 from thyroid.serve.options import ServeOptions
 
@@ -47,16 +48,22 @@ class State:
         models: The models that are served, by name.
         admission: Limit on the images inside, over all models and protocols.
         memory: Budget that the bytes of request bodies are taken from.
+        decisions: Log of the decisions of all models; None if there is none.
         draining: Whether the server is about to stop.
         closed: Whether the server has stopped accepting requests.
     """
 
     def __init__(self, options: ServeOptions) -> None:
-        """Start without models."""
+        """Start without models.
+
+        Raises:
+            InputError: The decision log cannot be started.
+        """
         self.options = options
         self.models = ModelRepository()
         self.admission = Admission()
         self.memory = Memory()
+        self.decisions = DecisionLog.start(options)
         self.draining = False
         self.closed = False
 
@@ -198,7 +205,8 @@ class Loader:
         options, models = self.state.options, self.state.models
         if (root := options.registry) is not None:
             await _in_daemon_thread(lambda: Registry(root).check(source.folder))
-        model = ThyroidModel(name, source.folder, source.released, form=options.form, admission=self.state.admission)
+        admission, decisions = self.state.admission, self.state.decisions
+        model = ThyroidModel(name, source.folder, source.released, options.form, admission, log=decisions)
         await asyncio.get_running_loop().run_in_executor(None, model.load)
         await self._fetch(model)
         old = models.get_model(name)
@@ -210,6 +218,7 @@ class Loader:
             "locator_form": None if model.locator is None else model.locator.form,
             "images_per_second": model.engine_.measured,
             "backbone": model.artefact.record.backbone,
+            "novelty": model.novelty is not None,
         }
         log.info("serving", extra={"fields": fields | {"not_released": model.not_released}})
         if old is not None:

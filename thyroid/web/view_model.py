@@ -21,7 +21,7 @@ log = logging.getLogger("thyroid.web")
 UNDOCUMENTED = (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError)
 """Errors that are raised when an answer does not have its documented form."""
 _DECISIONS = ("benign", "malignant", "abstain")
-_REASONS = ("abstention_band", "box_unsure", "box_not_confirmed", "views_disagree")
+_REASONS = ("unlike_training", "abstention_band", "box_unsure", "box_not_confirmed", "views_disagree")
 """Reasons of abstention that the page has words for. Others are "other"."""
 _PROPOSALS = 3
 """Number of proposals that are shown."""
@@ -60,6 +60,7 @@ def describe_model(facts: dict[str, Any] | None) -> dict[str, Any] | None:
             "patients": keras.get("patients"),
             "synthetic": facts.get("synthetic", 0),
             "locator": _locator(facts),
+            "novelty": _interval((facts.get("novelty") or {}).get("passed"), "{:.0%}"),
             "columns": [_column(column) for column in facts.get("clinical", {}).get("fields", [])],
             "not_released": [str(reason) for reason in facts["not_released"]],
             "findings": sorted(audits.get("findings", {})),
@@ -222,7 +223,18 @@ def _view(view: View, explanation: dict[str, Any]) -> dict[str, Any]:
         "square": [int(value) for value in crop["square"]],
         "heat": _png(heat_map["layer_png"]["b64"]),
         "inside": None if share is None else _share(share),
+        "typical": _typical(explanation),
     }
+
+
+def _typical(explanation: dict[str, Any]) -> float | None:
+    """Return the share of the training pictures that are at least as typical as a picture.
+
+    It is None for a picture that is unlike them, and where the model cannot tell.
+    """
+    if "novelty" not in explanation or "unlike_training" in _reasons(explanation):
+        return None
+    return _share(explanation["novelty"] / 100)
 
 
 def describe_boxes(answer: dict[str, Any] | None, view: View) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from thyroid import logs
 from thyroid.serve import limits
+from thyroid.serve.decisions.log import begin
 from thyroid.serve.limits import RequestError
 from thyroid.serve.protocol.dataplane import KSERVE_ERRORS
 from thyroid.serve.state import State
@@ -75,7 +76,10 @@ class _Servicer(InferenceServicer):
 
 
 class _Guard(aio.ServerInterceptor):
-    """Does for gRPC what the guard does for HTTP, before a message is read: token, memory, and errors in one form."""
+    """Does for gRPC what the guard does for HTTP, before a message is read.
+
+    That is the request's id (in the trailing metadata of the answer), token, memory, and errors in one form.
+    """
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -85,9 +89,11 @@ class _Guard(aio.ServerInterceptor):
         if handler is None:  # no such method
             return None
         method = details.method.rsplit("/", 1)[-1]
-        presented = dict(details.invocation_metadata).get("authorization", "")
+        metadata = dict(details.invocation_metadata)
+        presented, asked = metadata.get("authorization", ""), metadata.get("x-request-id", "")
 
         async def serve(_: Any, context: Any) -> Any:
+            request_id = begin(asked)
             try:
                 return await self._answer(handler, method, presented, context)
             except _REFUSED as error:
@@ -96,6 +102,8 @@ class _Guard(aio.ServerInterceptor):
                 fields = {"kind": type(error).__name__, "method": method, "where": logs.place(error)}
                 log.error("internal error", extra={"fields": fields})
                 refused = grpc.StatusCode.INTERNAL, "internal error"
+            finally:  # and not before: KServe takes what is set by then for headers of the request
+                context.set_trailing_metadata((("x-request-id", request_id),))
             # Outside the handler: otherwise gRPC's own exception would keep this one alive, and this one the message.
             return await context.abort(*refused)  # which raises
 

@@ -11,13 +11,13 @@ import logging
 import mmap
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
 from thyroid import logs
 from thyroid.serve import limits, openapi, prometheus
+from thyroid.serve.decisions.log import begin
 from thyroid.serve.limits import RequestError
 from thyroid.serve.protocol import bodies
 from thyroid.serve.state import State
@@ -41,7 +41,6 @@ _MOMENT = 1.0  # seconds
 _INFER = re.compile(r"/v1/models/[^/]+:(predict|explain|locate)|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 _PREDICT = re.compile(r"/v1/models/(?P<name>[^/]+):predict")
 _VERSION = re.compile(r"/v2/models/(?P<name>[^/]+)/versions/(?P<version>[^/]+)(?P<rest>/.*)?")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Guard:
@@ -235,8 +234,7 @@ class _Exchange:
         self._scope, self._send, self._state = scope, send, state
         self._started = False  # whether the answer has started
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        given = self.headers.get("x-request-id", "")
-        self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.id = begin(self.headers.get("x-request-id", ""))
         self.status = self.held = 0
         self.read = False
 

@@ -1,0 +1,1 @@
+"""The log of decisions, which holds no pixels."""
