@@ -25,6 +25,7 @@ DEPLOYMENT := $(shell sed -n 's/^    \([a-z_]*\): .* = .*/\1/p' thyroid/deploy/o
 LOCAL := output preset backbones engine config
 PARAMETERS := $(LOCAL) $(filter-out run $(DEPLOYMENT),$(call declared,training))
 SWEEP_PARAMETERS := $(LOCAL) $(call declared,sweep)
+WATCH_PARAMETERS := $(filter-out registry,$(call declared,watch))
 VALIDATE_PARAMETERS := $(filter-out registry,$(call declared,validation)) share key
 upper = $(shell echo '$(1)' | tr a-z A-Z)
 # A variable that is given becomes the option of its name: SERVING_DOMAIN=normal is --serving-domain "normal".
@@ -33,7 +34,7 @@ options = $(strip $(foreach name,$(call upper,$(1)),$(call option,$(name))))
 
 # What may be given; make itself would swallow any other name, and `make run BACKBONE=VGG16` train all five.
 KNOWN := PYTHON VENV PORT PAGE_PORT LABEL_PORT LABELLED ENDPOINT READERS SECOND SUSPECTS FILES KEYS \
-	$(call upper,$(VALIDATE_PARAMETERS)) \
+	$(call upper,$(VALIDATE_PARAMETERS) $(WATCH_PARAMETERS)) \
 	IMAGES TAG GPU SLOW OVERLAY GPUS HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS \
 	BASE_IMAGE CONTAINER_ENGINE $(call upper,$(PARAMETERS) $(SWEEP_PARAMETERS))
 UNKNOWN := $(filter-out $(KNOWN),$(foreach one,$(.VARIABLES),$(if $(filter command,$(origin $(one))),$(one))))
@@ -44,7 +45,7 @@ $(error $(firstword $(UNKNOWN)): make has no such variable here$(if $(NEAREST),;
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run sweep serve label validate pool test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock docs clean
+.PHONY: help setup setup-dev run sweep serve label validate pool watch test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock docs clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -52,7 +53,7 @@ help: ## List every target
 	@echo "  make run takes these variables; the table in README.md explains them:"
 	@echo "    $(sort $(call upper,$(PARAMETERS)))" | fold -s -w 100 | sed '2,$$s/^/    /'
 	@echo "  make sweep also takes HEAD_TRIALS= IMAGE_TRIALS="
-	@echo "  make images|compile|submit PIPELINE=training|sweep|validate IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
+	@echo "  make images|compile|submit PIPELINE=training|sweep|validate|watch IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
 
 # The longest tests first, a file with one worker: see tests/conftest.py. On two cores three workers, since each waits for a
 # fifth of its time, but two for the slow tests, which take gigabytes.
@@ -83,8 +84,9 @@ run: $(READY) ## Scans to registered model and report on this machine (no argume
 sweep: $(READY) ## Search one backbone's settings on this machine (BACKBONES=VGG16 by default)
 	@"$(BIN)/python" -m pipelines sweep $(call options,$(SWEEP_PARAMETERS))
 
-serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol, and the page (PORT=8080 PAGE_PORT=8000)
-	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT) --page-port $(PAGE_PORT)
+serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol, and the page (PORT=8080 PAGE_PORT=8000; LOG=dir SITE: log every decision)
+	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT) --page-port $(PAGE_PORT) \
+		$(call options,log site)
 
 # Who proposes boxes in the bench: an endpoint, or else the champion of a registry.
 PROPOSER := $(or $(REGISTRY),$(wildcard $(OUTPUT)/registry))
@@ -111,6 +113,10 @@ $(VENV)/ready-pool: images/validate.lock $(READY)
 pool: $(VENV)/ready-pool ## What several hospitals shared about one model: FILES='a.json b.json' KEYS=dir of their public keys
 	@test -n "$(FILES)" && test -n "$(KEYS)" || { echo "error: make pool needs FILES='a.json b.json' and KEYS=dir" >&2; exit 2; }
 	@"$(BIN)/python" -m thyroid.pool --keys "$(KEYS)" --output "$(OUTPUT)/pool" $(FILES)
+
+watch: $(READY) ## A released model since its release: LOG=dir of `make serve LOG=` (ARCHIVE SCANS ROIS OUTCOMES SITE; REGISTRY or OUTPUT has the model)
+	@"$(BIN)/python" -m thyroid.watch --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --output "$(OUTPUT)/watch" \
+		$(call options,$(WATCH_PARAMETERS))
 
 test: WORKERS = $(if $(SLOW),2,3)
 test: $(READY_DEV) ## Lint, type check and all fast tests (SLOW=1: and the slow ones, for which the fast ones' models do)
@@ -153,7 +159,7 @@ images: ## Build the image of every dependency set with docker, podman or builda
 	@GPU="$(GPU)" images/build.sh "$(IMAGES)" "$(TAG)"
 
 push: ## Push the images that `make images` built (IMAGES=registry/prefix)
-	@engine=$$(images/engine.sh) && for set in data train ops serve web label validate $(if $(GPU),serve-gpu); do \
+	@engine=$$(images/engine.sh) && for set in data train ops serve web label validate watch $(if $(GPU),serve-gpu); do \
 		"$$engine" push "$(IMAGES)-$$set:$(TAG)" || exit 1; done
 
 manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress|label[-gateway|-ingress] | kubectl apply -f -
@@ -162,7 +168,7 @@ manifests: ## Render what a namespace needs, with these images: make -s manifest
 workbench: ## Render a pod with the volume and the ops image, to bring scans in: make -s workbench | kubectl apply -f -
 	@sed 's#localhost/thyroid-ops:dev$$#$(IMAGES)-ops:$(TAG)#' manifests/workbench/pod.yaml
 
-compile: $(READY) ## Write the Kubeflow pipelines: thyroid.yaml (as objects for Git, too: thyroid-version.yaml), thyroid-sweep.yaml and thyroid-validate.yaml
+compile: $(READY) ## Write the Kubeflow pipelines: thyroid.yaml (as objects for Git, too: thyroid-version.yaml), thyroid-sweep.yaml, thyroid-validate.yaml and thyroid-watch.yaml
 	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml $(if $(GPUS),--gpus $(GPUS))
 
 submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/data/scans registry=/data/registry')
@@ -172,7 +178,7 @@ submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/d
 		$(if $(PIPELINE),--pipeline $(PIPELINE)) $(if $(BACKBONES),--backbones "$(BACKBONES)") $(foreach one,$(SET),--set "$(one)")
 
 bench: $(READY_DEV) ## Ratios against named peers
-	@for b in input training sweep evaluation serving scale incremental locate margins label suspects validate; do "$(BIN)/python" bench/$$b.py || exit 1; done
+	@for b in input training sweep evaluation serving scale incremental locate margins label suspects validate novelty watch; do "$(BIN)/python" bench/$$b.py || exit 1; done
 	@tests/browser/install.sh && "$(BIN)/python" bench/web.py
 
 soak: $(READY_DEV) ## The endpoint of OUTPUT at 80 % load for ten minutes (no error, flat memory), good requests beside attacks, and floods, flips and kills in bulk

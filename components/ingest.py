@@ -17,6 +17,7 @@ def ingest(
     store: str,
     registry: str,
     minimum: int,
+    train_on: str,
     recipe: str,
     settings: str,
     seed: int,
@@ -37,13 +38,16 @@ def ingest(
     from thyroid.registry import changes
     from thyroid.registry.registry import Registry
 
+    alarmed = changes.alarm(registry, train_on)
     options = IngestOptions(scans, rois, crops, labels, classes, given_splits, site, store, seed)
     done = run(options, Path(data.path))
     data.metadata["digest"] = done.facts.digest
     written = DataVersion.read(done.folder)
     changed = changes.since_last(written, registry)
-    decided = changes.verdict(changed, minimum)
+    decided = changes.verdict(changed, minimum, alarmed)
     print(f"{changed.describe()}: {decided}", flush=True)
+    if alarmed is not None:
+        print(f"the watch on the night of {alarmed.night}: {alarmed.verdict}: {alarmed.summary}", flush=True)
     Path(version).write_text(written.fingerprint)
     Path(verdict).write_text(decided)
     # The trainings take this as a parameter: the cache would not notice another champion in the same registry.

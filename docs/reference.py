@@ -22,6 +22,7 @@ from thyroid.records.settings import Settings
 from thyroid.records.share import PoolRecord, SiteRecord
 from thyroid.records.train import DiagnosisRecord, TrainRecord
 from thyroid.records.validation import ValidationRecord, ValidationsRecord
+from thyroid.records.watch import Decision, WatchRecord
 from thyroid.serve.schemas import ExplainAnswer, InferAnswer, InferRequest, LocateAnswer, PredictAnswer, PredictRequest
 
 FOLDER = Path(__file__).parent / "reference"
@@ -38,6 +39,8 @@ RECORDS: dict[str, tuple[type[BaseModel], str]] = {
     "validations.json": (ValidationsRecord, "The registry keeps it beside a version that was validated."),
     "site.json": (SiteRecord, "`python -m thyroid.validate --share` writes it, for the pooling of sites."),
     "pool.json": (PoolRecord, "`python -m thyroid.pool` writes it into its folder."),
+    "watch.json": (WatchRecord, "`python -m thyroid.watch` writes it into its folder."),
+    "decision": (Decision, "`python -m thyroid.serve --log` writes it, a line of the log."),
     "predict-request": (PredictRequest, "POST /v1/models/thyroid:predict, `:explain` and `:locate`."),
     "predict-answer": (PredictAnswer, "POST /v1/models/thyroid:predict."),
     "explain-answer": (ExplainAnswer, "POST /v1/models/thyroid:explain."),

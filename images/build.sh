@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 prefix=$1 tag=$2
 shift 2
-[ $# -gt 0 ] || set -- data train ops serve web label validate ${GPU:+serve-gpu}
+[ $# -gt 0 ] || set -- data train ops serve web label validate watch ${GPU:+serve-gpu}
 engine=$(images/engine.sh)
 [ -f .containers/containers.conf ] && export CONTAINERS_CONF=$PWD/.containers/containers.conf
 options=()

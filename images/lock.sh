@@ -8,11 +8,11 @@ compile() {
         --no-emit-find-links --no-emit-package openvino-telemetry -q "$@"  # OpenVINO runs without it, and must not report usage
 }
 run=(pyproject.toml --extra data --extra train --extra serve --extra ops --extra web --extra pipelines)
-compile "${run[@]}" --extra validate --extra dev ${UPGRADE:+--upgrade} -o requirements-dev.lock
+compile "${run[@]}" --extra validate --extra watch --extra dev ${UPGRADE:+--upgrade} -o requirements-dev.lock
 compile "${run[@]}" -c requirements-dev.lock -o requirements.lock
 # kfp is locked alone: in an image its executor runs without any of its dependencies (components/__main__.py).
 kfp=$(grep -o '^kfp==[^ ]*' requirements.lock | compile --no-annotate --no-deps -)
-for extra in data train train-gpu ops serve serve-gpu web label validate; do
+for extra in data train train-gpu ops serve serve-gpu web label validate watch; do
     compile --no-annotate --extra $extra -c requirements-dev.lock pyproject.toml -o images/$extra.lock
     case $extra in serve* | web | label) ;; *) echo "$kfp" >>images/$extra.lock ;; esac
 done

@@ -15,7 +15,7 @@ USER = 10001
 
 RETRIES = 2
 SHARED_MEMORY = "2Gi"
-KEYED = ("ingest", "train", "locate", "evaluate", "register", "validate")
+KEYED = ("ingest", "train", "locate", "evaluate", "register", "validate", "watch")
 """Steps that name patients by keyed hashes: those of DICOM scans, and those that a registered model was trained on."""
 KEY_FOLDER = "/secret/gcs"
 
@@ -58,6 +58,8 @@ NEEDS = {
     "register": Needs("1", "512M", "1G", 1),
     # It holds the predictions and a few images at a time, and OpenVINO's networks.
     "validate": Needs("4", "2G", "6G", 4),
+    # It holds a year's log, and judges new scans as a validation does.
+    "watch": Needs("4", "2G", "6G", 4),
     "deploy": Needs("1", "512M", "1G", 1),
     "rest": Needs("1", "512M", "1G", 1),
     "conclude": Needs("1", "512M", "1G", 1),

@@ -14,6 +14,7 @@ from pipelines.cluster import Cluster
 from pipelines.sweep import sweep_pipeline
 from pipelines.training import training_pipeline
 from pipelines.validation import validation_pipeline
+from pipelines.watch import watch_pipeline
 from thyroid.command import FLAT
 from thyroid.errors import InputError
 from thyroid.model import backbones as networks
@@ -96,7 +97,8 @@ def compile(
     Args:
         placement: What is trained, and where.
         output: YAML file of the training. The search is written to NAME-sweep.yaml, the external validation to
-            NAME-validate.yaml and the Kubernetes objects to NAME-version.yaml in the same folder.
+            NAME-validate.yaml, the watch to NAME-watch.yaml and the Kubernetes objects to NAME-version.yaml in the same
+            folder.
         picture: PNG file of a drawing of the steps.
 
     Raises:
@@ -107,10 +109,13 @@ def compile(
     compile_sweep(placement, search)
     validation = output.with_name(f"{output.stem}-validate.yaml")
     compile_validation(placement, validation)
+    watch = output.with_name(f"{output.stem}-watch.yaml")
+    compile_watch(placement, watch)
     print(f"{output}: upload it in the Kubeflow UI under Pipelines")
     print(f"{_version_manifest(output)}: or apply it with kubectl, where pipelines are kept as objects")
     print(f"{search}: the search for settings; upload it in the same way")
     print(f"{validation}: a registered model on the scans of another site; upload it in the same way")
+    print(f"{watch}: a released model since its release; upload it in the same way")
     if picture:
         from pipelines import draw
 
@@ -167,10 +172,21 @@ def compile_validation(placement: Placement, output: Path) -> None:
     compiler.Compiler().compile(validation_pipeline(placement.cluster), str(output))
 
 
+def compile_watch(placement: Placement, output: Path) -> None:
+    """Compile the watch of a released model.
+
+    Args:
+        placement: Where it runs; it trains nothing.
+        output: YAML file to write.
+    """
+    compiler.Compiler().compile(watch_pipeline(placement.cluster), str(output))
+
+
 PIPELINES: dict[str, Callable[[Placement, Path], None]] = {
     "training": compile_training,
     "sweep": compile_sweep,
     "validate": compile_validation,
+    "watch": compile_watch,
 }
 """How each pipeline is compiled."""
 

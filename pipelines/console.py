@@ -23,6 +23,7 @@ MODULES = {
     "suspects": ("thyroid.suspects", "List the scans whose labels look wrong."),
     "validate": ("thyroid.validate.__main__", "Try a registered model on the scans of another hospital."),
     "pool": ("thyroid.pool", "Pool what several hospitals shared about one model."),
+    "watch": ("thyroid.watch.__main__", "Watch a released model: drift, and decisions beside their outcomes."),
     "retention": ("thyroid.retention", "Delete old data versions and models, or erase a patient."),
     "conclude": ("thyroid.conclude", "Report how a run ended and which models there are."),
     "search": ("thyroid.sweep.__main__", "Search settings on a data version, one stage at a time."),

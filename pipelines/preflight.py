@@ -17,6 +17,7 @@ from thyroid.ingest import labels
 from thyroid.ingest.options import IngestOptions
 from thyroid.locate.options import LocateOptions
 from thyroid.model import backbones
+from thyroid.registry import changes
 from thyroid.train import settings
 
 NUMBERS = {"minimum": 0, "folds": 0, "head_trials": 1, "image_trials": 0}
@@ -68,6 +69,8 @@ def _check_tables(run: Configuration) -> None:
 
 def _check_training(run: Configuration) -> None:
     """Check what only a training has: the recipe, margin and jitter of its crops, clinical columns and waivers."""
+    if run["train_on"] not in changes.TRAIN_ON:
+        raise InputError(f"--train-on {run['train_on']}: choose from {', '.join(changes.TRAIN_ON)}")
     recipe = run["recipe"]
     if settings.is_file(recipe):
         raise InputError(f"--recipe {recipe}: this is a file; give it as --settings")

@@ -92,6 +92,7 @@ def sweep_pipeline(
             store=store,
             registry=store,
             minimum=0,
+            train_on="new",
             recipe="",
             settings="",
             seed=seed,

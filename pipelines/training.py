@@ -67,6 +67,7 @@ def training_pipeline(
         unsure: float = LocateOptions.unsure,
         store: str = "",
         minimum: int = 0,
+        train_on: str = "new",
         given_splits: str = IngestOptions.given_splits,
         site: str = IngestOptions.site,
         seed: int = IngestOptions.seed,
@@ -104,6 +105,7 @@ def training_pipeline(
             unsure: Share of validation frames whose automatic box is left unsure, 0 for none; the endpoint abstains on such boxes.
             store: Folder (on Kubeflow on the volume) that keeps data versions, crops, feature maps and stopped trainings, so that a run processes only what is new; empty for none.
             minimum: Scans new, changed or removed since the last registered model that are worth a training; 0 trains in any case.
+            train_on: new, or drift to train below the minimum, too, when python -m thyroid.watch last said of the champion that it drifts or is worse, and at least one scan is new, changed or removed.
             given_splits: Given train and test folders that share a patient: separate, keep or ignore.
             site: Name of the cohort, such as the hospital, within which equal patient numbers mean the same patient. Its patients keep their splits wherever the scans are stored; empty for the cohort that the same scans had before.
             seed: Seed of splits, initialisation, shuffling and bootstrap.
@@ -127,6 +129,7 @@ def training_pipeline(
                 store=store,
                 registry=registry,
                 minimum=minimum,
+                train_on=train_on,
                 recipe=recipe,
                 settings=settings,
                 seed=seed,

@@ -58,6 +58,7 @@ FLOORS = (
     {"deploy"},
     {"serve"},
     {"web", "validate"},
+    {"watch"},
     {"label"},
 )
 """Packages of thyroid, and `crop`, a step of one module: each imports itself and what stands above it here."""
@@ -121,7 +122,7 @@ def test_packages_stay_small():
 
 
 LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
-DAGS = {"pipelines/training.py", "pipelines/sweep.py", "pipelines/validation.py"}
+DAGS = {"pipelines/training.py", "pipelines/sweep.py", "pipelines/validation.py", "pipelines/watch.py"}
 """Their parameters and steps stand in one function, which Kubeflow makes its form of."""
 
 
@@ -166,7 +167,7 @@ COMMANDS = [
         for module in (
             *("phantom", "dicom", "ingest", "crop", "train", "diagnose", "evaluate", "register", "registry"),
             *("retention", "deploy", "conclude", "serve", "web", "sweep", "locate"),
-            *("suspects", "exchange", "label", "validate", "pool"),
+            *("suspects", "exchange", "label", "validate", "pool", "watch"),
         )
     ),
 ]
@@ -251,7 +252,7 @@ def test_make_knows_every_variable_that_may_be_given():
     names = set(listed("KNOWN"))
     read = set(re.findall(r"\$\((?:or |if |foreach one,\$\()?([A-Z][A-Z_]+)", text.replace(written[0], "")))
     own = set(re.findall(r"^(?:[a-z-]+: )?([A-Z][A-Z_]+) :?= ", text, re.MULTILINE)) - {"TAG"}
-    lists = ("PARAMETERS", "SWEEP_PARAMETERS", "VALIDATE_PARAMETERS")
+    lists = ("PARAMETERS", "SWEEP_PARAMETERS", "VALIDATE_PARAMETERS", "WATCH_PARAMETERS")
     options = {name.upper() for each in lists for name in listed(each)}
     assert names - read - options == {"BASE_IMAGE", "CONTAINER_ENGINE"}, "what images/*.sh read"
     assert read - names - own == {"CURDIR", "MAKE"}
@@ -265,11 +266,13 @@ def test_the_signature_of_the_pipelines_is_the_only_list_of_parameters():
     from pipelines import run, search
     from pipelines.configuration import LocalOptions
     from thyroid.validate.options import ValidateOptions
+    from thyroid.watch.options import WatchOptions
 
     local = [field.name for field in fields(LocalOptions)]
     assert listed("PARAMETERS") == [*local, *run.PARAMETERS]
     assert listed("SWEEP_PARAMETERS") == [*local, *search.PARAMETERS]
     assert {*listed("VALIDATE_PARAMETERS"), "registry"} == {field.name for field in fields(ValidateOptions)}
+    assert {*listed("WATCH_PARAMETERS"), "registry"} == {field.name for field in fields(WatchOptions)}
     done = make("run", "SERVING_DOMAIN=normal", "CLASSES=2<3|4a", "OUTPUT=a folder")
     (line,) = [line for line in done.stdout.splitlines() if "-m pipelines run" in line]
     assert line.endswith('-m pipelines run --output "a folder" --classes "2<3|4a" --serving-domain "normal"')
@@ -322,7 +325,7 @@ def test_images_and_set_up_hold_the_versions_that_are_tested():
         differ = {n: v for n, v in pins(lock).items() if n in tested and tested[n] != v}
         assert not differ, lock.name
     extras = {lock.stem for lock in (ROOT / "images").glob("*.lock")} - {"build"}
-    assert extras == {"data", "train", "train-gpu", "ops", "serve", "serve-gpu", "web", "label", "validate"}
+    assert extras == {"data", "train", "train-gpu", "ops", "serve", "serve-gpu", "web", "label", "validate", "watch"}
 
 
 def test_research_use_only_stands_on_what_people_see():
@@ -342,6 +345,9 @@ def test_research_use_only_stands_on_what_people_see():
         "thyroid/validate/templates/report.html",
         "thyroid/validate/templates/pool.html",
         "thyroid/registry/validations.py",
+        "thyroid/watch/__main__.py",
+        "thyroid/watch/templates/report.html",
+        "docs/watch.md",
         "docs/validate.md",
         "docs/api.md",
         "manifests/base/dashboard.json",
@@ -351,4 +357,4 @@ def test_research_use_only_stands_on_what_people_see():
         "thyroid/deploy/manifest.py",
     ):
         text = (ROOT / file).read_text()
-        assert "esearch use only" in text or "RESEARCH_USE_ONLY" in text or "{{ notice }}" in text, file
+        assert "esearch use only" in text or "RESEARCH_USE_ONLY" in text or "notice }}" in text, file

@@ -1,6 +1,7 @@
 """README's commands, run as a reader would run them, in a copy of the project."""
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -71,6 +72,8 @@ def test_every_block_is_run_here():
         "make sweep SCANS=my",
         "make run SCANS=gs://",
         "make validate SCANS=other",
+        "make serve LOG=decisions",
+        "make watch LOG=decisions",
     )  # the latter by test_night.py
     for block in BLOCKS:
         assert block.startswith(ran), block
@@ -119,6 +122,45 @@ def test_run_then_serve_then_query(copy):
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.communicate(timeout=30)
+
+
+@pytest.mark.slow
+def test_after_release(copy):
+    """After the default run, whose model decides on its own sample: the log and the outcomes fit each other."""
+    if not (copy / "output" / "registry").is_dir():
+        assert shell(command("make run\n"), copy).wait() == 0
+    scans = sorted((copy / "output" / "sample" / "scans").rglob("*.jpg"))[:12]
+    server = shell(command("make serve LOG=decisions"), copy, start_new_session=True)
+    try:
+        ready = time.monotonic() + 120
+        while time.monotonic() < ready:
+            with contextlib.suppress(OSError), urllib.request.urlopen("http://localhost:8080/v2/health/ready"):
+                break
+            time.sleep(1)
+        for scan in scans:
+            request = urllib.request.Request(
+                "http://localhost:8080/v1/models/thyroid:predict", scan.read_bytes(), {"content-type": "image/jpeg"}
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                (prediction,) = json.load(answer)["predictions"]
+            assert 0 <= prediction["novelty"] <= 100
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.communicate(timeout=30)
+    logged = [line for file in (copy / "decisions").glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert len(logged) == len(scans)
+    today = datetime.datetime.now(datetime.UTC).date()
+    kinds = {"M": "malignant", "B": "benign"}
+    rows = [f"{scan.relative_to(copy)},{kinds[scan.name[0]]},{today}" for scan in scans]
+    (copy / "outcomes.csv").write_text("\n".join(["file,pathology,date", *rows]) + "\n")
+    watched = shell(command("make watch LOG=decisions"), copy)
+    printed = watched.communicate()[0]
+    assert watched.returncode == 0, printed[-3000:]
+    record = json.loads((copy / "output" / "watch" / "watch.json").read_text())
+    assert record["log"]["decisions"] == record["outcomes"]["patients"] == len(scans)
+    assert record["outcomes"]["malignant"] == sum(scan.name.startswith("M") for scan in scans)
+    assert record["verdict"] in ("steady", "drift", "worse"), "twelve images of its own patients are enough to compare"
+    assert (copy / "output" / "watch" / "report.html").is_file()
 
 
 @pytest.mark.slow

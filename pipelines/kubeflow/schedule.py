@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from cyclopts import Parameter
@@ -36,7 +36,9 @@ class Request:
         cron: Create a schedule. Six fields, seconds first: '0 30 2 * * *' is 02:30 every day.
         list: Print the schedules.
         delete: Delete the schedule of this name; its runs in progress continue.
-        name: Name of the schedule. An older one of the same name is replaced.
+        pipeline: The training, or watch (a released model since its release).
+        name: Name of the schedule; empty for thyroid-nightly, or thyroid-watch. An older one of the same name is
+            replaced.
         manifest: Write a ScheduledWorkflow to this file for the record, and send nothing.
         pipeline_id: Id of the uploaded pipeline, for the manifest.
     """
@@ -44,7 +46,8 @@ class Request:
     cron: str | None = None
     list: bool = False
     delete: str | None = None
-    name: str = "thyroid-nightly"
+    pipeline: Literal["training", "watch"] = "training"
+    name: str = ""
     manifest: Path | None = None
     pipeline_id: str = ""
 
@@ -95,17 +98,18 @@ def schedule(
         if not connection.host and not request.manifest:
             raise InputError("--host: give the address of Kubeflow Pipelines")
         cron_text = " ".join((request.cron or "").split())
-        check_name(request.name)
+        name = request.name or {"training": "thyroid-nightly", "watch": "thyroid-watch"}[request.pipeline]
+        check_name(name)
         dates = cron.following(cron_text, datetime.datetime.now(datetime.UTC))
         print(f"{cron_text}: {cron.words(cron_text)} ({cron.ZONE})")
         print("next: " + ", ".join(f"{date:%Y-%m-%d %H:%M:%S}" for date in dates), flush=True)
-        with submit.compiled(placement) as (package, specification):
+        with submit.compiled(placement, request.pipeline) as (package, specification):
             values = _values(specification, compile.pairs("--set", given))
             values = submit.with_run(specification, values, placement.names)
             if request.manifest is None:
-                create(package, values, connection, name=request.name, cron_text=cron_text)
+                create(package, values, connection, name=name, cron_text=cron_text)
                 return
-        text = manifest(values, connection, name=request.name, cron_text=cron_text, pipeline=request.pipeline_id)
+        text = manifest(values, connection, name=name, cron_text=cron_text, pipeline=request.pipeline_id)
         request.manifest.write_text(text)
         print(f"{request.manifest}: for the record; applying it with kubectl starts no runs (see schedule --help)")
 

@@ -35,7 +35,7 @@ def submit(
     *,
     connection: Annotated[Connection, FLAT] = Connection(),
     placement: Annotated[compile.Placement, FLAT] = compile.Placement(),
-    pipeline: Literal["training", "sweep", "validate"] = "training",
+    pipeline: Literal["training", "sweep", "validate", "watch"] = "training",
     given: Annotated[Sequence[str], Parameter(name="--set")] = (),
     wait: Annotated[bool, Parameter(negative="--no-wait")] = True,
 ) -> None:
@@ -44,8 +44,8 @@ def submit(
     Args:
         connection: The host.
         placement: What is trained, and where.
-        pipeline: The training, the sweep (the search for the settings of one backbone), or validate (a registered model
-            on the scans of another site).
+        pipeline: The training, the sweep (the search for the settings of one backbone), validate (a registered model on
+            the scans of another site), or watch (a released model since its release).
         given: Parameters of the pipeline, each as PARAMETER=VALUE; may be repeated.
         wait: Watch the run until it ends, or return when it has started.
 

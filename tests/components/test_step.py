@@ -30,6 +30,7 @@ from thyroid.imaging.geometry import MARGIN
 from thyroid.model.backbones import BACKBONES
 from thyroid.train.settings import UNSET
 from thyroid.validate.options import ValidateOptions
+from thyroid.watch.options import WatchOptions
 
 STEPS = {
     "ingest": "data",
@@ -75,6 +76,12 @@ def validation(both, yaml_file) -> dict:
 
 
 @pytest.fixture(scope="module")
+def watching(both, yaml_file) -> dict:
+    """Return the watch, which `compile` writes next to the training, too."""
+    return next(yaml.safe_load_all(yaml_file.with_name("thyroid-watch.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
 def compiled(both) -> dict:
     return both[0]
 
@@ -115,15 +122,15 @@ def executor(compiled: dict, task: dict) -> tuple[str, dict]:
     return label, compiled["deploymentSpec"]["executors"][label]["container"]
 
 
-def test_every_step_is_a_file_and_every_file_a_step(compiled, search, validation):
+def test_every_step_is_a_file_and_every_file_a_step(compiled, search, validation, watching):
     in_yaml = {
         executor["container"]["args"][0]
-        for one in (compiled, search, validation)
+        for one in (compiled, search, validation, watching)
         for executor in one["deploymentSpec"]["executors"].values()
     }
     files = {p.stem for p in (ROOT / "components").glob("*.py")} - {"__init__", "__main__", "step", "pages"}
     assert in_yaml == files
-    assert {name for name in files if not name.startswith("sweep_")} - {"validate"} == set(STEPS)
+    assert {name for name in files if not name.startswith("sweep_")} - {"validate", "watch"} == set(STEPS)
 
 
 def test_one_node_a_step_and_five_named_trainings_side_by_side(levels, tasks):
@@ -457,6 +464,7 @@ def test_a_step_reports_bad_input_in_one_line(tmp_path):
         "store": "",
         "registry": str(tmp_path / "registry"),
         "minimum": 0,
+        "train_on": "new",
         "recipe": "two-phase",
         "settings": "",
         "seed": 0,
@@ -474,24 +482,34 @@ def test_a_step_reports_bad_input_in_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_external_validation_is_one_step_with_the_key_of_pseudonyms(yaml_file, validation):
-    (task,) = validation["root"]["dag"]["tasks"].values()
+@pytest.mark.parametrize(
+    ("name", "required", "options", "elsewhere"),
+    [
+        ("validate", {"registry", "scans", "site"}, ValidateOptions, {"share", "key"}),
+        ("watch", {"registry"}, WatchOptions, set()),
+    ],
+)
+def test_validation_and_watch_are_one_step_with_the_key_of_pseudonyms(
+    name, required, options, elsewhere, yaml_file, validation, watching
+):
+    pipeline = {"validate": validation, "watch": watching}[name]
+    (task,) = pipeline["root"]["dag"]["tasks"].values()
     assert task["cachingOptions"].get("enableCache") is not True, "what is below a path changes"
-    label, container = executor(validation, task)
-    assert container["image"] == image_name("validate")
+    label, container = executor(pipeline, task)
+    assert container["image"] == image_name(name)
     assert container["resources"]["resourceMemoryLimit"] == "6G"
     assert "accelerator" not in container["resources"]
-    _, platform = yaml.safe_load_all(yaml_file.with_name("thyroid-validate.yaml").read_text())
+    _, platform = yaml.safe_load_all(yaml_file.with_name(f"thyroid-{name}.yaml").read_text())
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][label]
     (secret,) = pod["secretAsEnv"]
     assert secret["secretName"] == "thyroid-patient-key"
     assert pod["pvcMount"][0]["mountPath"] == "/data"
-    known = validation["root"]["inputDefinitions"]["parameters"]
-    assert {name for name, one in known.items() if not one.get("isOptional")} == {"registry", "scans", "site"}
-    assert set(known) == {field.name for field in fields(ValidateOptions)} - {"share", "key"}
+    known = pipeline["root"]["inputDefinitions"]["parameters"]
+    assert {parameter for parameter, one in known.items() if not one.get("isOptional")} == required
+    assert set(known) == {field.name for field in fields(options)} - elsewhere
 
 
 def test_each_pipeline_is_submitted_by_its_name():
-    for name, title in (("training", "thyroid-training"), ("sweep", "thyroid-sweep"), ("validate", "thyroid-validate")):
+    for name in ("training", "sweep", "validate", "watch"):
         with submit.compiled(Placement(), name) as (_, specification):
-            assert specification["pipelineInfo"]["name"] == title
+            assert specification["pipelineInfo"]["name"] == f"thyroid-{name}"

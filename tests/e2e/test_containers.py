@@ -33,12 +33,22 @@ from thyroid.registry.registry import Registry
 pytestmark = pytest.mark.containers
 BACKBONES = ("VGG16", "ResNet50")
 TOY = {"image_size": 32, "epochs": 1, "batch_size": 16, "weights": "none", "domains": ""}
-MEGABYTES = {"data": 720, "ops": 1000, "serve": 900, "train": 3500, "web": 700, "label": 1000, "validate": 1200}
+MEGABYTES = {
+    "data": 720,
+    "ops": 1000,
+    "serve": 900,
+    "train": 3500,
+    "web": 700,
+    "label": 1000,
+    "validate": 1200,
+    "watch": 1200,
+}
 STEPS = {
     "data": ["ingest", "crop"],
     "train": ["train", "locate", "evaluate"],
     "ops": ["register", "deploy", "conclude"],
     "validate": ["validate"],
+    "watch": ["watch"],
 }
 NOT_IN = {
     "data": ["tensorflow", "keras", "openvino", "sklearn", "kserve", "kubernetes"],
@@ -48,6 +58,7 @@ NOT_IN = {
     "web": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "pyarrow", "kserve", "kfp"],
     "label": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "kserve", "kfp"],
     "validate": ["tensorflow", "keras", "flask"],
+    "watch": ["tensorflow", "keras", "flask", "statsmodels"],
 }
 
 
@@ -266,6 +277,42 @@ def test_the_validate_image_tries_the_model_on_another_scanner(engine, output, t
     assert [entry["site"] for entry in kept["validations"]] == ["Elsewhere"]
     pooled = inside(engine, "validate", "python3", "-m", "thyroid.pool", "--help")
     assert pooled.returncode == 0, pooled.stderr
+
+
+def test_the_watch_image_reads_what_the_serve_image_decided(engine, output, tmp_path):
+    """With the manifests' arguments, the log on a volume, and a registry that the steps' user may write to."""
+    shutil.copytree(output / "registry", tmp_path / "registry")
+    for name in ("decisions", "out"):
+        (tmp_path / name).mkdir()
+    for path in (tmp_path / "decisions", tmp_path / "out", tmp_path / "registry", *(tmp_path / "registry").rglob("*")):
+        path.chmod(0o777)
+    folder, port = Registry(output / "registry").find(), free_port()
+    key = ("-e", "THYROID_PATIENT_KEY=a secret of some length")
+    log = ("-v", f"{tmp_path / 'decisions'}:/decisions")
+    options = ("--memory", "2g", "-v", f"{folder}:/mnt/models:ro", "-p", f"127.0.0.1:{port}:8080", *log, *key)
+    arguments = [*container("ServingRuntime", "base/servingruntime.yaml")["args"], "--log", "/decisions"]
+    with running(engine, "serve", arguments, *options):
+        deadline = time.monotonic() + 60
+        while (problem := proof.ask(f"http://127.0.0.1:{port}", Artefact.read(folder))) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert problem is None
+        lines: list[str] = []
+        while not lines and time.monotonic() < deadline:  # the proof was a request, which is written within a second
+            lines = [line for file in (tmp_path / "decisions").glob("*.jsonl") for line in file.open()]
+            time.sleep(0.5)
+    places = {"decisions": "/decisions", "registry": "/registry", "out": "/out"}
+    mounts = (word for name, at in places.items() for word in ("-v", f"{tmp_path / name}:{at}"))
+    done = inside(
+        engine, "watch",
+        "python3", "-m", "thyroid.watch", "--registry", "/registry", "--log", "/decisions", "--output", "/out",
+        options=(*SHUT, "--memory", "3g", *key, *mounts),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Research use only" in done.stdout
+    record = json.loads((tmp_path / "out" / "watch.json").read_text())
+    assert record["log"]["decisions"] == len(lines) > 0
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "registry" / "thyroid" / "1" / "watch.json").is_file()
 
 
 def test_the_label_image_writes_regions(engine, scans, tmp_path):

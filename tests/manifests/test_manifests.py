@@ -1,6 +1,7 @@
 """The manifests as kustomize renders them: valid, least rights, and the same as the code and the deploy step say."""
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -10,15 +11,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client.metrics import MetricWrapperBase
 
 from pipelines.cluster import Cluster
 from tests.deploy import test_deploy
 from tests.deploy.test_deploy import cluster, root  # noqa: F401 (fixtures)
-from tests.support import ROOT, schemas
+from tests.support import ROOT, schemas, watched
 from thyroid.deploy import deploy, manifest
 from thyroid.deploy.manifest import CLAIM
 from thyroid.deploy.options import KNATIVE, DeployOptions
 from thyroid.errors import InputError
+from thyroid.serve import prometheus as metrics
+from thyroid.serve.decisions import writer
+from thyroid.watch import prometheus
 from thyroid.web import upload
 
 FOLDERS = sorted(
@@ -27,6 +32,8 @@ FOLDERS = sorted(
     for file in (ROOT / "manifests" / folder).glob("*/kustomization.yaml")
 )
 BENCH = ("manifests/overlays/label", "manifests/overlays/label-gateway", "manifests/overlays/label-ingress")
+ENDS = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
+"""Ends of the names of a metric's samples by its type."""
 CHECKOV = Path(sys.prefix) / "checkov" / "bin" / "checkov"
 
 
@@ -52,13 +59,28 @@ def of_kind(objects: list[dict], kind: str) -> dict[str, dict]:
     return {one["metadata"]["name"]: one for one in objects if one["kind"] == kind}
 
 
+def test_every_metric_of_the_alerts_and_the_dashboard_is_there(tmp_path):
+    """At the endpoint, or in watch.prom."""
+    text = (ROOT / "manifests" / "components" / "alerts" / "rules.yaml").read_text()
+    groups = yaml.safe_load(text)["spec"]["groups"]
+    asked = [rule["expr"] for group in groups for rule in group["rules"]]
+    panels = json.loads((ROOT / "manifests" / "base" / "dashboard.json").read_text())["panels"]
+    asked += [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    known = {writer.COUNT, *(one for one in vars(metrics).values() if isinstance(one, MetricWrapperBase))}
+    there = {f"{found.name}{end}" for one in known for found in one.collect() for end in ENDS[found.type]}
+    prometheus.write(watched.record(), tmp_path)
+    there |= set(re.findall(r"^thyroid_\w+", (tmp_path / prometheus.FILE).read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bthyroid_\w+", " ".join(asked)))
+    assert {"thyroid_watch_drift", "thyroid_decisions_total"} <= named <= there
+
+
 def test_what_kustomizations_name_is_kept():
     """An ignored file would be missing from a clone."""
     kept = subprocess.run(["git", "ls-files", "manifests"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     if not kept:
         pytest.skip("not a git clone")
     for file in (ROOT / "manifests").rglob("kustomization.yaml"):
-        for name in yaml.safe_load(file.read_text())["resources"]:
+        for name in yaml.safe_load(file.read_text()).get("resources", []):
             path = (file.parent / name).resolve()
             if path.suffix:
                 assert path.relative_to(ROOT).as_posix() in kept
@@ -241,6 +263,58 @@ def test_runtimes_serve_our_format_on_the_ports_that_are_probed(rendered):
             assert container[probe]["httpGet"]["port"] == 8080
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) == name.endswith("gpu")
         assert container["image"].startswith(f"localhost/thyroid-serve{'-gpu' if name.endswith('gpu') else ''}:")
+
+
+@pytest.fixture(scope="module")
+def logging(rendered, tmp_path_factory) -> list[dict]:
+    """The objects of a kustomization that names the components of the decision log; skipped without kubectl."""
+    folder = tmp_path_factory.mktemp("own")
+    manifests = os.path.relpath(ROOT / "manifests", folder)
+    content = {
+        "resources": [f"{manifests}/overlays/gpu"],
+        "components": [f"{manifests}/components/decision-log", f"{manifests}/components/decision-events"],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    return list(yaml.safe_load_all(_render(str(shutil.which("kubectl")), str(folder))))
+
+
+def test_the_decision_log_is_written_to_the_volume_and_posted(logging, rendered):
+    known = schemas.definitions()
+    assert not any(schemas.problems(one, known) for one in logging)
+    before = of_kind(rendered["manifests/overlays/gpu"], "ServingRuntime")
+    for name, runtime in of_kind(logging, "ServingRuntime").items():
+        (container,), (was,) = runtime["spec"]["containers"], before[name]["spec"]["containers"]
+        added = container["args"][len(was["args"]) :]
+        assert added == ["--log", "/decisions", "--log-url", "$(THYROID_LOG_URL)"]
+        secrets = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in container["env"]}
+        assert len(secrets) == len(container["env"])
+        assert secrets["THYROID_PATIENT_KEY"] == {"name": Cluster().key_secret, "key": "key"}
+        assert secrets["THYROID_LOG_URL"] == {"name": "thyroid-decisions", "key": "url"}
+        (mount,) = [one for one in container["volumeMounts"] if one["mountPath"] == "/decisions"]
+        (volume,) = [one for one in runtime["spec"]["volumes"] if one["name"] == mount["name"]]
+        assert (volume["persistentVolumeClaim"]["claimName"], mount["subPath"]) == (CLAIM, "decisions"), "and no scans"
+    egress = of_kind(logging, "NetworkPolicy")["thyroid-serve"]["spec"]["egress"]
+    (more,) = [one for one in egress if one not in _egress(rendered)]
+    assert more["to"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "knative-eventing"}
+    for pod in pods(logging):
+        assert schemas.problems(pod, {}) == []
+
+
+def _egress(rendered: dict[str, list[dict]]) -> list[dict]:
+    return of_kind(rendered["manifests/overlays/gpu"], "NetworkPolicy")["thyroid-serve"]["spec"]["egress"]
+
+
+def test_the_arguments_of_the_decision_log_are_the_servers_own(logging, tmp_path):
+    """As the container would start it, up to where it misses the key."""
+    (container,) = of_kind(logging, "ServingRuntime")["thyroid"]["spec"]["containers"]
+    command, *arguments = container["args"]
+    assert command == "python3"
+    own = {"/decisions": str(tmp_path), "$(THYROID_LOG_URL)": "https://events.example.com/"}
+    environment = {name: value for name, value in os.environ.items() if name != "THYROID_PATIENT_KEY"}
+    start = [sys.executable, *(own.get(one, one) for one in arguments)]
+    done = subprocess.run(start, capture_output=True, text=True, cwd=ROOT, timeout=60, env=environment)
+    assert done.returncode == 2
+    assert "THYROID_PATIENT_KEY" in done.stderr
 
 
 def declared(runtime: dict, service: dict) -> list[dict]:

@@ -131,6 +131,7 @@ def test_what_is_wrong_is_said_before_the_first_step(capsys, scans, tmp_path):
     assert "/no/where" in failing(capsys, *out, "--scans", str(scans), "--weights", "/no/where")
     assert "--rois" in failing(capsys, *out, "--scans", str(scans), "--domains", "cropped")
     assert "'frames'" in failing(capsys, *out, "--scans", str(scans), "--domains", "frames")
+    assert "--train-on drifts: choose from new, drift" in failing(capsys, *out, "--train-on", "drifts")
     assert "--crops" in failing(capsys, *out, "--crops", str(scans))
     assert re.search(r"jitter\b.*\b3\b", failing(capsys, *out, "--scans", str(scans), "--jitter", "3"))
     assert re.search(r"margin\b.*-0\.1\b", failing(capsys, *out, "--scans", str(scans), "--margin", "-0.1"))

@@ -217,6 +217,15 @@ def test_a_schedule_is_made_as_the_description_of_the_api_has_it(host, capsys):
     assert kept["status"] == "ENABLED"
 
 
+def test_the_watch_has_a_schedule_of_its_own(host):
+    options = ["--set", "registry=/data/registry", "--set", "log=/data/decisions"]
+    assert other(host, "--cron", NIGHTLY, "--pipeline", "watch", *options) == 0
+    sent = host.sent(RECURRING)
+    assert sent["display_name"] == "thyroid-watch"
+    assert sent["runtime_config"]["parameters"] == {"registry": "/data/registry", "log": "/data/decisions"}
+    assert sent["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "thyroid-watch"
+
+
 def test_name_namespace_account_and_token_are_sent(host, tmp_path):
     (tmp_path / "token").write_text("s3cret\n")
     host.multi_user = True
@@ -228,7 +237,7 @@ def test_name_namespace_account_and_token_are_sent(host, tmp_path):
     assert {headers.get("authorization") for headers in host.headers} == {"Bearer s3cret"}
 
 
-@pytest.mark.parametrize("name", ["", "Nightly", "a_b", "-a", "a-", "a" * 64])
+@pytest.mark.parametrize("name", ["Nightly", "a_b", "-a", "a-", "a" * 64])
 def test_a_name_that_kubernetes_would_refuse(host, capsys, name):
     assert plan(host, f"--name={name}") == 2
     assert f"--name {name}: give at most 63" in capsys.readouterr().err

@@ -13,8 +13,9 @@ from thyroid import storage
 from thyroid.data import tables
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
-from thyroid.model.artefact import SCANS, Artefact
-from thyroid.registry import changes
+from thyroid.model.artefact import CARD, SCANS, Artefact, sha256
+from thyroid.records.watch import WatchEntry
+from thyroid.registry import changes, watches
 from thyroid.registry.registry import Registry
 
 Scans = dict[str, tuple[str, list[tuple[int, int, int, int]]]]
@@ -135,6 +136,62 @@ def test_a_negative_minimum_is_refused(minimum):
     for since in (None, 1):
         with pytest.raises(InputError, match=rf"minimum\b.*{minimum}"):
             changes.verdict(changes.Changes(since, {}, {}, {}, 0), minimum)
+
+
+def watched(root: storage.Location, version: int, verdict: str) -> WatchEntry:
+    """The champion's newest verdict, made up."""
+    registry = Registry(root)
+    content = {
+        "created": "2025-07-14T23:30:00+00:00",
+        "night": "2025-07-14",
+        "model": sha256(registry.find(str(version), CARD) / CARD[0]),
+        "verdict": verdict,
+        "summary": "Made up.",
+        "since": None,
+        "code_version": "0.1.0",
+    }
+    watches.record(registry, version, entry := WatchEntry.parse(content, "entry"))
+    return entry
+
+
+def test_the_newest_verdict_on_the_champion_counts(tmp_path, place):
+    assert changes.alarm(place, "drift") is None, "no registry"
+    register(place, tmp_path / "1", FIRST)
+    assert changes.alarm(place, "drift") is None, "never watched"
+    for verdict, calls in (("steady", False), ("drift", True), ("unknown", False), ("worse", True)):
+        entry = watched(place, 1, verdict)
+        assert changes.alarm(place, "drift") == (entry if calls else None)
+        assert changes.alarm(place, "new") is None
+    register(place, tmp_path / "2", FIRST | {"e": ("M", [])}, "refused")
+    assert changes.alarm(place, "drift") == entry, "a refused model is not the champion"
+    register(place, tmp_path / "3", FIRST | {"f": ("M", [])})
+    assert Registry(place).champion() == 3
+    assert changes.alarm(place, "drift") is None, "the verdict was on the champion before"
+
+
+@pytest.mark.parametrize("train_on", ["", "drifts", "DRIFT", "new,drift"])
+def test_an_unknown_reason_to_train_is_refused(tmp_path, train_on):
+    with pytest.raises(InputError, match=rf"train_on '{train_on}': choose from new, drift"):
+        changes.alarm(tmp_path, train_on)
+
+
+def test_an_alarm_makes_one_scan_enough(tmp_path):
+    register(tmp_path / "registry", tmp_path / "1", FIRST)
+    alarmed = watched(tmp_path / "registry", 1, "drift")
+
+    def decided(scans: Scans, minimum: int, alarmed: WatchEntry | None) -> str:
+        data = DataVersion.read(version(tmp_path / "now", scans))
+        return changes.verdict(changes.since_last(data, tmp_path / "registry"), minimum, alarmed)
+
+    more, fewer = FIRST | {"e": ("M", [])}, {name: scan for name, scan in FIRST.items() if name != "a"}
+    for scans in (more, fewer, FIRST | {"a": ("M", [])}):
+        assert decided(scans, 20, None).startswith("waiting: 1 of 20")
+        assert decided(scans, 20, alarmed) == changes.TRAIN
+    same = decided(FIRST, 20, alarmed)
+    assert same.startswith("nothing new since model version 1; the watch says drift")
+    assert "the same model" in same
+    assert decided(FIRST, 20, None) == "nothing new since model version 1"
+    assert decided(FIRST, 0, alarmed) == decided(FIRST, 0, None) == changes.TRAIN
 
 
 def test_numbers_that_look_like_numbers_stay_text(tmp_path):

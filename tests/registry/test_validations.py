@@ -176,12 +176,12 @@ def test_a_damaged_file_is_named_and_stays_as_it_is(root, capsys, tmp_path, cont
 
 
 def test_the_list_counts_sites_and_show_tells_of_each(root, capsys):
-    assert listed(root, capsys)[1][-5:] == ["promoted", "0", "candidate,", "champion,", "anchor"]
+    assert listed(root, capsys)[1][-6:] == ["promoted", "0", "-", "candidate,", "champion,", "anchor"]
     record(root)
     record(root, " seoul EAST ", boxes="automatic")
     record(root, "Busan", synthetic=5, figures={"auroc": validated.beside(0.9, 0.88)})
-    assert listed(root, capsys)[0][-2:] == ["sites", "aliases"]
-    assert listed(root, capsys)[1][-5:-3] == ["promoted", "2"]
+    assert listed(root, capsys)[0][-3:] == ["sites", "watch", "aliases"]
+    assert listed(root, capsys)[1][-6:-4] == ["promoted", "2"]
     lines = shown(root, capsys).split("sites that it was validated at: 2\n")[1].splitlines()
     assert lines[0].startswith("2025-03-01T09:00:00+00:00 Seoul East by Kim: 240 images of 120 patients, 40 malignant")
     assert "AUROC 0.780 [0.730, 0.830] (internal 0.920, difference -0.140 [-0.210, -0.070])" in lines[1]

@@ -20,6 +20,10 @@ SETTLED_SECONDS = 2.0
 _DICOM = (".dcm", ".dicom", "dicomdir")
 
 
+class NoScanError(InputError):
+    """A folder has no scan."""
+
+
 @dataclass(frozen=True)
 class ListedFile:
     """A file as it was listed.
@@ -102,8 +106,9 @@ def list_scans(
         classes: The classes. Every label in dicom.csv must be one of them.
 
     Raises:
-        InputError: There is no such folder, it holds no scan, dicom.csv cannot be read, or there are DICOM files and no
-            key in the environment.
+        NoScanError: The folder holds no scan.
+        InputError: There is no such folder, dicom.csv cannot be read, or there are DICOM files and no key in the
+            environment.
     """
     place = storage.at(location)
     if isinstance(place, storage.Bucket):
@@ -116,7 +121,7 @@ def list_scans(
     files = [file for file in files if not any(file.path == out or file.path.startswith(f"{out}/") for out in skip)]
     files = _with_dicoms(place, domain, files, classes)
     if not files:
-        raise InputError(f"{location}: no scan found; expected files such as B_001-0002-1.0.jpg here or in subfolders")
+        raise NoScanError(f"{location}: no scan found; expected files such as B_001-0002-1.0.jpg here or in subfolders")
     return sorted(files, key=lambda file: file.path)
 
 

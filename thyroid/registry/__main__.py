@@ -13,7 +13,7 @@ from thyroid.errors import InputError
 from thyroid.interval import format_interval
 from thyroid.model.artefact import CARD, Artefact
 from thyroid.records.validation import ValidationEntry
-from thyroid.registry import validations
+from thyroid.registry import validations, watches
 from thyroid.registry.registry import Registry
 from thyroid.storage import Location
 
@@ -24,13 +24,14 @@ _By = Annotated[str, Parameter(help="Name of the responsible person; if not give
 
 
 def _list(*, registry: _Root) -> None:
-    """List all versions with their gates, the number of sites that each was validated at, and their aliases."""
+    """List all versions: gate, number of sites that it was validated at, verdict of the watch, and aliases of each."""
     root = Registry(registry)
     names: dict[int, list[str]] = {}
     for alias, version in root.read_aliases().items():
         names.setdefault(version, []).append(alias)
     print(
-        f"{'version':<9}{'created':<27}{'backbone':<16}{'domain':<9}{'test AUROC':<24}{'gate':<10}{'sites':<9}aliases"
+        f"{'version':<9}{'created':<27}{'backbone':<16}{'domain':<9}{'test AUROC':<24}{'gate':<10}{'sites':<9}"
+        f"{'watch':<9}aliases"
     )
     for version in root.versions():
         try:
@@ -41,7 +42,7 @@ def _list(*, registry: _Root) -> None:
             continue
         print(
             f"{version:<9}{known.created:<27}{artefact.record.backbone:<16}{artefact.record.serving_domain:<9}"
-            f"{auroc or 'n/a'!s:<24}{known.gate.decision:<10}{_sites(root, version):<9}"
+            f"{auroc or 'n/a'!s:<24}{known.gate.decision:<10}{_sites(root, version):<9}{_watch(root, version):<9}"
             f"{', '.join([*names.get(version, []), *_origin(artefact)])}"
         )
 
@@ -60,6 +61,15 @@ def _sites(registry: Registry, version: int) -> str:
         return "damaged"
 
 
+def _watch(registry: Registry, version: int) -> str:
+    """Return the newest verdict of the watch on a version, or that the file which has it is damaged."""
+    try:
+        entry = watches.last(registry, version)
+    except InputError:
+        return "damaged"
+    return "-" if entry is None else entry.verdict
+
+
 def _read(registry: Registry, which: str) -> Artefact:
     """Return the artefact of a version. Of a bucket only model.json is checked, to avoid downloads."""
     if storage.is_bucket(registry.root):
@@ -68,7 +78,7 @@ def _read(registry: Registry, which: str) -> Artefact:
 
 
 def _show(version: _Version, /, *, registry: _Root) -> None:
-    """Show one version: its metrics, its gate and its external validations."""
+    """Show one version: its metrics, its gate, its external validations and what the watch says of it."""
     root = Registry(registry)
     artefact = _read(root, version)
     row, known, auroc = artefact.record, artefact.publication, artefact.performance.auroc
@@ -87,6 +97,7 @@ def _show(version: _Version, /, *, registry: _Root) -> None:
     for line in root.history():
         if line["version"] == known.version:
             print(f"{line['when']} {line['action']} by {line['by']}: {line['reason']}")
+    _print_watch(root, known.version)
     try:
         entries = validations.read(root, known.version)
     except InputError as error:
@@ -95,6 +106,20 @@ def _show(version: _Version, /, *, registry: _Root) -> None:
         print(f"sites that it was validated at: {validations.sites(entries)}")
         for entry in entries:
             _print_validation(entry)
+
+
+def _print_watch(registry: Registry, version: int) -> None:
+    """Print the newest verdict of the watch on a version."""
+    try:
+        entry = watches.last(registry, version)
+    except InputError as error:
+        print(f"watch: {error}")
+        return
+    if entry is None:
+        print("watch: never")
+    else:
+        since = "" if entry.since is None else f" since {entry.since}"
+        print(f"watch on {entry.night}: {entry.verdict}{since}: {entry.summary}")
 
 
 def _print_validation(entry: ValidationEntry) -> None:

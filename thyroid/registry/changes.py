@@ -13,9 +13,13 @@ from thyroid.data import tables
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.model.artefact import CARD, SCANS
+from thyroid.records.watch import WatchEntry
+from thyroid.registry import watches
 from thyroid.registry.registry import Registry
 
 TRAIN = "train"
+TRAIN_ON = ("new", "drift")
+"""What may start a training before enough is new: nothing, or the watch's verdict that the champion no longer holds."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,36 @@ def _labels(labels: pd.Series) -> dict[str, str]:
     return cast("dict[str, str]", labels.to_dict())  # pandas-stubs: of any keys
 
 
-def verdict(changes: Changes, minimum: int) -> str:
+def alarm(root: storage.Location, train_on: str) -> WatchEntry | None:
+    """Return the newest verdict on the champion if it calls for a training.
+
+    Args:
+        root: Root of the registry.
+        train_on: One of `TRAIN_ON`.
+
+    Returns:
+        A verdict of drift or worse; None without one, without a champion, or if `train_on` is "new".
+
+    Raises:
+        InputError: `train_on` is unknown, or the verdict is damaged.
+    """
+    if train_on not in TRAIN_ON:
+        raise InputError(f"train_on {train_on!r}: choose from {', '.join(TRAIN_ON)}")
+    registry = Registry(root)
+    if train_on == "new" or (champion := registry.champion()) is None:
+        return None
+    entry = watches.last(registry, champion)
+    return entry if entry is not None and entry.verdict in ("drift", "worse") else None
+
+
+def verdict(changes: Changes, minimum: int, alarmed: WatchEntry | None = None) -> str:
     """Decide whether a training is worthwhile.
 
     Args:
         changes: Changes since the last registered model.
         minimum: Number of new, changed or removed scans that justifies a training; 0 trains in any case.
+        alarmed: Verdict of the watch for which a single such scan justifies it; None without one. With none at all the
+            training would make the same model again.
 
     Returns:
         `TRAIN`, or the reason against a training in words.
@@ -108,10 +136,11 @@ def verdict(changes: Changes, minimum: int) -> str:
     """
     if minimum < 0:
         raise InputError(f"minimum {minimum}: give a number of scans, or 0 to train in any case")
-    if not minimum or changes.since is None or changes.count >= minimum:
+    if not minimum or changes.since is None or changes.count >= minimum or (alarmed and changes.count):
         return TRAIN
     if not changes.count:
-        return f"nothing new since model version {changes.since}"
+        but = f"; the watch says {alarmed.verdict}, but the same scans give the same model" if alarmed else ""
+        return f"nothing new since model version {changes.since}{but}"
     return f"waiting: {changes.count} of {minimum} new, changed or removed scans since model version {changes.since}"
 
 

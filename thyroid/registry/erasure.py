@@ -58,7 +58,8 @@ class Held:
     """Something that holds data of the patient.
 
     Attributes:
-        kind: "data", "crops", "copies", "work" or "leftovers", which are removed; or "patients" or "model", which stay.
+        kind: "data", "crops", "copies", "work", "log", "archive" or "leftovers", which are removed; or "patients",
+            "model" or "unreadable", which stay.
         name: Name of the version, folder or file, the patient numbers, or how many files.
         reason: What it holds, or why it is listed.
     """
@@ -133,6 +134,26 @@ def names_of_files(place: Store, patient: int, cohort: str = "") -> frozenset[st
         for table in (version.scans, version.examined)
         for path in table.loc[found.rows(version, table), "path"]
     )
+
+
+def hashes_of(
+    place: Store, registry_root: storage.Location, patient: int, cohort: str = ""
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the hashes by which a log of decisions may know a patient, and those of the patient's files.
+
+    They are made with every key that there is, and for every name of the cohort and for none, which is what an endpoint
+    knows that was not told its site. A DICOM file that was sent without its patient's number is not found, since the
+    store knows only its picture. The arguments and errors are those of `forget`, and the caller must hold the store's
+    lock.
+    """
+    _, found, gone, cohort = _search(place, patient, cohort)
+    secrets = pseudonyms.known_keys(place.folder, registry_root)
+    patients = {pseudonyms.of_patient(secret, name, patient) for secret in secrets for name in {"", *found.cohorts}}
+    images = {pseudonyms.of_file(secret, scan) for secret in secrets for scan in found.scans}
+    # an erasure before this one has left only the hashes
+    erased_before = (scan for names in gone.of(cohort, patient) for scan in gone.patients[names])
+    images |= {f"{pseudonyms.key_name(gone.secret)}:{scan}" for scan in erased_before}
+    return frozenset(patients), frozenset(images)
 
 
 def _search(place: Store, patient: int, cohort: str) -> tuple[list[VersionTables], PatientData, Erased, str]:

@@ -33,7 +33,7 @@ class Row:
     """Something that stays or goes.
 
     Attributes:
-        kind: "model", "data", "crops", "copies", "work" or "leftovers".
+        kind: "model", "data", "crops", "copies", "work", "log", "archive" or "leftovers".
         name: Name of the version or folder, or how many files.
         bytes: Size in bytes.
         stays: Whether it stays.

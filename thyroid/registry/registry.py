@@ -1,7 +1,7 @@
 """The registry, which keeps every published version of the model: a folder, or gs://bucket/prefix.
 
     <root>/thyroid/<version>/      model.keras, model.json and its sum, reference.jpg, report.html, card.md, scans.csv
-    <root>/thyroid/<version>/validations.*  what other sites measured since (`validations`); they are under no hash
+    <root>/thyroid/<version>/validations.*, watch.json  found since (`validations`, `watches`); they are under no hash
     <root>/thyroid/aliases.json    {"candidate": newest version that is for all sites,
                                     "champion": version that passed the gate, or was promoted by hand,
                                     "previous": champion before it,
@@ -36,7 +36,7 @@ from thyroid.registry.claims import Claims
 
 MODEL_NAME = "thyroid"
 """Name of the model: in the registry, as served by the endpoint, and of its InferenceService."""
-BESIDE = ("validations.json", "validations.md")
+BESIDE = ("validations.json", "validations.md", "watch.json")
 """Files in a version's folder that are written after its publication, and are not part of the artefact."""
 
 

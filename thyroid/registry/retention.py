@@ -163,6 +163,16 @@ def names_of_files(
         return erasure.names_of_files(place, patient, site)
 
 
+def hashes_of(
+    store: storage.Location, registry_root: storage.Location, patient: int, site: str = ""
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Call `erasure.hashes_of` under the store's lock, with the arguments and errors of `forget`."""
+    place = Store(store)
+    _check(place, registry_root)
+    with place.lock():
+        return erasure.hashes_of(place, registry_root, patient, site)
+
+
 def _check(place: Store, registry_root: storage.Location) -> None:
     """Raise InputError if there is no such store or registry."""
     if not place.numbered():

@@ -1,19 +1,46 @@
 """The command `thyroid.retention`: what a store and a registry hold and for how long, and the erasure of a patient.
 
 python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix
-python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --forget PATIENT --labelled DIR|gs://...
+python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --log DIR --archive DIR --log-days 365
+python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --forget PATIENT --labelled DIR --log DIR
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from thyroid import command, storage
+from thyroid.command import FLAT
 from thyroid.errors import InputError
 from thyroid.label.retention import erasure
 from thyroid.registry import retention
 from thyroid.registry.erasure import Held
+from thyroid.watch import erasure as decisions
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What holds patients beside a store and a registry.
+
+    Attributes:
+        labelled: Folder or gs:// prefix in which this cohort was labelled: with --forget, also what it holds of the
+            patient. The bench may run meanwhile.
+        log: Folder of the decision log (thyroid.serve --log); with --forget, also what it holds of the patient. The
+            endpoint may run meanwhile.
+        archive: Folder or gs:// prefix of the log's archive (thyroid.watch --archive), likewise.
+        log_days: Days for which decisions stay in the log and its archive; 0 keeps them for ever.
+    """
+
+    labelled: storage.Location | None = None
+    log: storage.Location = ""
+    archive: storage.Location = ""
+    log_days: int = 0
+
+
+_STAY = ("patients", "model", "unreadable")
+"""Kinds of items that stay."""
 
 
 def run(
@@ -25,7 +52,7 @@ def run(
     delete: bool = False,
     patient: Annotated[int | None, Parameter(name="--forget")] = None,
     site: str = "",
-    labelled: storage.Location | None = None,
+    beside: Annotated[Beside, FLAT] = Beside(),
 ) -> None:
     """List what a store and a registry hold and why each item stays or goes, and remove what goes.
 
@@ -37,20 +64,25 @@ def run(
         delete: Remove what goes.
         patient: Number of a patient: list what holds this patient, and remove that instead.
         site: Cohort of the patient, if the store knows several.
-        labelled: Folder or gs:// prefix in which this cohort was labelled: with --forget, also what it holds of the
-            patient. The bench may run meanwhile.
+        beside: What holds patients beside the store and the registry.
     """
+    labelled, log, archive = beside.labelled, beside.log, beside.archive
     if patient is not None:
         found: list[Held] = []
         if labelled is not None:  # first, since the store knows the names of the files
             names = retention.names_of_files(store, registry, patient, site)
             found = erasure.forget(labelled, patient, names, delete)
+        if log or archive:  # before the store, too, since it knows the files
+            hashes = retention.hashes_of(store, registry, patient, site)
+            found += decisions.forget(log, archive, *hashes, delete)
         held = retention.forget(store, registry, patient, site, delete)
-        _report([*found, *held], delete, labelled is not None)
+        _report([*found, *held], delete, beside)
         return
     if labelled is not None:
         raise InputError(f"--labelled {labelled}: nothing of it expires; give it with --forget PATIENT")
+    old = decisions.expire(log, archive, beside.log_days)  # before anything is removed, to find what is wrong with them
     rows = retention.retain(store, registry, keep, days, delete)
+    rows += decisions.expire(log, archive, beside.log_days, delete) if delete else old
     width = max(len(row.name) for row in rows)
     word = "gone" if delete else "goes"
     for row in rows:
@@ -63,10 +95,10 @@ def run(
     print(f"{_size(stays)} stay, {_size(goes)} {'removed' if delete else 'would be removed (with --delete)'}")
 
 
-def _report(held: Sequence[Held], delete: bool, labelled: bool) -> None:
+def _report(held: Sequence[Held], delete: bool, beside: Beside) -> None:
     width = max((len(item.name) for item in held), default=0)
     for item in held:
-        word = "stays" if item.kind in ("patients", "model") else "gone" if delete else "goes"
+        word = "stays" if item.kind in _STAY else "gone" if delete else "goes"
         print(f"{item.kind:<11}{item.name:<{width}}  {word:<6} {item.reason}")
     if any(item.kind == "model" for item in held):
         print(
@@ -74,13 +106,16 @@ def _report(held: Sequence[Held], delete: bool, labelled: bool) -> None:
             "retrain without the patient, then remove these versions with `python -m thyroid.registry gc`; repeat "
             "--forget to see which are left."
         )
-    where = "The store and the labelled folder no longer contain" if labelled else "The store no longer contains"
-    others = "" if labelled else "labelled folders (--labelled), "
+    if not delete:
+        print("Nothing was removed. Use --delete to remove the items marked 'goes'.")
+        return
+    places = {"the archive of the log": beside.archive, "the decision log": beside.log}
+    places["the labelled folder"] = beside.labelled or ""
+    searched = " and ".join(["The store", *(name for name, place in places.items() if place)])
+    others = ", ".join(["Outputs of runs", *(name for name, place in places.items() if not place)])
     print(
-        f"{where} any data of the patient. Outputs of runs, {others}Kubeflow's artifacts, caches and backups were not "
-        "searched."
-        if delete
-        else "Nothing was removed. Use --delete to remove the items marked 'goes'."
+        f"{searched} no longer contain{'' if ' and ' in searched else 's'} any data of the patient. {others}, what was "
+        "sent to --log-url, Kubeflow's artifacts, caches and backups were not searched."
     )
 
 

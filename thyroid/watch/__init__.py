@@ -1,0 +1,1 @@
+"""After release: the log of decisions, drift, and outcomes."""

@@ -1,0 +1,1 @@
+"""Outcomes that became known after the decision, and sequential tests on them."""
