@@ -298,7 +298,9 @@ def test_the_watch_image_reads_what_the_serve_image_decided(engine, output, tmp_
         assert problem is None
         lines: list[str] = []
         while not lines and time.monotonic() < deadline:  # the proof was a request, which is written within a second
-            lines = [line for file in (tmp_path / "decisions").glob("*.jsonl") for line in file.open()]
+            lines = [
+                line for file in (tmp_path / "decisions").glob("*.jsonl") for line in file.read_text().splitlines()
+            ]
             time.sleep(0.5)
     places = {"decisions": "/decisions", "registry": "/registry", "out": "/out"}
     mounts = (word for name, at in places.items() for word in ("-v", f"{tmp_path / name}:{at}"))
@@ -311,7 +313,7 @@ def test_the_watch_image_reads_what_the_serve_image_decided(engine, output, tmp_
     assert "Research use only" in done.stdout
     record = json.loads((tmp_path / "out" / "watch.json").read_text())
     assert record["log"]["decisions"] == len(lines) > 0
-    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    assert "Research use only" in (tmp_path / "out" / "report.html").read_text()
     assert (tmp_path / "registry" / "thyroid" / "1" / "watch.json").is_file()
 
 
