@@ -5,7 +5,6 @@ patient's number within its cohort, and of the SHA-256 of every scan, so that a 
 too.
 """
 
-import hmac
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ class Erased:
 
     def keyed(self, content: str) -> str:
         """Return the keyed hash of a SHA-256 or an address: 32 hexadecimal digits."""
-        return hmac.digest(self.secret, b"scan\0" + content.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
+        return pseudonyms.keyed(self.secret, content)
 
 
 def load(store: Path) -> Erased:

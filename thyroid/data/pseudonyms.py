@@ -100,7 +100,12 @@ def of_file(secret: bytes, sha256: str) -> str:
         secret: The key.
         sha256: Hexadecimal SHA-256 of the file's bytes.
     """
-    return f"{key_name(secret)}:{hmac.digest(secret, b'scan' + bytes(1) + sha256.encode(), 'sha256').hex()[:32]}"
+    return f"{key_name(secret)}:{keyed(secret, sha256)}"
+
+
+def keyed(secret: bytes, content: str) -> str:
+    """Return the keyed hash of a SHA-256 or an address: 32 hexadecimal digits of HMAC-SHA256."""
+    return hmac.digest(secret, b"scan\0" + content.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
 
 
 def required_key() -> bytes:
