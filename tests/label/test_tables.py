@@ -311,6 +311,30 @@ def test_a_server_that_begins_while_another_writes_the_first_tables(scans, tmp_p
     assert len(second.tables.write()) == 1
 
 
+def test_a_table_that_another_server_replaced_meanwhile_is_no_edit(scans, place, monkeypatch):
+    """The table is newer than the state that was read before it, and older than the last reading of its frame."""
+    slow, quick = Labelling.of(scans, place), Labelling.of(scans, place)
+    path = slow.paths[FIRST]
+    slow.say(path, nodules((1, 2, 30, 40)))
+    slow.tables.write()
+    plain, written = slow.tables._files.read, []
+
+    def read(name):
+        if name == "rois.csv" and not written:  # the state is read, the table is not
+            written.append(name)
+            quick.journal.refresh()
+            quick.say(path, nodules((2, 2, 30, 40)))
+            quick.tables.write()
+            quick.say(path, nodules((3, 2, 30, 40)))
+        return plain(name)
+
+    monkeypatch.setattr(slow.tables._files, "read", read)
+    assert slow.tables.write() == []
+    assert written
+    assert [entry.role for entry in slow.journal.entries] == [Role.READER] * 3
+    assert slow.rows("rois.csv")[0]["x"] == "3"
+
+
 def test_several_servers_and_a_bucket(scans, gcs):
     place = gcs.address("labelled")
     with ThreadPoolExecutor(2) as pool:

@@ -215,6 +215,8 @@ class Tables:
         edited = {name: data for name, data in edited.items() if not self._wrote(state, name, data)}
         if not edited:
             return state, found, []
+        if self._read_state(state)[1] != generation:
+            raise ChangedError(STATE)  # another server wrote the tables between the two readings; that is no edit
         count = self._add(self._edits(state, edited))
         state = state.adding({name: data.decode() for name, data in edited.items()})
         self._write_state(state, generation)
