@@ -1,6 +1,6 @@
-"""The commands of the registry: list, show, promote, rollback and gc.
+"""The commands of the registry: list, show, promote, rollback, gc and hub.
 
-python -m thyroid.registry {list,show,promote,rollback,gc} --registry DIR
+python -m thyroid.registry {list,show,promote,rollback,gc,hub} --registry DIR
 """
 
 from collections.abc import Callable
@@ -8,12 +8,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from thyroid import command, storage
+from thyroid import RESEARCH_USE_ONLY, command, storage
 from thyroid.errors import InputError
 from thyroid.interval import format_interval
 from thyroid.model.artefact import CARD, Artefact
 from thyroid.records.validation import ValidationEntry
 from thyroid.registry import validations, watches
+from thyroid.registry.hub import hub as kubeflow
 from thyroid.registry.registry import Registry
 from thyroid.storage import Location
 
@@ -142,12 +143,16 @@ def _print_validation(entry: ValidationEntry) -> None:
 
 def _promote(version: _Version, /, *, registry: _Root, reason: _Reason, by: _By = "") -> None:
     """Make a version the champion by hand."""
-    print(f"champion: version {Registry(registry).promote(version, reason, by or command.user_name())}")
+    root = Registry(registry)
+    print(f"champion: version {root.promote(version, reason, by or command.user_name())}")
+    kubeflow.update(root)
 
 
 def _roll_back(*, registry: _Root, reason: _Reason, by: _By = "") -> None:
     """Make the previous champion the champion again."""
-    print(f"champion: version {Registry(registry).roll_back(reason, by or command.user_name())}")
+    root = Registry(registry)
+    print(f"champion: version {root.roll_back(reason, by or command.user_name())}")
+    kubeflow.update(root)
 
 
 def _collect_garbage(*, registry: _Root, keep: int = 5, delete: bool = False) -> None:
@@ -158,9 +163,23 @@ def _collect_garbage(*, registry: _Root, keep: int = 5, delete: bool = False) ->
         keep: Number of newest versions to keep in addition to those with an alias.
         delete: Remove them.
     """
-    going = Registry(registry).collect_garbage(keep, delete)
+    root = Registry(registry)
+    going = root.collect_garbage(keep, delete)
     word = "removed" if delete else "would be removed (with --delete)"
     print(f"{word}: {', '.join(map(str, going)) or 'nothing'}")
+    if delete:
+        kubeflow.update(root)
+
+
+def _hub(*, registry: _Root, hub: str = "") -> None:
+    """Enter the versions in Kubeflow Hub, and set their states there to what the registry says.
+
+    Args:
+        registry: Root of the registry.
+        hub: Address of Kubeflow Hub, URL#NAME for another model name than thyroid; without it, the last one.
+    """
+    record = kubeflow.enter(Registry(registry), hub)
+    print(f"{record.url}: registered model {record.model} with {len(record.versions)} versions. {RESEARCH_USE_ONLY}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -169,6 +188,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "promote": _promote,
     "rollback": _roll_back,
     "gc": _collect_garbage,
+    "hub": _hub,
 }
 main = command.main("python -m thyroid.registry", COMMANDS, __doc__)
 

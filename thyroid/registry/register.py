@@ -18,6 +18,7 @@ from thyroid.errors import InputError
 from thyroid.model.artefact import SCANS, Artefact, sha256
 from thyroid.records import evaluation as records
 from thyroid.registry import changes
+from thyroid.registry.hub import hub as kubeflow
 from thyroid.registry.registry import Registered, Registry
 from thyroid.storage import Location
 
@@ -32,16 +33,18 @@ Patient numbers do not leave the evaluation; the registry contains pseudonyms on
 """
 
 
-def register(evaluation: Path, registry_root: Location, summary: Path, run: str = "") -> Registered:
+def register(evaluation: Path, registry_root: Location, summary: Path, run: str = "", hub: str = "") -> Registered:
     """Publish `evaluation`'s artefact with its report to the registry, and write summary.json.
 
-    A second call with the same evaluation does not register it again.
+    A second call with the same evaluation does not register it again. Kubeflow Hub is updated afterwards. If that
+    fails, there is a warning, and the registration holds.
 
     Args:
         evaluation: Folder that `evaluate` has written.
         registry_root: Root of the registry.
         summary: File to write: the evaluation's metrics, the registered model and the seconds of every step.
         run: Content of the run.yaml that repeats the run. It becomes a file of the version; empty for none.
+        hub: Address of Kubeflow Hub, as for `hub.enter`; empty for the last one, if any.
 
     Returns:
         The published version.
@@ -54,6 +57,7 @@ def register(evaluation: Path, registry_root: Location, summary: Path, run: str 
         result = records.EvaluationRecord.read(evaluation / "evaluation.json")
     except FileNotFoundError:
         raise InputError(f"{evaluation}: not a finished evaluation (evaluation.json is missing)") from None
+    root = Registry(registry_root)
     with tempfile.TemporaryDirectory() as temporary:
         artefact = Path(temporary) / "artefact"
         shutil.copytree(evaluation / "artefact", artefact)
@@ -67,12 +71,13 @@ def register(evaluation: Path, registry_root: Location, summary: Path, run: str 
             atomic.write_bytes(artefact / RUN, run.encode())
         _name_patients(artefact, _patients(evaluation, result.patients), registry_root)
         Artefact.describe(artefact, described.record)
-        registered = Registry(registry_root).publish(artefact, result.gate)
+        registered = root.publish(artefact, result.gate)
     seconds = {"register": round(time.monotonic() - started, 1)}
     _summarise(result, registered, seconds).write(summary)
     log.info(
         f"registered {registered.name} version {registered.version} ({registered.gate.decision}): {registered.uri}"
     )
+    kubeflow.update(root, hub)
     return registered
 
 
@@ -107,15 +112,16 @@ def _name_patients(artefact: Path, patients: pd.DataFrame, root: Location) -> No
     scans.to_csv(artefact / SCANS, index=False)
 
 
-def run(*, evaluation: Path, registry: Location, summary: Path) -> None:
+def run(*, evaluation: Path, registry: Location, summary: Path, hub: str = "") -> None:
     """Publish the evaluation's winner as a registry version and write the run's summary.
 
     Args:
         evaluation: Folder of thyroid.evaluate.
         registry: Root of the registry: a folder, or gs://bucket/prefix.
         summary: File to write.
+        hub: Address of Kubeflow Hub to enter the model in as well, URL#NAME for another name than thyroid.
     """
-    register(evaluation, registry, summary)
+    register(evaluation, registry, summary, hub=hub)
 
 
 main = command.main("python -m thyroid.register", run)

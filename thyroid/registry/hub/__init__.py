@@ -1,0 +1,1 @@
+"""The registry's versions, entered in Kubeflow Hub (formerly Kubeflow Model Registry) as well."""
