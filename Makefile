@@ -27,6 +27,8 @@ PARAMETERS := $(LOCAL) $(filter-out run $(DEPLOYMENT),$(call declared,training))
 SWEEP_PARAMETERS := $(LOCAL) $(call declared,sweep)
 WATCH_PARAMETERS := $(filter-out registry,$(call declared,watch))
 VALIDATE_PARAMETERS := $(filter-out registry,$(call declared,validation)) share key
+# Options of compile and submit that differ from cluster to cluster.
+PLACEMENT := gpus queue priority_class deadline keep
 upper = $(shell echo '$(1)' | tr a-z A-Z)
 # A variable that is given becomes the option of its name: SERVING_DOMAIN=normal is --serving-domain "normal".
 option = $(if $($(1)),--$(shell echo '$(1)' | tr A-Z_ a-z-) "$($(1))")
@@ -35,8 +37,8 @@ options = $(strip $(foreach name,$(call upper,$(1)),$(call option,$(name))))
 # What may be given; make itself would swallow any other name, and `make run BACKBONE=VGG16` train all five.
 KNOWN := PYTHON VENV PORT PAGE_PORT LABEL_PORT LABELLED ENDPOINT READERS SECOND SUSPECTS FILES KEYS \
 	$(call upper,$(VALIDATE_PARAMETERS) $(WATCH_PARAMETERS)) \
-	IMAGES TAG GPU SLOW OVERLAY GPUS HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS \
-	BASE_IMAGE CONTAINER_ENGINE $(call upper,$(PARAMETERS) $(SWEEP_PARAMETERS))
+	IMAGES TAG GPU SLOW OVERLAY $(call upper,$(PLACEMENT)) HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS \
+	BASE_IMAGE CONTAINER_ENGINE KUBECONFIG $(call upper,$(PARAMETERS) $(SWEEP_PARAMETERS))
 UNKNOWN := $(filter-out $(KNOWN),$(foreach one,$(.VARIABLES),$(if $(filter command,$(origin $(one))),$(one))))
 ifneq ($(UNKNOWN),)
 NEAREST := $(shell "$(PYTHON)" -c 'import difflib, sys; name, *known = sys.argv[1:]; print(*difflib.get_close_matches(name.upper(), known, 1))' \
@@ -45,7 +47,7 @@ $(error $(firstword $(UNKNOWN)): make has no such variable here$(if $(NEAREST),;
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run sweep serve label validate pool watch test test-slow test-containers test-browser lint lint-manifests format images push manifests workbench compile submit bench soak results lock docs clean
+.PHONY: help setup setup-dev run sweep serve label validate pool watch test test-slow test-containers test-browser test-cluster lint lint-manifests format images push manifests workbench compile submit bench soak results lock docs clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -53,7 +55,8 @@ help: ## List every target
 	@echo "  make run takes these variables; the table in README.md explains them:"
 	@echo "    $(sort $(call upper,$(PARAMETERS)))" | fold -s -w 100 | sed '2,$$s/^/    /'
 	@echo "  make sweep also takes HEAD_TRIALS= IMAGE_TRIALS="
-	@echo "  make images|compile|submit PIPELINE=training|sweep|validate|watch IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
+	@echo "  make images|compile|submit PIPELINE=training|sweep|validate|watch IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1 QUEUE= PRIORITY_CLASS="
+	@echo "    DEADLINE=hours KEEP=days; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
 
 # The longest tests first, a file with one worker: see tests/conftest.py. On two cores three workers, since each waits for a
 # fifth of its time, but two for the slow tests, which take gigabytes.
@@ -123,7 +126,7 @@ test: $(READY_DEV) ## Lint, type check and all fast tests (SLOW=1: and the slow 
 	$(LINT)
 	$(if $(SLOW),@$(MAKE) --no-print-directory checkov)
 	@# mypy takes one core for half a minute, while the tests take the other
-	"$(BIN)/mypy" & types=$$!; $(PYTEST) -m "$(if $(SLOW),,not slow and )not containers and not browser" $(SIDE_BY_SIDE); \
+	"$(BIN)/mypy" & types=$$!; $(PYTEST) -m "$(if $(SLOW),,not slow and )not containers and not browser and not cluster" $(SIDE_BY_SIDE); \
 		tests=$$?; wait $$types && exit $$tests
 
 test-slow: WORKERS = 2
@@ -138,6 +141,11 @@ test-containers: $(READY_DEV) images ## The whole pipeline and the endpoint in t
 test-browser: $(READY_DEV) ## The page in Chromium: every step in both languages and sizes; pictures go to output-browser/
 	@tests/browser/install.sh
 	$(PYTEST) -m browser
+
+test-cluster: $(READY_DEV) ## Deployments and manifests on a real Kubernetes API server: that of KUBECONFIG, or one that is built (.08 GB in ~/.cache)
+	$(if $(KUBECONFIG),,@tests/cluster/install.sh >/dev/null)
+	@# a worker has a server of its own; most of the time is spent waiting for it
+	$(PYTEST) -m cluster -n 2 --dist worksteal
 
 LINT = "$(BIN)/ruff" check . && "$(BIN)/ruff" format --check . && "$(BIN)/codespell" && "$(BIN)/python" docs/reference.py --check
 
@@ -162,19 +170,19 @@ push: ## Push the images that `make images` built (IMAGES=registry/prefix)
 	@engine=$$(images/engine.sh) && for set in data train ops serve web label validate watch $(if $(GPU),serve-gpu); do \
 		"$$engine" push "$(IMAGES)-$$set:$(TAG)" || exit 1; done
 
-manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress|label[-gateway|-ingress] | kubectl apply -f -
-	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(serve|serve-gpu|web|label):dev$$#$(IMAGES)-\1:$(TAG)#'
+manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress|multi-user|label[-gateway|-ingress] | kubectl apply -f -
+	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(ops|serve|serve-gpu|web|label):dev$$#$(IMAGES)-\1:$(TAG)#'
 
 workbench: ## Render a pod with the volume and the ops image, to bring scans in: make -s workbench | kubectl apply -f -
 	@sed 's#localhost/thyroid-ops:dev$$#$(IMAGES)-ops:$(TAG)#' manifests/workbench/pod.yaml
 
 compile: $(READY) ## Write the Kubeflow pipelines: thyroid.yaml (as objects for Git, too: thyroid-version.yaml), thyroid-sweep.yaml, thyroid-validate.yaml and thyroid-watch.yaml
-	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml $(if $(GPUS),--gpus $(GPUS))
+	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml $(call options,$(PLACEMENT))
 
 submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/data/scans registry=/data/registry')
 	@test -n "$(HOST)" || { echo "error: make submit needs HOST=address of Kubeflow Pipelines" >&2; exit 2; }
 	@"$(BIN)/python" -m pipelines submit --host "$(HOST)" --service-account "$(or $(SERVICE_ACCOUNT),thyroid-pipeline)" \
-		$(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(TOKEN_FILE),--token-file "$(TOKEN_FILE)") $(if $(GPUS),--gpus $(GPUS)) \
+		$(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(TOKEN_FILE),--token-file "$(TOKEN_FILE)") $(call options,$(PLACEMENT)) \
 		$(if $(PIPELINE),--pipeline $(PIPELINE)) $(if $(BACKBONES),--backbones "$(BACKBONES)") $(foreach one,$(SET),--set "$(one)")
 
 bench: $(READY_DEV) ## Ratios against named peers

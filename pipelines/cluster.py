@@ -1,14 +1,15 @@
-"""What the steps get on a Kubernetes cluster: resources, GPUs, volumes, retries and time-outs."""
+"""What runs and their steps get on a cluster: resources, GPUs, volumes, queues, retries, time-outs and deadlines."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kfp import kubernetes
+from kfp import dsl, kubernetes
 
-from thyroid.deploy import manifest
 from thyroid.errors import InputError
 from thyroid.model.backbones import BACKBONES
+from thyroid.storage import volume
 
 USER = 10001
 """User and group id of the processes in the images; see images/Dockerfile."""
@@ -18,6 +19,9 @@ SHARED_MEMORY = "2Gi"
 KEYED = ("ingest", "train", "locate", "evaluate", "register", "validate", "watch")
 """Steps that name patients by keyed hashes: those of DICOM scans, and those that a registered model was trained on."""
 KEY_FOLDER = "/secret/gcs"
+WAITING_HOURS = 24
+"""Hours of a run's deadline in which its pods may wait for nodes or in a queue, and failed steps may be tried again."""
+_NAME = re.compile("[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -82,27 +86,72 @@ class Cluster:
         gcs_secret: Secret with the key.json of a Google service account; empty for workload identity.
         token_secret: Secret whose field `token` the endpoint demands from clients. It is optional.
         key_secret: Secret whose field `key` is the key of the patients' pseudonyms. It is optional.
+        hub_secret: Secret whose field `token` Kubeflow Hub demands. It is optional.
+        queue: LocalQueue of Kueue in which the steps' pods wait for their quota; empty for none.
+        priority_class: WorkloadPriorityClass of Kueue; empty for none. It needs a queue.
+        deadline: Hours after which a run is ended, 0 to 8760; 0 for never. None for the time-outs of all steps one
+            after another and `WAITING_HOURS`.
+        keep: Days after which the workflow of a finished run is deleted with its pods and their logs, 0 to 365; 0
+            leaves that to the installation.
 
     Raises:
-        InputError: The number of GPUs is out of its range.
+        InputError: A number is out of its range, the queue or the priority class is not a name of Kubernetes, or there
+            is a priority class and no queue.
     """
 
     gpus: int = 1
     accelerator: str = "nvidia.com/gpu"
     node_selector: Mapping[str, str] = field(default_factory=dict)
-    claim: str = manifest.CLAIM
+    claim: str = volume.CLAIM
     gcs_secret: str = ""
     token_secret: str = "thyroid-token"
     key_secret: str = "thyroid-patient-key"
+    hub_secret: str = "thyroid-hub"
+    queue: str = ""
+    priority_class: str = ""
+    deadline: int | None = None
+    keep: int = 7
 
     def __post_init__(self) -> None:
-        """Check the number of GPUs."""
+        """Check the numbers and the names."""
         if not 0 <= self.gpus <= 16:
             raise InputError(f"--gpus {self.gpus}: give 0 to 16 GPUs per training")
+        if not 0 <= (self.deadline or 0) <= 8760:
+            raise InputError(f"--deadline {self.deadline}: give 1 to 8760 hours, or 0 for none")
+        if not 0 <= self.keep <= 365:
+            raise InputError(f"--keep {self.keep}: give 1 to 365 days, or 0 to leave it to the installation")
+        for option, name in (("--queue", self.queue), ("--priority-class", self.priority_class)):
+            if name and not _NAME.fullmatch(name):
+                raise InputError(
+                    f"{option} {name}: give at most 63 lower-case letters, digits, hyphens and dots, with a letter or "
+                    "digit at either end"
+                )
+        if self.priority_class and not self.queue:
+            raise InputError(f"--priority-class {self.priority_class}: give --queue, too; Kueue orders a queue by it")
+
+
+def limits(cluster: Cluster | None, *steps: str) -> dsl.PipelineConfig | None:
+    """Return after what time a run is ended, and after what time a finished one is deleted.
+
+    Without a deadline a pod that no node can take would keep its run, and a schedule's next runs, waiting for ever: a
+    step's own time-out only begins when a node takes its pod.
+
+    Args:
+        cluster: The cluster to run on; None for this machine, which limits nothing.
+        steps: Name in `NEEDS` of every task of a run, such as five times train.
+    """
+    if cluster is None:
+        return None
+    usual = WAITING_HOURS + sum(NEEDS[step].hours for step in steps)
+    hours = usual if cluster.deadline is None else cluster.deadline
+    return dsl.PipelineConfig(
+        active_deadline_seconds=round(hours * 3600) or None,
+        ttl_seconds_after_finished=cluster.keep * 86400 or None,
+    )
 
 
 def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> Any:
-    """Set a task's resources, retries, time-out, volumes and secrets for a cluster.
+    """Set a task's resources, queue, retries, time-out, volumes and secrets for a cluster.
 
     Without a cluster the task is returned unchanged, since local runs retry nothing.
 
@@ -127,17 +176,25 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
         task.set_retry(RETRIES, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
     kubernetes.set_timeout(task, round(needs.hours * 3600))
     kubernetes.set_image_pull_policy(task, "IfNotPresent")  # tags are commits and never change
+    # kfp-kubernetes 2.17 cannot set a pod's fsGroup, so manifests/base/volume.yaml makes the volume writable for USER.
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "thyroid")
+    # Kueue's integration of plain pods reads both labels. kfp-kubernetes 2.17 cannot set a pod's own priorityClassName.
+    if cluster.queue:
+        kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", cluster.queue)
+    if cluster.priority_class:
+        kubernetes.add_pod_label(task, "kueue.x-k8s.io/priority-class", cluster.priority_class)
     if cluster.claim:
-        kubernetes.mount_pvc(task, cluster.claim, manifest.MOUNT)
+        kubernetes.mount_pvc(task, cluster.claim, volume.MOUNT)
     if cluster.gcs_secret:
         kubernetes.use_secret_as_volume(task, cluster.gcs_secret, KEY_FOLDER)
         task.set_env_variable("GOOGLE_APPLICATION_CREDENTIALS", f"{KEY_FOLDER}/key.json")
     if step in KEYED:
         kubernetes.use_secret_as_env(task, cluster.key_secret, {"key": "THYROID_PATIENT_KEY"}, optional=True)
-    if step == "deploy":
+    if step in ("register", "deploy"):
         task.set_env_variable("THYROID_CLAIM", cluster.claim)
+        kubernetes.use_secret_as_env(task, cluster.hub_secret, {"token": "THYROID_HUB_TOKEN"}, optional=True)
+    if step == "deploy":
         kubernetes.use_secret_as_env(task, cluster.token_secret, {"token": "THYROID_TOKEN"}, optional=True)
     if step in ON_GPU:
         # TensorFlow passes batches between processes and GPUs through shared memory. A pod has 64 MB by default.

@@ -4,13 +4,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+from google.protobuf import struct_pb2
 from kfp import compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 from components.step import image_name
 from pipelines.cluster import Cluster
+from pipelines.parameters import CHOICES
 from pipelines.sweep import sweep_pipeline
 from pipelines.training import training_pipeline
 from pipelines.validation import validation_pipeline
@@ -34,6 +36,11 @@ class Placement:
         node_selector: Label of the nodes for training, as LABEL=VALUE; may be repeated.
         claim: PersistentVolumeClaim that every step mounts at /data; empty for none.
         gcs_secret: Secret with the key.json of a Google service account; empty for workload identity.
+        queue: LocalQueue of Kueue in which the steps' pods wait for their quota; empty for none.
+        priority_class: WorkloadPriorityClass of Kueue for the steps' pods; empty for none.
+        deadline: Hours after which a run is ended; 0 for never. By default the time-outs of all its steps one after
+            another, and a day in which they may wait.
+        keep: Days after which a finished run's pods and their logs are deleted; 0 leaves that to the installation.
     """
 
     backbones: str = ""
@@ -42,6 +49,10 @@ class Placement:
     node_selector: Sequence[str] = ()
     claim: str = Cluster.claim
     gcs_secret: str = Cluster.gcs_secret
+    queue: str = Cluster.queue
+    priority_class: str = Cluster.priority_class
+    deadline: int | None = Cluster.deadline
+    keep: int = Cluster.keep
 
     @property
     def names(self) -> list[str]:
@@ -59,7 +70,7 @@ class Placement:
         """The cluster's options.
 
         Raises:
-            InputError: The number of GPUs is out of range, or a label has no value.
+            InputError: A number is out of range, a name cannot be one, or a label has no value.
         """
         return Cluster(
             gpus=self.gpus,
@@ -67,6 +78,10 @@ class Placement:
             node_selector=pairs("--node-selector", self.node_selector),
             claim=self.claim,
             gcs_secret=self.gcs_secret,
+            queue=self.queue,
+            priority_class=self.priority_class,
+            deadline=self.deadline,
+            keep=self.keep,
         )
 
 
@@ -132,7 +147,7 @@ def compile_training(placement: Placement, output: Path) -> None:
         output: YAML file to write; missing folders are created.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    pipeline = training_pipeline(placement.names, placement.cluster)
+    pipeline = _with_choices(training_pipeline(placement.names, placement.cluster))
     compiler.Compiler().compile(pipeline, str(output))
     tag = re.sub("[^a-z0-9.-]", "-", image_name("train").rsplit(":", 1)[1].lower())
     options = KubernetesManifestOptions(
@@ -159,7 +174,7 @@ def compile_sweep(placement: Placement, output: Path) -> None:
     """
     names = placement.names
     backbone = names[0] if len(names) == 1 else SWEPT
-    compiler.Compiler().compile(sweep_pipeline(backbone, cluster=placement.cluster), str(output))
+    compiler.Compiler().compile(_with_choices(sweep_pipeline(backbone, cluster=placement.cluster)), str(output))
 
 
 def compile_validation(placement: Placement, output: Path) -> None:
@@ -189,6 +204,17 @@ PIPELINES: dict[str, Callable[[Placement, Path], None]] = {
     "watch": compile_watch,
 }
 """How each pipeline is compiled."""
+
+
+def _with_choices(pipeline: Any) -> Any:
+    """Add `CHOICES` to a pipeline: the UI then shows a menu, and the API server refuses other values.
+
+    kfp's compiler does not write the field itself: 2.17 takes a parameter's type `Literal` for that of an artifact
+    (kubeflow/pipelines#14098).
+    """
+    for name, parameter in pipeline.pipeline_spec.root.input_definitions.parameters.items():
+        parameter.literals.extend(struct_pb2.Value(string_value=choice) for choice in CHOICES.get(name, ()))
+    return pipeline
 
 
 def _version_manifest(output: Path) -> Path:

@@ -13,9 +13,15 @@ from typing import Annotated, Any
 from cyclopts import Parameter as Option
 
 from pipelines.configuration import DEFAULTS, DEPLOYMENT, LocalOptions
+from thyroid.ingest.options import GIVEN_SPLITS
+from thyroid.model.backbones import RECIPES
+from thyroid.registry.changes import TRAIN_ON
 
 RUN = "run"
 """Parameter that holds the content of run.yaml, for the registry."""
+CHOICES = {"recipe": RECIPES, "train_on": TRAIN_ON, "given_splits": GIVEN_SPLITS}
+"""For each parameter that has one of a few values, these. One that may be empty is not among them: in the menu of the
+Kubeflow UI an empty choice could not be told from none."""
 BEGIN, END = "<!-- parameters: written by `make docs` -->", "<!-- end of parameters -->"
 
 

@@ -12,7 +12,7 @@ from components.sweep_heads import sweep_heads
 from components.sweep_images import sweep_images
 from components.sweep_prepare import sweep_prepare
 from components.sweep_rank import sweep_rank
-from pipelines.cluster import NEEDS, Cluster, place
+from pipelines.cluster import NEEDS, Cluster, limits, place
 from thyroid.crop import CropOptions
 from thyroid.ingest.options import IngestOptions
 from thyroid.train.options import TrainOptions
@@ -39,6 +39,15 @@ def sweep_pipeline(
         name="thyroid-sweep",
         display_name="Thyroid nodules: settings of the training",
         description="Hyper-parameter search on the development patients; the test set is not read. Research use only.",
+        pipeline_config=limits(
+            cluster,
+            "ingest",
+            "crop",
+            "sweep_prepare",
+            *["sweep_heads", "sweep_images"] * workers,
+            "sweep_rank",
+            "sweep_conclude",
+        ),
     )
     def thyroid_sweep(
         scans: str,

@@ -14,7 +14,7 @@ from components.locate import locate
 from components.register import register
 from components.rest import rest
 from components.train import train
-from pipelines.cluster import Cluster, place
+from pipelines.cluster import Cluster, limits, place
 from thyroid.crop import CropOptions
 from thyroid.deploy.options import DeployOptions
 from thyroid.evaluate.options import EvaluateOptions
@@ -40,6 +40,17 @@ def training_pipeline(
         name="thyroid-training",
         display_name="Thyroid nodules: scans to endpoint",
         description="Ultrasound scans to a served thyroid nodule classifier. Research use only.",
+        pipeline_config=limits(
+            cluster,
+            "ingest",
+            "crop",
+            *["train"] * len(backbones),
+            "locate",
+            "evaluate",
+            "register",
+            "deploy",
+            "conclude",
+        ),
     )
     def thyroid_training(
         scans: str,
@@ -72,6 +83,7 @@ def training_pipeline(
         site: str = IngestOptions.site,
         seed: int = IngestOptions.seed,
         run: str = "",
+        hub: str = "",
         namespace: str = DeployOptions.namespace,
         canary: int = DeployOptions.canary,
         min_replicas: int = DeployOptions.min_replicas,
@@ -110,6 +122,7 @@ def training_pipeline(
             site: Name of the cohort, such as the hospital, within which equal patient numbers mean the same patient. Its patients keep their splits wherever the scans are stored; empty for the cohort that the same scans had before.
             seed: Seed of splits, initialisation, shuffling and bootstrap.
             run: Content of a run.yaml, which the registry keeps with the model; the commands run, submit and schedule fill it in.
+            hub: Address of Kubeflow Hub in which the model is entered as well, URL#NAME for another name than thyroid; empty for the one that the registry's earlier models are in, if any.
             namespace: Namespace of the InferenceService; empty for the pipeline's own (on a cluster) or no deployment (elsewhere).
             canary: Percentage of requests that the new model gets at first; 0 switches all of them at once.
             min_replicas: Smallest number of replicas of the endpoint; 0 scales to zero between requests (Knative mode).
@@ -199,7 +212,7 @@ def training_pipeline(
                 )
                 # the cache would not notice a new champion in the same registry, nor a service that was changed
                 place(evaluated, "evaluate", cluster).set_caching_options(False)
-                registered = register(evaluation=evaluated.outputs["evaluation"], registry=registry, run=run)
+                registered = register(evaluation=evaluated.outputs["evaluation"], registry=registry, run=run, hub=hub)
                 place(registered, "register", cluster).set_caching_options(False)
                 deployed = deploy(
                     summary=registered.outputs["summary"],

@@ -6,7 +6,7 @@ from typing import Any
 from kfp import dsl
 
 from components.validate import validate
-from pipelines.cluster import Cluster, place
+from pipelines.cluster import Cluster, limits, place
 from thyroid.validate.options import ValidateOptions
 
 
@@ -21,6 +21,7 @@ def validation_pipeline(cluster: Cluster | None = None) -> Callable[..., Any]:
         name="thyroid-validate",
         display_name="Thyroid nodules: a registered model at another site",
         description="External validation: nothing is trained or chosen on these scans. Research use only.",
+        pipeline_config=limits(cluster, "validate"),
     )
     def thyroid_validate(
         registry: str,

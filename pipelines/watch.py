@@ -6,7 +6,7 @@ from typing import Any
 from kfp import dsl
 
 from components.watch import watch
-from pipelines.cluster import Cluster, place
+from pipelines.cluster import Cluster, limits, place
 from thyroid.watch.options import WatchOptions
 
 
@@ -21,6 +21,7 @@ def watch_pipeline(cluster: Cluster | None = None) -> Callable[..., Any]:
         name="thyroid-watch",
         display_name="Thyroid nodules: a released model since its release",
         description="Drift, and decisions beside their outcomes. Nothing is trained. Research use only.",
+        pipeline_config=limits(cluster, "watch"),
     )
     def thyroid_watch(
         registry: str,

@@ -104,7 +104,7 @@ def convert(package: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, A
         The value of each given parameter.
 
     Raises:
-        InputError: A parameter is unknown, missing, or not of its type.
+        InputError: A parameter is unknown, missing, not of its type, or not one of its choices.
     """
     known = package["root"]["inputDefinitions"]["parameters"]
     if unknown := sorted(given.keys() - known.keys()):
@@ -114,7 +114,9 @@ def convert(package: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, A
         raise InputError(f"--set {missing[0]}=...: this parameter has no default and must be given")
     result: dict[str, Any] = {}
     for name, text in given.items():
-        kind = known[name]["parameterType"]
+        kind, choices = known[name]["parameterType"], known[name].get("literals", [text])
+        if text not in choices:
+            raise InputError(f"--set {name}={text}: choose from {', '.join(choices)}")
         try:
             if kind == "NUMBER_INTEGER":
                 result[name] = int(text)

@@ -8,10 +8,12 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import yaml
 from kfp import components as kfp_components
+from kfp import dsl
 from kfp.local.docker_task_handler import DockerTaskHandler
 from kfp.local.status import Status
 
@@ -27,7 +29,9 @@ from thyroid.crop import CropOptions
 from thyroid.data import pseudonyms, tables
 from thyroid.data.version import DataVersion
 from thyroid.imaging.geometry import MARGIN
-from thyroid.model.backbones import BACKBONES
+from thyroid.ingest.options import GIVEN_SPLITS
+from thyroid.model.backbones import BACKBONES, RECIPES
+from thyroid.registry.changes import TRAIN_ON
 from thyroid.train.settings import UNSET
 from thyroid.validate.options import ValidateOptions
 from thyroid.watch.options import WatchOptions
@@ -283,8 +287,71 @@ def test_what_differs_from_cluster_to_cluster(tmp_path):
     assert "accelerator" not in container["resources"]
 
 
+def settings(compiled: Path, name: str = "") -> dict:
+    """What a pipeline that `compile` wrote asks of a cluster: of whole runs in pipelineConfig, and of pods."""
+    file = compiled.with_name(f"{compiled.stem}-{name}.yaml") if name else compiled
+    return list(yaml.safe_load_all(file.read_text()))[1]["platforms"]["kubernetes"]
+
+
+@pytest.mark.parametrize("name", ["", "sweep", "validate", "watch"])
+def test_a_run_has_time_for_every_step_and_to_wait_and_is_deleted_in_the_end(both, yaml_file, name):
+    found = settings(yaml_file, name)
+    # a search has four workers, of one executor; where `rest` runs, what comes after ingest does not
+    times = {"exec-sweep-heads": 4, "exec-sweep-images": 4, "exec-rest": 0}
+    executors = found["deploymentSpec"]["executors"].items()
+    steps = sum(times.get(label, 1) * int(pod["activeDeadlineSeconds"]) for label, pod in executors)
+    waiting = found["pipelineConfig"]["activeDeadlineSeconds"] - steps
+    assert waiting == 24 * 3600
+    assert found["pipelineConfig"]["resourceTtlOnCompletion"] == 7 * 24 * 3600
+
+
+def test_what_differs_from_installation_to_installation(tmp_path):
+    """Kueue's queue and the limits of a run, in all pipelines."""
+    options = ["--queue", "lab", "--priority-class", "low", "--deadline", "48", "--keep", "0"]
+    _, pods = compile_(tmp_path / "p.yaml", *options)
+    assert "conclude" in " ".join(pods), "the exit handler takes a place, too"
+    for name in ("", "sweep", "validate", "watch"):
+        found = settings(tmp_path / "p.yaml", name)
+        assert found["pipelineConfig"] == {"activeDeadlineSeconds": 48 * 3600}
+        for pod in found["deploymentSpec"]["executors"].values():
+            assert pod["podMetadata"]["labels"] == {
+                "app.kubernetes.io/part-of": "thyroid",
+                "kueue.x-k8s.io/queue-name": "lab",
+                "kueue.x-k8s.io/priority-class": "low",
+            }
+    compile_(tmp_path / "p.yaml", "--deadline", "0", "--keep", "0")
+    assert "pipelineConfig" not in settings(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("name", ["", "sweep"])
+def test_a_parameter_of_a_few_values_is_a_choice(both, compiled, search, name):
+    known = (search if name else compiled)["root"]["inputDefinitions"]["parameters"]
+    every = {"recipe": RECIPES, "train_on": TRAIN_ON, "given_splits": GIVEN_SPLITS}
+    choices = {parameter: tuple(one["literals"]) for parameter, one in known.items() if "literals" in one}
+    assert choices == {parameter: values for parameter, values in every.items() if parameter in known}
+    for parameter, values in choices.items():
+        assert known[parameter]["defaultValue"] in values
+
+
+def test_kfp_does_not_write_choices_itself():
+    """When it does, the pipelines' own annotations can say them, and `pipelines.compile` need not."""
+    with pytest.raises(TypeError, match="Literal"):
+
+        @dsl.pipeline
+        def choosing(one: Literal["a", "b"] = "a") -> None: ...
+
+
 @pytest.mark.parametrize(
-    ("option", "said"), [(["--gpus", "99"], "--gpus 99"), (["--node-selector", "x"], "NAME=VALUE")]
+    ("option", "said"),
+    [
+        (["--gpus", "99"], "--gpus 99"),
+        (["--node-selector", "x"], "NAME=VALUE"),
+        (["--queue", "My queue"], "--queue My queue"),
+        (["--queue", "lab", "--priority-class", "Low"], "--priority-class Low"),
+        (["--priority-class", "low"], "give --queue, too"),
+        (["--deadline", "-1"], "--deadline -1"),
+        (["--keep", "366"], "--keep 366"),
+    ],
 )
 def test_impossible_settings(option, said, tmp_path, capsys):
     assert cli.main(["compile", "--output", str(tmp_path / "p.yaml"), *option]) == 2

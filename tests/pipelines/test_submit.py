@@ -124,6 +124,8 @@ def test_a_run_that_fails_is_told_with_the_steps_own_message(host, capsys, state
         (["--set", "epochs=many"], "epochs=many"),
         (["--set", "serving_gpu=maybe"], "serving_gpu=maybe"),
         (["--set", "epochs"], "NAME=VALUE"),
+        (["--set", "recipe=warmer"], "--set recipe=warmer: choose from two-phase, frozen, deck, warm"),
+        (["--set", "train_on="], "--set train_on=: choose from new, drift"),
         (["--set", "scans="], "scans="),
     ],
 )
