@@ -216,7 +216,9 @@ def test_the_serve_image_answers_as_evaluated_and_the_page_asks_it(engine, outpu
     folder, port, page_port = Registry(output / "registry").find(), free_port(), free_port()
     options = ("--memory", "2g", "-v", f"{folder}:/mnt/models:ro")
     options += ("-p", f"127.0.0.1:{port}:8080", "-p", f"127.0.0.1:{page_port}:8000")
-    with running(engine, "serve", container("ServingRuntime", "base/servingruntime.yaml")["args"], *options) as name:
+    with running(
+        engine, "serve", container("ServingRuntime", "base/runtime/servingruntime.yaml")["args"], *options
+    ) as name:
         deadline = time.monotonic() + 60
         while (problem := proof.ask(f"http://127.0.0.1:{port}", Artefact.read(folder))) and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -290,7 +292,7 @@ def test_the_watch_image_reads_what_the_serve_image_decided(engine, output, tmp_
     key = ("-e", "THYROID_PATIENT_KEY=a secret of some length")
     log = ("-v", f"{tmp_path / 'decisions'}:/decisions")
     options = ("--memory", "2g", "-v", f"{folder}:/mnt/models:ro", "-p", f"127.0.0.1:{port}:8080", *log, *key)
-    arguments = [*container("ServingRuntime", "base/servingruntime.yaml")["args"], "--log", "/decisions"]
+    arguments = [*container("ServingRuntime", "base/runtime/servingruntime.yaml")["args"], "--log", "/decisions"]
     with running(engine, "serve", arguments, *options):
         deadline = time.monotonic() + 60
         while (problem := proof.ask(f"http://127.0.0.1:{port}", Artefact.read(folder))) and time.monotonic() < deadline:

@@ -26,6 +26,7 @@ from thyroid.deploy.options import DeployOptions
 from thyroid.ingest import ingest
 from thyroid.ingest.options import IngestOptions
 from thyroid.model.backbones import BACKBONES
+from thyroid.storage import volume
 
 GUIDE = (ROOT / "docs" / "kubeflow.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL) for line in block.splitlines()]
@@ -34,7 +35,11 @@ NEEDS_A_CLUSTER = (
     "kubectl cp",
     "kubectl port-forward",
     "kubectl get",
+    "kubectl wait",
+    "kubectl delete",
+    "kubectl create token",
     "TOKEN=$(kubectl get",
+    "URL=$(kubectl get",
     "curl",
     "make push",
 )
@@ -99,7 +104,7 @@ def test_manifests_are_rendered_with_the_images_that_were_named():
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
 def test_the_token_is_a_secret_that_the_runtime_reads():
     made = yaml.safe_load(run(command("kubectl create secret generic thyroid-token") + " --dry-run=client -o yaml"))
-    (runtime,) = yaml.safe_load_all((ROOT / "manifests" / "base" / "servingruntime.yaml").read_text())
+    (runtime,) = yaml.safe_load_all((ROOT / "manifests" / "base" / "runtime" / "servingruntime.yaml").read_text())
     (read,) = [one["valueFrom"]["secretKeyRef"] for one in runtime["spec"]["containers"][0]["env"]]
     assert made["metadata"]["name"] == read["name"]
     assert list(made["data"]) == [read["key"]]
@@ -194,8 +199,8 @@ def test_a_champion_is_deployed_by_hand(tmp_path):
             .replace("/data/registry", str(root))
         )
         # the volume's mount point and the pod's namespace are the workbench's; everything else is as a reader runs it
-        code = f"from thyroid.deploy import __main__, manifest; manifest.MOUNT = {str(tmp_path)!r}; "
-        code += "raise SystemExit(__main__.main())"
+        code = f"from thyroid.storage import volume; volume.MOUNT = {str(tmp_path)!r}; "
+        code += "from thyroid.deploy import __main__; raise SystemExit(__main__.main())"
         line = ".venv/bin/python " + line.replace("-m thyroid.deploy", f'-c "{code}" --namespace lab')
         printed = run(line, KUBECONFIG=str(cluster.kubeconfig(tmp_path)))
     finally:
@@ -219,9 +224,9 @@ def test_the_table_of_nodes_is_the_codes():
     for backbone in BACKBONES.values():
         (cells,) = [cells for names, cells in rows.items() if re.search(rf"train .*\b{backbone.name}\b", names)]
         assert cells == [NEEDS["train"].cpu, f"{backbone.memory_request} to {backbone.memory_limit}", "1"]
-    limits = manifest.inference_service("t", 1, "gs://b", DeployOptions(serving_gpu=True))["spec"]["predictor"][
-        "model"
-    ]["resources"]
+    limits = manifest.inference_service(1, "gs://b", DeployOptions(serving_gpu=True))["spec"]["predictor"]["model"][
+        "resources"
+    ]
     assert rows["model server, GPU"] == ["1 to 2", limits["limits"]["memory"], limits["limits"]["nvidia.com/gpu"]]
 
 
@@ -238,7 +243,13 @@ def test_the_picture_is_of_the_pipeline_as_it_is(tmp_path, drawn):
 def test_what_the_guide_quotes_is_what_the_code_says():
     code = "".join(file.read_text() for folder in ("thyroid", "pipelines") for file in (ROOT / folder).rglob("*.py"))
     flat = re.sub(r'"\s*\n\s*f?"', "", code)
-    for quoted in ("kept champion", "has no ServingRuntime", "changed by somebody else", "cannot be reached"):
+    for quoted in (
+        "kept champion",
+        "has no ServingRuntime",
+        "changed by others during each of",
+        "cannot be reached",
+        "a canary needs the Gateway API",
+    ):
         assert quoted in GUIDE
         assert quoted in flat
 
@@ -248,8 +259,10 @@ def test_the_workbench_is_a_pod_of_our_image_with_the_volume():
     assert schemas.problems(pod, {}) == []
     (container,) = pod["spec"]["containers"]
     assert container["image"] == "registry.example.com/lab/thyroid-ops:abc"
-    assert container["volumeMounts"][0]["mountPath"] == manifest.MOUNT
-    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == manifest.CLAIM
+    assert container["volumeMounts"][0]["mountPath"] == volume.MOUNT
+    secrets = {one["name"]: one["valueFrom"]["secretKeyRef"]["name"] for one in container["env"]}
+    assert secrets == {"THYROID_TOKEN": Placed().token_secret, "THYROID_HUB_TOKEN": Placed().hub_secret}
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == volume.CLAIM
 
 
 def test_the_request_is_made_of_a_scan(tmp_path):
