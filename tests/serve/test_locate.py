@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -417,16 +418,20 @@ def test_a_given_region_asks_no_locator(served, monkeypatch):
     assert one(served, FRAME, domain="crop")["crop"]["source"] == "whole"
 
 
-def test_a_deployment_is_proven_by_the_classifiers_answer_alone(tmp_path):
+def test_a_deployment_is_proven_by_the_classifiers_answer_alone(tmp_path, monkeypatch):
     """The reference image is a crop, also to a locator that takes every image for a frame."""
     rule = toy_locator.record().crop_rule.to_dict() | {"intercept": -1.0, "side": 0.0}
     model = load(tmp_path, locator=toy_locator.record(crop_rule=rule))
-    reference = model.artefact.record.reference
-    sent = json.loads(proof._request("http://endpoint", tmp_path).data)
-    told = ask(model, *sent["instances"])["predictions"][0]
-    assert told["probability"] == pytest.approx(reference, abs=1e-5)
-    bare = ask(model, {"image": sent["instances"][0]["image"]})["predictions"][0]
-    assert bare["probability"]["M"] != pytest.approx(reference["M"], abs=1e-3)
+    sent = []
+
+    def endpoint(request: urllib.request.Request, timeout: float) -> io.BytesIO:
+        sent.extend(json.loads(request.data)["instances"])
+        return io.BytesIO(json.dumps(ask(model, *sent)).encode())
+
+    monkeypatch.setattr(urllib.request, "urlopen", endpoint)
+    assert proof.ask("http://endpoint", model.artefact) is None
+    bare = ask(model, {"image": sent[0]["image"]})["predictions"][0]
+    assert bare["probability"]["M"] != pytest.approx(model.artefact.record.reference["M"], abs=1e-3)
 
 
 def test_a_damaged_file_of_the_locator_is_named(tmp_path):

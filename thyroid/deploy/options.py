@@ -21,10 +21,10 @@ class DeployOptions:
         min_replicas: Smallest number of replicas, 0 to 100. 0 scales to zero between requests, which requires KServe's
             Knative mode. A larger number uses Standard mode.
         serving_gpu: Serve the Keras form on one nvidia.com/gpu.
-        timeout: Seconds to wait until the new generation is ready.
+        timeout: Seconds to wait until the version answers, at most a day.
 
     Raises:
-        InputError: `canary` or `min_replicas` is out of range.
+        InputError: `canary`, `min_replicas` or `timeout` is out of range.
     """
 
     namespace: str = ""
@@ -39,6 +39,8 @@ class DeployOptions:
             raise InputError(f"canary {self.canary}: give a percentage from 0 (all at once) to 99")
         if not 0 <= self.min_replicas <= 100:
             raise InputError(f"min_replicas {self.min_replicas}: give a number from 0 (scale to zero) to 100")
+        if not 0 < self.timeout <= 86400:
+            raise InputError(f"timeout {self.timeout}: give seconds, at most 86400 (a day)")
 
     @property
     def mode(self) -> str:

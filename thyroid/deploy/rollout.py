@@ -1,44 +1,36 @@
 """The rollout of one version to a cluster: apply its InferenceService, prove it, or restore what was there before."""
 
 import copy
-import json
 import logging
+import os
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
-from thyroid.deploy.edits import APPLIED, deployed_parts, merged
-from thyroid.deploy.kserve_client import Cluster, ConflictError, Object, PassingError
-from thyroid.deploy.manifest import CANARY, MODE, ROUTE, inference_service, route, storage_uri
+from thyroid.deploy import fields, manifest
+from thyroid.deploy.cluster import ROUTES, RUNTIMES, SERVICES, Cluster, ConflictError, Object, PassingError
 from thyroid.deploy.options import STANDARD, DeployOptions
-from thyroid.deploy.proof import is_deleted, prove
+from thyroid.deploy.proof import UnaskedError, WrongAnswerError, prove
 from thyroid.errors import InputError
 from thyroid.model.artefact import Artefact
+from thyroid.registry.hub import hub
 from thyroid.registry.registry import MODEL_NAME, Registry
+from thyroid.storage.volume import storage_uri
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
-_POLL_SECONDS = 2.0
 _CONFLICTS = 5
+_POLL_SECONDS = 2.0
 _DELETION_SECONDS = 180.0  # pods have 30 s to end, and each controller's finalizer takes a few more seconds
-
-
-class NotServedError(InputError):
-    """The version is not served.
-
-    Attributes:
-        refuted: Whether the version did not prove itself, so that the registry must be rolled back, too.
-    """
-
-    def __init__(self, message: str, refuted: bool) -> None:
-        """Keep the message and whether the version is refuted."""
-        super().__init__(message)
-        self.refuted = refuted
+_SERVICE = f"InferenceService {MODEL_NAME}"
 
 
 class Rollout:
     """The deployment of one registered version to a cluster.
 
-    In Standard mode a canary is a second InferenceService, to which an HTTPRoute sends a part of the requests. In
-    Knative mode KServe splits the requests of one InferenceService.
+    In Standard mode a canary is an entry of spec.canary, a server of its own, which gets its share of the requests when
+    it has proven itself. In Knative mode KServe splits the requests between two revisions of one server.
 
     Args:
         cluster: Cluster to deploy to.
@@ -48,10 +40,6 @@ class Rollout:
 
     Attributes:
         version: Number of the version.
-        name: Name of the InferenceService.
-        wanted: InferenceService that is sent.
-        before: What the cluster had; None if there was nothing.
-        changed: Whether `wanted` differs from that.
         notes: Notes for people.
 
     Raises:
@@ -61,13 +49,12 @@ class Rollout:
     def __init__(self, cluster: Cluster, registry: Registry, artefact: Artefact, options: DeployOptions) -> None:
         """Build the InferenceService. Nothing is sent yet."""
         self._cluster, self._registry, self._artefact, self._options = cluster, registry, artefact, options
-        self._second_service = options.canary > 0 and options.mode == STANDARD
         self.version = artefact.publication.version
-        self.name = CANARY if self._second_service else MODEL_NAME
-        digest = artefact.record.data_digest
-        self.wanted = inference_service(self.name, self.version, self._uri(self.version), options, digest)
-        self.before: Object | None = None
-        self.changed = False
+        self._wanted = self._service(self.version, self._uri(self.version), artefact.record.data_digest)
+        self._canary = options.canary if options.mode == STANDARD else 0
+        self._before: Object | None = None
+        self._changed = False
+        self._where = f"{_SERVICE} in namespace {cluster.namespace}"
         self.notes: list[str] = []
 
     def run(self) -> str:
@@ -77,235 +64,208 @@ class Rollout:
             The address of the service.
 
         Raises:
-            InputError: Nothing was changed.
-            PassingError: The version was sent, and the outcome is unknown.
-            NotServedError: The version was sent and did not prove itself, or it gets no traffic. The message gives the
-                reason and what was done about it.
+            PassingError: The API server is away; if the version was sent, the outcome is unknown.
+            InputError: The version is not served. The message gives the reason, what was done about it, and which
+                version is the champion now.
         """
         self._prepare()
-        where = f"InferenceService {self.name} in namespace {self._cluster.namespace}"
         # This is noted first, so that an attempt that is killed leaves a version that counts as unproven.
-        if _uri_of(self.before) != _uri_of(self.wanted):
-            self._registry.note_deployment("sent", self.version, f"sent to {where}")
+        self._changed = self._uri(self.version) not in _shares(self._before)
+        if self._changed:
+            self._registry.note_deployment("sent", self.version, f"sent to {self._where}")
         self._apply()
-        for note in self.notes:
-            log.info(note)
         try:
-            url = prove(self._cluster, self.name, self._artefact, self._options)
+            url = prove(self._cluster, self._artefact, self._options)
         except InputError as error:
-            raise self._not_served(error) from None
-        self._registry.note_deployment("proven", self.version, f"answered its reference image as evaluated: {where}")
-        if self._second_service:
-            try:
-                split_traffic(self._cluster, self._options.canary)
-            except InputError as error:
-                raise self._not_served(error) from None
-        if not self._options.canary and self._options.mode == STANDARD:
-            self.notes += _end_canary(self._cluster)
+            raise (error if isinstance(error, PassingError) else self._failed(error)) from None
+        self._registry.note_deployment("proven", self.version, f"answered as evaluated at {self._where}")
+        if self._canary:
+            self._wanted["spec"]["canary"][0]["trafficPercent"] = self._canary
+            self._apply()
         return url
 
     def _prepare(self) -> None:
-        """Check that the cluster can serve the version, and read what it has.
+        """Read what the cluster has, and check what KServe does not check: runtime and route must be there before.
 
         Raises:
-            InputError: The ServingRuntime, or the service beside the canary, is missing, or the service that exists
-                runs in the other mode.
+            InputError: The ServingRuntime is missing or disabled, or there cannot be a canary.
         """
-        self._cluster.need_runtime(self.wanted["spec"]["predictor"]["model"]["runtime"])
-        if self._second_service and _settled(self._cluster, MODEL_NAME) is None:
+        name = self._wanted["spec"]["predictor"]["model"]["runtime"]
+        runtime = self._cluster.get(RUNTIMES, name)
+        if runtime is None or runtime["spec"].get("disabled"):
+            overlay = "gpu" if self._options.serving_gpu else "cpu"
             raise InputError(
-                f"a canary needs a champion that is already served, and there is no InferenceService {MODEL_NAME} yet"
+                f"namespace {self._cluster.namespace} has no ServingRuntime {name}, or spec.disabled is true in it; "
+                f"apply manifests/overlays/{overlay}, or enable it"
             )
-        self.before = _settled(self._cluster, self.name)
-        if self.before is None:
+        self._before = before = self._settled()
+        if not self._canary:
             return
-        mode, annotations = self._options.mode, self.before["metadata"].get("annotations") or {}
-        present = self.before.get("status", {}).get("deploymentMode") or annotations.get(MODE, mode)
-        if present != mode:
+        uri, stable = self._uri(self.version), next(iter(_shares(before)), "")
+        if before is None or stable in ("", uri):
+            raise InputError(f"a canary needs another version that serves beside it; {_SERVICE} has none")
+        if "KUBERNETES_SERVICE_HOST" not in os.environ:
+            raise InputError("deploy a canary in the pipeline or the workbench: only pods reach its own service")
+        if self._cluster.get(ROUTES, MODEL_NAME) is None:
             raise InputError(
-                f"InferenceService {self.name} runs in {present} mode, and KServe cannot change the mode of an "
-                f"existing service. min_replicas {self._options.min_replicas} needs {mode} mode: delete the service, "
-                "or set min_replicas " + ("to 0" if mode == STANDARD else "above 0")
+                f"a canary needs the Gateway API, and KServe made no HTTPRoute {MODEL_NAME}: set enableGatewayApi in "
+                "its inferenceservice-config (docs/kubeflow.md)"
             )
+        share = 0 if self._registry.is_unproven(self.version) else _shares(before).get(uri, 0)
+        entry = manifest.canary(self.version, self._wanted, share)
+        # What serves stays as it is beside the canary, but for the options.
+        number, digest = (before["metadata"].get(key, {}) for key in ("labels", "annotations"))
+        self._wanted = self._service(number.get("thyroid/version", ""), stable, digest.get("thyroid/data-digest", ""))
+        self._wanted["spec"]["canary"] = [entry]
 
     def _apply(self) -> None:
-        """Create or update the object, and note edits by hand. Nothing is sent if nothing has to change.
+        """Create or update the object, and note what others have set.
 
         Raises:
-            InputError: The cluster refuses, or somebody else changes the object at each try.
+            InputError: The cluster refuses, somebody else changes the object at each try, or another version is the
+                champion by now.
         """
-        parts = deployed_parts(self.wanted)
-        request = json.dumps(parts, sort_keys=True)
-        for _ in range(_CONFLICTS):
-            live = _settled(self._cluster, self.name)
+
+        def step(live: Object | None) -> list[str]:
+            if (champion := self._registry.champion()) != self.version:
+                raise InputError(f"version {champion} is the champion by now; version {self.version} was given up")
+            if live and (patch := fields.taken_over(live)):
+                self._cluster.patch(MODEL_NAME, patch)
+                live = self._settled()
+            body, notes = fields.merged(live, self._wanted) if live else (self._wanted, [])
+            done = self._cluster.apply(body)
+            if live and "canary" in body["spec"] and "canary" not in done["spec"]:
+                self._cluster.apply(fields.merged(done, _parts(live))[0])
+                raise InputError("this KServe has no spec.canary, which came with 0.20; update it")
+            same = live is not None and live["metadata"]["resourceVersion"] == done["metadata"]["resourceVersion"]
+            self._changed |= not same
+            return [*notes, f"{_SERVICE} {'is up to date' if same else 'was updated' if live else 'was created'}"]
+
+        for note in [note for note in self._repeated(step) if note not in self.notes]:
+            log.info(note)
+            self.notes.append(note)
+
+    def _failed(self, error: InputError) -> InputError:
+        """Take the version back, also in the registry if it is refuted, and return the error to raise."""
+        if isinstance(error, WrongAnswerError):  # it may have been sent by hand
+            self._registry.note_deployment("sent", self.version, f"answered otherwise than evaluated at {self._where}")
+        refuted, done = self._take_back(error)
+        said = f"version {self.version} is not served: {error}; {done}"
+        if refuted and self._registry.earlier():
             try:
-                if live is None:
-                    body = copy.deepcopy(self.wanted)
-                    body["metadata"]["annotations"][APPLIED] = request
-                    self._cluster.create(body)
-                    self.changed, self.notes = True, [f"created InferenceService {self.name}"]
-                    return
-                annotations = live["metadata"].get("annotations") or {}
-                try:
-                    applied = json.loads(annotations.get(APPLIED, "{}"))
-                except ValueError:
-                    applied = {}  # as for an object that was made by hand or by GitOps
-                result, notes = merged(deployed_parts(live), applied, parts)
-                if result == deployed_parts(live) and annotations.get(APPLIED) == request:
-                    self.notes = [*notes, f"InferenceService {self.name} is already up to date"]
-                    return
-                body = copy.deepcopy(live)
-                body["spec"] = result["spec"]
-                metadata = {"annotations": result["annotations"] | {APPLIED: request}, "labels": result["labels"]}
-                body["metadata"] |= metadata
-                self._cluster.replace(body)
-                self.changed, self.notes = True, [*notes, f"updated InferenceService {self.name}"]
-                return
-            except ConflictError as error:
-                conflict = error
-        raise InputError(
-            f"InferenceService {self.name}: changed by somebody else during each of {_CONFLICTS} attempts ({conflict})"
-        )
+                self._registry.roll_back(f"deployment failed: {said}"[:500], "deploy", self.version)
+            except InputError as second:
+                return InputError(f"{said}; the registry was not rolled back: {second}")
+            hub.update(self._registry)
+        return InputError(f"{said}; the champion is version {self._registry.champion()}")
 
-    def _not_served(self, error: InputError) -> InputError:
-        """Take the version back unless the failure says nothing about it, and return the error to raise."""
-        if isinstance(error, PassingError):
-            return error
-        try:
-            refuted, done = self._take_back()
-        except InputError as second:
-            refuted, done = False, f"nothing was rolled back: {second}"
-        return NotServedError(f"version {self.version} is not served: {error}; {done}", refuted)
-
-    def _take_back(self) -> tuple[bool, str]:
-        """Undo what was sent, after the version did not prove itself or got no traffic.
+    def _take_back(self, error: InputError) -> tuple[bool, str]:
+        """Undo what was sent, after the version did not prove itself.
 
         What the cluster had before is restored. If that is a version that never proved itself either, the newest
-        earlier champion is deployed instead. A version that has proven itself once is not refuted by a later failure.
+        earlier champion is deployed instead. A version is not refuted if it has proven itself once, if it could not be
+        asked, or if somebody else replaced it before it answered.
 
         Returns:
             Whether the version is refuted, and what was done, in words.
         """
-        before, service = self.before, f"InferenceService {self.name}"
-        same = _uri_of(before) == _uri_of(self.wanted)
-        refuted = self._registry.is_unproven(self.version)
-        restored, done = before, f"{service} was restored"
-        if not self.changed and not refuted:
-            return False, f"{service} was already up to date and was not changed"
-        if before is None or (self.name == CANARY and same and refuted):
-            restored, done = None, f"{service} was removed"
-        elif (same and refuted) or _uri_of(before) in [self._uri(number) for number in self._registry.refuted()]:
-            earlier = [number for number in self._registry.earlier() if number != self.version]
-            if not refuted or not earlier:
-                return False, f"{service} was left as it is, because no proven version was there before"
-            restored = _with_version(before, earlier[0], self._uri(earlier[0]))
-            done = f"{service} serves version {earlier[0]} again"
+        before, uri = self._before, self._uri(self.version)
+        refuted = self._registry.is_unproven(self.version) and not isinstance(error, UnaskedError)
+        if not self._changed and not refuted:
+            return False, f"{_SERVICE} was already up to date and was not changed"
+        restored, done = Object(), f"{_SERVICE} was removed"
+        if before is not None:
+            restored, done = _parts(before), f"{_SERVICE} was restored"
+            bad = [self._uri(number) for number in self._registry.refuted()] + [uri] * refuted
+            if "canary" in before["spec"]:
+                canaries = before["spec"]["canary"]
+                restored["spec"]["canary"] = [one for one in canaries if _uri_of(one["predictor"]) not in bad]
+            if _uri_of(before["spec"]["predictor"]) in bad:
+                earlier = [number for number in self._registry.earlier() if number != self.version]
+                if not refuted or not earlier:
+                    return False, f"{_SERVICE} was left as it is, because no proven version was there before"
+                restored["spec"]["predictor"]["model"]["storageUri"] = self._uri(earlier[0])
+                restored["metadata"]["labels"] |= self._service(earlier[0], "", "")["metadata"]["labels"]
+                restored["metadata"]["annotations"].pop("thyroid/data-digest", None)
+                done = f"{_SERVICE} serves version {earlier[0]} again"
+
+        tried = False
+
+        def step(live: Object | None) -> bool:
+            nonlocal tried
+            if live is None or uri not in _shares(live):
+                # The answer to an earlier attempt may have been lost.
+                return tried and _shares(live) == _shares(restored)
+            tried = True
+            if before is None:
+                self._cluster.delete(live)
+            else:
+                self._cluster.apply(fields.merged(live, restored)[0])
+            return True
+
         try:
-            _restore(self._cluster, self.name, restored)
-        except InputError as error:
-            done = f"{service} could not be restored: {error}"
+            if not self._repeated(step):
+                refuted &= isinstance(error, WrongAnswerError)
+                done = f"{_SERVICE} was left to whoever has changed it in the meantime"
+        except InputError as second:
+            done = f"{_SERVICE} could not be restored: {second}"
         return refuted, done
+
+    def _repeated(self, step: Callable[[Object | None], _T]) -> _T:
+        """Carry out a step with what the cluster has, again as long as somebody else changes it in between.
+
+        Raises:
+            InputError: The cluster refuses, or somebody else changes the object at each try.
+        """
+        for _ in range(_CONFLICTS):
+            try:
+                return step(self._settled())
+            except ConflictError as error:
+                conflict = error
+        raise InputError(f"{_SERVICE}: changed by others during each of {_CONFLICTS} attempts ({conflict})")
+
+    def _settled(self) -> Object | None:
+        """Wait for the end of a deletion in progress, and return the InferenceService; None if there is none.
+
+        Raises:
+            InputError: The deletion does not end in time.
+        """
+        deadline, said = time.monotonic() + _DELETION_SECONDS, ""
+        while True:
+            live = self._cluster.get(SERVICES, MODEL_NAME)
+            if live is None or "deletionTimestamp" not in live["metadata"]:
+                return live
+            since, finalizers = live["metadata"]["deletionTimestamp"], live["metadata"].get("finalizers", [])
+            if not said:
+                said = f"{_SERVICE}: deleted at {since}, but kept by its finalizers ({', '.join(finalizers)})"
+                log.info(f"waiting: {said}")
+            if time.monotonic() > deadline:
+                raise InputError(f"{said}: check the log of their controller, then run the deployment again")
+            time.sleep(_POLL_SECONDS)
+
+    def _service(self, version: int | str, uri: str, digest: str) -> Object:
+        body = manifest.inference_service(version, uri, self._options, digest)
+        body["metadata"]["labels"] |= hub.labels(self._registry, version)
+        return body
 
     def _uri(self, version: int) -> str:
         return storage_uri(self._registry.address(version))
 
 
-def split_traffic(cluster: Cluster, canary: int) -> None:
-    """Set the weights of the HTTPRoute.
-
-    Args:
-        cluster: Cluster with the route.
-        canary: Percentage of requests for the canary, 0 to 99.
-
-    Raises:
-        InputError: The namespace has no such route, or the route is KServe's own, so that KServe would undo the change.
-    """
-    found = cluster.route(ROUTE)
-    if found is None:
-        raise InputError(
-            f"namespace {cluster.namespace} has no HTTPRoute {ROUTE}, which splits the traffic in Standard mode "
-            "(KServe ignores canaryTrafficPercent there): make -s manifests OVERLAY=gateway | kubectl apply -f -"
-        )
-    if any(owner["kind"] == "InferenceService" for owner in found["metadata"].get("ownerReferences", [])):
-        raise InputError(f"HTTPRoute {ROUTE} belongs to an InferenceService, so KServe would revert any change to it")
-    rules = copy.deepcopy(found["spec"].get("rules") or [{}])
-    rules[0]["backendRefs"] = route(cluster.namespace, canary)["spec"]["rules"][0]["backendRefs"]
-    cluster.patch_route(ROUTE, {"spec": {"rules": rules}})
+def _parts(before: Object) -> Object:
+    """Return an object as it was, without what the API server sets."""
+    metadata = {"labels": {}, "annotations": {}} | before["metadata"]
+    kept = {key: metadata[key] for key in ("name", "labels", "annotations")}
+    return copy.deepcopy({key: before[key] for key in ("apiVersion", "kind", "spec")} | {"metadata": kept})
 
 
-def _end_canary(cluster: Cluster) -> list[str]:
-    """Send all traffic to the champion's service and remove the canary.
-
-    Failures become notes and raise no error, since the model is already proven.
-    """
-    try:
-        if cluster.get(CANARY) is None:
-            return []
-        split_traffic(cluster, 0)
-        cluster.delete(CANARY)
-    except InputError as error:
-        return [f"the canary {CANARY} was not removed: {error}"]
-    return [f"removed InferenceService {CANARY}"]
+def _uri_of(predictor: Object) -> str:
+    """Return the address from which a predictor loads its model; "" if it is no model of ours."""
+    return str(predictor.get("model", {}).get("storageUri", ""))
 
 
-def _settled(cluster: Cluster, name: str) -> Object | None:
-    """Wait for the end of any deletion in progress, and return the InferenceService; None if there is none.
-
-    Raises:
-        InputError: The deletion does not end in time.
-    """
-    deadline, logged = time.monotonic() + _DELETION_SECONDS, False
-    while True:
-        live = cluster.get(name)
-        if live is None or not is_deleted(live):
-            return live
-        since, finalizers = live["metadata"]["deletionTimestamp"], ", ".join(live["metadata"].get("finalizers", []))
-        if time.monotonic() > deadline:
-            raise InputError(
-                f"InferenceService {name}: deleted at {since}, but kept by its finalizers ({finalizers}): "
-                "check the log of their controller, then run the deployment again"
-            )
-        if not logged:
-            log.info(f"waiting for {name}: deleted at {since}, its finalizers ({finalizers}) are still running")
-            logged = True
-        time.sleep(_POLL_SECONDS)
-
-
-def _restore(cluster: Cluster, name: str, before: Object | None) -> None:
-    """Put an object back as it was; None removes it.
-
-    Raises:
-        InputError: It could not be put back.
-    """
-    if before is None:
-        cluster.delete(name)
-        return
-    for _ in range(_CONFLICTS):
-        live = _settled(cluster, name)
-        body = copy.deepcopy(before)
-        body["metadata"].pop("resourceVersion", None)
-        try:
-            if live is None:
-                cluster.create(body)
-            else:
-                body["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
-                cluster.replace(body)
-        except ConflictError:
-            continue
-        return
-    raise InputError("it is being changed by somebody else")
-
-
-def _uri_of(body: Object | None) -> str | None:
-    """Return the address from which an InferenceService loads its model."""
-    return None if body is None else body["spec"]["predictor"].get("model", {}).get("storageUri")
-
-
-def _with_version(before: Object, version: int, uri: str) -> Object:
-    """Return an InferenceService as it was before, with another version."""
-    body = copy.deepcopy(before)
-    body["spec"]["predictor"]["model"]["storageUri"] = uri
-    body["metadata"].setdefault("labels", {})["thyroid/version"] = str(version)
-    for key in (APPLIED, "thyroid/data-digest"):
-        (body["metadata"].get("annotations") or {}).pop(key, None)
-    return body
+def _shares(body: Object | None) -> dict[str, int]:
+    """Map the address of each version that an InferenceService names to its percentage, the predictor's first."""
+    spec: Object = body["spec"] if body else {}
+    canaries = {_uri_of(one["predictor"]): one["trafficPercent"] for one in spec.get("canary", [])}
+    return ({_uri_of(spec["predictor"]): 100 - sum(canaries.values())} if spec else {}) | canaries
