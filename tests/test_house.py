@@ -252,7 +252,7 @@ def test_make_knows_every_variable_that_may_be_given():
     names = set(listed("KNOWN"))
     read = set(re.findall(r"\$\((?:or |if |foreach one,\$\()?([A-Z][A-Z_]+)", text.replace(written[0], "")))
     own = set(re.findall(r"^(?:[a-z-]+: )?([A-Z][A-Z_]+) :?= ", text, re.MULTILINE)) - {"TAG"}
-    lists = ("PARAMETERS", "SWEEP_PARAMETERS", "VALIDATE_PARAMETERS", "WATCH_PARAMETERS")
+    lists = ("PARAMETERS", "SWEEP_PARAMETERS", "VALIDATE_PARAMETERS", "WATCH_PARAMETERS", "PLACEMENT")
     options = {name.upper() for each in lists for name in listed(each)}
     assert names - read - options == {"BASE_IMAGE", "CONTAINER_ENGINE"}, "what images/*.sh read"
     assert read - names - own == {"CURDIR", "MAKE"}
@@ -345,6 +345,7 @@ def test_research_use_only_stands_on_what_people_see():
         "thyroid/validate/templates/report.html",
         "thyroid/validate/templates/pool.html",
         "thyroid/registry/validations.py",
+        "thyroid/registry/hub/client.py",
         "thyroid/watch/__main__.py",
         "thyroid/watch/templates/report.html",
         "docs/watch.md",
