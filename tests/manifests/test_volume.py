@@ -13,7 +13,7 @@ from thyroid.storage import volume as place
 
 @pytest.fixture(scope="module")
 def spec() -> dict:
-    claim, pod = yaml.safe_load_all((ROOT / "manifests" / "base" / "volume.yaml").read_text())
+    claim, pod, _ = yaml.safe_load_all((ROOT / "manifests" / "base" / "volume.yaml").read_text())
     assert claim["metadata"]["name"] == place.CLAIM
     return pod["spec"]
 
