@@ -53,7 +53,7 @@ STEPS = {
 NOT_IN = {
     "data": ["tensorflow", "keras", "openvino", "sklearn", "kserve", "kubernetes"],
     "train": ["kserve", "kubernetes", "fastapi"],
-    "ops": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "scipy"],
+    "ops": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "scipy", "kserve", "fastapi"],
     "serve": ["tensorflow", "keras", "sklearn", "matplotlib", "pyarrow", "kfp"],
     "web": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "pyarrow", "kserve", "kfp"],
     "label": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "kserve", "kfp"],
