@@ -35,7 +35,7 @@ BACKBONES = ("VGG16", "ResNet50")
 TOY = {"image_size": 32, "epochs": 1, "batch_size": 16, "weights": "none", "domains": ""}
 MEGABYTES = {
     "data": 720,
-    "ops": 1000,
+    "ops": 700,
     "serve": 900,
     "train": 3500,
     "web": 700,
