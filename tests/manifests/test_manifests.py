@@ -16,6 +16,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from pipelines.cluster import Cluster
 from tests.support import ROOT, schemas, watched
+from tests.support.kubernetes import kustomized
 from thyroid.deploy import manifest
 from thyroid.deploy.options import KNATIVE, DeployOptions
 from thyroid.registry.registry import MODEL_NAME
@@ -40,19 +41,7 @@ CHECKOV = Path(sys.prefix) / "checkov" / "bin" / "checkov"
 @pytest.fixture(scope="module")
 def rendered() -> dict[str, list[dict]]:
     """Folder to its objects."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not here; it renders the manifests")
-    version = json.loads(
-        subprocess.run([kubectl, "version", "--client", "-o", "json"], capture_output=True, check=True).stdout
-    )
-    if int(re.sub(r"\D", "", version["clientVersion"]["minor"])) < 27:
-        pytest.skip(f"kubectl {version['clientVersion']['gitVersion']} is older than 1.27")
-    return {folder: list(yaml.safe_load_all(_render(kubectl, folder))) for folder in FOLDERS}
-
-
-def _render(kubectl: str, folder: str) -> str:
-    return subprocess.run([kubectl, "kustomize", folder], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return {folder: kustomized(folder) for folder in FOLDERS}
 
 
 def of_kind(objects: list[dict], kind: str) -> dict[str, dict]:
@@ -270,7 +259,7 @@ def logging(rendered, tmp_path_factory) -> list[dict]:
         "components": [f"{manifests}/components/decision-log", f"{manifests}/components/decision-events"],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(content))
-    return list(yaml.safe_load_all(_render(str(shutil.which("kubectl")), str(folder))))
+    return kustomized(folder)
 
 
 def test_the_decision_log_is_written_to_the_volume_and_posted(logging, rendered):

@@ -1,14 +1,13 @@
 """Every pod that the project describes is allowed where pods must be `restricted`, and the table of that can fail."""
 
 import copy
-import shutil
-import subprocess
 
 import pytest
 import yaml
 
 from pipelines import __main__ as cli
 from tests.support import ROOT, pod_security
+from tests.support.kubernetes import kustomized
 
 FOLDERS = sorted(
     file.parent.relative_to(ROOT).as_posix()
@@ -110,11 +109,7 @@ def test_each_row_of_the_table_is_broken_once():
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_manifests_pods_are_restricted(folder):
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not here; it renders the manifests")
-    done = subprocess.run([kubectl, "kustomize", folder], cwd=ROOT, capture_output=True, text=True, check=True)
-    pods = pod_security.pods(yaml.safe_load_all(done.stdout))
+    pods = pod_security.pods(kustomized(folder))
     if folder.startswith("manifests/overlays"):
         assert {"Deployment thyroid-web", "ServingRuntime thyroid"} <= pods.keys()
     assert {name: found for name, pod in pods.items() if (found := pod_security.violations(pod))} == {}

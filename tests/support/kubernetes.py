@@ -61,6 +61,12 @@ def kubectl(kubeconfig: Path | str, *arguments: str, text: str = "") -> str:
     return done.stdout
 
 
+def kustomized(folder: Path | str) -> list[Object]:
+    """Return the objects of a kustomization; its path is taken from the project's root. Skips as `require_kubectl`."""
+    require_kubectl()
+    return list(yaml.safe_load_all(kubectl("", "kustomize", str(ROOT / folder))))
+
+
 class ApiServer:
     """A Kubernetes API server that has the custom resources of KServe, Kubeflow Pipelines and the Gateway API.
 

@@ -20,3 +20,11 @@ def place(kept_place: Place) -> Iterator[Place]:
     kept_place.reset()
     yield kept_place
     kept_place.clear()
+
+
+@pytest.fixture
+def served(place: Place) -> Place:
+    """Version 1 serves, and version 2 has just become the champion."""
+    place.deploy()
+    place.release(2)
+    return place

@@ -11,14 +11,6 @@ from tests.support.deploying import CANARY_HOST, DAMAGED, WRONG, Clients, owners
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture
-def served(place):
-    """Version 1 serves, and version 2 has just become the champion."""
-    place.deploy()
-    place.release(2)
-    return place
-
-
 def _canary(place) -> dict[str, Any]:
     (entry,) = place.live()["spec"]["canary"]
     return {"version": entry["predictor"]["labels"]["thyroid/version"], "percent": entry["trafficPercent"]}

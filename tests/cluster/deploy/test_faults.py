@@ -12,14 +12,6 @@ from tests.support.kserve_network import Webhook
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture
-def served(place):
-    """Version 1 serves, and version 2 has just become the champion."""
-    place.deploy()
-    place.release(2)
-    return place
-
-
 @pytest.mark.parametrize(
     ("version", "why", "answers"),
     [(WRONG, "answers the reference image with", {1, WRONG}), (DAMAGED, "ModelLoadFailed: ", {1})],
