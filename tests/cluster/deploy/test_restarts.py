@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::pytest.Py
 DELAYS = (0.0, 0.003, 0.02, 0.1)
 """Seconds between the start of a call and the death of the server."""
 WRITES = "PATCH inferenceservices/thyroid"
+"""Repeated once more where the server dies after it has written: the next try then meets a newer resourceVersion."""
 
 
 def _disturbed(place: Place, version: int, *options: str, code: int = 0) -> Counter[str]:
@@ -52,7 +53,7 @@ def _disturbed(place: Place, version: int, *options: str, code: int = 0) -> Coun
 def test_a_fresh_deployment(own_server, place):
     restarts = _disturbed(place, 1)
     assert restarts.total() >= 7
-    assert restarts[WRITES] == 1
+    assert restarts[WRITES] >= 1
     assert place.live()["spec"]["predictor"]["model"]["storageUri"] == place.uri(1)
     assert owners(place.live()) == {"thyroid": ["Apply"]}
     assert place.history(1) == ["sent", "proven"]
@@ -74,7 +75,7 @@ def test_a_canary(own_server, place):
     place.release(2)
     restarts = _disturbed(place, 2, "--canary", "25")
     assert restarts.total() >= 9
-    assert restarts[WRITES] == 2
+    assert restarts[WRITES] >= 2
     (canary,) = place.live()["spec"]["canary"]
     assert (canary["trafficPercent"], canary["predictor"]["model"]["storageUri"]) == (25, place.uri(2))
     assert place.live()["spec"]["predictor"]["model"]["storageUri"] == place.uri(1)
@@ -89,7 +90,7 @@ def test_a_version_that_is_taken_back(own_server, place):
     place.release(WRONG)
     restarts = _disturbed(place, WRONG, code=2)
     assert restarts.total() >= 8
-    assert restarts[WRITES] == 2
+    assert restarts[WRITES] >= 2
     assert place.live()["spec"] == before
     assert owners(place.live()) == {"thyroid": ["Apply"]}
     assert (place.registry.champion(), place.history(WRONG)) == (1, ["sent"])
