@@ -5,16 +5,13 @@ import csv
 import functools
 import gc
 import hashlib
-import http.client
 import inspect
 import json
 import os
 import shutil
 import time
-import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,8 @@ from PIL import Image
 
 from tests.support import ROOT, SHARED
 from tests.support import gcs as emulated
+from tests.support import s3 as s3_servers
+from tests.support.clouds import Cloud, GoogleCloud, S3Cloud
 from thyroid import locks, logs, storage
 from thyroid.crop import CropOptions
 from thyroid.data import plots
@@ -357,64 +356,58 @@ def emulator() -> Iterator[str]:
         yield address
 
 
-@dataclass
-class Cloud:
-    """A fresh bucket of the emulator.
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    with s3_servers.server() as address:
+        yield address
 
-    Attributes:
-        bucket: Name of the bucket.
-        proxy: Proxy in front of the emulator, which the code under test uses.
-        client: Google's client, connected directly to the emulator, for set-up and checks.
-    """
 
-    bucket: str
-    proxy: emulated.Proxy
-    client: Any
-
-    def address(self, prefix: str = "") -> str:
-        return f"gs://{self.bucket}/{prefix}"
-
-    def put(self, objects: dict[str, bytes]) -> None:
-        """Write objects by their whole names; without Google's client, thousands take seconds."""
-        connection = http.client.HTTPConnection(self.proxy.target)
-        for name, data in objects.items():
-            query = urllib.parse.urlencode({"uploadType": "media", "name": name})
-            connection.request("POST", f"/upload/storage/v1/b/{self.bucket}/o?{query}", data)
-            answer = connection.getresponse()
-            assert answer.status == 200, answer.read()
-            answer.read()
-        connection.close()
-
-    def names(self) -> list[str]:
-        return [blob.name for blob in self.client.list_blobs(self.bucket)]
+@pytest.fixture(autouse=True)
+def without_accounts(monkeypatch) -> None:
+    """Take the developer's own accounts out of the environment."""
+    for variable in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(variable)
 
 
 @pytest.fixture
-def gcs(emulator, monkeypatch, tmp_path_factory) -> Iterator[Cloud]:
-    """Google Cloud Storage with one bucket, short pauses, and a cache of the test's own."""
-    from google.auth.credentials import AnonymousCredentials
-    from google.cloud.storage import Client
+def short_pauses(monkeypatch, tmp_path_factory) -> None:
+    """Short pauses before a bucket is asked again, and a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(storage.client, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(storage.client, "LONGEST_PAUSE", 0.1)
 
-    client = Client("none", AnonymousCredentials(), client_options={"api_endpoint": emulator})
-    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
-    client.create_bucket(bucket)
-    with emulated.proxy(emulator) as (proxy, address):
+
+@pytest.fixture
+def gcs(emulator, short_pauses, monkeypatch) -> Iterator[GoogleCloud]:
+    """Google Cloud Storage with one bucket."""
+    with emulated.proxy(emulator) as (proxy, address), GoogleCloud.new(emulator, proxy) as cloud:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        monkeypatch.setattr(storage.client, "FIRST_PAUSE", 0.01)
-        monkeypatch.setattr(storage.client, "LONGEST_PAUSE", 0.1)
-        yield Cloud(bucket, proxy, client)
+        yield cloud
     storage.client.client_of.cache_clear()
-    client.close()
     gc.collect()  # connections that were broken are warned of here, where they belong
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture
+def s3(s3_server, short_pauses, monkeypatch, without_accounts) -> Iterator[S3Cloud]:
+    """A service that speaks S3, with one bucket."""
+    with emulated.proxy(s3_server) as (proxy, address):
+        for variable, value in s3_servers.variables(address).items():
+            monkeypatch.setenv(variable, value)
+        yield S3Cloud.new(proxy)
+
+
+@pytest.fixture(params=["gs", "s3"])
+def bucket(request) -> Cloud:
+    """A bucket, once on each service."""
+    return request.getfixturevalue({"gs": "gcs", "s3": "s3"}[request.param])
+
+
+@pytest.fixture(params=["folder", "gs", "s3"])
 def place(request, tmp_path) -> str:
     """An empty place, once of each kind."""
-    return (
-        str(tmp_path / "place") if request.param == "folder" else request.getfixturevalue("gcs").address("some/place")
-    )
+    if request.param == "folder":
+        return str(tmp_path / "place")
+    return request.getfixturevalue({"gs": "gcs", "s3": "s3"}[request.param]).address("some/place")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 import datetime
 import errno
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -9,13 +8,12 @@ import shutil
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
 from tests.conftest import variant
-from tests.support import toy_artefact
+from tests.support import processes, toy_artefact
 from thyroid import storage
 from thyroid.errors import InputError
 from thyroid.model.artefact import CARD, SCANS, SUM, Artefact
@@ -23,14 +21,6 @@ from thyroid.records.gate import GateRecord
 from thyroid.registry import __main__ as commands
 from thyroid.registry import claims, register
 from thyroid.registry.registry import Registered, Registry
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-FORK = multiprocessing.get_context("fork")
-"""Other processes, which have imported everything already; each makes a client of its own."""
-
-
-def pool(processes: int) -> Any:
-    return FORK.Pool(processes, storage.client.client_of.cache_clear)
 
 
 def make(folder: Path, size: int = 200_000) -> Path:
@@ -60,6 +50,12 @@ def add(root: storage.Location, folder: Path, decision: str = "promoted", ahead_
 def publish_in(artefact: Path, root: storage.Location, decision: GateRecord) -> Registered:
     """For a pool of processes."""
     return Registry(root).publish(artefact, decision)
+
+
+def publish_for_ever(root: storage.Location, folder: Path) -> None:
+    """For a process that is killed."""
+    while True:
+        add(root, folder)
 
 
 def home(root: storage.Location) -> storage.Folder | storage.Bucket:
@@ -155,7 +151,7 @@ def test_what_is_not_there_is_said(place, which):
     assert Registry(place).versions() == Registry(place).history() == []
 
 
-@pytest.mark.parametrize("root", ["", "s3://bucket/x", Path("gs://bucket/x")])
+@pytest.mark.parametrize("root", ["", "az://bucket/x", Path("gs://bucket/x")])
 def test_what_is_no_registry_is_said(root):
     with pytest.raises(InputError, match="gs://bucket/prefix"):
         Registry(root).versions()
@@ -168,10 +164,10 @@ def test_a_damaged_state_is_said(place, content):
         Registry(place).read_aliases()
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_several_at_once_lose_nothing(tmp_path, place, processes):
+@pytest.mark.parametrize("number", [2, 4])
+def test_several_at_once_lose_nothing(tmp_path, place, number):
     made = [make(tmp_path / str(number), 20_000) for number in range(12)]
-    with pool(processes) as several:
+    with processes.pool(number) as several:
         done = several.starmap(publish_in, [(one, place, gate("refused")) for one in made])
     assert sorted(d.version for d in done) == Registry(place).versions() == list(range(1, 13))
     assert Registry(place).read_aliases() == {"candidate": 12}
@@ -181,7 +177,7 @@ def test_several_at_once_lose_nothing(tmp_path, place, processes):
 
 
 def test_the_same_artefact_at_once_is_registered_once(artefact, place):
-    with pool(4) as several:
+    with processes.pool(4) as several:
         done = several.starmap(publish_in, [(artefact, place, gate())] * 8)
     assert Registry(place).versions() == [done[0].version]
     assert {one.version for one in done} == {done[0].version}
@@ -190,14 +186,9 @@ def test_the_same_artefact_at_once_is_registered_once(artefact, place):
 
 
 def test_killed_at_any_moment_no_half_version_is_visible(tmp_path, place):
-    def publish() -> None:
-        storage.client.client_of.cache_clear()
-        while True:
-            add(place, tmp_path)
-
     dice, before = random.Random(0), 0
     for _ in range(6):
-        process = FORK.Process(target=publish)
+        process = processes.process(publish_for_ever, place, tmp_path)
         process.start()
         deadline = time.monotonic() + 60
         while len(Registry(place).versions()) < before + 2 and time.monotonic() < deadline:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.registry.test_registry import add, gate, home, make, pool
-from tests.support import validated
+from tests.registry.test_registry import add, gate, home, make
+from tests.support import processes, validated
 from thyroid import RESEARCH_USE_ONLY, storage
 from thyroid.errors import InputError
 from thyroid.model.artefact import Artefact
@@ -108,7 +108,7 @@ def test_fields_of_a_newer_release_are_kept(root):
 
 def test_several_at_once_lose_nothing(root):
     names = [f"site {number}" for number in range(12)]
-    with pool(4) as several:
+    with processes.pool(4) as several:
         several.starmap(record, [(root, name) for name in names])
     assert {entry.site for entry in validations.read(Registry(root), 1)} == set(names)
     assert set(re.findall(r"^## (site \d+),", text(root, "validations.md"), re.MULTILINE)) == set(names)

@@ -1,4 +1,4 @@
-"""The fake-gcs-server binary as an emulator of Google Cloud Storage, and a proxy in front of it that injects faults."""
+"""The fake-gcs-server binary as an emulator of Google Cloud Storage, and a proxy that injects faults into requests."""
 
 import asyncio
 import http.client
@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.support.serving import free_port
 
+Headers = list[tuple[str, str]]
 FAULTS = ("429", "500", "503", "reset", "truncate")
 
 
@@ -53,15 +54,24 @@ class Proxy:
         rule: Function of (method, path). It returns None for no fault, or a status of three digits, "reset" (the
             connection breaks before the answer), "lost" (the request is carried out and the connection breaks), or
             "truncate" (half of the answer's body).
+        sent: Function of (method, path, headers) that returns the headers to pass on.
+        received: Function of (method, path, headers, body) of an answer that returns the headers and the body to pass
+            on.
         requests: (method, path) of every request.
         faults: Number of requests with a fault.
+        injected: Body of an answer whose status `rule` sets.
     """
 
     def __init__(self, target: str) -> None:
         self.target = target.removeprefix("http://")
         self.rule: Callable[[str, str], str | None] = lambda method, path: None
+        self.sent: Callable[[str, str, dict[str, str]], dict[str, str]] = lambda method, path, headers: headers
+        self.received: Callable[[str, str, Headers, bytes], tuple[Headers, bytes]] = (
+            lambda method, path, headers, body: (headers, body)
+        )
         self.requests: list[tuple[str, str]] = []
         self.faults = 0
+        self.injected = b'{"error": {"message": "injected"}}'
 
     def randomly(self, count: int, share: float, seed: int) -> None:
         """Break `share` of the requests at random until `count` are broken."""
@@ -103,18 +113,21 @@ def proxy(target: str) -> Iterator[tuple[Proxy, str]]:
                 self._break()
                 return
             if fault is not None and fault.isdigit():
-                self._answer(int(fault), [("Content-Type", "application/json")], b'{"error": {"message": "injected"}}')
+                self._answer(int(fault), [("Content-Type", "application/json")], state.injected)
                 return
             upstream = http.client.HTTPConnection(state.target, timeout=30)
             headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "transfer-encoding")}
             # the emulator writes this into addresses that it answers with
             headers["Host"] = self.headers["Host"]
             headers["Content-Length"] = str(len(body))
-            upstream.request(self.command, self.path, body, headers)
+            upstream.request(self.command, self.path, body, state.sent(self.command, self.path, headers))
             answer = upstream.getresponse()
             content = answer.read()
-            kept = [(k, v) for k, v in answer.getheaders() if k.lower() not in ("content-length", "transfer-encoding")]
+            # what HEAD says of the length is of a body that does not come
+            dropped = ("transfer-encoding",) if self.command == "HEAD" else ("content-length", "transfer-encoding")
+            kept = [(k, v) for k, v in answer.getheaders() if k.lower() not in dropped]
             upstream.close()
+            kept, content = state.received(self.command, self.path, kept, content)
             if fault == "lost":
                 self._break()
             elif fault == "truncate":
@@ -128,13 +141,15 @@ def proxy(target: str) -> Iterator[tuple[Proxy, str]]:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 
-        def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, cut: int | None = None) -> None:
+        def _answer(self, status: int, headers: Headers, content: bytes, cut: int | None = None) -> None:
             self.send_response_only(status)
             for key, value in headers:
                 self.send_header(key, value)
-            self.send_header("Content-Length", str(len(content)))
+            if not any(key.lower() == "content-length" for key, _ in headers) and status != 204:
+                self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content if cut is None else content[:cut])
+            if self.command != "HEAD":
+                self.wfile.write(content if cut is None else content[:cut])
             if cut is not None:
                 self.wfile.flush()
                 self._break()

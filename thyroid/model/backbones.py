@@ -81,9 +81,9 @@ def find_weights(backbone: Backbone, weights: str) -> str | Path | None:
 
     Args:
         backbone: Row of `BACKBONES`.
-        weights: "imagenet", "none", a file `*.weights.h5`, or a folder of such files. Both may lie on gs://, from where
-            only the file that is needed is downloaded. A file belongs to the backbone whose name is part of the file's
-            name, ignoring case.
+        weights: "imagenet", "none", a file `*.weights.h5`, or a folder of such files. Both may lie in a bucket, from
+            where only the file that is needed is downloaded. A file belongs to the backbone whose name is part of the
+            file's name, ignoring case.
 
     Returns:
         "imagenet" for Keras' own download, the path of a local file, or None for random weights. The result is None,
@@ -120,7 +120,7 @@ def _find_in_bucket(backbone: Backbone, weights: str) -> Path | None:
     if weights.endswith(ending):
         files = [weights]
     else:
-        names = [entry.name for entry in storage.Bucket(weights).entries() if entry.name.endswith(ending)]
+        names = [entry.name for entry in storage.bucket_at(weights).entries() if entry.name.endswith(ending)]
         if not names:
             raise InputError(f"weights {weights!r}: there is no *{ending} file below it")
         files = [storage.below(weights, name) for name in names if "/" not in name]

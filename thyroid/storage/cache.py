@@ -14,17 +14,20 @@ CACHE_LIMIT = 4_000_000_000
 
 It holds about ten models of the largest backbone.
 """
+MIRROR = "mirror"
+"""Folder of the cache that has bounds of its own; see `mirror`."""
 _IN_USE = 3600.0  # seconds since its last use during which an entry stays, because it may be being read
 
 
-def _cache() -> Path:
+def home() -> Path:
+    """Return the folder of the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thyroid"
 
 
 @contextmanager
 def folder_for(key: str) -> Iterator[Path]:
     """Yield a folder of the user's cache to fill; after a new one, remove the oldest folders above the limit."""
-    folder = _cache() / key
+    folder = home() / key
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
@@ -37,7 +40,10 @@ def folder_for(key: str) -> Iterator[Path]:
 
 def _trim() -> None:
     """Remove the least recently used entries above `CACHE_LIMIT`, except those in use."""
-    used = sorted(((path.stat().st_mtime, path) for path in _cache().iterdir() if path.is_dir()), reverse=True)
+    used = sorted(
+        ((path.stat().st_mtime, path) for path in home().iterdir() if path.is_dir() and path.name != MIRROR),
+        reverse=True,
+    )
     total = 0
     for when, folder in used:
         total += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

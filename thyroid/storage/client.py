@@ -1,4 +1,4 @@
-"""Google's client: its connections, retries and errors."""
+"""Google's client: its connections, retries and errors; and how long either service is waited for."""
 
 import functools
 import os
@@ -35,14 +35,18 @@ def client_of(emulator: str | None) -> Any:
     return client
 
 
-def retry() -> Any:
-    """Return the retries of every call: Google's own, and downloads whose checksum is wrong."""
+def retry(*more: type[Exception]) -> Any:
+    """Return the retries of every call: Google's own, and downloads whose checksum is wrong.
+
+    Args:
+        more: Further errors after which a call is made once more.
+    """
     from google.cloud.storage.exceptions import DataCorruption
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     passing = DEFAULT_RETRY._predicate
     return (
-        DEFAULT_RETRY.with_predicate(lambda error: passing(error) or isinstance(error, DataCorruption))
+        DEFAULT_RETRY.with_predicate(lambda error: passing(error) or isinstance(error, (DataCorruption, *more)))
         .with_delay(FIRST_PAUSE, LONGEST_PAUSE, 2.0)
         .with_timeout(PATIENCE)
     )

@@ -1,8 +1,9 @@
-"""Names of places: a folder, gs://bucket/prefix, and what lies below either of them."""
+"""Names of places: a folder, gs://bucket/prefix, s3://bucket/prefix, and what lies below one of them."""
 
 from pathlib import Path
 
-SCHEME = "gs://"
+SCHEMES = ("gs://", "s3://")
+"""How the address of a place in a bucket starts: on Google Cloud Storage, and on a service that speaks S3."""
 ABSENT = "0"
 """Generation of a file that does not exist."""
 
@@ -14,8 +15,8 @@ class ChangedError(Exception):
 
 
 def is_bucket(location: Location) -> bool:
-    """Return whether a location is on Google Cloud Storage."""
-    return str(location).startswith(SCHEME)
+    """Return whether a location is in a bucket: gs://bucket/prefix or s3://bucket/prefix."""
+    return str(location).startswith(SCHEMES)
 
 
 def below(location: Location, *parts: str) -> str:

@@ -7,21 +7,32 @@ from thyroid.errors import InputError
 from thyroid.storage import cache
 from thyroid.storage.bucket import Bucket
 from thyroid.storage.folder import Folder
+from thyroid.storage.gcs import GoogleBucket
 from thyroid.storage.location import Location, is_bucket
+from thyroid.storage.s3 import S3Bucket
 
 
 def at(location: Location) -> Folder | Bucket:
-    """Return the place that a path or a gs:// address names.
+    """Return the place that a path, a gs:// address or an s3:// address names.
 
     Raises:
-        InputError: The address has another scheme or no bucket, or Google's client is not installed.
+        InputError: The address has another scheme or no bucket, or the client of its service is not installed.
     """
     text = str(location)
     if is_bucket(location):
-        return Bucket(text)
-    if "://" in text or text.startswith("gs:/"):
-        raise InputError(f"{text}: give a folder, or gs://bucket/prefix")
+        return bucket_at(text)
+    if "://" in text or text.startswith(("gs:/", "s3:/")):
+        raise InputError(f"{text}: give a folder, gs://bucket/prefix or s3://bucket/prefix")
     return Folder(Path(text))
+
+
+def bucket_at(address: str) -> Bucket:
+    """Return the place that a gs:// or s3:// address names.
+
+    Raises:
+        InputError: The address has no bucket, or the client of its service is not installed.
+    """
+    return S3Bucket(address) if address.startswith(S3Bucket.scheme) else GoogleBucket(address)
 
 
 def file(location: Location) -> Path:
@@ -35,7 +46,7 @@ def file(location: Location) -> Path:
     if not is_bucket(location):
         return Path(location)
     parent, _, name = str(location).rpartition("/")
-    bucket = Bucket(parent)
+    bucket = bucket_at(parent)
     found = [entry for entry in bucket.entries(name) if entry.name == name]
     if not found:
         raise InputError(f"{location}: no such object; check the address")
