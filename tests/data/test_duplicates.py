@@ -1,4 +1,5 @@
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -26,8 +27,40 @@ COPIES = {
 
 
 def bits(image: Image.Image, other: Image.Image) -> int:
-    one, two = (bytes.fromhex(duplicates.perceptual_hash(np.asarray(i.convert("RGB")))) for i in (image, other))
-    return sum((a ^ b).bit_count() for a, b in zip(one, two, strict=True))
+    one, two = (duplicates.perceptual_hash(np.asarray(i.convert("RGB"))) for i in (image, other))
+    return distance(one, two)
+
+
+def distance(one: str, two: str) -> int:
+    return (int(one, 16) ^ int(two, 16)).bit_count()
+
+
+def flipped(hash_: str, rng: np.random.Generator, count: int) -> str:
+    unpacked = np.unpackbits(np.frombuffer(bytes.fromhex(hash_), np.uint8))
+    unpacked[rng.choice(1024, count, replace=False)] ^= 1
+    return np.packbits(unpacked).tobytes().hex()
+
+
+def by_all_pairs(hashes: list[str]) -> set[tuple[str, str]]:
+    return {
+        (min(a, b), max(a, b))
+        for a, b in itertools.combinations(dict.fromkeys(hashes), 2)
+        if distance(a, b) <= duplicates.MAX_BITS
+    }
+
+
+def ordered(pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
+    assert len(pairs) == len(set(pairs))
+    return {(min(pair), max(pair)) for pair in pairs}
+
+
+@pytest.fixture(params=["one by one", "tables", "tables and crowds"])
+def way(request, monkeypatch):
+    """The ways in which a search may go, which depend on the number of hashes and on what they are like."""
+    if request.param != "one by one":
+        monkeypatch.setattr(duplicates, "_FLAT", 0)
+    if request.param == "tables and crowds":
+        monkeypatch.setattr(duplicates, "_CROWD", 2)
 
 
 @pytest.mark.parametrize("copy", COPIES)
@@ -39,7 +72,7 @@ def test_hash_survives_on_phantoms(copy):
 
 def test_phantoms_of_different_patients_are_far_apart(phantoms):
     hashes = [duplicates.perceptual_hash(images.decode(images.read(f))) for f in sorted((phantoms / "scans").iterdir())]
-    assert duplicates.links(hashes, max_bits=int(duplicates.MAX_BITS * 1.3)) == []
+    assert min(distance(a, b) for a, b in itertools.combinations(hashes, 2)) > duplicates.MAX_BITS * 1.9
 
 
 def test_ddti_copies_are_found_and_cases_kept_apart(ddti):
@@ -52,19 +85,95 @@ def test_ddti_copies_are_found_and_cases_kept_apart(ddti):
     assert pairs == [(i, i + len(files)) for i in range(len(files))]
 
 
-@given(st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=40), st.integers(0, 200))
-def test_groups_are_those_of_the_plain_definition(seeds, limit):
-    hashes = [(np.random.default_rng(s % 7).bytes(126) + s.to_bytes(2)).hex() for s in seeds]
-    expected = [
-        (i, j)
-        for i in range(len(hashes))
-        for j in range(i + 1, len(hashes))
-        if (int(hashes[i], 16) ^ int(hashes[j], 16)).bit_count() <= limit
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.usefixtures("way")
+def test_copies_are_found_up_to_the_limit_and_none_beyond(seed):
+    rng = np.random.default_rng(seed)
+    originals = [rng.bytes(128).hex() for _ in range(141)]
+    copies = [flipped(original, rng, count) for count, original in enumerate(originals)]
+    every = [*originals, *copies, *originals]
+    found = ordered(duplicates.links(every))
+    assert found == by_all_pairs(every)
+    assert len(found) == duplicates.MAX_BITS  # from 1 to 95 bits; with none the hashes are equal
+    assert duplicates.near(copies, originals) == set(copies[: duplicates.MAX_BITS + 1])
+    assert ordered(duplicates.links(copies, originals)) == found
+
+
+@pytest.mark.usefixtures("way")
+def test_no_place_of_the_different_bits_hides_a_copy():
+    """Also if they are the bits of one key, or as even as they can be."""
+    order = np.random.default_rng(0).permutation(1024)
+    for count in (duplicates.MAX_BITS, duplicates.MAX_BITS + 1):
+        spread = [(21 * (k % 48) + k // 48) for k in range(count)]
+        for places in (range(count), spread, range(1024 - count, 1024)):
+            packed = np.zeros(1024, np.uint8)
+            packed[order[list(places)]] = 1
+            hashes = ["00" * 128, np.packbits(packed).tobytes().hex()]
+            assert len(duplicates.links(hashes)) == (count == duplicates.MAX_BITS)
+
+
+def clusters(rng: np.random.Generator, sizes: list[int], flips: int) -> list[str]:
+    """Hashes around some centres, from which they differ by up to `flips` bits."""
+    centres = [rng.bytes(128).hex() for _ in sizes]
+    hashes = [
+        flipped(centre, rng, int(rng.integers(1, flips + 1)))
+        for centre, size in zip(centres, sizes, strict=True)
+        for _ in range(size)
     ]
-    found = duplicates.near_duplicates(hashes, duplicates.links(hashes, max_bits=limit))
-    assert set(found) <= set(expected)
-    alone = range(len(hashes))
-    np.testing.assert_array_equal(duplicates.groups(alone, found), duplicates.groups(alone, expected))
+    return [hashes[i] for i in rng.permutation(len(hashes))]
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(1, 25), min_size=1, max_size=3),
+    st.sampled_from([20, 50, 80]),
+    st.integers(1, 40),
+    st.integers(1, 50),
+    st.sampled_from([0, 10**6]),
+)
+def test_thinning_out_changes_neither_groups_nor_who_shares_a_picture(seed, sizes, flips, people, answers, flat):
+    rng = np.random.default_rng(seed)
+    hashes = list(dict.fromkeys(clusters(rng, sizes, flips)))
+    owners = {hash_: frozenset(rng.integers(0, people, rng.integers(1, 3)).tolist()) for hash_ in hashes}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_ANSWERS", answers)
+        patch.setattr(duplicates, "_QUERIES", 7)
+        patch.setattr(duplicates, "_BLOCK", 30)
+        patch.setattr(duplicates, "_FLAT", flat)
+        found = ordered(duplicates.links(hashes, owners=lambda: owners))
+    expected = by_all_pairs(hashes)
+    assert found <= expected
+    places = {hash_: place for place, hash_ in enumerate(hashes)}
+    by_place = [[(places[a], places[b]) for a, b in pairs] for pairs in (found, expected)]
+    np.testing.assert_array_equal(*(duplicates.groups(range(len(hashes)), pairs) for pairs in by_place))
+    sharing = []
+    for pairs in (found, expected):
+        people_of = dict(owners)
+        for a, b in pairs:
+            people_of[a] |= owners[b]
+            people_of[b] |= owners[a]
+        sharing.append({hash_: min(6, len(of)) for hash_, of in people_of.items()})
+    assert sharing[0] == sharing[1]
+
+
+@pytest.mark.parametrize("people", [1, 2, 1500])
+@pytest.mark.parametrize("flat", [0, 10**6])
+def test_many_nearly_equal_images_cost_no_quadratic_list_and_no_quadratic_work(people, flat, monkeypatch):
+    count = 1500
+    hashes = clusters(np.random.default_rng(0), [count], 20)
+    answers = []
+    search = duplicates._Search.pairs
+    monkeypatch.setattr(
+        duplicates._Search, "pairs", lambda self, *given: answers.append(search(self, *given)) or answers[-1]
+    )
+    monkeypatch.setattr(duplicates, "_ANSWERS", 50_000)
+    monkeypatch.setattr(duplicates, "_FLAT", flat)
+    owners = {hash_: place % people for place, hash_ in enumerate(hashes)}
+    found = duplicates.links(hashes, owners=lambda: owners)
+    assert len(found) <= (duplicates._KINDS + 1) * count
+    assert max(map(len, answers)) <= 50_000
+    assert sum(map(len, answers)) < count**2 / 8
+    assert not duplicates.groups(range(count), duplicates.near_duplicates(hashes, found)).any()
 
 
 def test_blocks_do_not_change_the_answer(monkeypatch):

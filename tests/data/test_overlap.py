@@ -259,7 +259,7 @@ def test_near_pictures_are_those_of_the_links():
     bits = rng.integers(0, 2, (40, 1024), dtype=np.uint8)
     copies = bits.copy()
     for number, copy in enumerate(copies):
-        copy[rng.permutation(1024)[: 120 + number // 2]] ^= 1
+        copy[rng.permutation(1024)[: 87 + number // 2]] ^= 1
     known, new = ([np.packbits(row).tobytes().hex() for row in rows] for rows in (bits, copies))
     near = duplicates.near([*new, known[3]], known)
     assert near == {a if a in new else b for a, b in duplicates.links(new, known)} & set(new) | {known[3]}

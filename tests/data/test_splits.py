@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,6 +38,25 @@ def test_fractions_hold_within_each_class():
         share = scans.loc[scans["label"] == label, "split"].value_counts(normalize=True)
         for split, fraction in splits.FRACTIONS.items():
             assert share[split] == pytest.approx(fraction, abs=0.01)
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(0, "c0a741d5110ff07e"), (1, "792b02c153bd33a3")])
+def test_patients_are_dealt_as_in_older_releases(seed, expected):
+    """A patient who changes sides between two releases would be a leak."""
+    rows = []
+    for group in range(400):
+        for image in range(1 + group % 4):
+            is_other = image == 3 and group % 7 == 0
+            rows.append(
+                {
+                    "class": "M" if (group % 5 < 2) != is_other else "B",
+                    "group": group,
+                    "sha256": hashlib.sha256(f"{group} {image}".encode()).hexdigest(),
+                    "split": {0: "train", 1: "test"}.get(group % 13),
+                }
+            )
+    dealt = splits.deal(pd.DataFrame(rows), seed=seed)
+    assert hashlib.sha256("".join(dealt).encode()).hexdigest()[:16] == expected
 
 
 def test_order_of_rows_does_not_matter():

@@ -1,7 +1,13 @@
+import hashlib
+import io
+from pathlib import Path
+
+import pandas as pd
 import pytest
 
 from tests.support.records import data_record
 from thyroid.data import tables
+from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 
 
@@ -42,6 +48,58 @@ def test_digest_leaves_out_quarantined_scans():
     table = scans(ONE, TWO)
     table.loc[1, "quarantine_reason"] = "damaged"
     assert tables.digest(table, regions()) == tables.digest(scans(ONE), regions())
+
+
+def mixed() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scans of three classes, some of them quarantined or with equal bytes, and none to three regions each."""
+    scans, regions = [], []
+    for n in range(60):
+        path = f"/scans/갑상선 {n:02d}.jpg"
+        row = {"path": path, "local_path": path, "domain": "normal", "class": ["B", "M", 'grade "4a" é'][n % 3]}
+        row |= {"label": "BMM"[n % 3], "patient": n // 2, "image": n, "version": "1.0", "width": 600, "height": 500 + n}
+        row |= {"sha256": hashlib.sha256(str(n % 57).encode()).hexdigest(), "phash": f"{n:0256x}", "group": n // 2}
+        row["split"] = tables.SPLITS[n % 3]
+        if n % 11 == 5:
+            row = {"path": path, "domain": "normal", "quarantine_reason": "damaged JPEG"}
+        scans.append(row)
+        for index in range(n % 4):
+            region = {"path": path, "index": index, "x": 100 - 9 * index, "y": n, "width": 40 + n, "height": 30}
+            regions.append(region | {"source": "given"})
+    return tables.frame(scans, tables.SCANS), tables.frame(regions, tables.REGIONS)
+
+
+def test_digests_of_older_releases_hold():
+    """Otherwise every registered model would count as made of other data."""
+    scans, regions = mixed()
+    assert tables.digest(scans, regions) == "e53035002f3fbc3e3e151ee003b88a8394fb55e5fd5ded7d8387dc2fcd80f417"
+    written = tables.contents(scans, regions).to_csv()
+    assert hashlib.sha256(written.encode()).hexdigest()[:16] == "51a9ee4c59670642"
+    facts = data_record(digest=tables.digest(scans, regions))
+    assert DataVersion(Path(), scans, regions, facts).fingerprint[:16] == "2c9034dc57aa9a16"
+
+
+@pytest.mark.parametrize("rows", [1, 7, 59])
+def test_digests_do_not_depend_on_how_many_rows_are_in_memory(monkeypatch, rows):
+    scans, regions = mixed()
+    facts = data_record(digest=tables.digest(scans, regions))
+    whole = DataVersion(Path(), scans, regions, facts).fingerprint
+    monkeypatch.setattr(tables, "_DIGEST_ROWS", rows)
+    monkeypatch.setattr("thyroid.data.version._HASHED_ROWS", rows)
+    assert tables.digest(scans, regions) == facts.digest
+    assert DataVersion(Path(), scans, regions, facts).fingerprint == whole
+
+
+def test_whole_numbers_stay_exact_beside_missing_ones():
+    """Pseudonyms of patients have up to 18 digits, and quarantined files have no patient."""
+    table = tables.frame([{"path": "a", "patient": 10**18 - 1}, {"path": "b"}], tables.SCANS)
+    assert table["patient"].tolist() == [10**18 - 1, pd.NA]
+
+
+def test_no_cell_of_any_column_is_a_formula():
+    rows = pd.DataFrame({"file": ["=1+1", "a.jpg", "\nb"], "reason": ["-x", "@y", None], "line": [-1, 2, 3]})
+    written = io.StringIO()
+    tables.write_quarantine(written, rows)
+    assert written.getvalue() == "file,reason,line\n'=1+1,'-x,'-1\na.jpg,'@y,2\n\"'\nb\",,3\n"
 
 
 def test_round_trip(tmp_path):

@@ -14,7 +14,7 @@ from thyroid.crop import CropOptions
 from thyroid.data import tables
 from thyroid.errors import InputError
 from thyroid.imaging import images
-from thyroid.ingest import ingest
+from thyroid.ingest import ingest, listing, regions
 from thyroid.ingest.__main__ import main
 from thyroid.ingest.options import IngestOptions
 
@@ -178,7 +178,9 @@ def test_a_picture_that_many_patients_have_is_no_scan_of_one(scans, tmp_path):
     assert split_of(tmp_path / "two") == before
     found = reasons(tmp_path / "two")
     assert len(found) == 8
-    assert set(found.values()) == {"picture that 8 patients have: a logo or an empty layout, no scan of one of them"}
+    assert set(found.values()) == {
+        "picture that more than 5 patients have: a logo or an empty layout, no scan of one of them"
+    }
     assert facts.notes == []
 
 
@@ -314,6 +316,46 @@ def test_several_regions_of_a_scan_and_fractions_of_pixels(scans, tmp_path):
         [1, 50, 2, 20, 20],
     ]
     assert set(regions["source"]) == {"given"}
+
+
+def test_regions_do_not_depend_on_how_many_rows_are_in_memory(scans, tmp_path, monkeypatch):
+    (scans / "more").mkdir()
+    shutil.copy(scans / "B_001-0001-1.0.jpg", scans / "more" / "B_001-0001-1.0.jpg")
+    write_scan(scans / "more" / "B_001-0001-1.0.jpg", seed=700)
+    (scans / "M_099-0001-1.0.jpg").write_bytes(b"none")
+    rows = [(name, 1 + number % 5, 2, 20, 20) for number, name in enumerate(sorted(p.name for p in scans.glob("M_*")))]
+    rows += [
+        ("more/B_001-0001-1.0.jpg", 4, 4, 9, 9),
+        ("B_001-0001-1.0.jpg", 3, 3, 9, 9),
+        rows[0],
+        ("x.jpg", 1, 1, 2, 2),
+    ]
+    options = IngestOptions(scans, write_rois(tmp_path / "rois.csv", rows + rows[:3]))
+    ingest.ingest(options, tmp_path / "one")
+    monkeypatch.setattr(regions, "_ROWS", 4)
+    ingest.ingest(options, tmp_path / "two")
+    assert tables.read(tmp_path / "one")[1].equals(tables.read(tmp_path / "two")[1])
+    assert reasons(tmp_path / "one") == reasons(tmp_path / "two")
+    assert reasons(tmp_path / "two")["M_099-0001-1.0.jpg"].startswith("region in line 14 of rois.csv: file is quaran")
+    assert tables.read_facts(tmp_path / "two").notes == [
+        "4 regions are repeated in rois.csv and count once: line 17 (as 2), 19 (as 2), 20 (as 3), 21 (as 4)"
+    ]
+
+
+def test_thousands_of_objects_that_are_no_scans(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "SETTLED_SECONDS", -1.0)
+    names = [f"export {number % 7}/report {number}.pdf" for number in range(3000)]
+    names += ["..hidden", "a" * 250 + ".txt", "line\nbreak.jpg", "=cmd.jpg"]
+    for name in names:
+        (scans / name).parent.mkdir(exist_ok=True)
+        (scans / name).touch()
+    done = ingest.ingest(IngestOptions(scans, store=tmp_path / "store"), tmp_path / "out")
+    assert (done.facts.scans, done.facts.quarantined) == (24, len(names) - 1)  # a name with a dot in front is hidden
+    table = tables.read_quarantine(tmp_path / "out", done.facts)
+    assert len(table) == len(names) - 1
+    assert set(table["reason"].str[:19]) == {"name does not parse"}
+    again = ingest.ingest(IngestOptions(scans, store=tmp_path / "store", seed=1), tmp_path / "again")
+    assert again.facts.looked_at == 0
 
 
 def test_given_crops_make_up_the_cropped_domain(scans, tmp_path):

@@ -17,6 +17,8 @@ from tests.support import dicoms
 from thyroid import crop, storage
 from thyroid.crop import CropOptions
 from thyroid.data import pseudonyms, store, tables
+from thyroid.data.store import erased
+from thyroid.data.store.erased import Erased
 from thyroid.errors import InputError
 from thyroid.imaging import dicom, images
 from thyroid.ingest import dicom_names, examine, ingest, listing
@@ -272,6 +274,27 @@ def test_an_erased_patient_of_dicom_files_leaves_no_picture(mixed, tmp_path):
         assert scan["sha256"] not in set(table["sha256"])
         assert scan["path"] not in set(table["path"])
         assert scan["phash"] not in set(pd.read_parquet(home / "versions" / "000002" / store.MEMORY)["phash"])
+
+
+def test_a_patient_who_was_erased_under_a_rounded_number_stays_erased(mixed, tmp_path):
+    """Older releases rounded long numbers where a file was quarantined in the same run."""
+    home = tmp_path / "store"
+    cohort = ingest.ingest(IngestOptions(mixed, store=home), tmp_path / "one").facts.cohort
+    number = int(of_dicoms(tmp_path / "one")["patient"].iloc[0])
+    rounded = int(float(number))
+    assert rounded != number
+    secret = pseudonyms.key(home)
+    erased.save(home, Erased(secret, {(cohort, cohort, pseudonyms.of_patient(secret, cohort, rounded)): frozenset()}))
+    ingest.ingest(IngestOptions(mixed, store=home), tmp_path / "two")
+    assert number not in set(tables.read(tmp_path / "two")[0]["patient"].dropna())
+
+
+def test_a_patients_number_does_not_depend_on_damaged_files_beside(mixed, tmp_path):
+    ingest.ingest(IngestOptions(mixed), tmp_path / "one")
+    (mixed / "B_999-0001-1.0.jpg").write_bytes(b"none")
+    ingest.ingest(IngestOptions(mixed), tmp_path / "two")
+    one, two = (sorted(of_dicoms(tmp_path / name)["patient"]) for name in ("one", "two"))
+    assert one == two
 
 
 def test_rows_that_say_the_same_twice_or_nothing(mixed, tmp_path):

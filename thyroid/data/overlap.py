@@ -72,7 +72,7 @@ def known(root: Location, learnt: pd.DataFrame, judging: pd.DataFrame) -> Known:
     """
     files = judging["sha256"].isin(learnt["sha256"])
     hashes = learnt["phash"].dropna()
-    near = duplicates.near(judging["phash"].dropna().tolist(), hashes.tolist())
+    near = duplicates.near(judging["phash"].dropna(), hashes)
     pictures = files | judging["phash"].isin(list(near))
     patients = pd.Series(False, judging.index)
     problem = note = None

@@ -6,6 +6,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -13,6 +15,7 @@ from thyroid.data import tables
 from thyroid.data.classes import BINARY, Classes
 from thyroid.data.filenames import CLASSES
 from thyroid.plot_style import CLASS_NAMES, COLOURS, save
+from thyroid.storage import mirror
 
 _THUMBNAILS = 8
 
@@ -55,9 +58,12 @@ def data_statistics(scans: pd.DataFrame, regions: pd.DataFrame, path: Path, clas
     axis.set_xticks(values)
     axis.set_xlim(0, values.max() + 1)
     axis = axes[1, 1]
-    frames = scans[scans["domain"] == "normal"]
+    frames = scans.loc[scans["domain"] == "normal", ["width", "height"]].drop_duplicates()
     axis.scatter(frames["width"].astype(float), frames["height"].astype(float), s=14, color="#667788", label="frame")
-    sized = regions.merge(scans[["path", "class"]], on="path")
+    # without a merge, which makes Python's texts of the paths
+    places = pc.fill_null(pc.index_in(pa.array(regions["path"]), pa.array(scans["path"])), -1).to_numpy()
+    sized = regions[["width", "height"]].assign(**{"class": scans["class"].array.take(places, allow_fill=True)})
+    sized = sized.drop_duplicates()  # of a million regions there are fewer sizes
     for name in classes.names:
         rows = sized[sized["class"] == name]
         axis.scatter(
@@ -111,6 +117,7 @@ def crop_sheet(scans: pd.DataFrame, regions: pd.DataFrame, folder: Path, path: P
     picked = pd.concat(
         [rows[rows["label"] == label].drop_duplicates("patient").head(_THUMBNAILS // 2) for label in CLASSES]
     )
+    mirror.fetch(folder / file for column in ("normal_path", "crop_path") for file in picked[column].dropna())
     figure, axes = plt.subplots(2, max(2, len(picked)), figsize=(13, 4), squeeze=False)
     for axis in axes.ravel():
         axis.axis("off")

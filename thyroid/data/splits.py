@@ -62,13 +62,15 @@ def _deal_kind(groups: pd.DataFrame, kind: pd.Series, sizes: pd.Series, fraction
     empty = [split for split in fractions if have[split] == 0]
     giant = new > min(want.values())
     ordered = pd.concat([new[giant], new[~giant]])
-    for left, (group, size) in zip(range(len(ordered), 0, -1), ordered.items(), strict=True):
+    dealt = []
+    for left, size in zip(range(len(ordered), 0, -1), ordered.tolist(), strict=True):
         candidates = empty if empty and left <= len(empty) else list(fractions)
         split = max(candidates, key=lambda s: want[s] - have[s])
         if split in empty:
             empty.remove(split)
-        groups.loc[group, "split"] = split
+        dealt.append(split)
         have[split] += int(size)
+    groups.loc[ordered.index, "split"] = dealt
     return len(empty)
 
 

@@ -4,7 +4,7 @@ A data version is a folder: `scans.parquet`, `regions.parquet`, `quarantine.csv`
 the SHA-256 of all of them and of itself.
 
 scans: One row per file.
-    path: Where the file is (absolute, or gs://); for a DICOM file, a pseudonym in the same folder.
+    path: Where the file is (absolute, or in a bucket); for a DICOM file, a pseudonym in the same folder.
     local_path: Where its bytes, or a DICOM file's picture, can be read on this machine; absolute or relative to the
         data version.
     domain: "normal" for frames, "cropped" for files that came in cropped.
@@ -31,21 +31,26 @@ regions: One row per region of interest (ROI).
     is none: outside the train split, for files that came in cropped, and without jitter.
 """
 
-import csv
 import hashlib
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from thyroid.atomic import to_json, write_bytes
+from thyroid.atomic import replacing, to_json, write_bytes
 from thyroid.errors import InputError
 from thyroid.records.data import DataRecord
+
+# Arrow's strings take a third of the memory of Python's. Its default allocator keeps what `release` would give back.
+pd.options.mode.string_storage = "pyarrow"
+pa.set_memory_pool(pa.system_memory_pool())
 
 FACTS = "data.json"
 TABLES = ("scans.parquet", "regions.parquet")
@@ -60,6 +65,9 @@ AREA = ("area_x", "area_y", "area_width", "area_height")
 DOMAINS = ("normal", "cropped")
 DOMAIN_NAMES = {"normal": "full frames", "cropped": "nodule crops"}
 """Names for people, to whom a normal image would be a healthy one."""
+_SIDES = ["x", "y", "width", "height"]
+_DIGEST_ROWS = 50_000
+"""Rows whose texts go into a digest at the same time."""
 
 _FORMULA = (
     "=",
@@ -101,14 +109,24 @@ REGIONS = {
 }
 
 
-def frame(rows: list[dict[str, Any]], schema: Mapping[str, str]) -> pd.DataFrame:
+def frame(rows: list[dict[str, Any]], schema: Mapping[str, Any]) -> pd.DataFrame:
     """Return a table of `schema` from row dictionaries; missing values are null."""
-    return pd.DataFrame(rows, columns=list(schema)).astype(schema)
+    return pd.DataFrame({name: pd.array([row.get(name) for row in rows], dtype) for name, dtype in schema.items()})
 
 
-def used(scans: pd.DataFrame) -> pd.DataFrame:
-    """Return the scans that are not quarantined."""
-    return scans[scans["quarantine_reason"].isna()]
+def release() -> None:
+    """Give memory that tables and objects have freed back to the system; the C library keeps it otherwise."""
+    pa.default_memory_pool().release_unused()
+
+
+def used(scans: pd.DataFrame, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the scans that are not quarantined.
+
+    Args:
+        scans: Table of scans.
+        columns: Columns to return, of which alone copies are made; None for all.
+    """
+    return scans.loc[scans["quarantine_reason"].isna(), slice(None) if columns is None else list(columns)]
 
 
 def write(folder: Path, scans: pd.DataFrame, regions: pd.DataFrame, facts: DataRecord) -> DataRecord:
@@ -127,15 +145,18 @@ def write(folder: Path, scans: pd.DataFrame, regions: pd.DataFrame, facts: DataR
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in zip(TABLES, (scans, regions), strict=True):
-        write_bytes(folder / name, table.to_parquet(index=False))
-    files = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in (*TABLES, *_OTHER_FILES)
-        if (folder / name).is_file()
-    }
+        with replacing(folder / name, shared=False) as temporary:
+            table.to_parquet(temporary, index=False)
+    files = {name: sha256(folder / name) for name in (*TABLES, *_OTHER_FILES) if (folder / name).is_file()}
     facts = facts.model_copy(update={"files": files})
     write_facts(folder, facts)
     return facts
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, which is not read into memory at once."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_facts(folder: Path, facts: DataRecord) -> None:
@@ -216,6 +237,29 @@ def checked(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
     return data
 
 
+def read_table(folder: Path, name: str, files: Mapping[str, str], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a parquet table of a data version after comparing the file's checksum.
+
+    Args:
+        folder: Folder of the data version.
+        name: Name of the file.
+        files: SHA-256 of every file, as in data.json.
+        columns: Columns to read; None for all.
+
+    Raises:
+        ValueError: The file is missing or damaged.
+    """
+    try:
+        if sha256(folder / name) != files.get(name):
+            raise ValueError(f"{name} is not as it was written")
+    except FileNotFoundError:
+        raise ValueError(f"{name} is missing") from None
+    # without pre_buffer the file is not in memory beside its table
+    table = pd.read_parquet(folder / name, columns=None if columns is None else list(columns), pre_buffer=False)
+    release()
+    return table
+
+
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, DataRecord]:
     """Read the scans, regions and facts of a data version.
 
@@ -224,7 +268,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, DataRecord]:
     """
     facts = read_facts(folder)
     try:
-        scans, regions = (pd.read_parquet(io.BytesIO(checked(folder, name, facts.files))) for name in TABLES)
+        scans, regions = (read_table(folder, name, facts.files) for name in TABLES)
     except ValueError as error:
         raise InputError(f"{folder}: damaged data version ({error}); remove it and ingest again") from None
     return scans, regions, facts
@@ -240,58 +284,6 @@ def read_quarantine(folder: Path, facts: DataRecord) -> pd.DataFrame:
         return pd.read_csv(io.BytesIO(checked(folder, QUARANTINE, facts.files)))
     except ValueError as error:
         raise InputError(f"{folder}: damaged data version ({error}); remove it and ingest again") from None
-
-
-def read_csv(path: Path, given: str, kind: str) -> pd.DataFrame:
-    """Read a table that a person has written, with every cell as text; empty cells are "".
-
-    Args:
-        path: Path of the file.
-        given: Name of the file as the user gave it, for errors.
-        kind: Content of the file, for errors.
-
-    Raises:
-        InputError: There is no such file, it is not a CSV table, a column is there twice, or a row has more cells than
-            the header. Decimal commas and texts with commas cause such rows, and every cell after them would be taken
-            for another column.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{given}: the file of {kind} does not exist") from None
-    return parse_csv(data, given)
-
-
-def parse_csv(data: bytes, given: str) -> pd.DataFrame:
-    """Parse the content of such a table, as `read_csv` does.
-
-    Args:
-        data: Content of the file.
-        given: Name of the file as the user gave it, for errors.
-
-    Raises:
-        InputError: It is not a CSV table, a column is there twice, or a row has more cells than the header.
-    """
-    try:
-        text = data.decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
-        header = [cell.strip() for cell in next(reader, [])]
-        rows = []
-        for cells in reader:
-            if len(cells) > len(header):
-                raise InputError(
-                    f"{given}: line {reader.line_num} has more cells than the header; quote texts that hold commas, "
-                    "and write numbers with a point"
-                )
-            if cells:
-                rows.append([*cells, *[""] * (len(header) - len(cells))])
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{given}: not a CSV table: {error}") from None
-    if not header:
-        raise InputError(f"{given}: not a CSV table: it has no header")
-    if twice := [name for name, count in Counter(header).items() if name and count > 1]:
-        raise InputError(f"{given}: column {twice[0]} occurs twice")
-    return pd.DataFrame(rows, columns=header, dtype=object)
 
 
 def count_splits(scans: pd.DataFrame, classes: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -311,8 +303,18 @@ def count_splits(scans: pd.DataFrame, classes: Sequence[str]) -> dict[str, dict[
 
 def digest(scans: pd.DataFrame, regions: pd.DataFrame) -> str:
     """Return the SHA-256 of the sorted (sha256, class, regions) of the scans in use; paths and order do not matter."""
-    columns = (contents(scans, regions)[column].tolist() for column in ("sha256", "label", "boxes"))
-    return hashlib.sha256("\n".join(sorted(map(json.dumps, zip(*columns, strict=True)))).encode()).hexdigest()
+    rows = used(scans, ["path", "class", "sha256"])
+    names = rows["class"].map({name: json.dumps(name) for name in rows["class"].unique()})
+    # what json.dumps makes of the three texts: a checksum and boxes hold nothing that it would escape
+    boxes = _boxes(rows.pop("path"), regions)
+    release()
+    lines = _joined('["', _arrow(rows["sha256"]), '", ', _arrow(names), ', "', boxes, '"]')
+    order = pc.array_sort_indices(lines)
+    result = hashlib.sha256()
+    for start in range(0, len(lines), _DIGEST_ROWS):
+        texts = lines.take(order[start : start + _DIGEST_ROWS]).to_pylist()
+        result.update(("\n" * (start > 0) + "\n".join(texts)).encode())
+    return result.hexdigest()
 
 
 CONTENTS = ("sha256", "label", "split", "boxes")
@@ -326,13 +328,36 @@ def contents(scans: pd.DataFrame, regions: pd.DataFrame) -> pd.DataFrame:
     The columns are sha256, label (the class), split, boxes (JSON text of the sorted regions) and phash. The rows are
     sorted and have the index of `scans`.
     """
-    boxes: dict[str, list[list[int]]] = {}
-    sides = regions[["x", "y", "width", "height"]].astype(int).to_numpy().tolist()
-    for path, box in zip(regions["path"].tolist(), sides, strict=True):
-        boxes.setdefault(path, []).append(box)
-    rows = used(scans)
-    texts = [json.dumps(sorted(boxes.get(path, []))) for path in rows["path"].tolist()]
-    return rows.assign(boxes=texts, label=rows["class"])[[*CONTENTS, "phash"]].sort_values(list(CONTENTS))
+    rows = used(scans, ["path", "class", "sha256", "split"]).rename(columns={"class": "label"})
+    rows["boxes"] = pd.array(_boxes(rows.pop("path"), regions), "string")
+    keys = pa.table({name: _arrow(rows[name]) for name in CONTENTS})
+    order = pc.sort_indices(keys, [(name, "ascending") for name in CONTENTS])
+    release()
+    rows = cast("pd.DataFrame", rows[list(CONTENTS)].iloc[order.to_numpy()])
+    return rows.assign(phash=scans["phash"].loc[rows.index])
+
+
+def _arrow(column: pd.Series | pd.Index) -> Any:
+    """Return a column of texts as an array of Arrow, which shares the memory of a column of dtype string."""
+    return pa.array(column).cast(pa.large_string())
+
+
+def _joined(*parts: Any) -> Any:
+    """Return an array of texts that are put together from texts and from arrays of texts."""
+    texts = (pa.scalar(part, pa.large_string()) if isinstance(part, str) else part for part in (*parts, ""))
+    return pc.binary_join_element_wise(*texts)
+
+
+def _boxes(paths: pd.Series, regions: pd.DataFrame) -> Any:
+    """Return the sorted regions of every path, each of which occurs once, as an array of JSON texts; "[]" for none."""
+    places = pc.fill_null(pc.index_in(_arrow(regions["path"]), _arrow(paths)), -1).to_numpy()
+    sides = regions[_SIDES].astype("int64").to_numpy()
+    order = np.lexsort((*sides.T[::-1], places))
+    x, y, width, height = (pa.array(sides[order, side]).cast(pa.large_string()) for side in range(len(_SIDES)))
+    boxes = _joined("[", x, ", ", y, ", ", width, ", ", height, "]")
+    ends = np.searchsorted(places[order], np.arange(len(paths) + 1))
+    lists = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), boxes)
+    return _joined("[", pc.binary_join(lists, pa.scalar(", ", pa.large_string())), "]")
 
 
 def write_quarantine(path: Path | io.StringIO, rows: pd.DataFrame) -> None:
@@ -340,7 +365,11 @@ def write_quarantine(path: Path | io.StringIO, rows: pd.DataFrame) -> None:
 
     An apostrophe is put before text that a spreadsheet would take for a formula.
     """
-    rows.map(lambda text: f"'{text}" if str(text).startswith(_FORMULA) else text).to_csv(path, index=False)
+    safe = {}
+    for name in rows:
+        is_formula = rows[name].astype("string").str.startswith(_FORMULA).fillna(False)
+        safe[name] = rows[name].mask(is_formula, "'" + rows[name].astype("string")) if is_formula.any() else rows[name]
+    pd.DataFrame(safe, rows.index).to_csv(path, index=False)
 
 
 def examples_of(scans: pd.DataFrame, regions: pd.DataFrame, domain: str) -> pd.DataFrame:

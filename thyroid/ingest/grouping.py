@@ -1,18 +1,22 @@
 """Group the scans of a patient and near-duplicates, quarantine copies, and give every group a split."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from thyroid.data import duplicates, splits, store, tables
+from thyroid.data.store import Version
 from thyroid.ingest import examine
-from thyroid.ingest.history import Cohort, History
+from thyroid.ingest.history import Cohort
 from thyroid.ingest.scan_table import ScanTable
 
-DEALING = 1
+DEALING = 2
 """Version of everything that makes a data version of these rows: groups, cohorts, splits. Raise it with any change."""
 _MOST_PATIENTS = 5
 """Largest number of patients who may share a picture.
@@ -22,37 +26,67 @@ Copies of a scan under other numbers come in twos and threes.
 """
 
 
-def find_links(scans: ScanTable, history: History) -> list[tuple[str, str]]:
-    """Return pairs of near-duplicate hashes among the scans in use and the store's memory.
+def find_links(scans: ScanTable, memory: pd.DataFrame, newest: Version | None) -> list[tuple[str, str]]:
+    """Return pairs of near-duplicate hashes among the scans in use and those that the store remembers.
 
     Hashes that the store knows are not compared with each other again.
+
+    Args:
+        scans: The scans, with the numbers of their pictures.
+        memory: The scans that the store remembers, with theirs.
+        newest: The last data version of any source; None for none.
     """
-    hashes, memory = scans.used["phash"], history.memory["phash"]
-    newest = history.newest
+
+    def owners() -> dict[str, Hashable]:
+        return _owners(scans.in_use("phash"), memory)
+
     if newest is None or newest.facts.examined_by != examine.EXAMINATION:
-        return duplicates.links([*hashes, *memory])
+        return duplicates.links(pd.concat([scans.in_use("phash")["phash"], memory["phash"]]), owners=owners)
     before = newest.table(store.LINKS)
-    found = duplicates.links(hashes.tolist(), memory.tolist())
     # Scans that were set aside are in no memory, so their links are found again.
+    remembered = memory.loc[_is_in(memory["phash"], pd.concat([before["a"], before["b"]])), "phash"]
+    before = before[_is_in(before["a"], remembered) & _is_in(before["b"], remembered)]
+    new = scans.used.index[~scans.used["picture"].isin(memory["picture"])]
+    found = duplicates.links(scans.table.loc[new, "phash"], memory["phash"], owners)
     pairs = (*zip(before["a"], before["b"], strict=True), *found)
     return list(dict.fromkeys((min(pair), max(pair)) for pair in pairs))
 
 
+def _is_in(hashes: pd.Series, wanted: pd.Series) -> NDArray[np.bool_]:
+    """Return which hashes are among the wanted ones, which take memory: few are sought among many, not the reverse."""
+    found: NDArray[np.bool_] = pc.is_in(pa.array(hashes), pa.array(wanted)).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _owners(used: pd.DataFrame, memory: pd.DataFrame) -> dict[str, Hashable]:
+    """Return whose image a hash is, by hash: a patient's number, or the set of them if there are several.
+
+    Args:
+        used: Scans in use, with patient and phash.
+        memory: Earlier scans, whose patients are others, since another hospital has the same numbers.
+    """
+    earlier = memory[~memory["phash"].isin(used["phash"])]
+    rows = pd.concat([used[["patient", "phash"]].assign(cohort=""), earlier[["cohort", "patient", "phash"]]])
+    rows["person"] = rows.groupby(["cohort", "patient"]).ngroup()
+    rows = rows[["phash", "person"]].drop_duplicates()
+    has_several = rows["phash"].duplicated(keep=False)
+    alone = rows[~has_several]
+    together = rows[has_several].groupby("phash")["person"].agg(frozenset)
+    return dict(zip(alone["phash"], alone["person"], strict=True)) | together.to_dict()
+
+
 def quarantine_shared_pictures(scans: ScanTable) -> None:
     """Quarantine pictures that more than `_MOST_PATIENTS` patients have, since they would merge all these into one."""
-    own: dict[str, set[int]] = {}
-    for patient, phash in zip(scans.used["patient"].tolist(), scans.used["phash"].tolist(), strict=True):
-        own.setdefault(phash, set()).add(patient)
-    patients = {phash: set(sharing) for phash, sharing in own.items()}
-    for a, b in scans.links:
-        if a in own and b in own:
-            patients[a] |= own[b]
-            patients[b] |= own[a]
-    count = scans.used["phash"].map({phash: len(sharing) for phash, sharing in patients.items()}).astype(int)
-    shared = count[count > _MOST_PATIENTS]
-    scans.quarantine(
-        shared.map("picture that {} patients have: a logo or an empty layout, no scan of one of them".format)
-    )
+    linked, own = scans.linked_pictures(), scans.used[["picture", "patient"]].drop_duplicates()
+    both_ways = np.concatenate([linked, linked[:, ::-1]])
+    near = pd.DataFrame({"like": both_ways[:, 0], "picture": both_ways[:, 1]})
+    of_near = near.merge(own, on="picture")[["like", "patient"]].rename(columns={"like": "picture"})
+    patients = pd.concat([own, of_near]).drop_duplicates()
+    count = np.bincount(patients["picture"])[scans.used["picture"]]
+    shared = scans.used.index[count > _MOST_PATIENTS]
+    # Their exact number is not known: of the pairs of many pictures that are alike only some are kept.
+    reason = f"picture that more than {_MOST_PATIENTS} patients have: a logo or an empty layout, no scan of one of them"
+    scans.quarantine(pd.Series(reason, shared, dtype="string"))
 
 
 def group(scans: ScanTable) -> None:
@@ -61,7 +95,7 @@ def group(scans: ScanTable) -> None:
     The columns are group and copy.
     """
     used = scans.used
-    pairs = duplicates.near_duplicates(used["phash"].tolist(), scans.links)
+    pairs = duplicates.index_pairs(used["picture"].to_numpy(), scans.linked_pictures())
     used["group"] = duplicates.groups(used["patient"].tolist(), pairs)
     used["copy"] = duplicates.groups(range(len(used)), pairs)
     scans.duplicate_groups = int((np.bincount(used["copy"]) > 1).sum())
@@ -86,10 +120,10 @@ def deal(scans: ScanTable, cohort: Cohort, given_splits: str, seed: int) -> None
         scans.used["split"] = None
         cohort = cohort.without_memory()
     given = set(scans.used["split"].dropna())
-    scans.notes += _merge_given_splits(scans.used, keep=given_splits == "keep")
-    _settle_splits(scans.used, given, cohort.earlier_splits(scans.used, scans.links))
-    scans.quarantine(_copies(scans.used))
-    scans.used["split"] = splits.deal(scans.used, _open_fractions(given), seed)
+    scans.notes += _merge_given_splits(scans, keep=given_splits == "keep")
+    _settle_splits(scans.used, given, cohort.earlier_splits(scans.in_use("phash"), scans.links))
+    scans.quarantine(_copies(scans.in_use("path", "sha256")))
+    scans.used["split"] = splits.deal(scans.in_use("sha256"), _open_fractions(given), seed)
     splits.check(scans.used)
     scans.notes += _describe_moved_into_test(cohort.moved_into_test(scans.used))
     _fill_in(scans)
@@ -101,7 +135,7 @@ def deal_to_test(scans: ScanTable) -> None:
     Args:
         scans: The scans, with their groups.
     """
-    scans.quarantine(_copies(scans.used))
+    scans.quarantine(_copies(scans.in_use("path", "sha256")))
     scans.used["split"] = "test"
     _fill_in(scans)
 
@@ -152,25 +186,26 @@ def _describe_moved_into_test(patients: list[int]) -> list[str]:
     ]
 
 
-def _merge_given_splits(used: pd.DataFrame, *, keep: bool) -> list[str]:
+def _merge_given_splits(scans: ScanTable, *, keep: bool) -> list[str]:
     """Move groups whose scans are in several given folders to train, and return notes on them.
 
     Args:
-        used: Scans in use, with group and split; the split is changed.
+        scans: The scans, with their groups; splits of those in use are changed.
         keep: Whether to leave the scans where they are. This is a leak.
     """
     notes: list[str] = []
+    used = scans.used
     count = used.groupby("group")["split"].nunique()
     for group_number in count.index[count > 1]:
         members = used["group"] == group_number
-        scans = used[members]
-        folders = " and ".join(sorted(set(scans["split"].dropna())))
-        patients = ", ".join(f"{patient:03d}" for patient in sorted(set(scans["patient"]))[:10])
+        group_scans = used[members]
+        folders = " and ".join(sorted(set(group_scans["split"].dropna())))
+        patients = ", ".join(f"{patient:03d}" for patient in sorted(set(group_scans["patient"]))[:10])
         if keep:
             notes.append(f"LEAK kept: patient {patients} is in the given {folders} folders")
             continue
         used.loc[members, "split"] = "train"
-        files = ", ".join(Path(path).name for path in scans["path"][:4])
+        files = ", ".join(Path(path).name for path in scans.table.loc[group_scans.index[:4], "path"])
         notes.append(f"patient {patients} was in the given {folders} folders ({files}); moved to the training side")
     return notes
 
@@ -206,7 +241,7 @@ def _copies(used: pd.DataFrame) -> pd.Series:
     class.
 
     Args:
-        used: Scans in use, with their copy numbers.
+        used: Scans in use, with domain, path, class, sha256 and their copy numbers.
     """
     reasons: dict[int, str] = {}
     for _, same in used[used.duplicated(["domain", "sha256"], keep=False)].groupby(["domain", "sha256"]):

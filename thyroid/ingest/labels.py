@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from thyroid import storage
-from thyroid.data import tables
+from thyroid.data import csv_tables
 from thyroid.data.classes import Classes
 from thyroid.errors import InputError
 
@@ -71,7 +71,7 @@ def read(location: storage.Location, classes: Classes) -> dict[str, Label]:
     place, column = storage.parted(location)
     column = column or "label"
     name = place.rsplit("/", 1)[-1]
-    table = tables.read_csv(storage.file(place), place, "labels")
+    table = csv_tables.read(storage.file(place), place, "labels")
     file_column = next((known for known in _FILE if known in table), None)
     if file_column is None or column not in table:
         missing = "filename" if file_column is None else column

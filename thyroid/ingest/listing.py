@@ -24,7 +24,7 @@ class NoScanError(InputError):
     """A folder has no scan."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ListedFile:
     """A file as it was listed.
 
@@ -100,7 +100,7 @@ def list_scans(
     """List every file or object below a place, sorted by path, except those in `exclude` and hidden ones (.name).
 
     Args:
-        location: Folder or gs:// prefix.
+        location: Folder, gs:// or s3:// prefix.
         domain: Domain of the files, "normal" or "cropped".
         exclude: Files and folders to leave out. Empty texts are ignored.
         classes: The classes. Every label in dicom.csv must be one of them.
@@ -157,18 +157,14 @@ def _objects(bucket: storage.Bucket, domain: str) -> list[ListedFile]:
 
 def _local_files(folder: storage.Folder, domain: str) -> list[ListedFile]:
     now = time.time()
-    return [
-        ListedFile(
-            # A name that is not UTF-8 cannot be stored in a table.
-            os.fsencode(path).decode("utf-8", "backslashreplace"),
-            path[len(folder.address) + 1 :],
-            folder.address,
-            domain,
-            _generation(path, now),
-            local=path,
-        )
-        for path in _walk(folder.address)
-    ]
+    files = []
+    for path in _walk(folder.address):
+        # A name that is not UTF-8 cannot be stored in a table.
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+        relative = path[len(folder.address) + 1 :]
+        local = text if text == path else path  # of a million files, one text each
+        files.append(ListedFile(text, relative, folder.address, domain, _generation(path, now), local))
+    return files
 
 
 def _walk(root: str) -> Iterator[str]:

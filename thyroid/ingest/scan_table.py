@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from thyroid.data import tables
 from thyroid.data.classes import Classes
@@ -13,16 +17,19 @@ from thyroid.ingest.examine import Examined
 from thyroid.ingest.labels import Label
 from thyroid.ingest.listing import ListedFile
 
+_DECIDING = ["domain", "class", "patient", "split", "synthetic"]
+
 
 class ScanTable:
     """The state of a run: every file, the scans in use, and why the others are quarantined.
 
     Attributes:
-        files: The files as they were listed.
+        files: Those of the listed files that later rules need: of DICOM scans, and of scans that could not be read.
         examined: One row per file as it was read, which the store keeps.
         looked_at: Number of files that had to be read; the others were known.
         table: One row per file with its class and side, and a quarantine reason where it cannot be used.
-        used: The rows of `table` that are not quarantined, with the same index. Groups and splits are decided here.
+        used: The rows of `table` that are not quarantined, with the same index and the small columns that decide about
+            groups and splits, which are decided here; see `number_pictures` and `in_use`.
         links: Pairs of perceptual hashes that are near-duplicates, among these scans and those of earlier runs.
         duplicate_groups: Number of groups of several scans that are near-duplicates of each other.
         notes: Sentences for people on what the run decided.
@@ -37,15 +44,45 @@ class ScanTable:
             classes: The classes.
             has_labels: Whether there is a labels.csv. If so, it alone gives the classes.
         """
-        self.files = files
         self.examined = examined.rows
+        # A million files take 0.4 GB.
+        unread = set(self.examined.loc[self.examined["local_path"].isna(), "path"])
+        self.files = [file for file in files if file.row is not None or file.path in unread]
         self.looked_at = examined.looked_at
         self.table = _classified(self.examined, files if has_labels else None, classes)
-        self.used = tables.used(self.table).copy()
+        self.used = tables.used(self.table, _DECIDING).copy()
         self.links: list[tuple[str, str]] = []
         self.duplicate_groups = 0
         self.notes: list[str] = []
-        self._lines = {file.path: file.row.line for file in files if file.row is not None and file.row.line}
+        self._lines = {file.path: file.row.line for file in self.files if file.row is not None and file.row.line}
+
+    def number_pictures(self, memory: pd.DataFrame) -> pd.DataFrame:
+        """Give scans with equal perceptual hashes one number, the column picture of `used`.
+
+        Rules compare these numbers, since every search among a million hashes would need half a gigabyte.
+
+        Args:
+            memory: Scans that the store remembers, with phash.
+
+        Returns:
+            `memory` with the same numbers in the column picture.
+        """
+        tables.release()
+        hashes = pa.array(pd.concat([self.table["phash"], memory["phash"]]))
+        numbers = pc.index_in(hashes, value_set=hashes).to_numpy()
+        self.used["picture"] = numbers[self.used.index]
+        return memory.assign(picture=numbers[len(self.table) :])
+
+    def linked_pictures(self) -> NDArray[np.int32]:
+        """Return the `links` among scans in use as numbers of pictures, [k, 2]."""
+        sides = pa.array([side for pair in self.links for side in pair], pa.large_string())
+        linked = sides.unique()
+        places = pc.index_in(pa.array(self.table["phash"]), value_set=linked).fill_null(-1).to_numpy()
+        places = places[self.used.index]
+        pictures = np.full(len(linked), -1, np.int32)
+        pictures[places[places >= 0]] = self.used["picture"].to_numpy()[places >= 0]
+        pairs: NDArray[np.int32] = pictures[pc.index_in(sides, value_set=linked).to_numpy()].reshape(-1, 2)
+        return pairs[(pairs >= 0).all(axis=1)]
 
     def quarantine(self, reasons: pd.Series) -> None:
         """Quarantine scans in use.
@@ -53,16 +90,24 @@ class ScanTable:
         Args:
             reasons: Reason (text) by the index of the scan.
         """
+        if reasons.empty:
+            return
         self.table.loc[reasons.index, "quarantine_reason"] = reasons.astype("string")
         self.used = self.used[~self.used.index.isin(reasons.index)].copy()
 
-    def quarantined(self) -> list[tuple[str, str]]:
-        """Return path and reason of every quarantined file, with its line in dicom.csv if it has one."""
-        bad = self.table[self.table["quarantine_reason"].notna()]
-        return [
-            (path, self._with_line(path, reason))
-            for path, reason in zip(bad["path"], bad["quarantine_reason"], strict=True)
-        ]
+    def in_use(self, *columns: str) -> pd.DataFrame:
+        """Return `used` with more columns of `table`. Their texts are copies: a million hashes take 264 MB."""
+        tables.release()
+        return pd.concat([self.used, tables.used(self.table, columns)], axis=1)
+
+    def quarantined(self) -> pd.DataFrame:
+        """Return file and reason of every quarantined file, with its line in dicom.csv if it has one."""
+        bad = self.table.loc[self.table["quarantine_reason"].notna(), ["path", "quarantine_reason"]]
+        bad.columns = pd.Index(["file", "reason"])
+        if self._lines:
+            lined = list(map(self._with_line, bad["file"], bad["reason"]))
+            bad["reason"] = pd.array(lined, "string")
+        return bad
 
     def require_any(self, source: str) -> None:
         """Check that there is a usable scan.
@@ -116,7 +161,9 @@ def _classified(examined: pd.DataFrame, labelled: Sequence[ListedFile] | None, c
     usable = table["quarantine_reason"].isna()
     if labelled is None:
         name = table["label"].map({own: classes.read(own) for own in table["label"].dropna().unique()})
-        reason = table["label"] + f" is none of the classes {', '.join(classes.names)}; give their table with --labels"
+        lacking = usable & name.isna()
+        names = ", ".join(classes.names)
+        reason = table.loc[lacking, "label"] + f" is none of the classes {names}; give their table with --labels"
     else:
         unknown = Label(None, reason="it has no row in the table of labels")
         given = {file.path: file.label or unknown for file in labelled}
@@ -125,8 +172,10 @@ def _classified(examined: pd.DataFrame, labelled: Sequence[ListedFile] | None, c
         # Which frame the middle one is, is known only now.
         known = zip(label, table["path"], table["version"].fillna(""), strict=True)
         label = pd.Series([row.of_frame(frame) if path in dicoms else row for row, path, frame in known], table.index)
-        name, reason = label.map(lambda row: row.name), label.map(lambda row: row.reason)
+        name = label.map(lambda row: row.name)
+        lacking = usable & name.isna()
+        reason = label[lacking].map(lambda row: row.reason)
     table["class"] = name.where(usable).astype("string")
-    table["quarantine_reason"] = table["quarantine_reason"].mask(usable & name.isna(), reason.astype("string"))
+    table.loc[lacking, "quarantine_reason"] = reason.astype("string")
     table["label"] = table["class"].map(classes.side, na_action="ignore").astype("string")
     return table

@@ -75,13 +75,12 @@ def since_last(data: DataVersion, root: storage.Location) -> Changes:
     Raises:
         InputError: The list of scans of the newest version is missing or damaged.
     """
-    present = data.contents.drop_duplicates("sha256").set_index("sha256")
+    present = _of_models(data.contents)
     registry = Registry(root)
     version = registry.read_aliases().get("candidate")
     if version is None:
         return Changes(None, _labels(present["label"]), {}, {}, 0)
-    old = scans_of(registry.find(str(version), only=(*CARD, SCANS)))
-    old = old.drop_duplicates("sha256").set_index("sha256")
+    old = _of_models(scans_of(registry.find(str(version), only=(*CARD, SCANS))))
     both = present.join(old, rsuffix="_old", how="inner")
     differs = (both["label"] != both["label_old"]) | (both["boxes"] != both["boxes_old"])
     return Changes(
@@ -91,6 +90,11 @@ def since_last(data: DataVersion, root: storage.Location) -> Changes:
         _labels(old.loc[old.index.difference(present.index), "label"]),
         int((~differs).sum()),
     )
+
+
+def _of_models(scans: pd.DataFrame) -> pd.DataFrame:
+    """Return what of the scans makes another model, by SHA-256: label and boxes."""
+    return scans[["sha256", "label", "boxes"]].drop_duplicates("sha256").set_index("sha256")
 
 
 def _labels(labels: pd.Series) -> dict[str, str]:

@@ -136,7 +136,7 @@ class LeakageAudit:
         """
         scans = data.used
         patients = scans.groupby("patient")["split"].nunique()
-        pairs = duplicates.near_duplicates(scans["phash"].tolist())
+        pairs = duplicates.near_duplicates(scans["phash"])
         split = scans["split"].tolist()
         crossing = [pair for pair in pairs if split[pair[0]] != split[pair[1]]]
         table = data.examples(train_domain)
