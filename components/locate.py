@@ -35,6 +35,7 @@ def locate(
     from pathlib import Path
 
     from components.pages import picture_page, text_page
+    from thyroid import storage
     from thyroid.data.version import DataVersion
     from thyroid.locate.locate import locate as run
     from thyroid.locate.options import LocateOptions
@@ -44,7 +45,7 @@ def locate(
         weights=weights,
         unsure=unsure,
         recipe=recipe,
-        work=Path(store) / "work" if store else None,
+        work=storage.below(store, "work") if store else "",
         registry=registry if champion else "",
         champion=champion,  # 0 where there is no registry to start from, so that it means none here
         seed=seed,

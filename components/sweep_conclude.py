@@ -18,15 +18,16 @@ def sweep_conclude(
     import shutil
     from pathlib import Path
 
+    from thyroid import storage
     from thyroid.sweep.report import conclude
 
-    study = Path(Path(ranked.path).read_text())
+    study = Path(ranked.path).read_text()
     done = conclude(study, Path(results.path))
     shutil.copy(done.folder / "settings.json", settings.path)
     shutil.copy(done.folder / "report.html", report.path)
-    # A training on the same volume can take the settings from the study's folder.
-    shutil.copy(done.folder / "settings.json", study / "settings.json")
-    settings.metadata |= {"settings": str(study / "settings.json")}
+    # A training on the same volume or bucket can take the settings from the study.
+    storage.at(study).write("settings.json", (done.folder / "settings.json").read_bytes())
+    settings.metadata |= {"settings": storage.below(study, "settings.json")}
     for name in ("chosen", "default"):
         metrics.log_metric(f"{name}_auroc", done.facts[name]["auroc"]["value"])
     for name, value in done.facts["difference"].items():

@@ -19,5 +19,5 @@ def sweep_heads(
     from thyroid.sweep.search import search_heads
 
     print(f"worker {worker}", flush=True)
-    done = search_heads(Path(Path(study.path).read_text()), trials, cores=cores)
+    done = search_heads(Path(study.path).read_text(), trials, cores=cores)
     Path(finished).write_text(str(done))

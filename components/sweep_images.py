@@ -23,6 +23,6 @@ def sweep_images(
     from thyroid.sweep.search import search_images
 
     print(f"worker {worker}", flush=True)
-    folder = Path(Path(ranked.path).read_text())
-    done = search_images(folder, Sources(Path(images.path), Path(data.path), weights), trials, cores=cores)
+    found = Path(ranked.path).read_text()
+    done = search_images(found, Sources(Path(images.path), Path(data.path), weights), trials, cores=cores)
     Path(finished).write_text(str(done))

@@ -16,6 +16,6 @@ def sweep_rank(
 
     from thyroid.sweep.search import rank
 
-    folder = Path(study.path).read_text()
-    rank(Path(folder))
-    Path(ranked.path).write_text(folder)
+    found = Path(study.path).read_text()
+    rank(found)
+    Path(ranked.path).write_text(found)

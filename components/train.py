@@ -29,6 +29,7 @@ def train(
     from pathlib import Path
 
     from components.pages import picture_page
+    from thyroid import storage
     from thyroid.data.version import DataVersion
     from thyroid.train.options import TrainOptions
     from thyroid.train.train import train as run
@@ -43,7 +44,7 @@ def train(
         recipe=recipe,
         settings=settings,
         folds=folds,
-        work=Path(store) / "work" if store else None,
+        work=storage.below(store, "work") if store else "",
         registry=registry if champion else "",
         champion=champion,  # 0 where there is no registry to start from, so that it means none here
         seed=seed,

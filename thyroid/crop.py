@@ -5,34 +5,29 @@ With a store, images are kept there from run to run, and only missing ones are m
 python -m thyroid.crop --data DIR --output DIR
 """
 
-import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 
-from thyroid import command, cores, errors, progress, storage, workers
-from thyroid.atomic import replacing
+from thyroid import command, storage
 from thyroid.command import COMMAS, FLAT, NOT_AN_OPTION
-from thyroid.data import crops, tables
+from thyroid.data import crop_images, crops, tables
+from thyroid.data.crop_images import Image, Made
 from thyroid.data.crops import Cut, Planned
-from thyroid.data.store import Store
+from thyroid.data.store import CROPPED_PIECES, Store
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
-from thyroid.imaging import images
-from thyroid.imaging.geometry import ScanArea, normal, region, scan_area
 from thyroid.records.data import DataRecord
+from thyroid.shards import Shard, require_store
+from thyroid.storage import mirror
 
 log = logging.getLogger("thyroid.crop")
-
-_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ def crop(data: Path, output: Path, options: CropOptions = CropOptions()) -> Crop
     output.mkdir(parents=True, exist_ok=True)
 
     planned = crops.plan(version.used, regions, Cut(options.margin, options.jitter))
-    made = _make(data, planned, images_folder, store)
+    made = crop_images.make(data, planned, images_folder, store)
     scans, regions = _filled(scans, regions, planned, made)
     quarantine = pd.DataFrame(list(made.lost.items()), columns=["file", "reason"])
     tables.write_quarantine(output / tables.QUARANTINE, pd.concat([tables.read_quarantine(data, facts), quarantine]))
@@ -115,7 +110,7 @@ def crop(data: Path, output: Path, options: CropOptions = CropOptions()) -> Crop
         "seconds": facts.seconds | {"crop": round(time.monotonic() - started, 1)},
     }
     if store is not None:
-        changed["images"] = str(images_folder)
+        changed["images"] = mirror.address(images_folder)
     for domain in domains:
         _require_examples(scans, regions, domain, options.splits)
     shutil.copy(data / "statistics.png", output)
@@ -125,6 +120,33 @@ def crop(data: Path, output: Path, options: CropOptions = CropOptions()) -> Crop
     facts = tables.write(output, scans, regions, facts.model_copy(update=changed))
     _report(scans, facts, made, len(planned), output)
     return Cropped(output, facts)
+
+
+def crop_shard(data: Path, options: CropOptions, shard: Shard) -> None:
+    """Make the images of one shard's scans that the store does not have, without the store's lock.
+
+    The `crop` that follows finds them there, and makes itself what a shard that was killed has not got to.
+
+    Args:
+        data: Folder of a data version written by `ingest`.
+        options: How the images are made. The domains do not matter here, since the images of both are made.
+        shard: The shard.
+
+    Raises:
+        InputError: There is no store, or the data version is damaged.
+    """
+    require_store(options.store)
+    store = Store(options.store)
+    version, cut = _read(data, options.splits), Cut(options.margin, options.jitter)
+    used = version.used[version.used["path"].map(shard.has)]
+    planned = crops.plan(used, version.regions[version.regions["path"].isin(used["path"])], cut)
+    for domain in tables.DOMAINS:
+        (store.crops / domain).mkdir(parents=True, exist_ok=True)
+    missing = crop_images.missing(planned, crop_images.known(store, planned))
+    log.info(f"shard {shard.number} of {shard.of}: {len(missing)} of {len(planned)} scans are to be cropped")
+    for made in crop_images.batches(data, missing, store.crops):
+        if made.images:
+            store.add_piece(CROPPED_PIECES, crop_images.rows(made.images, cut))
 
 
 def resolve_domains(domains: Sequence[str], has_regions: bool) -> tuple[str, ...]:
@@ -165,7 +187,7 @@ def _read(data: Path, splits: Sequence[str]) -> DataVersion:
     return replace(version, scans=scans, regions=regions)
 
 
-def _count(scans: pd.DataFrame, regions: pd.DataFrame, planned: Sequence[Planned], made: "_Made") -> dict[str, Any]:
+def _count(scans: pd.DataFrame, regions: pd.DataFrame, planned: Sequence[Planned], made: Made) -> dict[str, Any]:
     """Return the facts that follow from the tables and the images."""
     used = tables.used(scans)
     frames = used[used["domain"] == "normal"]
@@ -181,7 +203,7 @@ def _count(scans: pd.DataFrame, regions: pd.DataFrame, planned: Sequence[Planned
     }
 
 
-def _report(scans: pd.DataFrame, facts: DataRecord, made: "_Made", planned: int, output: Path) -> None:
+def _report(scans: pd.DataFrame, facts: DataRecord, made: Made, planned: int, output: Path) -> None:
     """Log what was made of `planned` scans."""
     used = tables.used(scans)
     log.info(
@@ -195,154 +217,8 @@ def _report(scans: pd.DataFrame, facts: DataRecord, made: "_Made", planned: int,
         log.info(f"quarantined since ingest: {len(made.lost)}, see {output / tables.QUARANTINE}")
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A scan of which images are made.
-
-    Attributes:
-        scan_path: Where its bytes are.
-        plan: The images to make.
-        output: Folder of the images.
-    """
-
-    scan_path: str
-    plan: Planned
-    output: str
-
-
-class _Image(NamedTuple):
-    """An image that was made, with the scan area that was found on the way."""
-
-    file: str
-    sha256: str
-    area_x: int
-    area_y: int
-    area_width: int
-    area_height: int
-    found: bool
-
-
-@dataclass(frozen=True)
-class _Made:
-    """The images of a data version.
-
-    Attributes:
-        images: Every image by its key, those that existed before included.
-        lost: Why a scan can no longer be used, by its path.
-        scans: Number of scans that had to be cropped.
-    """
-
-    images: Mapping[str, _Image]
-    lost: Mapping[str, str]
-    scans: int
-
-
-def _make(data: Path, planned: Sequence[Planned], folder: Path, store: Store | None) -> _Made:
-    """Make all images that are planned, except those that the store has.
-
-    Args:
-        data: Folder of the data version that the scans' paths are relative to.
-        planned: The images to make.
-        folder: Folder of the images.
-        store: Store whose images are used, and that keeps the new ones; None for none.
-    """
-    existing = {} if store is None else _whole(folder, _images(store.cropped()), planned)
-    todo = [plan for plan in planned if not all(key in existing for key in plan.keys.values())]
-    tasks = [_Task(str(data / plan.local_path), plan, str(folder)) for plan in todo]
-    made: dict[str, _Image] = {}
-    lost: dict[str, str] = {}
-    for task, done in zip(tasks, progress.bar(_each(tasks), len(tasks), "crop", "scan"), strict=True):
-        if isinstance(done, str):
-            lost[task.plan.path] = done
-        else:
-            made |= done
-    if store is not None and made:
-        rows = pd.DataFrame(made.values(), columns=_Image._fields)
-        store.add_cropped(rows.assign(key=list(made), margin=todo[0].cut.margin, jitter=todo[0].cut.jitter))
-    return _Made(existing | made, lost, len(todo))
-
-
-def _images(table: pd.DataFrame) -> dict[str, _Image]:
-    """Return the rows of the store's table of images by key."""
-    if table.empty:
-        return {}
-    columns = (table[column].tolist() for column in _Image._fields)
-    return dict(zip(table["key"].tolist(), map(_Image, *columns), strict=True))
-
-
-def _whole(folder: Path, known: Mapping[str, _Image], planned: Sequence[Planned]) -> dict[str, _Image]:
-    """Return the images of `planned` that are on disk exactly as they were written.
-
-    Damaged images are left out, so that they are made again.
-    """
-
-    def is_whole(image: _Image) -> bool:
-        try:
-            return hashlib.sha256((folder / image.file).read_bytes()).hexdigest() == image.sha256
-        except OSError:
-            return False
-
-    images_by_key = {key: known[key] for plan in planned for key in plan.keys.values() if key in known}
-    with ThreadPoolExecutor(cores.available()) as pool:
-        whole = dict(zip(images_by_key, pool.map(is_whole, images_by_key.values()), strict=True))
-    if damaged := [image.file for key, image in images_by_key.items() if not whole[key]]:
-        log.info(f"{len(damaged)} images in {folder} are damaged and will be recreated; the first is {damaged[0]}")
-    return {key: image for key, image in images_by_key.items() if whole[key]}
-
-
-def _each(tasks: Sequence[_Task]) -> Iterator[dict[str, _Image] | str]:
-    if len(tasks) <= _CHUNK:
-        yield from map(_crop_file, tasks)
-        return
-    with workers.pool() as pool:
-        yield from pool.map(_crop_file, tasks, chunksize=_CHUNK)
-
-
-def _crop_file(task: _Task) -> dict[str, _Image] | str:
-    """Make the images of one scan and return them by key, or the reason why the scan can no longer be used."""
-    plan = task.plan
-    try:
-        data = images.read(task.scan_path)
-        if hashlib.sha256(data).hexdigest() != plan.sha256:
-            if plan.path == plan.local_path:
-                raise ValueError("file changed since ingest")
-            Path(task.scan_path).unlink()  # our own copy
-            raise ValueError("its copy was damaged; the next run copies it from the source again")
-        frame = images.decode(data, formats=images.SERVED)
-        pictures = _pictures(plan, frame)
-    except FileNotFoundError:
-        return "file vanished since ingest"
-    except Exception as error:  # one bad file must not end a run
-        return errors.one_line(error)
-    return {key: _write(task.output, *picture) for key, picture in pictures.items()}
-
-
-def _pictures(plan: Planned, frame: images.Pixels) -> dict[str, tuple[str, images.Pixels, ScanArea]]:
-    """Return file name, pixels and scan area of each image to be made of a frame, by key."""
-    if plan.domain == "cropped":
-        whole = ScanArea(np.ones(frame.shape[:2], np.uint8), (0, 0, 0, 0), True)
-        letterboxed = images.letterbox(frame, max(frame.shape[:2]))
-        return {key: (f"cropped/{key}.jpg", letterboxed, whole) for key in plan.keys.values()}
-    area = scan_area(frame)
-    return {
-        key: (f"normal/{key}.jpg", normal(frame, area), area)
-        if box is None
-        else (f"cropped/{key}.jpg", region(frame, box, area, plan.cut.margin), area)
-        for box, key in plan.keys.items()
-    }
-
-
-def _write(output: str, file: str, image: images.Pixels, area: ScanArea) -> _Image:
-    """Write an image atomically and return its description."""
-    data = images.encode(image)
-    target = Path(output, file)
-    with replacing(target, durable=False) as temporary:
-        temporary.write_bytes(data)
-    return _Image(file, hashlib.sha256(data).hexdigest(), *area.box, area.found)
-
-
 def _filled(
-    scans: pd.DataFrame, regions: pd.DataFrame, planned: Sequence[Planned], made: _Made
+    scans: pd.DataFrame, regions: pd.DataFrame, planned: Sequence[Planned], made: Made
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return both tables with their images filled in.
 
@@ -351,7 +227,7 @@ def _filled(
     images, lost = made.images, made.lost
     kept = [plan for plan in planned if plan.path not in lost]
     paths = [plan.path for plan in kept]
-    mains = pd.DataFrame([images[plan.main] for plan in kept], paths, columns=_Image._fields)
+    mains = pd.DataFrame([images[plan.main] for plan in kept], paths, columns=Image._fields)
     frames = mains[[plan.domain == "normal" for plan in kept]]
     for column, values in (("normal_path", frames["file"]), ("normal_sha256", frames["sha256"])):
         scans[column] = scans["path"].map(values).astype("string")

@@ -115,14 +115,14 @@ def test_metrics_are_numbers_with_their_bounds_and_the_page_shows_three_pictures
 def test_the_library_gets_crops_frames_and_options(step, tmp_path):
     record = {"data_digest": "d", "locator": LOCATOR, "seconds": 1.0}
     done = step(record, store=str(tmp_path / "store"), champion=4, recipe="warm")
-    expected = LocateOptions("none", 0.1, "warm", "models", 4, tmp_path / "store" / "work", 3)
+    expected = LocateOptions("none", 0.1, "warm", "models", 4, str(tmp_path / "store" / "work"), 3)
     assert done.call == (Path("cropped"), Path("ingested"), tmp_path / "boxes", expected)
     assert done.checked == ["f"]
 
 
 def test_without_a_champion_or_a_store_there_is_nothing_to_start_from(step):
     options = step({"data_digest": "d", "skipped": "no region", "seconds": 1.0}).call[3]
-    assert (options.registry, options.champion, options.work) == ("", 0, None)
+    assert (options.registry, options.champion, options.work) == ("", 0, "")
 
 
 def test_a_step_that_was_skipped_says_why_and_has_no_metrics(step):

@@ -49,6 +49,10 @@ STEPS = {
 }
 
 
+SHARDS = {"ingest_shard": "ingest", "crop_shard": "crop"}
+"""Steps of a pipeline in shards to the step that each of them goes before."""
+
+
 def compile_(path: Path, *arguments: str) -> tuple[dict, dict]:
     """The pipeline specification and its settings for Kubernetes."""
     assert cli.main(["compile", "--output", str(path), *arguments]) == 0
@@ -95,6 +99,14 @@ def pods(both) -> dict:
     return both[1]
 
 
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> Path:
+    """Return the file of a training in three shards, beside which `compile` writes the search."""
+    path = tmp_path_factory.mktemp("sharded") / "thyroid.yaml"
+    compile_(path, "--shards", "3", "--backbones", "VGG16")
+    return path
+
+
 def level(compiled: dict, task: dict) -> dict:
     """The tasks within a task."""
     return compiled["components"][task["componentRef"]["name"]].get("dag", {}).get("tasks", {})
@@ -126,15 +138,56 @@ def executor(compiled: dict, task: dict) -> tuple[str, dict]:
     return label, compiled["deploymentSpec"]["executors"][label]["container"]
 
 
-def test_every_step_is_a_file_and_every_file_a_step(compiled, search, validation, watching):
+def test_every_step_is_a_file_and_every_file_a_step(compiled, search, validation, watching, sharded):
+    in_shards = next(yaml.safe_load_all(sharded.read_text()))
     in_yaml = {
         executor["container"]["args"][0]
-        for one in (compiled, search, validation, watching)
+        for one in (compiled, search, validation, watching, in_shards)
         for executor in one["deploymentSpec"]["executors"].values()
     }
     files = {p.stem for p in (ROOT / "components").glob("*.py")} - {"__init__", "__main__", "step", "pages"}
     assert in_yaml == files
-    assert {name for name in files if not name.startswith("sweep_")} - {"validate", "watch"} == set(STEPS)
+    assert {name for name in files if not name.startswith("sweep_")} - {"validate", "watch", *SHARDS} == set(STEPS)
+    assert not set(SHARDS) & {
+        executor["container"]["args"][0] for executor in compiled["deploymentSpec"]["executors"].values()
+    }
+
+
+def every_level(compiled: dict, tasks: dict) -> dict:
+    """Each task of a pipeline, by its key, with the tasks beside it."""
+    found = {key: (task, tasks) for key, task in tasks.items()}
+    for task in tasks.values():
+        found |= every_level(compiled, level(compiled, task))
+    return found
+
+
+@pytest.mark.parametrize("name", ["", "sweep"])
+def test_the_shards_of_a_step_run_before_it_and_get_the_same(sharded, name):
+    file = sharded.with_name(f"thyroid-{name}.yaml") if name else sharded
+    compiled, platform = yaml.safe_load_all(file.read_text())
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    tasks = every_level(compiled, compiled["root"]["dag"]["tasks"])
+    for shard, step in SHARDS.items():
+        gathering, beside = tasks[step]
+        (loop,) = [key for key in gathering["dependentTasks"] if "parameterIterator" in beside[key]]
+        assert beside[loop]["parameterIterator"]["items"]["raw"] == "[1, 2, 3]"
+        assert "triggerPolicy" not in gathering, "KFP would make an exit hook of it, which nothing can follow"
+        ((task, _),) = every_level(compiled, level(compiled, beside[loop])).values()
+        given = task["inputs"]["parameters"]
+        assert "loop-item" in given["shard"]["componentInputParameter"]
+        assert given["shards"]["runtimeValue"]["constant"] == 3
+        assert not [key for key, source in given.items() if "taskOutputParameter" in source]
+        assert not task["cachingOptions"].get("enableCache")
+        for key in given.keys() - {"shard", "shards"}:
+            same = gathering["inputs"]["parameters"][key]
+            assert json.dumps(given[key]).replace("pipelinechannel--", "") == json.dumps(same).replace(
+                "pipelinechannel--", ""
+            )
+        label, container = executor(compiled, task)
+        whole, its_container = executor(compiled, gathering)
+        assert container["args"][0] == shard
+        assert (container["resources"], container["image"]) == (its_container["resources"], its_container["image"])
+        assert (pods[label], task["retryPolicy"]) == (pods[whole], gathering["retryPolicy"])
 
 
 def test_one_node_a_step_and_five_named_trainings_side_by_side(levels, tasks):
@@ -287,6 +340,39 @@ def test_what_differs_from_cluster_to_cluster(tmp_path):
     assert "accelerator" not in container["resources"]
 
 
+def test_every_step_has_the_keys_of_s3_and_a_cache_of_its_own(tmp_path, monkeypatch):
+    """The pods also start where there is no such secret, or not each of its fields; no key is in what is compiled."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-yaml")
+    compile_(tmp_path / "p.yaml", "--s3-secret", "lab-s3", "--cache", "300Gi")
+    for name in ("", "sweep", "validate", "watch"):
+        file = tmp_path / (f"p-{name}.yaml" if name else "p.yaml")
+        assert "not-for-yaml" not in file.read_text()
+        for one in next(yaml.safe_load_all(file.read_text()))["deploymentSpec"]["executors"].values():
+            assert {"name": "XDG_CACHE_HOME", "value": "/cache"} in one["container"]["env"]
+        for pod in settings(tmp_path / "p.yaml", name)["deploymentSpec"]["executors"].values():
+            (secret,) = [one for one in pod["secretAsEnv"] if one["secretName"] == "lab-s3"]
+            assert secret["optional"]
+            variables = {one["secretKey"]: one["envVar"] for one in secret["keyToEnv"]}
+            assert variables == {
+                name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
+            }
+            assert {"volumeName": "cache", "mountPath": "/cache", "sizeLimit": "300Gi"} in pod["emptyDirMounts"]
+    compile_(tmp_path / "none.yaml", "--s3-secret", "")
+    assert "AWS_" not in (tmp_path / "none.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cache", "lots"], "--cache lots: give a quantity"),
+        (["--s3-secret", "My Keys"], "--s3-secret My Keys: give at"),
+    ],
+)
+def test_what_kubernetes_would_refuse_is_refused_here(tmp_path, capsys, options, said):
+    assert cli.main(["compile", "--output", str(tmp_path / "p.yaml"), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
 def settings(compiled: Path, name: str = "") -> dict:
     """What a pipeline that `compile` wrote asks of a cluster: of whole runs in pipelineConfig, and of pods."""
     file = compiled.with_name(f"{compiled.stem}-{name}.yaml") if name else compiled
@@ -303,6 +389,15 @@ def test_a_run_has_time_for_every_step_and_to_wait_and_is_deleted_in_the_end(bot
     waiting = found["pipelineConfig"]["activeDeadlineSeconds"] - steps
     assert waiting == 24 * 3600
     assert found["pipelineConfig"]["resourceTtlOnCompletion"] == 7 * 24 * 3600
+
+
+def test_shards_side_by_side_take_the_time_of_one(sharded):
+    for name in ("", "sweep"):
+        found = settings(sharded, name)
+        times = {"exec-sweep-heads": 4, "exec-sweep-images": 4, "exec-rest": 0}
+        executors = found["deploymentSpec"]["executors"].items()
+        steps = sum(times.get(label, 1) * int(pod["activeDeadlineSeconds"]) for label, pod in executors)
+        assert found["pipelineConfig"]["activeDeadlineSeconds"] - steps == 24 * 3600
 
 
 def test_what_differs_from_installation_to_installation(tmp_path):
@@ -351,6 +446,8 @@ def test_kfp_does_not_write_choices_itself():
         (["--priority-class", "low"], "give --queue, too"),
         (["--deadline", "-1"], "--deadline -1"),
         (["--keep", "366"], "--keep 366"),
+        (["--shards", "0"], "--shards 0: give 1 to 64"),
+        (["--shards", "65"], "--shards 65: give 1 to 64"),
     ],
 )
 def test_impossible_settings(option, said, tmp_path, capsys):
@@ -408,11 +505,12 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def plain() -> dict[str, dict[str, list[str]]]:
     """Of every step where the decorator returns the function itself: its parameters, and what is imported by then."""
-    command = [sys.executable, "-c", AS_IN_AN_IMAGE, *STEPS]
+    command = [sys.executable, "-c", AS_IN_AN_IMAGE, *STEPS, *SHARDS]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
 
-def test_interfaces_are_those_of_the_functions(compiled, plain):
+def test_interfaces_are_those_of_the_functions(sharded, plain):
+    compiled = next(yaml.safe_load_all(sharded.read_text()))
     for component in compiled["components"].values():
         if "executorLabel" not in component:
             continue  # the exit handler's body
@@ -498,7 +596,7 @@ def test_image_names_follow_the_environment(monkeypatch):
     assert image_name("train") == "example.test/lab/thyroid-train:abc123"
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [*STEPS, *SHARDS])
 def test_modules_import_nothing_heavy(plain, step):
     assert plain[step]["heavy"] == []
 
@@ -568,8 +666,7 @@ def test_validation_and_watch_are_one_step_with_the_key_of_pseudonyms(
     assert "accelerator" not in container["resources"]
     _, platform = yaml.safe_load_all(yaml_file.with_name(f"thyroid-{name}.yaml").read_text())
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][label]
-    (secret,) = pod["secretAsEnv"]
-    assert secret["secretName"] == "thyroid-patient-key"
+    assert "thyroid-patient-key" in [secret["secretName"] for secret in pod["secretAsEnv"]]
     assert pod["pvcMount"][0]["mountPath"] == "/data"
     known = pipeline["root"]["inputDefinitions"]["parameters"]
     assert {parameter for parameter, one in known.items() if not one.get("isOptional")} == required

@@ -1,5 +1,6 @@
 """docs/kubeflow.md: its commands are run as far as no cluster is needed, its numbers are those of the code."""
 
+import base64
 import importlib
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from pipelines import draw
-from pipelines.cluster import NEEDS, ON_GPU
+from pipelines.cluster import NEEDS, ON_GPU, S3_FIELDS
 from pipelines.cluster import Cluster as Placed
 from tests.components.test_step import compile_
 from tests.deploy.test_deploy import REFERENCE, register
@@ -37,9 +38,12 @@ NEEDS_A_CLUSTER = (
     "kubectl get",
     "kubectl wait",
     "kubectl delete",
+    "kubectl annotate",
     "kubectl create token",
     "TOKEN=$(kubectl get",
     "URL=$(kubectl get",
+    "KEY=$(kubectl get",
+    "SECRET=$(kubectl get",
     "curl",
     "make push",
 )
@@ -92,7 +96,7 @@ def test_every_command_is_run_here_or_needs_a_cluster():
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
 def test_manifests_are_rendered_with_the_images_that_were_named():
-    line = command("make -s manifests").split(" | ")[0]
+    line = command("make -s manifests GPU=1").split(" | ")[0]
     for overlay in ("cpu", "gpu", "gateway"):
         objects = list(yaml.safe_load_all(run(line.replace("OVERLAY=gpu", f"OVERLAY={overlay}"))))
         images = {c["image"] for o in objects if o["kind"] == "ServingRuntime" for c in o["spec"]["containers"]}
@@ -145,6 +149,30 @@ def test_the_key_of_a_bucket_is_a_secret_with_the_name_that_the_pods_mount(tmp_p
     assert list(made["data"]) == ["key.json"]
 
 
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
+def test_the_keys_of_s3_are_a_secret_with_the_fields_that_the_pods_read():
+    line = command("kubectl create secret generic thyroid-s3") + " --dry-run=client -o yaml"
+    made = yaml.safe_load(run(line, KEY="key", SECRET="secret"))
+    assert made["metadata"]["name"] == Placed().s3_secret
+    assert set(made["data"]) == set(S3_FIELDS)
+    annotated = dict(one.split("=", 1) for one in command("kubectl annotate secret thyroid-s3").split() if "=" in one)
+    endpoint = base64.b64decode(made["data"]["AWS_ENDPOINT_URL"]).decode()
+    assert endpoint == f"http://{annotated['serving.kserve.io/s3-endpoint']}"
+    assert annotated["serving.kserve.io/s3-usehttps"] == "0"
+    region = base64.b64decode(made["data"]["AWS_REGION"]).decode()
+    assert annotated["serving.kserve.io/s3-region"] == region
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
+@pytest.mark.parametrize("what", ["manifests", "workbench"])
+def test_without_a_volume_nothing_names_the_claim(what):
+    printed = run(command(f"make -s {what} OVERLAY=bucket").split(" | ")[0])
+    assert "lab/thyroid-" in printed
+    assert volume.CLAIM not in printed
+    for one in yaml.safe_load_all(printed):
+        assert not schemas.problems(one, schemas.definitions())
+
+
 def test_a_schedule_is_made(capsys):
     host = Kubeflow()
     try:
@@ -171,7 +199,7 @@ def test_what_is_kept_is_listed(tmp_path, scans, undrawn, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["make submit GPU=1", "make submit PIPELINE=sweep"])
+@pytest.mark.parametrize("what", ["make submit GPU=1", "make submit PIPELINE=sweep", "make submit CLAIM="])
 def test_a_run_is_started(what):
     host = Kubeflow()
     try:
@@ -182,7 +210,8 @@ def test_a_run_is_started(what):
     assert f"{host.url}/#/runs/details/r1" in printed
     sent = host.sent("/apis/v2beta1/runs")
     assert sent["service_account"] == "thyroid-pipeline"
-    assert sent["runtime_config"]["parameters"]["store"] == "/data/store"
+    store = "s3://hospital/store" if "CLAIM=" in what else "/data/store"
+    assert sent["runtime_config"]["parameters"]["store"] == store
 
 
 def test_a_champion_is_deployed_by_hand(tmp_path):
@@ -255,7 +284,7 @@ def test_what_the_guide_quotes_is_what_the_code_says():
 
 
 def test_the_workbench_is_a_pod_of_our_image_with_the_volume():
-    pod = yaml.safe_load(run(command("make -s workbench").split(" | ")[0]))
+    pod = yaml.safe_load(run(command("make -s workbench GPU=1").split(" | ")[0]))
     assert schemas.problems(pod, {}) == []
     (container,) = pod["spec"]["containers"]
     assert container["image"] == "registry.example.com/lab/thyroid-ops:abc"

@@ -137,7 +137,7 @@ def test_the_test_set_cannot_be_scored_before_the_point_is_locked(cropped, train
 
 
 def test_five_models_read_the_tables_once_and_decode_every_image_once(toy, cropped, tmp_path, monkeypatch):
-    """Counted where everything must pass: the reader of verified tables, and the letterbox of every image."""
+    """Counted where everything must pass: the readers of verified files, and the letterbox of every image."""
     options = TrainOptions(weights="none", image_size=32, epochs=0, recipe="frozen")
     models = []
     for number in range(3):
@@ -151,17 +151,21 @@ def test_five_models_read_the_tables_once_and_decode_every_image_once(toy, cropp
     rows = "".join(f"{patient},{patient % 9}\n" for patient in set(table["patient"]))
     (tmp_path / "clinical.csv").write_text(f"patient,age\n{rows}")
     read, decoded = collections.Counter(), collections.Counter()
-    plain_read, plain_fill = tables.checked, version._fill
+    plain_fill = version._fill
 
-    def checked(folder, name, files):
-        read[name] += 1
-        return plain_read(folder, name, files)
+    def counted(reader):
+        def counting(folder, name, *more):
+            read[name] += 1
+            return reader(folder, name, *more)
+
+        return counting
 
     def fill(out, rows):
         decoded.update((sha256, out.shape[1]) for _, sha256 in rows)
         return plain_fill(out, rows)
 
-    monkeypatch.setattr(tables, "checked", checked)
+    for reader in ("checked", "read_table"):
+        monkeypatch.setattr(tables, reader, counted(getattr(tables, reader)))
     monkeypatch.setattr(version, "_fill", fill)
     given = EvaluateOptions(clinical=tmp_path / "clinical.csv", registry=tmp_path / "registry")
     done = evaluate.evaluate(cropped, models, tmp_path / "out", given)

@@ -19,7 +19,7 @@ from thyroid import crop, storage
 from thyroid.clinical import clinical_csv
 from thyroid.crop import CropOptions
 from thyroid.data import classes as class_names
-from thyroid.data import pseudonyms, tables
+from thyroid.data import csv_tables, pseudonyms, tables
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.ingest import ingest, listing
@@ -346,7 +346,7 @@ def test_ingest_and_crop_take_the_tables_of_phantoms(phantoms, tmp_path, undrawn
     """What was said is exactly what is trained on, and what was not usable is quarantined with a reason."""
     scans, place = phantoms / "scans", tmp_path / "labelled"
     bench = Labelling.of(scans, place)
-    given = tables.read_csv(phantoms / "rois.csv", "rois.csv", "regions")
+    given = csv_tables.read(phantoms / "rois.csv", "rois.csv", "regions")
     expected: dict[str, list[tuple[int, ...]]] = {}
     for row in given.itertuples():
         expected.setdefault(row.filename, []).append(tuple(int(v) for v in (row.x, row.y, row.width, row.height)))

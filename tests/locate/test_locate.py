@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import write_rois
+from thyroid import storage
 from thyroid.crop import CropOptions, crop
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
@@ -121,10 +122,22 @@ def test_a_repeated_run_is_equal_to_the_bit(cropped, located, tmp_path):
     assert not (tmp_path / ".work").exists()
 
 
-def test_a_store_keeps_the_maps_and_the_result(cropped, tmp_path, monkeypatch):
-    options = LocateOptions(weights="none", work=tmp_path / "work")
+def files_of(place: str) -> list[str]:
+    found = storage.at(place)
+    return (
+        [entry.name for entry in found.entries()]
+        if isinstance(found, storage.Bucket)
+        else storage.file_names(found.path)
+    )
+
+
+def test_a_store_keeps_the_maps_and_the_result(place, cropped, tmp_path, monkeypatch):
+    """Of a store in a bucket, on nodes with caches of their own."""
+    options = LocateOptions(weights="none", work=place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-one"))
     first = locate(cropped, cropped.parent / "ingested", tmp_path / "one", options).record
-    kept = list((tmp_path / "work").glob("locate-maps-*/*.npy"))
+    kept = [name for name in files_of(place) if "locate-maps-" in name and name.endswith(".npy")]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-two"))
     assert len(kept) == first.locator.cross_fitted.frames
     assert first.reused == 0
     # the same run again trains nothing
@@ -132,7 +145,7 @@ def test_a_store_keeps_the_maps_and_the_result(cropped, tmp_path, monkeypatch):
         patch.setattr(learner.Learner, "cross_fit", lambda *given: pytest.fail("trained again"))
         assert locate(cropped, cropped.parent / "ingested", tmp_path / "two", options).record == first
     # another share of unsure frames is another result, of the same maps
-    other = LocateOptions(weights="none", work=tmp_path / "work", unsure=0.5)
+    other = LocateOptions(weights="none", work=place, unsure=0.5)
     second = locate(cropped, cropped.parent / "ingested", tmp_path / "three", other).record
     assert second.reused == len(kept)
     assert second.locator.unsure == 0.5

@@ -17,8 +17,8 @@ from tests.registry.test_retention import House, killed_after
 from thyroid import crop
 from thyroid import retention as command
 from thyroid.crop import CropOptions
-from thyroid.data import duplicates, erased, pseudonyms, store, tables
-from thyroid.data.store import Store
+from thyroid.data import duplicates, pseudonyms, store, tables
+from thyroid.data.store import Store, erased
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import images

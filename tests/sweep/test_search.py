@@ -82,7 +82,7 @@ def poison(folder: Path) -> None:
 
 def test_the_test_set_is_not_read(study):
     """The files are no images: what had opened one would have failed, or lost it."""
-    other = study.folder / "crops" / "0.40"
+    other = study.folder / "margins" / "0.40"
     assert set(tables.read(other)[0]["split"]) == {"train", "validation"}
     assert tables.read_facts(other).margin == 0.4
     assert len(pd.read_csv(other / "quarantine.csv")) == 0
@@ -108,7 +108,7 @@ def test_every_trial_says_what_it_was(study):
     for stage, trials in ((plans.HEADS, heads), (plans.IMAGES, images)):
         for one in trials:
             if one.state == TrialState.COMPLETE:
-                probability = np.load(study.scores(stage, one.number))
+                probability = study.scores(stage, one.number)
                 assert np.isfinite(probability).all()
                 assert study.auroc(probability)[0] == pytest.approx(one.value)
     assert not (study.folder / "work").exists() or not [p for p in (study.folder / "work").iterdir() if p.is_dir()]
@@ -207,6 +207,30 @@ def test_other_data_or_settings_are_another_study(study, cropped, tmp_path, caps
             replace(TOY, folds=folds)
     with pytest.raises(InputError, match="--ingested"):
         Sources(cropped, None, "none").images(study, 0.3)
+
+
+def test_a_search_in_a_bucket_needs_no_volume(bucket, toy, cropped, tmp_path, monkeypatch):
+    """Each step runs on another node."""
+    monkeypatch.setattr(plans, "TOPS", 1)
+
+    def on_node(name: str) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+
+    on_node("one")
+    found = prepare(cropped, bucket.address("store/sweeps"), toy, "cropped", TOY).address
+    assert found.startswith(bucket.address("store/sweeps/"))
+    for name, wanted in (("two", 2), ("three", 3)):
+        on_node(name)
+        assert search.search_heads(found, wanted) == wanted
+    with pytest.raises(InputError, match="not ranked"):
+        search.search_images(found, Sources(cropped, None, "none"), 1)
+    search.rank(found)
+    on_node("four")
+    assert search.search_images(found, Sources(cropped, None, "none"), 1) == 1
+    on_node("five")
+    done = report.conclude(found, tmp_path / "out")
+    assert [one["stage"] for one in done.facts["trials"]].count(plans.HEADS) == 3
+    assert prepare(cropped, bucket.address("store/sweeps"), toy, "cropped", TOY).address == found
 
 
 @pytest.mark.slow

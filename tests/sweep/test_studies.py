@@ -12,6 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from thyroid.errors import InputError
+from thyroid.storage import lease, mirror
 from thyroid.sweep import studies
 
 SPACE = {"x": FloatDistribution(0, 1), "kind": CategoricalDistribution(("a", "b"))}
@@ -26,6 +27,7 @@ def work(folder: Path, wanted: int, seconds: float = 0.0) -> None:
     study = shared(folder)
     with studies.worker(folder) as me:
         while (trial := study.ask(wanted, me)) is not None:
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / f"taken-{trial.number}").touch()
             time.sleep(seconds)
             study.study.tell(trial, trial.params["x"])
@@ -162,3 +164,49 @@ def test_what_falls_behind_is_pruned_but_not_the_first(tmp_path):
         study.study.tell(trial, state=TrialState.PRUNED)
         assert study.ask(9, me) is None, "a pruned trial is a finished one"
     assert optuna.logging.get_verbosity() >= optuna.logging.WARNING
+
+
+def in_pod(place: str, cache: str, wanted: int, seconds: float) -> None:
+    """A worker with a cache of its own."""
+    os.environ["XDG_CACHE_HOME"] = cache
+    lease.POLL = 0.05
+    work(mirror.mirror(place), wanted, seconds)
+
+
+def start_pod(place: str, cache: Path, wanted: int, seconds: float = 0.0) -> multiprocessing.process.BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=in_pod, args=(place, str(cache), wanted, seconds))
+    process.start()
+    return process
+
+
+def test_workers_in_pods_without_a_volume_share_a_study(bucket, tmp_path, monkeypatch):
+    """Two finish their trials, one is killed; the trial of that one is made again by another."""
+    place = bucket.address("sweeps/study")
+    monkeypatch.setattr(lease, "POLL", 0.05)
+    monkeypatch.setattr(studies, "_PAUSE", 0.05)
+    study = shared(mirror.mirror(place))
+    study.enqueue([{"x": 0.25, "kind": "a"}])
+    doomed = start_pod(place, tmp_path / "one", 6, 600)
+    until(lambda: any(trial.params and studies.WORKER in trial.user_attrs for trial in study.trials()))
+    os.kill(doomed.pid or 0, signal.SIGKILL)
+    doomed.join()
+    pods = [start_pod(place, tmp_path / name, 4) for name in ("two", "three")]
+    until(lambda: study.finished() >= 3)
+    for pod in pods:  # they wait until it is known that the first one is dead
+        assert pod.is_alive()
+        os.kill(pod.pid or 0, signal.SIGKILL)
+        pod.join()
+    monkeypatch.setattr(lease, "EXPIRY", 0.5)
+    work(mirror.mirror(place), 6)
+    states = [trial.state for trial in study.trials()]
+    assert states.count(TrialState.COMPLETE) == 6
+    assert set(states) == {TrialState.COMPLETE, TrialState.FAIL}
+    assert sum(trial.params["x"] == 0.25 for trial in study.trials()) == 2, "that of the killed worker, twice"
+    assert study.trials()[0].state == TrialState.FAIL
+
+
+def test_a_damaged_journal_in_a_bucket_is_told(bucket):
+    place = bucket.address("study")
+    bucket.put({"study/journal.log": b'{"op_code":\n'})
+    with pytest.raises(InputError, match=f"{place}/journal.log: damaged"):
+        shared(mirror.mirror(place))

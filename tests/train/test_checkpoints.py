@@ -139,11 +139,66 @@ def test_sigterm_saves_first(cropped, uninterrupted, tmp_path, capsys):
     assert_same(tmp_path, uninterrupted)
 
 
+KILLED_NODE = """
+import os, signal, sys, time
+from tests.support import toys
+from thyroid import storage
+from thyroid.storage import backup
+from thyroid.train import checkpoints
+from thyroid.train.__main__ import main
+toys.install()
+place, save, saved = storage.at(sys.argv[1]), checkpoints.save, []
+def counted(path, **arrays):
+    save(path, **arrays)
+    saved.append(path.name)
+    if saved.count("state.npz") == 8:
+        while not any(entry.name.endswith("main/state.npz") for entry in place.entries()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.save, checkpoints.SAVE_SECONDS, backup._POLL = counted, 0.0, 0.01
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def weights(output: Path) -> list[np.ndarray]:
+    return train.keras.models.load_model(output / record.read(output).checkpoint, compile=False).get_weights()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_training_goes_on_on_another_node(bucket, cropped, uninterrupted, tmp_path, monkeypatch, capsys, end):
+    """Its work is in a bucket, and the other node's cache is empty."""
+    place = bucket.address("store/work")
+    given = [*arguments(cropped, tmp_path / "out"), "--work", place]
+    stopped = run(STOPPED, *given) if end == signal.SIGTERM else run(KILLED_NODE, place, *given)
+    assert stopped.returncode == (128 + end if end == signal.SIGTERM else -end), stopped.stderr[-2000:]
+    assert "could not be sent" not in stopped.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    assert main(given) == 0
+    assert re.search(r"resumes in epoch [12]\b", capsys.readouterr().out)
+    assert_same(tmp_path / "out", uninterrupted)
+    for ours, theirs in zip(weights(tmp_path / "out"), weights(uninterrupted), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    (done,) = bucket.names()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a third"))
+    assert main([*arguments(cropped, tmp_path / "again"), "--work", place]) == 0
+    assert f"the result is read from {bucket.address()}{Path(done).parent}" in capsys.readouterr().out
+    assert record.read(tmp_path / "again") == record.read(tmp_path / "out")
+
+
+def test_a_bucket_that_fails_during_a_training_does_not_end_it(bucket, cropped, tmp_path, capsys):
+    bucket.proxy.rule = lambda method, path: "403" if method == bucket.writes else None
+    options = TrainOptions(weights="none", image_size=32, epochs=1, work=bucket.address("work"))
+    done = train.train(cropped, tmp_path, "Toy", "cropped", options)
+    assert done.record == record.read(tmp_path)
+    assert "on another node would be done again" in capsys.readouterr().out
+
+
 def test_a_finished_training_of_a_killed_run_is_not_repeated(cropped, tmp_path, capsys):
     options = TrainOptions(weights="none", image_size=32, epochs=0, work=tmp_path / "work")
     train.train(cropped, tmp_path / "one", "Toy", "cropped", options)
     (work,) = (tmp_path / "work").iterdir()
-    assert [path.name for path in work.iterdir()] == ["done"], "features and states are gone"
+    assert {path.name for path in work.iterdir()} == {"done", ".lock"}, "features and states are gone"
     capsys.readouterr()
     train.train(cropped, tmp_path / "two", "Toy", "cropped", options)
     assert str(work) in capsys.readouterr().out

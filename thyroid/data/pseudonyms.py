@@ -38,7 +38,7 @@ def key(root: Location) -> bytes:
     """Return the secret in the environment, or else the key of a registry or store, which is made the first time.
 
     Args:
-        root: Location of the registry or store, a folder or gs://.
+        root: Location of the registry or store, a folder or a bucket prefix.
 
     Raises:
         InputError: The secret or the file is too short to be a key.

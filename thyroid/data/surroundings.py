@@ -3,7 +3,6 @@
 A data version has no frames, but the image of every frame's scan area, and the place of that area in the frame.
 """
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +16,7 @@ from thyroid.data import tables
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import geometry, images
+from thyroid.storage import mirror
 
 
 def context(data: DataVersion, domain: str) -> pd.DataFrame:
@@ -88,6 +88,7 @@ def recropped(data: DataVersion, table: pd.DataFrame, size: int, margin: float) 
         crop = geometry.region(frame, (x + left, y + top, width, height), area, margin)
         return images.rgb(images.stored(crop, size))
 
+    fetch(data, table)
     return each(table, cut, f"crop with margin {margin:g}")
 
 
@@ -107,6 +108,19 @@ def each(table: pd.DataFrame, make: Callable[[Any], NDArray[np.uint8]], doing: s
         return np.stack(list(progress.bar(pool.map(make, rows), len(rows), doing, "image")))
 
 
+def fetch(data: DataVersion, table: pd.DataFrame) -> None:
+    """Bring the images of the scan areas of many rows into the mirror at once, if they are in a bucket.
+
+    Args:
+        data: Data version of `crop`.
+        table: Rows of `context` with a frame.
+
+    Raises:
+        InputError: The bucket cannot be read.
+    """
+    mirror.fetch((data.images / frame for frame in table["frame"].dropna()), "fetch scan areas", missing_ok=True)
+
+
 def scan_area(data: DataVersion, row: Any) -> images.Pixels:
     """Return the image of a frame's scan area.
 
@@ -121,10 +135,11 @@ def scan_area(data: DataVersion, row: Any) -> images.Pixels:
         InputError: The file is missing, or differs from the one that the data version describes.
     """
     path = data.images / row.frame
+    mirror.fetch([path], missing_ok=True)
     try:
-        content = path.read_bytes()
+        content = mirror.read(path, row.frame_sha256)
     except FileNotFoundError:
         raise InputError(f"{path}: an image of the data version is missing; crop again") from None
-    if hashlib.sha256(content).hexdigest() != row.frame_sha256:
-        raise InputError(f"{path}: an image of the data version was changed; crop again")
+    except ValueError:
+        raise InputError(f"{mirror.address(path)}: an image of the data version was changed; crop again") from None
     return images.decode(content, min_side=1)

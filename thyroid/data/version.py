@@ -24,11 +24,14 @@ from thyroid.data import tables
 from thyroid.data.classes import Classes
 from thyroid.errors import InputError
 from thyroid.records.data import DataRecord
+from thyroid.storage import mirror
 
 MEMORY_BUDGET = 4_000_000_000
 """Arrays of up to this many bytes are held in memory, larger ones in a temporary file that the system pages in."""
 
 _CHUNK = 16  # images per task of a thread
+_HASHED_ROWS = 50_000
+"""Rows whose texts are in memory as Python's at the same time. A row's hash does not depend on the others."""
 
 Decode = Callable[[pd.DataFrame, int], NDArray[np.uint8]]
 """Type of `decode`, of `PixelCache` and of `DataVersion.pixels`: returns the images of a table at a size."""
@@ -143,8 +146,11 @@ class DataVersion:
 
     @property
     def images(self) -> Path:
-        """Folder that crop_path and normal_path are relative to: a store's, or the data version's own."""
-        return Path(self.facts.images or self.folder)
+        """Folder that crop_path and normal_path are relative to: a store's, or the data version's own.
+
+        Of a store in a bucket it is the copy in the mirror, which has the images that were fetched.
+        """
+        return mirror.mirror(self.facts.images or self.folder)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -156,7 +162,9 @@ class DataVersion:
         """
         digest = hashlib.sha256(self.digest.encode())
         for table in (self.scans.drop(columns="local_path"), self.regions):
-            digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
+            for start in range(0, len(table), _HASHED_ROWS):
+                rows = table.iloc[start : start + _HASHED_ROWS]
+                digest.update(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
         return digest.hexdigest()
 
     def require_fingerprint(self, expected: str) -> None:
@@ -216,7 +224,7 @@ class DataVersion:
 
 
 def decode(table: pd.DataFrame, size: int, budget: int = MEMORY_BUDGET) -> NDArray[np.uint8]:
-    """Decode the images of a table in order.
+    """Decode the images of a table in order. Those in the mirror are fetched first.
 
     Args:
         table: Table with the columns file (full path) and sha256, as `DataVersion.examples` returns it.
@@ -230,6 +238,7 @@ def decode(table: pd.DataFrame, size: int, budget: int = MEMORY_BUDGET) -> NDArr
         InputError: Files are missing, or differ from the ones that the data version describes.
     """
     rows = list(zip(table["file"], table["sha256"], strict=True))
+    mirror.fetch((file for file, _ in rows), "fetch images", missing_ok=True)
     for channels in (1, 3):
         out = allocate((len(rows), size, size, channels), np.uint8, budget)
         if _fill(out, rows):
@@ -257,11 +266,11 @@ def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]]) -> bool:
     def decode_chunk(start: int) -> bool:
         for number, (image_path, sha256) in enumerate(rows[start : start + _CHUNK], start):
             try:
-                data = Path(image_path).read_bytes()
+                data = mirror.read(image_path, sha256)
             except OSError:
                 wrong.append(("missing", image_path))
                 continue
-            if hashlib.sha256(data).hexdigest() != sha256:
+            except ValueError:
                 wrong.append(("changed", image_path))
                 continue
             image = images.square(data, out.shape[1])
@@ -280,7 +289,7 @@ def _fill(out: NDArray[np.uint8], rows: list[tuple[str, str]]) -> bool:
     if wrong:
         what, image_path = min(wrong, key=lambda pair: pair[1])
         raise InputError(
-            f"{len(wrong)} images of the data version are missing or changed, the first is {image_path} ({what}); "
-            "crop again"
+            f"{len(wrong)} images of the data version are missing or changed, the first is "
+            f"{mirror.address(image_path)} ({what}); crop again"
         )
     return True

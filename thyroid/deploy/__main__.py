@@ -23,7 +23,7 @@ def run(
     """Serve the champion with KServe, prove its answer, or restore what was there before.
 
     Args:
-        registry: Root of the registry: a folder, or gs://bucket/prefix.
+        registry: Root of the registry: a folder, or a gs:// or s3:// prefix.
         manifest: File to which the InferenceService is written.
         options: Where and how to serve.
     """

@@ -15,7 +15,7 @@ def list_pseudonyms(scans: storage.Location) -> list[tuple[str, str]]:
     """List every scan that comes from a DICOM file, with its name in the tables. This requires the key.
 
     Args:
-        scans: Folder or gs:// prefix of scans, with its dicom.csv.
+        scans: Folder, gs:// or s3:// prefix of scans, with its dicom.csv.
 
     Returns:
         Pairs of the scan's pseudonym and a description of its source: file, frame, and line in dicom.csv. They are
@@ -40,7 +40,7 @@ def run(scans: storage.Location, /) -> None:
     """List the DICOM files of a folder with the pseudonyms under which the tables know their scans.
 
     Args:
-        scans: Folder or gs:// prefix of scans, with dicom.csv.
+        scans: Folder, gs:// or s3:// prefix of scans, with dicom.csv.
     """
     for pseudonym, source in list_pseudonyms(scans):
         print(f"{pseudonym}  {source}")

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid.data import erased, filenames, store
-from thyroid.data.erased import Erased
+from thyroid.data import filenames, store
+from thyroid.data.store import erased
+from thyroid.data.store.erased import Erased
 from thyroid.ingest.history import Cohort, History
 from thyroid.ingest.listing import ListedFile
 from thyroid.ingest.scan_table import ScanTable
+from thyroid.storage import mirror
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ def set_aside(scans: ScanTable, listed: Erased, history: History, cohort: Cohort
         listed: The erased patients of the store.
         history: What the store knew, with the old name of a cohort that gets another one in this run.
         cohort: The cohort of the scans.
-        home: Folder of the store, whose copies of their files are removed; the caller must hold its lock. None if
-            there is no store.
+        home: Folder of the store, or its copy in the mirror. Copies of the patients' files are removed from the store,
+            whose lock the caller must hold. None if there is no store.
 
     Returns:
         The erased patients of the cohort.
@@ -77,7 +79,7 @@ def set_aside(scans: ScanTable, listed: Erased, history: History, cohort: Cohort
 
 def _renamed(listed: Erased, home: Path, history: History, cohort: Cohort) -> Erased:
     """Return the erased patients, listed also under the name that their cohort has got in this run."""
-    for before in sorted(set(history.memory["cohort"]) - set(cohort.memory["cohort"])):
+    for before in sorted(set(history.memory["cohort"].unique()) - set(cohort.memory["cohort"].unique())):
         listed = erased.rename(home, before, cohort.name)
     return listed
 
@@ -89,7 +91,11 @@ def _rows_of_erased(listed: Erased, cohort: str, scans: ScanTable) -> pd.Series:
         return pd.Series(False, table.index)
     named = {file.path: _patient(file) for file in scans.files}
     patients = table["patient"].fillna(table["path"].map(named).astype("Int64"))
-    known = {patient: (cohort, int(patient)) in listed for patient in patients.dropna().unique()}
+    # Older releases rounded pseudonyms of more than 15 digits where a file of the same run was quarantined.
+    known = {
+        patient: (cohort, int(patient)) in listed or (cohort, int(float(patient))) in listed
+        for patient in patients.dropna().unique()
+    }
     pictures = table["sha256"].map(listed.keyed, na_action="ignore").isin(listed.scans())
     return patients.map(known).eq(True) | pictures
 
@@ -103,11 +109,11 @@ def _patient(file: ListedFile) -> int | None:
 
 def _remove_copies(home: Path, scans: ScanTable, rows: pd.DataFrame) -> None:
     """Remove the copies of erased patients' files that this run has made or found, unless other scans use them."""
-    copies = {copy for copy in rows["local_path"].dropna() if Path(copy).is_relative_to(home / store.SCANS)}
+    copies = {mirror.local(copy) for copy in rows["local_path"].dropna()}
+    copies = {copy for copy in copies if Path(copy).is_relative_to(home / store.SCANS)}
     paths = set(rows["path"])
     for file in scans.files:
         if file.path in paths and file.entry is not None:
             address = f"{file.root}/{file.entry.name}"
             copies.add(str(store.copy_of(home, address, file.entry.generation)))
-    for copy in copies - set(scans.examined["local_path"].dropna()):
-        Path(copy).unlink(missing_ok=True)
+    mirror.remove(copies - set(map(mirror.local, scans.examined["local_path"].dropna())))

@@ -1,5 +1,6 @@
 """Examine files: download, decode and hash them, or say why one cannot be used. Known files are not read again."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -7,12 +8,16 @@ import logging
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from thyroid import atomic, errors, progress, storage, workers
 from thyroid.data import duplicates, pseudonyms, store, tables
@@ -25,7 +30,7 @@ from thyroid.ingest.listing import ListedFile, marked
 
 log = logging.getLogger(__name__)
 
-EXAMINATION = 1
+EXAMINATION = 2
 """Version of everything that a file's row in the tables depends on: decoding, names, perceptual hashes, DICOM.
 
 Raise it with any change of these. The next run then reads every file of a store again.
@@ -33,6 +38,8 @@ Raise it with any change of these. The next run then reads every file of a store
 _COLUMNS = {**tables.SCANS, "generation": "string", "synthetic": "boolean"}
 _GIVEN = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
 """Names of folders, in lower case, to the split that they give."""
+BATCH = 2000
+"""Largest number of scans that are examined before their rows are handed on."""
 _CHUNK = 64
 _OBJECTS_ON_DISK = 16
 """Number of DICOM objects that are on this machine's disk at the same time."""
@@ -52,64 +59,126 @@ class Examined:
     looked_at: int
 
 
-def examine(files: Sequence[ListedFile], last: Version | None, copies: Path) -> Examined:
+def examine(
+    files: Sequence[ListedFile], last: Version | None, copies: Path, left: pd.DataFrame, there: Callable[[str], bool]
+) -> Examined:
     """Return what is in every file. A file that cannot be read is quarantined.
 
     Args:
         files: The files.
         last: The last data version of the same source. Its row is reused if the file's generation is the same.
         copies: Folder below which copies are kept.
+        left: Rows that shards have left of files of the same source, which are reused likewise.
+        there: Whether the copy of a scan at a local_path still exists.
 
     Raises:
         InputError: A bucket cannot be read, or the last data version is damaged.
     """
-    kept = _known_rows(files, last)
-    known = set(kept["path"].tolist())
-    new = [file for file in files if file.path not in known]
-    objects = [file for file in new if file.entry is not None]
-    scans = [*_fetch([f for f in objects if f.row is None], copies), *(f for f in new if f.entry is None)]
-    dicoms = sorted((file for file in objects if file.row is not None), key=lambda file: file.relative)
-    both = itertools.chain(_examine_all(scans, copies), _examine_dicom_objects(dicoms, copies))
-    rows = list(progress.bar(both, len(scans) + len(dicoms), "ingest", "scan"))
-    table = pd.concat([kept, tables.frame(rows, _COLUMNS)], ignore_index=True)
-    order = {file.path: number for number, file in enumerate(files)}
-    table = table.sort_values("path", key=lambda paths: paths.map(order), ignore_index=True)
-    return Examined(table, len(table) - len(kept))
+    kept = known(files, last, left, there)
+    listed = pa.array([file.path for file in files], pa.large_string())
+    is_known = pc.is_in(listed, pa.array(kept["path"])).to_pylist()
+    new = [file for file, known_ in zip(files, is_known, strict=True) if not known_]
+    table = pd.concat([kept, *batches(new, copies)], ignore_index=True)
+    order = pc.index_in(pa.array(table["path"]), listed).to_numpy()
+    looked_at = len(table) - len(kept)
+    del kept  # it shares memory with the table
+    return Examined(_take(table, np.argsort(order)), looked_at)
 
 
-def _known_rows(files: Sequence[ListedFile], last: Version | None) -> pd.DataFrame:
-    """Return the rows of the last data version whose files, and copies of them, have not changed."""
-    if last is None or last.facts.examined_by != EXAMINATION:
-        return tables.frame([], _COLUMNS)
-    old = last.table(store.EXAMINED)
-    now = {(file.path, file.domain, file.generation): file for file in files}
-    columns = (old[column].tolist() for column in ("path", "domain", "generation", "local_path"))
-    same = [
-        (file := now.get((path, domain, generation))) is not None
-        and (not file.copied or pd.isna(copy) or Path(copy).exists())
-        for path, domain, generation, copy in zip(*columns, strict=True)
-    ]
-    return old[pd.Series(same, old.index, bool)]
+def known(
+    files: Sequence[ListedFile], last: Version | None, left: pd.DataFrame, there: Callable[[str], bool]
+) -> pd.DataFrame:
+    """Return the rows of those files that have not changed since they were examined, and whose copies still exist.
+
+    Args:
+        files: The files.
+        last: The last data version of the same source; None for none.
+        left: Rows that shards have left since then.
+        there: Whether the copy of a scan at a local_path still exists.
+
+    Raises:
+        InputError: The last data version is damaged.
+    """
+    old = tables.frame([], _COLUMNS)
+    if last is not None and last.facts.examined_by == EXAMINATION:
+        old = _unchanged(last.table(store.EXAMINED), files, there)
+    if left.empty:
+        return old
+    # pieces outlive the run that took them up if it was stopped before it removed them
+    new = _unchanged(left[list(_COLUMNS)], files, there).drop_duplicates("path")
+    return pd.concat([old, new[~new["path"].isin(old["path"])]], ignore_index=True)
 
 
-def _examine_all(files: Sequence[ListedFile], copies: Path) -> Iterator[dict[str, Any]]:
+def _unchanged(rows: pd.DataFrame, files: Sequence[ListedFile], there: Callable[[str], bool]) -> pd.DataFrame:
+    """Return the rows whose files, and copies of them, have not changed. `rows` loses its columns.
+
+    Args:
+        rows: Rows of files as they were found earlier.
+        files: The files now.
+        there: Whether the copy of a scan at a local_path still exists.
+    """
+    places = pc.index_in(pa.array(rows["path"]), pa.array([file.path for file in files], pa.large_string()))
+    same = pc.is_valid(places)
+    for name in ("domain", "generation"):
+        now = pa.array([getattr(file, name) for file in files], pa.large_string()).take(places)
+        same = pc.and_(same, pc.fill_null(pc.equal(pa.array(rows[name]), now), False))
+    found = same.to_numpy(zero_copy_only=False)
+    is_copied = np.array([file.copied for file in files], bool)
+    if is_copied.any():
+        copied = np.flatnonzero(found & rows["local_path"].notna().to_numpy())
+        copied = copied[is_copied[places.take(copied).to_numpy()]]
+        found[copied] = [there(copy) for copy in rows["local_path"].iloc[copied]]
+    return rows if found.all() else _take(rows, np.flatnonzero(found))
+
+
+def _take(rows: pd.DataFrame, places: NDArray[np.int64]) -> pd.DataFrame:
+    """Return rows of a table, which loses its columns, so that only one of them is in memory twice."""
+    columns = {}
+    for name in rows.columns.tolist():
+        columns[name] = rows.pop(name).array.take(places)
+        tables.release()
+    return pd.DataFrame(columns)
+
+
+def batches(files: Sequence[ListedFile], copies: Path) -> Iterator[pd.DataFrame]:
+    """Download, decode and hash files, and yield their rows, at most `BATCH` at a time and in any order.
+
+    Args:
+        files: The files.
+        copies: Folder below which copies are kept.
+
+    Raises:
+        InputError: A bucket cannot be read.
+    """
+    rows = iter(progress.bar(_rows(files, copies), len(files), "ingest", "scan"))
+    while batch := list(itertools.islice(rows, BATCH)):
+        yield tables.frame(batch, _COLUMNS)
+
+
+def _rows(files: Sequence[ListedFile], copies: Path) -> Iterator[dict[str, Any]]:
+    there = (file for file in files if file.entry is None)
+    objects = [file for file in files if file.entry is not None and file.row is None]
+    blocks = (objects[start : start + BATCH] for start in range(0, len(objects), BATCH))
+    scans = itertools.chain(itertools.chain.from_iterable(_fetch(block, copies) for block in blocks), there)
+    dicoms = sorted((file for file in files if file.entry and file.row), key=lambda file: file.relative)
     look = functools.partial(_examine_file, copies=copies)
-    if len(files) <= _CHUNK:
-        yield from map(look, files)
-        return
-    with workers.pool() as pool:
-        yield from pool.map(look, files, chunksize=_CHUNK)
+    with contextlib.ExitStack() as stack:
+        many = len(files) > _CHUNK
+        # one pool for all batches, since a new one takes each worker seconds
+        each = functools.partial(stack.enter_context(workers.pool()).map, chunksize=_CHUNK) if many else map
+        while batch := list(itertools.islice(scans, BATCH)):
+            yield from each(look, batch)
+        for start in range(0, len(dicoms), _OBJECTS_ON_DISK):
+            with tempfile.TemporaryDirectory() as folder:
+                yield from map(look, _fetch_dicoms(dicoms[start : start + _OBJECTS_ON_DISK], Path(folder)))
 
 
-def _examine_dicom_objects(files: Sequence[ListedFile], copies: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of DICOM objects. Only their pictures are kept."""
-    for start in range(0, len(files), _OBJECTS_ON_DISK):
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                fetched = list(_fetch(files[start : start + _OBJECTS_ON_DISK], Path(folder)))
-            except InputError as error:  # the part in brackets comes from Google and may contain an object's name
-                raise InputError(re.sub(r" \(.*\)", "", str(error), flags=re.DOTALL)) from None
-            yield from _examine_all(fetched, copies)
+def _fetch_dicoms(files: Sequence[ListedFile], folder: Path) -> list[ListedFile]:
+    """Download DICOM objects, of which only the pictures are kept."""
+    try:
+        return list(_fetch(files, folder))
+    except InputError as error:  # the part in brackets comes from the service and may contain an object's name
+        raise InputError(re.sub(r" \(.*\)", "", str(error), flags=re.DOTALL)) from None
 
 
 def _fetch(files: Sequence[ListedFile], copies: Path) -> Iterator[ListedFile]:
@@ -131,7 +200,7 @@ def _fetch(files: Sequence[ListedFile], copies: Path) -> Iterator[ListedFile]:
         )
         by_object.setdefault(address, []).append(file)
     for bucket, objects in wanted.items():
-        for entry, copy in storage.Bucket(bucket).download(list(objects.values()), "download"):
+        for entry, copy in storage.bucket_at(bucket).download(list(objects.values()), "download"):
             if copy is None:
                 log.info(f"{bucket}: 1 object was deleted while the scans were being read; it is skipped")
                 continue

@@ -1,12 +1,15 @@
 """What the store knows from earlier runs: data versions, cohorts, and the splits that their patients were in."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from thyroid.data import store, tables
 from thyroid.data.store import Store, Version
@@ -14,6 +17,8 @@ from thyroid.ingest.listing import ListedFile
 
 _RANK = {"test": 0, "validation": 1, "train": 2}
 """Order of precedence: if a group was in several splits before, the one with the smallest rank wins."""
+_SAME = ["cohort", "patient", "picture"]
+"""Columns in which remembered scans differ."""
 _SAME_COHORT = 0.5
 """Share of the scans that a source and a cohort must have in common for the source to belong to the cohort.
 
@@ -29,15 +34,17 @@ class History:
     Attributes:
         source: Address of the scans of this run.
         versions: Readable data versions of any source, newest first; empty without a store.
+        there: Whether the copy of a scan at a local_path exists.
     """
 
     source: str
     versions: Sequence[Version] = ()
+    there: Callable[[str], bool] = field(default=lambda path: Path(path).exists(), repr=False)
 
     @classmethod
     def read(cls, place: Store | None, source: str) -> "History":
         """Read the data versions of a store; None stands for no store."""
-        return cls(source, [] if place is None else place.readable())
+        return cls(source) if place is None else cls(source, place.readable(), place.copies())
 
     @property
     def newest(self) -> Version | None:
@@ -65,7 +72,7 @@ class History:
         last = self.last
         if last is None or inputs is None or inputs != last.facts.inputs or site not in ("", last.facts.cohort):
             return None
-        return last if _copies_exist(files, last) else None
+        return last if _copies_exist(files, last, self.there) else None
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Cohort:
 
     Attributes:
         name: Name of the cohort.
-        memory: Cohort, patient, phash and split of earlier scans.
+        memory: Cohort, patient, phash, split and picture (see `ScanTable.number_pictures`) of earlier scans.
         notes: Sentences for people on how the cohort was chosen.
     """
 
@@ -94,22 +101,24 @@ class Cohort:
         """Return the split that a group was in before, by group. If there were several, test wins, then validation.
 
         Args:
-            scans: Scans in use, with group, patient and phash.
+            scans: Scans in use, with group, patient, phash and picture.
             links: Pairs of perceptual hashes that are near-duplicates.
         """
-        by_patient, by_hash = self._ranks()
+        linked = pa.array(itertools.chain.from_iterable(links), pa.large_string()).unique()
+        is_linked = pc.is_in(pa.array(self.memory["phash"]), linked).to_numpy(zero_copy_only=False)
+        earlier = self.memory.loc[is_linked, ["phash", "split"]]
+        ranks_of_linked = earlier["split"].map(_RANK).groupby(earlier["phash"]).min()
+        by_hash = dict(zip(ranks_of_linked.index.tolist(), ranks_of_linked.tolist(), strict=True))
         # The split also carries over from a copy of a scan that is no longer there.
         for a, b in links:
             for known, other in ((a, b), (b, a)):
                 if known in by_hash:
                     by_hash[other] = min(by_hash[known], by_hash.get(other, by_hash[known]))
-        ranks = pd.DataFrame(
-            {
-                "group": scans["group"],
-                "patient": scans["patient"].map(by_patient),
-                "hash": scans["phash"].map(by_hash),
-            }
-        )
+        by_scan = scans["picture"].map(self._by_picture()).astype(float)
+        is_linked = pc.is_in(pa.array(scans["phash"]), linked).to_numpy(zero_copy_only=False)
+        by_scan[is_linked] = scans.loc[is_linked, "phash"].map(by_hash).astype(float)
+        by_patient = scans["patient"].map(self._by_patient())
+        ranks = pd.DataFrame({"group": scans["group"], "patient": by_patient, "hash": by_scan})
         decided = ranks.groupby("group")[["patient", "hash"]].min().min(axis=1).dropna()
         order = list(_RANK)
         by_group = cast("Iterable[tuple[int, float]]", decided.items())  # pandas-stubs: of any keys
@@ -119,39 +128,41 @@ class Cohort:
         """Return the patients who are in test now, and who were in another split before.
 
         Args:
-            scans: Scans in use, with patient, phash and split.
+            scans: Scans in use, with patient, picture and split.
         """
-        by_patient, by_hash = self._ranks()
-        ranks = pd.DataFrame({"patient": scans["patient"].map(by_patient), "hash": scans["phash"].map(by_hash)}).astype(
-            float
-        )
+        by_patient, by_picture = scans["patient"].map(self._by_patient()), scans["picture"].map(self._by_picture())
+        ranks = pd.DataFrame({"patient": by_patient, "hash": by_picture}).astype(float)
         moved = (scans["split"] == "test") & (ranks.max(axis=1) > _RANK["test"])
         return sorted(set(scans.loc[moved, "patient"]))
 
-    def remember(self, scans: pd.DataFrame) -> pd.DataFrame:
+    def remember(self, scans: pd.DataFrame, hashes: pd.Series) -> pd.DataFrame:
         """Return the memory with these scans added. A patient's older hashes move to the patient's present split.
 
         Args:
-            scans: Scans in use, with patient, phash and split.
+            scans: Scans in use, with patient, split and picture.
+            hashes: Perceptual hash by the index of the scan.
         """
-        now = scans[["patient", "phash", "split"]].assign(cohort=self.name)[list(store.REMEMBERED)]
-        ranks = now.assign(rank=now["split"].map(_RANK)).groupby("patient")["rank"].min()
+        now = scans[["patient", "split", "picture"]].assign(cohort=self.name).astype({"cohort": "string"})
+        ranks = now["split"].map(_RANK).groupby(now["patient"]).min()
         present = ranks.map({rank: split for split, rank in _RANK.items()})
-        memory = self.memory
-        moved = memory["patient"].where(memory["cohort"] == self.name).map(present)
-        old = memory.assign(split=moved.fillna(memory["split"]).astype("string"))
-        both = pd.concat([now, old], ignore_index=True).astype(store.REMEMBERED)
-        return both.drop_duplicates(["cohort", "patient", "phash"], ignore_index=True)
+        is_first = ~pd.concat([rows[_SAME] for rows in (now, self.memory)]).duplicated().to_numpy()
+        now, old = now[is_first[: len(now)]], self.memory[is_first[len(now) :]]
+        moved = old["patient"].where(old["cohort"] == self.name).map(present)
+        old = old.assign(split=moved.fillna(old["split"]).astype("string"))
+        both = pd.concat([now.assign(phash=hashes.loc[now.index]), old], ignore_index=True)
+        return both[list(store.REMEMBERED)].astype(store.REMEMBERED)
 
-    def _ranks(self) -> tuple[pd.Series, dict[str, int]]:
-        """Return the rank of the remembered split by patient of the cohort, and by hash of any cohort."""
-        rank = self.memory["split"].map(_RANK)
-        own = self.memory["cohort"] == self.name
-        by_hash = cast("dict[str, int]", rank.groupby(self.memory["phash"]).min().to_dict())  # pandas-stubs: any keys
-        return rank[own].groupby(self.memory["patient"][own]).min(), by_hash
+    def _by_patient(self) -> pd.Series:
+        """Return the rank of the remembered split by patient of the cohort."""
+        own = self.memory[self.memory["cohort"] == self.name]
+        return own["split"].map(_RANK).groupby(own["patient"]).min()
+
+    def _by_picture(self) -> pd.Series:
+        """Return the rank of the remembered split by picture, of any cohort."""
+        return self.memory["split"].map(_RANK).groupby(self.memory["picture"]).min()
 
 
-def find_cohort(history: History, site: str, scans: pd.DataFrame) -> Cohort:
+def find_cohort(history: History, memory: pd.DataFrame, site: str, scans: pd.DataFrame) -> Cohort:
     """Return the cohort of the scans of a run.
 
     Without a name from the user, it is the cohort that the source had before, or else the one that shares
@@ -159,22 +170,21 @@ def find_cohort(history: History, site: str, scans: pd.DataFrame) -> Cohort:
 
     Args:
         history: What the store knows.
+        memory: The scans that it remembers, with the numbers of their pictures.
         site: Name that the user gave; empty for none.
-        scans: Scans in use, with patient and phash.
+        scans: Scans in use, with patient and picture.
     """
-    memory = history.memory
-    now = scans[["patient", "phash"]].drop_duplicates()
+    now = scans[["patient", "picture"]].drop_duplicates()
     sizes = memory["cohort"].value_counts()
-    shared = memory.merge(now, on=["patient", "phash"])["cohort"].value_counts()
+    same = memory[["cohort", "patient", "picture"]].merge(now, on=["patient", "picture"])
+    shared = same["cohort"].value_counts()
     similar = [str(name) for name, count in shared.items() if count >= _SAME_COHORT * min(len(now), sizes[str(name)])]
     before = history.last.facts.cohort if history.last is not None else ""
     if before not in sizes and similar:  # a new place, or a cohort that was named while it was at another place
         before = similar[0]
     name = site or before or store.unnamed(history.source)
     if site and before.startswith(store.UNNAMED):  # the cohort gets its name now
-        memory = memory.assign(cohort=memory["cohort"].replace(before, site)).drop_duplicates(
-            ["cohort", "patient", "phash"], ignore_index=True
-        )
+        memory = memory.assign(cohort=memory["cohort"].replace(before, site)).drop_duplicates(_SAME, ignore_index=True)
     notes = []
     if history.newest is not None and history.last is None:
         notes.append(_describe_new_source(history, name, before, sorted(sizes.index)))
@@ -211,8 +221,14 @@ def _describe_name(cohort: str) -> str:
     return f"{cohort} (give its name with --site)" if cohort.startswith(store.UNNAMED) else cohort
 
 
-def _copies_exist(files: Sequence[ListedFile], version: Version) -> bool:
-    """Return whether all copies that the data version refers to still exist."""
+def _copies_exist(files: Sequence[ListedFile], version: Version, there: Callable[[str], bool]) -> bool:
+    """Return whether all copies that the data version refers to still exist.
+
+    Args:
+        files: The files of this run.
+        version: The data version.
+        there: Whether the copy at a local_path exists.
+    """
     if not any(file.copied for file in files):
         return True
-    return all(Path(copy).exists() for copy in version.table(store.EXAMINED, ["local_path"])["local_path"].dropna())
+    return all(map(there, version.table(store.EXAMINED, ["local_path"])["local_path"].dropna()))

@@ -17,10 +17,11 @@ class IngestOptions:
     """The scans to ingest and how to read them. An empty text means "none".
 
     Attributes:
-        scans: Folder or gs:// prefix of frames, searched recursively. Folders named train, validation and test are
-            given splits. A dicom.csv at its top names DICOM files: filename, label and optionally patient and frame.
+        scans: Folder, gs:// or s3:// prefix of frames, searched recursively. Folders named train, validation and test
+            are given splits. A dicom.csv at its top names DICOM files: filename, label and optionally patient and
+            frame.
         rois: CSV with filename, x, y, width, height in pixels of the frame. Other columns are ignored.
-        crops: Folder or gs:// prefix of images that are already cropped. They make up the cropped domain.
+        crops: Folder, gs:// or s3:// prefix of images that are already cropped. They make up the cropped domain.
         labels: CSV with filename and label that gives the class of every scan; labels.csv#column for another column
             than label. Without it, the class comes from the file names or from dicom.csv.
         classes: Classes in order, the benign ones before the | and the malignant ones after it, such as

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 from pydantic import ValidationError
 
-from thyroid.data import tables
+from thyroid.data import csv_tables
 from thyroid.errors import InputError
 from thyroid.imaging.geometry import Box
 from thyroid.ingest.regions import ROI_COLUMNS, box_of
@@ -190,7 +190,7 @@ class Table:
         Raises:
             InputError: It is not a CSV table, or lacks a column or has another one than the bench writes.
         """
-        table: pd.DataFrame = tables.parse_csv(data, address)
+        table: pd.DataFrame = csv_tables.parse(data, address)
         columns = tuple(column for column in table.columns if column)
         if missing := [column for column in REQUIRED[name] if column not in columns]:
             raise InputError(f"{address}: line 1: column {', '.join(missing)} is missing; add it")

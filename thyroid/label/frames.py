@@ -167,7 +167,7 @@ class Catalogue:
         """List the frames. Of a DICOM file these are the frames that dicom.csv names.
 
         Args:
-            scans: Folder or gs:// prefix, searched recursively.
+            scans: Folder, gs:// or s3:// prefix, searched recursively.
             classes: The classes. A label that is none of them is unknown.
             labels: CSV with filename and label, and optionally patient and frame, as `ingest` reads it; it takes
                 precedence over file names and dicom.csv.

@@ -84,7 +84,7 @@ class Journal:
     `InputError` if the bucket cannot be used or an entry is damaged or missing.
 
     Args:
-        location: Folder or gs:// prefix of the results.
+        location: Folder, gs:// or s3:// prefix of the results.
     """
 
     def __init__(self, location: storage.Location) -> None:

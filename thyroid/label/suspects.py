@@ -25,7 +25,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from thyroid import RESEARCH_USE_ONLY, atomic, command, storage
-from thyroid.data import tables
+from thyroid.data import csv_tables, tables
 from thyroid.data.classes import Classes
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
@@ -190,7 +190,7 @@ def read(location: storage.Location) -> dict[str, Suspect]:
         InputError: There is no such file, it is not a CSV table, a column is missing, a number is none, or a path
             occurs twice.
     """
-    table = tables.read_csv(storage.file(location), str(location), "suspects")
+    table = csv_tables.read(storage.file(location), str(location), "suspects")
     if missing := [column for column in COLUMNS if column not in table]:
         raise InputError(f"{location}: column {', '.join(missing)} is missing; expected {', '.join(COLUMNS)}")
     suspects: dict[str, Suspect] = {}

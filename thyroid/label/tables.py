@@ -95,7 +95,7 @@ class Tables:
     """The tables of a folder of results. All methods may be called from several threads.
 
     Args:
-        location: Folder or gs:// prefix of the results.
+        location: Folder, gs:// or s3:// prefix of the results.
         catalogue: The frames.
         journal: The journal in the same folder.
         rules: When a frame is done.

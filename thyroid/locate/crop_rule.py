@@ -19,6 +19,7 @@ from thyroid.locate.proposals import Proposals
 from thyroid.metrics import detection
 from thyroid.model import locator
 from thyroid.records.locate import CropRule
+from thyroid.storage import mirror
 
 MARGINS = (0.0, 0.15, 0.5)
 """Margins of the crops that people send: tight, as in DDTI, and wide."""
@@ -48,6 +49,7 @@ class Crops:
         """
         rng = np.random.default_rng(seed)
         shapes, pixels, rows = [], [], []
+        mirror.fetch(frames.table["file"], "fetch frames")
         for row, boxes, area in zip(frames.table.to_dict("records"), frames.boxes, frames.areas(), strict=True):
             frame = images.decode(Path(row["file"]).read_bytes())
             crop = _cut(frame, boxes, area, float(rng.choice(MARGINS)), square=bool(rng.random() < 0.5))

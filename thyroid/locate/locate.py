@@ -39,6 +39,7 @@ from thyroid.model.backbones import weights_name
 from thyroid.model.backend import keras, tf
 from thyroid.model.locator_network import Body
 from thyroid.records.locate import BOXES, RECORD, BoxCalibration, CropRule, LocateRecord, LocatorRecord
+from thyroid.storage import Location, backup, mirror
 
 log = logging.getLogger(__name__)
 
@@ -90,16 +91,16 @@ def locate(data: Path, scans: Path, output: Path, options: LocateOptions = Locat
     base = options.work or output / ".work"
     champion = warm_start.find(options)
     session = _Session(version_, everything, plan, options, body, start, champion)
-    work = base / f"locate-{session.key}"
-    if _is_whole(work / "done"):
-        shutil.copytree(work / "done", output, dirs_exist_ok=True)
-        log.info(f"the locator is trained already; the result is read from {work}")
-        return Located(output, LocateRecord.read(output / RECORD))
-    record = session.run(scans, base, work, output)
-    seconds = round(time.monotonic() - started, 1)
-    record = record.model_copy(update={"seconds": seconds, "processor_seconds": round(_processor_seconds() - used, 1)})
-    record.write(output / RECORD)
-    _keep(output, work, options.work is None)
+    with backup.kept(base, f"locate-{session.key}") as work:
+        if _is_whole(work / backup.DONE):
+            shutil.copytree(work / backup.DONE, output, dirs_exist_ok=True)
+            log.info(f"the locator is trained already; the result is read from {mirror.address(work)}")
+            return Located(output, LocateRecord.read(output / RECORD))
+        record = session.run(scans, base, work, output)
+        used, seconds = _processor_seconds() - used, time.monotonic() - started
+        record = record.model_copy(update={"seconds": round(seconds, 1), "processor_seconds": round(used, 1)})
+        record.write(output / RECORD)
+        _keep(output, work, not options.work)
     assert record.locator is not None
     found, median = record.locator.cross_fitted, record.locator.cross_fitted_median_box
     log.info(
@@ -149,10 +150,10 @@ def _keep(output: Path, work: Path, temporary: bool) -> None:
     ready = work / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     shutil.copytree(output, ready)
-    shutil.rmtree(work / "done", ignore_errors=True)  # damaged, or of the same run at the same time
-    ready.replace(work / "done")
+    shutil.rmtree(work / backup.DONE, ignore_errors=True)  # damaged
+    ready.replace(work / backup.DONE)
     for path in work.iterdir():
-        if path.name != "done":
+        if path.name not in (backup.DONE, ".lock"):
             shutil.rmtree(path)
 
 
@@ -193,7 +194,7 @@ class _Session:
         }
         return hashlib.sha256(json.dumps(content, default=int).encode()).hexdigest()[:16]
 
-    def run(self, scans: Path, base: Path, work: Path, output: Path) -> LocateRecord:
+    def run(self, scans: Path, base: Location, work: Path, output: Path) -> LocateRecord:
         """Train, measure, box every frame, and write everything but locate.json.
 
         Args:

@@ -1,7 +1,6 @@
 """The options of the locating step."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from thyroid.errors import InputError
 from thyroid.model import backbones
@@ -21,7 +20,7 @@ class LocateOptions:
         registry: Registry with the champion from which the warm recipe starts.
         champion: Version of the champion. 0 for the current one.
         work: Folder that outlives a stopped process, from which the step resumes and in which it keeps the feature maps
-            of every frame. Without it, one in the output.
+            of every frame. It may be in a bucket. Without it, one in the output.
         seed: Seed of initialisation, order, augmentation and folds, 0 to 4294967295.
 
     Raises:
@@ -33,7 +32,7 @@ class LocateOptions:
     recipe: str = "two-phase"
     registry: Location = ""
     champion: int = 0
-    work: Path | None = None
+    work: Location = ""
     seed: int = 0
 
     def __post_init__(self) -> None:

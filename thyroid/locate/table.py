@@ -18,10 +18,12 @@ from thyroid.locate.frames import Frames
 from thyroid.locate.proposals import Proposals
 from thyroid.metrics import detection
 from thyroid.records.locate import LocatorRecord
+from thyroid.storage import mirror
 
 log = logging.getLogger(__name__)
 
 CROPS = "crops"
+_BATCH = 1024  # frames that are fetched from a bucket at once
 
 
 def build(parts: Sequence[tuple[Frames, Proposals, str]], record: LocatorRecord) -> pd.DataFrame:
@@ -70,15 +72,23 @@ def crop(boxes: pd.DataFrame, data: DataVersion, scans: Path, output: Path) -> p
     wanted = best[["path", "x", "y", "width", "height"]].merge(data.used[["path", "local_path", "sha256"]], on="path")
     texts = (wanted[column].tolist() for column in ("local_path", "sha256", "path"))
     tasks = [
-        (scans / local, sha256, box, path)
+        (scans / mirror.local(local), sha256, box, path)
         for local, sha256, path, box in zip(*texts, crops.boxes_of(wanted), strict=True)
     ]
 
     def one(task: tuple[Path, str, Box, str]) -> tuple[str, str, str] | None:
         return _crop(task, data.margin, output)
 
-    with ThreadPoolExecutor(cores.available()) as pool:
-        made = list(progress.bar(pool.map(one, tasks), len(tasks), "automatic crops", "frame"))
+    made: list[tuple[str, str, str] | None] = []
+    with (
+        ThreadPoolExecutor(cores.available()) as pool,
+        progress.bar(None, len(tasks), "automatic crops", "frame") as bar,
+    ):
+        for start in range(0, len(tasks), _BATCH):
+            batch = tasks[start : start + _BATCH]
+            mirror.fetch([file for file, *_ in batch], "fetch frames", missing_ok=True)
+            made += pool.map(one, batch)
+            bar.update(len(batch))
     found = pd.DataFrame([row for row in made if row], columns=["path", "crop_path", "crop_sha256"])
     if lost := len(tasks) - len(found):
         log.info(f"{lost} frames could not be read again; they have a box but no automatic crop")

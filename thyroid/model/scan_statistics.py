@@ -68,6 +68,7 @@ def measure(data: DataVersion, split: str | None = None) -> pd.DataFrame:
     is_frame = scans["domain"] == "normal"
     scans["frame"] = scans["normal_path"].where(is_frame, crops["crop_path"])
     scans["frame_sha256"] = scans["normal_sha256"].where(is_frame, crops["crop_sha256"])
+    surroundings.fetch(data, scans)
     grey = pd.DataFrame(_each(scans, lambda row: _grey(data, row)), scans.index, GREY)
     sides = scans[["width", "height"]].astype(float)
     of_crop = pd.concat([grey, sides], axis=1).set_axis(CROP, axis=1)

@@ -1,5 +1,7 @@
 """data.json: what a data version is made of. `ingest` writes it; `crop` adds how the images were made."""
 
+from pydantic import Field
+
 from thyroid.records.record import Record
 
 
@@ -65,3 +67,21 @@ class DataRecord(ClassFields):
     """Number of scans whose images had to be made; those of the others were in the store. Set by `crop`."""
     images: str | None = None
     """Folder of the images, where they are in a store. Set by `crop`."""
+
+
+class StoredFile(Record):
+    """A small file of a store in a bucket."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the content, after which the object below files/ is named."""
+    size: int
+    """Size in bytes."""
+
+
+class IndexRecord(Record):
+    """index.json of a store in a bucket: which small files the store has, and which objects they are."""
+
+    commit: str
+    """A text that is new in every index, so that no two of them are equal."""
+    files: dict[str, StoredFile]
+    """The files by their name below the store."""

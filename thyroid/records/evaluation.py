@@ -232,7 +232,7 @@ class Registered(Record):
     version: int
     """Version."""
     uri: str
-    """Folder or gs:// address of the version."""
+    """Folder, gs:// or s3:// address of the version."""
     sha256: str
     """SHA-256 of the model's file."""
 

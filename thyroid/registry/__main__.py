@@ -18,7 +18,7 @@ from thyroid.registry.hub import hub as kubeflow
 from thyroid.registry.registry import Registry
 from thyroid.storage import Location
 
-_Root = Annotated[Location, Parameter(help="Root of the registry: a folder, or gs://bucket/prefix.")]
+_Root = Annotated[Location, Parameter(help="Root of the registry: a folder, or a gs:// or s3:// prefix.")]
 _Version = Annotated[str, Parameter(help="Number or alias of the version.")]
 _Reason = Annotated[str, Parameter(help="Reason, which stays in the registry's history.")]
 _By = Annotated[str, Parameter(help="Name of the responsible person; if not given, the user's name.")]

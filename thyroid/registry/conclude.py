@@ -61,7 +61,7 @@ def run(*, registry: Location, state: str = "SUCCEEDED", message: str = "") -> N
     """Summarise how a run ended, successful or not.
 
     Args:
-        registry: Root of the registry: a folder, or gs://bucket/prefix.
+        registry: Root of the registry: a folder, or a gs:// or s3:// prefix.
         state: State of the run.
         message: Message about the failure.
     """

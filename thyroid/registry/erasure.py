@@ -15,18 +15,18 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from thyroid import storage
-from thyroid.data import crops, erased, pseudonyms, store, tables
+from thyroid.data import crops, pseudonyms, store, tables
 from thyroid.data.crops import Cut
-from thyroid.data.erased import Erased
-from thyroid.data.store import CROPPED, EXAMINED, GOING, LINKS, MEMORY, SCANS, VERSIONS, Store
+from thyroid.data.store import CROPPED, CROPS, EXAMINED, GOING, LINKS, MEMORY, SCANS, VERSIONS, Store, erased
+from thyroid.data.store.erased import Erased
 from thyroid.errors import InputError
 from thyroid.model import artefact
 from thyroid.registry import changes
+from thyroid.registry.inventory import WORK, BulkFiles
 from thyroid.registry.patient_data import (
     PatientData,
     VersionTables,
@@ -38,9 +38,9 @@ from thyroid.registry.patient_data import (
 )
 from thyroid.registry.registry import Registry
 
-_WORK, _SWEEPS = "work", "sweeps"
+_SWEEPS = "sweeps"
 _IMAGE = re.compile(r"(?:normal|cropped)/\.?(.+)-[0-9a-f]{16}\.jpg(?:\..*)?", re.DOTALL)
-_COPY = re.compile(r"[0-9a-f]{2}/\.?[0-9a-f]{62}\.(jpg|png)(\..*)?")
+_COPY = re.compile(rf"{SCANS}/[0-9a-f]{{2}}/\.?[0-9a-f]{{62}}\.(jpg|png)(\..*)?")
 _TRAINING = re.compile(r".+-[0-9a-f]{16}")
 _STUDY = ("plan.json", "prepare.lock", "journal.log")
 _USED = {
@@ -58,8 +58,8 @@ class Held:
     """Something that holds data of the patient.
 
     Attributes:
-        kind: "data", "crops", "copies", "work", "log", "archive" or "leftovers", which are removed; or "patients",
-            "model" or "unreadable", which stay.
+        kind: "data", "crops", "copies", "pieces", "work", "log", "archive" or "leftovers", which are removed; or
+            "patients", "model" or "unreadable", which stay.
         name: Name of the version, folder or file, the patient numbers, or how many files.
         reason: What it holds, or why it is listed.
     """
@@ -93,19 +93,22 @@ def forget(
     versions, found, gone, cohort = _search(place, patient, cohort)
     before = gone.of(cohort, patient)
     if delete:
-        secret = gone.secret or pseudonyms.key(place.folder)
+        secret = gone.secret or pseudonyms.key(place.address)
         gone = Erased(secret, gone.patients)
         name = before[0] if before else (cohort, cohort, pseudonyms.of_patient(secret, cohort, patient))
         scans = gone.patients.get(name, frozenset()) | {gone.keyed(scan) for scan in found.scans}
         gone = Erased(secret, gone.patients | {name: scans})
         erased.save(place.folder, gone)  # first, so that ingest sets the files aside from now on
+        place.commit()
         before = gone.of(cohort, patient)
     keyed = frozenset[str]().union(*(gone.patients[names] for names in before))
+    bulk = BulkFiles(place)
     result = [
-        *_crops(place, versions, found, delete),
-        *_copies(place, versions, found, delete),
-        *_caches(place, delete),
-        *_leftovers(place, delete),
+        *_crops(place, bulk, versions, found, delete),
+        *_copies(bulk, versions, found, delete),
+        *_pieces(bulk, delete),
+        *_caches(bulk, delete),
+        *_leftovers(place, bulk, delete),
     ]
     # The data versions come last, because they show what else belongs to the patient.
     for version in versions:
@@ -147,7 +150,7 @@ def hashes_of(
     lock.
     """
     _, found, gone, cohort = _search(place, patient, cohort)
-    secrets = pseudonyms.known_keys(place.folder, registry_root)
+    secrets = pseudonyms.known_keys(place.address, registry_root)
     patients = {pseudonyms.of_patient(secret, name, patient) for secret in secrets for name in {"", *found.cohorts}}
     images = {pseudonyms.of_file(secret, scan) for secret in secrets for scan in found.scans}
     # an erasure before this one has left only the hashes
@@ -257,7 +260,9 @@ def _rewrite(place: Store, clean: VersionTables, notes: list[str]) -> None:
     place.rewrite(clean.stored.folder, content, facts.model_copy(update=changed))
 
 
-def _crops(place: Store, versions: list[VersionTables], found: PatientData, delete: bool) -> Iterator[Held]:
+def _crops(
+    place: Store, bulk: BulkFiles, versions: list[VersionTables], found: PatientData, delete: bool
+) -> Iterator[Held]:
     try:
         table = place.all_cropped()
     except InputError:
@@ -271,7 +276,7 @@ def _crops(place: Store, versions: list[VersionTables], found: PatientData, dele
         stems |= set(version.scans.loc[gone, "path"].map(crops.stem))
         others = version.scans[~gone]
         wanted |= crops.files(others, version.regions[version.regions["path"].isin(others["path"])], cuts)
-    present = {path.relative_to(place.crops).as_posix(): path for path in place.crops.glob("*/*")}
+    present = {file.name.removeprefix(f"{CROPS}/") for file in bulk.files(CROPS)}
     going = {
         name
         for name in {*present, *table.get("file", ())}
@@ -283,49 +288,58 @@ def _crops(place: Store, versions: list[VersionTables], found: PatientData, dele
     if delete and going:
         if "file" in table:
             store.write(place.folder / CROPPED, table[~table["file"].isin(going)])
-        for name in going & set(present):
-            present[name].unlink(missing_ok=True)
+        place.commit()
+        bulk.remove([f"{CROPS}/{name}" for name in going & present])
 
 
-def _copies(place: Store, versions: list[VersionTables], found: PatientData, delete: bool) -> Iterator[Held]:
+def _copies(bulk: BulkFiles, versions: list[VersionTables], found: PatientData, delete: bool) -> Iterator[Held]:
     wanted = {
-        "/".join(Path(copy).parts[-2:])
+        "/".join([SCANS, *copy.split("/")[-2:]])
         for version in versions
         for copy in version.examined.loc[~found.rows(version, version.examined), "local_path"].dropna()
     }
-    home = place.folder / SCANS
-    going = [path for path in home.glob("*/*") if _is_copy(path) and f"{path.parent.name}/{path.name}" not in wanted]
+    going = [file.name for file in bulk.files(SCANS) if _COPY.fullmatch(file.name) and file.name not in wanted]
     if going:
         yield Held("copies", f"{len(going)} files", "of the patient, or of no data version")
-    for path in going if delete else ():
-        path.unlink(missing_ok=True)
+    if delete:
+        bulk.remove(going)
 
 
-def _is_copy(path: Path) -> bool:
-    return _COPY.fullmatch(f"{path.parent.name}/{path.name}") is not None and not path.is_dir()
+def _pieces(bulk: BulkFiles, delete: bool) -> Iterator[Held]:
+    """Yield the pieces of shards, and remove them with `delete`: what they know is examined again."""
+    going = [file.name for file in bulk.pieces()]
+    if going:
+        yield Held("pieces", f"{len(going)} files", "may have rows of the patient; the next run examines them again")
+    if delete:
+        bulk.remove(going)
 
 
-def _caches(place: Store, delete: bool) -> Iterator[Held]:
+def _caches(bulk: BulkFiles, delete: bool) -> Iterator[Held]:
     """Yield trainings, locators, feature maps and studies, and remove them with `delete`.
 
     All of them go, since their contents do not reveal whose they are.
     """
-    for folder in sorted([*(place.folder / _WORK).glob("*"), *(place.folder / _SWEEPS).glob("*")]):
-        mark = _TRAINING.fullmatch(folder.name) or any((folder / name).exists() for name in _STUDY)
-        if not folder.is_dir() or not (mark or folder.name.startswith(GOING)):
-            continue
-        name = folder.relative_to(place.folder).as_posix()
-        yield Held("work", name, "may hold features of the patient; a run that still uses it ends")
-        if delete:
-            store.remove(folder)
+    files = (file.name.rpartition("/") for file in bulk.files(_SWEEPS))
+    studies = {folder for folder, _, name in files if name in _STUDY}
+    for folder in [*bulk.folders(WORK), *bulk.folders(_SWEEPS)]:
+        last = folder.name.rpartition("/")[2]
+        if _TRAINING.fullmatch(last) or folder.name in studies or last.startswith(GOING):
+            yield Held("work", folder.name, "may hold features of the patient; a run that still uses it ends")
+            if delete:
+                bulk.remove_folder(folder.name)
 
 
-def _leftovers(place: Store, delete: bool) -> Iterator[Held]:
+def _leftovers(place: Store, bulk: BulkFiles, delete: bool) -> Iterator[Held]:
     """Yield what killed runs have left, whatever its age, and remove it with `delete`. The caller holds the lock."""
     for path in sorted([*place.folder.glob("*.tmp"), *(place.folder / VERSIONS).glob(".*")]):
         yield Held("leftovers", path.relative_to(place.folder).as_posix(), "half-written or half-removed")
         if delete:
             store.remove(path)
+    going = [file.name for file in bulk.orphans()]
+    if going:
+        yield Held("leftovers", f"{len(going)} objects", "of killed runs")
+    if delete:
+        bulk.remove(going)
 
 
 def _models(root: storage.Location, found: PatientData, gone: Erased, keyed: frozenset[str]) -> Iterator[Held]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from thyroid.data import filenames, tables
-from thyroid.data.erased import Erased
 from thyroid.data.store import EXAMINED, LINKS, MEMORY, Version
+from thyroid.data.store.erased import Erased
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 
@@ -45,6 +45,11 @@ class PatientData:
     hashes: frozenset[str]
     others: list[int]
 
+    @property
+    def numbers(self) -> set[int]:
+        """The patient's number, and the one that older releases may have made of a number of more than 15 digits."""
+        return {self.patient, int(float(self.patient))}
+
     def in_cohort(self, version: VersionTables) -> bool:
         """Return whether a data version belongs to the patient's cohort."""
         return version.stored.facts.cohort in self.cohorts
@@ -56,7 +61,7 @@ class PatientData:
 
     def remembered(self, version: VersionTables) -> pd.Series:
         """Select the patient's rows in a version's memory."""
-        return version.memory["cohort"].isin(self.cohorts) & version.memory["patient"].eq(self.patient)
+        return version.memory["cohort"].isin(self.cohorts) & version.memory["patient"].isin(self.numbers)
 
 
 def read_tables(folder: Path) -> VersionTables:
@@ -130,7 +135,7 @@ def find_patient(versions: list[VersionTables], patient: int, cohorts: frozenset
         if not own.in_cohort(version):
             continue
         for table in (version.scans, version.examined):
-            rows = table["patient"].fillna(table["path"].map(number_in).astype("Int64")).eq(patient).fillna(False)
+            rows = table["patient"].fillna(table["path"].map(number_in).astype("Int64")).isin(own.numbers)
             scans |= set(table.loc[rows, "sha256"].dropna())
             paths |= set(table.loc[rows, "path"])
     own = PatientData(patient, cohorts, frozenset(scans), frozenset(paths), frozenset(), [])
@@ -145,7 +150,7 @@ def find_patient(versions: list[VersionTables], patient: int, cohorts: frozenset
     of_others = set(seen.loc[~seen["gone"], "phash"].dropna())
     pairs = {pair for version in versions for pair in zip(version.links["a"], version.links["b"], strict=True)}
     near = hashes | {b if a in hashes else a for a, b in pairs if (a in hashes) != (b in hashes)}
-    others = set(seen.loc[seen["phash"].isin(near) & seen["patient"].ne(patient).fillna(False), "patient"].dropna())
+    others = set(seen.loc[seen["phash"].isin(near) & ~seen["patient"].isin(own.numbers), "patient"].dropna())
     return PatientData(patient, cohorts, own.scans, own.paths, frozenset(hashes - of_others), sorted(map(int, others)))
 
 

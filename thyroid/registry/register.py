@@ -117,7 +117,7 @@ def run(*, evaluation: Path, registry: Location, summary: Path, hub: str = "") -
 
     Args:
         evaluation: Folder of thyroid.evaluate.
-        registry: Root of the registry: a folder, or gs://bucket/prefix.
+        registry: Root of the registry: a folder, or a gs:// or s3:// prefix.
         summary: File to write.
         hub: Address of Kubeflow Hub to enter the model in as well, URL#NAME for another name than thyroid.
     """

@@ -1,4 +1,4 @@
-"""The registry, which keeps every published version of the model: a folder, or gs://bucket/prefix.
+"""The registry, which keeps every published version of the model: a folder, or a gs:// or s3:// prefix.
 
     <root>/thyroid/<version>/      model.keras, model.json and its sum, reference.jpg, report.html, card.md, scans.csv
     <root>/thyroid/<version>/validations.*, watch.json  found since (`validations`, `watches`); they are under no hash
@@ -47,7 +47,7 @@ class Registered:
     Attributes:
         name: Name of the model.
         version: Number of the version.
-        uri: Folder or gs:// address of the version.
+        uri: Folder, gs:// or s3:// address of the version.
         sha256: SHA-256 of model.keras.
         gate: The gate's decision as it was carried out.
     """
@@ -66,7 +66,7 @@ class Registry:
     is damaged.
 
     Attributes:
-        root: Root of the registry: a folder, or gs://bucket/prefix. It need not exist yet.
+        root: Root of the registry: a folder, or a gs:// or s3:// prefix. It need not exist yet.
 
     Raises:
         InputError: The root is empty or malformed, or is a bucket and its client is not installed.
@@ -75,7 +75,7 @@ class Registry:
     def __init__(self, root: storage.Location) -> None:
         """Keep the root. Nothing is read yet."""
         if not str(root):
-            raise InputError("registry: give a folder, or gs://bucket/prefix")
+            raise InputError("registry: give a folder, gs://bucket/prefix or s3://bucket/prefix")
         self.root = root
         self._home = storage.at(storage.below(root, MODEL_NAME))
         self._aliases = AliasesFile(self._home)
@@ -360,7 +360,7 @@ class Registry:
             raise InputError(f"{card}: changed since it was registered (sha256 differs); {repair}")
 
     def address(self, version: int) -> str:
-        """Return where a version is: a path, or a gs:// address."""
+        """Return where a version is: a path, or a gs:// or s3:// address."""
         return storage.below(self._home.address, str(version))
 
     def _check_exists(self) -> None:

@@ -10,12 +10,14 @@
 - Crops stay if the present code makes them of the scans and regions of a data version that stays, with any margin and
   jitter that occur together in the store. Crops of older code therefore go.
 - Copies of a bucket's objects and pictures of DICOM files stay if a data version that stays has examined them.
+- Pieces, which shards have left for the next ingest or crop, go after `days` days. What they name stays until then.
 - Trainings and locators in `work`, stopped or finished, and the feature maps that locators share, go if nothing has
   touched them for `days` days.
 - Half-written files of killed runs go after a day.
 
 Nothing is removed without `delete`. Runs that write to the store wait in the meantime. A run that still trains on a
-data version that is removed loses its images.
+data version that is removed loses its images. Of a store in a bucket, the bucket and this machine's mirror are cleaned;
+other machines drop from their mirrors what they have not used for the longest time.
 
 The command is in `thyroid.label.retention`, since a labelled folder holds patients, too.
 """
@@ -30,12 +32,24 @@ import pandas as pd
 from thyroid import errors, storage
 from thyroid.data import crops, pseudonyms, tables
 from thyroid.data.crops import Cut, cuts_in
-from thyroid.data.store import CROPPED, EXAMINED, LINKS, MEMORY, VERSIONS, Store, Version, remove, write
+from thyroid.data.store import CROPPED, CROPS, EXAMINED, LINKS, MEMORY, VERSIONS, Store, Version, remove, write
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.model.artefact import CARD, SCANS, Artefact
 from thyroid.registry import changes, erasure
-from thyroid.registry.inventory import WORK, FileGroup, Row, age_and_size, leftovers, size_of, trainings
+from thyroid.registry.inventory import (
+    COPY_FILES,
+    CROP_FILES,
+    WORK,
+    BulkFiles,
+    Row,
+    age_and_size,
+    leftovers,
+    orphans,
+    pieces,
+    size_of,
+    trainings,
+)
 from thyroid.registry.registry import MODEL_NAME, Registry
 
 
@@ -74,7 +88,7 @@ def retain(
     If the process is killed, the next call finishes the removal.
 
     Args:
-        store: Folder to which `ingest` has written data versions.
+        store: Folder, gs:// or s3:// prefix to which `ingest` has written data versions.
         registry_root: Root of the registry. A registry without models needs no data version.
         keep: Number of newest model versions, and of newest data versions per source, that stay in any case.
         days: Number of days after which an untouched training goes.
@@ -92,20 +106,15 @@ def retain(
     _check(place, registry_root)
     with place.lock():
         models, needs = _models(registry_root, keep, delete)
-        try:
-            cropped, unsure = place.all_cropped(), f"{CROPPED} is missing"
-        except InputError as error:
-            cropped, unsure = pd.DataFrame(), f"{CROPPED}: {errors.one_line(error).rsplit(': ', 1)[-1]}"
-        cuts: set[Cut] = set()
-        if "margin" in cropped:
-            cuts, unsure = cuts_in(cropped), ""
-        else:
-            unsure += ", so it is unknown what they are; the next crop makes them again"
+        cuts, unsure = _cuts(place)
         data, kept = _data(place, keep, needs, cuts)
+        bulk = BulkFiles(place)
+        shards, old_pieces = pieces(bulk, days)
         unread = f"data version {', '.join(kept.unread)} cannot be read, and may need them" if kept.unread else ""
-        crops, images = FileGroup.crops(place).divide(kept.images, unread or unsure)
-        copies, objects = FileGroup.copies(place).divide(kept.copies, unread)
-        work, left = trainings(place, days), leftovers(place)
+        crops, images = CROP_FILES.divide(bulk, kept.images, unread or unsure)
+        copies, objects = COPY_FILES.divide(bulk, kept.copies, unread)
+        work, left = trainings(bulk, days), leftovers(place)
+        contents, old_contents = orphans(bulk)
         if delete:
             # Data versions go first, so that none exists without its copies.
             for row in data:
@@ -113,15 +122,15 @@ def retain(
                     remove(place.folder / VERSIONS / row.name)
             if images:
                 _forget(place, images)
-            for path in (*images, *objects):
-                path.unlink(missing_ok=True)
+            place.commit()
+            bulk.remove([*images, *objects, *old_pieces, *old_contents])
             for row in work:
                 if not row.stays:
-                    remove(place.folder / WORK / row.name)
+                    bulk.remove_folder(f"{WORK}/{row.name}")
             for row in left:
                 if not row.stays:
                     remove(place.folder / row.name)
-    return [*models, *data, *crops, *copies, *work, *left]
+    return [*models, *data, *crops, *copies, *shards, *work, *left, *contents]
 
 
 def forget(
@@ -130,7 +139,7 @@ def forget(
     """Call `erasure.forget` under the store's lock.
 
     Args:
-        store: Folder of the store.
+        store: Location of the store.
         registry_root: Root of the registry.
         patient: Patient number.
         site: Name of the patient's cohort; may be empty if the store knows only one.
@@ -148,7 +157,7 @@ def forget(
         held = erasure.forget(place, registry_root, patient, site)
     if not delete:
         return held
-    pseudonyms.key(place.folder)  # outside the lock, because it takes the lock itself to make a key
+    pseudonyms.key(place.address)  # outside the lock, because it takes the lock itself to make a key
     with place.lock():
         return erasure.forget(place, registry_root, patient, site, delete)
 
@@ -175,8 +184,9 @@ def hashes_of(
 
 def _check(place: Store, registry_root: storage.Location) -> None:
     """Raise InputError if there is no such store or registry."""
+    place.pull()
     if not place.numbered():
-        raise InputError(f"--store {place.folder}: contains no data version; give the --store folder of thyroid.ingest")
+        raise InputError(f"--store {place.address}: contains no data version; give the --store of thyroid.ingest")
     _check_registry(registry_root)
 
 
@@ -224,7 +234,7 @@ def _need(registry: Registry, version: int) -> _Need:
 
 
 def _data(place: Store, keep: int, needs: Sequence[_Need], cuts: Collection[Cut]) -> tuple[list[Row], _Kept]:
-    """Return the rows of data versions, and the files of those that stay."""
+    """Return the rows of data versions, and the files of those that stay or that shards have left for the next one."""
     folders = place.numbered()
     descriptions = {folder: _description(folder) for folder in folders}
     digests = {digest for _, digest, damage in descriptions.values() if not damage}
@@ -258,7 +268,21 @@ def _data(place: Store, keep: int, needs: Sequence[_Need], cuts: Collection[Cut]
         else:
             kept.images.update(contents.images)
             kept.copies.update(contents.copies)
+    for names, kind, column in ((kept.images, "cropped", "file"), (kept.copies, "examined", "local_path")):
+        if column in (left := place.pieces(kind)):
+            names.update(_ends(left[column]))
     return rows[::-1], kept
+
+
+def _cuts(place: Store) -> tuple[set[Cut], str]:
+    """Return how regions were cut out in a store, and why that is unknown; "" if it is known."""
+    try:
+        cropped, unsure = place.all_cropped(), f"{CROPPED} is missing"
+    except InputError as error:
+        cropped, unsure = pd.DataFrame(), f"{CROPPED}: {errors.one_line(error).rsplit(': ', 1)[-1]}"
+    if "margin" in cropped:
+        return cuts_in(cropped), ""
+    return set(), f"{unsure}, so it is unknown what they are; the next crop makes them again"
 
 
 def _description(folder: Path) -> tuple[str, str, str]:
@@ -279,17 +303,21 @@ def _contents(folder: Path, cuts: Collection[Cut]) -> _Contents:
     data = DataVersion.read(folder)
     # The other two tables are read only to find damage, because the next ingest will need them.
     examined, _, _ = (Version(folder).table(name) for name in (EXAMINED, LINKS, MEMORY))
-    # Only the last two parts of the path count, because the volume may have been mounted elsewhere.
-    copies = {"/".join(Path(copy).parts[-2:]) for copy in examined["local_path"].dropna().tolist()}
+    copies = _ends(examined["local_path"])
     return _Contents(frozenset(data.used["sha256"].tolist()), crops.files(data.scans, data.regions, cuts), copies)
 
 
-def _forget(place: Store, images: Sequence[Path]) -> None:
+def _ends(paths: pd.Series) -> set[str]:
+    """Return the last two parts of paths or addresses. The rest depends on where the volume was mounted."""
+    return {"/".join(path.split("/")[-2:]) for path in paths.dropna().tolist()}
+
+
+def _forget(place: Store, images: Sequence[str]) -> None:
     """Remove images from the store's table before the files are removed. The caller holds the lock."""
     try:
         table = place.all_cropped()
     except InputError:  # the next crop writes the table again
         return
     if len(table):
-        gone = {path.relative_to(place.crops).as_posix() for path in images}
+        gone = {name.removeprefix(f"{CROPS}/") for name in images}
         write(place.folder / CROPPED, table[~table["file"].isin(gone)])

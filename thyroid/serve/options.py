@@ -14,8 +14,8 @@ class ServeOptions:
     """What `python -m thyroid.serve` serves, and where. Either `registry` or `model_dir` is set.
 
     Attributes:
-        registry: Root of a registry, a folder or gs://bucket/prefix: its champion, else its candidate; a new champion
-            is taken over.
+        registry: Root of a registry, a folder, or a gs:// or s3:// prefix: its champion, else its candidate; a new
+            champion is taken over.
         model_dir: Folder of one artefact, as KServe mounts it.
         port: Port of HTTP.
         grpc_port: Port of gRPC; without it, there is no gRPC.

@@ -14,10 +14,10 @@ def storage_uri(address: str) -> str:
     """Return the address at which KServe reads a version.
 
     Args:
-        address: gs:// address, which is returned as it is, or a path on the pipeline's volume.
+        address: gs:// or s3:// address, which is returned as it is, or a path on the pipeline's volume.
 
     Returns:
-        gs:// or pvc:// address.
+        gs://, s3:// or pvc:// address.
 
     Raises:
         InputError: The path is not on the volume, so only this machine can read it.
@@ -28,5 +28,6 @@ def storage_uri(address: str) -> str:
     if claim and Path(address).is_relative_to(volume):
         return f"pvc://{claim}/{Path(address).relative_to(volume).as_posix()}"
     raise InputError(
-        f"{address}: a cluster cannot read this path; keep the registry under {MOUNT}, where a volume claim is mounted"
+        f"{address}: a cluster cannot read this path; keep the registry on gs:// or s3://, or under {MOUNT}, where a "
+        "volume claim is mounted"
     )

@@ -12,6 +12,7 @@ from thyroid import command
 from thyroid.command import FLAT
 from thyroid.data import tables
 from thyroid.model import backbones
+from thyroid.storage import Location
 from thyroid.sweep.images import Sources
 from thyroid.sweep.options import Effort, SweepOptions
 from thyroid.sweep.prepare import prepare
@@ -24,7 +25,7 @@ def run(
     *,
     data: Path,
     ingested: Path | None = None,
-    study: Path,
+    study: Location,
     output: Path,
     backbone: Annotated[str, Parameter(help=f"One of {', '.join(backbones.BACKBONES)}.")] = "VGG16",
     domain: Annotated[str, command.one_of(tables.DOMAINS)] = "",
@@ -36,7 +37,7 @@ def run(
     Args:
         data: Data version of thyroid.crop.
         ingested: Data version of thyroid.ingest, to try other margins.
-        study: Folder for the studies, where the same command resumes.
+        study: Folder for the studies, or address in a bucket, where the same command resumes.
         output: Folder for settings.json, study.json and report.html.
         backbone: Name of the backbone.
         domain: normal or cropped; if not given, the data version's first.
@@ -45,13 +46,13 @@ def run(
     """
     from thyroid.sweep import report
 
-    folder = prepare(data, study, backbone, domain, options).folder
-    search_heads(folder, effort.head_trials, workers=effort.workers)
-    rank(folder)
+    found = prepare(data, study, backbone, domain, options).address
+    search_heads(found, effort.head_trials, workers=effort.workers)
+    rank(found)
     if effort.image_trials:
         sources = Sources(data, ingested, options.weights)
-        search_images(folder, sources, effort.image_trials, workers=effort.workers)
-    report.conclude(folder, output)
+        search_images(found, sources, effort.image_trials, workers=effort.workers)
+    report.conclude(found, output)
 
 
 main = command.main("python -m thyroid.sweep", run)

@@ -60,7 +60,7 @@ class Sources:
         if plan.facts["margins"] and margin != data.margin:
             if self.ingested is None:
                 raise InputError(f"margin {margin}: give the data version of thyroid.ingest with --ingested")
-            folder = plan.folder / "crops" / f"{margin:.2f}"
+            folder = plan.folder / "margins" / f"{margin:.2f}"
             with locks.held(folder.with_suffix(".lock")):
                 if not (folder / tables.FACTS).is_file():
                     domains = [plan.facts["domain"]]

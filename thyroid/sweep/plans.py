@@ -1,5 +1,6 @@
 """The plan of a search: its stages, and what each of them varies, on which images and folds."""
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from thyroid import atomic, metrics
+from thyroid import metrics, storage
+from thyroid.atomic import replacing
 from thyroid.data.classes import Classes
 from thyroid.errors import InputError
 from thyroid.records.settings import CLASS_WEIGHTS, Settings
+from thyroid.storage import mirror
 from thyroid.sweep import studies
 
 HEADS, IMAGES = "heads", "images"
 """The two stages, in this order."""
+PLAN, TABLE, RANKED, FEATURES = "plan.json", "images.parquet", "heads.json", "features"
+"""Names in the folder of a study: its facts, its images, the best heads, and the folder of the taps' features."""
 TOPS = 3
 """Number of best heads from which the second stage starts, in addition to the default one."""
 
@@ -31,7 +36,8 @@ class Plan:
     """A study: what it searches, and on which data. The folder's name has a digest of this, so it holds no other study.
 
     Attributes:
-        folder: Folder of the study.
+        folder: Folder of the study. For a study in a bucket, its folder in the node's cache, where this node keeps what
+            no other one needs.
         facts: Content of plan.json.
         table: The development images in order, with the columns path, class, label, patient, group, fold (the number of
             the fold that holds the image out), and for every fold a column with the image's part: train, validation or
@@ -41,6 +47,16 @@ class Plan:
     folder: Path
     facts: dict[str, Any]
     table: pd.DataFrame
+
+    @property
+    def address(self) -> str:
+        """Folder of the study, or its address in a bucket, by which another pod finds it."""
+        return mirror.address(self.folder)
+
+    @property
+    def place(self) -> storage.Folder | storage.Bucket:
+        """What all workers of the study see."""
+        return storage.at(self.address)
 
     @property
     def classes(self) -> Classes:
@@ -123,47 +139,70 @@ class Plan:
 
     def heads(self) -> list[Settings]:
         """Return the default head and then the best heads of the first stage, as `rank` found them."""
-        best = json.loads((self.folder / "heads.json").read_text())
-        return [self.default, *(Settings(**settings) for settings in best)]
+        content, generation = self.place.read(RANKED)
+        if generation == storage.ABSENT:
+            raise InputError(f"{self.address}: the heads are not ranked yet")
+        return [self.default, *(Settings(**settings) for settings in json.loads(content))]
 
-    def scores(self, stage: str, number: int) -> Path:
-        """Return the file with a trial's out-of-fold probabilities."""
-        return self.folder / "trials" / f"{stage}-{number}.npy"
+    def scores(self, stage: str, number: int) -> NDArray[np.float64]:
+        """Read a trial's out-of-fold probabilities [n, classes].
+
+        Raises:
+            InputError: They are missing or damaged.
+        """
+        name = f"trials/{stage}-{number}.npy"
+        try:
+            result: NDArray[np.float64] = np.load(io.BytesIO(self.place.read(name)[0]))
+        except (ValueError, EOFError) as error:
+            raise InputError(
+                f"{self.address}/{name}: missing or damaged ({error}); remove {self.address} and start a new search"
+            ) from None
+        return result
 
     def write_scores(self, stage: str, number: int, probability: NDArray[np.float64]) -> None:
         """Write a trial's out-of-fold probabilities [n, classes]."""
-        _write_array(self.scores(stage, number), probability)
+        content = io.BytesIO()
+        np.save(content, probability)
+        self.place.write(f"trials/{stage}-{number}.npy", content.getvalue())
 
     def features(self, tap: str) -> list[NDArray[np.float32]]:
         """Read the features [n, width] of a tap, one array per view."""
-        return [np.load(path) for path in sorted((self.folder / "features").glob(f"{tap or 'last'}-*.npy"))]
+        names = storage.at(storage.below(self.address, FEATURES)).children()
+        paths = [self.folder / FEATURES / name for name in names if name.rpartition("-")[0] == (tap or "last")]
+        mirror.fetch(paths, "features")
+        return [np.load(path) for path in paths]
 
     def write_features(self, tap: str, views: Sequence[NDArray[np.float32]]) -> None:
         """Write the features [n, width] of a tap, one array per view."""
-        for number, view in enumerate(views):
-            _write_array(self.folder / "features" / f"{tap or 'last'}-{number}.npy", view)
+        paths = [self.folder / FEATURES / f"{tap or 'last'}-{number}.npy" for number in range(len(views))]
+        for path, view in zip(paths, views, strict=True):
+            _write_array(path, view)
+        mirror.send(paths)
 
 
-def read(folder: Path) -> Plan:
+def read(study: storage.Location) -> Plan:
     """Read the plan of a study.
 
     Args:
-        folder: Folder of the study.
+        study: Folder of the study, or its address in a bucket.
 
     Raises:
         InputError: The folder has no plan, or it is damaged.
     """
+    folder = mirror.mirror(study)
+    address = mirror.address(folder)
+    place = storage.at(address)
+    content, generation = place.read(PLAN)
+    if generation == storage.ABSENT:
+        raise InputError(f"{address}: not a prepared search ({PLAN} is missing)")
     try:
-        facts = json.loads((folder / "plan.json").read_text())
-        return Plan(folder, facts, pd.read_parquet(folder / "images.parquet"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder}: not a prepared search (plan.json is missing)") from None
+        return Plan(folder, json.loads(content), pd.read_parquet(io.BytesIO(place.read(TABLE)[0])))
     except ValueError as error:
-        raise InputError(f"{folder}: damaged ({error}); remove it and start a new search") from None
+        raise InputError(f"{address}: damaged ({error}); remove it and start a new search") from None
 
 
 def _write_array(path: Path, values: NDArray[Any]) -> None:
     """Write an array completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
+    with replacing(path, durable=False) as temporary, temporary.open("wb") as handle:
         np.save(handle, values)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from thyroid import atomic, locks
+from thyroid import atomic, storage
 from thyroid.model import backbones
 from thyroid.records.settings import Settings
+from thyroid.storage import mirror
+from thyroid.sweep import plans, sharing
 from thyroid.sweep.images import development, job_of
 from thyroid.sweep.options import SweepOptions
 from thyroid.sweep.plans import HEADS, IMAGES, Plan, read
@@ -34,12 +36,14 @@ TAPS = 3
 _DEFAULTS = SweepOptions()
 
 
-def prepare(data: Path, root: Path, backbone: str, domain: str = "", options: SweepOptions = _DEFAULTS) -> Plan:
+def prepare(
+    data: Path, root: storage.Location, backbone: str, domain: str = "", options: SweepOptions = _DEFAULTS
+) -> Plan:
     """Create the study's folder below `root`, or find it there, and compute the features of every tap.
 
     Args:
         data: Data version of `crop`. Not even the files of its test images are opened.
-        root: Folder that the workers share and that outlives them.
+        root: Folder, or address in a bucket, that the workers share and that outlives them.
         backbone: Name of the backbone, as for `train.train`.
         domain: Domain of the images; empty for the first domain of the data version.
         options: How the trials are trained.
@@ -60,20 +64,20 @@ def prepare(data: Path, root: Path, backbone: str, domain: str = "", options: Sw
     table = images.table.assign(**parts)
     table["fold"] = sum((table[name] == "held-out") * int(name.split("-")[1]) for name in parts)
     facts = _facts(row, start, images, options)
-    plan = Plan(root / f"{row.name}-{images.domain}-{_key(facts, start, table, list(parts))}", facts, table)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with locks.held(plan.folder / "prepare.lock"):
-        if (plan.folder / "plan.json").is_file():
-            plan = read(plan.folder)
+    name = f"{row.name}-{images.domain}-{_key(facts, start, table, list(parts))}"
+    plan = Plan(mirror.mirror(root) / name, facts, table)
+    with sharing.of(plan.folder).held("prepare.lock"):
+        if plan.place.read(plans.PLAN)[1] != storage.ABSENT:
+            plan = read(plan.address)
             finished = [f"{plan.shared(stage).finished()} trials of {stage}" for stage in (HEADS, IMAGES)]
-            log.info(f"{plan.folder}: resumes, {' and '.join(finished)} are finished")
+            log.info(f"{plan.address}: resumes, {' and '.join(finished)} are finished")
             return plan
-        log.info(f"{plan.folder}: a new search on {len(table)} development images of {facts['patients']} patients")
+        log.info(f"{plan.address}: a new search on {len(table)} development images of {facts['patients']} patients")
         _write_features(plan, start)
         kept = ["path", "class", "label", "patient", "group", "fold", *parts]
-        table[kept].to_parquet(plan.folder / "images.parquet", index=False)
-        atomic.write_json(plan.folder / "plan.json", facts)
-    plan = read(plan.folder)
+        plan.place.write(plans.TABLE, table[kept].to_parquet(index=False))
+        plan.place.write(plans.PLAN, atomic.to_json(facts).encode())  # written last, since it marks the study as whole
+    plan = read(plan.address)
     default = plan.default.to_dict()
     plan.shared(HEADS).enqueue([{name: default[name] for name in plan.space(HEADS)}])
     return plan

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as pictures
 
-from thyroid import RESEARCH_USE_ONLY, atomic, metrics, plot_style, rendering
+from thyroid import RESEARCH_USE_ONLY, atomic, metrics, plot_style, rendering, storage
 from thyroid.data import tables
 from thyroid.errors import InputError
 from thyroid.imaging import images
@@ -50,11 +50,11 @@ class Found:
     facts: dict[str, Any]
 
 
-def conclude(folder: Path, output: Path) -> Found:
+def conclude(study: storage.Location, output: Path) -> Found:
     """Write the results of a study from the trials that are finished.
 
     Args:
-        folder: Folder of the study.
+        study: Folder of the study, or its address in a bucket.
         output: Folder for settings.json, study.json and report.html.
 
     Returns:
@@ -63,13 +63,13 @@ def conclude(folder: Path, output: Path) -> Found:
     Raises:
         InputError: No trial is finished.
     """
-    plan = plans.read(folder)
+    plan = plans.read(study)
     stages = {stage: plan.shared(stage) for stage in (HEADS, IMAGES)}
     judged = {
         stage: _stage(plan, stage, shared) for stage, shared in stages.items() if shared.trials(TrialState.COMPLETE)
     }
     if not judged:
-        raise InputError(f"{folder}: no trial is finished")
+        raise InputError(f"{plan.address}: no trial is finished")
     last = list(judged)[-1]
     chosen = judged[last]
     facts = {
@@ -85,7 +85,7 @@ def conclude(folder: Path, output: Path) -> Found:
     output.mkdir(parents=True, exist_ok=True)
     Settings(**chosen["best"]["settings"]).write(
         output / "settings.json",
-        study=folder.name,
+        study=plan.folder.name,
         data_digest=plan.facts["data_digest"],
         domain=plan.facts["domain"],
         weights=plan.facts["weights"],
@@ -108,7 +108,7 @@ def conclude(folder: Path, output: Path) -> Found:
 def _stage(plan: Plan, stage: str, shared: studies.Shared) -> dict[str, Any]:
     """Compare the default settings with the best trial of a stage, on the same images and draws."""
     trials = {trial.number: trial for trial in shared.trials(TrialState.COMPLETE)}
-    scores = {number: np.load(plan.scores(stage, number)) for number in trials}
+    scores = {number: plan.scores(stage, number) for number in trials}
     draws = metrics.Draws(plan.table["patient"], seed=plan.facts["seed"])
     default = next((n for n, trial in trials.items() if studies.FIRST in trial.user_attrs), min(trials))
     best = max(trials, key=lambda number: (trials[number].value, -number))

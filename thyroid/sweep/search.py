@@ -6,8 +6,8 @@ Every trial is a cross-validation by patient of the development part (train and 
 `thyroid.train --folds`. In the stage `heads`, the features of every tap are computed once, and a trial fits dense heads
 on them. In the stage `images`, a trial is the two-phase recipe with its own crops, image size, augmentation and
 unfrozen depth, and it starts from the best heads. Trials that fall behind are pruned between folds and epochs. A study
-is a folder. A search that was stopped resumes with the same command, and any number of processes or pods can work on it
-(see `studies`).
+is a folder, which may be in a bucket. A search that was stopped resumes with the same command, and any number of
+processes or pods can work on it (see `studies`).
 """
 
 import functools
@@ -15,7 +15,6 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from optuna import Trial, TrialPruned
 from optuna.trial import TrialState
 from threadpoolctl import threadpool_limits
 
-from thyroid import atomic, errors, progress, workers
+from thyroid import atomic, errors, progress, storage, workers
 from thyroid.cores import available
 from thyroid.errors import InputError
 from thyroid.model import backbones
@@ -42,11 +41,11 @@ It reports step and AUROC to its second argument, which may end the trial.
 """
 
 
-def search_heads(folder: Path, trials: int, *, workers: int = 1, cores: int = 0) -> int:
+def search_heads(study: storage.Location, trials: int, *, workers: int = 1, cores: int = 0) -> int:
     """Work on the first stage until `trials` are finished, or are in progress elsewhere.
 
     Args:
-        folder: Folder of a prepared study.
+        study: Folder of a prepared study, or its address in a bucket.
         trials: Total number of trials of the stage, including those before an interruption.
         workers: Number of processes on this machine.
         cores: Cores per process; 0 divides all cores among them.
@@ -57,15 +56,15 @@ def search_heads(folder: Path, trials: int, *, workers: int = 1, cores: int = 0)
     Raises:
         InputError: A number is out of range, or workers failed and the others could not finish their trials.
     """
-    alone = functools.partial(_search_heads_alone, folder)
-    return _search(read(folder), HEADS, alone, trials, processes=workers, cores=cores)
+    alone = functools.partial(_search_heads_alone, study)
+    return _search(read(study), HEADS, alone, trials, processes=workers, cores=cores)
 
 
-def search_images(folder: Path, sources: Sources, trials: int, *, workers: int = 1, cores: int = 0) -> int:
+def search_images(study: storage.Location, sources: Sources, trials: int, *, workers: int = 1, cores: int = 0) -> int:
     """Work on the second stage like `search_heads`. `rank` must have been called before.
 
     Args:
-        folder: Folder of the study.
+        study: Folder of the study, or its address in a bucket.
         sources: What the trainings are made from.
         trials: Total number of trials of the stage, including those before an interruption; 0 does nothing.
         workers: Number of processes on this machine.
@@ -79,25 +78,26 @@ def search_images(folder: Path, sources: Sources, trials: int, *, workers: int =
     """
     if trials == 0:
         return 0
-    if not (folder / "heads.json").is_file():
-        raise InputError(f"{folder}: the heads are not ranked yet")
-    alone = functools.partial(_search_images_alone, folder, sources)
-    return _search(read(folder), IMAGES, alone, trials, processes=workers, cores=cores)
+    plan = read(study)
+    plan.heads()
+    alone = functools.partial(_search_images_alone, study, sources)
+    return _search(plan, IMAGES, alone, trials, processes=workers, cores=cores)
 
 
-def rank(folder: Path) -> list[Settings]:
+def rank(study: storage.Location) -> list[Settings]:
     """Write down the best heads after the first stage, and queue the default settings and these heads for the second.
 
     Args:
-        folder: Folder of the study.
+        study: Folder of the study, or its address in a bucket.
 
     Returns:
         The default head, then the best heads.
     """
-    plan = read(folder)
+    plan = read(study)
     trials = sorted(plan.shared(HEADS).trials(TrialState.COMPLETE), key=lambda trial: -(trial.value or 0.0))
     best = [plan.settings(HEADS, trial.params).replace(unfrozen=1) for trial in trials[: plans.TOPS]]
-    atomic.write_json(folder / "heads.json", [settings.to_dict() for settings in best])  # type: ignore[arg-type]
+    content = atomic.to_json([settings.to_dict() for settings in best])  # type: ignore[arg-type]
+    plan.place.write(plans.RANKED, content.encode())
     stage, default = plan.shared(IMAGES), plan.default.to_dict()
     first = {name: default[name] for name in plan.space(IMAGES) if name != "head"}
     stage.enqueue([first | {"head": number} for number in range(len(best) + 1)])
@@ -124,7 +124,7 @@ def _search(
     if finished < trials:
         codes = ", ".join(str(process.exitcode) for process in running)
         raise InputError(
-            f"{plan.folder}: {finished} of {trials} trials of {stage} are finished, and all workers have ended "
+            f"{plan.address}: {finished} of {trials} trials of {stage} are finished, and all workers have ended "
             f"(exit codes {codes}). The same command resumes the search"
         )
     return finished
@@ -177,17 +177,17 @@ def _report(trial: Trial, step: int, value: float, prune: bool) -> None:
         raise TrialPruned
 
 
-def _search_heads_alone(folder: Path, trials: int, cores: int) -> None:
+def _search_heads_alone(study: storage.Location, trials: int, cores: int) -> None:
     """Work on the first stage in this process."""
-    plan = read(folder)
+    plan = read(study)
     with threadpool_limits(cores):
         work_on(plan, HEADS, trials, functools.partial(evaluate_heads, plan, {}))
 
 
-def _search_images_alone(folder: Path, sources: Sources, trials: int, cores: int) -> None:
+def _search_images_alone(study: storage.Location, sources: Sources, trials: int, cores: int) -> None:
     """Work on the second stage in this process."""
     for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):  # before TensorFlow is imported
         os.environ.setdefault(name, str(cores))
-    plan = read(folder)
+    plan = read(study)
     start = backbones.find_weights(backbones.get(plan.facts["backbone"]), sources.weights)
     work_on(plan, IMAGES, trials, functools.partial(evaluate_images, plan, sources, start))

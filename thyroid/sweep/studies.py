@@ -1,7 +1,7 @@
-"""A study of Optuna in a folder, which several processes or pods share and which survives their death.
+"""A study of Optuna in a folder or bucket, which several processes or pods share and which survives their death.
 
     <folder>/journal.log   every trial, one line per event (Optuna's journal; there is no database)
-    <folder>/workers/      one file per living worker, which holds a lock on it; the lock always ends with the process
+    <folder>/workers/      one lock per living worker (see `sharing`)
 
 A trial is taken under a lock, together with the name of its worker. This distinguishes a trial whose worker is dead
 from one that is in progress: the former is marked as failed, and its parameters are tried once more.
@@ -9,6 +9,7 @@ from one that is in progress: the former is marked as failed, and its parameters
 
 import os
 import socket
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import Timeout
 from optuna.distributions import BaseDistribution
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from thyroid import locks
 from thyroid.errors import InputError
+from thyroid.storage import mirror
+from thyroid.sweep import sharing
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 STARTUP = 10
@@ -32,40 +32,17 @@ STARTUP = 10
 AGAIN, FIRST, WORKER = "again", "first", "worker"
 """Marks of a trial: the number of the trial that it repeats, whether it is the others' baseline, and its worker."""
 
+_ASKING = "ask.lock"
+_PAUSE = 2.0  # seconds until the next look whether a worker is alive
+
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-class _Lock(JournalFileOpenLock):
-    """Optuna's lock around a write, which ends with the process.
-
-    Before a write it removes half a line that a dead process has left. Otherwise the next line would be appended to it,
-    and the journal could no longer be read (optuna 5.0).
-    """
-
-    def __init__(self, journal: Path) -> None:
-        self.journal = journal
-        self.lock = locks.of(journal.with_suffix(".lock"))
-
-    def acquire(self) -> bool:
-        """Wait for the lock, and truncate the journal after its last complete line."""
-        self.lock.acquire()
-        with self.journal.open("rb+") as file:
-            content = file.seek(0, os.SEEK_END)
-            if content and (file.seek(content - 1), file.read(1))[1] != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        return True
-
-    def release(self) -> None:
-        """Release the lock."""
-        self.lock.release()
 
 
 class Shared:
     """One of the studies in a folder.
 
     Args:
-        folder: Folder that the workers share. It is created if needed.
+        folder: Folder that the workers share, which is created if needed. For a bucket its folder in the node's cache.
         name: Name of the study.
         space: Parameters and their distributions.
         seed: Seed of the proposals. With a single worker they are reproducible; with several, each gets the next one
@@ -81,24 +58,25 @@ class Shared:
     ) -> None:
         """Open the study, or create it."""
         self.folder, self.name, self.space, self.seed = folder, name, space, seed
-        folder.mkdir(parents=True, exist_ok=True)
-        journal = folder / "journal.log"
+        self.ground = sharing.of(folder)
+        place = mirror.address(folder)
         try:
-            storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal), _Lock(journal)))
             self.study = optuna.create_study(
                 study_name=name,
-                storage=storage,
+                storage=optuna.storages.JournalStorage(self.ground.journal()),
                 direction="maximize",
                 load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP // 2, n_warmup_steps=warmup),
             )
         except (ValueError, KeyError) as error:
-            raise InputError(f"{journal}: damaged ({error}); remove {folder} and start a new search") from None
+            raise InputError(
+                f"{place}/{sharing.JOURNAL}: damaged ({error}); remove {place} and start a new search"
+            ) from None
         for trial in self.trials():
             for parameter, distribution in trial.distributions.items():
                 if space.get(parameter) != distribution:
                     raise InputError(
-                        f"{folder}: its study {name!r} searched {parameter} in {distribution}, not in "
+                        f"{place}: its study {name!r} searched {parameter} in {distribution}, not in "
                         f"{space.get(parameter)}; choose another folder"
                     )
 
@@ -112,7 +90,7 @@ class Shared:
 
     def enqueue(self, parameters: list[dict[str, Any]]) -> None:
         """Queue these parameters before all others. The first one is the baseline. Repeated calls do no harm."""
-        with locks.held(self.folder / "ask.lock"):
+        with self.ground.held(_ASKING):
             done = len(self.trials())  # before this call nothing else has been asked for
             for number, values in enumerate(parameters[done:], done):
                 self.study.enqueue_trial(values, user_attrs={} if number else {FIRST: True})
@@ -127,48 +105,52 @@ class Shared:
         Returns:
             The trial; None if `wanted` trials are finished or in progress.
         """
-        with locks.held(self.folder / "ask.lock"):
-            self._fail_orphaned_trials(worker)
-            begun = self.trials(*FINISHED, TrialState.RUNNING)
-            if len(begun) >= wanted:
+        while True:
+            with self.ground.held(_ASKING):
+                are_known = self._fail_orphaned_trials(worker)
+                if len(self.trials(*FINISHED, TrialState.RUNNING)) < wanted:
+                    return self._next(worker)
+            if are_known:
                 return None
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self.study.sampler = optuna.samplers.TPESampler(
-                    seed=self.seed + len(self.trials()), n_startup_trials=STARTUP
-                )
-            trial = self.study.ask(dict(self.space))
-            trial.set_user_attr(WORKER, worker)
-            return trial
+            time.sleep(_PAUSE)
 
-    def _fail_orphaned_trials(self, worker: str) -> None:
-        """Mark the trials of dead workers as failed, after their parameters were queued again (once)."""
-        trials = self.trials()
+    def _next(self, worker: str) -> optuna.Trial:
+        """Return a new trial of a worker; the caller holds the lock."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=self.seed + len(self.trials()), n_startup_trials=STARTUP
+            )
+        trial = self.study.ask(dict(self.space))
+        trial.set_user_attr(WORKER, worker)
+        return trial
+
+    def _fail_orphaned_trials(self, worker: str) -> bool:
+        """Mark the trials of dead workers as failed, after their parameters were queued again (once).
+
+        Returns:
+            Whether it is known of every worker that it is dead or alive.
+        """
+        trials, are_known = self.trials(), True
         repeated = {trial.user_attrs.get(AGAIN) for trial in trials}
         for trial in trials:
             owner = trial.user_attrs.get(WORKER)
-            if trial.state != TrialState.RUNNING or (owner is not None and (owner == worker or self._alive(owner))):
+            if trial.state != TrialState.RUNNING or owner == worker:
+                continue
+            alive = owner is not None and self.ground.is_alive(owner)
+            are_known = are_known and alive is not None
+            if alive is not False:
                 continue
             if trial.params and AGAIN not in trial.user_attrs and trial.number not in repeated:
                 marks = {FIRST: True} if FIRST in trial.user_attrs else {}
                 self.study.enqueue_trial(trial.params, user_attrs=marks | {AGAIN: trial.number})
             self.study.tell(trial.number, state=TrialState.FAIL)
-
-    def _alive(self, worker: str) -> bool:
-        try:
-            with locks.of(self.folder / "workers" / worker).acquire(blocking=False):
-                pass
-        except Timeout:
-            return True
-        (self.folder / "workers" / worker).unlink(missing_ok=True)
-        return False
+        return are_known
 
 
 @contextmanager
 def worker(folder: Path) -> Iterator[str]:
     """Yield a name for this process. It counts as alive until the block or the process ends."""
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    path = folder / "workers" / name
-    with locks.held(path):
+    with sharing.of(folder).working(name):
         yield name
-    path.unlink(missing_ok=True)

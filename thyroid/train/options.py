@@ -1,7 +1,6 @@
 """The options of the training step."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from thyroid.errors import InputError
 from thyroid.model import backbones
@@ -19,8 +18,8 @@ class TrainOptions:
         epochs: Epochs of fine-tuning, or of training all layers in the deck's recipe. 0 trains only the head.
         batch_size: Images per step. It is halved if the memory does not suffice.
         recipe: Name of the recipe: two-phase, frozen, deck or warm.
-        settings: settings.json of thyroid.sweep, which may be on gs://. Its recipe, and its image size or tap if it has
-            them, replace those given here.
+        settings: settings.json of thyroid.sweep, which may be in a bucket. Its recipe, and its image size or tap if it
+            has them, replace those given here.
         tap: Layer at which the body ends, such as block4_pool. Empty for its last layer.
         folds: 0, or the number of folds of a cross-validation, whose predictions go to folds.parquet.
         only_fold: The only fold to train, or 0 for all.
@@ -31,7 +30,8 @@ class TrainOptions:
             head on its frozen features has at least the validation AUROC of a head on those of the weights. Otherwise,
             or without a champion, the recipe starts from the weights like two-phase.
         champion: Version of the champion. 0 for the current one.
-        work: Folder that outlives a stopped process and from which a training resumes. Without it, one in the output.
+        work: Folder that outlives a stopped process and from which a training resumes, which may be in a bucket.
+            Without it, one in the output.
         memory_budget: Bytes of arrays in memory; 0 for 4 GB. Decoded images, or maps of the frozen part, are paged
             from a temporary file if they need more.
         seed: Seed of initialisation, order, augmentation and folds, 0 to 4294967295.
@@ -52,7 +52,7 @@ class TrainOptions:
     deterministic: bool = False
     registry: Location = ""
     champion: int = 0
-    work: Path | None = None
+    work: Location = ""
     memory_budget: int = 0
     seed: int = 0
 

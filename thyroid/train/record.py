@@ -11,6 +11,7 @@ from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.records.record import Record
 from thyroid.records.train import DiagnosisRecord, TrainRecord
+from thyroid.storage import backup
 from thyroid.train import plots
 
 TRAINING, DIAGNOSIS = "train.json", "diagnosis.json"
@@ -160,7 +161,7 @@ def tidy(work: Path, folder: Path, models: Iterable[str]) -> None:
             shutil.copy(folder / name, ready / name)
     if (folder / "tensorboard").is_dir():
         shutil.copytree(folder / "tensorboard", ready / "tensorboard")
-    ready.replace(work / "done")
+    ready.replace(work / backup.DONE)
     for path in work.iterdir():
-        if path.name != "done":
+        if path.name not in (backup.DONE, ".lock"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -21,7 +21,7 @@ def is_file(recipe: str) -> bool:
 
 
 def read(location: storage.Location) -> Settings:
-    """Read the settings in a file, which may be on gs://.
+    """Read the settings in a file, which may be in a bucket.
 
     Raises:
         InputError: There is no such file, it is not a JSON object, or a field is unknown or cannot be used.
@@ -48,7 +48,7 @@ def named_margin(location: storage.Location) -> float | None:
     """Return the margin that a settings file names, or None if it names none or there is no file.
 
     Args:
-        location: Settings file, which may be on gs://; empty for none.
+        location: Settings file, which may be in a bucket; empty for none.
 
     Raises:
         InputError: As for `read`.
@@ -64,7 +64,7 @@ def crop_margin(margin: float, location: storage.Location = "") -> float:
 
     Args:
         margin: The run's own parameter: a share of a region's sides, 0 to 2, or `UNSET`.
-        location: Settings file of the run, which may be on gs://; empty for none.
+        location: Settings file of the run, which may be in a bucket; empty for none.
 
     Returns:
         `margin` if it is set, else the one that the settings file names, else the default.
@@ -97,8 +97,8 @@ def resolve(recipe: str, settings: storage.Location = "") -> tuple[str, Settings
 
     Args:
         recipe: Name of a recipe.
-        settings: Settings file of a sweep, which may be on gs://. Its recipe replaces `recipe`. If empty, the settings
-            are the defaults.
+        settings: Settings file of a sweep, which may be in a bucket. Its recipe replaces `recipe`. If empty, the
+            settings are the defaults.
 
     Raises:
         InputError: The recipe is a path, or as for `read`.

@@ -29,7 +29,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from thyroid import metrics
+from thyroid import metrics, storage
 from thyroid.errors import InputError
 from thyroid.model import backbones
 from thyroid.model.artefact import sha256
@@ -37,6 +37,7 @@ from thyroid.model.backend import keras, policy, tf, where
 from thyroid.model.network import GRAPH, Network
 from thyroid.records.settings import Settings
 from thyroid.records.train import DiagnosisRecord, Starts, TrainRecord, ValidationOfTraining
+from thyroid.storage import backup, mirror
 from thyroid.train import checkpoints, cross_validation, deck, diagnose, record, twophase, warm_start
 from thyroid.train.cross_validation import MAIN, Development
 from thyroid.train.options import TrainOptions
@@ -85,27 +86,27 @@ def train(
         TrainingDivergedError: The loss is no longer a finite number.
     """
     started = time.monotonic()
-    if options.work is not None and options.work.resolve().is_relative_to(output.resolve()):
+    inside = options.work and not storage.is_bucket(options.work)
+    if inside and Path(options.work).resolve().is_relative_to(output.resolve()):
         raise InputError(f"work folder {options.work} is inside the output {output}: choose another one")
     training = _specify(data, backbone, domain, options, tuned)
-    work = (options.work or output / ".work") / training.key
     output.mkdir(parents=True, exist_ok=True)
-    if (work / "done" / record.TRAINING).is_file():
-        shutil.copytree(work / "done", output, dirs_exist_ok=True)
-        log.info(f"{training.name}: already trained; the result is read from {work}")
-        return Trained(output, record.read(output))
-    work.mkdir(parents=True, exist_ok=True)
-    training.log_start()
-    run = training.run(work, started)
-    record.write_history(output, run.fitted.history, f"{training.name}, {training.options.recipe}")
-    record.copy_logs(run.job.work / MAIN, output)
-    record.write_images(output, training.images.table["name"], run.part, run.held_out)
-    model = run.write_model(output)
-    trained = run.record(model)
-    run.diagnose(model, trained).write(output / record.DIAGNOSIS)
-    done = trained.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
-    done.write(output / record.TRAINING)
-    record.tidy(work, output, model.files)
+    with backup.kept(options.work or output / ".work", training.key) as work:
+        if (work / backup.DONE / record.TRAINING).is_file():
+            shutil.copytree(work / backup.DONE, output, dirs_exist_ok=True)
+            log.info(f"{training.name}: already trained; the result is read from {mirror.address(work)}")
+            return Trained(output, record.read(output))
+        training.log_start()
+        run = training.run(work, started)
+        record.write_history(output, run.fitted.history, f"{training.name}, {training.options.recipe}")
+        record.copy_logs(run.job.work / MAIN, output)
+        record.write_images(output, training.images.table["name"], run.part, run.held_out)
+        model = run.write_model(output)
+        trained = run.record(model)
+        run.diagnose(model, trained).write(output / record.DIAGNOSIS)
+        done = trained.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
+        done.write(output / record.TRAINING)
+        record.tidy(work, output, model.files)
     log.info(f"{training.name}: validation AUROC {done.validation.auroc:.3f}, {model.checkpoint}, {done.seconds:.0f} s")
     return Trained(output, done)
 

@@ -17,8 +17,8 @@ class ValidateOptions:
     """The model, the site's scans, and what to measure. An empty text means "none".
 
     Attributes:
-        registry: Root of the registry: a folder, or gs://bucket/prefix.
-        scans: Folder or gs:// prefix of the site's frames, in the project's conventions.
+        registry: Root of the registry: a folder, or a gs:// or s3:// prefix.
+        scans: Folder, gs:// or s3:// prefix of the site's frames, in the project's conventions.
         site: Name of the site. Equal patient numbers mean the same patient only if the model was trained on a cohort of
             this name.
         model: Version number, champion or candidate; empty for the champion, or else the candidate.

@@ -54,7 +54,7 @@ def ship(decisions: pd.DataFrame, archive: Location) -> int:
 
     Args:
         decisions: Table of decisions as `log.read` returns it.
-        archive: Folder or gs:// prefix.
+        archive: Folder, gs:// or s3:// prefix.
 
     Returns:
         The number of decisions that were added.
@@ -83,7 +83,7 @@ def change(archive: Location, name: str, changed: Callable[[pa.Table], pa.Table]
     """Replace the decisions of a day, unless their number stays the same.
 
     Args:
-        archive: Folder or gs:// prefix.
+        archive: Folder, gs:// or s3:// prefix.
         name: Name of the day's file.
         changed: Function from the day's present decisions to those that it shall have. It is called again if another
             process changes the day meanwhile.
@@ -126,7 +126,7 @@ def days(archive: Location) -> Iterator[tuple[str, pa.Table]]:
     """Yield the name and the decisions of every day of the archive, oldest first. Nothing is kept on this machine.
 
     Args:
-        archive: Folder or gs:// prefix.
+        archive: Folder, gs:// or s3:// prefix.
 
     Returns:
         Names of files, each with a table that has the columns of `SCHEMA`.

@@ -61,7 +61,7 @@ def forget(
 
     Args:
         folder: Folder of the log; empty for none.
-        archive: Folder or gs:// prefix of the archive; empty for none.
+        archive: Folder, gs:// or s3:// prefix of the archive; empty for none.
         patients: Hashes of the patient (`pseudonyms.of_patient`).
         images: Hashes of the patient's files (`pseudonyms.of_file`).
         delete: Remove what was found.
@@ -92,7 +92,7 @@ def expire(folder: Location, archive: Location, days: int, delete: bool = False)
 
     Args:
         folder: Folder of the log; empty for none.
-        archive: Folder or gs:// prefix of the archive; empty for none.
+        archive: Folder, gs:// or s3:// prefix of the archive; empty for none.
         days: Days (UTC) before today for which decisions are kept; 0 keeps them for ever.
         delete: Remove what is older.
 

@@ -71,7 +71,7 @@ def read(
 
     Args:
         folder: Folder of the log; empty for none.
-        archive: Folder or gs:// prefix of the archive; empty for none.
+        archive: Folder, gs:// or s3:// prefix of the archive; empty for none.
         version: Version of the model whose decisions are wanted; None for all.
         since: When this version was published. Its decisions before that are set aside, since its clock was wrong.
         now: Present time; None to take it from the clock. Decisions that are later by more than `LATEST` are set aside.
@@ -104,7 +104,7 @@ def ship(folder: Location, archive: Location) -> int:
 
     Args:
         folder: Folder of the log.
-        archive: Folder or gs:// prefix.
+        archive: Folder, gs:// or s3:// prefix.
 
     Returns:
         The number of decisions that were added.

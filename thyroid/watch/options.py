@@ -20,10 +20,11 @@ class WatchOptions:
     """The model, what it decided, and what became known since. An empty text means "none".
 
     Attributes:
-        registry: Root of the registry: a folder, or gs://bucket/prefix.
+        registry: Root of the registry: a folder, or a gs:// or s3:// prefix.
         log: Folder of the decision log, which thyroid.serve --log writes.
-        archive: Folder or gs:// prefix that keeps the log as Parquet, a file a day; empty for none.
-        scans: Folder or gs:// prefix of new scans in the project's conventions, which the model judges beside the log.
+        archive: Folder, gs:// or s3:// prefix that keeps the log as Parquet, a file a day; empty for none.
+        scans: Folder, gs:// or s3:// prefix of new scans in the project's conventions, which the model judges beside
+            the log.
         rois: CSV with filename, x, y, width, height in pixels for these scans.
         outcomes: CSV with file or patient, pathology and date.
         model: Version number, champion or candidate; empty for the champion, or else the candidate.

@@ -236,6 +236,7 @@ def blanked(
         window[top - (y - reach) :, left - (x - reach) :][: seen.shape[0], : seen.shape[1]] = seen
         return images.letterbox(window, size)
 
+    surroundings.fetch(data, table)
     return surroundings.each(table, blank, "blank nodules")
 
 

@@ -36,9 +36,9 @@ class ImportOptions:
     """Which frames a file is about, and where its readings go. An empty text means "none".
 
     Attributes:
-        scans: Folder or gs:// prefix of the scans.
-        labelled: Folder or gs:// prefix of a labelling, into whose journal and tables the readings go. They count until
-            somebody reads the frame in the bench.
+        scans: Folder, gs:// or s3:// prefix of the scans.
+        labelled: Folder, gs:// or s3:// prefix of a labelling, into whose journal and tables the readings go. They
+            count until somebody reads the frame in the bench.
         rois: CSV to write the boxes to instead, such as rois.csv. It must not exist yet.
         labels: CSV with filename and label, and optionally patient, as ingest reads it.
         classes: Classes in order, such as B|M, of which a file may name one for each frame.
@@ -112,8 +112,8 @@ def export_coco(
 
     Args:
         output: The COCO file.
-        scans: Folder or gs:// prefix of the scans.
-        labelled: Folder or gs:// prefix of the labelling.
+        scans: Folder, gs:// or s3:// prefix of the scans.
+        labelled: Folder, gs:// or s3:// prefix of the labelling.
         labels: CSV with filename and label, and optionally patient, as ingest reads it.
         spec: Classes in order, such as B|M.
     """

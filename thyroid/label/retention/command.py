@@ -1,11 +1,11 @@
 """The command `thyroid.retention`: what a store and a registry hold and for how long, and the erasure of a patient.
 
-python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix
-python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --log DIR --archive DIR --log-days 365
-python -m thyroid.retention --store DIR --registry DIR|gs://bucket/prefix --forget PATIENT --labelled DIR --log DIR
+python -m thyroid.retention --store DIR --registry gs://bucket/prefix
+python -m thyroid.retention --store DIR --registry DIR --log DIR --archive DIR --log-days 365
+python -m thyroid.retention --store s3://bucket/store --registry s3://bucket/registry --forget PATIENT --log DIR
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -25,11 +25,11 @@ class Beside:
     """What holds patients beside a store and a registry.
 
     Attributes:
-        labelled: Folder or gs:// prefix in which this cohort was labelled: with --forget, also what it holds of the
-            patient. The bench may run meanwhile.
+        labelled: Folder, gs:// or s3:// prefix in which this cohort was labelled: with --forget, also what it holds of
+            the patient. The bench may run meanwhile.
         log: Folder of the decision log (thyroid.serve --log); with --forget, also what it holds of the patient. The
             endpoint may run meanwhile.
-        archive: Folder or gs:// prefix of the log's archive (thyroid.watch --archive), likewise.
+        archive: Folder, gs:// or s3:// prefix of the log's archive (thyroid.watch --archive), likewise.
         log_days: Days for which decisions stay in the log and its archive; 0 keeps them for ever.
     """
 
@@ -57,8 +57,8 @@ def run(
     """List what a store and a registry hold and why each item stays or goes, and remove what goes.
 
     Args:
-        store: Folder that thyroid.ingest --store has written.
-        registry: Root of the registry: a folder, or gs://bucket/prefix.
+        store: Folder, gs:// or s3:// prefix that thyroid.ingest --store has written.
+        registry: Root of the registry: a folder, or a gs:// or s3:// prefix.
         keep: Number of newest models, and of newest data versions of a source, that stay.
         days: Days after which an untouched training goes.
         delete: Remove what goes.
@@ -77,6 +77,8 @@ def run(
             found += decisions.forget(log, archive, *hashes, delete)
         held = retention.forget(store, registry, patient, site, delete)
         _report([*found, *held], delete, beside)
+        for line in _restorable([store, labelled or "", archive]):
+            print(line)
         return
     if labelled is not None:
         raise InputError(f"--labelled {labelled}: nothing of it expires; give it with --forget PATIENT")
@@ -117,6 +119,24 @@ def _report(held: Sequence[Held], delete: bool, beside: Beside) -> None:
         f"{searched} no longer contain{'' if ' and ' in searched else 's'} any data of the patient. {others}, what was "
         "sent to --log-url, Kubeflow's artifacts, caches and backups were not searched."
     )
+
+
+def _restorable(places: Sequence[storage.Location]) -> Iterator[str]:
+    """Yield a line for each bucket from which removed objects may still be restored."""
+    buckets = {
+        f"{place.scheme}{place.bucket}": place
+        for place in map(storage.at, filter(storage.is_bucket, places))
+        if isinstance(place, storage.Bucket)
+    }
+    for address, bucket in buckets.items():
+        if (kept := bucket.keeps_removed()) is not False:
+            which = "removed objects are kept, as older versions or by soft delete"
+            if kept is None:
+                which = "if it keeps older versions, soft-deleted objects or unfinished uploads, these are still there"
+            yield (
+                f"{address}: {which}; have a lifecycle rule delete noncurrent versions and unfinished uploads, and set "
+                "the duration of soft delete to 0"
+            )
 
 
 def _size(size: int) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thyroid import storage
-from thyroid.data import pseudonyms, tables
+from thyroid.data import csv_tables, pseudonyms
 from thyroid.errors import InputError
 from thyroid.label.journal import FOLDER, Journal, usable
 from thyroid.label.readings import Erasure
@@ -76,7 +76,7 @@ def forget(labelled: storage.Location, patient: int, names: Collection[str], del
     Benches may run meanwhile. If the process is killed, the next call finishes the erasure.
 
     Args:
-        labelled: Folder or gs:// prefix that a bench has written.
+        labelled: Folder, gs:// or s3:// prefix that a bench has written.
         patient: Number of the patient.
         names: Paths of the patient's files below the folder of scans, and pseudonyms of DICOM files, as far as a store
             knows them. A file is also known by its number in labels.csv or, if it has none there, in its name.
@@ -213,7 +213,7 @@ def remove_proposals(labelled: storage.Location) -> None:
     """Remove the proposals of every frame, since their names do not tell whose they are.
 
     Args:
-        labelled: Folder or gs:// prefix of the results.
+        labelled: Folder, gs:// or s3:// prefix of the results.
     """
     cache = storage.at(storage.below(labelled, CACHE))
     for model in cache.children():
@@ -264,7 +264,7 @@ def _rows(data: bytes, address: str) -> tuple[list[str], list[dict[str, str]]]:
     """Return columns and rows of a table that names scans; none for a file that does not exist or names no scan."""
     if not data.strip():
         return [], []
-    table = tables.parse_csv(data, address)
+    table = csv_tables.parse(data, address)
     if not any(column in table for column in _COLUMNS):
         return [], []
     columns = [str(column) for column in table.columns]

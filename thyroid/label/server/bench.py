@@ -53,8 +53,8 @@ class LabelOptions:
     """The options of the bench.
 
     Attributes:
-        scans: Folder or gs:// prefix with the scans.
-        labelled: Folder or gs:// prefix for the journal, rois.csv, labels.csv and clinical.csv; it may exist.
+        scans: Folder, gs:// or s3:// prefix with the scans.
+        labelled: Folder, gs:// or s3:// prefix for the journal, rois.csv, labels.csv and clinical.csv; it may exist.
         labels: CSV with filename and label, and optionally patient, for scans whose names do not tell them.
         classes: Classes of the scans, such as B|M or 2<3|4a<4b<4c<5.
         suspects: CSV of labels to look at again, as python -m thyroid.suspects writes it.

@@ -159,7 +159,7 @@ async def enter_address(api: ModelRegistryServiceApi, version: str, name: str, u
         api: Client from `connect`.
         version: Id of the version.
         name: Name of the artefact.
-        uri: Its gs:// or pvc:// address.
+        uri: Its gs://, s3:// or pvc:// address.
     """
     try:
         await api.find_model_artifact(name=name, parent_resource_id=version)

@@ -5,7 +5,7 @@ Each time everything that the Hub lacks is entered, so that a Hub that could not
     RegisteredModel  thyroid        owner, notice, and the champion as a custom property
     ModelVersion     our version    figures of the internal test as custom properties; LIVE if it is the champion or a
                                     former one that a roll-back may return to, ARCHIVED otherwise
-    ModelArtifact    thyroid-N      its gs:// or pvc:// address
+    ModelArtifact    thyroid-N      its gs://, s3:// or pvc:// address
 
 hub.json beside aliases.json keeps the Hub's address and ids.
 """

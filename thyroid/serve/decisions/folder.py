@@ -36,10 +36,10 @@ class Folder:
 
     def __init__(self, folder: Path) -> None:
         """Check the folder; the first write makes a file."""
-        if folder.parts[:1] == ("gs:",):
+        if folder.parts[:1] in (("gs:",), ("s3:",)):
+            address = str(folder).replace("/", "//", 1)  # a Path keeps only one of the slashes
             raise InputError(
-                f"--log gs://{'/'.join(folder.parts[1:])}: give a folder; python -m thyroid.watch --archive takes its "
-                "decisions to a bucket"
+                f"--log {address}: give a folder; python -m thyroid.watch --archive takes its decisions to a bucket"
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ def read(location: Location, scans: Location, site: str, secret: bytes, night: d
     Args:
         location: CSV in UTF-8 with commas and the columns pathology, date, and file or patient or both. A file is named
             relative to the folder of the CSV, or to `scans`.
-        scans: Folder or gs:// prefix; empty for none.
+        scans: Folder, gs:// or s3:// prefix; empty for none.
         site: Cohort within which the patients' numbers are known.
         secret: Key of the hashes.
         night: Last day that an outcome may be of.

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from thyroid import storage
 from thyroid.data import pseudonyms, tables
 from thyroid.errors import InputError
+from thyroid.storage import mirror
 
 FILE = "erased.json"
 
@@ -52,6 +54,9 @@ class Erased:
 def load(store: Path) -> Erased:
     """Read which patients were erased from a store.
 
+    Args:
+        store: Folder of the store, or its copy in the mirror.
+
     Raises:
         InputError: The list is damaged or was made with another key, or the key is too short or damaged.
     """
@@ -61,12 +66,13 @@ def load(store: Path) -> Erased:
     found = tables.read_sealed(file)
     if found is None:
         raise InputError(f"{file}: damaged; restore it from a backup, or erased patients will reappear")
-    lost = pseudonyms.environment_key() is None and not (store / pseudonyms.KEY_FILE).exists()
-    secret = b"" if lost else pseudonyms.key(store)  # `key` would make a new one
+    home = mirror.address(store)  # of a store in a bucket the key is an object of its own
+    lost = pseudonyms.environment_key() is None and storage.at(home).read(pseudonyms.KEY_FILE)[1] == storage.ABSENT
+    secret = b"" if lost else pseudonyms.key(home)  # `key` would make a new one
     if found["key"] != pseudonyms.key_name(secret):
         raise InputError(
             f"{file}: was made with a different key; restore the key that {pseudonyms.KEY_VARIABLE} or "
-            f"{store / pseudonyms.KEY_FILE} had, or erased patients will reappear"
+            f"{storage.below(home, pseudonyms.KEY_FILE)} had, or erased patients will reappear"
         )
     return Erased(
         secret,
