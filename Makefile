@@ -28,7 +28,9 @@ SWEEP_PARAMETERS := $(LOCAL) $(call declared,sweep)
 WATCH_PARAMETERS := $(filter-out registry,$(call declared,watch))
 VALIDATE_PARAMETERS := $(filter-out registry,$(call declared,validation)) share key
 # Options of compile and submit that differ from cluster to cluster.
-PLACEMENT := gpus queue priority_class deadline keep
+PLACEMENT := shards gpus queue priority_class deadline keep s3_secret cache
+# CLAIM= is not the same as none: the steps then mount no volume.
+PLACING = $(call options,$(PLACEMENT)) $(if $(filter command,$(origin CLAIM)),--claim "$(CLAIM)")
 upper = $(shell echo '$(1)' | tr a-z A-Z)
 # A variable that is given becomes the option of its name: SERVING_DOMAIN=normal is --serving-domain "normal".
 option = $(if $($(1)),--$(shell echo '$(1)' | tr A-Z_ a-z-) "$($(1))")
@@ -37,7 +39,7 @@ options = $(strip $(foreach name,$(call upper,$(1)),$(call option,$(name))))
 # What may be given; make itself would swallow any other name, and `make run BACKBONE=VGG16` train all five.
 KNOWN := PYTHON VENV PORT PAGE_PORT LABEL_PORT LABELLED ENDPOINT READERS SECOND SUSPECTS FILES KEYS \
 	$(call upper,$(VALIDATE_PARAMETERS) $(WATCH_PARAMETERS)) \
-	IMAGES TAG GPU SLOW OVERLAY $(call upper,$(PLACEMENT)) HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS \
+	IMAGES TAG GPU SLOW OVERLAY CLAIM $(call upper,$(PLACEMENT)) HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS \
 	BASE_IMAGE CONTAINER_ENGINE KUBECONFIG $(call upper,$(PARAMETERS) $(SWEEP_PARAMETERS))
 UNKNOWN := $(filter-out $(KNOWN),$(foreach one,$(.VARIABLES),$(if $(filter command,$(origin $(one))),$(one))))
 ifneq ($(UNKNOWN),)
@@ -55,8 +57,8 @@ help: ## List every target
 	@echo "  make run takes these variables; the table in README.md explains them:"
 	@echo "    $(sort $(call upper,$(PARAMETERS)))" | fold -s -w 100 | sed '2,$$s/^/    /'
 	@echo "  make sweep also takes HEAD_TRIALS= IMAGE_TRIALS="
-	@echo "  make images|compile|submit PIPELINE=training|sweep|validate|watch IMAGES=registry/prefix TAG=tag GPU=1; GPUS=1 QUEUE= PRIORITY_CLASS="
-	@echo "    DEADLINE=hours KEEP=days; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
+	@echo "  make images|compile|submit PIPELINE=training|sweep|validate|watch IMAGES=registry/prefix TAG=tag GPU=1; SHARDS=8 GPUS=1 QUEUE= PRIORITY_CLASS="
+	@echo "    DEADLINE=hours KEEP=days CLAIM= (no volume) S3_SECRET= CACHE=100Gi; submit: HOST=url SET='scans=... registry=...' NAMESPACE= TOKEN_FILE="
 
 # The longest tests first, a file with one worker: see tests/conftest.py. On two cores three workers, since each waits for a
 # fifth of its time, but two for the slow tests, which take gigabytes.
@@ -170,19 +172,19 @@ push: ## Push the images that `make images` built (IMAGES=registry/prefix)
 	@engine=$$(images/engine.sh) && for set in data train ops serve web label validate watch $(if $(GPU),serve-gpu); do \
 		"$$engine" push "$(IMAGES)-$$set:$(TAG)" || exit 1; done
 
-manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress|multi-user|label[-gateway|-ingress] | kubectl apply -f -
+manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress|multi-user|bucket|label[-gateway|-ingress] | kubectl apply -f -
 	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(ops|serve|serve-gpu|web|label):dev$$#$(IMAGES)-\1:$(TAG)#'
 
-workbench: ## Render a pod with the volume and the ops image, to bring scans in: make -s workbench | kubectl apply -f -
-	@sed 's#localhost/thyroid-ops:dev$$#$(IMAGES)-ops:$(TAG)#' manifests/workbench/pod.yaml
+workbench: ## Render a pod with the volume (OVERLAY=bucket: without) and the ops image, to bring scans in: make -s workbench | kubectl apply -f -
+	@sed 's#localhost/thyroid-ops:dev$$#$(IMAGES)-ops:$(TAG)#$(if $(filter bucket,$(OVERLAY)),; /{name: data/d)' manifests/workbench/pod.yaml
 
 compile: $(READY) ## Write the Kubeflow pipelines: thyroid.yaml (as objects for Git, too: thyroid-version.yaml), thyroid-sweep.yaml, thyroid-validate.yaml and thyroid-watch.yaml
-	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml $(call options,$(PLACEMENT))
+	@"$(BIN)/python" -m pipelines compile --output thyroid.yaml $(PLACING)
 
 submit: $(READY) ## Start a run on Kubeflow and watch it (HOST=url SET='scans=/data/scans registry=/data/registry')
 	@test -n "$(HOST)" || { echo "error: make submit needs HOST=address of Kubeflow Pipelines" >&2; exit 2; }
 	@"$(BIN)/python" -m pipelines submit --host "$(HOST)" --service-account "$(or $(SERVICE_ACCOUNT),thyroid-pipeline)" \
-		$(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(TOKEN_FILE),--token-file "$(TOKEN_FILE)") $(call options,$(PLACEMENT)) \
+		$(if $(NAMESPACE),--namespace "$(NAMESPACE)") $(if $(TOKEN_FILE),--token-file "$(TOKEN_FILE)") $(PLACING) \
 		$(if $(PIPELINE),--pipeline $(PIPELINE)) $(if $(BACKBONES),--backbones "$(BACKBONES)") $(foreach one,$(SET),--set "$(one)")
 
 bench: $(READY_DEV) ## Ratios against named peers

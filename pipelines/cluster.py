@@ -19,9 +19,14 @@ SHARED_MEMORY = "2Gi"
 KEYED = ("ingest", "train", "locate", "evaluate", "register", "validate", "watch")
 """Steps that name patients by keyed hashes: those of DICOM scans, and those that a registered model was trained on."""
 KEY_FOLDER = "/secret/gcs"
+S3_FIELDS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
+"""Fields of the secret for s3://, which become variables of the same names. KServe reads the first two, too."""
+CACHE_FOLDER = "/cache"
+"""Where a step keeps what it has read from buckets. Its volume is its own, and user 10001 may write to it."""
 WAITING_HOURS = 24
 """Hours of a run's deadline in which its pods may wait for nodes or in a queue, and failed steps may be tried again."""
 _NAME = re.compile("[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?")
+_QUANTITY = re.compile("[1-9][0-9]*(Mi|Gi|Ti|M|G|T)")
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,9 @@ class Needs:
 
 
 NEEDS = {
-    # Both use 0.4 GB, measured on 20,000 scans with bench/scale.py; the rest is headroom for larger frames.
-    "ingest": Needs("2", "1G", "2G", 6),
+    # Both use 0.4 GB, measured on 20,000 scans with bench/scale.py; the rest is headroom for larger frames. The tables of a
+    # million scans take ingest 2.2 GB beside its workers.
+    "ingest": Needs("2", "1G", "4G", 6),
     "crop": Needs("2", "1G", "2G", 6),
     # The memory is the backbone's own; see docs/results.md.
     "train": Needs("4", "", "", 24),
@@ -84,6 +90,8 @@ class Cluster:
         node_selector: Labels of the nodes for training, for instance {"cloud.google.com/gke-accelerator": "nvidia-l4"}.
         claim: PersistentVolumeClaim that every step mounts at /data; empty for none.
         gcs_secret: Secret with the key.json of a Google service account; empty for workload identity.
+        s3_secret: Secret with the fields `S3_FIELDS`; empty for none. It and each of its fields are optional.
+        cache: Limit of a step's cache of buckets, as a Kubernetes quantity. A pod that goes beyond it is evicted.
         token_secret: Secret whose field `token` the endpoint demands from clients. It is optional.
         key_secret: Secret whose field `key` is the key of the patients' pseudonyms. It is optional.
         hub_secret: Secret whose field `token` Kubeflow Hub demands. It is optional.
@@ -95,8 +103,8 @@ class Cluster:
             leaves that to the installation.
 
     Raises:
-        InputError: A number is out of its range, the queue or the priority class is not a name of Kubernetes, or there
-            is a priority class and no queue.
+        InputError: A number is out of its range, the cache is no quantity, a queue, priority class or secret for s3://
+            is not a name of Kubernetes, or there is a priority class and no queue.
     """
 
     gpus: int = 1
@@ -104,6 +112,8 @@ class Cluster:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     claim: str = volume.CLAIM
     gcs_secret: str = ""
+    s3_secret: str = "thyroid-s3"
+    cache: str = "100Gi"
     token_secret: str = "thyroid-token"
     key_secret: str = "thyroid-patient-key"
     hub_secret: str = "thyroid-hub"
@@ -120,7 +130,10 @@ class Cluster:
             raise InputError(f"--deadline {self.deadline}: give 1 to 8760 hours, or 0 for none")
         if not 0 <= self.keep <= 365:
             raise InputError(f"--keep {self.keep}: give 1 to 365 days, or 0 to leave it to the installation")
-        for option, name in (("--queue", self.queue), ("--priority-class", self.priority_class)):
+        if not _QUANTITY.fullmatch(self.cache):
+            raise InputError(f"--cache {self.cache}: give a quantity such as 100Gi")
+        names = {"--queue": self.queue, "--priority-class": self.priority_class, "--s3-secret": self.s3_secret}
+        for option, name in names.items():
             if name and not _NAME.fullmatch(name):
                 raise InputError(
                     f"{option} {name}: give at most 63 lower-case letters, digits, hyphens and dots, with a letter or "
@@ -186,16 +199,9 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
         kubernetes.add_pod_label(task, "kueue.x-k8s.io/priority-class", cluster.priority_class)
     if cluster.claim:
         kubernetes.mount_pvc(task, cluster.claim, volume.MOUNT)
-    if cluster.gcs_secret:
-        kubernetes.use_secret_as_volume(task, cluster.gcs_secret, KEY_FOLDER)
-        task.set_env_variable("GOOGLE_APPLICATION_CREDENTIALS", f"{KEY_FOLDER}/key.json")
-    if step in KEYED:
-        kubernetes.use_secret_as_env(task, cluster.key_secret, {"key": "THYROID_PATIENT_KEY"}, optional=True)
+    _give_secrets(task, step, cluster)
     if step in ("register", "deploy"):
         task.set_env_variable("THYROID_CLAIM", cluster.claim)
-        kubernetes.use_secret_as_env(task, cluster.hub_secret, {"token": "THYROID_HUB_TOKEN"}, optional=True)
-    if step == "deploy":
-        kubernetes.use_secret_as_env(task, cluster.token_secret, {"token": "THYROID_TOKEN"}, optional=True)
     if step in ON_GPU:
         # TensorFlow passes batches between processes and GPUs through shared memory. A pod has 64 MB by default.
         kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=SHARED_MEMORY)
@@ -204,4 +210,21 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
             kubernetes.add_toleration(task, key=cluster.accelerator, operator="Exists", effect="NoSchedule")
         for label, value in cluster.node_selector.items():
             kubernetes.add_node_selector(task, label, value)
+    kubernetes.empty_dir_mount(task, "cache", CACHE_FOLDER, size_limit=cluster.cache)
+    task.set_env_variable("XDG_CACHE_HOME", CACHE_FOLDER)
     return task
+
+
+def _give_secrets(task: Any, step: str, cluster: Cluster) -> None:
+    """Give a step the secrets of buckets, and those of the pseudonyms, the Hub and the endpoint if it needs them."""
+    if cluster.gcs_secret:
+        kubernetes.use_secret_as_volume(task, cluster.gcs_secret, KEY_FOLDER)
+        task.set_env_variable("GOOGLE_APPLICATION_CREDENTIALS", f"{KEY_FOLDER}/key.json")
+    if cluster.s3_secret:
+        kubernetes.use_secret_as_env(task, cluster.s3_secret, {name: name for name in S3_FIELDS}, optional=True)
+    if step in KEYED:
+        kubernetes.use_secret_as_env(task, cluster.key_secret, {"key": "THYROID_PATIENT_KEY"}, optional=True)
+    if step in ("register", "deploy"):
+        kubernetes.use_secret_as_env(task, cluster.hub_secret, {"token": "THYROID_HUB_TOKEN"}, optional=True)
+    if step == "deploy":
+        kubernetes.use_secret_as_env(task, cluster.token_secret, {"token": "THYROID_TOKEN"}, optional=True)

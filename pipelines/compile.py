@@ -20,6 +20,7 @@ from pipelines.watch import watch_pipeline
 from thyroid.command import FLAT
 from thyroid.errors import InputError
 from thyroid.model import backbones as networks
+from thyroid.shards import MOST
 
 SWEPT = "VGG16"
 """The backbone whose settings are searched by default."""
@@ -31,11 +32,15 @@ class Placement:
 
     Attributes:
         backbones: Backbones to train, with commas; empty for all. A search takes VGG16 unless there is exactly one.
+        shards: Pods that ingest and crop side by side, 1 to 64; more than one need a store.
         gpus: GPUs of each training; 0 trains on CPUs.
         accelerator: Resource name of a GPU.
         node_selector: Label of the nodes for training, as LABEL=VALUE; may be repeated.
         claim: PersistentVolumeClaim that every step mounts at /data; empty for none.
         gcs_secret: Secret with the key.json of a Google service account; empty for workload identity.
+        s3_secret: Secret for s3:// with the fields AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and, if needed,
+            AWS_ENDPOINT_URL and AWS_REGION; empty for none. The pods also start without it.
+        cache: Limit of the cache that each pod keeps of a store in a bucket, such as 100Gi.
         queue: LocalQueue of Kueue in which the steps' pods wait for their quota; empty for none.
         priority_class: WorkloadPriorityClass of Kueue for the steps' pods; empty for none.
         deadline: Hours after which a run is ended; 0 for never. By default the time-outs of all its steps one after
@@ -44,15 +49,23 @@ class Placement:
     """
 
     backbones: str = ""
+    shards: int = 1
     gpus: int = Cluster.gpus
     accelerator: str = Cluster.accelerator
     node_selector: Sequence[str] = ()
     claim: str = Cluster.claim
     gcs_secret: str = Cluster.gcs_secret
+    s3_secret: str = Cluster.s3_secret
+    cache: str = Cluster.cache
     queue: str = Cluster.queue
     priority_class: str = Cluster.priority_class
     deadline: int | None = Cluster.deadline
     keep: int = Cluster.keep
+
+    def __post_init__(self) -> None:
+        """Check the number of shards."""
+        if not 1 <= self.shards <= MOST:
+            raise InputError(f"--shards {self.shards}: give 1 to {MOST}")
 
     @property
     def names(self) -> list[str]:
@@ -78,6 +91,8 @@ class Placement:
             node_selector=pairs("--node-selector", self.node_selector),
             claim=self.claim,
             gcs_secret=self.gcs_secret,
+            s3_secret=self.s3_secret,
+            cache=self.cache,
             queue=self.queue,
             priority_class=self.priority_class,
             deadline=self.deadline,
@@ -147,7 +162,7 @@ def compile_training(placement: Placement, output: Path) -> None:
         output: YAML file to write; missing folders are created.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    pipeline = _with_choices(training_pipeline(placement.names, placement.cluster))
+    pipeline = _with_choices(training_pipeline(placement.names, placement.cluster, placement.shards))
     compiler.Compiler().compile(pipeline, str(output))
     tag = re.sub("[^a-z0-9.-]", "-", image_name("train").rsplit(":", 1)[1].lower())
     options = KubernetesManifestOptions(
@@ -174,7 +189,8 @@ def compile_sweep(placement: Placement, output: Path) -> None:
     """
     names = placement.names
     backbone = names[0] if len(names) == 1 else SWEPT
-    compiler.Compiler().compile(_with_choices(sweep_pipeline(backbone, cluster=placement.cluster)), str(output))
+    pipeline = sweep_pipeline(backbone, cluster=placement.cluster, shards=placement.shards)
+    compiler.Compiler().compile(_with_choices(pipeline), str(output))
 
 
 def compile_validation(placement: Placement, output: Path) -> None:

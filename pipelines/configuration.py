@@ -65,7 +65,10 @@ LOCATIONS = {
     for field in fields(options)
     if field.type == storage.Location
 }
-"""Parameters that are files, folders or gs:// addresses."""
+"""Parameters that are files, folders or addresses of buckets."""
+
+WRITTEN = {"store", "registry"}
+"""Locations that a run writes; where they are not given, they are folders in the output."""
 
 DEPLOYMENT = {field.name for field in fields(DeployOptions)}
 """Parameters of the deployment, which a run on this machine does not have."""
@@ -130,7 +133,7 @@ class Configuration:
         result = dict(self.values)
         if not result["scans"]:
             result |= {"scans": str(output / "sample" / "scans"), "rois": str(output / "sample" / "rois.csv")}
-        for name in {"store", "registry"} & result.keys():
+        for name in WRITTEN & result.keys():
             result[name] = result[name] or str(output / name)
         return result
 

@@ -13,6 +13,7 @@ from thyroid.data import tables
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.imaging import phantom
+from thyroid.storage import mirror
 
 MARK = ".thyroid-output"
 """File that marks a folder as the output of a run, and that a run locks."""
@@ -79,7 +80,9 @@ def _example(data: Path) -> dict[str, Any]:
     tested, regions = version.test_scans.sort_values("path"), version.regions
     marked = tested[tested["path"].isin(regions["path"])]
     scan = (marked if len(marked) else tested).iloc[0]
-    instance: dict[str, Any] = {"image": {"b64": base64.b64encode((data / scan["local_path"]).read_bytes()).decode()}}
+    file = data / mirror.local(scan["local_path"])
+    mirror.fetch([file])
+    instance: dict[str, Any] = {"image": {"b64": base64.b64encode(file.read_bytes()).decode()}}
     box = regions[regions["path"] == scan["path"]]
     if len(box) and scan["domain"] == "normal":
         instance["roi"] = [int(box.iloc[0][column]) for column in ("x", "y", "width", "height")]

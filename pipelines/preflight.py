@@ -1,10 +1,11 @@
 """Finds every error of a run on this machine that can be found before its first step starts."""
 
+import uuid
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pipelines.configuration import LOCATIONS, Configuration
+from pipelines.configuration import LOCATIONS, WRITTEN, Configuration
 from pipelines.output import MARK
 from thyroid import crop, storage
 from thyroid.clinical import clinical_csv
@@ -18,6 +19,7 @@ from thyroid.ingest.options import IngestOptions
 from thyroid.locate.options import LocateOptions
 from thyroid.model import backbones
 from thyroid.registry import changes
+from thyroid.storage import ABSENT
 from thyroid.train import settings
 
 NUMBERS = {"minimum": 0, "folds": 0, "head_trials": 1, "image_trials": 0}
@@ -42,6 +44,7 @@ def check(run: Configuration, output: Path) -> None:
     waive = run.listed("waive") if "waive" in values else ()
     EvaluateOptions(**_fields(EvaluateOptions, values) | {"waive": waive})
     data_store.site(run["site"])
+    _check_buckets(run)
     _check_tables(run)
     if "recipe" in values:
         _check_training(run)
@@ -50,6 +53,23 @@ def check(run: Configuration, output: Path) -> None:
     has_regions = not run["scans"] or bool(run["rois"] or run["crops"])
     crop.resolve_domains(run.listed("domains"), has_regions=has_regions)
     _check_folders(run, output)
+
+
+def _check_buckets(run: Configuration) -> None:
+    """Check that the buckets exist, that this account may use them, and that those that are written keep promises.
+
+    The tables are not asked for here, since they are read whole.
+    """
+    for name in ("scans", "crops", *sorted(WRITTEN & run.values.keys())):
+        if not storage.is_bucket(run[name]):
+            continue
+        place, probe = storage.at(run[name]), f".preflight-{uuid.uuid4().hex}"
+        assert isinstance(place, storage.Bucket)
+        place.read(probe)
+        if name in WRITTEN:
+            place.require_preconditions()
+            place.write(probe, b"", ABSENT)
+            place.delete([probe])
 
 
 def _fields(options: Any, values: Any) -> dict[str, Any]:

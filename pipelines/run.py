@@ -8,7 +8,7 @@ from kfp import local as kfp_local
 
 from components.step import image_name
 from pipelines import configuration, output, parameters, preflight
-from pipelines.configuration import LOCATIONS, Configuration, LocalOptions
+from pipelines.configuration import LOCATIONS, WRITTEN, Configuration, LocalOptions
 from pipelines.local import containers, dag, forked, machine, plan
 from pipelines.local.steps import Steps
 from pipelines.training import training_pipeline
@@ -16,6 +16,7 @@ from thyroid import RESEARCH_USE_ONLY, storage
 from thyroid.command import FLAT
 from thyroid.records.evaluation import SummaryRecord
 from thyroid.registry.registry import MODEL_NAME
+from thyroid.storage import cache
 from thyroid.train import settings
 
 PARAMETERS = parameters.of(training_pipeline())
@@ -108,12 +109,12 @@ def runner(options: LocalOptions, values: dict[str, Any]) -> Any:
     if Path(values["weights"]).exists():
         files["weights"] = values["weights"]
     here = {name: Path(file) for name, file in files.items() if not storage.is_bucket(file)}
-    written = {"store", "registry"}
     return containers.runner(
         options.engine,
         [image_name(image) for image in ("data", "train", "ops")],
-        read=[p for name, p in here.items() if name not in written and not p.is_relative_to(options.folder)],
-        write=[options.folder, *(here[name] for name in sorted(written & here.keys()))],
+        read=[p for name, p in here.items() if name not in WRITTEN and not p.is_relative_to(options.folder)],
+        write=[options.folder, *(here[name] for name in sorted(WRITTEN & here.keys()))],
+        cache=cache.home() if here.keys() < files.keys() else None,
     )
 
 

@@ -6,12 +6,15 @@ from typing import Any
 from kfp import dsl
 
 from components.crop import crop
+from components.crop_shard import crop_shard
 from components.ingest import ingest
+from components.ingest_shard import ingest_shard
 from components.sweep_conclude import sweep_conclude
 from components.sweep_heads import sweep_heads
 from components.sweep_images import sweep_images
 from components.sweep_prepare import sweep_prepare
 from components.sweep_rank import sweep_rank
+from pipelines import shards as in_shards
 from pipelines.cluster import NEEDS, Cluster, limits, place
 from thyroid.crop import CropOptions
 from thyroid.ingest.options import IngestOptions
@@ -23,7 +26,7 @@ WORKERS = 4
 
 
 def sweep_pipeline(
-    backbone: str, workers: int = WORKERS, cluster: Cluster | None = None, cores: int = 0
+    backbone: str, workers: int = WORKERS, cluster: Cluster | None = None, cores: int = 0, shards: int = 1
 ) -> Callable[..., Any]:
     """Return the pipeline that searches the settings of one backbone.
 
@@ -32,6 +35,7 @@ def sweep_pipeline(
         workers: Number of workers per stage.
         cluster: Cluster to run on; None for this machine.
         cores: Cores of each worker; 0 for those that its pod requests.
+        shards: Number of pods that ingest and crop side by side, 1 to 64.
     """
     numbers = list(range(1, workers + 1))
 
@@ -41,8 +45,7 @@ def sweep_pipeline(
         description="Hyper-parameter search on the development patients; the test set is not read. Research use only.",
         pipeline_config=limits(
             cluster,
-            "ingest",
-            "crop",
+            *["ingest", "crop"] * min(shards, 2),  # shards run side by side
             "sweep_prepare",
             *["sweep_heads", "sweep_images"] * workers,
             "sweep_rank",
@@ -71,14 +74,14 @@ def sweep_pipeline(
         """Hyper-parameter search on the development patients; the test set is not read. Research use only.
 
         Args:
-            scans: Folder or gs:// prefix of frames named B_001-0002-1.0.jpg, or DICOM files that its dicom.csv names; train and test folders in it are given splits.
-            store: Folder on the volume that all workers see; its folder sweeps holds the studies, and a run that is started again resumes them.
+            scans: Folder, gs:// or s3:// prefix of frames named B_001-0002-1.0.jpg, or DICOM files that its dicom.csv names; train and test folders in it are given splits.
+            store: Folder on the volume, or gs:// or s3:// prefix, that all workers see; its folder sweeps holds the studies, and a run that is started again resumes them.
             rois: CSV with filename, x, y, width, height of the nodules; empty for none.
-            crops: Folder or gs:// prefix of images that are already cropped; empty for none.
+            crops: Folder, gs:// or s3:// prefix of images that are already cropped; empty for none.
             labels: CSV with filename and label for the class of every scan, labels.csv#column for another column than label; empty for the file names' class.
             classes: Classes in their order, benign|malignant, such as 2<3|4a<4b<4c<5 for grades; B|M for the file names' letters.
             domains: normal, cropped or both with a comma, of which the first is searched; empty for cropped where there are regions, else normal.
-            weights: imagenet, none, a *.weights.h5 file or a folder of them, also gs://; give new files a new folder, since the cache knows the path.
+            weights: imagenet, none, a *.weights.h5 file or a folder of them, also in a bucket; give new files a new folder, since the cache knows the path.
             image_size: Side of the input in the first stage; the second tries half and half as much again, too.
             epochs: Epochs of fine-tuning in a trial.
             batch_size: Images per step of fine-tuning.
@@ -107,6 +110,19 @@ def sweep_pipeline(
             seed=seed,
         )
         place(ingested, "ingest", cluster).set_caching_options(False)
+        in_shards.put_before(
+            ingested,
+            ingest_shard,
+            "ingest",
+            shards,
+            cluster,
+            scans=scans,
+            rois=rois,
+            crops=crops,
+            labels=labels,
+            classes=classes,
+            store=store,
+        )
         cropped = crop(
             data=ingested.outputs["data"],
             fingerprint=ingested.outputs["version"],
@@ -118,6 +134,19 @@ def sweep_pipeline(
             store=store,
         )
         place(cropped, "crop", cluster).set_caching_options(False)
+        in_shards.put_before(
+            cropped,
+            crop_shard,
+            "crop",
+            shards,
+            cluster,
+            data=ingested.outputs["data"],
+            recipe="",
+            settings="",
+            margin=UNSET,
+            jitter=CropOptions.jitter,
+            store=store,
+        )
         prepared = sweep_prepare(
             images=cropped.outputs["images"],
             fingerprint=cropped.outputs["version"],

@@ -7,13 +7,16 @@ from kfp import dsl
 
 from components.conclude import conclude
 from components.crop import crop
+from components.crop_shard import crop_shard
 from components.deploy import deploy
 from components.evaluate import evaluate
 from components.ingest import ingest
+from components.ingest_shard import ingest_shard
 from components.locate import locate
 from components.register import register
 from components.rest import rest
 from components.train import train
+from pipelines import shards as in_shards
 from pipelines.cluster import Cluster, limits, place
 from thyroid.crop import CropOptions
 from thyroid.deploy.options import DeployOptions
@@ -27,13 +30,14 @@ from thyroid.train.settings import UNSET
 
 
 def training_pipeline(
-    backbones: Sequence[str] = tuple(BACKBONES), cluster: Cluster | None = None
+    backbones: Sequence[str] = tuple(BACKBONES), cluster: Cluster | None = None, shards: int = 1
 ) -> Callable[..., Any]:
     """Return the pipeline with one named training per backbone.
 
     Args:
         backbones: Backbones to train.
         cluster: Cluster to run on; None for this machine.
+        shards: Number of pods that ingest and crop side by side, 1 to 64; more than one need a store.
     """
 
     @dsl.pipeline(
@@ -42,8 +46,7 @@ def training_pipeline(
         description="Ultrasound scans to a served thyroid nodule classifier. Research use only.",
         pipeline_config=limits(
             cluster,
-            "ingest",
-            "crop",
+            *["ingest", "crop"] * min(shards, 2),  # shards run side by side
             *["train"] * len(backbones),
             "locate",
             "evaluate",
@@ -92,10 +95,10 @@ def training_pipeline(
         """Ultrasound scans to a served thyroid nodule classifier. Research use only.
 
         Args:
-            scans: Folder or gs:// prefix of frames named B_001-0002-1.0.jpg, or DICOM files that its dicom.csv names; train and test folders in it are given splits.
-            registry: Root of the model registry, a folder (on Kubeflow on the volume) or a gs:// prefix.
+            scans: Folder, gs:// or s3:// prefix of frames named B_001-0002-1.0.jpg, or DICOM files that its dicom.csv names; train and test folders in it are given splits.
+            registry: Root of the model registry: a folder (on Kubeflow on the volume), or a gs:// or s3:// prefix.
             rois: CSV with filename, x, y, width, height of the nodules; empty for none.
-            crops: Folder or gs:// prefix of images that are already cropped; empty for none.
+            crops: Folder, gs:// or s3:// prefix of images that are already cropped; empty for none.
             labels: CSV with filename and label for the class of every scan, labels.csv#column for another column than label; empty for the file names' class.
             classes: Classes in their order, benign|malignant, such as 2<3|4a<4b<4c<5 for grades; B|M for the file names' letters.
             domains: normal, cropped or both with a comma; empty for cropped where there are regions, else normal.
@@ -107,15 +110,15 @@ def training_pipeline(
             prevalence: Share of malignant nodules where the model would be used.
             clinical: CSV with filename or patient and any columns to explore and to look at subgroups by; clinical.csv#age,sex also lets the model use these columns (#* all); empty for none.
             waive: Audits whose failure the champion gate lets pass, with a comma: shortcut, leakage, clinical; empty for none.
-            weights: imagenet, none, a *.weights.h5 file or a folder of them, also gs://; give new files a new folder, since the cache knows the path.
+            weights: imagenet, none, a *.weights.h5 file or a folder of them, also in a bucket; give new files a new folder, since the cache knows the path.
             image_size: Side of the model's square input in pixels.
             epochs: Epochs of fine-tuning.
             batch_size: Images per step of fine-tuning.
             recipe: two-phase, frozen (its first phase alone), warm (from the champion where that is as good) or deck (the slide deck's, mistakes included).
-            settings: settings.json of a sweep, also gs://, whose recipe replaces the one given here; give new settings a new path, since the cache knows the path; empty for the recipe's own settings.
+            settings: settings.json of a sweep, also in a bucket, whose recipe replaces the one given here; give new settings a new path, since the cache knows the path; empty for the recipe's own settings.
             folds: 0, or folds of a cross-validation by patient, by which models are then compared.
             unsure: Share of validation frames whose automatic box is left unsure, 0 for none; the endpoint abstains on such boxes.
-            store: Folder (on Kubeflow on the volume) that keeps data versions, crops, feature maps and stopped trainings, so that a run processes only what is new; empty for none.
+            store: Folder (on Kubeflow on the volume), or gs:// or s3:// prefix, that keeps data versions, crops, feature maps and stopped trainings, so that a run processes only what is new; empty for none.
             minimum: Scans new, changed or removed since the last registered model that are worth a training; 0 trains in any case.
             train_on: new, or drift to train below the minimum, too, when python -m thyroid.watch last said of the champion that it drifts or is worse, and at least one scan is new, changed or removed.
             given_splits: Given train and test folders that share a patient: separate, keep or ignore.
@@ -149,6 +152,19 @@ def training_pipeline(
             )
             # the cache would not notice new scans in the same folder
             place(ingested, "ingest", cluster).set_caching_options(False)
+            in_shards.put_before(
+                ingested,
+                ingest_shard,
+                "ingest",
+                shards,
+                cluster,
+                scans=scans,
+                rois=rois,
+                crops=crops,
+                labels=labels,
+                classes=classes,
+                store=store,
+            )
             with dsl.If(ingested.outputs["verdict"] == TRAIN, name="enough is new"):
                 version = ingested.outputs["version"]
                 cropped = crop(
@@ -163,6 +179,19 @@ def training_pipeline(
                 )
                 # the store serves as the cache, since it knows which images still exist
                 place(cropped, "crop", cluster).set_caching_options(False)
+                in_shards.put_before(
+                    cropped,
+                    crop_shard,
+                    "crop",
+                    shards,
+                    cluster,
+                    data=ingested.outputs["data"],
+                    recipe=recipe,
+                    settings=settings,
+                    margin=margin,
+                    jitter=jitter,
+                    store=store,
+                )
                 images, version = cropped.outputs["images"], cropped.outputs["version"]
                 models = {}
                 for backbone in backbones:

@@ -40,8 +40,8 @@ def validation_pipeline(cluster: Cluster | None = None) -> Callable[..., Any]:
         """External validation: nothing is trained or chosen on these scans. Research use only.
 
         Args:
-            registry: Root of the registry with the model: a folder on the volume, or gs://bucket/prefix.
-            scans: Folder or gs:// prefix of the site's frames named B_001-0002-1.0.jpg, or DICOM files that its dicom.csv names.
+            registry: Root of the registry with the model: a folder on the volume, or a gs:// or s3:// prefix.
+            scans: Folder, gs:// or s3:// prefix of the site's frames named B_001-0002-1.0.jpg, or DICOM files that its dicom.csv names.
             site: Name of the site. Equal patient numbers mean the same patient only if the model was trained on a cohort of this name.
             model: Version number, champion or candidate; empty for the champion, or else the candidate.
             rois: CSV with filename, x, y, width, height of the nodules; empty for none.

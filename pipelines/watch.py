@@ -42,10 +42,10 @@ def watch_pipeline(cluster: Cluster | None = None) -> Callable[..., Any]:
         """Drift, and decisions beside their outcomes. Nothing is trained. Research use only.
 
         Args:
-            registry: Root of the registry with the model: a folder on the volume, or gs://bucket/prefix.
+            registry: Root of the registry with the model: a folder on the volume, or a gs:// or s3:// prefix.
             log: Folder of the decision log on the volume, which the endpoint writes with --log; empty for none.
-            archive: Folder or gs:// prefix that keeps the log as Parquet, a file a day; empty for none.
-            scans: Folder or gs:// prefix of new scans, which the model judges beside the log; empty for none.
+            archive: Folder, gs:// or s3:// prefix that keeps the log as Parquet, a file a day; empty for none.
+            scans: Folder, gs:// or s3:// prefix of new scans, which the model judges beside the log; empty for none.
             rois: CSV with filename, x, y, width, height of the nodules of these scans; empty for none.
             outcomes: CSV with file or patient, pathology and date; empty for none.
             model: Version number, champion or candidate; empty for the champion, or else the candidate.

@@ -229,7 +229,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
         ("backbones=VGG16", "backbones: make has no such variable here; did you mean BACKBONES?"),
         ("SCAN=a folder", "SCAN: make has no such variable here; did you mean SCANS?"),
         ("READY=", "READY: make has no such variable here"),
-        ("UNHEARD=1", "UNHEARD: make has no such variable here. `make help` lists them"),
+        ("XYZ=1", "XYZ: make has no such variable here. `make help` lists them"),
     ],
 )
 def test_a_mistyped_make_variable_is_refused_by_name(given, said):

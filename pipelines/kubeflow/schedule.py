@@ -105,6 +105,7 @@ def schedule(
         print("next: " + ", ".join(f"{date:%Y-%m-%d %H:%M:%S}" for date in dates), flush=True)
         with submit.compiled(placement, request.pipeline) as (package, specification):
             values = _values(specification, compile.pairs("--set", given))
+            submit.check_places(values, specification, placement)
             values = submit.with_run(specification, values, placement.names)
             if request.manifest is None:
                 create(package, values, connection, name=name, cron_text=cron_text)

@@ -1,6 +1,7 @@
 """Starts a run on a Kubeflow Pipelines host and watches it until it ends."""
 
 import datetime
+import re
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from cyclopts import Parameter
 from pipelines import compile
 from pipelines.kubeflow.host import EXPERIMENT, Connection
 from pipelines.parameters import RUN
+from thyroid import storage
 from thyroid.command import FLAT, nearest
 from thyroid.errors import InputError
 from thyroid.progress import bar
@@ -29,6 +31,7 @@ ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 """States of a run or a step that has ended."""
 _KINDS = {"NUMBER_INTEGER": "a whole number", "NUMBER_DOUBLE": "a number", "BOOLEAN": "true or false"}
 _WORDS = {"true": True, "false": False}
+_SCHEME = re.compile("(?!https?:)[a-z][a-z0-9+.-]*://")
 
 
 def submit(
@@ -54,6 +57,7 @@ def submit(
     """
     with compiled(placement, pipeline) as (package, specification):
         values = convert(specification, compile.pairs("--set", given))
+        check_places(values, specification, placement)
         start(package, with_run(specification, values, placement.names), connection, wait)
 
 
@@ -129,6 +133,34 @@ def convert(package: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, A
         except (KeyError, ValueError):
             raise InputError(f"--set {name}={text}: expected {_KINDS[kind]}") from None
     return result
+
+
+def check_places(values: Mapping[str, Any], package: Mapping[str, Any], placement: compile.Placement) -> None:
+    """Check that the pods can reach the files and folders that the parameters name, as far as their names tell.
+
+    Args:
+        values: Values of the given parameters.
+        package: The pipeline's specification.
+        placement: What is trained, and where.
+
+    Raises:
+        InputError: A path is given and no volume is mounted, an address is neither a bucket's nor a web server's, or
+            there are shards and no store.
+    """
+    if (
+        placement.shards > 1
+        and "store" in package["root"]["inputDefinitions"]["parameters"]
+        and not values.get("store")
+    ):
+        raise InputError(f"--shards {placement.shards}: give --set store=PLACE, where shards leave what they have done")
+    for name, value in values.items():
+        text = str(value)
+        if text.startswith("/") and not placement.claim:
+            raise InputError(
+                f"--set {name}={text}: the steps mount no volume (--claim ''); give a bucket, gs:// or s3://"
+            )
+        if _SCHEME.match(text) and not storage.is_bucket(text):
+            raise InputError(f"--set {name}={text}: give gs://bucket/prefix or s3://bucket/prefix")
 
 
 def start(package: Path, values: Mapping[str, Any], connection: Connection, wait: bool = True) -> str:

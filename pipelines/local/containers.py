@@ -5,6 +5,7 @@ containers that had exited with code 3. The command line has no such race: its e
 """
 
 import os
+import re
 import shutil
 import subprocess
 import uuid
@@ -22,6 +23,11 @@ from thyroid.errors import InputError
 LABEL = "thyroid.pipeline=local"
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
 """Variable with the path of the key file for gs:// addresses. Containers inherit it from this environment."""
+BUCKETS = re.compile(r"AWS_\w+|STORAGE_EMULATOR_HOST")
+"""Variables with credentials and endpoints of buckets.
+
+Containers inherit them from this environment. Their values never appear on a command line.
+"""
 PATIENT_KEY = "THYROID_PATIENT_KEY"
 """Variable with the key of the pseudonyms.
 
@@ -46,7 +52,9 @@ def find_engine(wanted: str) -> str:
     return found
 
 
-def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iterable[Path]) -> Any:
+def runner(
+    engine: str, images: Iterable[str], read: Iterable[Path], write: Iterable[Path], cache: Path | None = None
+) -> Any:
     """Return a kfp.local.DockerRunner whose containers see the given folders under the same paths as the host.
 
     Args:
@@ -54,6 +62,8 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
         images: Images that the steps need.
         read: Files and folders to mount read-only.
         write: Folders to mount for writing. Missing ones are created.
+        cache: Folder for what the steps download from buckets, so that each object is downloaded once for all of them;
+            None if they read no bucket.
 
     Raises:
         InputError: The engine is not installed, or an image has not been built.
@@ -65,7 +75,7 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
             raise InputError(f"image {image} not found; build it with make images")
     key = os.environ.get(CREDENTIALS)
     mounts = [f"{path}:{path}:ro" for path in {p.resolve() for p in (*read, *([Path(key)] if key else []))}]
-    for path in {p.resolve() for p in write}:
+    for path in {p.resolve() for p in (*write, *([cache] if cache else []))}:
         path.mkdir(parents=True, exist_ok=True)
         mounts.append(f"{path}:{path}:rw")
 
@@ -83,6 +93,11 @@ def runner(engine: str, images: Iterable[str], read: Iterable[Path], write: Iter
             line += ["-v", mount]
         if key:
             line += ["-e", f"{CREDENTIALS}={Path(key).resolve()}"]
+        for name in filter(BUCKETS.fullmatch, os.environ):
+            line += ["-e", name]
+        if cache:
+            # only this folder of it can be written, so Matplotlib's cache goes elsewhere
+            line += ["-e", f"XDG_CACHE_HOME={cache.resolve().parent}", "-e", "MPLCONFIGDIR=/tmp"]
         if PATIENT_KEY in os.environ and not set(cluster.KEYED).isdisjoint(self.full_command):
             line += ["-e", PATIENT_KEY]
         for name, value in self.env_vars.items():

@@ -77,6 +77,7 @@ def test_what_kustomizations_name_is_kept():
 
 def test_the_folders():
     assert FOLDERS == [
+        "manifests/overlays/bucket",
         "manifests/overlays/cpu",
         "manifests/overlays/gateway",
         "manifests/overlays/gpu",
@@ -114,6 +115,64 @@ def test_overlays_hold_what_a_namespace_needs(rendered):
     dashboard = of_kind(rendered["manifests/overlays/cpu"], "ConfigMap")["thyroid-dashboard"]
     assert json.loads(dashboard["data"]["thyroid.json"])["panels"]
     assert CLAIM in of_kind(rendered["manifests/overlays/cpu"], "PersistentVolumeClaim")
+
+
+def names(objects: list[dict]) -> set[tuple[str, str]]:
+    return {(one["kind"], one["metadata"]["name"]) for one in objects}
+
+
+def test_without_a_shared_volume_nothing_else_is_missing(rendered):
+    found, everything = (rendered[f"manifests/overlays/{name}"] for name in ("bucket", "cpu"))
+    assert names(everything) - names(found) == {
+        ("PersistentVolumeClaim", CLAIM), ("Pod", "thyroid-volume"), ("NetworkPolicy", "thyroid-volume"),
+    }  # fmt: skip
+    assert names(found) < names(everything)
+    assert CLAIM not in yaml.safe_dump_all(found)
+
+
+@pytest.fixture(scope="module")
+def volumeless(tmp_path_factory) -> list[dict]:
+    """The objects of the kustomization that the guide shows for the bench and the log; skipped without kubectl."""
+    guide = (ROOT / "docs" / "kubeflow.md").read_text()
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "no-volume" in block]
+    folder = tmp_path_factory.mktemp("own")
+    text = re.sub(r"\bmanifests/", f"{os.path.relpath(ROOT, folder)}/manifests/", text)
+    (folder / "kustomization.yaml").write_text(text)
+    return kustomized(folder)
+
+
+def test_the_bench_and_the_log_need_no_volume(volumeless):
+    known = schemas.definitions()
+    assert not any(schemas.problems(one, known) for one in volumeless)
+    assert CLAIM not in yaml.safe_dump_all(volumeless)
+    pod = of_kind(volumeless, "Deployment")["thyroid-label"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    given = dict(zip(container["args"], container["args"][1:], strict=False))
+    assert all(given[option].startswith("s3://") for option in ("--scans", "--labelled"))
+    assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
+    for runtime in of_kind(volumeless, "ServingRuntime").values():
+        (server,) = runtime["spec"]["containers"]
+        assert server["args"][-2:] == ["--log-url", "$(THYROID_LOG_URL)"]
+        assert "--log" not in server["args"]
+        keys = [one["name"] for one in server["env"]]
+        assert len(keys) == len(set(keys))
+        assert {"THYROID_LOG_URL", "THYROID_PATIENT_KEY"} <= set(keys)
+
+
+def test_all_who_read_buckets_get_the_keys_of_s3(rendered):
+    """By the name that the steps have by default; KServe takes them from the account of the servers."""
+    objects = rendered["manifests/overlays/label"]
+    secret = Cluster().s3_secret
+    assert of_kind(objects, "ServiceAccount")["thyroid-serve"]["secrets"] == [{"name": secret}]
+    bench = of_kind(objects, "Deployment")["thyroid-label"]["spec"]["template"]["spec"]
+    workbench = yaml.safe_load((ROOT / "manifests" / "workbench" / "pod.yaml").read_text())["spec"]
+    for pod in (bench, workbench):
+        assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": secret, "optional": True}}]
+    policies = of_kind(objects, "NetworkPolicy")
+    for name in ("thyroid-serve", "thyroid-label"):
+        anywhere = [rule for rule in policies[name]["spec"]["egress"] if "to" not in rule]
+        ports = {port["port"] for rule in anywhere for port in rule["ports"]}
+        assert {443, 9000, 8333, 7480} <= ports, "Amazon and Google, MinIO, SeaweedFS, Ceph"
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])

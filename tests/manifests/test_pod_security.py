@@ -124,7 +124,14 @@ def test_the_workbench_is_restricted():
 def steps(tmp_path_factory) -> dict[str, dict]:
     """The pods of all compiled pipelines, with every option that adds something to a pod."""
     folder = tmp_path_factory.mktemp("compiled")
-    options = ["--gcs-secret", "key", "--node-selector", "cloud.google.com/gke-accelerator=nvidia-l4"]
+    options = [
+        "--gcs-secret",
+        "key",
+        "--s3-secret",
+        "lab-s3",
+        "--node-selector",
+        "cloud.google.com/gke-accelerator=nvidia-l4",
+    ]
     assert cli.main(["compile", "--output", str(folder / "thyroid.yaml"), *options]) == 0
     files = [file for file in sorted(folder.glob("*.yaml")) if not file.stem.endswith("-version")]
     assert len(files) == 4

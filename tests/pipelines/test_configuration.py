@@ -91,7 +91,8 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_locations_come_from_the_options():
-    assert {"scans", "rois", "crops", "labels", "settings", "registry", "store", "clinical"} == configuration.LOCATIONS
+    known = {"scans", "rois", "crops", "labels", "settings", "registry", "store", "clinical"}
+    assert known == configuration.LOCATIONS & run.PARAMETERS.keys()
     assert dataclasses.is_dataclass(run.Given)
 
 

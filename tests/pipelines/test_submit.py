@@ -127,6 +127,9 @@ def test_a_run_that_fails_is_told_with_the_steps_own_message(host, capsys, state
         (["--set", "recipe=warmer"], "--set recipe=warmer: choose from two-phase, frozen, deck, warm"),
         (["--set", "train_on="], "--set train_on=: choose from new, drift"),
         (["--set", "scans="], "scans="),
+        (["--set", "scans=minio://lab/scans"], "--set scans=minio://lab/scans: give gs://bucket/prefix or s3://"),
+        (["--shards", "3"], "--shards 3: give --set store=PLACE, where shards leave what they have done"),
+        (["--claim", ""], "--set scans=/data/scans: the steps mount no volume (--claim ''); give a bucket"),
     ],
 )
 def test_wrong_parameters_are_said_before_anything_is_sent(host, capsys, given, said):

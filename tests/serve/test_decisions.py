@@ -518,6 +518,7 @@ def test_no_log_unless_asked_for(tmp_path):
         ({"log_url": "http://xn--a/pass-word"}, "--log-url: no http:// or https:// address"),
         ({"log_url": "http://host/pass-word\udc80"}, "--log-url: no http:// or https:// address"),
         ({"log": Path("gs://bucket/decisions")}, "--log gs://bucket/decisions: give a folder"),
+        ({"log": Path("s3://bucket/decisions")}, "--log s3://bucket/decisions: give a folder"),
         ({"log": Path("/dev/null/decisions")}, "--log /dev/null/decisions"),
     ],
 )
