@@ -29,19 +29,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support import gcs
 
 IMAGES_PER_PATIENT = 4
-WIDTH, HEIGHT = 160, 120
+SMALL = (160, 120)
+"""Width and height of a scan in pixels."""
 NEW = 100
 
 
-def write(task: tuple[Path, int]) -> tuple[str, int, int, int, int]:
-    """Write one small scan and return its row of rois.csv.
+def write(task: tuple[Path, int, tuple[int, int]]) -> tuple[str, int, int, int, int]:
+    """Write one scan and return its row of rois.csv.
 
     The scan is smooth speckle with a darker nodule, and it differs for every number.
     """
-    folder, number = task
+    folder, number, (width, height) = task
     dice = np.random.default_rng(number)
-    frame = cv2.resize(dice.integers(60, 230, (30, 40), dtype=np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
-    x, y = (int(place) for place in dice.integers(10, (WIDTH - 60, HEIGHT - 60)))
+    frame = cv2.resize(dice.integers(60, 230, (30, 40), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    x, y = (int(place) for place in dice.integers(10, (width - 60, height - 60)))
     frame[y : y + 40, x : x + 40] //= 2
     patient = number // IMAGES_PER_PATIENT
     name = f"{'BM'[patient % 3 == 0]}_{patient:05d}-{number % IMAGES_PER_PATIENT:04d}-1.0.jpg"
@@ -49,16 +50,16 @@ def write(task: tuple[Path, int]) -> tuple[str, int, int, int, int]:
     return name, x, y, 40, 40
 
 
-def generate(root: Path, numbers: range) -> None:
+def generate(root: Path, numbers: range, size: tuple[int, int] = SMALL) -> None:
     (root / "scans").mkdir(exist_ok=True)
     with ProcessPoolExecutor() as pool:
-        rows = list(pool.map(write, [(root / "scans", number) for number in numbers], chunksize=256))
+        rows = list(pool.map(write, [(root / "scans", number, size) for number in numbers], chunksize=256))
     new = not (root / "rois.csv").exists()
     with (root / "rois.csv").open("a", newline="") as file:
         csv.writer(file).writerows([*([("filename", "x", "y", "width", "height")] if new else []), *rows])
 
 
-def a_run(root: Path) -> float:
+def a_run(root: Path, store: str = "") -> float:
     """Return the seconds of ingest and crop, start-up included; the run ends after ingest if nothing has changed."""
     started = time.monotonic()
     for step in (
@@ -66,7 +67,7 @@ def a_run(root: Path) -> float:
         ("crop", "--data", root / "data", "--output", root / "set"),
     ):
         name, *options = map(str, step)
-        command = [sys.executable, "-m", f"thyroid.{name}", *options, "--store", str(root / "store")]
+        command = [sys.executable, "-m", f"thyroid.{name}", *options, "--store", store or str(root / "store")]
         lap = time.monotonic()
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         said = [line for line in done.stdout.splitlines() if " now, " in line or "data version" in line]
@@ -98,7 +99,7 @@ def downloads(number: int, delay: float) -> dict[str, float]:
         root = Path(temporary)
         generate(root, range(number))
         google.Client(project="bench").create_bucket("thyroid-bench")
-        bucket = storage.Bucket("gs://thyroid-bench/scans")
+        bucket = storage.bucket_at("gs://thyroid-bench/scans")
         bucket.put(root / "scans", "night")
         entries = bucket.entries()
         (root / "one-by-one").mkdir()
