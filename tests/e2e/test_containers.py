@@ -34,7 +34,7 @@ pytestmark = pytest.mark.containers
 BACKBONES = ("VGG16", "ResNet50")
 TOY = {"image_size": 32, "epochs": 1, "batch_size": 16, "weights": "none", "domains": ""}
 MEGABYTES = {
-    "data": 720,
+    "data": 850,
     "ops": 700,
     "serve": 900,
     "train": 3500,

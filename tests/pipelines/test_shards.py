@@ -1,5 +1,6 @@
 """A pipeline in shards, which kfp.local really runs: ingest and crop of real scans as components."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.conftest import write_rois
 from thyroid.data import tables
 from thyroid.data.store import Store
 from thyroid.errors import InputError
+from thyroid.ingest.listing import SETTLED_SECONDS
 from thyroid.train.settings import UNSET
 
 
@@ -52,6 +54,7 @@ def run(root: Path, **arguments: str) -> None:
 
 def test_kfp_local_runs_the_shards_and_then_the_step_that_gathers(scans, tmp_path, capfd):
     rois = write_rois(tmp_path / "rois.csv", [(path.name, 10, 10, 30, 30) for path in scans.iterdir()])
+    time.sleep(SETTLED_SECONDS + 0.5)  # or the scans would be read again, since they may still change
     run(tmp_path / "pipeline", scans=str(scans), rois=str(rois), store=str(tmp_path / "store"))
     told = capfd.readouterr().out
     for shard in ("ingest-shard-1", "ingest-shard-2", "crop-shard-1", "crop-shard-2"):

@@ -47,7 +47,7 @@ def kill(process: multiprocessing.Process) -> None:
 
 
 def until(condition) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -41,16 +41,19 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from thyroid.atomic import replacing, to_json, write_bytes
 from thyroid.errors import InputError
 from thyroid.records.data import DataRecord
 
-# Arrow's strings take a third of the memory of Python's. Its default allocator keeps what `release` would give back.
-pd.options.mode.string_storage = "pyarrow"
-pa.set_memory_pool(pa.system_memory_pool())
+try:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+except ImportError:  # the endpoint and the page read no tables
+    pass
+else:  # Arrow's strings take a third of the memory of Python's; its default allocator keeps what `release` gives back
+    pd.options.mode.string_storage = "pyarrow"
+    pa.set_memory_pool(pa.system_memory_pool())
 
 FACTS = "data.json"
 TABLES = ("scans.parquet", "regions.parquet")
@@ -69,15 +72,8 @@ _SIDES = ["x", "y", "width", "height"]
 _DIGEST_ROWS = 50_000
 """Rows whose texts go into a digest at the same time."""
 
-_FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-    "\n",
-)  # a spreadsheet calculates a cell that starts like this (OWASP, CSV injection)
+# a spreadsheet calculates a cell that starts like this (OWASP, CSV injection)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 SCANS: dict[str, Literal["string", "Int64"]] = {
     "path": "string",

@@ -178,7 +178,8 @@ def test_boxes_that_mislead_are_not_released_but_the_gate_decides_as_before(
 
     def misled(*tables):
         frames = pair(*tables)
-        return frames.assign(given=(frames["label"] == "M") * 0.5 + 0.1, automatic=(frames["label"] == "B") * 0.5 + 0.1)
+        malignant = (frames["label"] == "M").astype(float)
+        return frames.assign(given=malignant * 0.5 + 0.1, automatic=0.6 - malignant * 0.5)
 
     monkeypatch.setattr(cost, "pair", misled)
     support.write(tmp_path / "boxes", data)
