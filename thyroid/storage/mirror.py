@@ -11,9 +11,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from thyroid.atomic import replacing
 from thyroid.errors import InputError
@@ -34,6 +35,7 @@ _TOUCH = 600.0  # seconds between two records of a file's use
 _written = 0  # bytes fetched since the mirror was last measured
 _guard = threading.Lock()
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_Written = TypeVar("_Written")
 
 
 def root() -> Path:
@@ -93,15 +95,7 @@ def fetch(paths: Iterable[Location], description: str = "", *, missing_ok: bool 
     wanted = [path for path in wanted if not _used(path)]
     if not wanted:
         return []
-    try:
-        found = _download(wanted, description)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        with _guard:
-            trim(0)
-        with space():
-            found = _download([path for path in wanted if not path.exists()], description)
+    found = _with_room(lambda: _download([path for path in wanted if not path.exists()], description))
     missing = [address(path) for path in wanted if not path.exists()]
     if missing and not missing_ok:
         raise InputError(
@@ -229,15 +223,20 @@ def keep(path: Path, data: bytes) -> None:
         InputError: There is no space left nevertheless.
     """
     _make_room(len(data))
+    _with_room(lambda: _write(path, data))
+
+
+def _with_room(write: Callable[[], _Written]) -> _Written:
+    """Call a function that writes; where the disk is full, once more without the copies that are not in use."""
     try:
-        _write(path, data)
+        return write()
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        with _guard:
-            trim(0)
-        with space():
-            _write(path, data)
+    with _guard:
+        trim(0)
+    with space():
+        return write()
 
 
 def _make_room(written: int) -> None:
