@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kfp import dsl, kubernetes
+from kubernetes.utils.quantity import parse_quantity
 
 from thyroid.errors import InputError
 from thyroid.model.backbones import BACKBONES
 from thyroid.storage import volume
+from thyroid.storage.mirror import LIMIT_VARIABLE
 
 USER = 10001
 """User and group id of the processes in the images; see images/Dockerfile."""
@@ -212,6 +214,8 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
             kubernetes.add_node_selector(task, label, value)
     kubernetes.empty_dir_mount(task, "cache", CACHE_FOLDER, size_limit=cluster.cache)
     task.set_env_variable("XDG_CACHE_HOME", CACHE_FOLDER)
+    # A fifth is left for what is written between two measurements, and for files that are in use.
+    task.set_env_variable(LIMIT_VARIABLE, str(int(parse_quantity(cluster.cache) * 4 // 5)))
     return task
 
 

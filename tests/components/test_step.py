@@ -349,6 +349,7 @@ def test_every_step_has_the_keys_of_s3_and_a_cache_of_its_own(tmp_path, monkeypa
         assert "not-for-yaml" not in file.read_text()
         for one in next(yaml.safe_load_all(file.read_text()))["deploymentSpec"]["executors"].values():
             assert {"name": "XDG_CACHE_HOME", "value": "/cache"} in one["container"]["env"]
+            assert {"name": "THYROID_CACHE_BYTES", "value": str(240 << 30)} in one["container"]["env"]
         for pod in settings(tmp_path / "p.yaml", name)["deploymentSpec"]["executors"].values():
             (secret,) = [one for one in pod["secretAsEnv"] if one["secretName"] == "lab-s3"]
             assert secret["optional"]

@@ -300,25 +300,45 @@ def test_a_damaged_index_is_named_with_its_cure(bucket: Cloud, tmp_path, content
         place.pull()
 
 
-def test_a_damaged_image_is_removed_and_made_again(bucket: Cloud, tmp_path, monkeypatch):
+@pytest.mark.parametrize("harm", ["damaged", "missing"])
+def test_an_image_that_a_reader_missed_is_made_again(bucket: Cloud, tmp_path, monkeypatch, harm):
     bucket.put({f"scans/{name}": data for name, data in scans_of(range(1, 13)).items()})
     place = bucket.address("store")
     _, data = night(bucket.address("scans"), place, tmp_path / "first")
-    file = str(data.examples("normal")["file"].iloc[0])
-    bucket.put({f"store/{mirror.address(file).partition('/store/')[2]}": b"damaged"})
+    file = mirror.address(data.examples("normal")["file"].iloc[0]).partition("/store/")[2]
+    if harm == "damaged":
+        bucket.put({f"store/{file}": b"damaged"})
+    else:
+        storage.bucket_at(place).delete([file])
     wiped(monkeypatch, tmp_path, "other")
     with pytest.raises(InputError, match="crop again"):
         data.pixels(data.examples("normal"), 8)
-    cropped = crop.crop(tmp_path / "first" / "in", tmp_path / "again", CropOptions(["normal"], place))
-    assert cropped.facts.cropped == 1
-    again = DataVersion.read(cropped.folder)
-    assert again.pixels(again.examples("normal"), 8).shape[0] == 12
+    for made in (1, 0):
+        assert Store(place).is_doubted() == bool(made)
+        cropped = crop.crop(tmp_path / "first" / "in", tmp_path / "again", CropOptions(["normal"], place))
+        assert cropped.facts.cropped == made
+        again = DataVersion.read(cropped.folder)
+        assert again.pixels(again.examples("normal"), 8).shape[0] == 12
+
+
+def test_images_that_nobody_missed_are_not_listed(bucket: Cloud, tmp_path, monkeypatch):
+    bucket.put({f"scans/{name}": data for name, data in scans_of(range(1, 13)).items()})
+    place = bucket.address("store")
+    night(bucket.address("scans"), place, tmp_path / "first")
+    bucket.put({f"scans/{name}": data for name, data in scans_of(range(13, 15)).items()})
+    asked = []
+    names = Store.names
+    monkeypatch.setattr(Store, "names", lambda self, *what: asked.append(what[0]) or names(self, *what))
+    _, second = night(bucket.address("scans"), place, tmp_path / "second")
+    assert store.CROPS not in asked
+    assert second.facts.cropped == 2
 
 
 def test_a_listing_that_misses_an_image_makes_it_again(bucket: Cloud, tmp_path, monkeypatch):
     bucket.put({f"scans/{name}": data for name, data in scans_of(range(1, 13)).items()})
     place = bucket.address("store")
     _, first = night(bucket.address("scans"), place, tmp_path / "first")
+    bucket.put({f"store/{mirror.DOUBTED}": b""})
     names = Store.names
     with monkeypatch.context() as patch:
         patch.setattr(Store, "names", lambda self, *what: set(sorted(names(self, *what))[1:]))

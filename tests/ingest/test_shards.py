@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import write_rois, write_scan
+from tests.support import dicoms
 from thyroid import storage
 from thyroid.crop import CropOptions, crop, crop_shard
 from thyroid.data import plots, tables
@@ -18,6 +19,7 @@ from thyroid.ingest import examine, listing
 from thyroid.ingest.ingest import ingest
 from thyroid.ingest.options import IngestOptions
 from thyroid.ingest.shards.shard import examine_shard
+from thyroid.registry import retention
 from thyroid.shards import Shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # see test_storage.py
@@ -95,6 +97,44 @@ def test_scans_and_store_in_a_bucket(options, tmp_path, bucket):
     many = in_shards(replace(given, store=bucket.address("store")), 3, tmp_path / "shards")
     assert content(many) == content(one)
     assert not [name for name in bucket.names() if "/pieces/" in name], "a data version has taken them up"
+
+
+def test_dicom_files(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("THYROID_PATIENT_KEY", "a secret for tests only")
+    scans = Path(str(options.scans))
+    lines = ["filename,label,patient,frame"]
+    for number in range(1, 9):
+        (scans / f"{number}.dcm").write_bytes(dicoms.write(dicoms.frame(1000 + number), patient=f"ID-{number}"))
+        lines.append(f"{number}.dcm,{'BM'[number % 2]},,")
+    (scans / "dicom.csv").write_text("\n".join(lines) + "\n")
+    options = replace(options, rois="", crops="")  # the cropped domain would lack a class in a split
+    alone = replace(options, store=str(tmp_path / "other store"))
+    one = crop(ingest(alone, tmp_path / "data").folder, tmp_path / "set", CropOptions(store=alone.store)).folder
+    assert DataVersion.read(one).used["path"].str.contains("/dicom/").sum() == 8
+    assert content(in_shards(options, 3, tmp_path / "shards")) == content(one)
+
+
+@pytest.mark.parametrize("moment", ["before the erasure", "after the erasure"])
+def test_a_patient_who_is_erased_beside_a_shard_does_not_come_back(options, tmp_path, moment):
+    place, who = Store(options.store), 3
+    in_shards(options, 2, tmp_path / "first")
+    new = next(Path(str(options.scans)).glob("*_003-0001-*"))
+    new.with_name(new.name.replace("-0001-", "-0009-")).write_bytes(write_scan(tmp_path / "x.jpg", seed=7).read_bytes())
+    examine_shard(options, Shard(1, 1))
+    rows = place.pieces("examined")
+    assert len(rows) == 1
+    (tmp_path / "registry").mkdir()
+    retention.forget(str(options.store), tmp_path / "registry", who, delete=True)
+    assert place.pieces("examined").empty
+    if moment == "after the erasure":  # the shard began before it
+        place.add_piece("examined", rows.drop(columns="piece"))
+    second = in_shards(options, 2, tmp_path / "second")
+    version = DataVersion.read(second)
+    assert who not in set(version.used["patient"])
+    reasons = tables.read_quarantine(second, version.facts)["reason"]
+    assert reasons.str.startswith("of a patient who was erased").sum() >= 2
+    assert not list(place.crops.rglob("*_003-*"))
+    assert place.pieces("examined").empty
 
 
 def test_a_shard_that_dies_costs_only_its_share(options, tmp_path, monkeypatch):

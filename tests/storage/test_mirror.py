@@ -101,7 +101,7 @@ def test_the_least_recently_used_copies_of_scans_and_images_go(monkeypatch, tmp_
 def test_the_limit_holds_while_much_is_fetched(bucket: Cloud, monkeypatch):
     bucket.put({f"crops/normal/{number}.jpg": bytes(1000) for number in range(20)})
     paths = [mirror.mirror(bucket.address(f"crops/normal/{number}.jpg")) for number in range(20)]
-    monkeypatch.setattr(mirror, "LIMIT", 5000)
+    monkeypatch.setenv(mirror.LIMIT_VARIABLE, "5000")
     monkeypatch.setattr(mirror, "_IN_USE", -1.0)
     for path in paths:
         mirror.fetch([path])

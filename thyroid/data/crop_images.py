@@ -88,7 +88,7 @@ def make(data: Path, planned: Sequence[Planned], folder: Path, store: Store | No
     for batch in batches(data, todo, folder):
         made |= batch.images
         lost |= batch.lost
-    if store is not None and (made or len(store.pieces(CROPPED_PIECES))):
+    if store is not None and (made or len(store.pieces(CROPPED_PIECES)) or store.is_doubted()):
         store.add_cropped(rows(made, planned[0].cut))
     return Made(existing | made, lost, len(todo))
 
@@ -96,8 +96,8 @@ def make(data: Path, planned: Sequence[Planned], folder: Path, store: Store | No
 def known(store: Store, planned: Sequence[Planned]) -> dict[str, Image]:
     """Return the images of a plan that the store has, by key.
 
-    In a folder they are compared with their checksums. In a bucket the listing is trusted: whoever reads an image
-    compares it then (see `mirror.read`).
+    In a folder they are compared with their checksums. In a bucket whoever reads an image compares it (see
+    `mirror.read`).
     """
     table = _images(store.cropped())
     if storage.is_bucket(store.address):

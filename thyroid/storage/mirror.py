@@ -20,16 +20,22 @@ from thyroid.atomic import replacing
 from thyroid.errors import InputError
 from thyroid.storage import cache
 from thyroid.storage.bucket import Bucket, Entry
-from thyroid.storage.location import Location, is_bucket
+from thyroid.storage.location import ABSENT, ChangedError, Location, is_bucket
 from thyroid.storage.resolve import at
 
 LIMIT = 80_000_000_000
 """Bytes of the mirror above which the least recently used copies of scans and images are removed."""
+LIMIT_VARIABLE = "THYROID_CACHE_BYTES"
+"""Environment variable with another limit. The pods of a pipeline have it, since a cache of theirs may be smaller."""
 _BULK = re.compile(r"/(scans/[0-9a-f]{2}/[0-9a-f]{62}\.\w+|crops/\w+/[^/]+\.jpg|files/[0-9a-f]{64})$")
 """Ends of the paths of a store's files that are in the bucket once they are in the mirror, and may be removed here.
 
 All other files may be all that there is of some work, wherever in a bucket their store is.
 """
+_IMAGE = re.compile(r"(.*)/crops/\w+/[^/]+\.jpg$")
+"""Path of an image of a store, and the store's folder."""
+DOUBTED = "doubted"
+"""Object of a store that says that one of its images was missing or damaged, so its table must not be believed."""
 _IN_USE = 3600.0  # seconds since its last use during which a copy stays, because it may be being read
 _TOUCH = 600.0  # seconds between two records of a file's use
 _written = 0  # bytes fetched since the mirror was last measured
@@ -96,10 +102,12 @@ def fetch(paths: Iterable[Location], description: str = "", *, missing_ok: bool 
     if not wanted:
         return []
     found = _with_room(lambda: _download([path for path in wanted if not path.exists()], description))
-    missing = [address(path) for path in wanted if not path.exists()]
+    missing = [path for path in wanted if not path.exists()]
+    _doubt(missing)
     if missing and not missing_ok:
         raise InputError(
-            f"{min(missing)}: missing, as are {len(missing) - 1} of the other objects; run the step that made it again"
+            f"{address(min(missing))}: missing, as are {len(missing) - 1} of the other objects; run the step that made "
+            "it again"
         )
     return found
 
@@ -118,7 +126,7 @@ def read(path: Location, sha256: str) -> bytes:
     """Return the content of a file, which may be in the mirror, after comparing its checksum.
 
     A copy in the mirror that is damaged, or was removed since, is downloaded again. A damaged object is removed from
-    its bucket, so that the step that made it makes it once more.
+    its bucket, so that the step that made it makes it once more (see `DOUBTED`).
 
     Args:
         path: Path of the file, which `fetch` has brought.
@@ -145,6 +153,7 @@ def read(path: Location, sha256: str) -> bytes:
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
         remove([path])
+        _doubt([path])
     raise ValueError("its content is not the one that was written")
 
 
@@ -173,6 +182,13 @@ def space() -> Iterator[None]:
             f"{root()}: no space left on the disk for copies of a bucket; free some space, or name a cache folder on a "
             "larger disk in XDG_CACHE_HOME"
         ) from None
+
+
+def _doubt(paths: Iterable[Path]) -> None:
+    """Leave `DOUBTED` in the stores that have images among `paths`, which are missing or damaged."""
+    for folder in {found[1] for path in paths if (found := _IMAGE.match(str(path)))}:
+        with contextlib.suppress(ChangedError, InputError):  # it is there, or this reader may not write
+            at(address(folder)).write(DOUBTED, b"1", ABSENT)
 
 
 def _is_mirrored(path: Path) -> bool:
@@ -244,9 +260,10 @@ def _make_room(written: int) -> None:
     global _written
     with _guard:
         _written += written
-        if _written > LIMIT // 100:
+        limit = int(os.environ.get(LIMIT_VARIABLE) or LIMIT)
+        if _written > limit // 100:
             _written = 0
-            trim(LIMIT)
+            trim(limit)
 
 
 def _write(path: Path, data: bytes) -> None:

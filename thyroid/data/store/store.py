@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import io
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid import atomic, errors, storage
+from thyroid import atomic, storage
 from thyroid.data import tables
 from thyroid.data.store import pieces
 from thyroid.data.store.files import DamagedError, known_sums, sums, write
@@ -28,18 +27,18 @@ from thyroid.data.store.names import (
     GOING,
     LINKS,
     MEMORY,
-    REMEMBERED,
     SCANS,
     SEALED,
     VERSIONS,
     starts_of,
-    unnamed,
 )
+from thyroid.data.store.upgrade import upgrade
 from thyroid.data.store.versions import Version
 from thyroid.errors import InputError
 from thyroid.records.data import DataRecord
 from thyroid.storage import mirror
 from thyroid.storage.client import WORKERS
+from thyroid.storage.mirror import DOUBTED
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ class Store:
         with held:
             self._take_rewritten()
             if not (self.folder / SEALED).exists():
-                self._upgrade()
+                upgrade(self.folder, self.versions())
             yield
 
     def commit(self) -> None:
@@ -132,40 +131,6 @@ class Store:
         elif (self.folder / VERSIONS).exists() and not (self.folder / SEALED).exists():
             with self.lock():
                 pass
-
-    def _upgrade(self) -> None:
-        """Add what versions of older code lack: the cohort of their source, one memory for all sources, and checksums.
-
-        If it is killed at any moment, the next upgrade finishes it. A version with a damaged table stays as it is and
-        is skipped from then on.
-        """
-        memory = tables.frame([], REMEMBERED)
-        for folder in self.versions():
-            try:
-                content = json.loads((folder / tables.FACTS).read_text())
-                scans, regions, *_, own = (
-                    pd.read_parquet(folder / name) for name in (*tables.TABLES, EXAMINED, LINKS, MEMORY)
-                )
-                if tables.digest(scans, regions) != content["digest"]:
-                    raise ValueError("its tables are not those of its digest")
-                cohort = content.get("cohort") or unnamed(content["source"])
-                whole = {**content, "cohort": cohort, "files": {}}
-                facts = None if tables.sealed(folder) else DataRecord.parse(whole, tables.FACTS, "ignore")
-                if "cohort" in own:  # an earlier upgrade was killed before it wrote data.json
-                    own = own[own["cohort"] == cohort]
-            except Exception as error:  # damaged files raise many kinds of errors in pyarrow
-                log.info(f"{folder}: damaged ({errors.one_line(error)[:200]}); skipped")
-                continue
-            own = own.assign(cohort=cohort)[list(REMEMBERED)].astype(REMEMBERED)
-            memory = pd.concat([memory[memory["cohort"] != cohort], own], ignore_index=True)
-            if facts is None:
-                continue
-            atomic.write_bytes(folder / MEMORY, memory.to_parquet(index=False))
-            tables.write_facts(folder, facts.model_copy(update={"files": sums(folder)}))
-        # crops of older code are not used, and its table does not record the margins
-        (self.folder / CROPPED).unlink(missing_ok=True)
-        (self.folder / SEALED).touch()
-        atomic.flush(self.folder)
 
     def versions(self) -> list[Path]:
         """Return the folders of whole data versions, oldest first."""
@@ -269,13 +234,18 @@ class Store:
     def cropped(self) -> pd.DataFrame:
         """Return the images that `crop` has made, with their keys and margins, except those whose file is missing.
 
-        Those of pieces are included. A damaged table counts as empty, so everything is cropped again.
+        Those of pieces are included. A damaged table counts as empty, so everything is cropped again. In a bucket the
+        table is believed, since a listing of all images takes long, until a reader misses one of them.
         """
         return self._present(self._known_crops(self.pieces(CROPPED_PIECES)))
 
+    def is_doubted(self) -> bool:
+        """Return whether a reader has missed an image that the table of a bucket has (see `mirror.DOUBTED`)."""
+        return self._bucket is not None and storage.at(self.address).read(DOUBTED)[1] != storage.ABSENT
+
     def _present(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows of images whose file exists."""
-        if table.empty:
+        """Return the rows of images whose file exists; in a bucket all rows, unless they are doubted."""
+        if table.empty or (self._bucket is not None and not self.is_doubted()):
             return table
         return table[table["file"].isin(self.names(CROPS, starts_of(table["file"].tolist())))]
 
@@ -314,11 +284,11 @@ class Store:
         """
         with self.lock(whole=False):
             left = self.pieces(CROPPED_PIECES)
-            known = self._known_crops(left)
-            if self._bucket is None:  # a bucket is not listed a second time
-                known = self._present(known)
+            known = self._present(self._known_crops(left))
             write(self.folder / CROPPED, pd.concat([known, made]).drop_duplicates("key", keep="last"))
         self.drop_pieces(set(left["piece"]))
+        if self.is_doubted():
+            storage.bucket_at(self.address).delete([DOUBTED])
 
     def names(self, part: str, starts: Sequence[str] = ("",)) -> set[str]:
         """Return the names of files below one of the folders `SCANS` and `CROPS`.
