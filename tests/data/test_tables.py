@@ -110,6 +110,15 @@ def test_round_trip(tmp_path):
     assert (facts.digest, sorted(facts.files)) == ("x", ["regions.parquet", "scans.parquet"])
 
 
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_table_is_read_whole_or_by_columns(tmp_path, count):
+    table = regions(*[(f"/a/{number}.jpg", number) for number in range(count)])
+    facts = tables.write(tmp_path, scans(ONE), table, data_record())
+    pd.testing.assert_frame_equal(tables.read_table(tmp_path, tables.TABLES[1], facts.files), table)
+    some = tables.read_table(tmp_path, tables.TABLES[1], facts.files, ("path", "x"))
+    pd.testing.assert_frame_equal(some, table[["path", "x"]])
+
+
 @pytest.mark.parametrize("name", ["scans.parquet", "regions.parquet", "data.json"])
 def test_no_flipped_bit_of_a_data_version_is_silent(tmp_path, name):
     tables.write(tmp_path, scans(ONE, TWO), regions(("/a/1.jpg", 5)), data_record(notes=["갑상선"]))

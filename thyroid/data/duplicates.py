@@ -97,23 +97,22 @@ def links(
     new = new.filter(pc.invert(pc.is_in(new, value_set=old)))
     if not len(new):
         return []
-    every = pa.chunked_array([new, old])
-    codes = _codes(every)
+    codes, count = _codes(pa.chunked_array([new, old])), len(new)
+    del hashes, known, old, new  # beside the tables of the search there are only the codes
 
     def numbers() -> NDArray[np.int64]:
         of_hash, number = owners() if owners else {}, dict[Hashable, int]()
-        texts = (hash_.as_py() for hash_ in every)
-        return np.array([number.setdefault(of_hash.get(text, text), len(number)) for text in texts])
+        return np.array([number.setdefault(of_hash.get(text, text), len(number)) for text in _texts(codes)])
 
-    found = _Links(len(every), numbers)
-    for start in range(0, len(new), _BLOCK):
-        block = codes[start : min(start + _BLOCK, len(new))]
+    found = _Links(len(codes), numbers)
+    for start in range(0, count, _BLOCK):
+        block = codes[start : min(start + _BLOCK, count)]
         for pairs in _close(block, codes[start:], found.settled[start:]):
             code, query = pairs.T
             # A pair of two codes of the block is found twice.
             found.add(pairs[(query < code) | (query >= len(block))] + start)
     rows, place = np.unique(found.pairs(), return_inverse=True)
-    texts = every.take(pa.array(rows)).to_pylist()
+    texts = list(_texts(codes[rows]))
     return [(texts[i], texts[j]) for i, j in place.reshape(-1, 2).tolist()]
 
 
@@ -195,10 +194,7 @@ def _array(hashes: Hashes) -> Any:
     """Return the hashes as an Arrow array, in which a million take 264 MB; as Python's texts they take 305 MB more."""
     import pyarrow as pa
 
-    array = pa.array(hashes if hasattr(hashes, "__arrow_array__") else list(hashes), pa.large_string())
-    if not isinstance(array, pa.ChunkedArray):
-        return array
-    return array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
+    return pa.array(hashes if hasattr(hashes, "dtype") else list(hashes), pa.large_string())
 
 
 def _codes(hashes: Any) -> _Codes:
@@ -207,7 +203,7 @@ def _codes(hashes: Any) -> _Codes:
     Neighbouring bits of a hash are alike in many images, and keys of such bits would be, too. In a fixed random order
     1.3 of 1,000 pairs of DDTI frames have almost the same key somewhere, in the given order 10.5.
     """
-    order = np.random.default_rng(0).permutation(HASH_SIDE**2)
+    order = _order()
     codes = np.empty((len(hashes), HASH_SIDE**2 // 8), np.uint8)
     for start in range(0, len(hashes), _QUERIES):
         some = hashes[start : start + _QUERIES]
@@ -216,6 +212,21 @@ def _codes(hashes: Any) -> _Codes:
         )
         codes[start : start + len(some)] = np.packbits(bits[:, order], axis=1, bitorder="little")
     return codes
+
+
+def _order() -> NDArray[np.int64]:
+    """Return which bit of a hash is searched where, int64 [1024]."""
+    return np.random.default_rng(0).permutation(HASH_SIDE**2)
+
+
+def _texts(codes: _Codes) -> Iterator[str]:
+    """Yield the hashes that `_codes` was given."""
+    order = _order()
+    for start in range(0, len(codes), _QUERIES):
+        some = codes[start : start + _QUERIES]
+        bits = np.empty((len(some), HASH_SIDE**2), np.uint8)
+        bits[:, order] = np.unpackbits(some, axis=1, bitorder="little")
+        yield from (row.tobytes().hex() for row in np.packbits(bits, axis=1))
 
 
 def _close(codes: _Codes, queries: _Codes, settled: NDArray[np.int64] | None = None) -> Iterator[_Pairs]:

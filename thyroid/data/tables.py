@@ -49,6 +49,7 @@ from thyroid.records.data import DataRecord
 try:
     import pyarrow as pa
     import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 except ImportError:  # the endpoint and the page read no tables
     pass
 else:  # Arrow's strings take a third of the memory of Python's; its default allocator keeps what `release` gives back
@@ -250,8 +251,10 @@ def read_table(folder: Path, name: str, files: Mapping[str, str], columns: Seque
             raise ValueError(f"{name} is not as it was written")
     except FileNotFoundError:
         raise ValueError(f"{name} is missing") from None
-    # without pre_buffer the file is not in memory beside its table
-    table = pd.read_parquet(folder / name, columns=None if columns is None else list(columns), pre_buffer=False)
+    # in parts and without pre_buffer, neither the file nor a column of it is in memory beside the table
+    with pq.ParquetFile(folder / name, pre_buffer=False, buffer_size=2**20) as file:
+        parts = list(file.iter_batches(columns=columns))
+        table: pd.DataFrame = (pa.Table.from_batches(parts) if parts else file.read(columns)).to_pandas()
     release()
     return table
 

@@ -53,7 +53,7 @@ def set_aside(scans: ScanTable, listed: Erased, history: History, cohort: Cohort
     Returns:
         The erased patients of the cohort.
     """
-    if home is not None:
+    if home is not None and listed.patients:
         listed = _renamed(listed, home, history, cohort)
     table = scans.table
     theirs = _rows_of_erased(listed, cohort.name, scans)
@@ -79,7 +79,7 @@ def set_aside(scans: ScanTable, listed: Erased, history: History, cohort: Cohort
 
 def _renamed(listed: Erased, home: Path, history: History, cohort: Cohort) -> Erased:
     """Return the erased patients, listed also under the name that their cohort has got in this run."""
-    for before in sorted(set(history.memory["cohort"].unique()) - set(cohort.memory["cohort"].unique())):
+    for before in sorted(set(history.memory("cohort")["cohort"].unique()) - set(cohort.memory["cohort"].unique())):
         listed = erased.rename(home, before, cohort.name)
     return listed
 

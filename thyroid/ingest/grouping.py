@@ -121,7 +121,7 @@ def deal(scans: ScanTable, cohort: Cohort, given_splits: str, seed: int) -> None
         cohort = cohort.without_memory()
     given = set(scans.used["split"].dropna())
     scans.notes += _merge_given_splits(scans, keep=given_splits == "keep")
-    _settle_splits(scans.used, given, cohort.earlier_splits(scans.in_use("phash"), scans.links))
+    _settle_splits(scans.used, given, cohort.earlier_splits(scans.used, scans.table["phash"], scans.links))
     scans.quarantine(_copies(scans.in_use("path", "sha256")))
     scans.used["split"] = splits.deal(scans.in_use("sha256"), _open_fractions(given), seed)
     splits.check(scans.used)

@@ -56,10 +56,11 @@ class History:
         """The last data version of this source."""
         return next((version for version in self.versions if version.facts.source == self.source), None)
 
-    @cached_property
-    def memory(self) -> pd.DataFrame:
-        """Cohort, patient, perceptual hash and split of every scan that the store ever had."""
-        return tables.frame([], store.REMEMBERED) if self.newest is None else self.newest.table(store.MEMORY)
+    def memory(self, *columns: str) -> pd.DataFrame:
+        """Read cohort, patient, perceptual hash and split of every scan that the store ever had, or some columns."""
+        if self.newest is None:
+            return tables.frame([], store.REMEMBERED)
+        return self.newest.table(store.MEMORY, columns or None)
 
     def unchanged(self, inputs: str | None, site: str, files: Sequence[ListedFile]) -> Version | None:
         """Return the last data version of this source if this run would produce the same one, else None.
@@ -81,7 +82,8 @@ class Cohort:
 
     Attributes:
         name: Name of the cohort.
-        memory: Cohort, patient, phash, split and picture (see `ScanTable.number_pictures`) of earlier scans.
+        memory: Cohort, patient, phash, split and picture (see `ScanTable.number_pictures`) of earlier scans. The hash
+            is null where `without_hashes_of` has left it out.
         notes: Sentences for people on how the cohort was chosen.
     """
 
@@ -97,17 +99,30 @@ class Cohort:
         """Return the cohort as if the store remembered no scan of it."""
         return replace(self, memory=self.memory[self.memory["cohort"] != self.name])
 
-    def earlier_splits(self, scans: pd.DataFrame, links: Sequence[tuple[str, str]]) -> dict[int, str]:
+    def without_hashes_of(self, hashes: pd.Series) -> "Cohort":
+        """Return the cohort without the hashes that this run's scans have as well: of a million scans they take 264 MB.
+
+        Args:
+            hashes: Perceptual hash of every scan, which later calls need to be given. A picture's number is its row.
+        """
+        is_there = self.memory["picture"].isin(hashes.index[hashes.notna()])
+        return replace(self, memory=self.memory.assign(phash=self.memory["phash"].mask(is_there)))
+
+    def earlier_splits(
+        self, scans: pd.DataFrame, hashes: pd.Series, links: Sequence[tuple[str, str]]
+    ) -> dict[int, str]:
         """Return the split that a group was in before, by group. If there were several, test wins, then validation.
 
         Args:
-            scans: Scans in use, with group, patient, phash and picture.
+            scans: Scans in use, with group, patient and picture.
+            hashes: Perceptual hash of every scan, as for `without_hashes_of`.
             links: Pairs of perceptual hashes that are near-duplicates.
         """
         linked = pa.array(itertools.chain.from_iterable(links), pa.large_string()).unique()
+        of_linked = hashes[pc.is_in(pa.array(hashes), linked).to_numpy(zero_copy_only=False)]
         is_linked = pc.is_in(pa.array(self.memory["phash"]), linked).to_numpy(zero_copy_only=False)
-        earlier = self.memory.loc[is_linked, ["phash", "split"]]
-        ranks_of_linked = earlier["split"].map(_RANK).groupby(earlier["phash"]).min()
+        earlier = self.memory[is_linked | self.memory["picture"].isin(of_linked.index)]
+        ranks_of_linked = earlier["split"].map(_RANK).groupby(_filled(earlier, of_linked)).min()
         by_hash = dict(zip(ranks_of_linked.index.tolist(), ranks_of_linked.tolist(), strict=True))
         # The split also carries over from a copy of a scan that is no longer there.
         for a, b in links:
@@ -115,8 +130,8 @@ class Cohort:
                 if known in by_hash:
                     by_hash[other] = min(by_hash[known], by_hash.get(other, by_hash[known]))
         by_scan = scans["picture"].map(self._by_picture()).astype(float)
-        is_linked = pc.is_in(pa.array(scans["phash"]), linked).to_numpy(zero_copy_only=False)
-        by_scan[is_linked] = scans.loc[is_linked, "phash"].map(by_hash).astype(float)
+        is_linked = scans.index.isin(of_linked.index)
+        by_scan[is_linked] = of_linked[scans.index[is_linked]].map(by_hash).astype(float)
         by_patient = scans["patient"].map(self._by_patient())
         ranks = pd.DataFrame({"group": scans["group"], "patient": by_patient, "hash": by_scan})
         decided = ranks.groupby("group")[["patient", "hash"]].min().min(axis=1).dropna()
@@ -140,7 +155,7 @@ class Cohort:
 
         Args:
             scans: Scans in use, with patient, split and picture.
-            hashes: Perceptual hash by the index of the scan.
+            hashes: Perceptual hash of every scan, as for `without_hashes_of`.
         """
         now = scans[["patient", "split", "picture"]].assign(cohort=self.name).astype({"cohort": "string"})
         ranks = now["split"].map(_RANK).groupby(now["patient"]).min()
@@ -148,7 +163,7 @@ class Cohort:
         is_first = ~pd.concat([rows[_SAME] for rows in (now, self.memory)]).duplicated().to_numpy()
         now, old = now[is_first[: len(now)]], self.memory[is_first[len(now) :]]
         moved = old["patient"].where(old["cohort"] == self.name).map(present)
-        old = old.assign(split=moved.fillna(old["split"]).astype("string"))
+        old = old.assign(split=moved.fillna(old["split"]).astype("string"), phash=_filled(old, hashes))
         both = pd.concat([now.assign(phash=hashes.loc[now.index]), old], ignore_index=True)
         return both[list(store.REMEMBERED)].astype(store.REMEMBERED)
 
@@ -160,6 +175,14 @@ class Cohort:
     def _by_picture(self) -> pd.Series:
         """Return the rank of the remembered split by picture, of any cohort."""
         return self.memory["split"].map(_RANK).groupby(self.memory["picture"]).min()
+
+
+def _filled(memory: pd.DataFrame, hashes: pd.Series) -> pd.Series:
+    """Return the hashes of remembered scans, also those that `Cohort.without_hashes_of` has left out."""
+    missing = memory["phash"].isna()
+    result = memory["phash"].copy()
+    result[missing] = hashes.reindex(memory.loc[missing, "picture"]).array
+    return result
 
 
 def find_cohort(history: History, memory: pd.DataFrame, site: str, scans: pd.DataFrame) -> Cohort:

@@ -81,13 +81,10 @@ def ingest(options: IngestOptions, output: Path) -> Ingested:
         scans, left, vanished = _examined(inputs, history, place, output)
         inputs = replace(inputs, files=scans.files)  # the others are not needed any more
         tables.release()
-        memory = scans.number_pictures(history.memory)
-        scans.links = grouping.find_links(scans, memory, history.newest)
-        grouping.quarantine_shared_pictures(scans)
-        cohort = find_cohort(history, memory, site, scans.used)
-        scans.notes += cohort.notes
+        cohort = _cohort(scans, history, site)
         home = None if place is None else place.folder
         erased_patients = erasure.set_aside(scans, inputs.erased, history, cohort, home=home)
+        cohort = cohort.without_hashes_of(scans.table["phash"])
         scans.require_any(history.source)
         _deal(scans, cohort, history, request)
         found = regions.find(scans, history.source, inputs.rois)
@@ -103,6 +100,7 @@ def ingest(options: IngestOptions, output: Path) -> Ingested:
             **_facts(scans, found, request.classes, None if vanished else digest),
         )
         facts = _write(output, scans, found, facts)
+        del found
         if place is not None:
             _keep(place, output, scans, cohort.without_own_memory() if options.given_splits == "ignore" else cohort)
         _report(facts, None if options.all_test else output)
@@ -252,6 +250,16 @@ def _examined(
     return scans, set(left["piece"]), len(examined.rows) < len(inputs.files)
 
 
+def _cohort(scans: ScanTable, history: History, site: str) -> Cohort:
+    """Find near-duplicates, quarantine pictures that many patients share, and return the cohort of the scans."""
+    memory = scans.number_pictures(history.memory())
+    scans.links = grouping.find_links(scans, memory, history.newest)
+    grouping.quarantine_shared_pictures(scans)
+    cohort = find_cohort(history, memory, site, scans.used)
+    scans.notes += cohort.notes
+    return cohort
+
+
 def _deal(scans: ScanTable, cohort: Cohort, history: History, request: Request) -> None:
     """Form groups, and give each its split."""
     grouping.group(scans)
@@ -302,6 +310,7 @@ def _write(output: Path, scans: ScanTable, found: Regions, facts: DataRecord) ->
     plots.data_statistics(
         scans.in_use("path", "width", "height"), table, output / "statistics.png", Classes.from_record(facts)
     )
+    tables.release()
     return tables.write(output, scans.table[list(tables.SCANS)], table, facts)
 
 

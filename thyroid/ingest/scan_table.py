@@ -69,7 +69,12 @@ class ScanTable:
         """
         tables.release()
         hashes = pa.array(pd.concat([self.table["phash"], memory["phash"]]))
-        numbers = pc.index_in(hashes, value_set=hashes).to_numpy()
+        ends = pc.fill_null(pc.utf8_slice_codeunits(hashes, -1), "")
+        numbers = np.empty(len(hashes), np.int32)
+        for end in ends.unique():  # a search among hashes copies them, so it is for some of them at a time
+            rows = np.flatnonzero(pc.equal(ends, end).to_numpy(zero_copy_only=False))
+            some = hashes.filter(pc.equal(ends, end))
+            numbers[rows] = rows[pc.index_in(some, value_set=some).to_numpy()]
         self.used["picture"] = numbers[self.used.index]
         return memory.assign(picture=numbers[len(self.table) :])
 

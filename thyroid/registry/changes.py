@@ -1,12 +1,14 @@
 """Compare the data with that of the last registered model, and decide whether the changes justify a training."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from thyroid import storage
 from thyroid.data import tables
@@ -17,6 +19,7 @@ from thyroid.records.watch import WatchEntry
 from thyroid.registry import watches
 from thyroid.registry.registry import Registry
 
+_OF_MODELS = ["sha256", "label", "boxes"]
 TRAIN = "train"
 TRAIN_ON = ("new", "drift")
 """What may start a training before enough is new: nothing, or the watch's verdict that the champion no longer holds."""
@@ -79,26 +82,29 @@ def since_last(data: DataVersion, root: storage.Location) -> Changes:
     registry = Registry(root)
     version = registry.read_aliases().get("candidate")
     if version is None:
-        return Changes(None, _labels(present["label"]), {}, {}, 0)
-    old = _of_models(scans_of(registry.find(str(version), only=(*CARD, SCANS))))
-    both = present.join(old, rsuffix="_old", how="inner")
-    differs = (both["label"] != both["label_old"]) | (both["boxes"] != both["boxes_old"])
+        return Changes(None, _labels(present), {}, {}, 0)
+    old = _of_models(scans_of(registry.find(str(version), only=(*CARD, SCANS)), _OF_MODELS))
+    # without a join, which makes Python's texts of the checksums
+    places = pc.fill_null(pc.index_in(pa.array(present["sha256"]), pa.array(old["sha256"])), -1).to_numpy()
+    both, kept = present[places >= 0], places[places >= 0]
+    before = old.iloc[kept].set_axis(both.index)
+    differs = (both["label"] != before["label"]) | (both["boxes"] != before["boxes"])
     return Changes(
         version,
-        _labels(present.loc[present.index.difference(old.index), "label"]),
-        _labels(both.loc[differs, "label"]),
-        _labels(old.loc[old.index.difference(present.index), "label"]),
+        _labels(present[places < 0]),
+        _labels(both[differs]),
+        _labels(old.drop(index=kept)),
         int((~differs).sum()),
     )
 
 
 def _of_models(scans: pd.DataFrame) -> pd.DataFrame:
     """Return what of the scans makes another model, by SHA-256: label and boxes."""
-    return scans[["sha256", "label", "boxes"]].drop_duplicates("sha256").set_index("sha256")
+    return scans[_OF_MODELS].drop_duplicates("sha256", ignore_index=True)
 
 
-def _labels(labels: pd.Series) -> dict[str, str]:
-    return cast("dict[str, str]", labels.to_dict())  # pandas-stubs: of any keys
+def _labels(scans: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(scans["sha256"], scans["label"], strict=True))
 
 
 def alarm(root: storage.Location, train_on: str) -> WatchEntry | None:
@@ -148,7 +154,7 @@ def verdict(changes: Changes, minimum: int, alarmed: WatchEntry | None = None) -
     return f"waiting: {changes.count} of {minimum} new, changed or removed scans since model version {changes.since}"
 
 
-def scans_of(artefact: Path) -> pd.DataFrame:
+def scans_of(artefact: Path, columns: Collection[str] = (*tables.CONTENTS, *tables.PRINTS)) -> pd.DataFrame:
     """Read what a registered model was made of.
 
     Perceptual hashes and patients are null for versions that older code registered, since they cannot be computed
@@ -156,6 +162,7 @@ def scans_of(artefact: Path) -> pd.DataFrame:
 
     Args:
         artefact: Folder of the registered version.
+        columns: Columns to read.
 
     Returns:
         One row per scan with the columns of `tables.contents` of its data version, and patient, which is a pseudonym.
@@ -164,8 +171,8 @@ def scans_of(artefact: Path) -> pd.DataFrame:
         InputError: The list of scans is missing or damaged.
     """
     try:
-        table = pd.read_csv(artefact / SCANS, dtype="string")
-        table = table[[*tables.CONTENTS, *(name for name in tables.PRINTS if name in table)]]
+        table = pd.read_csv(artefact / SCANS, dtype="string", usecols=lambda name: name in columns)
+        table = table[[name for name in columns if name in table or name not in tables.PRINTS]]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{artefact / SCANS}: cannot be read ({error}); register the model again") from None
-    return table.reindex(columns=[*tables.CONTENTS, *tables.PRINTS]).astype("string")
+    return table.reindex(columns=[*columns]).astype("string")
