@@ -50,7 +50,7 @@ class Needs:
 
 NEEDS = {
     # Both use 0.4 GB, measured on 20,000 scans with bench/scale.py; the rest is headroom for larger frames. The tables
-    # of a million scans take ingest 2.2 GB beside its workers.
+    # of a million scans take ingest 1.7 GB beside its workers, and 1.9 GB while near-duplicates are found.
     "ingest": Needs("2", "1G", "4G", 6),
     "crop": Needs("2", "1G", "2G", 6),
     # The memory is the backbone's own; see docs/results.md.

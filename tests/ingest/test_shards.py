@@ -62,6 +62,12 @@ def in_shards(options: IngestOptions, count: int, output: Path) -> Path:
     return crop(output / "data", output / "set", cut).folder
 
 
+def in_one_pod(options: IngestOptions, output: Path) -> Path:
+    """Run ingest and crop without shards, with a store of their own."""
+    alone = replace(options, store=str(output / "other store"))
+    return crop(ingest(alone, output / "data").folder, output / "set", CropOptions(store=alone.store)).folder
+
+
 def content(folder: Path) -> dict[str, str]:
     """What a data version is: its digest, its fingerprint, its quarantine and its images by name."""
     version = DataVersion.read(folder)
@@ -77,8 +83,7 @@ def content(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_the_data_version_is_bit_for_bit_that_of_one_pod(options, tmp_path, count):
-    alone = replace(options, store=str(tmp_path / "other store"))
-    one = crop(ingest(alone, tmp_path / "data").folder, tmp_path / "set", CropOptions(store=alone.store)).folder
+    one = in_one_pod(options, tmp_path)
     many = in_shards(options, count, tmp_path / "shards")
     assert content(many) == content(one)
     for name, digest in content(many).items():
@@ -92,8 +97,7 @@ def test_scans_and_store_in_a_bucket(options, tmp_path, bucket):
     scans = Path(str(options.scans))
     bucket.put({f"scans/{path.relative_to(scans)}": path.read_bytes() for path in scans.rglob("*") if path.is_file()})
     given = replace(options, scans=bucket.address("scans"))
-    alone = replace(given, store=str(tmp_path / "other store"))
-    one = crop(ingest(alone, tmp_path / "data").folder, tmp_path / "set", CropOptions(store=alone.store)).folder
+    one = in_one_pod(given, tmp_path)
     many = in_shards(replace(given, store=bucket.address("store")), 3, tmp_path / "shards")
     assert content(many) == content(one)
     assert not [name for name in bucket.names() if "/pieces/" in name], "a data version has taken them up"
@@ -108,8 +112,7 @@ def test_dicom_files(options, tmp_path, monkeypatch):
         lines.append(f"{number}.dcm,{'BM'[number % 2]},,")
     (scans / "dicom.csv").write_text("\n".join(lines) + "\n")
     options = replace(options, rois="", crops="")  # the cropped domain would lack a class in a split
-    alone = replace(options, store=str(tmp_path / "other store"))
-    one = crop(ingest(alone, tmp_path / "data").folder, tmp_path / "set", CropOptions(store=alone.store)).folder
+    one = in_one_pod(options, tmp_path)
     assert DataVersion.read(one).used["path"].str.contains("/dicom/").sum() == 8
     assert content(in_shards(options, 3, tmp_path / "shards")) == content(one)
 
