@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need
 
 from pydantic import BaseModel
 
+from thyroid.notify.notification import Notification, ToldRecord
 from thyroid.records.data import DataRecord
 from thyroid.records.evaluation import EvaluationRecord, SummaryRecord
 from thyroid.records.locate import LocateRecord
@@ -40,6 +41,8 @@ RECORDS: dict[str, tuple[type[BaseModel], str]] = {
     "site.json": (SiteRecord, "`python -m thyroid.validate --share` writes it, for the pooling of sites."),
     "pool.json": (PoolRecord, "`python -m thyroid.pool` writes it into its folder."),
     "watch.json": (WatchRecord, "`python -m thyroid.watch` writes it into its folder."),
+    "notification": (Notification, "The address in THYROID_NOTIFY_URL gets it by POST."),
+    "told.json": (ToldRecord, "Written at the root of a registry when somebody was told something."),
     "decision": (Decision, "`python -m thyroid.serve --log` writes it, a line of the log."),
     "predict-request": (PredictRequest, "POST /v1/models/thyroid:predict, `:explain` and `:locate`."),
     "predict-answer": (PredictAnswer, "POST /v1/models/thyroid:predict."),

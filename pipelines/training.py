@@ -254,7 +254,8 @@ def training_pipeline(
                 place(deployed, "deploy", cluster).set_caching_options(False)
             # kfp.local skips an If without an Else, whatever its condition (kfp 2.17)
             with dsl.Else(name="nothing to do"):
-                place(rest(verdict=ingested.outputs["verdict"]), "rest", cluster).set_caching_options(False)
+                rested = rest(verdict=ingested.outputs["verdict"], registry=registry)
+                place(rested, "rest", cluster).set_caching_options(False)
 
     pipeline: Callable[..., Any] = thyroid_training
     return pipeline

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid import RESEARCH_USE_ONLY, errors, locks, storage
+from thyroid import RESEARCH_USE_ONLY, errors, locks, notify, storage
 from thyroid.data import pseudonyms, tables
 from thyroid.errors import InputError
 from thyroid.imaging import images
 from thyroid.ingest.listing import NoScanError
 from thyroid.model.artefact import CARD, Artefact, code_version, sha256
+from thyroid.notify import words
 from thyroid.records.watch import WatchedLog, WatchedModel, WatchEntry, WatchRecord
 from thyroid.registry import watches
 from thyroid.registry.registry import Registry
@@ -89,7 +90,8 @@ class _Run:
 def watch(options: WatchOptions, output: Path) -> Watched:
     """Watch a registered model: read its log, compare, join the outcomes, write the report, and keep the verdict.
 
-    A part that fails does not end the others: the report is written, and says what could not be done.
+    A part that fails does not end the others: the report is written, and says what could not be done. Receivers of
+    notifications are told if the verdict is another one than they were told last.
 
     Args:
         options: The model, what it decided, and what became known since.
@@ -113,8 +115,9 @@ def watch(options: WatchOptions, output: Path) -> Watched:
         new = None if scanned is None else scanned.decisions
         every = found.decisions if new is None or new.empty else pd.concat([found.decisions, new], ignore_index=True)
         record = _record(options, artefact, run, released=released, found=found, every=every, joined=joined)
+        newest = True
         with run.part("registry", options.registry):
-            watches.record(registry, record.model.version, _entry(record))
+            newest = watches.record(registry, record.model.version, _entry(record))
             run.told.append(f"kept beside version {record.model.version} in {options.registry}")
         record = record.model_copy(update={"seconds": run.total()})
         pictures = _draw(record, artefact, every, joined, output / PLOTS)
@@ -123,9 +126,20 @@ def watch(options: WatchOptions, output: Path) -> Watched:
         report.write(output, record, pictures, extra)
         prometheus.write(record, output)
         record.write(output / "watch.json")
+    _tell(registry, record, len(run.failed), newest=newest)
     if run.failed:
         raise InputError("; ".join([*run.failed, *run.told, f"the report is written: {output / 'report.html'}"]))
     return Watched(output, record, run.told)
+
+
+def _tell(registry: Registry, record: WatchRecord, failed: int, *, newest: bool) -> None:
+    """Tell the receivers of notifications the verdict, unless that of a later night is known, and whether it failed."""
+    version, link = record.model.version, registry.address(record.model.version)
+    news = [words.watch_complete(version, record.model.sha256, failed, link)]
+    if newest and (verdict := words.watched(record, link)) is not None:
+        news.append(verdict)
+    for one in news:
+        notify.tell(one, registry.root)
 
 
 def _check_places(options: WatchOptions, output: Path) -> None:
