@@ -1,5 +1,6 @@
 import pytest
 
+from tests.evaluate.shadow.test_gate import seen, waiting
 from tests.support import toy_artefact
 from thyroid.interval import Interval
 from thyroid.notify import words
@@ -77,3 +78,23 @@ def test_what_is_well_again_is_told_only_after_the_contrary():
 @pytest.mark.parametrize(("scans", "said"), [(1, "1 new scan"), (1200, "1200 new scans")])
 def test_a_start(scans, said):
     assert words.run_started("7", scans).sentence == f"A run was started for {said}."
+
+
+def test_a_version_that_waits_for_live_pictures():
+    found = gate("waiting", shadow=waiting().shadow.to_dict())
+    assert found.event == "gate.waiting"
+    assert found.sentence == (
+        "Version 12 (VGG16) holds every criterion and waits: 2,140 live pictures behind version 11 decide."
+    )
+
+
+def test_what_live_pictures_decided():
+    assert words.settled(seen(), "link") is None
+    accepted = seen(decision={"decision": "accepted", "reasons": ["On 2,140 live pictures.", "x"], "criteria": []})
+    found = words.settled(accepted, "link")
+    assert (found.event, found.version) == ("gate.released", 4)
+    assert found.sentence == "Version 4 was released and is the champion. On 2,140 live pictures."
+    reasons = ["On 2,140 live pictures.", "abstentions: 0.100; required: below 0.05"]
+    found = words.settled(seen(decision={"decision": "refused", "reasons": reasons, "criteria": []}), "link")
+    assert (found.event, found.topic) == ("gate.refused", f"live pictures of version 4 {'0' * 16}")
+    assert found.sentence == "Version 4 was not released: abstentions: 0.100; required: below 0.05."

@@ -27,6 +27,8 @@ class EvaluateOptions:
         registry: Root of the registry whose champion the winner is compared with.
         locate: Folder of thyroid.locate, whose boxes show what automatic boxes cost; None for none.
         waive: Audits whose failure the gate ignores: shortcut, leakage, clinical.
+        shadow: Number of live pictures that a candidate must have judged behind the champion before the gate releases
+            it; 0 releases it on the stored test images alone.
         seed: Seed of the bootstrap, 0 to 4294967295.
 
     Raises:
@@ -41,6 +43,7 @@ class EvaluateOptions:
     registry: Location = ""
     locate: Path | None = None
     waive: Annotated[Sequence[str], SEVERAL] = ()
+    shadow: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,5 +54,7 @@ class EvaluateOptions:
             raise InputError(f"abstain {self.abstain}: must be at least 0 and below 1")
         if not 0 < self.prevalence < 1:
             raise InputError(f"prevalence {self.prevalence}: must lie between 0 and 1")
+        if self.shadow < 0:
+            raise InputError(f"shadow {self.shadow}: must be a number of pictures, or 0")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed {self.seed}: must be between 0 and 4294967295")

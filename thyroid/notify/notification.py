@@ -12,6 +12,7 @@ Event = Literal[
     "run.cancelled",
     "gate.released",
     "gate.refused",
+    "gate.waiting",
     "watch.drift",
     "watch.worse",
     "watch.steady",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thyroid.notify.notification import Event
-from thyroid.records.gate import Criterion, GateRecord
+from thyroid.records.gate import Criterion, GateRecord, ShadowRecord
 from thyroid.records.watch import WatchRecord
 
 _MEASURED = (
@@ -122,11 +122,35 @@ def gate(version: int, sha256: str, decision: GateRecord, *, backbone: str, link
         waived = f" {_criteria(len(decision.waived))} waived by name." if decision.waived else ""
         sentence = f"{who} was released and is the champion.{auroc}{waived}"
         return News("gate.released", topic, sentence, link, version=version)
+    if decision.shadow is not None and decision.decision == "waiting":
+        sentence = (
+            f"{who} holds every criterion and waits: {decision.shadow.pictures:,} live pictures behind version "
+            f"{decision.champion} decide."
+        )
+        return News("gate.waiting", topic, sentence, link, version=version)
     if failed:
         more = f" {len(failed) - 1} more {'criterion' if len(failed) == 2 else 'criteria'} failed." * (len(failed) > 1)
         sentence = f"{who} was not released: {_why(failed[0], decision)}.{more}"
     else:
         sentence = f"{who} was not released: the champion changed after the evaluation, so evaluate again."
+    return News("gate.refused", topic, sentence, link, version=version)
+
+
+def settled(record: ShadowRecord, link: str) -> News | None:
+    """Return the news of what the gate decided on live pictures; None if it has not.
+
+    Args:
+        record: What a candidate made of them.
+        link: Address of the candidate.
+    """
+    version, decision = record.candidate, record.decision
+    if decision is None:
+        return None
+    topic = f"live pictures of version {version} {record.model[:16]}"
+    if decision.decision == "accepted":
+        sentence = f"Version {version} was released and is the champion. {record.summary}"
+        return News("gate.released", topic, sentence, link, version=version)
+    sentence = f"Version {version} was not released: {'; '.join(decision.reasons[1:])}."
     return News("gate.refused", topic, sentence, link, version=version)
 
 

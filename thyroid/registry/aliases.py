@@ -115,9 +115,15 @@ class State:
             self.content["previous"] = self.content["champion"]
         self.content["champion"] = version
 
+    def release(self, version: int, gate: GateRecord) -> None:
+        """Make a version the champion by its gate, and the anchor if it is shown to be better than the present one."""
+        self.set_champion(version)
+        if self.content.get("anchor") == gate.ahead_of:  # both are None for the first champion
+            self.content["anchor"] = version
+
     def carry_out(self, gate: GateRecord) -> GateRecord:
         """Return a gate's decision; refused if it was made against another champion than the present one."""
-        if gate.decision == "promoted" and gate.champion != self.champion:
+        if gate.decision in ("promoted", "waiting") and gate.champion != self.champion:
             changed = (
                 f"the champion changed from {gate.champion} to {self.champion} after the evaluation; evaluate again"
             )
@@ -137,9 +143,7 @@ class State:
         if is_candidate:
             self.content["candidate"] = max(number, self.content.get("candidate", 0))
         if gate.decision == "promoted":
-            self.set_champion(number)
-            if self.content.get("anchor") == gate.ahead_of:  # both are None for the first champion
-                self.content["anchor"] = number
+            self.release(number, gate)
         self.note("publish", number, "; ".join(gate.reasons))
 
     def note(self, action: str, version: int, reason: str, by: str = "pipeline") -> None:

@@ -36,7 +36,7 @@ from thyroid.registry.claims import Claims
 
 MODEL_NAME = "thyroid"
 """Name of the model: in the registry, as served by the endpoint, and of its InferenceService."""
-BESIDE = ("validations.json", "validations.md", "watch.json")
+BESIDE = ("validations.json", "validations.md", "shadow.json", "watch.json")
 """Files in a version's folder that are written after its publication, and are not part of the artefact."""
 
 

@@ -31,11 +31,13 @@ from thyroid.watch.outcomes import outcomes, plots
 from thyroid.watch.outcomes.outcomes import SELECTION, Outcomes
 from thyroid.watch.outcomes.table import REASONS
 from thyroid.watch.scans import Judged
+from thyroid.watch.shadow import compare, plot, settle
+from thyroid.watch.shadow.compare import Compared
 
 PLOTS = "plots"
 SET_ASIDE = "set_aside.csv"
 """File with the new scans that were not judged, and why."""
-RESULTS = ("report.html", "watch.json", prometheus.FILE, SET_ASIDE)
+RESULTS = ("report.html", "watch.json", prometheus.FILE, SET_ASIDE, compare.CHANGED)
 """Files that a watch writes beside the folder of plots."""
 
 _SCANS = ".scans-"  # start of the name of the folder in which new scans are judged
@@ -115,6 +117,8 @@ def watch(options: WatchOptions, output: Path) -> Watched:
         new = None if scanned is None else scanned.decisions
         every = found.decisions if new is None or new.empty else pd.concat([found.decisions, new], ignore_index=True)
         record = _record(options, artefact, run, released=released, found=found, every=every, joined=joined)
+        behind = _shadow(options, registry, artefact, found.decisions, output, run=run)
+        record = record.model_copy(update={"shadow": None if behind is None else behind.record})
         newest = True
         with run.part("registry", options.registry):
             newest = watches.record(registry, record.model.version, _entry(record))
@@ -122,7 +126,8 @@ def watch(options: WatchOptions, output: Path) -> Watched:
         record = record.model_copy(update={"seconds": run.total()})
         pictures = _draw(record, artefact, every, joined, output / PLOTS)
         notes = [] if joined is None else [note for note in joined.notes if note != SELECTION]
-        extra = report.Extra(run.failed, notes, None if scanned is None else scanned.unlike)
+        changes = [] if behind is None else behind.changes
+        extra = report.Extra(run.failed, notes, None if scanned is None else scanned.unlike, changes)
         report.write(output, record, pictures, extra)
         prometheus.write(record, output)
         record.write(output / "watch.json")
@@ -138,6 +143,10 @@ def _tell(registry: Registry, record: WatchRecord, failed: int, *, newest: bool)
     news = [words.watch_complete(version, record.model.sha256, failed, link)]
     if newest and (verdict := words.watched(record, link)) is not None:
         news.append(verdict)
+    if record.shadow is not None:
+        candidate = registry.address(record.shadow.candidate)
+        if (settled := words.settled(record.shadow, candidate)) is not None:
+            news.append(settled)
     for one in news:
         notify.tell(one, registry.root)
 
@@ -272,6 +281,31 @@ def _new(judged: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
     return new.assign(time=new["time"].astype(decisions["time"].dtype))
 
 
+def _shadow(
+    options: WatchOptions, registry: Registry, artefact: Artefact, decisions: pd.DataFrame, output: Path, *, run: _Run
+) -> Compared | None:
+    """Compare the present candidate with this version, behind which it answered, and keep that beside the candidate.
+
+    Returns:
+        The comparison; None if there is no candidate, or it has not answered.
+    """
+    number, version = registry.read_aliases().get("candidate"), artefact.publication.version
+    if not options.log or number in (None, version) or not log.shadow_files(options.log):
+        return None
+    with run.part("shadow", options.log):
+        candidate = Artefact.read(registry.find(str(number), CARD))
+        found = compare.compare(options.log, decisions, version, candidate, night=options.last_night, seed=options.seed)
+        if found is None:
+            return None
+        compare.write(found.changes, output)
+        run.told.append(found.record.summary)
+        settled = settle.settle(registry, candidate, found.record)
+        if settled.decision is not None:
+            run.told.append(f"the gate {settled.decision.decision} version {number}: {settled.decision.reasons[-1]}")
+        return replace(found, record=settled)
+    return None
+
+
 def _record(
     options: WatchOptions,
     artefact: Artefact,
@@ -333,11 +367,15 @@ def _entry(record: WatchRecord) -> WatchEntry:
 def _draw(
     record: WatchRecord, artefact: Artefact, decisions: pd.DataFrame, joined: Outcomes | None, folder: Path
 ) -> dict[str, Picture]:
-    """Draw every plot for which there is something to show: drift, and those of `outcomes.plots`."""
+    """Draw every plot for which there is something to show: drift, the shadow, and those of `outcomes.plots`."""
     folder.mkdir()
     drawn = {} if joined is None else plots.draw(joined, folder)
     if record.drift.skipped is None:
         path = folder / "drift.png"
         alt = drift_plots.trends(decisions, artefact.record.usual_answers or {}, record.drift, path)
         drawn["drift"] = Picture(images.data_uri(path.read_bytes()), alt)
+    if record.shadow is not None:
+        path = folder / "shadow.png"
+        alt = plot.draw(record.shadow, path)
+        drawn["shadow"] = Picture(images.data_uri(path.read_bytes()), alt)
     return drawn
