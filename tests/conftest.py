@@ -39,6 +39,7 @@ inspect.stack = functools.partial(inspect.stack, context=0)
 LONGEST = (
     "test_readme.py",
     "test_night.py",
+    "test_night_of_events.py",
     "test_results.py",
     "test_evaluate.py",
     "test_checkpoints.py",

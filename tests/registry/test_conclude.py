@@ -3,7 +3,9 @@ import re
 import pytest
 
 from tests.deploy.test_deploy import gate, register
+from tests.support import toy_artefact, toy_locator
 from thyroid.registry import conclude
+from thyroid.registry.registry import Registry
 
 
 def test_success_and_the_registry(tmp_path, capsys, place):
@@ -18,6 +20,16 @@ def test_success_and_the_registry(tmp_path, capsys, place):
     for line, number in ((champion, 1), (candidate, 2)):
         assert re.search(rf"\b{number}\b.*\bVGG16\b", line)
     assert reason.endswith(gate("refused", 1).reasons[0])
+
+
+def test_a_version_that_waits_is_not_called_refused(tmp_path, place):
+    register(place, tmp_path / "artefact")
+    (tmp_path / "waits").mkdir()
+    (tmp_path / "waits" / "model.keras").write_bytes(b"waits")
+    Registry(place).publish(
+        toy_locator.build(tmp_path / "waits"), toy_artefact.gate("waiting", 1, ["live ones decide"])
+    )
+    assert conclude.conclude(place, "SUCCEEDED", "")[-1] == "Waits: live ones decide"
 
 
 def test_failures_say_what_to_do(tmp_path):

@@ -301,7 +301,7 @@ def _decide(
     behind = row.validation.malignant_patients
     candidate = gate.Candidate(row.test[domain], threshold, behind, tested, subgroups)
     decision = gate.decide(candidate, compared, audited.audits, options)
-    decision = shadow.wait(decision, candidate, compared.champion, options.shadow)
+    decision = shadow.wait(decision, candidate, winner.point.band, compared.champion, options.shadow)
     model = sha256(winner.folder / winner.training.checkpoint)
     read_before = (
         0 if evaluation.registry is None else Registry(evaluation.registry).read_test_set(decision.test_digest, model)

@@ -10,6 +10,8 @@ from thyroid.data.tables import DOMAINS
 from thyroid.errors import InputError
 from thyroid.storage import Location
 
+_LIVE = 50_000  # the watch compares the newest 100,000 answers, and pictures that were sent repeatedly count once
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -54,7 +56,7 @@ class EvaluateOptions:
             raise InputError(f"abstain {self.abstain}: must be at least 0 and below 1")
         if not 0 < self.prevalence < 1:
             raise InputError(f"prevalence {self.prevalence}: must lie between 0 and 1")
-        if self.shadow < 0:
-            raise InputError(f"shadow {self.shadow}: must be a number of pictures, or 0")
+        if not 0 <= self.shadow <= _LIVE:
+            raise InputError(f"shadow {self.shadow}: must be a number of pictures up to {_LIVE:,}, or 0")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed {self.seed}: must be between 0 and 4294967295")

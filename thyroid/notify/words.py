@@ -132,7 +132,7 @@ def gate(version: int, sha256: str, decision: GateRecord, *, backbone: str, link
         more = f" {len(failed) - 1} more {'criterion' if len(failed) == 2 else 'criteria'} failed." * (len(failed) > 1)
         sentence = f"{who} was not released: {_why(failed[0], decision)}.{more}"
     else:
-        sentence = f"{who} was not released: the champion changed after the evaluation, so evaluate again."
+        sentence = f"{who} was not released: {decision.reasons[-1]}."  # of `State.carry_out`
     return News("gate.refused", topic, sentence, link, version=version)
 
 

@@ -144,14 +144,12 @@ class ShadowGroup(Record):
 
 
 class ShadowChange(Record):
-    """A picture that the candidate decides on otherwise."""
+    """A picture that the candidate decides on otherwise. Only the log, by its id, says which picture that is."""
 
     id: str
     """Id of the champion's decision."""
     time: str
     """When the champion decided, in ISO 8601 (UTC)."""
-    image: str
-    """Keyed hash of the file's bytes."""
     source: str
     """What was judged, as in the log."""
     champion: str
@@ -199,7 +197,7 @@ class ShadowRecord(Record):
     pictures: int
     """Number of different pictures that both have judged."""
     patients: int
-    """Number of patients of these pictures (of requests, where they name no patient)."""
+    """Number of patients of these pictures, and of requests that name no patient."""
     changed: int
     """Number of pictures on which the two decisions differ."""
     pairs: dict[str, int]

@@ -59,7 +59,8 @@ def conclude(root: Location, state: str, message: str) -> list[str]:
             known, backbone = artefact.publication, artefact.record.backbone
             lines.append(f"{alias.capitalize()}: version {known.version}, {backbone}, of {known.created}.")
             if alias == "candidate" and aliases["candidate"] != aliases.get("champion"):
-                lines += [f"Not released: {reason}" for reason in known.gate.reasons]
+                waits = aliases.get("waiting") == known.version
+                lines += [f"{'Waits' if waits else 'Not released'}: {reason}" for reason in known.gate.reasons]
     except InputError as error:
         lines.append(str(error))
     return lines

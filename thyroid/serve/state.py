@@ -146,7 +146,7 @@ class Loader:
             return None, options.shadow_dir
         registry = Registry(options.registry)
         aliases = registry.read_aliases()
-        number = aliases.get("candidate")
+        number = aliases.get("waiting", aliases.get("candidate"))
         if "champion" not in aliases or number is None or number in (aliases["champion"], *registry.refuted()):
             return None, None
         if number == self._candidate[0]:

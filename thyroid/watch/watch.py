@@ -17,6 +17,7 @@ import pandas as pd
 from thyroid import RESEARCH_USE_ONLY, errors, locks, notify, storage
 from thyroid.data import pseudonyms, tables
 from thyroid.errors import InputError
+from thyroid.evaluate.shadow.gate import ENOUGH
 from thyroid.imaging import images
 from thyroid.ingest.listing import NoScanError
 from thyroid.model.artefact import CARD, Artefact, code_version, sha256
@@ -289,7 +290,8 @@ def _shadow(
     Returns:
         The comparison; None if there is no candidate, or it has not answered.
     """
-    number, version = registry.read_aliases().get("candidate"), artefact.publication.version
+    aliases, version = registry.read_aliases(), artefact.publication.version
+    number = aliases.get("waiting", aliases.get("candidate"))
     if not options.log or number in (None, version) or not log.shadow_files(options.log):
         return None
     with run.part("shadow", options.log):
@@ -302,6 +304,8 @@ def _shadow(
         settled = settle.settle(registry, candidate, found.record)
         if settled.decision is not None:
             run.told.append(f"the gate {settled.decision.decision} version {number}: {settled.decision.reasons[-1]}")
+        elif aliases.get("waiting") == number and (terms := candidate.publication.gate.shadow) is not None:
+            run.told.append(f"version {number} waits for {terms.pictures:,} live pictures of {ENOUGH} or more patients")
         return replace(found, record=settled)
     return None
 

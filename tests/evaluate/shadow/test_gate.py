@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.support import toy_artefact
+from thyroid import metrics
 from thyroid.data.filenames import SCORE
 from thyroid.errors import InputError
 from thyroid.evaluate.champion import Champion
@@ -15,6 +16,7 @@ from thyroid.evaluate.options import EvaluateOptions
 from thyroid.evaluate.shadow import gate
 from thyroid.records.gate import GateRecord, ShadowRecord
 from thyroid.records.performance import Performance
+from thyroid.watch.shadow import compare
 
 PICTURES = 2140
 
@@ -33,7 +35,7 @@ def test_a_candidate_waits_and_its_terms_say_how_often_both_disagree():
     """By patient, with one image each, and by what the champion calls it at its own threshold."""
     mine = candidate([0.1, 0.9, 0.6, 0.2, 0.7], [1, 1, 2, 3, 4])
     champion = Champion(3, np.array([0.1, 0.1, 0.3, 0.3, 0.9]), 0.4)
-    found = gate.wait(promoted(), mine, champion, PICTURES)
+    found = gate.wait(promoted(), mine, None, champion, PICTURES)
     assert (found.decision, found.shadow.pictures) == ("waiting", PICTURES)
     assert found.reasons == [
         "every criterion holds on the stored test images; 2,140 live pictures behind champion 3 decide"
@@ -41,6 +43,17 @@ def test_a_candidate_waits_and_its_terms_say_how_often_both_disagree():
     counts = {one.champion: (one.patients, one.flipped) for one in found.shadow.stored}
     assert counts == {"all": (4, 1), "benign": (3, 1), "malignant": (1, 0)}
     assert GateRecord.parse(found.to_dict(), "gate") == found
+
+
+def test_what_is_left_undecided_is_no_disagreement_on_stored_images_as_on_live_ones():
+    """Pictures near a threshold flip most easily, and a band of abstention takes just these out."""
+    mine = candidate([0.1, 0.9, 0.6, 0.2, 0.9], [1, 2, 3, 4, 5])
+    champion = Champion(3, np.array([0.1, 0.1, 0.3, 0.6, 0.35]), 0.4, band=(0.3, 0.4))
+    counts = {
+        one.champion: (one.patients, one.flipped)
+        for one in gate.wait(promoted(), mine, (0.5, 0.7), champion, 1).shadow.stored
+    }
+    assert counts == {"all": (5, 2), "benign": (2, 1), "malignant": (1, 1)}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +65,7 @@ def test_a_candidate_waits_and_its_terms_say_how_often_both_disagree():
     ],
 )
 def test_what_does_not_wait(decision, champion, pictures):
-    assert gate.wait(decision, candidate([0.1], [1]), champion, pictures) is decision
+    assert gate.wait(decision, candidate([0.1], [1]), None, champion, pictures) is decision
 
 
 def waiting(patients: int = 100, flipped: int = 2) -> GateRecord:
@@ -137,18 +150,20 @@ def test_small_groups_are_not_judged_and_many_groups_need_more():
     assert gate.decide(waiting(), seen(group(), *several)).decision == "accepted"
 
 
-def test_without_a_large_group_nothing_is_shown():
-    found = gate.decide(waiting(), seen(group(patients=gate.PATIENTS - 1)))
-    assert found.decision == "refused"
-    assert "no group is large enough" in found.reasons[1]
+def test_many_pictures_of_few_patients_decide_nothing():
+    """Not even against a candidate: its abstentions could not hold the criterion however it answers."""
+    assert gate.decide(waiting(), seen(patients=gate.ENOUGH - 1)) is None
+    assert gate.decide(waiting(), seen(patients=gate.ENOUGH)) is not None
+    highest = [metrics.patient_mean(np.zeros(n), np.arange(n), (-1, 1)).high for n in (gate.ENOUGH - 1, gate.ENOUGH)]
+    assert highest[0] >= gate.ABSTENTIONS > highest[1]
 
 
-def test_another_champion_than_the_one_of_the_evaluation_refuses():
-    found = gate.decide(waiting(), seen(champion=5))
-    assert found.decision == "refused"
-    assert found.reasons[1] == "the champion changed from 3 to 5 after the evaluation; evaluate again"
+def test_pictures_of_another_champion_than_the_one_of_the_evaluation_decide_nothing():
+    assert gate.decide(waiting(), seen(champion=5)) is None
 
 
-def test_a_number_of_pictures_is_not_negative():
-    with pytest.raises(InputError, match="shadow -1"):
-        EvaluateOptions(shadow=-1)
+@pytest.mark.parametrize("pictures", [-1, 50_001])
+def test_a_number_of_pictures_that_can_never_be_reached_is_refused(pictures):
+    with pytest.raises(InputError, match=f"shadow {pictures}"):
+        EvaluateOptions(shadow=pictures)
+    assert EvaluateOptions(shadow=50_000).shadow <= compare.MOST

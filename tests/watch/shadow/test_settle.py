@@ -6,7 +6,7 @@ import pytest
 
 from tests.evaluate.shadow.test_gate import group, seen, waiting
 from tests.support import toy_artefact, toy_locator
-from thyroid.errors import InputError
+from thyroid.evaluate.shadow import gate
 from thyroid.model.artefact import Artefact, sha256
 from thyroid.records.gate import ShadowRecord
 from thyroid.registry.registry import Registry
@@ -20,11 +20,11 @@ BAD = group(flipped_patients=500)
 def registry(tmp_path) -> Registry:
     """A champion and a candidate whose gate waits."""
     registry = Registry(tmp_path / "registry")
-    for name, gate in (("champion", toy_artefact.gate("promoted")), ("candidate", waiting())):
+    for name, record in (("champion", toy_artefact.gate("promoted")), ("candidate", waiting())):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "model.keras").write_bytes(name.encode())
-        decision = gate.model_copy(update={"champion": registry.champion()})
+        decision = record.model_copy(update={"champion": registry.champion()})
         registry.publish(toy_locator.build(folder), decision)
     return registry
 
@@ -39,7 +39,7 @@ def comparison(registry: Registry, *groups: dict, **changes) -> ShadowRecord:
 
 
 def test_a_waiting_version_is_the_candidate_and_not_the_champion(registry):
-    assert registry.read_aliases() == {"candidate": 2, "champion": 1, "anchor": 1}
+    assert registry.read_aliases() == {"candidate": 2, "champion": 1, "anchor": 1, "waiting": 2}
     assert candidate(registry).publication.gate.decision == "waiting"
 
 
@@ -66,6 +66,44 @@ def test_it_is_refused_once_and_for_all(registry):
     assert settle(registry, candidate(registry), later).decision.decision == "refused"
     assert registry.champion() == 1
     assert kept.last(registry, 2).groups[0].flipped_patients == 500
+    assert "waiting" not in registry.read_aliases()
+    (line,) = [line for line in registry.history() if line["action"] == "refuse"]
+    assert "500 of 1000 patients (all pictures), against 2 of 100 stored ones" in line["reason"]
+    (Path(str(registry.root)) / "thyroid" / "2" / kept.FILE).write_text("{")
+    assert settle(registry, candidate(registry), comparison(registry)).decision is None, "nobody decides again"
+    assert registry.champion() == 1
+
+
+def test_what_another_watch_decided_in_the_meantime_holds(registry, monkeypatch):
+    decide = gate.decide
+
+    def late(*arguments):
+        with monkeypatch.context() as patched:
+            patched.setattr(gate, "decide", decide)
+            settle(registry, candidate(registry), comparison(registry, BAD))
+        return decide(*arguments)
+
+    monkeypatch.setattr(gate, "decide", late)
+    found = settle(registry, candidate(registry), comparison(registry, created="2025-07-15T12:00:00+00:00"))
+    assert found.decision.decision == "refused"
+    assert registry.champion() == 1
+    assert [line["action"] for line in registry.history()] == ["publish", "publish", "refuse"]
+
+
+def test_a_version_that_waits_keeps_its_place(registry, tmp_path):
+    """If each night's candidate took it, none would ever see enough pictures."""
+    for name, decision in (("waits", waiting()), ("refused", toy_artefact.gate("refused", 1))):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.keras").write_bytes(name.encode())
+        done = registry.publish(toy_locator.build(folder), decision.model_copy(update={"champion": 1}))
+        assert done.gate.decision == "refused"
+    third = Artefact.read(registry.find("3")).publication.gate
+    assert third.reasons[-1] == "version 2 waits for live pictures; evaluate again when they have decided"
+    assert registry.collect_garbage(1, delete=True) == [3]
+    assert registry.read_aliases() == {"candidate": 4, "champion": 1, "anchor": 1, "waiting": 2}
+    assert settle(registry, candidate(registry), comparison(registry)).decision.decision == "accepted"
+    assert registry.champion() == 2
 
 
 def test_a_watch_that_was_killed_is_carried_out_the_next_time(registry, monkeypatch):
@@ -73,7 +111,7 @@ def test_a_watch_that_was_killed_is_carried_out_the_next_time(registry, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(kept, "release", killed)
+        patched.setattr(kept, "carry_out", killed)
         with pytest.raises(KeyboardInterrupt):
             settle(registry, candidate(registry), comparison(registry))
     assert registry.champion() == 1
@@ -88,12 +126,30 @@ def test_a_version_that_was_rolled_back_stays_so(registry):
     assert registry.champion() == 1
 
 
-def test_the_champion_that_changed_in_the_same_moment_is_not_replaced(registry):
-    registry.promote("2", "by hand", "somebody")
+def test_somebody_who_makes_another_version_the_champion_ends_the_wait(registry):
+    settle(registry, candidate(registry), comparison(registry))
     registry.promote("1", "by hand", "somebody")
-    gate = waiting().model_copy(update={"champion": 2})
-    with pytest.raises(InputError, match="the champion changed from 2 to 1"):
-        kept.release(registry, 2, gate, "reason")
+    found = settle(registry, candidate(registry), comparison(registry, created="2025-07-15T12:00:00+00:00"))
+    assert found.decision is None, "what was decided before does not hold any more"
+    assert registry.champion() == 1
+
+
+def test_a_champion_that_is_confirmed_by_hand_ends_the_wait(registry):
+    registry.promote("champion", "no time to wait", "somebody")
+    assert settle(registry, candidate(registry), comparison(registry)).decision is None
+    assert registry.champion() == 1
+
+
+def test_the_champion_that_changes_in_the_same_moment_is_not_replaced(registry, monkeypatch):
+    verify = Artefact.verify
+
+    def late(folder: Path) -> None:
+        monkeypatch.setattr(Artefact, "verify", verify)
+        registry.promote("champion", "by hand", "somebody")
+
+    monkeypatch.setattr(Artefact, "verify", late)  # after the decision is kept
+    assert settle(registry, candidate(registry), comparison(registry)).decision is None
+    assert registry.champion() == 1
 
 
 def test_a_damaged_file_is_replaced(registry):

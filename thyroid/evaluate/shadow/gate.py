@@ -3,8 +3,8 @@
 The outcomes of live pictures are not known yet. What can be known is whether the two models differ on them no more than
 on the stored test images, whose outcomes are known: if they do, these images do not say what the candidate will do. A
 patient counts once, with one picture, so that the patients of a group are independent, and Fisher's exact test (1935,
-10.2307/2342435) compares them with the stored ones. All tests together refuse a candidate by chance with a probability
-of at most `LEVEL` (Bonferroni). Live pictures decide once, when there are enough of them, so nobody looks repeatedly.
+10.2307/2342435) compares them with the stored ones. All these tests together refuse a candidate by chance with a
+probability of at most `LEVEL` (Bonferroni). Live pictures decide once: as soon as there are enough, whatever they say.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ from scipy.stats import fisher_exact
 from thyroid.data.filenames import SCORE
 from thyroid.evaluate.champion import Champion
 from thyroid.evaluate.gate import Candidate
+from thyroid.model.operating_point import decide as decide_all
 from thyroid.records.gate import (
     Criterion,
     GateRecord,
@@ -31,6 +32,9 @@ LEVEL = 0.05
 """Largest probability that a candidate is refused although it differs from the champion as on the stored images."""
 PATIENTS = 30
 """Smallest number of live patients of a subgroup that is judged."""
+ENOUGH = 72
+"""Smallest number of live patients that decide. The interval of fewer reaches `ABSTENTIONS` even if nothing changes, so
+that they could only refuse."""
 ABSTENTIONS = 0.05
 """Largest rise of the share of pictures that are left undecided. It is the margin of the AUROC: an abstention is a
 picture on which the model is lost."""
@@ -38,23 +42,28 @@ picture on which the model is lost."""
 _WHOLE = "all"
 
 
-def wait(decision: GateRecord, candidate: Candidate, champion: Champion, pictures: int) -> GateRecord:
+def wait(
+    decision: GateRecord, candidate: Candidate, band: tuple[float, float] | None, champion: Champion, pictures: int
+) -> GateRecord:
     """Have a candidate that the gate would release wait for live pictures.
 
     Args:
         decision: What the gate decided on the stored test images.
         candidate: The candidate.
+        band: Its band of abstention; None for none.
         champion: The champion on the same images.
         pictures: Number of live pictures that must be judged; 0 if they do not decide.
 
     Returns:
         The decision, which is "waiting" if it was to release the candidate and there is a champion to answer behind.
     """
-    if decision.decision != "promoted" or not pictures or champion.scores is None:
+    if decision.decision != "promoted" or not pictures or champion.scores is None or champion.threshold is None:
         return decision
-    test = candidate.test.assign(called=champion.calls(champion.scores))
-    test = test.assign(flipped=(test[SCORE] >= candidate.threshold) != test["called"]).sort_values("sha256")
-    groups = {_WHOLE: test, "benign": test[~test["called"]], "malignant": test[test["called"]]}
+    own = decide_all(candidate.test[SCORE], candidate.threshold, band)
+    called = decide_all(champion.scores, champion.threshold, champion.band)
+    flipped = (own != called) & (own != "abstain") & (called != "abstain")
+    test = candidate.test.assign(called=called, flipped=flipped).sort_values("sha256")
+    groups = {_WHOLE: test} | {name: test[test["called"] == name] for name in ("benign", "malignant")}
     stored = [_stored(name, rows) for name, rows in groups.items()]
     reason = f"every criterion holds on the stored test images; {pictures:,} live pictures behind champion "
     return decision.model_copy(
@@ -74,15 +83,14 @@ def decide(waiting: GateRecord, found: ShadowRecord) -> ShadowDecision | None:
         found: What it made of them.
 
     Returns:
-        The decision; None if there are too few pictures yet. A candidate that was compared with another champion on
-        the stored test images is refused.
+        The decision; None if there are too few pictures or patients yet, or if the pictures are of another champion
+        than the one that the candidate was compared with on the stored test images.
     """
     terms = waiting.shadow
-    if terms is None or found.pictures < terms.pictures:
+    if terms is None or found.champion != waiting.champion:
         return None
-    if waiting.champion != found.champion:
-        changed = f"the champion changed from {waiting.champion} to {found.champion} after the evaluation"
-        return ShadowDecision(decision="refused", reasons=[found.summary, f"{changed}; evaluate again"], criteria=[])
+    if found.pictures < terms.pictures or found.patients < ENOUGH:
+        return None
     criteria = [_flips(terms, found.groups), *_abstentions(found.groups)]
     failed = [one for one in criteria if not one.passed]
     reasons = [f"{one.name}: {one.found}; required: {one.asked}" for one in failed]
@@ -101,14 +109,14 @@ def _stored(name: str, rows: pd.DataFrame) -> StoredFlips:
 def _flips(terms: ShadowTerms, groups: Sequence[ShadowGroup]) -> Criterion:
     """Return the criterion that the models disagree no more than on the stored test images, in any large group."""
     tested = list(_pairs(terms, groups))
-    level = LEVEL / max(len(tested), 1)
+    level = LEVEL / len(tested)  # all pictures are one of the groups
     more = [_more(group, stored) for group, stored, p in tested if p <= level]
     return _criterion(
         "calls of the two models",
         f"in no group of at least {PATIENTS} patients more often benign for one model and malignant for the other than "
         f"on the stored test images (Fisher's exact test, one-sided, {LEVEL:g} over all groups)",
-        "; ".join(more) if more else f"holds in {len(tested)} groups" if tested else "no group is large enough",
-        bool(tested) and not more,
+        "; ".join(more) if more else f"holds in all {len(tested)}",
+        not more,
     )
 
 
@@ -129,9 +137,13 @@ def _pairs(terms: ShadowTerms, groups: Sequence[ShadowGroup]) -> Iterator[tuple[
 
 def _more(group: ShadowGroup, stored: StoredFlips) -> str:
     return (
-        f"{group.flipped_patients} of {group.patients} patients ({group.kind} {group.value}), against {stored.flipped} "
-        f"of {stored.patients} stored ones"
+        f"{group.flipped_patients} of {group.patients} patients ({_name(group)}), against {stored.flipped} of "
+        f"{stored.patients} stored ones"
     )
+
+
+def _name(group: ShadowGroup) -> str:
+    return "all pictures" if group.kind == "all" else f"{group.kind} {group.value}"
 
 
 def _abstentions(groups: Sequence[ShadowGroup]) -> Iterator[Criterion]:
@@ -151,7 +163,7 @@ def _abstentions(groups: Sequence[ShadowGroup]) -> Iterator[Criterion]:
             )
     large = [group for group in groups if group.kind in ("source", "novelty") and group.patients >= PATIENTS]
     risen = [
-        f"{group.kind} {group.value} ({group.abstained})"
+        f"{_name(group)} ({group.abstained})"
         for group in large
         if group.abstained.value > ABSTENTIONS and group.abstained.low is not None and group.abstained.low > 0
     ]

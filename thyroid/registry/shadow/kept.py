@@ -10,7 +10,7 @@ import time
 from thyroid import errors, storage
 from thyroid.errors import InputError
 from thyroid.model.artefact import CARD, Artefact, sha256
-from thyroid.records.gate import GateRecord, ShadowRecord
+from thyroid.records.gate import GateRecord, ShadowDecision, ShadowRecord
 from thyroid.registry.aliases import AliasesFile, State, dump
 from thyroid.registry.registry import BESIDE, MODEL_NAME, Registry
 from thyroid.storage import ABSENT, ChangedError
@@ -58,32 +58,34 @@ def record(registry: Registry, found: ShadowRecord) -> bool:
         return True
 
 
-def release(registry: Registry, version: int, gate: GateRecord, reason: str) -> None:
-    """Make a version the champion whose gate waited for live pictures. A second call changes nothing.
+def carry_out(registry: Registry, version: int, gate: GateRecord, decision: ShadowDecision) -> None:
+    """Release a version that waits for live pictures, or end its wait, as they decided.
+
+    Nothing changes if it does not wait any more: it was done before, or somebody has changed the champion since.
 
     Args:
         registry: Registry of the version.
         version: Number of the version.
         gate: Its gate.
-        reason: Reason, which stays in the history.
+        decision: What live pictures decided. Its reasons stay in the history.
 
     Raises:
-        InputError: The version was changed, or the champion is not the one that the gate compared it with.
+        InputError: The version was changed.
     """
-    Artefact.verify(registry.find(str(version)))
+    accepted = decision.decision == "accepted"
+    if accepted:
+        Artefact.verify(registry.find(str(version)))
 
-    def crown(state: State) -> None:
-        if state.champion == version:
+    def change(state: State) -> None:
+        if state.content.get("waiting") != version:
             return
-        if state.champion != gate.champion:
-            raise InputError(
-                f"version {version} of {registry.root}: the champion changed from {gate.champion} to {state.champion} "
-                "after the evaluation; evaluate again"
-            )
-        state.release(version, gate)
-        state.note("release", version, reason)
+        if accepted:
+            state.release(version, gate)
+        else:
+            del state.content["waiting"]
+        state.note("release" if accepted else "refuse", version, "; ".join(decision.reasons))
 
-    AliasesFile(_home(registry)).change(crown)
+    AliasesFile(_home(registry)).change(change)
 
 
 def last(registry: Registry, version: int) -> ShadowRecord | None:

@@ -18,6 +18,9 @@ from thyroid.errors import InputError
 from thyroid.records.watch import Shadowed
 from thyroid.serve import limits
 
+MODULE = "thyroid.serve.shadow"
+"""The candidate's side, which Python runs."""
+
 _PROC = Path("/proc")
 _LONGEST = 65_536  # bytes of an answer
 _LONGEST_REASON = 500  # characters
@@ -46,7 +49,7 @@ class Process:
         """Start the process; `start` waits for it."""
         # Its libraries start no threads, which would take memory and processors, and the champion has the GPU alone.
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "thyroid.serve.shadow", str(folder), *([form] if form else [])]
+        command = [sys.executable, "-m", MODULE, str(folder), *([form] if form else [])]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self.ready: dict[str, Any] = {}
 
@@ -107,13 +110,13 @@ class Process:
         assert self._process.stdout is not None
         timer = threading.Timer(seconds, self.kill)
         timer.daemon = True
-        timer.start()
         try:
+            timer.start()
             self._process.stdin.write(header)
             self._process.stdin.write(image)
             self._process.stdin.flush()
             answer = json.loads(self._process.stdout.readline(_LONGEST))
-        except (OSError, ValueError):  # the process is no longer there, or does not keep to the protocol
+        except (OSError, ValueError, RuntimeError):  # it is gone, does not keep to the protocol, or no thread starts
             raise EndedError from None
         finally:
             timer.cancel()

@@ -6,6 +6,7 @@ champion waits for any of this.
 
 import json
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -30,6 +31,8 @@ log = logging.getLogger("thyroid.serve")
 SAME, CHANGED, DROPPED, FAILED = "same", "changed", "dropped", "failed"
 PAUSE, MOST_PAUSE = 1.0, 60.0
 """Seconds after a failure until the process is started again; they double with each further one."""
+CLOSE_SECONDS = 5.0
+"""Seconds that the end of the server waits for the end of the candidate's process."""
 _BUSY_PAUSE = 0.02  # seconds until it is looked again whether the processor is spare
 _MEMORY_SECONDS = 5.0  # seconds between two measurements of the memory
 _OVERHEAD = 500  # bytes of memory that an image takes beside its own and its header's
@@ -45,6 +48,8 @@ class _Picture(NamedTuple):
     """The champion's decision."""
     decision: Decision | None
     """The champion's decision as it was logged; None if it was not."""
+    offered: float
+    """When it was offered, by `time.monotonic`."""
 
     @property
     def size(self) -> int:
@@ -113,13 +118,13 @@ class Shadow:
         prometheus.SHADOW.labels(DROPPED).inc(dropped)
 
     def close(self) -> None:
-        """End the thread and the candidate's process; what waits is lost."""
+        """End the thread and the candidate's process within `CLOSE_SECONDS`; what waits is lost."""
         with self._changed:
             self._closed = True
             if self._process is not None:
                 self._process.kill()
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         while True:
@@ -133,7 +138,7 @@ class Shadow:
                 self._folder, self._failures, self._start_at, self._left_off = wanted, 0, 0.0, False
                 prometheus.SHADOW_LEFT_OFF.set(0)
             if self._folder is not None and self._process is None:
-                if not self._left_off and time.monotonic() >= self._start_at:
+                if time.monotonic() >= self._start_at:
                     self._start(self._folder)
             elif self._process is not None:
                 self._measure(self._process)
@@ -156,10 +161,12 @@ class Shadow:
         try:
             process.start()
         except InputError as error:
-            self._leave_off(errors.one_line(error))
+            self._leave_off(errors.one_line(error), math.inf)
         except EndedError:
             self._fail()
         else:
+            self._left_off = False
+            prometheus.SHADOW_LEFT_OFF.set(0)
             prometheus.SHADOW_MODEL.labels(process.ready["version"], process.ready["form"]).set(1)
             log.info("the candidate answers behind the champion", extra={"fields": process.ready})
 
@@ -167,10 +174,14 @@ class Shadow:
         """Hand over the oldest image that waits, unless the server is busy."""
         if not self._waiting:
             return
+        picture = self._waiting[0]  # it stays in the queue, whose limits then hold for it as well
+        if time.monotonic() > picture.offered + limits.SHADOW_WAIT:
+            self._take()
+            prometheus.SHADOW.labels(DROPPED).inc()
+            return
         if self._admission.inside > limits.SHADOW_INSIDE:
             time.sleep(_BUSY_PAUSE)
             return
-        picture = self._waiting[0]  # it stays in the queue, whose limits then hold for it as well
         try:
             answer = process.answer(picture.header, picture.image)
         except EndedError:
@@ -206,16 +217,18 @@ class Shadow:
     def _fail(self) -> None:
         """Have the process started again after a pause; after too many failures in a row, leave the candidate off."""
         self._failures += 1
-        if self._failures == limits.SHADOW_ATTEMPTS:
-            self._leave_off(f"its process ended {self._failures} times in a row")
+        if self._failures >= limits.SHADOW_ATTEMPTS:
+            self._leave_off(f"its process ended {self._failures} times in a row", limits.SHADOW_AGAIN)
             return
         self._end()
         self._start_at = time.monotonic() + min(PAUSE * 2 ** (self._failures - 1), MOST_PAUSE)
 
-    def _leave_off(self, reason: str) -> None:
+    def _leave_off(self, reason: str, seconds: float) -> None:
+        """Leave the candidate off for some seconds, and say so once."""
         self._end()
-        self._left_off = not self._closed
-        if self._left_off:
+        self._start_at = time.monotonic() + seconds
+        if not self._closed and not self._left_off:
+            self._left_off = True
             prometheus.SHADOW_LEFT_OFF.set(1)
             log.error(
                 "candidate left off: it does not answer behind the champion", extra={"fields": {"reason": reason}}
@@ -250,4 +263,5 @@ def _picture(scored: Scored, decision: Decision | None) -> _Picture:
         "clinical": instance.clinical,
         "domain": instance.domain,
     }
-    return _Picture(json.dumps(fields).encode() + b"\n", image, scored.decision["decision"], decision)
+    header = json.dumps(fields).encode() + b"\n"
+    return _Picture(header, image, scored.decision["decision"], decision, time.monotonic())

@@ -151,7 +151,6 @@ def _change(row: pd.Series) -> ShadowChange:
     return ShadowChange(
         id=row["id"],
         time=row["time"].isoformat(timespec="milliseconds"),
-        image=row["image"],
         source=row["source"],
         champion=row["decision"],
         candidate=row["decision_candidate"],
@@ -161,10 +160,13 @@ def _change(row: pd.Series) -> ShadowChange:
 
 
 def _summary(pairs: pd.DataFrame, candidate: int, champion: int) -> str:
-    changed, patients = int(pairs["changed"].sum()), pairs["unit"].nunique()
+    patients, nameless = pairs["patient"].nunique(), pairs.loc[pairs["patient"].isna(), "request"].nunique()
+    whose = [_many(patients, "patient")] if patients else []
+    if nameless:
+        whose.append(f"{_many(nameless, 'request')} that {'names' if nameless == 1 else 'name'} no patient")
     return (
-        f"On {_many(len(pairs), 'live picture')} of {_many(patients, 'patient')} version {candidate} would have "
-        f"changed {_many(changed, 'decision')} of version {champion}."
+        f"On {_many(len(pairs), 'live picture')} of {' and '.join(whose)} version {candidate} would have changed "
+        f"{_many(int(pairs['changed'].sum()), 'decision')} of version {champion}."
     )
 
 

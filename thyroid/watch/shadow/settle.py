@@ -4,15 +4,16 @@ from thyroid.errors import InputError
 from thyroid.evaluate.shadow import gate
 from thyroid.model.artefact import Artefact
 from thyroid.records.gate import ShadowDecision, ShadowRecord
+from thyroid.registry.hub import hub
 from thyroid.registry.registry import Registry
 from thyroid.registry.shadow import kept
 
 
 def settle(registry: Registry, candidate: Artefact, found: ShadowRecord) -> ShadowRecord:
-    """Keep a comparison, and release the candidate if its gate waited for these pictures and accepts them.
+    """Keep a comparison, and release the candidate if its gate waits for these pictures and accepts them.
 
-    The gate decides once. A watch that was killed before it carried the decision out does so the next time, unless
-    somebody has rolled the version back since.
+    The gate decides once: what another watch has decided in the meantime holds. A watch that was killed before it
+    carried the decision out does so the next time, unless somebody has changed the champion since.
 
     Args:
         registry: Registry of the candidate.
@@ -20,17 +21,24 @@ def settle(registry: Registry, candidate: Artefact, found: ShadowRecord) -> Shad
         found: What it made of the champion's pictures.
 
     Returns:
-        The comparison with the decision, if there is one.
+        The comparison with the decision, if there is one that holds: nobody has replaced a version that was accepted.
 
     Raises:
-        InputError: The champion changed meanwhile, or the registry cannot be written.
+        InputError: The candidate was changed, or the registry cannot be written.
     """
     version, decided = found.candidate, candidate.publication.gate
-    if decided.decision == gate.WAITING and registry.champion() == found.champion:
-        found = found.model_copy(update={"decision": _before(registry, version) or gate.decide(decided, found)})
-    kept.record(registry, found)
-    if found.decision is not None and found.decision.decision == "accepted" and version not in registry.refuted():
-        kept.release(registry, version, decided, "; ".join(found.decision.reasons))
+    waits = registry.read_aliases().get("waiting") == version
+    decision = _before(registry, version)
+    if decision is None and waits:
+        decision = gate.decide(decided, found)
+    found = found.model_copy(update={"decision": decision})
+    if not kept.record(registry, found):
+        found = found.model_copy(update={"decision": _before(registry, version)})
+    if waits and found.decision is not None:
+        kept.carry_out(registry, version, decided, found.decision)
+        hub.update(registry)
+    if found.decision is not None and found.decision.decision == "accepted" and registry.champion() != version:
+        return found.model_copy(update={"decision": None})
     return found
 
 
