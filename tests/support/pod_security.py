@@ -207,7 +207,11 @@ def _step(name: str, account: str, given: Object, own: Object) -> Object:
         "imagePullPolicy": own.pop("imagePullPolicy"),
         "command": given["command"] + given["args"],
         "env": given.get("env", [])
-        + [_variable(one, key) for one in own.pop("secretAsEnv", []) for key in one["keyToEnv"]],
+        + [_variable(one, key) for one in own.pop("secretAsEnv", []) for key in one["keyToEnv"]]
+        + [
+            {"name": one["name"], "valueFrom": {"fieldRef": {"fieldPath": one["fieldPath"]}}}
+            for one in own.pop("fieldPathAsEnv", [])
+        ],
         "resources": _resources(given["resources"]),
         "securityContext": HARDENED | _numbers(own.pop("securityContext")),
         "volumeMounts": [],
