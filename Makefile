@@ -173,7 +173,7 @@ push: ## Push the images that `make images` built (IMAGES=registry/prefix)
 	@engine=$$(images/engine.sh) && for set in data train ops serve web label validate watch listen $(if $(GPU),serve-gpu); do \
 		"$$engine" push "$(IMAGES)-$$set:$(TAG)" || exit 1; done
 
-manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress|multi-user|bucket|label[-gateway|-ingress] | kubectl apply -f -
+manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress|multi-user|bucket|label[-gateway|-ingress]|listen[-argo|-knative] | kubectl apply -f -
 	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(ops|serve|serve-gpu|web|label|listen):dev$$#$(IMAGES)-\1:$(TAG)#'
 
 workbench: ## Render a pod with the volume (OVERLAY=bucket: without) and the ops image, to bring scans in: make -s workbench | kubectl apply -f -

@@ -11,8 +11,10 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jwt
 
@@ -39,8 +41,8 @@ class Senders:
         event_token_file: File with the bearer token that senders must give.
         issuer: Address of an OpenID Connect issuer whose tokens senders may give in its place: https://accounts.google.com
             for Google's push deliveries, that of the cluster for Knative Eventing.
-        issuer_certificate: PEM file of the authority that has signed the issuer's certificate; without it, those that
-            the system trusts.
+        issuer_certificate: PEM file of the authority that has signed the issuer's certificate, if the system does not
+            trust it.
         audience: Audience that these tokens must name.
         subject: Subject or verified e-mail address that may send; may be repeated. Anybody can get a token for any
             audience from a public issuer.
@@ -66,7 +68,7 @@ class Senders:
             raise InputError("listen: give --event-token-file or --issuer; with --no-auth, everybody may send events")
         if bool(self.issuer) != bool(self.audience) or bool(self.issuer) != bool(self.subject):
             raise InputError("--issuer: give --audience and --subject, too; all three or none")
-        if self.issuer and not self.issuer.startswith(("https://", "http://localhost", "http://127.0.0.1")):
+        if self.issuer and not _is_safe(self.issuer):
             raise InputError(f"--issuer {self.issuer}: expected https://host")
 
 
@@ -84,7 +86,7 @@ class Gate:
         """Read the token; the issuer's keys are fetched when the first token of it comes."""
         senders.check()
         self._senders = senders
-        self._token = senders.event_token_file.read_text().strip() if senders.event_token_file else ""
+        self._token = senders.event_token_file.read_bytes().strip() if senders.event_token_file else b""
         if senders.event_token_file and not self._token:
             raise InputError(f"--event-token-file {senders.event_token_file}: contains no token")
         self._trust = None
@@ -95,20 +97,20 @@ class Gate:
         self._lock = threading.Lock()
 
     def admit(self, authorization: str) -> None:
-        """Let a sender in or not. This may take `FETCH_SECONDS` if the issuer must be asked.
+        """Let a sender in or not. This takes a few times `FETCH_SECONDS` at most if the issuer must be asked.
 
         Args:
             authorization: The request's header of this name; "" without one.
 
         Raises:
-            RequestError: The sender may not send (401), or the issuer cannot be reached (503).
+            RequestError: The sender may not send (401), or the issuer must be asked and cannot be asked now (503).
         """
         if self._senders.no_auth:
             return
         scheme, _, presented = authorization.partition(" ")
         presented = presented.strip()
         if scheme.lower() == "bearer" and presented:
-            if self._token and hmac.compare_digest(presented.encode(), self._token.encode()):
+            if self._token and hmac.compare_digest(presented.encode("latin-1", "replace"), self._token):
                 return
             if self._senders.issuer and self._is_vouched_for(presented):
                 return
@@ -131,20 +133,28 @@ class Gate:
             )
         except (jwt.PyJWTError, ValueError, TypeError):
             return False
-        names = {claims["sub"]} | ({claims.get("email")} if claims.get("email_verified") is True else set())
-        return bool(names & set(self._senders.subject))
+        is_known = claims.get("email_verified") is True and claims.get("email") in self._senders.subject
+        return is_known or claims["sub"] in self._senders.subject
 
     def _key(self, name: str) -> Any:
-        """Return a key of the issuer; None if the issuer has no such key."""
-        with self._lock:
+        """Return a key of the issuer; None if the issuer has just said that it has no such key.
+
+        Raises:
+            RequestError: The issuer must be asked and cannot be asked now. It may have a new key, so that a refusal for
+                good could lose an event.
+        """
+        if not self._lock.acquire(timeout=FETCH_SECONDS):  # an issuer must not hold every thread up
+            raise _unavailable()
+        try:
             now = time.monotonic()
-            is_stale = now - self._fetched > FRESH
-            if (is_stale or name not in self._keys) and now - self._asked > PAUSE:
+            if now - self._fetched > FRESH or name not in self._keys:
+                if now - self._asked <= PAUSE:
+                    raise _unavailable()
                 self._asked = now
                 self._keys, self._fetched = self._fetch_keys(), now
-            elif is_stale:
-                raise _unavailable()
             return self._keys.get(name)
+        finally:
+            self._lock.release()
 
     def _fetch_keys(self) -> dict[str, Any]:
         """Fetch the keys of the issuer, by name.
@@ -156,20 +166,39 @@ class Gate:
             facts = self._fetch(f"{self._senders.issuer.rstrip('/')}/.well-known/openid-configuration")
             keys = jwt.PyJWKSet.from_dict(self._fetch(str(facts["jwks_uri"])))
             return {str(key.key_id): key for key in keys.keys}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
+        except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
             log.warning("the issuer's keys cannot be read", extra={"fields": {"kind": type(error).__name__}})
             raise _unavailable() from None
 
     def _fetch(self, address: str) -> Any:
-        if not address.startswith(("https://", "http://")):
+        if not _is_safe(address):
             raise ValueError(address)
+        body, deadline = b"", time.monotonic() + FETCH_SECONDS
         with urllib.request.urlopen(address, timeout=FETCH_SECONDS, context=self._trust) as answer:
-            return json.loads(answer.read(FETCH_BYTES))
+            if not _is_safe(answer.url):  # after redirections
+                raise ValueError(answer.url)
+            while (part := answer.read1(FETCH_BYTES)) and len(body) < FETCH_BYTES:
+                body += part
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+        return json.loads(body)
+
+
+def _is_safe(address: str) -> bool:
+    """Return whether nobody on the way to an address can change what it answers."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    host = parts.hostname or ""
+    return (parts.scheme == "https" and host != "") or (parts.scheme == "http" and host in ("localhost", "127.0.0.1"))
 
 
 def _trusting(certificate: Path) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=certificate)
+        context = ssl.create_default_context()
+        context.load_verify_locations(certificate)
+        return context
     except ssl.SSLError:
         raise InputError(f"--issuer-certificate {certificate}: no certificate in PEM form") from None
 

@@ -1,6 +1,7 @@
 """The leader of the listeners: it seals the batch that is ready, checks what is left of it, and starts its run."""
 
 import datetime
+import errno
 import logging
 import random
 import threading
@@ -15,7 +16,7 @@ from pipelines.events.batch import Batch, Patience, Run
 from pipelines.events.start import Pipeline
 from pipelines.events.state import Store
 from thyroid import logs, notify, storage
-from thyroid.errors import one_line
+from thyroid.errors import InputError, one_line
 from thyroid.notify import words
 from thyroid.storage import client
 
@@ -26,9 +27,12 @@ POLL = 5.0
 RUN_POLL = 60.0
 """Seconds between two looks at an unfinished run."""
 SETTLE = 120.0
-"""Seconds after an attempt to create a run at which a host that did not answer has either created it or never will."""
+"""Seconds until a host that did not answer an attempt to create a run has either created it or never will."""
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 600.0
 """Seconds until the first and the later attempts after a failure. Each is drawn at random from the upper half."""
+
+
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Leader:
@@ -39,13 +43,21 @@ class Leader:
         pipeline: What is started.
         patience: When a batch is ready.
         clock: Returns the present time in seconds since 1970.
+        ticks: Returns seconds of a clock that nobody sets.
     """
 
     def __init__(
-        self, store: Store, pipeline: Pipeline, patience: Patience, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        pipeline: Pipeline,
+        patience: Patience,
+        clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         """Do nothing yet; `start` does."""
-        self._store, self._pipeline, self._patience, self._clock = store, pipeline, patience, clock
+        self._store, self._pipeline, self._patience = store, pipeline, patience
+        self._clock, self._ticks = clock, ticks
+        self._attempt, self._learnt = ("", 0.0), 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leader", daemon=True)
         self._failures = 0
@@ -71,12 +83,11 @@ class Leader:
 
     def _step_safely(self, require_held: Callable[[], None]) -> float:
         """Take the next step; return the seconds until the one after it."""
-        state = self._store.state
-        what = "state" if state.sealed is None and state.run is None else "bucket" if state.sealed else "host"
         try:
             pause = self.step(require_held)
         except Exception as error:  # kfp raises many kinds for answers that it cannot read
-            return self._pause_after(what, error)
+            state = self._store.state
+            return self._pause_after("bucket" if state.sealed else "host" if state.run else "state", error)
         self._failures = 0
         return pause
 
@@ -84,8 +95,10 @@ class Leader:
         self._failures += 1
         metrics.FAILURES.labels(what).inc()
         pause: float = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures - 1, 20)) * random.uniform(0.5, 1)
-        # the bucket's message may hold the name of an object; the host's holds none
-        reason = one_line(error)[:300] if what == "host" else type(error).__name__
+        reason = one_line(error)[:300]
+        if what != "host":  # what is left out may hold the name of an object
+            known = reason.partition(" (")[0].partition(": field ")[0]
+            reason = known if isinstance(error, InputError) else type(error).__name__
         fields = {"what": what, "reason": reason, "where": logs.place(error), "again_in_seconds": round(pause, 1)}
         log.warning("failed; trying again", extra={"fields": fields})
         return pause
@@ -125,7 +138,8 @@ class Leader:
             metrics.BATCHES.labels("dropped").inc()
             log.info("nothing is left of a batch", extra={"fields": {"objects": len(sealed.objects)}})
             return
-        scans = sum(address in present for address in sealed.scans) + sealed.more
+        found = {address: present[address] for address in sealed.scans if address in present}
+        scans = sum(not batch.is_covered(state, *one) for one in found.items()) + sealed.more
         date = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC)
         run = Run(name=f"thyroid events {date:%Y-%m-%d %H:%M} {uuid.uuid4().hex[:12]}", scans=scans)
         self._store.update(lambda state: batch.intend(state, sealed, run, present))
@@ -134,17 +148,17 @@ class Leader:
         """Create a run unless it exists.
 
         An attempt is noted before it is made. The host is given time to carry out an attempt that it did not answer,
-        before it is asked whether the run exists.
+        before it is asked whether the run exists. The time counts from when this process learns of the attempt: the
+        attempt may have been made long after its note, and clocks of machines differ or are set.
         """
-        since = abs(self._clock() - run.attempted)
+        if run.attempted and (run.name, run.attempted) != self._attempt:
+            self._attempt, self._learnt = (run.name, run.attempted), self._ticks()
+        since = self._ticks() - self._learnt
         if run.attempted and since < SETTLE:
             return SETTLE - since
         id = self._pipeline.find(run.name) if run.attempted else ""
         if not id:
-            now = self._clock()
-            self._store.update(lambda state: batch.attempt(state, run.name, now))
-            require_held()
-            id = self._pipeline.create(run.name)
+            id = self._pipeline.create(run.name, lambda: self._note(run, require_held))
         page = self._pipeline.connection.page(f"runs/details/{id}")
         # before the confirmation, after which nobody would tell it
         notify.tell(words.run_started(id, run.scans, page), self._store.address)
@@ -152,6 +166,12 @@ class Leader:
         metrics.BATCHES.labels("started").inc()
         log.info("started a run", extra={"fields": {"run": run.name, "scans": run.scans, "page": page}})
         return POLL
+
+    def _note(self, run: Run, require_held: Callable[[], None]) -> None:
+        """Note an attempt to create a run, unless another process may be the leader by now."""
+        now = self._clock()
+        self._store.update(lambda state: batch.attempt(state, run.name, now))
+        require_held()
 
     def _follow(self, run: Run) -> float:
         """Ask whether a run has ended."""
@@ -182,8 +202,10 @@ def _generation(address: str) -> str:
     if not storage.is_bucket(address):
         try:
             file = Path(address).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return ""
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                return ""
+            raise
         return f"{file.st_size}-{file.st_mtime_ns}"
     scheme, _, rest = address.partition("://")
     name, _, key = rest.partition("/")

@@ -1,5 +1,6 @@
 """The command that waits for scans and starts a run for each batch of them."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from pipelines.events.batch import Patience
 from pipelines.events.scope import Scope
 from pipelines.kubeflow import schedule, submit
 from pipelines.kubeflow.host import Connection
-from thyroid import RESEARCH_USE_ONLY, storage
+from thyroid import RESEARCH_USE_ONLY, logs, storage
 from thyroid.command import FLAT
 from thyroid.errors import InputError
 
@@ -66,15 +67,17 @@ def listen(
         scope = Scope.of(values)
         _check_folders(scope)
         pipeline = Pipeline(package, submit.with_run(specification, values, placement.names), connection)
-        store = Store(state)
-        leader = Leader(store, pipeline, patience)
-        greeting = f"listening on http://{address}:{port} for scans in {', '.join(scope.scans)}\n{RESEARCH_USE_ONLY}"
-        leader.start()
-        try:
-            server.serve(server.Listener(store, scope, gate), address, port, greeting)
-        finally:
-            leader.stop()
-            store.close()
+        with contextlib.closing(Store(state)) as store, server.bind(address, port) as listening:
+            # before the leader starts, since its requests to the host swallow what is printed meanwhile
+            logs.configure()
+            greeting = f"listening on http://{address}:{port} for scans in {', '.join(scope.scans)}"
+            print(f"{greeting}\n{RESEARCH_USE_ONLY}", flush=True)
+            leader = Leader(store, pipeline, patience)
+            leader.start()
+            try:
+                server.serve(server.Listener(store, scope, gate), listening)
+            finally:
+                leader.stop()
 
 
 def _values(specification: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:

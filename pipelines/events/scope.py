@@ -11,8 +11,8 @@ SCANS = ("scans", "crops")
 """Parameters that name a folder of images."""
 TABLES = ("rois", "labels", "clinical")
 """Parameters that name a CSV."""
-LONGEST = 2048
-"""Characters of an address. The longest name of an object in a bucket has 1024 bytes."""
+LONGEST = 1024
+"""Bytes of the name of an object in a bucket. Buckets refuse to look a longer one up, which would hold its batch up."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,6 @@ class Scope:
 
     def counts(self, address: str) -> bool:
         """Return whether a change of an object may change what the run finds."""
-        if len(address) > LONGEST or not address.isprintable():
+        if not address.isprintable() or len(address.split("/", 3)[-1].encode()) > LONGEST:
             return False
         return self.is_table(address) or self.is_scan(address)

@@ -36,6 +36,8 @@ MAX_BODY = 1_000_000
 """Bytes of the body of a request."""
 MEMORY = 32_000_000
 """Bytes of bodies that are held at once, over all connections."""
+READING = 4
+"""Bodies that are parsed at once. What is made of one takes up to 40 times its bytes."""
 DEADLINE = 20.0
 """Seconds within which a body must arrive, and within which its events must be durable."""
 SWEEP_SECONDS = 1.0
@@ -44,7 +46,7 @@ RETRY_AFTER = 5
 """Seconds in the Retry-After header of an answer that asks to try again."""
 
 _MOMENT = 1.0  # seconds
-_UNREAD = ("unauthorized", "too_large", "slow_client", "overloaded")
+_UNREAD = ("unauthorized", "issuer", "too_large", "slow_client", "overloaded")
 """Codes of errors that are answered before the body has been read."""
 
 
@@ -65,11 +67,11 @@ class Listener:
 
 def create(listener: Listener) -> Starlette:
     """Create the ASGI application."""
-    held = _Held()
+    held, reading = _Held(), asyncio.Semaphore(READING)
 
     async def events(request: Request) -> Response:
         await run_in_threadpool(listener.gate.admit, request.headers.get("authorization", ""))
-        async with _body(request, held) as body:
+        async with _body(request, held) as body, reading:
             arrivals, others = await run_in_threadpool(messages.read, dict(request.headers), body)
         counted = [one for one in arrivals if listener.scope.counts(one.address)]
         repeated = await _keep(listener, counted)
@@ -99,22 +101,31 @@ def create(listener: Listener) -> Starlette:
     return Starlette(routes=routes, exception_handlers={RequestError: _refuse, Exception: _fail})
 
 
-def serve(listener: Listener, host: str, port: int, greeting: str) -> None:
-    """Serve until SIGTERM or SIGINT, and answer the requests that are in progress.
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
 
     Args:
-        listener: What is served.
         host: Address to listen on.
         port: Port to listen on.
-        greeting: What is printed when the server starts.
 
     Raises:
         InputError: The port cannot be used.
     """
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise InputError(f"--port {port}: {one_line(error)}; choose another port or --address") from None
+
+
+def serve(listener: Listener, listening: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, and answer the requests that are in progress.
+
+    Args:
+        listener: What is served.
+        listening: The socket.
+    """
     config = uvicorn.Config(
         create(listener),
-        host=host,
-        port=port,
         http=Connection,  # with limits against clients that only hold a connection
         lifespan="off",
         log_config=None,
@@ -124,14 +135,7 @@ def serve(listener: Listener, host: str, port: int, greeting: str) -> None:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=int(DEADLINE) + 5,
     )
-    try:
-        listening = socket.create_server((host, port))
-    except OSError as error:
-        raise InputError(f"--port {port}: {one_line(error)}; choose another port or --address") from None
-    logs.configure()
-    print(greeting, flush=True)
-    with listening:
-        asyncio.run(_serve(uvicorn.Server(config), listening))
+    asyncio.run(_serve(uvicorn.Server(config), listening))
 
 
 async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,20 @@ class Pipeline:
                 if not token:
                     return ""
 
-    def create(self, name: str) -> str:
+    def create(self, name: str, note: Callable[[], None]) -> str:
         """Create a run of this name and return its id.
+
+        Args:
+            name: Name of the run.
+            note: Called right before the request, since what comes before it can take minutes. Its exceptions end the
+                attempt.
 
         Raises:
             InputError: The host refuses or cannot be reached, or does not answer. In the last case the run may exist.
         """
         with self._client() as client:
             experiment = self._experiment(client)
+            note()
             made = submit.create(client, self.package, self.values, self.connection, experiment=experiment, name=name)
             return str(made.run_id)
 

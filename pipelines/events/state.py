@@ -132,13 +132,14 @@ class Store:
                 yield lambda: None
 
     def _read(self) -> None:
-        data, self._generation = self._place.read(FILE)
+        data, generation = self._place.read(FILE)
         where = f"{self._place.address}/{FILE}"
         try:
             content = from_json(data) if data else {}
         except ValueError:
             raise InputError(f"{where}: not JSON; move it away to start without it") from None
-        self._state = State.parse(content, where, "ignore")
+        # only both together, or the next write would replace a file that cannot be read
+        self._state, self._generation = State.parse(content, where, "ignore"), generation
 
     def _write_all(self) -> None:
         """Write groups of changes until the end is asked for."""

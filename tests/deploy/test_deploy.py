@@ -245,6 +245,26 @@ def test_an_attempt_that_was_killed_before_it_told_is_told_by_the_next(cluster, 
     assert receiver.events == ["deployment.taken_back"]
 
 
+def test_a_registry_that_cannot_be_read_for_a_message_changes_no_outcome(cluster, root, receiver, monkeypatch):
+    second(root)
+    tell = deploy._tell
+
+    def away(registry, artefact, **given):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(registry), "champion", fail)
+            tell(registry, artefact, **given)
+
+    def fail(_):
+        raise InputError("the bucket is away")
+
+    monkeypatch.setattr(deploy, "_tell", away)
+    assert run(root, 2).status == "deployed"
+    cluster.answer = wrong
+    third(root)
+    with pytest.raises(InputError, match="is not served"):
+        run(root, 3)
+
+
 def test_a_version_that_is_served_after_all_is_told(cluster, root, receiver):
     cluster.answer = away
     with pytest.raises(InputError, match="503"):

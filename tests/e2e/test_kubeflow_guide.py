@@ -238,7 +238,9 @@ def test_the_listener_starts(tmp_path):
         while "listening on" not in (told := (tmp_path / "log").read_text()):
             assert process.poll() is None, told
             time.sleep(0.1)
-        with httpx.Client(base_url=f"http://localhost:{port}", headers={"Authorization": "Bearer a token"}) as sender:
+        with httpx.Client(
+            base_url=f"http://localhost:{port}", timeout=60, headers={"Authorization": "Bearer a token"}
+        ) as sender:
             (told,) = [line for line in COMMANDS if "/scans -H" in line]
             body = shlex.split(told)[-1]
             assert sender.post("/scans", content=body).json()["ignored"] == 1, "it is on a volume"

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from http import HTTPStatus
 from pathlib import Path
 
 import jsonschema
@@ -416,6 +417,7 @@ def test_the_sensor_sends_the_notifications_of_its_source_with_the_token(rendere
     (header,) = request["secureHeaders"]
     pod, _ = listener(objects)
     (senders,) = [one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one]
+    assert trigger["policy"]["status"]["allow"] == [HTTPStatus.NO_CONTENT], "or a refused event is lost"
     assert header["name"] == "Authorization"
     assert header["valueFrom"]["secretKeyRef"] == {"name": senders, "key": "authorization"}
     keys = {source["minio"]["scans"][name]["key"] for name in ("accessKey", "secretKey")}

@@ -19,6 +19,7 @@ from thyroid.notify import notify as library
 from thyroid.notify.notification import ToldRecord
 from thyroid.notify.receivers import PLAIN, SLACK
 from thyroid.notify.words import News
+from thyroid.storage import ChangedError, Folder
 
 DRIFT = News("watch.drift", "watch", "What arrives has changed.", version=12)
 STEADY = News("watch.steady", "watch", "No change is seen any more.", version=12, reassures=True)
@@ -128,6 +129,17 @@ def test_a_note_that_cannot_be_written_loses_no_message(tmp_path, receiver, log)
     assert "cannot be written" in log.text
 
 
+def test_a_note_that_others_are_always_faster_with_is_given_up_with_a_word(tmp_path, receiver, log, monkeypatch):
+    def write(*_):
+        raise ChangedError(library.FILE)
+
+    monkeypatch.setattr(Folder, "write", write)
+    monkeypatch.setattr(library, "_PAUSE", 0.0)
+    notify.tell(FAILED, tmp_path)
+    assert len(receiver.got) == 1
+    assert "may be told twice" in log.text
+
+
 def test_a_bucket_that_is_away_loses_no_message(gcs, receiver, log):
     gcs.proxy.rule = lambda method, path: "403"
     notify.tell(FAILED, gcs.address("registry"))
@@ -178,7 +190,8 @@ def test_a_receiver_that_failed_is_told_the_next_time_and_the_others_are_not(tmp
 
 @pytest.mark.parametrize("how", ["hang", "drip"])
 def test_the_deadline_ends_what_a_receiver_draws_out(tmp_path, slack, receiver, log, monkeypatch, how):
-    monkeypatch.setattr(library, "DEADLINE", 2)
+    monkeypatch.setattr(library, "DEADLINE", 4)
+    monkeypatch.setattr(library, "_START", 60)
     slack.answers = [how]
     notify.tell(FAILED, tmp_path)
     assert "slack no answer in time" in log.text

@@ -42,7 +42,7 @@ def test_a_comparison_says_by_how_much_it_was_lost():
     lost = Comparison(champion_auroc=Interval(0.9, 0.8, 1.0), difference=Interval(-0.1, -0.2, 0.0), lowest=-0.2)
     name = "not inferior to champion 11"
     news = gate("refused", criterion(name, PATIENT), comparison=lost.to_dict())
-    assert "its AUROC less that of champion 11 is -0.100 [-0.200, 0.000]; required: more." in news.sentence
+    assert "its AUROC minus that of champion 11 is -0.100 [-0.200, 0.000]; required: more." in news.sentence
     assert "could not be compared with champion 11." in gate("refused", criterion(name, PATIENT)).sentence
 
 
@@ -75,7 +75,9 @@ def test_what_is_well_again_is_told_only_after_the_contrary():
     assert news.is_news_after(words.deployed(12, "ab" * 32, taken_back=True, champion=11, link="").state)
 
 
-@pytest.mark.parametrize(("scans", "said"), [(1, "1 new scan"), (1200, "1200 new scans")])
+@pytest.mark.parametrize(
+    ("scans", "said"), [(0, "changed tables"), (1, "1 new or changed scan"), (1200, "1200 new or changed scans")]
+)
 def test_a_start(scans, said):
     assert words.run_started("7", scans).sentence == f"A run was started for {said}."
 
@@ -98,3 +100,8 @@ def test_what_live_pictures_decided():
     found = words.settled(seen(decision={"decision": "refused", "reasons": reasons, "criteria": []}), "link")
     assert (found.event, found.topic) == ("gate.refused", f"live pictures of version 4 {'0' * 16}")
     assert found.sentence == "Version 4 was not released: abstentions: 0.100; required: below 0.05."
+
+
+def test_a_first_model_that_is_taken_back_is_not_called_served():
+    sentence = words.deployed(1, "ab" * 32, taken_back=True, champion=1, link="").sentence
+    assert sentence.endswith("Version 1 is still the champion in the registry, but it is not served.")

@@ -28,8 +28,8 @@ def asked(request) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[Notification]:
-    """What was told about the run, when it has ended."""
+def told(asked) -> list[Notification]:
+    """What was told about the run, when it has ended. Each run has its own."""
     return []
 
 

@@ -1,5 +1,6 @@
 """A real process of the listener for tests, and the events that senders post to it."""
 
+import contextlib
 import http.client
 import json
 import signal
@@ -20,9 +21,9 @@ from pipelines import compile
 from pipelines.events import leader, state
 from thyroid.storage import client, lease
 leader.POLL = leader.RUN_POLL = .05
-leader.SETTLE, leader.FIRST_PAUSE, leader.LONGEST_PAUSE = .3, .05, .2
+leader.SETTLE, leader.FIRST_PAUSE, leader.LONGEST_PAUSE = 1, .05, .2
 state.PAUSE = 0
-lease.EXPIRY, lease.RENEWAL, lease.POLL = 2, .2, .05
+lease.EXPIRY, lease.RENEWAL, lease.POLL = 4, .2, .05
 client.FIRST_PAUSE, client.LONGEST_PAUSE, client.PATIENCE = .01, .05, .3
 compile.PIPELINES["training"] = lambda placement, output: shutil.copy(PACKAGE, output)
 from pipelines.__main__ import main
@@ -57,7 +58,7 @@ class Listener:
             )
 
     def wait(self) -> "Listener":
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 if self.ask("GET", "/healthz")[0] == 200:
@@ -71,7 +72,8 @@ class Listener:
         given = {"authorization": f"Bearer {self.token}"} | {k.replace("_", "-"): v for k, v in headers.items()}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, body, {name: text for name, text in given.items() if text})
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may be refused before all is sent
+                connection.request(method, path, body, {name: text for name, text in given.items() if text})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
@@ -121,7 +123,7 @@ def records(bucket: str, names: Sequence[str], event: str = "s3:ObjectCreated:Pu
     return json.dumps({"EventName": event, "Key": f"{bucket}/{names[0]}", "Records": found}).encode()
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 120) -> Any:
     """Wait until a condition holds, and return its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

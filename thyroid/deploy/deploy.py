@@ -118,11 +118,16 @@ def _keep(registry: Registry, champion: int | None, version: int | None, manifes
 def _tell(registry: Registry, artefact: Artefact, *, taken_back: bool) -> None:
     """Tell the receivers of notifications what became of a deployment."""
     version = artefact.publication.version
+    try:
+        champion = registry.champion() if taken_back else version
+    except InputError as error:  # it must not take the place of what is to be told
+        log.warning(f"notification of the deployment: not possible ({type(error).__name__})")
+        return
     news = words.deployed(
         version,
         artefact.record.files[MODEL],
         taken_back=taken_back,
-        champion=registry.champion(),
+        champion=champion,
         link=registry.address(version),
     )
     notify.tell(news, registry.root)

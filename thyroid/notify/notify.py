@@ -151,8 +151,10 @@ class _Book:
 
     def note(self, entries: list[Told]) -> None:
         """Add entries in place of earlier ones of the same receivers and topics."""
+        if not entries:
+            return
         new = {(entry.receiver, entry.topic) for entry in entries}
-        for _ in range(_WRITES if entries else 0):
+        for _ in range(_WRITES):
             try:
                 told, generation = self._read()
                 kept = [entry for entry in told if (entry.receiver, entry.topic) not in new]
@@ -164,6 +166,7 @@ class _Book:
             except (InputError, OSError) as error:
                 log.warning(f"notification: {FILE} cannot be written ({type(error).__name__}); it may be told twice")
                 return
+        log.warning(f"notification: {FILE} cannot be written, since others write it; it may be told twice")
 
     def _read(self) -> tuple[list[Told], str]:
         """Return the entries and the file's generation. A damaged file counts as empty, and is replaced."""

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from thyroid.notify.notification import Notification
 
 SLACK = "THYROID_NOTIFY_SLACK"
-"""Variable with the address of a webhook that takes Slack's JSON, as Mattermost, Rocket.Chat and Teams do, too."""
+"""Variable with the address of a webhook that takes Slack's JSON, as Mattermost and Rocket.Chat do, too."""
 PLAIN = "THYROID_NOTIFY_URL"
 """Variable with the address of a receiver that takes the record `Notification` as JSON."""
 KEY = "THYROID_NOTIFY_KEY"

@@ -63,14 +63,14 @@ class News:
 
 
 def run_started(run: str, scans: int, link: str = "") -> News:
-    """Return the news that a run was started because scans arrived.
+    """Return the news that a run was started because scans or tables arrived.
 
     Args:
         run: Id of the run.
-        scans: Number of scans that arrived.
+        scans: Number of scans that arrived; 0 if only tables did.
         link: Address of the run's page; empty for none.
     """
-    many = "1 new scan" if scans == 1 else f"{scans} new scans"
+    many = "1 new or changed scan" if scans == 1 else f"{scans} new or changed scans" if scans else "changed tables"
     return News("run.started", f"start of run {run}", f"A run was started for {many}.", link, run)
 
 
@@ -203,6 +203,8 @@ def deployed(version: int, sha256: str, *, taken_back: bool, champion: int | Non
     topic = f"deployment of version {version} {sha256[:16]}"
     if taken_back:
         now = "There is no champion." if champion is None else f"The champion is version {champion}."
+        if champion == version:
+            now = f"Version {version} is still the champion in the registry, but it is not served."
         sentence = f"The deployment of version {version} failed and was taken back. {now}"
         return News("deployment.taken_back", topic, sentence, link, version=version)
     sentence = f"Version {version} is served after all."
@@ -219,7 +221,7 @@ def _why(criterion: Criterion, decision: GateRecord) -> str:
         found = decision.comparison if role.startswith("champion") else decision.anchor_comparison
         if found is None:
             return f"it could not be compared with {role}"
-        return f"its AUROC less that of {role} is {found.difference}; required: {criterion.asked}"
+        return f"its AUROC minus that of {role} is {found.difference}; required: {criterion.asked}"
     return f"the criterion {name} failed, and the report says why"
 
 

@@ -1,5 +1,6 @@
 """Who may send: the token of the file, and identities of an issuer, whose keys are kept and rarely fetched."""
 
+import contextlib
 import http.server
 import json
 import threading
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from pipelines.events import auth
 from pipelines.events.auth import Gate, Senders
+from tests.notify.test_notify import certificate
 from thyroid.errors import InputError
 from thyroid.serve.limits import RequestError
 
@@ -35,13 +37,20 @@ class Issuer(http.server.ThreadingHTTPServer):
                 issuer.asked += 1
                 self.send_response(issuer.status)
                 self.end_headers()
-                self.wfile.write(issuer.bodies.get(self.path, b"{}"))
+                body = issuer.bodies.get(self.path, b"{}")
+                if not issuer.pause:
+                    self.wfile.write(body)
+                    return
+                with contextlib.suppress(OSError):
+                    for byte in body:
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(issuer.pause)
 
             def log_message(self, *_: Any) -> None:
                 pass
 
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.status = 0, 200
+        self.asked, self.status, self.pause = 0, 200, 0.0
         self.url = f"http://127.0.0.1:{self.server_port}"
         public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(KEY.public_key())) | {"kid": "one", "use": "sig"}
         self.bodies = {
@@ -114,7 +123,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "another issuer": {"iss": "https://example.com"},
     "expired": {"exp": int(time.time()) - 3600},
     "not expiring": {"exp": None},
-    "not yet": {"nbf": int(time.time()) + 3600},
+    "not yet": {"nbf": int(time.time()) + 10**6},
     "no subject": {"sub": None},
     "another key": {"key": OTHER},
     "another kind of key": {"key": ec.generate_private_key(ec.SECP256R1()), "algorithm": "ES256"},
@@ -135,9 +144,11 @@ def test_what_is_no_token(issuer, text):
 
 def test_unknown_keys_do_not_make_it_ask_again_and_again(issuer, monkeypatch):
     one = gate(issuer)
+    assert status(one, signed(issuer, kid="unknown")) == 401
     for number in range(20):
-        assert status(one, signed(issuer, kid=f"unknown-{number}")) == 401
+        assert status(one, signed(issuer, kid=f"unknown-{number}")) == 503, "it may be new; the sender tries again"
     assert issuer.asked == 2
+    assert status(one, signed(issuer)) == 200
     monkeypatch.setattr(auth, "PAUSE", 0.0)
     public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(OTHER.public_key())) | {"kid": "two"}
     issuer.bodies["/keys"] = json.dumps({"keys": [public]}).encode()
@@ -161,6 +172,19 @@ def test_an_issuer_that_is_away(issuer):
     assert issuer.asked == 1
 
 
+def test_an_issuer_that_draws_its_answer_out(issuer, monkeypatch):
+    monkeypatch.setattr(auth, "FETCH_SECONDS", 0.3)
+    issuer.pause = 0.02
+    assert status(gate(issuer), signed(issuer)) == 503
+
+
+def test_senders_do_not_wait_for_ever_while_another_one_asks_the_issuer(issuer, monkeypatch):
+    monkeypatch.setattr(auth, "FETCH_SECONDS", 0.1)
+    one = gate(issuer)
+    with one._lock:
+        assert status(one, signed(issuer)) == 503
+
+
 def test_an_address_of_keys_that_is_a_file(issuer):
     issuer.bodies["/.well-known/openid-configuration"] = b'{"jwks_uri": "file:///etc/passwd"}'
     assert status(gate(issuer), signed(issuer)) == 503
@@ -174,7 +198,17 @@ def test_an_address_of_keys_that_is_a_file(issuer):
         ({"issuer": "https://a"}, "--audience and --subject"),
         ({"issuer": "https://a", "audience": "b"}, "--audience and --subject"),
         ({"audience": "b", "no_auth": True}, "--audience and --subject"),
-        ({"issuer": "http://a", "audience": "b", "subject": ("c",)}, "--issuer http://a: expected https"),
+        *(
+            ({"issuer": issuer, "audience": "b", "subject": ("c",)}, f"--issuer {issuer}: expected https")
+            for issuer in (
+                "http://a",
+                "http://localhost.a",
+                "http://127.0.0.1.a",
+                "http://localhost@a",
+                "file:///a",
+                "https:///a",
+            )
+        ),
     ],
 )
 def test_options_that_do_not_fit_together(given, said):
@@ -186,6 +220,22 @@ def test_an_empty_token_file(tmp_path):
     (tmp_path / "token").write_text("\n")
     with pytest.raises(InputError, match="contains no token"):
         Gate(Senders(event_token_file=tmp_path / "token"))
+
+
+def test_a_token_of_any_bytes(tmp_path):
+    (tmp_path / "token").write_bytes(b"\xff\xfe\n")
+    one = Gate(Senders(event_token_file=tmp_path / "token"))
+    assert status(one, "Bearer \xff\xfe") == 200
+    assert status(one, "Bearer \xff") == 401
+
+
+def test_the_issuers_certificate_is_trusted_beside_those_of_the_system(tmp_path, monkeypatch):
+    """An issuer of a cloud has a public one, whatever the cluster's authority is."""
+    for name in ("system", "own"):
+        (tmp_path / name).write_bytes(certificate()[0])
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "system"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    assert auth._trusting(tmp_path / "own").cert_store_stats()["x509"] == 2
 
 
 def test_a_certificate_that_is_none(tmp_path):

@@ -49,7 +49,9 @@ def covered(state: State, present: dict[str, str]) -> State:
         ("/b/scans/../B_001-0002-1.0.jpg", False),
         ("gs://b/scans/\ud800/B_001-0002-1.0.jpg", False),
         ("gs://b/scans/a\nb/B_001-0002-1.0.jpg", False),
-        (f"gs://b/scans/{'x' * 3000}/B_001-0002-1.0.jpg", False),
+        (f"gs://b/scans/{'x' * 999}/B_001-0002-1.0.jpg", True),
+        (f"gs://b/scans/{'x' * 1000}/B_001-0002-1.0.jpg", False),
+        (f"gs://b/scans/{'é' * 500}/B_001-0002-1.0.jpg", False),
         ("", False),
     ],
 )

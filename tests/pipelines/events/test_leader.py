@@ -29,8 +29,8 @@ def lab(gcs, tmp_path, host, package, monkeypatch):
     scope = Scope.of({"scans": gcs.address("scans")})
     store = Store(tmp_path / "state")
     pipeline = Pipeline(package, {"scans": "x", "registry": "y"}, Connection(host.url))
-    lab = SimpleNamespace(now=1_000_000.0, store=store, host=host, gcs=gcs)
-    lab.leader = Leader(store, pipeline, Patience(), lambda: lab.now)
+    lab = SimpleNamespace(now=1_000_000.0, ticks=0.0, store=store, host=host, gcs=gcs)
+    lab.leader = Leader(store, pipeline, Patience(), lambda: lab.now, lambda: lab.ticks)
     lab.held = lambda: None
 
     def arrive(*numbers: int, exist: bool = True) -> None:
@@ -42,6 +42,7 @@ def lab(gcs, tmp_path, host, package, monkeypatch):
 
     def step(minutes: float = 0.0) -> float:
         lab.now += minutes * MINUTE
+        lab.ticks += minutes * MINUTE
         return lab.leader.step(lambda: lab.held())
 
     lab.arrive, lab.step = arrive, step
@@ -137,10 +138,26 @@ def test_a_host_that_did_not_answer_is_given_time_before_it_is_asked(lab):
         lab.step()
     assert lab.store.state.run.attempted == lab.now
     asked = len(lab.host.calls)
+    assert lab.step() == leader.SETTLE
+    for hours in (24, -48):  # the clock is set
+        lab.now += hours * 60 * MINUTE
+        assert lab.step() == leader.SETTLE
     assert lab.step(1) == leader.SETTLE - MINUTE
     assert len(lab.host.calls) == asked
     lab.step(1)
     assert (len(lab.host.runs), lab.store.state.run.id) == (1, "r1")
+
+
+def test_an_attempt_of_another_listener_is_given_time_however_old_its_note_is(lab):
+    """The other one may have waited for the host for minutes before it sent the request."""
+    lab.arrive(1)
+    lab.step(15)
+    name = lab.store.state.run.name
+    lab.store.update(lambda one: batch.attempt(one, name, lab.now - 10 * MINUTE))
+    assert lab.step() == leader.SETTLE
+    assert not lab.host.calls
+    lab.step(2)
+    assert len(lab.host.runs) == 1
 
 
 def test_who_is_no_longer_the_leader_starts_nothing(lab):
@@ -154,6 +171,23 @@ def test_who_is_no_longer_the_leader_starts_nothing(lab):
     with pytest.raises(InputError):
         lab.step()
     assert not lab.host.runs
+    asked: list[int] = []
+    lab.held = lambda: asked.append(len(lab.host.calls))
+    lab.step()
+    lab.step(2)
+    assert lab.host.calls[asked[-1]][:2] == ("POST", "/apis/v2beta1/runs"), "nothing that takes time is in between"
+
+
+def test_what_a_run_has_covered_is_not_called_new(lab):
+    lab.host.states = [{"state": "SUCCEEDED"}]
+    lab.arrive(1, 2)
+    for _ in range(3):
+        lab.step(15)
+    assert lab.store.state.run is None
+    lab.arrive(1, 2, exist=False)
+    lab.arrive(3)
+    lab.step(15)
+    assert lab.store.state.run.scans == 1
 
 
 def test_a_run_that_was_deleted_is_over(lab):
@@ -198,12 +232,16 @@ def test_an_error_that_nobody_thought_of_does_not_end_the_leader(lab, monkeypatc
 
 
 def test_a_host_that_never_answers_does_not_hold_the_leader(lab, monkeypatch):
-    monkeypatch.setattr(hosts, "TIMEOUT", 0.2)
     silent = socket.create_server(("127.0.0.1", 0))
     with lab.leader._pipeline.connection.client() as client:
+        monkeypatch.setattr(hosts, "TIMEOUT", 0.2)
         client.runs.api_client.configuration.host = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(Exception, match="timed out"):
             client.get_run("r1")
+    monkeypatch.setattr(hosts, "_check_health", lambda *_: None)  # it answers this, and then no more
+    silent_too = Connection(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    with pytest.raises(InputError, match="cannot be reached"), silent_too.client():
+        pass
     silent.close()
 
 
@@ -230,6 +268,7 @@ def test_files_are_found(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
     first = current({str(tmp_path / "a.jpg"): "", str(tmp_path / "b.jpg"): "", str(tmp_path / "a.jpg" / "c"): ""})
     assert set(first) == {str(tmp_path / "a.jpg")}
+    assert current({str(tmp_path / ("x" * 300) / "B_1-1-1.0.jpg"): ""}) == {}, "no file can have this name"
     (tmp_path / "a.jpg").write_bytes(b"xy")
     assert current({str(tmp_path / "a.jpg"): ""}) != first
 
@@ -237,6 +276,6 @@ def test_files_are_found(tmp_path):
 def test_the_page_of_the_host_is_looked_through(host: Kubeflow, package):
     pipeline = Pipeline(package, {"scans": "x", "registry": "y"}, Connection(host.url))
     assert pipeline.find("one") == ""
-    made = pipeline.create("one")
-    pipeline.create("other")
+    made = pipeline.create("one", lambda: None)
+    pipeline.create("other", lambda: None)
     assert pipeline.find("one") == made

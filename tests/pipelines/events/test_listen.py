@@ -30,16 +30,15 @@ def test_a_thousand_events_out_of_order_and_repeated_while_the_listener_is_kille
     current: list[Listener] = [first]
     guard, sent = threading.Lock(), 0
 
+    def is_acknowledged(event: tuple[str, int]) -> bool:
+        try:
+            return current[0].post(written(gcs.bucket, event[0], 1)) == 204
+        except OSError:
+            return False
+
     def deliver(event: tuple[str, int]) -> None:
         nonlocal sent
-        while True:
-            try:
-                status = current[0].post(written(gcs.bucket, event[0], 1))
-            except OSError:
-                status = 0
-            if status == 204:
-                break
-            time.sleep(0.02)
+        eventually(lambda: is_acknowledged(event))
         with guard:
             sent += 1
 
@@ -47,7 +46,7 @@ def test_a_thousand_events_out_of_order_and_repeated_while_the_listener_is_kille
         """Deliver events, and kill the listener when `part` of all have been acknowledged."""
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             delivering = [pool.submit(deliver, event) for event in wave]
-            eventually(lambda: sent >= part, 60)
+            eventually(lambda: sent >= part)
             current[0].kill()
             current[0] = listen(root, "--minimum", "300", port=first.port)
             for one in delivering:
@@ -84,7 +83,9 @@ def test_a_kill_between_the_intent_and_the_confirmation_starts_one_run(gcs, host
     root = gcs.address().rstrip("/")
     gcs.put({scan(1): b"jpg"})
     die = {
-        "attempt": "from pipelines.events import start\nstart.Pipeline.create = lambda *a: __import__('os')._exit(9)",
+        "attempt": """
+from pipelines.kubeflow import submit
+submit.create = lambda *a, **b: __import__('os')._exit(9)""",
         "create": """
 from pipelines.events import start
 plain = start.Pipeline.create
@@ -95,7 +96,7 @@ batch.confirm = lambda *a: __import__('os')._exit(9)""",
     }[moment]
     broken = listen(root, code=die)
     assert broken.post(written(gcs.bucket, scan(1))) == 204
-    broken.process.wait(timeout=20)
+    broken.process.wait(timeout=120)
     host.states = [{"state": "SUCCEEDED"}]
     assert len(host.runs) == (moment != "attempt")
     listen(root)
@@ -114,7 +115,11 @@ def test_an_answer_that_is_lost_does_not_start_a_second_run(gcs, host, listen, m
         assert listener.post(written(gcs.bucket, scan(1))) == 204
         eventually(lambda: receiver.got)
     (told,) = receiver.messages
-    assert (told.event, told.run, told.sentence) == ("run.started", "r1", "A run was started for 1 new scan.")
+    assert (told.event, told.run, told.sentence) == (
+        "run.started",
+        "r1",
+        "A run was started for 1 new or changed scan.",
+    )
     assert told.link == f"{host.url}/#/runs/details/r1"
     eventually(
         lambda: json.loads(gcs.read("listen/listen.json"))["seen"] and "started a run" in listener.log.read_text()
@@ -152,6 +157,7 @@ def test_a_bucket_that_answers_503_delays_the_batch_and_loses_nothing(gcs, host,
     assert not host.runs
     gcs.proxy.rule = lambda method, path: None
     eventually(lambda: host.runs)
+    assert f"gs://{gcs.bucket}: Google Cloud Storage failed" in listener.log.read_text()
     assert "B_0001" not in listener.log.read_text()
 
 
@@ -204,16 +210,16 @@ def test_two_listeners_on_one_state_start_one_run(gcs, host, listen):
     root = gcs.address().rstrip("/")
     gcs.put({scan(number): b"jpg" for number in range(40)})
     host.states = [{"state": "SUCCEEDED"}]
-    listeners = [listen(root, quiet="0.03"), listen(root, quiet="0.03")]
+    listeners = [listen(root, "--minimum", "20", quiet="60") for _ in range(2)]
     for number in range(20):
         body = json.dumps({"objects": [f"{root}/{scan(number)}"]}).encode()
         assert listeners[number % 2].ask("POST", "/scans", body)[0] == 202
     eventually(lambda: host.runs)
     time.sleep(0.5)
     assert len(host.runs) == 1
-    assert '"scans": 20' in listeners[0].log.read_text()
+    eventually(lambda: '"scans": 20' in listeners[0].log.read_text())
     listeners[0].kill()
-    body = json.dumps({"objects": [f"{root}/{scan(30)}"]}).encode()
+    body = json.dumps({"objects": [f"{root}/{scan(number)}" for number in range(20, 40)]}).encode()
     assert listeners[1].ask("POST", "/scans", body)[0] == 202
     eventually(lambda: len(host.runs) == 2)
 
@@ -228,10 +234,27 @@ def test_files_on_a_volume(tmp_path, host, listen):
     assert status == 202
     assert json.loads(answer)["counted"] == 2
     assert "Research use only" in json.loads(answer)["notice"]
-    eventually(lambda: host.runs)
-    log = listener.stop()
-    assert '"scans": 1' in log
+    eventually(lambda: '"scans": 1' in listener.log.read_text())
+    listener.stop()
+    assert len(host.runs) == 1
     assert listener.process.returncode == 0
+
+
+def test_what_the_leader_asks_the_host_swallows_no_line_of_the_log(tmp_path, host, listen):
+    """A run is unfinished when the listener starts, so that the leader asks at once."""
+    (tmp_path / "listen.json").write_text('{"run": {"name": "one", "scans": 1, "attempted": 1.0, "id": "r1"}}')
+    slow = """
+import socket, time
+plain = socket.create_server
+socket.create_server = lambda *a, **b: (time.sleep(1), plain(*a, **b))[1]
+import kfp
+ask = kfp.Client.get_run
+kfp.Client.get_run = lambda *a: (time.sleep(3), ask(*a))[1]"""
+    listener = listen("gs://hospital", state=str(tmp_path), code=slow)
+    eventually(lambda: not json.loads((tmp_path / "listen.json").read_text())["run"])
+    log = listener.stop()
+    assert "listening on" in log
+    assert "a run has ended" in log
 
 
 def test_a_change_of_a_table_makes_a_batch(gcs, host, listen):

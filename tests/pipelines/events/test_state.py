@@ -147,6 +147,17 @@ def test_a_file_that_is_no_state_is_named(tmp_path, text):
         Store(tmp_path)
 
 
+def test_a_file_that_becomes_none_is_not_replaced(tmp_path):
+    store = Store(tmp_path)
+    store.submit(adding(1)).result(30)
+    (tmp_path / FILE).write_text('{"batch": 7}')
+    for number in (2, 3):
+        with pytest.raises(InputError, match="field batch"):
+            store.submit(adding(number)).result(30)
+    assert (tmp_path / FILE).read_text() == '{"batch": 7}'
+    store.close()
+
+
 def test_fields_of_a_newer_release_are_ignored(tmp_path):
     (tmp_path / FILE).write_text('{"seen": {"a": "b"}, "colour": "blue"}')
     store = Store(tmp_path)
