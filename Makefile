@@ -37,7 +37,7 @@ option = $(if $($(1)),--$(shell echo '$(1)' | tr A-Z_ a-z-) "$($(1))")
 options = $(strip $(foreach name,$(call upper,$(1)),$(call option,$(name))))
 
 # What may be given; make itself would swallow any other name, and `make run BACKBONE=VGG16` train all five.
-KNOWN := PYTHON VENV PORT PAGE_PORT LABEL_PORT LABELLED ENDPOINT READERS SECOND SUSPECTS FILES KEYS \
+KNOWN := PYTHON VENV PORT PAGE_PORT SHADOW LABEL_PORT LABELLED ENDPOINT READERS SECOND SUSPECTS FILES KEYS \
 	$(call upper,$(VALIDATE_PARAMETERS) $(WATCH_PARAMETERS)) \
 	IMAGES TAG GPU SLOW OVERLAY CLAIM $(call upper,$(PLACEMENT)) HOST SERVICE_ACCOUNT NAMESPACE TOKEN_FILE PIPELINE SET RUNS \
 	BASE_IMAGE CONTAINER_ENGINE KUBECONFIG $(call upper,$(PARAMETERS) $(SWEEP_PARAMETERS))
@@ -89,9 +89,9 @@ run: $(READY) ## Scans to registered model and report on this machine (no argume
 sweep: $(READY) ## Search one backbone's settings on this machine (BACKBONES=VGG16 by default)
 	@"$(BIN)/python" -m pipelines sweep $(call options,$(SWEEP_PARAMETERS))
 
-serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol, and the page (PORT=8080 PAGE_PORT=8000; LOG=dir SITE: log every decision)
+serve: $(READY) ## Serve the registered model of OUTPUT over KServe's HTTP protocol, and the page (PORT=8080 PAGE_PORT=8000; LOG=dir SITE: log every decision; SHADOW=1: the candidate answers behind the champion)
 	@"$(BIN)/python" -m thyroid.serve --registry "$(or $(REGISTRY),$(OUTPUT)/registry)" --port $(PORT) --page-port $(PAGE_PORT) \
-		$(call options,log site)
+		$(call options,log site) $(if $(filter-out 0 false no,$(SHADOW)),--shadow)
 
 # Who proposes boxes in the bench: an endpoint, or else the champion of a registry.
 PROPOSER := $(or $(REGISTRY),$(wildcard $(OUTPUT)/registry))
@@ -170,11 +170,11 @@ images: ## Build the image of every dependency set with docker, podman or builda
 	@GPU="$(GPU)" images/build.sh "$(IMAGES)" "$(TAG)"
 
 push: ## Push the images that `make images` built (IMAGES=registry/prefix)
-	@engine=$$(images/engine.sh) && for set in data train ops serve web label validate watch $(if $(GPU),serve-gpu); do \
+	@engine=$$(images/engine.sh) && for set in data train ops serve web label validate watch listen $(if $(GPU),serve-gpu); do \
 		"$$engine" push "$(IMAGES)-$$set:$(TAG)" || exit 1; done
 
-manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress|multi-user|bucket|label[-gateway|-ingress] | kubectl apply -f -
-	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(ops|serve|serve-gpu|web|label):dev$$#$(IMAGES)-\1:$(TAG)#'
+manifests: ## Render what a namespace needs, with these images: make -s manifests OVERLAY=cpu|gpu|gateway|ingress|multi-user|bucket|label[-gateway|-ingress]|listen[-argo|-knative] | kubectl apply -f -
+	@kubectl kustomize "manifests/overlays/$(or $(OVERLAY),cpu)" | sed -E 's#localhost/thyroid-(ops|serve|serve-gpu|web|label|listen):dev$$#$(IMAGES)-\1:$(TAG)#'
 
 workbench: ## Render a pod with the volume (OVERLAY=bucket: without) and the ops image, to bring scans in: make -s workbench | kubectl apply -f -
 	@sed 's#localhost/thyroid-ops:dev$$#$(IMAGES)-ops:$(TAG)#$(if $(filter bucket,$(OVERLAY)),; /{name: data/d)' manifests/workbench/pod.yaml

@@ -1,6 +1,6 @@
 """The endpoint, with HTTP and JPEG decoding, against other servers, each with its best settings and in turns.
 
-    python bench/serving.py [--backbones ResNet50,VGG16,EfficientNetB7] [--rounds 3] [--only log]
+    python bench/serving.py [--backbones ResNet50,VGG16,EfficientNetB7] [--rounds 3] [--only log|shadow]
 
 ResNet50 at 224 pixels is compared with FastAPI, LitServe and MLServer, each with OpenVINO (bench/peers, in
 environments of their own under ~/.cache/thyroid-bench). They run in latency and in throughput mode, and the better
@@ -11,6 +11,8 @@ Keras' `predict` and a `tf.function` in this process, and with a plain KServe se
 
 What novelty and the decision log cost is measured between two servers of the same network: one whose artefact has a
 reference of the training images and that logs to a folder, and one without either. `--only log` measures only that.
+What a candidate behind the champion costs the champion is measured at half of its capacity, between two servers that
+both log: one with such a candidate, and one without. `--only shadow` measures only that.
 """
 
 import argparse
@@ -356,6 +358,71 @@ def with_novelty_and_log(folder: Path, rounds: int) -> float:
     return min(worst)
 
 
+def with_shadow(folder: Path, rounds: int) -> float:
+    """Compare a server with a candidate behind its champion with one without; print the rows, return the ratio.
+
+    Both get half of the good answers a second that the latter gives in a closed loop, as a Poisson process. The ratio
+    is the smaller of two: of their median seconds, and of their good answers a second.
+    """
+    model = artefact("ResNet50", folder / "champion", novelty=True)
+    os.environ.setdefault(pseudonyms.KEY_VARIABLE, "a secret for the benchmark")
+    crop, _, frame = requests()
+    common = ("--model-dir", str(model), "--form", engine.F32)
+    with (
+        Endpoint(*common, "--log", str(folder / "off")) as off,
+        Endpoint(*common, "--log", str(folder / "on"), "--shadow-dir", str(model)) as on,
+    ):
+        while not shadow_metrics(on)["info"]:
+            time.sleep(1)
+        worst = []
+        for kind, request in (("crop", crop), ("frame", frame)):
+            loads = {"off": Load(off.url + OURS, *request), "on": Load(on.url + OURS, *request)}
+            asked = HALF * in_turns(rounds, {"off": rate(loads["off"])})["off"]
+            good = in_turns(rounds, {name: rested(steady(load, asked), on) for name, load in loads.items()})
+            taken = in_turns(rounds, {name: rested(median(load, asked), on) for name, load in loads.items()})
+            for name in loads:
+                print(
+                    f"{kind}, shadow {name}: of {asked:.1f}/s asked {good[name]:.1f}/s answered, "
+                    f"p50 {taken[name] * 1000:.1f} ms",
+                    flush=True,
+                )
+            worst += [good["on"] / good["off"], taken["off"] / taken["on"]]
+        counted = shadow_metrics(on)
+    done = {name: int(counted[name]) for name in ("same", "changed", "dropped", "failed")}
+    print(f"memory of the candidate {counted['memory_bytes'] / 1e6:.0f} MB; its images: {done}", flush=True)
+    return min(worst)
+
+
+def rested(side: Side, served: Endpoint) -> Side:
+    """Return a measurement that begins when a candidate has answered to all that waits for it.
+
+    Otherwise what is left of one side's turn would be done in the turn of the other.
+    """
+
+    def run(number: int) -> float:
+        before: dict[str, float] = {}
+        while (now := shadow_metrics(served)) != before:
+            before = now
+            time.sleep(1)
+        return side(number)
+
+    return run
+
+
+def shadow_metrics(served: Endpoint) -> dict[str, float]:
+    """Return the images of a candidate behind the champion by result, its memory, and whether it answers (info)."""
+    with urllib.request.urlopen(f"{served.url}/metrics") as answer:
+        text = answer.read().decode()
+    found = dict.fromkeys(("info", "memory_bytes"), 0.0)
+    for line in text.splitlines():
+        name, _, value = line.rpartition(" ")
+        if name.startswith("thyroid_shadow_images_total"):
+            found[name.split('"')[1]] = float(value)
+        elif name.startswith(("thyroid_shadow_info", "thyroid_shadow_memory_bytes")):
+            found[name.partition("{")[0].removeprefix("thyroid_shadow_")] = float(value)
+    return found
+
+
 def steady(load: Load, asked: float) -> Side:
     """Return a measurement of the good answers a second to `asked` requests a second as a Poisson process."""
     seconds = WARM + 5 * SECONDS
@@ -394,12 +461,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python bench/serving.py", description=__doc__.split("\n")[0])
     parser.add_argument("--backbones", default="ResNet50,VGG16,EfficientNetB7", help="of the ratios against Keras")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every side")
-    parser.add_argument("--only", choices=["log"], help="measure only what novelty and the decision log cost")
+    parser.add_argument("--only", choices=["log", "shadow"], help="measure only what one of them costs")
     arguments = parser.parse_args()
     names = [backbones.get(name).name for name in arguments.backbones.split(",")]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        ratios = {"with_novelty_and_log_vs_off": with_novelty_and_log(folder / "cost", arguments.rounds)}
+        ratios: dict[str, float] = {}
+        if arguments.only in (None, "log"):
+            ratios["with_novelty_and_log_vs_off"] = with_novelty_and_log(folder / "cost", arguments.rounds)
+        if arguments.only in (None, "shadow"):
+            ratios["with_shadow_vs_off"] = with_shadow(folder / "shadow", arguments.rounds)
         if arguments.only is None:
             ratios |= beside_others(folder, names, arguments.rounds)
     print(json.dumps({"bench": "serving", "ratios": {key: round(value, 2) for key, value in ratios.items()}}))

@@ -17,6 +17,7 @@ def evaluate(
     clinical: str,
     registry: str,
     waive: str,
+    shadow: int,
     seed: int,
     evaluation: Output[Model],
     report: Output[HTML],
@@ -47,22 +48,21 @@ def evaluate(
         registry=registry,
         locate=None if boxes is None else Path(boxes.path),
         waive=[name for name in waive.split(",") if name],
+        shadow=shadow,
         seed=seed,
     )
     done = library.evaluate(Path(images.path), folders, Path(evaluation.path), options)
     shutil.copy(done.folder / "report.html", report.path)
     best, domain = done.record.models[0], done.record.serving_domain
     evaluation.metadata |= done.record.winner.to_dict()
-    metrics.log_metric("validation_auroc", best.validation.auroc.value)
     test = best.test[domain]
-    metrics.log_metric("test_accuracy", test.accuracy)
-    metrics.log_metric("test_majority", test.majority)
+    numbers = {"validation_auroc": best.validation.auroc.value, "test_accuracy": test.accuracy}
+    for name, value in (numbers | {"test_majority": test.majority} | words.numbers(done.record)).items():
+        metrics.log_metric(name, value)
     for metric in ("auroc", "sensitivity", "specificity", "ece"):
         for name, value in test.to_dict().get(metric, {}).items():
             if value is not None:
                 metrics.log_metric(f"test_{metric}_{name}", value)
-    for name, value in words.numbers(done.record).items():
-        metrics.log_metric(name, value)
     # Metrics must be numbers: a reader of metrics (MLflow's plugin) takes any text for 0.
     metrics.log_metric("promoted", int(done.record.gate.decision == "promoted"))
     table = predictions.of_model(pd.read_parquet(done.folder / "predictions.parquet"), best, domain, "test")

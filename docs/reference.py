@@ -14,15 +14,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need
 
 from pydantic import BaseModel
 
+from thyroid.notify.notification import Notification, ToldRecord
 from thyroid.records.data import DataRecord
 from thyroid.records.evaluation import EvaluationRecord, SummaryRecord
+from thyroid.records.gate import ShadowRecord
 from thyroid.records.locate import LocateRecord
 from thyroid.records.model import ArtefactRecord
 from thyroid.records.settings import Settings
 from thyroid.records.share import PoolRecord, SiteRecord
 from thyroid.records.train import DiagnosisRecord, TrainRecord
 from thyroid.records.validation import ValidationRecord, ValidationsRecord
-from thyroid.records.watch import Decision, WatchRecord
+from thyroid.records.watch import Decision, Shadowed, WatchRecord
 from thyroid.serve.schemas import ExplainAnswer, InferAnswer, InferRequest, LocateAnswer, PredictAnswer, PredictRequest
 
 FOLDER = Path(__file__).parent / "reference"
@@ -40,7 +42,11 @@ RECORDS: dict[str, tuple[type[BaseModel], str]] = {
     "site.json": (SiteRecord, "`python -m thyroid.validate --share` writes it, for the pooling of sites."),
     "pool.json": (PoolRecord, "`python -m thyroid.pool` writes it into its folder."),
     "watch.json": (WatchRecord, "`python -m thyroid.watch` writes it into its folder."),
+    "shadow.json": (ShadowRecord, "The registry keeps it beside a candidate that answered behind the champion."),
+    "notification": (Notification, "The address in THYROID_NOTIFY_URL gets it by POST."),
+    "told.json": (ToldRecord, "Written at the root of a registry when somebody was told something."),
     "decision": (Decision, "`python -m thyroid.serve --log` writes it, a line of the log."),
+    "shadowed": (Shadowed, "`python -m thyroid.serve --log --shadow` writes it, a line of the candidate's log."),
     "predict-request": (PredictRequest, "POST /v1/models/thyroid:predict, `:explain` and `:locate`."),
     "predict-answer": (PredictAnswer, "POST /v1/models/thyroid:predict."),
     "explain-answer": (ExplainAnswer, "POST /v1/models/thyroid:explain."),

@@ -6,6 +6,8 @@ python -m pipelines compile --output thyroid.yaml
 python -m pipelines submit --host http://localhost:8080 --set scans=/data/scans --set registry=/data/registry
 python -m pipelines schedule --host http://localhost:8080 --cron "0 30 2 * * *" \
     --set scans=/data/scans --set registry=/data/registry
+python -m pipelines listen --host http://localhost:8080 --state gs://bucket/listen --event-token-file token \
+    --set scans=gs://bucket/scans --set registry=gs://bucket/registry --set store=gs://bucket/store --claim ""
 """
 
 import sys
@@ -19,6 +21,7 @@ COMMANDS = {
     "compile": ("pipelines.compile:compile", "Write the pipelines for the Kubeflow UI."),
     "submit": ("pipelines.kubeflow.submit:submit", "Start a run on Kubeflow and watch it."),
     "schedule": ("pipelines.kubeflow.schedule:schedule", "Start runs on Kubeflow at the times of a cron expression."),
+    "listen": ("pipelines.events.listen:listen", "Start runs on Kubeflow when scans have arrived."),
 }
 """For each command, its function, which is imported when it is called, and its line in the list of commands."""
 

@@ -10,6 +10,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from thyroid.errors import InputError
 from thyroid.model.backbones import BACKBONES
+from thyroid.notify.receivers import RUN, VARIABLES
 from thyroid.storage import volume
 from thyroid.storage.mirror import LIMIT_VARIABLE
 
@@ -20,6 +21,8 @@ RETRIES = 2
 SHARED_MEMORY = "2Gi"
 KEYED = ("ingest", "train", "locate", "evaluate", "register", "validate", "watch")
 """Steps that name patients by keyed hashes: those of DICOM scans, and those that a registered model was trained on."""
+NOTIFYING = ("register", "deploy", "rest", "conclude", "watch")
+"""Steps that tell people by webhook what happened."""
 KEY_FOLDER = "/secret/gcs"
 S3_FIELDS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
 """Fields of the secret for s3://, which become variables of the same names. KServe reads the first two, too."""
@@ -97,6 +100,7 @@ class Cluster:
         token_secret: Secret whose field `token` the endpoint demands from clients. It is optional.
         key_secret: Secret whose field `key` is the key of the patients' pseudonyms. It is optional.
         hub_secret: Secret whose field `token` Kubeflow Hub demands. It is optional.
+        notify_secret: Secret with the receivers of notifications. It and each of its fields are optional.
         queue: LocalQueue of Kueue in which the steps' pods wait for their quota; empty for none.
         priority_class: WorkloadPriorityClass of Kueue; empty for none. It needs a queue.
         deadline: Hours after which a run is ended, 0 to 8760; 0 for never. None for the time-outs of all steps one
@@ -119,6 +123,7 @@ class Cluster:
     token_secret: str = "thyroid-token"
     key_secret: str = "thyroid-patient-key"
     hub_secret: str = "thyroid-hub"
+    notify_secret: str = "thyroid-notify"
     queue: str = ""
     priority_class: str = ""
     deadline: int | None = None
@@ -220,7 +225,7 @@ def place(task: Any, step: str, cluster: Cluster | None, backbone: str = "") -> 
 
 
 def _give_secrets(task: Any, step: str, cluster: Cluster) -> None:
-    """Give a step the secrets of buckets, and those of the pseudonyms, the Hub and the endpoint if it needs them."""
+    """Give a step the secrets of buckets, and those of whatever else it speaks to."""
     if cluster.gcs_secret:
         kubernetes.use_secret_as_volume(task, cluster.gcs_secret, KEY_FOLDER)
         task.set_env_variable("GOOGLE_APPLICATION_CREDENTIALS", f"{KEY_FOLDER}/key.json")
@@ -228,6 +233,10 @@ def _give_secrets(task: Any, step: str, cluster: Cluster) -> None:
         kubernetes.use_secret_as_env(task, cluster.s3_secret, {name: name for name in S3_FIELDS}, optional=True)
     if step in KEYED:
         kubernetes.use_secret_as_env(task, cluster.key_secret, {"key": "THYROID_PATIENT_KEY"}, optional=True)
+    if step in NOTIFYING:
+        kubernetes.use_secret_as_env(task, cluster.notify_secret, VARIABLES, optional=True)
+        # KFP 2.16 leaves the placeholder of the run's id as it is in arguments of container components
+        kubernetes.use_field_path_as_env(task, RUN, "metadata.labels['pipeline/runid']")
     if step in ("register", "deploy"):
         kubernetes.use_secret_as_env(task, cluster.hub_secret, {"token": "THYROID_HUB_TOKEN"}, optional=True)
     if step == "deploy":

@@ -25,6 +25,7 @@ MODULES = {
     "pool": ("thyroid.pool", "Pool what several hospitals shared about one model."),
     "watch": ("thyroid.watch.__main__", "Watch a released model: drift, and decisions beside their outcomes."),
     "retention": ("thyroid.retention", "Delete old data versions and models, or erase a patient."),
+    "notify": ("thyroid.notify.__main__", "Send a test message to the receivers of notifications."),
     "conclude": ("thyroid.conclude", "Report how a run ended and which models there are."),
     "search": ("thyroid.sweep.__main__", "Search settings on a data version, one stage at a time."),
     "phantom": ("thyroid.phantom", "Draw synthetic sample scans."),

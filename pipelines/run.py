@@ -128,7 +128,10 @@ def _print_results(options: LocalOptions, given_registry: str) -> None:
     decision = summary.gate.decision
     sheet = folder / "locate" / "sheet.png"
     boxes = f"Boxes     {sheet}\n" if sheet.is_file() else ""
-    status = "released: the champion" if decision == "promoted" else "not released: served as a candidate, and marked"
+    status = {
+        "promoted": "released: the champion",
+        "waiting": "waits behind the champion: live pictures decide (make serve LOG=... SHADOW=1, then make watch)",
+    }.get(decision, "not released: served as a candidate, and marked")
     print(
         f"""
 {RESEARCH_USE_ONLY}

@@ -71,6 +71,7 @@ def training_pipeline(
         prevalence: float = EvaluateOptions.prevalence,
         clinical: str = "",
         waive: str = "",
+        shadow: int = EvaluateOptions.shadow,
         weights: str = TrainOptions.weights,
         image_size: int = TrainOptions.image_size,
         epochs: int = TrainOptions.epochs,
@@ -110,6 +111,7 @@ def training_pipeline(
             prevalence: Share of malignant nodules where the model would be used.
             clinical: CSV with filename or patient and any columns to explore and to look at subgroups by; clinical.csv#age,sex also lets the model use these columns (#* all); empty for none.
             waive: Audits whose failure the champion gate lets pass, with a comma: shortcut, leakage, clinical; empty for none.
+            shadow: Live pictures that a model which holds every criterion must have judged behind the champion before it is released, for which the watch must read the endpoint's log; 0 releases it at once.
             weights: imagenet, none, a *.weights.h5 file or a folder of them, also in a bucket; give new files a new folder, since the cache knows the path.
             image_size: Side of the model's square input in pixels.
             epochs: Epochs of fine-tuning.
@@ -236,6 +238,7 @@ def training_pipeline(
                     clinical=clinical,
                     registry=registry,
                     waive=waive,
+                    shadow=shadow,
                     seed=seed,
                     **{backbone: task.outputs["model"] for backbone, task in models.items()},
                 )
@@ -254,7 +257,8 @@ def training_pipeline(
                 place(deployed, "deploy", cluster).set_caching_options(False)
             # kfp.local skips an If without an Else, whatever its condition (kfp 2.17)
             with dsl.Else(name="nothing to do"):
-                place(rest(verdict=ingested.outputs["verdict"]), "rest", cluster).set_caching_options(False)
+                rested = rest(verdict=ingested.outputs["verdict"], registry=registry)
+                place(rested, "rest", cluster).set_caching_options(False)
 
     pipeline: Callable[..., Any] = thyroid_training
     return pipeline

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.support import ROOT, SHARED
+from tests.support import ROOT, SHARED, receivers
 from tests.support import gcs as emulated
 from tests.support import s3 as s3_servers
 from tests.support.clouds import Cloud, GoogleCloud, S3Cloud
@@ -39,6 +39,7 @@ inspect.stack = functools.partial(inspect.stack, context=0)
 LONGEST = (
     "test_readme.py",
     "test_night.py",
+    "test_night_of_events.py",
     "test_results.py",
     "test_evaluate.py",
     "test_checkpoints.py",
@@ -364,9 +365,17 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def without_accounts(monkeypatch) -> None:
-    """Take the developer's own accounts out of the environment."""
-    for variable in [name for name in os.environ if name.startswith("AWS_")]:
+    """Take the developer's own accounts, and receivers of notifications, out of the environment."""
+    for variable in [name for name in os.environ if name.startswith(("AWS_", "THYROID_NOTIFY_", "THYROID_RUN_ID"))]:
         monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def receiver(monkeypatch) -> Iterator[receivers.Receiver]:
+    """A receiver of notifications in the plain form."""
+    with receivers.receiving() as receiver:
+        monkeypatch.setenv("THYROID_NOTIFY_URL", receiver.url)
+        yield receiver
 
 
 @pytest.fixture

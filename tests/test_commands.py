@@ -39,7 +39,7 @@ def required(text: str) -> dict[str, str]:
 
 
 def test_the_help_names_the_program_and_describes_every_option(command, text):
-    assert text.startswith(f"usage: thyroid {' '.join(command)} ")
+    assert re.match(rf"usage: thyroid {' '.join(command)}\s", text)
     entries = re.findall(r"^  ([A-Z]+|-\S.*)\n(.*)", text, re.MULTILINE)
     assert len(entries) >= len(options(text))
     for name, line in entries:

@@ -46,7 +46,7 @@ def test_dependencies_go_one_way(path):
 FLOORS = (
     {""},  # the ground floor: modules of thyroid itself, and the packages of GROUND
     {"records"},
-    {"imaging"},
+    {"imaging", "notify"},
     {"data"},
     {"clinical", "model"},
     {"registry"},
@@ -167,7 +167,7 @@ COMMANDS = [
         for module in (
             *("phantom", "dicom", "ingest", "crop", "train", "diagnose", "evaluate", "register", "registry"),
             *("retention", "deploy", "conclude", "serve", "web", "sweep", "locate"),
-            *("suspects", "exchange", "label", "validate", "pool", "watch"),
+            *("suspects", "exchange", "label", "validate", "pool", "watch", "notify"),
         )
     ),
 ]
@@ -325,7 +325,9 @@ def test_images_and_set_up_hold_the_versions_that_are_tested():
         differ = {n: v for n, v in pins(lock).items() if n in tested and tested[n] != v}
         assert not differ, lock.name
     extras = {lock.stem for lock in (ROOT / "images").glob("*.lock")} - {"build"}
-    assert extras == {"data", "train", "train-gpu", "ops", "serve", "serve-gpu", "web", "label", "validate", "watch"}
+    assert extras == {
+        *("data", "train", "train-gpu", "ops", "serve", "serve-gpu", "web", "label", "validate", "watch", "listen"),
+    }
 
 
 def test_research_use_only_stands_on_what_people_see():
@@ -346,7 +348,10 @@ def test_research_use_only_stands_on_what_people_see():
         "thyroid/validate/templates/pool.html",
         "thyroid/registry/validations.py",
         "thyroid/registry/hub/client.py",
+        "thyroid/notify/notify.py",
         "thyroid/watch/__main__.py",
+        "pipelines/events/listen.py",
+        "pipelines/events/server.py",
         "thyroid/watch/templates/report.html",
         "docs/watch.md",
         "docs/validate.md",

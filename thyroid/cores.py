@@ -6,6 +6,13 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 
+_limits: list[int] = []
+
+
+def limit(count: int) -> None:
+    """Have `available` return at most `count` cores from now on, for a process that shall not use the others."""
+    _limits.append(count)
+
 
 def available(cgroup: Path = CGROUP) -> int:
     """Return the number of cores that the affinity mask and the CPU limit allow, at least one.
@@ -18,7 +25,7 @@ def available(cgroup: Path = CGROUP) -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = _limit(cgroup)
-    return cores if limit is None else max(1, min(cores, math.ceil(limit)))
+    return min([cores if limit is None else max(1, min(cores, math.ceil(limit))), *_limits])
 
 
 def _limit(cgroup: Path) -> float | None:

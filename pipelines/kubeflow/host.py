@@ -1,11 +1,12 @@
 """The connection to a Kubeflow Pipelines host, and its errors in one line."""
 
 import contextlib
+import functools
 import json
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from thyroid.errors import InputError
 
 EXPERIMENT = "thyroid"
 """Experiment that holds all runs."""
+TIMEOUT = 60.0
+"""Seconds to connect, and to wait for more of an answer."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,33 @@ class Connection:
         import kfp_server_api
         from urllib3.exceptions import HTTPError
 
+        class Client(kfp.Client):
+            def get_kfp_healthz(self, *given: Any) -> Any:  # the constructor asks for it
+                _bound(self)
+                return super().get_kfp_healthz(*given)
+
         token = self.token_file.read_text().strip() if self.token_file else ""
         _check_health(self.host, token)
         try:
-            yield kfp.Client(host=self.host, namespace=self.namespace or "kubeflow", existing_token=token or None)
+            client = Client(host=self.host, namespace=self.namespace or "kubeflow", existing_token=token or None)
+            _bound(client)
+            yield client
         except kfp_server_api.ApiException as error:
             raise InputError(f"--host {self.host}: {error.status} {message(error)}") from None
         except (HTTPError, ConnectionError) as error:
             raise InputError(
                 f"--host {self.host}: cannot be reached ({type(error).__name__}); is it the Pipelines address?"
             ) from None
+
+
+def _bound(client: Any) -> None:
+    """Give every request of kfp's client a time-out. The client itself waits for an answer for ever."""
+    pool = client.runs.api_client.rest_client.pool_manager
+    pool.request = functools.partial(_request, pool.request)
+
+
+def _request(request: Callable[..., Any], *arguments: Any, timeout: Any = None, **options: Any) -> Any:
+    return request(*arguments, timeout=timeout or TIMEOUT, **options)
 
 
 def _check_health(host: str, token: str) -> None:

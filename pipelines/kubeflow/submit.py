@@ -181,19 +181,35 @@ def start(package: Path, values: Mapping[str, Any], connection: Connection, wait
     with connection.client() as client:
         name = f"thyroid {datetime.datetime.now():%Y-%m-%d %H:%M}"
         experiment = client.create_experiment(EXPERIMENT, namespace=connection.namespace or None)
-        started = client.run_pipeline(
-            experiment_id=experiment.experiment_id,
-            job_name=name,
-            pipeline_package_path=str(package),
-            params=dict(values),
-            service_account=connection.service_account or None,
-        )
+        started = create(client, package, values, connection, experiment=experiment.experiment_id, name=name)
         page = connection.page(f"runs/details/{started.run_id}")
         print(f"started {name}: {page}", flush=True)
         if wait:
             _watch(client, started.run_id, page, step_names(package))
     run: str = started.run_id
     return run
+
+
+def create(
+    client: Any, package: Path, values: Mapping[str, Any], connection: Connection, *, experiment: str, name: str
+) -> Any:
+    """Create a run of a compiled pipeline, and return it as the host describes it.
+
+    Args:
+        client: kfp's client of the host.
+        package: YAML file that `compile` wrote.
+        values: Values of the pipeline's parameters.
+        connection: The host, which names the service account.
+        experiment: Id of the experiment.
+        name: Name of the run.
+    """
+    return client.run_pipeline(
+        experiment_id=experiment,
+        job_name=name,
+        pipeline_package_path=str(package),
+        params=dict(values),
+        service_account=connection.service_account or None,
+    )
 
 
 def step_names(package: Path) -> dict[str, str]:

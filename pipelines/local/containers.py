@@ -16,9 +16,11 @@ from typing import Any
 from kfp import local
 from kfp.local import docker_task_handler, status
 
+from components.conclude import FAILED_STEP
 from pipelines import cluster
 from pipelines.local import steps
 from thyroid.errors import InputError
+from thyroid.notify.receivers import RUN, VARIABLES
 
 LABEL = "thyroid.pipeline=local"
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -100,6 +102,10 @@ def runner(
             line += ["-e", f"XDG_CACHE_HOME={cache.resolve().parent}", "-e", "MPLCONFIGDIR=/tmp"]
         if PATIENT_KEY in os.environ and not set(cluster.KEYED).isdisjoint(self.full_command):
             line += ["-e", PATIENT_KEY]
+        line += ["-e", FAILED_STEP, "-e", RUN]
+        if not set(cluster.NOTIFYING).isdisjoint(self.full_command):
+            for name in VARIABLES.values() & os.environ.keys():
+                line += ["-e", name]
         for name, value in self.env_vars.items():
             line += ["-e", f"{name}={value}"]
         line += ["--entrypoint", self.full_command[0], self.image, *self.full_command[1:]]

@@ -3,15 +3,18 @@
 import os
 import sys
 import threading
+import uuid
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from kfp.local.status import Status
 
+from components.conclude import FAILED_STEP
 from pipelines.local.forked import Forked
 from pipelines.local.plan import Plan
 from pipelines.local.processes import Spawned, StepProcess, failure, kill_all
+from thyroid.notify.receivers import RUN
 
 GRACE = 30.0
 """Seconds between SIGTERM, on which a training saves its state, and SIGKILL."""
@@ -67,7 +70,8 @@ class Steps:
         self._changed = threading.Condition()
         self._waiting: list[Task] = []
         self._running: dict[Task, StepProcess | None] = {}
-        self._stopped = ""
+        self._stopped = self._failed = ""
+        self._run_id = uuid.uuid4().hex
         self._printing = threading.Lock()
 
     def print(self, text: str, name: str = "") -> None:
@@ -119,6 +123,7 @@ class Steps:
             self.print(f"stopped because {self._stopped}", task.name)
         else:
             self.print(f"failed (exit code {code}{failure(code, bool(container))})", task.name)
+            self._failed = self._failed or task.name
             self.stop(f"{task.name} failed")
         return Status.FAILURE
 
@@ -143,6 +148,7 @@ class Steps:
 
     def _follow(self, task: Task, command: Sequence[str], environment: dict[str, str], container: Sequence[str]) -> int:
         variables = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
+        variables |= {FAILED_STEP: self._failed, RUN: self._run_id}
         is_component = not container and list(command[1:3]) == ["-m", "components"]
         process = StepProcess(
             Forked(command[3:], variables) if is_component else Spawned(command, variables), container

@@ -31,6 +31,7 @@ from thyroid.data.version import DataVersion
 from thyroid.imaging.geometry import MARGIN
 from thyroid.ingest.options import GIVEN_SPLITS
 from thyroid.model.backbones import BACKBONES, RECIPES
+from thyroid.notify.receivers import RUN, VARIABLES
 from thyroid.registry.changes import TRAIN_ON
 from thyroid.train.settings import UNSET
 from thyroid.validate.options import ValidateOptions
@@ -301,6 +302,22 @@ def test_the_key_of_pseudonyms_is_read_by_those_who_name_patients(tasks, compile
     for secret in of_key.values():
         assert secret["keyToEnv"] == [{"envVar": pseudonyms.KEY_VARIABLE, "secretKey": "key"}]
         assert secret["optional"]
+
+
+def test_receivers_of_notifications_are_known_to_those_who_tell(compiled, pods, yaml_file):
+    """The pods also start without the secret; its addresses are in no parameter, which the UI would show."""
+    found = {
+        compiled["deploymentSpec"]["executors"][label]["container"]["args"][0]: secret
+        for label, pod in pods.items()
+        for secret in pod.get("secretAsEnv", [])
+        if secret["secretName"] == "thyroid-notify"
+        if pod["fieldPathAsEnv"] == [{"name": RUN, "fieldPath": "metadata.labels['pipeline/runid']"}]
+    }
+    assert set(found) == {"register", "deploy", "rest", "conclude"}
+    for secret in found.values():
+        assert {one["secretKey"]: one["envVar"] for one in secret["keyToEnv"]} == VARIABLES
+        assert secret["optional"]
+    assert "notify" not in str(compiled["root"]["inputDefinitions"])
 
 
 @pytest.mark.parametrize("step", ["ingest", "register", "crop"])

@@ -220,6 +220,70 @@ def test_a_refuted_version_does_not_come_back_when_the_good_one_fails_for_a_mome
     assert run(root).status == "deployed"
 
 
+def test_a_deployment_that_is_taken_back_is_told_once(cluster, root, receiver):
+    second(root)
+    assert not receiver.got, "what goes well is not told"
+    cluster.answer = wrong
+    for _ in range(3):
+        with pytest.raises(InputError):
+            run(root, 2)
+    (told,) = receiver.messages
+    assert told.event == "deployment.taken_back"
+    assert told.sentence == "The deployment of version 2 failed and was taken back. The champion is version 1."
+    assert told.version == 2
+
+
+def test_an_attempt_that_was_killed_before_it_told_is_told_by_the_next(cluster, root, receiver, monkeypatch):
+    second(root)
+    cluster.answer = wrong
+    with monkeypatch.context() as patched:
+        patched.setattr(deploy, "_tell", lambda *_, **given: None)
+        with pytest.raises(InputError):
+            run(root, 2)
+    with pytest.raises(InputError):
+        run(root, 2)
+    assert receiver.events == ["deployment.taken_back"]
+
+
+def test_a_registry_that_cannot_be_read_for_a_message_changes_no_outcome(cluster, root, receiver, monkeypatch):
+    second(root)
+    tell = deploy._tell
+
+    def away(registry, artefact, **given):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(registry), "champion", fail)
+            tell(registry, artefact, **given)
+
+    def fail(_):
+        raise InputError("the bucket is away")
+
+    monkeypatch.setattr(deploy, "_tell", away)
+    assert run(root, 2).status == "deployed"
+    cluster.answer = wrong
+    third(root)
+    with pytest.raises(InputError, match="is not served"):
+        run(root, 3)
+
+
+def test_a_version_that_is_served_after_all_is_told(cluster, root, receiver):
+    cluster.answer = away
+    with pytest.raises(InputError, match="503"):
+        shortly(root)
+    cluster.answer = right
+    run(root)
+    run(root)
+    assert receiver.events == ["deployment.taken_back", "deployment.served"]
+
+
+def test_where_nothing_was_taken_back_nothing_is_told(cluster, root, receiver, impatient):
+    run(root)
+    cluster.answer = away
+    with pytest.raises(InputError, match="503"):
+        shortly(root)
+    assert version(cluster) == 1
+    assert not receiver.got
+
+
 def test_other_options_that_fail_refute_no_version_that_has_proven_itself(cluster, root):
     second(root)
     run(root, 2)

@@ -42,6 +42,7 @@ MEGABYTES = {
     "label": 1000,
     "validate": 1200,
     "watch": 1200,
+    "listen": 700,
 }
 STEPS = {
     "data": ["ingest", "crop"],
@@ -59,6 +60,7 @@ NOT_IN = {
     "label": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "kserve", "kfp"],
     "validate": ["tensorflow", "keras", "flask"],
     "watch": ["tensorflow", "keras", "flask", "statsmodels"],
+    "listen": ["tensorflow", "keras", "openvino", "sklearn", "matplotlib", "kserve", "flask"],
 }
 
 
@@ -100,7 +102,7 @@ def test_an_image_is_small_and_well_described(engine, image):
     assert "Research use only" in labels["org.opencontainers.image.description"]
     assert labels["org.opencontainers.image.revision"] == os.environ.get("THYROID_TAG", "dev").removesuffix("-gpu")
     health = config.get("Healthcheck") or found.get("HealthCheck") or found.get("Healthcheck")
-    assert bool(health) == (image in ("serve", "web", "label"))
+    assert bool(health) == (image in ("serve", "web", "label", "listen"))
 
 
 def command(step: str) -> str:
@@ -122,6 +124,9 @@ assert os.getuid() == 10001
         code += "import thyroid.web.__main__"
     elif image == "label":
         code += "import thyroid.label.__main__"
+    elif image == "listen":
+        code += "import pipelines.events.server, pipelines.events.listen, components.step\n"
+        code += f"assert components.step.image_name('train') == {image_name('train')!r}"
     else:
         code += "os.environ['_KFP_RUNTIME'] = 'true'\n"
         code += "\n".join(f"import components.{step}, {command(step)}" for step in STEPS[image])

@@ -9,8 +9,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -22,11 +24,13 @@ from tests.deploy.test_deploy import REFERENCE, register
 from tests.support import ROOT, schemas
 from tests.support.cluster import Cluster
 from tests.support.kubeflow import Kubeflow
+from tests.support.serving import free_port
 from thyroid.deploy import manifest
 from thyroid.deploy.options import DeployOptions
 from thyroid.ingest import ingest
 from thyroid.ingest.options import IngestOptions
 from thyroid.model.backbones import BACKBONES
+from thyroid.notify.receivers import VARIABLES, configured, run_page
 from thyroid.storage import volume
 
 GUIDE = (ROOT / "docs" / "kubeflow.md").read_text()
@@ -87,6 +91,7 @@ def test_every_command_is_run_here_or_needs_a_cluster():
         "make -s workbench",
         ".venv/bin/python -c",
         ".venv/bin/python -m pipelines schedule",
+        ".venv/bin/python -m pipelines listen",
         "kubectl exec -n kubeflow thyroid-workbench -- python3 -m thyroid.deploy",
         "kubectl exec -n kubeflow thyroid-workbench -- python3 -m thyroid.retention",
     )
@@ -121,6 +126,20 @@ def test_the_key_of_dicom_scans_is_a_secret_that_ingest_reads():
     )
     assert made["metadata"]["name"] == Placed().key_secret
     assert list(made["data"]) == ["key"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
+def test_the_receivers_of_notifications_are_a_secret_with_the_fields_that_the_pods_read():
+    line = command("kubectl create secret generic thyroid-notify") + " --dry-run=client -o yaml"
+    made = yaml.safe_load(run(line, SLACK_URL="https://x/y", URL="https://x/z"))
+    assert made["metadata"]["name"] == Placed().notify_secret
+    assert set(made["data"]) == set(VARIABLES)
+    found = {variable: base64.b64decode(made["data"][key]).decode() for key, variable in VARIABLES.items()}
+    receivers, problems = configured(found)
+    assert [one.form for one in receivers] == ["slack", "plain"]
+    assert receivers[1].key
+    assert not problems
+    assert run_page(found, "7")
 
 
 @pytest.mark.slow
@@ -186,6 +205,51 @@ def test_a_schedule_is_made(capsys):
     given = sent["runtime_config"]["parameters"]
     assert (given["store"], given["minimum"], given["recipe"]) == ("/data/store", 1, "warm")
     assert "02:30" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
+def test_the_token_of_the_senders_is_a_secret_with_the_fields_that_are_read():
+    made = yaml.safe_load(run(command("kubectl create secret generic thyroid-listen") + " --dry-run=client -o yaml"))
+    token, header = (base64.b64decode(made["data"][name]).decode() for name in ("token", "authorization"))
+    assert header == f"Bearer {token}"
+    assert len(token) == 64
+    deployment = (ROOT / "manifests" / "components" / "listen" / "listen.yaml").read_text()
+    assert f"secretName: {made['metadata']['name']}" in deployment
+    objects = list(yaml.safe_load_all(run(command("make -s manifests OVERLAY=listen").split(" | ")[0])))
+    images = {
+        c["image"] for o in objects if o["kind"] == "Deployment" for c in o["spec"]["template"]["spec"]["containers"]
+    }
+    assert "registry.example.com/lab/thyroid-listen:abc" in images
+
+
+def test_the_listener_starts(tmp_path):
+    (tmp_path / "token").write_text("a token")
+    _, *arguments = shlex.split(command(".venv/bin/python -m pipelines listen"))
+    port = free_port()
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *arguments, "--backbones", "VGG16", "--port", str(port)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        while "listening on" not in (told := (tmp_path / "log").read_text()):
+            assert process.poll() is None, told
+            time.sleep(0.1)
+        with httpx.Client(
+            base_url=f"http://localhost:{port}", timeout=60, headers={"Authorization": "Bearer a token"}
+        ) as sender:
+            (told,) = [line for line in COMMANDS if "/scans -H" in line]
+            body = shlex.split(told)[-1]
+            assert sender.post("/scans", content=body).json()["ignored"] == 1, "it is on a volume"
+            body = body.replace("/data/", "gs://hospital/")
+            assert sender.post("/scans", content=body).json()["counted"] == 1
+        assert "B_001" in (tmp_path / "listen" / "listen.json").read_text()
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
 
 
 def test_what_is_kept_is_listed(tmp_path, scans, undrawn, capsys):
@@ -289,8 +353,13 @@ def test_the_workbench_is_a_pod_of_our_image_with_the_volume():
     (container,) = pod["spec"]["containers"]
     assert container["image"] == "registry.example.com/lab/thyroid-ops:abc"
     assert container["volumeMounts"][0]["mountPath"] == volume.MOUNT
-    secrets = {one["name"]: one["valueFrom"]["secretKeyRef"]["name"] for one in container["env"]}
-    assert secrets == {"THYROID_TOKEN": Placed().token_secret, "THYROID_HUB_TOKEN": Placed().hub_secret}
+    secrets = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in container["env"]}
+    assert {name: one["name"] for name, one in secrets.items()} == {
+        "THYROID_TOKEN": Placed().token_secret,
+        "THYROID_HUB_TOKEN": Placed().hub_secret,
+        **dict.fromkeys(VARIABLES.values(), Placed().notify_secret),
+    }
+    assert {key: name for key, name in VARIABLES.items() if secrets[name]["key"] == key} == VARIABLES
     assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == volume.CLAIM
 
 

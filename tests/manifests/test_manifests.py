@@ -1,5 +1,6 @@
 """The manifests as kustomize renders them: valid, least rights, and the same as the code and the deploy step say."""
 
+import itertools
 import json
 import os
 import re
@@ -7,16 +8,20 @@ import shutil
 import socket
 import subprocess
 import sys
+from http import HTTPStatus
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from kserve.protocol.grpc import grpc_predict_v2_pb2
 from prometheus_client.metrics import MetricWrapperBase
 
-from pipelines.cluster import Cluster
+from pipelines.cluster import S3_FIELDS, Cluster
+from pipelines.events import messages
 from tests.support import ROOT, schemas, watched
 from tests.support.kubernetes import kustomized
+from tests.support.listening import records
 from thyroid.deploy import manifest
 from thyroid.deploy.options import KNATIVE, DeployOptions
 from thyroid.registry.registry import MODEL_NAME
@@ -85,6 +90,9 @@ def test_the_folders():
         "manifests/overlays/label",
         "manifests/overlays/label-gateway",
         "manifests/overlays/label-ingress",
+        "manifests/overlays/listen",
+        "manifests/overlays/listen-argo",
+        "manifests/overlays/listen-knative",
         "manifests/overlays/multi-user",
         "manifests/service/cpu",
         "manifests/service/gpu",
@@ -291,6 +299,129 @@ def test_the_benchs_arguments_are_its_own(rendered):
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 2
     assert "/etc/thyroid/readers.csv" in done.stderr
+
+
+def test_the_listener_needs_no_volume(volumeless):
+    pod, container = listener(volumeless)
+    assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
+    arguments = container["args"]
+    assert "--claim=" in arguments
+    sets = dict(b.split("=", 1) for a, b in itertools.pairwise(arguments) if a == "--set")
+    assert sets.keys() == {"scans", "rois", "registry", "store"}
+    given = dict(itertools.pairwise(arguments))
+    assert all(place.startswith("s3://") for place in (*sets.values(), given["--state"]))
+
+
+LISTENERS = ("manifests/overlays/listen", "manifests/overlays/listen-argo", "manifests/overlays/listen-knative")
+
+
+def listener(objects: list[dict]) -> tuple[dict, dict]:
+    """The listener's pod and its container."""
+    pod = of_kind(objects, "Deployment")["thyroid-listen"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    return pod, container
+
+
+@pytest.mark.parametrize("folder", LISTENERS)
+def test_the_listener_reads_the_volume_knows_its_senders_and_asks_kubeflow(rendered, folder):
+    objects = rendered[folder]
+    pod, container = listener(objects)
+    assert container["image"].startswith("localhost/thyroid-listen:")
+    mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+    volumes = {one["name"]: one for one in pod["volumes"]}
+    assert volumes.keys() == set(mounts.values())
+    given = dict(zip(container["args"], container["args"][1:], strict=False))
+    files = [given["--event-token-file"], given["--token-file"], given["--state"]]
+    assert all(any(file.startswith(f"{place}/") for place in mounts) for file in files)
+    assert volumes[mounts["/data"]]["persistentVolumeClaim"]["claimName"] == CLAIM
+    assert given["--service-account"] in of_kind(objects, "ServiceAccount")
+    (source,) = volumes[mounts["/var/run/secrets/kubeflow"]]["projected"]["sources"]
+    assert source["serviceAccountToken"]["audience"] == "pipelines.kubeflow.org"
+    assert not pod["automountServiceAccountToken"]
+    (port,) = of_kind(objects, "Service")["thyroid-listen"]["spec"]["ports"]
+    (target,) = [one["containerPort"] for one in container["ports"] if one["name"] == port["targetPort"]]
+    policy = of_kind(objects, "NetworkPolicy")["thyroid-listen"]["spec"]
+    assert target in [one["port"] for one in policy["ingress"][0]["ports"]]
+
+
+@pytest.mark.parametrize("folder", LISTENERS)
+def test_the_listeners_arguments_are_its_own(rendered, folder):
+    """As the container would start it, up to where it reads the senders' token."""
+    command, *arguments = listener(rendered[folder])[1]["args"]
+    assert command == "python3"
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 2
+    assert "/etc/thyroid/token" in done.stderr or "/etc/issuer/ca.crt" in done.stderr, done.stderr
+
+
+TRIGGER = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["subscriber"],
+    "properties": {
+        "broker": {"type": "string"},
+        "filter": {"additionalProperties": False, "properties": {"attributes": {"type": "object"}}},
+        "subscriber": {
+            "additionalProperties": False,
+            "properties": {
+                "ref": {"required": ["apiVersion", "kind", "name"]},
+                "uri": {"type": "string"},
+                "CACerts": {"type": "string"},
+                "audience": {"type": "string"},
+            },
+        },
+        "delivery": {
+            "additionalProperties": False,
+            "properties": {
+                "retry": {"type": "integer"},
+                "backoffPolicy": {"enum": ["linear", "exponential"]},
+                "backoffDelay": {"type": "string", "pattern": "^PT[0-9]+S$"},
+                "deadLetterSink": {},
+            },
+        },
+    },
+}
+"""The spec of a Trigger of eventing.knative.dev/v1, as far as ours uses it."""
+
+
+def test_the_trigger_sends_what_the_listener_reads_with_an_account_that_it_knows(rendered):
+    objects = rendered["manifests/overlays/listen-knative"]
+    trigger = of_kind(objects, "Trigger")["thyroid-listen"]
+    jsonschema.validate(trigger["spec"], TRIGGER)
+    assert trigger["spec"]["filter"]["attributes"] == {"type": messages.WRITTEN}
+    assert trigger["spec"]["subscriber"]["ref"]["name"] in of_kind(objects, "Service")
+    arguments = listener(objects)[1]["args"]
+    pairs = list(itertools.pairwise(arguments))
+    assert dict(pairs)["--audience"] == trigger["spec"]["subscriber"]["audience"]
+    name = trigger["metadata"]["name"]
+    # GetOIDCServiceAccountNameForResource in pkg/auth of knative/eventing, whose releases differ
+    accounts = (f"{name}-oidc-eventing.knative.dev-trigger", f"oidc-eventing.knative.dev-trigger-{name}")
+    wanted = [f"system:serviceaccount:$(NAMESPACE):{account}" for account in accounts]
+    assert [text for option, text in pairs if option == "--subject"] == wanted
+
+
+def test_the_sensor_sends_the_notifications_of_its_source_with_the_token(rendered):
+    objects = rendered["manifests/overlays/listen-argo"]
+    source = of_kind(objects, "EventSource")["thyroid-scans"]["spec"]
+    sensor = of_kind(objects, "Sensor")["thyroid-scans"]["spec"]
+    (dependency,) = sensor["dependencies"]
+    assert dependency["eventSourceName"] == "thyroid-scans"
+    assert dependency["eventName"] in source["minio"]
+    (trigger,) = sensor["triggers"]
+    request = trigger["template"]["http"]
+    assert request["url"].removeprefix("http://") in of_kind(objects, "Service")
+    (part,) = request["payload"]
+    assert part["src"] == {"dependencyName": dependency["name"], "dataKey": "notification", "useRawData": True}
+    record = json.loads(records("hospital", ["scans/B_1-1-1.0.jpg"]))["Records"]
+    assert messages.read({}, json.dumps({part["dest"]: record}).encode())[0]
+    (header,) = request["secureHeaders"]
+    pod, _ = listener(objects)
+    (senders,) = [one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one]
+    assert trigger["policy"]["status"]["allow"] == [HTTPStatus.NO_CONTENT], "or a refused event is lost"
+    assert header["name"] == "Authorization"
+    assert header["valueFrom"]["secretKeyRef"] == {"name": senders, "key": "authorization"}
+    keys = {source["minio"]["scans"][name]["key"] for name in ("accessKey", "secretKey")}
+    assert keys < set(S3_FIELDS)
 
 
 def test_runtimes_serve_our_format_on_the_ports_that_are_probed(rendered):

@@ -19,14 +19,14 @@ def told(tmp_path, monkeypatch):
     (tmp_path / "podman").chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
 
-    def run(**given) -> str:
+    def run(step: str = "crop", **given) -> str:
         containers.runner("podman", [], [], [], **given)
-        command = ["python3", "-m", "components", "crop"]
+        command = ["python3", "-m", "components", step]
         task = SimpleNamespace(
             pipeline_root=tmp_path, get_volumes_to_mount=dict, env_vars={}, full_command=command, image="x"
         )
         steps = local.Steps(Plan([]), 1, 1e9)
-        steps.queue([act := local.Task(steps, "crop")])
+        steps.queue([act := local.Task(steps, step)])
         local.current.set(act)
         assert DockerTaskHandler.run(task) == Status.SUCCESS
         return (tmp_path / "told").read_text()
@@ -42,6 +42,14 @@ def test_accounts_and_endpoints_of_buckets_are_handed_on_by_name_alone(told, mon
         assert f"-e {name} " in line
     assert "a-secret" not in line
     assert "XDG_CACHE_HOME" not in line
+
+
+@pytest.mark.parametrize("step", ["crop", "conclude"])
+def test_receivers_of_notifications_are_handed_on_by_name_to_those_who_tell(told, monkeypatch, step):
+    monkeypatch.setenv("THYROID_NOTIFY_SLACK", "http://a-secret")
+    line = told(step)
+    assert ("-e THYROID_NOTIFY_SLACK " in line) == (step == "conclude")
+    assert "a-secret" not in line
 
 
 def test_steps_share_what_they_download(told, tmp_path):

@@ -60,9 +60,11 @@ def act(folder: str, name: str, done: dsl.OutputPath(str), action: str = "work",
 @dsl.component(base_image="python", install_kfp_package=False)
 def last(folder: str, status: PipelineTaskFinalStatus):
     """The exit handler."""
+    import os
     import pathlib
 
     (pathlib.Path(folder) / "last").write_text(status.state)
+    (pathlib.Path(folder) / "failed").write_text(os.environ["THYROID_FAILED_STEP"])
 
 
 def steps(*planned: Planned, pace: float = 0.0) -> side.Steps:
@@ -108,6 +110,7 @@ def test_steps_run_side_by_side_and_after_those_before_them(tmp_path, capfd):
     assert at(tmp_path, "then.begun") > max(at(tmp_path, "left.ended"), at(tmp_path, "right.ended"))
     assert not (tmp_path / "otherwise.begun").exists()
     assert (tmp_path / "last").read_text() == "SUCCEEDED"
+    assert (tmp_path / "failed").read_text() == ""
 
 
 @pytest.mark.parametrize(("cores", "memory"), [(1, 1e9), (2, 1.5e9)])
@@ -168,6 +171,7 @@ def test_a_step_that_fails_stops_those_beside_it_and_the_exit_handler_still_runs
     assert re.search(r"^fail \| .*\b1\b", said, re.MULTILINE)
     assert re.search(r"^long \| .*\bfail\b", said, re.MULTILINE)
     assert (tmp_path / "last").read_text() == "FAILED"
+    assert (tmp_path / "failed").read_text() == "fail"
     assert not (tmp_path / "long.ended").exists()
     assert not (tmp_path / "after.begun").exists()
     assert psutil.Process().children(recursive=True) == before

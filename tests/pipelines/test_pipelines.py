@@ -9,7 +9,10 @@ from pipelines import __main__ as cli
 from pipelines import configuration
 from pipelines import output as outputs
 from tests.conftest import write_rois
+from tests.support.receivers import receiving
 from thyroid.model.artefact import Artefact
+from thyroid.notify.notification import Notification
+from thyroid.records.evaluation import SummaryRecord
 
 TOY = {"image_size": 32, "epochs": 1, "batch_size": 8, "weights": "none", "domains": ""}
 
@@ -25,10 +28,17 @@ def asked(request) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def output(phantoms, asked, tmp_path_factory) -> Path:
+def told(asked) -> list[Notification]:
+    """What was told about the run, when it has ended. Each run has its own."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def output(phantoms, asked, tmp_path_factory, told) -> Path:
     """The whole DAG under kfp.local at toy size."""
     folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, receiving() as receiver:
+        patch.setenv("THYROID_NOTIFY_URL", receiver.url)
         patch.setitem(configuration.PRESETS, "quick", TOY)
         code = cli.main(
             [
@@ -40,6 +50,7 @@ def output(phantoms, asked, tmp_path_factory) -> Path:
                 "--domains", ",".join(asked["domains"]),
             ]
         )  # fmt: skip
+        told += receiver.messages
     assert code == 0
     return folder / "out put"
 
@@ -171,6 +182,27 @@ def test_a_failing_step_ends_the_run_with_its_message(capfd, scans, tmp_path):
     assert captured.err.count("error: ") == 1
     assert "Traceback" not in captured.out + captured.err
     assert not (tmp_path / "out" / "registry").exists()
+
+
+def test_a_run_tells_what_the_gate_decided_and_that_it_ended(output, told):
+    decided, ended = told
+    summary = SummaryRecord.read(output / "summary.json")
+    assert decided.event == {"promoted": "gate.released", "refused": "gate.refused"}[summary.gate.decision]
+    assert (decided.version, decided.link) == (1, f"{summary.model.uri}/report.html")
+    assert ended.event == "run.succeeded"
+    assert ended.run == decided.run
+    assert ended.run
+
+
+def test_a_failing_run_tells_where_it_failed_and_names_no_scan(capfd, scans, tmp_path, receiver):
+    for file in scans.glob("M_*"):
+        file.unlink()
+    of_patient = scans.rename(tmp_path / "B_4711")
+    assert cli.main(["run", "--scans", str(of_patient), "--output", str(tmp_path / "out")]) == 2
+    assert re.search(r"error: ingest: .*B_4711", capfd.readouterr().out)
+    (told,) = receiver.messages
+    assert (told.event, told.sentence) == ("run.failed", "The run failed at ingest.")
+    assert "4711" not in told.model_dump_json()
 
 
 @pytest.mark.slow

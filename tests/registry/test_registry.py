@@ -17,6 +17,7 @@ from tests.support import processes, toy_artefact
 from thyroid import storage
 from thyroid.errors import InputError
 from thyroid.model.artefact import CARD, SCANS, SUM, Artefact
+from thyroid.records.evaluation import SummaryRecord
 from thyroid.records.gate import GateRecord
 from thyroid.registry import __main__ as commands
 from thyroid.registry import claims, register
@@ -620,6 +621,18 @@ def test_register_publishes_the_report_and_writes_the_summary(evaluated, tmp_pat
         "a retry doubles nothing"
     )
     assert json.loads((tmp_path / "again.json").read_text())["model"] == summary["model"]
+
+
+def test_the_gates_decision_is_told_once(evaluated, tmp_path, receiver, monkeypatch):
+    monkeypatch.setenv("THYROID_RUN_ID", "run-7")
+    for _ in range(2):
+        done = register.register(evaluated, tmp_path / "registry", tmp_path / "summary.json")
+    (told,) = receiver.messages
+    assert told.event == {"promoted": "gate.released", "refused": "gate.refused"}[done.gate.decision]
+    backbone = SummaryRecord.read(tmp_path / "summary.json").winner.backbone
+    assert told.sentence.startswith(f"Version 1 ({backbone}) was ")
+    assert (told.version, told.run, told.link) == (1, "run-7", f"{done.uri}/report.html")
+    assert Path(told.link).is_file()
 
 
 def test_register_needs_a_finished_evaluation(tmp_path, capsys):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from thyroid.records.watch import Decision
+from thyroid.records.watch import SHADOW_FOLDER, Decision, Shadowed
 
 
 def decision(**changes: Any) -> dict[str, Any]:
@@ -40,3 +40,17 @@ def write(folder: Path, rows: Iterable[dict[str, Any]], name: str = "decisions-2
     with path.open("a") as opened:
         opened.writelines(json.dumps(row) + "\n" for row in rows)
     return path
+
+
+def shadowed(behind: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """What a candidate makes of the image of a decision, as a line of its own log has it."""
+    own = ("id", "time", "image", "probability", "decision", "reasons", "novelty", "distance")
+    content = {name: behind[name] for name in (*own, "patient") if name in behind}
+    return Shadowed.parse(content | {"version": 4, "form": "openvino-f32"} | changes, "log").to_dict()
+
+
+def write_shadowed(
+    folder: Path, rows: Iterable[dict[str, Any]], name: str = "decisions-2025-07-14-host-0b.jsonl"
+) -> Path:
+    """Append lines of a candidate to a file of the log, as an endpoint does."""
+    return write(folder / SHADOW_FOLDER, rows, name)

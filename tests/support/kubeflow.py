@@ -19,6 +19,7 @@ STATUS = {"ENABLE": "ENABLED", "DISABLE": "DISABLED"}
 class Kubeflow(ThreadingHTTPServer):
     """The server. `states` are the states that successive reads of a run return; the last one stays.
 
+    `runs` holds the runs. The first `lost` of them are created, and the connection closes without an answer.
     `recurring` holds the schedules, and `largest_page` is the largest number of them in one answer. `refuse` is the
     answer to a POST of a run or a schedule, `refuse_delete` to the DELETE of the schedule with that id, and
     `refuse_all` to every request. A status of 0 closes the connection without an answer.
@@ -32,6 +33,8 @@ class Kubeflow(ThreadingHTTPServer):
         self.queries: list[dict[str, str]] = []
         self.headers: list[dict[str, str]] = []
         self.experiments: list[dict[str, Any]] = []
+        self.runs: list[dict[str, Any]] = []
+        self.lost = 0
         self.recurring: list[dict[str, Any]] = []
         self.largest_page = 100
         self.states: list[dict[str, Any]] = [{"state": "SUCCEEDED"}]
@@ -90,17 +93,35 @@ class _Handler(BaseHTTPRequestHandler):
             host.experiments.append(body | NOW | {"experiment_id": "e1"})
             return self._send(200, host.experiments[-1])
         if path == "/apis/v2beta1/runs":
-            return self._send(200, body | NOW | {"run_id": "r1", "state": "PENDING"})
-        if re.fullmatch("/apis/v2beta1/runs/r1", path):
+            return self._start(body) if self.command == "POST" else self._list_runs(query)
+        if re.fullmatch("/apis/v2beta1/runs/r[0-9]+", path):
             state = host.states.pop(0) if len(host.states) > 1 else host.states[0]
             if "drop" in state:
                 return self._send(state["drop"], {"message": "dropped"})
-            return self._send(200, NOW | {"run_id": "r1"} | state)
+            return self._send(200, NOW | {"run_id": path.rsplit("/", 1)[1]} | state)
         if path == RECURRING:
             return self._make(body) if self.command == "POST" else self._list(query)
         if path.startswith(f"{RECURRING}/"):
             return self._one(path.rsplit("/", 1)[1])
         return self._send(404, {"message": f"no {path}"})
+
+    def _start(self, body: dict[str, Any]) -> None:
+        host = self.server
+        host.runs.append(body | NOW | {"run_id": f"r{len(host.runs) + 1}", "state": "PENDING"})
+        if host.lost:
+            host.lost -= 1
+            return self._send(0, None)
+        return self._send(200, host.runs[-1])
+
+    def _list_runs(self, query: dict[str, str]) -> None:
+        """One run a page, newest first, so that whoever reads only the first page is found out."""
+        (wanted,) = json.loads(query["filter"])["predicates"]
+        assert (wanted["operation"], wanted["key"]) == ("EQUALS", "display_name")
+        mine = [one for one in self.server.runs if one["display_name"] == wanted["stringValue"]]
+        mine = [one for one in mine[::-1] if one["experiment_id"] == query["experiment_id"]]
+        start = int(query.get("page_token") or 0)
+        more = {"next_page_token": str(start + 1)} if start + 1 < len(mine) else {}
+        return self._send(200, {"runs": mine[start : start + 1], "total_size": len(mine)} | more)
 
     def _make(self, body: dict[str, Any]) -> None:
         host = self.server

@@ -127,7 +127,8 @@ def _values(node: Any, path: str, before: str = "") -> Iterator[tuple[str, Any]]
 def pods(objects: Iterable[Object]) -> dict[str, Object]:
     """Return the pods that are made of objects, by kind and name.
 
-    KServe makes a pod of a ServingRuntime's containers and volumes. Its own containers beside them are not here.
+    KServe makes a pod of a ServingRuntime's containers and volumes. Its own containers beside them are not here. Argo
+    Events makes one of what the template of an EventSource or a Sensor says about its container.
     """
     found = {}
     for one in objects:
@@ -135,6 +136,10 @@ def pods(objects: Iterable[Object]) -> dict[str, Object]:
             pod = one
         elif one["kind"] == "ServingRuntime":
             pod = {"spec": {name: one["spec"][name] for name in ("containers", "volumes")}}
+        elif one["kind"] in ("EventSource", "Sensor"):
+            template = one["spec"]["template"]
+            containers = [{"name": "main", **template["container"]}]
+            pod = {"spec": {"securityContext": template["securityContext"], "containers": containers}}
         elif "template" in one.get("spec", {}):
             pod = one["spec"]["template"]
         else:
@@ -202,7 +207,11 @@ def _step(name: str, account: str, given: Object, own: Object) -> Object:
         "imagePullPolicy": own.pop("imagePullPolicy"),
         "command": given["command"] + given["args"],
         "env": given.get("env", [])
-        + [_variable(one, key) for one in own.pop("secretAsEnv", []) for key in one["keyToEnv"]],
+        + [_variable(one, key) for one in own.pop("secretAsEnv", []) for key in one["keyToEnv"]]
+        + [
+            {"name": one["name"], "valueFrom": {"fieldRef": {"fieldPath": one["fieldPath"]}}}
+            for one in own.pop("fieldPathAsEnv", [])
+        ],
         "resources": _resources(given["resources"]),
         "securityContext": HARDENED | _numbers(own.pop("securityContext")),
         "volumeMounts": [],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.registry.test_retention import killed_after
-from tests.support.decisions import decision, write
+from tests.support.decisions import decision, shadowed, write, write_shadowed
 from thyroid import atomic, storage
 from thyroid.data import pseudonyms
 from thyroid.errors import InputError
@@ -208,3 +208,27 @@ def test_old_days_go(folder, place):
     assert log.read(archive=place).decisions["id"].tolist() == [row["id"]]
     with pytest.raises(InputError, match="--log-days -1"):
         erasure.expire(folder, place, -1)
+
+
+def test_what_a_candidate_made_of_the_same_images_goes_as_well(folder):
+    """Its lines are no decisions: who reads these does not see them."""
+    own, other = shadowed(decision(patient=OWN)), shadowed(decision(patient=OTHER))
+    path = write_shadowed(folder, [own, other, shadowed(decision(image=IMAGE)), {"none": 1}])
+    assert log.read(folder).set_aside["damaged"] == 0
+    expected = [
+        Held("log", FILE, "decisions on the patient: 2"),
+        Held("log", f"shadow/{path.name}", "decisions on the patient: 2"),
+        Held("unreadable", f"shadow/{path.name}", "lines that are no decisions and do not name the patient: 1"),
+    ]
+    assert forget(folder) == expected
+    assert forget(folder, delete=True) == expected
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [other, {"none": 1}]
+
+
+def test_old_days_of_a_candidate_go(folder):
+    today = datetime.datetime.now(datetime.UTC).date()
+    old = write_shadowed(folder, [shadowed(decision())])
+    new = write_shadowed(folder, [shadowed(decision())], f"decisions-{today}-host-0b.jsonl")
+    (kept, gone) = erasure.expire(folder, "", 30, delete=True)
+    assert (kept.name, gone.name) == ("1 files", "3 files")
+    assert (new.exists(), old.exists()) == (True, False)

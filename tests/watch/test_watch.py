@@ -139,6 +139,34 @@ def test_another_scanner_is_drift_and_the_schedule_goes_on(root, tmp_path, capsy
     assert watches.last(Registry(root), 1).verdict == "drift", "an older night does not replace a newer one"
 
 
+def test_a_verdict_is_told_when_it_changes(root, tmp_path, receiver):
+    log = logged(root, tmp_path / "log", DAYS[:-4])
+    logged(root, log, DAYS[-4:], scanner=2)
+    for night in (DAYS[-5], *DAYS[-2:], DAYS[-1], DAYS[-5]):
+        watch(options(root, log, night=str(night)), tmp_path / "out")
+    (told,) = receiver.messages
+    assert told.event == "watch.drift"
+    assert told.sentence.startswith(f"Watch of version 1: What arrives has changed: since the night of {DAYS[-4]}")
+    assert (told.version, told.link) == (1, str(root / "thyroid" / "1"))
+    logged(root, log, [], scanner=2)
+    wrong = {"outcomes": outcomes(tmp_path / "outcomes.csv", wrong=True), "sensitivity": 0.9, "specificity": 0.7}
+    watch(options(root, log, **wrong), tmp_path / "out")
+    assert receiver.events == ["watch.drift", "watch.worse"]
+
+
+def test_a_watch_that_fails_in_part_is_told_until_it_is_complete(root, tmp_path, receiver):
+    patients = tmp_path / "B_4711-0002-1.0.csv"
+    log = logged(root, tmp_path / "log")
+    for _ in range(2):
+        with pytest.raises(InputError, match="4711"):
+            watch(options(root, log, outcomes=patients), tmp_path / "out")
+    outcomes(patients)
+    for _ in range(2):
+        watch(options(root, log, outcomes=patients), tmp_path / "out")
+    assert receiver.events == ["watch.failed", "watch.complete"]
+    assert "4711" not in "".join(told.model_dump_json() for told in receiver.messages)
+
+
 def test_wrong_decisions_are_worse_from_the_outcome_at_which_it_shows(root, tmp_path):
     log = logged(root, tmp_path / "log")
     given = {"outcomes": outcomes(tmp_path / "outcomes.csv", wrong=True), "sensitivity": 0.9, "specificity": 0.7}

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import yaml
 
+from thyroid import notify
 from thyroid.deploy.cluster import Cluster, PassingError
 from thyroid.deploy.manifest import inference_service
 from thyroid.deploy.options import DeployOptions
 from thyroid.deploy.rollout import Rollout
 from thyroid.errors import InputError
-from thyroid.model.artefact import CARD, Artefact
+from thyroid.model.artefact import CARD, MODEL, Artefact
+from thyroid.notify import words
 from thyroid.registry.registry import MODEL_NAME, Registry
 from thyroid.storage import Location
 from thyroid.storage.volume import CLAIM, storage_uri
@@ -85,6 +87,11 @@ def deploy(root: Location, version: int | None, manifest: Path, options: DeployO
         url = rollout.run()
     except PassingError as error:
         raise InputError(f"{error}; no decision was made: run the deployment again") from None
+    except InputError:
+        if rollout.taken_back:
+            _tell(registry, artefact, taken_back=True)
+        raise
+    _tell(registry, artefact, taken_back=False)
     log.info(f"version {champion} answers its reference image as evaluated at {url}")
     return Deployed("deployed", champion, url, rollout.notes)
 
@@ -95,10 +102,32 @@ def _keep(registry: Registry, champion: int | None, version: int | None, manifes
     Raises:
         InputError: The version was released and rolled back since. A retry of a failed deployment must not succeed.
     """
-    reasons = Artefact.read(registry.find(str(version), CARD)).publication.gate.reasons if version is not None else []
-    if version is not None and (why := registry.refuted().get(version)) is not None:
-        raise InputError(f"version {version} was released and rolled back: {why}")
+    reasons = []
+    if version is not None:
+        artefact = Artefact.read(registry.find(str(version), CARD))
+        reasons = artefact.publication.gate.reasons
+        if (why := registry.refuted().get(version)) is not None:
+            _tell(registry, artefact, taken_back=True)  # the attempt that took it back may have been killed before
+            raise InputError(f"version {version} was released and rolled back: {why}")
     kept = "kept champion: " + ("no model is released yet" if champion is None else f"version {champion} stays")
     manifest.write_text(f"# {kept}\n")
     log.info("\n".join([kept, *(f"  {reason}" for reason in reasons)]))
     return Deployed("kept champion", champion, None, reasons)
+
+
+def _tell(registry: Registry, artefact: Artefact, *, taken_back: bool) -> None:
+    """Tell the receivers of notifications what became of a deployment."""
+    version = artefact.publication.version
+    try:
+        champion = registry.champion() if taken_back else version
+    except InputError as error:  # it must not take the place of what is to be told
+        log.warning(f"notification of the deployment: not possible ({type(error).__name__})")
+        return
+    news = words.deployed(
+        version,
+        artefact.record.files[MODEL],
+        taken_back=taken_back,
+        champion=champion,
+        link=registry.address(version),
+    )
+    notify.tell(news, registry.root)

@@ -41,6 +41,7 @@ class Rollout:
     Attributes:
         version: Number of the version.
         notes: Notes for people.
+        taken_back: Whether the version was taken back, from the cluster or as the champion.
 
     Raises:
         InputError: KServe cannot read the registry.
@@ -56,6 +57,7 @@ class Rollout:
         self._changed = False
         self._where = f"{_SERVICE} in namespace {cluster.namespace}"
         self.notes: list[str] = []
+        self.taken_back = False
 
     def run(self) -> str:
         """Deploy the version and prove it.
@@ -156,6 +158,7 @@ class Rollout:
                 self._registry.roll_back(f"deployment failed: {said}"[:500], "deploy", self.version)
             except InputError as second:
                 return InputError(f"{said}; the registry was not rolled back: {second}")
+            self.taken_back = True
             hub.update(self._registry)
         return InputError(f"{said}; the champion is version {self._registry.champion()}")
 
@@ -204,7 +207,8 @@ class Rollout:
             return True
 
         try:
-            if not self._repeated(step):
+            self.taken_back = self._repeated(step)
+            if not self.taken_back:
                 refuted &= isinstance(error, WrongAnswerError)
                 done = f"{_SERVICE} was left to whoever has changed it in the meantime"
         except InputError as second:

@@ -35,6 +35,7 @@ class Champion:
             and that its crops have another margin than the candidate's.
         margin: Margin of the crops that it was scored on, which is its own. None for full frames, for files that came
             in cropped, and where it was not scored.
+        band: The champion's own band of abstention; None for none.
     """
 
     version: int | None
@@ -43,6 +44,7 @@ class Champion:
     problem: str | None = None
     note: str | None = None
     margin: float | None = None
+    band: tuple[float, float] | None = None
 
     def calls(self, scores: Any) -> Any:
         """Return whether each of `scores` reaches the threshold."""
@@ -196,6 +198,7 @@ def _score(root: Location, number: int, test: CommonTestSet) -> Champion:
         point.threshold,
         note="; ".join(notes) or None,
         margin=record.margin if test.framed.any() else None,
+        band=point.band,
     )
 
 

@@ -31,6 +31,7 @@ from thyroid.evaluate.novelty import plots as novelty_plots
 from thyroid.evaluate.novelty.measure import Locked
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.evaluate.scored import Ranking, ScoredModel
+from thyroid.evaluate.shadow import gate as shadow
 from thyroid.imaging import images
 from thyroid.model import explain
 from thyroid.model.artefact import sha256
@@ -300,6 +301,7 @@ def _decide(
     behind = row.validation.malignant_patients
     candidate = gate.Candidate(row.test[domain], threshold, behind, tested, subgroups)
     decision = gate.decide(candidate, compared, audited.audits, options)
+    decision = shadow.wait(decision, candidate, winner.point.band, compared.champion, options.shadow)
     model = sha256(winner.folder / winner.training.checkpoint)
     read_before = (
         0 if evaluation.registry is None else Registry(evaluation.registry).read_test_set(decision.test_digest, model)

@@ -10,6 +10,8 @@ from thyroid.data.tables import DOMAINS
 from thyroid.errors import InputError
 from thyroid.storage import Location
 
+_LIVE = 50_000  # the watch compares the newest 100,000 answers, and pictures that were sent repeatedly count once
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -27,6 +29,8 @@ class EvaluateOptions:
         registry: Root of the registry whose champion the winner is compared with.
         locate: Folder of thyroid.locate, whose boxes show what automatic boxes cost; None for none.
         waive: Audits whose failure the gate ignores: shortcut, leakage, clinical.
+        shadow: Number of live pictures that a candidate must have judged behind the champion before the gate releases
+            it; 0 releases it on the stored test images alone.
         seed: Seed of the bootstrap, 0 to 4294967295.
 
     Raises:
@@ -41,6 +45,7 @@ class EvaluateOptions:
     registry: Location = ""
     locate: Path | None = None
     waive: Annotated[Sequence[str], SEVERAL] = ()
+    shadow: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,5 +56,7 @@ class EvaluateOptions:
             raise InputError(f"abstain {self.abstain}: must be at least 0 and below 1")
         if not 0 < self.prevalence < 1:
             raise InputError(f"prevalence {self.prevalence}: must lie between 0 and 1")
+        if not 0 <= self.shadow <= _LIVE:
+            raise InputError(f"shadow {self.shadow}: must be a number of pictures up to {_LIVE:,}, or 0")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed {self.seed}: must be between 0 and 4294967295")

@@ -134,6 +134,19 @@ def is_scan_name(name: str) -> bool:
     return True
 
 
+def may_be_scan(name: str, labelled: bool) -> bool:
+    """Return whether `ingest` would read a file as a scan, as far as its name tells.
+
+    Args:
+        name: Path below the folder of scans.
+        labelled: Whether there is a labels.csv, which may say what a name does not.
+    """
+    if any(part.startswith(".") for part in name.split("/")):
+        return False
+    lower = name.lower()
+    return is_scan_name(name) or lower.endswith(_DICOM) or (labelled and lower.endswith((".jpg", ".jpeg")))
+
+
 def marked(generation: str | None, row: Row | None) -> str | None:
     """Return a file's generation combined with the mark of its row in dicom.csv."""
     return generation if row is None or generation is None else f"{generation}-{row.mark}"

@@ -20,7 +20,7 @@ from thyroid.metrics.comparison import Comparison, auroc_covariance, auroc_diffe
 from thyroid.metrics.correlation import rank_correlation, rank_correlation_draws
 from thyroid.metrics.decisions import accuracy, at_prevalence, at_threshold, kappa_draws, majority, net_benefit
 from thyroid.metrics.independent import independent_difference, predictive_values
-from thyroid.metrics.intervals import DRAWS, FEW, Draws, clopper_pearson, interval, newcombe
+from thyroid.metrics.intervals import DRAWS, FEW, Draws, clopper_pearson, interval, newcombe, patient_mean
 from thyroid.metrics.roc import (
     auprc_draws,
     auroc,
@@ -65,6 +65,7 @@ __all__ = [
     "net_benefit",
     "newcombe",
     "observed_to_expected",
+    "patient_mean",
     "predictive_values",
     "rank_correlation",
     "rank_correlation_draws",

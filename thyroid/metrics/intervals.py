@@ -81,6 +81,31 @@ def interval(drawn: Array, exact: tuple[float, float] | None = None) -> Interval
     return Interval(value, low, high)
 
 
+def patient_mean(
+    values: ArrayLike, patient: ArrayLike, bounds: tuple[float, float] = (0.0, 1.0), seed: int = 0
+) -> Interval:
+    """Return the mean over images with an interval from `DRAWS` draws of whole patients.
+
+    Patients with equally many images and the same sum are interchangeable, so a draw is multinomial over such kinds.
+    The draws are those of `Draws`, but their memory does not grow with the number of patients. Where no draw differs,
+    the interval is as wide as that of Clopper and Pearson for no hit among the patients.
+
+    Args:
+        values: Values of the images [n], few of which are different: hits, or differences of hits.
+        patient: Patient of every image [n].
+        bounds: Smallest and largest possible value.
+        seed: Seed of the draws.
+    """
+    _, place = np.unique(np.asarray(patient), return_inverse=True)
+    images, sums = np.bincount(place), np.bincount(place, np.asarray(values, float))
+    kinds, number = np.unique(np.stack([images, sums], axis=1), axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(images), number / len(images), DRAWS)
+    totals = np.vstack([number, drawn]) @ kinds
+    mean = totals[:, 1] / totals[:, 0]
+    half = clopper_pearson(0, len(images))[1]
+    return interval(mean, (max(bounds[0], float(mean[0]) - half), min(bounds[1], float(mean[0]) + half)))
+
+
 def at_least(found: Interval, bounds: tuple[float, float]) -> Interval:
     """Return `found`, widened to reach at least as far as `bounds`."""
     lows = [low for low in (found.low, bounds[0]) if low is not None]

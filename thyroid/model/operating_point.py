@@ -47,11 +47,7 @@ class OperatingPoint:
 
     def decide(self, probability: ArrayLike) -> NDArray[np.str_]:
         """Return "benign", "malignant" or "abstain" for each of the scaled probabilities of malignant [n]."""
-        values = np.asarray(probability, float)
-        decision = np.where(values >= self.threshold, "malignant", "benign").astype("<U9")
-        if self.band is not None:
-            decision[(values >= self.band[0]) & (values < self.band[1])] = "abstain"
-        return decision
+        return decide(probability, self.threshold, self.band)
 
     def call(self, probability: ArrayLike, classes: Classes) -> NDArray[np.intp]:
         """Return the class that each image is called.
@@ -82,6 +78,15 @@ class OperatingPoint:
         """Return the values as JSON. `band` is left out if there is none."""
         known = {key: value for key, value in asdict(self).items() if value is not None}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
+
+
+def decide(probability: ArrayLike, threshold: float, band: tuple[float, float] | None) -> NDArray[np.str_]:
+    """Return the decisions as `OperatingPoint.decide`, for a threshold and a band."""
+    values = np.asarray(probability, float)
+    decision = np.where(values >= threshold, "malignant", "benign").astype("<U9")
+    if band is not None:
+        decision[(values >= band[0]) & (values < band[1])] = "abstain"
+    return decision
 
 
 def scale(probability: ArrayLike, temperature: float, bias: Sequence[float]) -> NDArray[np.float64]:

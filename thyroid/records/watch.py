@@ -5,10 +5,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from thyroid.interval import Interval
+from thyroid.records.gate import ShadowRecord
 from thyroid.records.record import Record
 
 GIVEN, AUTO, WHOLE, FRAME = "given", "auto", "whole", "frame"
 """What was judged: see `Decision.source`."""
+SHADOW_FOLDER = "shadow"
+"""Folder within that of the decision log, for what a candidate behind the champion makes of the same images."""
 
 _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """A whole number that a table can hold."""
@@ -56,6 +59,36 @@ class Decision(Record):
     """The box that was judged, as x, y, width and height in pixels of the image."""
     features: list[float] | None = None
     """The network's features, projected as for novelty; absent unless the log is asked for them."""
+
+
+class Shadowed(Record):
+    """What a candidate behind the champion makes of an image that the champion has decided on: a line of its own log.
+
+    Like a decision, it holds no pixels, no file name and no patient number.
+    """
+
+    id: str
+    """Id of the champion's decision (`Decision.id`)."""
+    time: str
+    """When the candidate answered, in ISO 8601 (UTC) with milliseconds."""
+    image: str
+    """Keyed hash of the file's bytes, as in the decision."""
+    patient: str | None = None
+    """Keyed hash of the patient, as in the decision; absent if the request names none."""
+    version: _Whole
+    """Version of the candidate in the registry."""
+    form: str
+    """Form of the candidate that answered, such as openvino-f32."""
+    probability: float = Field(ge=0, le=1)
+    """The candidate's calibrated probability of malignant."""
+    decision: Literal["benign", "malignant", "abstain"]
+    """Its decision at its own operating point."""
+    reasons: list[str]
+    """Its reasons of abstention; empty for a decision."""
+    novelty: float | None = Field(None, ge=0, le=100)
+    """Percentile of the image's distance among the candidate's training images; absent if it has no reference."""
+    distance: float | None = Field(None, ge=0)
+    """The same distance as a multiple of the candidate's limit."""
 
 
 class DriftRow(Record):
@@ -249,6 +282,8 @@ class WatchRecord(Record):
     """Performance estimated without outcomes, by what was judged."""
     outcomes: OutcomesRecord | None
     """Performance by outcomes; null without outcomes.csv."""
+    shadow: ShadowRecord | None = None
+    """What the candidate behind this version would have changed; absent if none answered behind it."""
     verdict: Literal["drift", "worse", "steady", "unknown"]
     """worse: an outcome test raised an alarm; drift: a comparison did; steady: neither; unknown: nothing could be
     compared."""

@@ -24,7 +24,7 @@ from thyroid.storage import ABSENT, ChangedError
 CREATED = ("version", "created", "parent", "gate")
 """Fields that a publication adds to model.json."""
 
-_ALIASES = ("candidate", "champion", "previous", "anchor")
+_ALIASES = ("candidate", "champion", "previous", "anchor", "waiting")
 _FILE = "aliases.json"
 _FIELDS = ("versions", "history", "readings")
 _SEAL = "sha256"
@@ -110,22 +110,35 @@ class State:
         return {line["action"] for line in self.history if line["version"] == version} & {"sent", "proven"}
 
     def set_champion(self, version: int) -> None:
-        """Make a version the champion, and the present champion the previous one."""
+        """Make a version the champion, and the present champion the previous one. No version waits any more."""
+        self.content.pop("waiting", None)
         if "champion" in self.content and self.content["champion"] != version:
             self.content["previous"] = self.content["champion"]
         self.content["champion"] = version
 
+    def release(self, version: int, gate: GateRecord) -> None:
+        """Make a version the champion by its gate, and the anchor if it is shown to be better than the present one."""
+        self.set_champion(version)
+        if self.content.get("anchor") == gate.ahead_of:  # both are None for the first champion
+            self.content["anchor"] = version
+
     def carry_out(self, gate: GateRecord) -> GateRecord:
-        """Return a gate's decision; refused if it was made against another champion than the present one."""
-        if gate.decision == "promoted" and gate.champion != self.champion:
-            changed = (
+        """Return a gate's decision; refused if it was made against another champion than the present one.
+
+        A version that waits for live pictures keeps its place: if each new one took it, none would ever see enough.
+        """
+        if gate.decision in ("promoted", "waiting") and gate.champion != self.champion:
+            reason = (
                 f"the champion changed from {gate.champion} to {self.champion} after the evaluation; evaluate again"
             )
-            return gate.model_copy(update={"decision": "refused", "reasons": [*gate.reasons, changed]})
-        return gate
+        elif gate.decision == "waiting" and "waiting" in self.content:
+            reason = f"version {self.content['waiting']} waits for live pictures; evaluate again when they have decided"
+        else:
+            return gate
+        return gate.model_copy(update={"decision": "refused", "reasons": [*gate.reasons, reason]})
 
     def add(self, number: int, hashes: dict[str, str], gate: GateRecord, is_candidate: bool = True) -> None:
-        """Add a version, which becomes the candidate, and the champion if the gate says so.
+        """Add a version, which becomes the candidate, and the champion, or the one that waits, if the gate says so.
 
         Args:
             number: Number of the version.
@@ -137,9 +150,9 @@ class State:
         if is_candidate:
             self.content["candidate"] = max(number, self.content.get("candidate", 0))
         if gate.decision == "promoted":
-            self.set_champion(number)
-            if self.content.get("anchor") == gate.ahead_of:  # both are None for the first champion
-                self.content["anchor"] = number
+            self.release(number, gate)
+        elif gate.decision == "waiting":
+            self.content["waiting"] = number
         self.note("publish", number, "; ".join(gate.reasons))
 
     def note(self, action: str, version: int, reason: str, by: str = "pipeline") -> None:

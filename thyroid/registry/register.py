@@ -12,10 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from thyroid import atomic, command
+from thyroid import atomic, command, notify, storage
 from thyroid.data import pseudonyms
 from thyroid.errors import InputError
 from thyroid.model.artefact import SCANS, Artefact, sha256
+from thyroid.notify import words
 from thyroid.records import evaluation as records
 from thyroid.registry import changes
 from thyroid.registry.hub import hub as kubeflow
@@ -36,8 +37,9 @@ Patient numbers do not leave the evaluation; the registry contains pseudonyms on
 def register(evaluation: Path, registry_root: Location, summary: Path, run: str = "", hub: str = "") -> Registered:
     """Publish `evaluation`'s artefact with its report to the registry, and write summary.json.
 
-    A second call with the same evaluation does not register it again. Kubeflow Hub is updated afterwards. If that
-    fails, there is a warning, and the registration holds.
+    A second call with the same evaluation does not register it again. Kubeflow Hub is updated afterwards,
+    and the receivers of notifications are told what the gate decided. If that fails, there is a warning, and the
+    registration holds.
 
     Args:
         evaluation: Folder that `evaluate` has written.
@@ -78,6 +80,14 @@ def register(evaluation: Path, registry_root: Location, summary: Path, run: str 
         f"registered {registered.name} version {registered.version} ({registered.gate.decision}): {registered.uri}"
     )
     kubeflow.update(root, hub)
+    news = words.gate(
+        registered.version,
+        registered.sha256,
+        registered.gate,
+        backbone=result.winner.backbone,
+        link=storage.below(registered.uri, "report.html"),
+    )
+    notify.tell(news, registry_root)
     return registered
 
 

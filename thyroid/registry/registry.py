@@ -1,15 +1,15 @@
 """The registry, which keeps every published version of the model: a folder, or a gs:// or s3:// prefix.
 
     <root>/thyroid/<version>/      model.keras, model.json and its sum, reference.jpg, report.html, card.md, scans.csv
-    <root>/thyroid/<version>/validations.*, watch.json  found since (`validations`, `watches`); they are under no hash
+    <root>/thyroid/<version>/      validations.*, shadow.json and watch.json, found since; they are under no hash
     <root>/thyroid/aliases.json    {"candidate": newest version that is for all sites,
                                     "champion": version that passed the gate, or was promoted by hand,
                                     "previous": champion before it,
                                     "anchor": champion with which candidates are compared until one proves better,
+                                    "waiting": version on which live pictures decide, while this champion is served,
                                     "versions": {number: {"source": SHA-256 of model.json as `publish` received it,
                                                           "published": SHA-256 of model.json as it is here}},
-                                    "history": every change of an alias, and what became of a version that was sent to
-                                               a cluster: when, what, who and why,
+                                    "history": every change of an alias and every deployment: when, what, who and why,
                                     "readings": which models' gates have read which test set,
                                     "sha256": hash of all of the above as it is written}
 
@@ -36,7 +36,7 @@ from thyroid.registry.claims import Claims
 
 MODEL_NAME = "thyroid"
 """Name of the model: in the registry, as served by the endpoint, and of its InferenceService."""
-BESIDE = ("validations.json", "validations.md", "watch.json")
+BESIDE = ("validations.json", "validations.md", "shadow.json", "watch.json")
 """Files in a version's folder that are written after its publication, and are not part of the artefact."""
 
 
@@ -181,7 +181,7 @@ class Registry:
                 return present
             if not earlier:
                 raise InputError(f"{self.root}: no previous champion to roll back to")
-            content["champion"] = version = earlier[0]
+            state.set_champion(version := earlier[0])
             if content["anchor"] == present:
                 content["anchor"] = version
             Artefact.verify(self.find(str(version)))

@@ -26,7 +26,7 @@ from thyroid.storage import ABSENT, ChangedError
 
 log = logging.getLogger(__name__)
 
-JSON, MARKDOWN, _ = BESIDE
+JSON, MARKDOWN, *_ = BESIDE
 BOXES = {"given": "given boxes", "automatic": "automatic boxes", "frame": "full frames"}
 """What each kind of boxes is called."""
 

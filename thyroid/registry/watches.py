@@ -20,7 +20,7 @@ FILE = BESIDE[-1]
 _PAUSE = 0.2  # maximum seconds before an entry is written again because another process was faster
 
 
-def record(registry: Registry, version: int, entry: WatchEntry) -> None:
+def record(registry: Registry, version: int, entry: WatchEntry) -> bool:
     """Keep a verdict beside its version, unless that of a later night is there.
 
     A verdict on the same night is replaced by one that was made later. A damaged file is replaced, too.
@@ -29,6 +29,9 @@ def record(registry: Registry, version: int, entry: WatchEntry) -> None:
         registry: Registry of the version.
         version: Number of the version.
         entry: Verdict.
+
+    Returns:
+        Whether it is the newest verdict and was kept.
 
     Raises:
         InputError: There is no such version, the verdict is on another model, or the registry cannot be written.
@@ -43,7 +46,7 @@ def record(registry: Registry, version: int, entry: WatchEntry) -> None:
         except InputError:
             present = None
         if present is not None and (present.night, present.created) > (entry.night, entry.created):
-            return
+            return False
         try:
             home.write(f"{version}/{FILE}", dump(entry.to_dict()), generation)
             break
@@ -52,6 +55,7 @@ def record(registry: Registry, version: int, entry: WatchEntry) -> None:
     if version not in registry.versions():  # its removal may have come before this file
         home.remove(str(version))
         raise InputError(f"{registry.root}: version {version} was removed in the meantime; nothing is kept of it")
+    return True
 
 
 def last(registry: Registry, version: int) -> WatchEntry | None:

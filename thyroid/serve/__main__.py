@@ -3,7 +3,7 @@
 python -m thyroid.serve --registry output/registry --port 8080
 python -m thyroid.serve --registry gs://bucket/registry
 python -m thyroid.serve --model-dir /mnt/models --grpc-port 8081
-python -m thyroid.serve --registry output/registry --log output/decisions
+python -m thyroid.serve --registry output/registry --log output/decisions --shadow
 """
 
 import contextlib
@@ -43,6 +43,10 @@ def run(
     """
     if (options.registry is None) == (options.model_dir is None):
         raise errors.InputError("give either --registry or --model-dir")
+    if options.shadow and options.registry is None:
+        raise errors.InputError("--shadow: needs --registry, which names the candidate; give --shadow-dir instead")
+    if options.shadow_dir is not None and options.model_dir is None:
+        raise errors.InputError("--shadow-dir: needs --model-dir; with --registry give --shadow")
     if page_port is not None and options.tls_certificate is not None:
         raise errors.InputError("--page-port does not support TLS; start python -m thyroid.web separately")
     token = token_file.read_text().strip() if token_file else os.environ.get("THYROID_TOKEN") or None

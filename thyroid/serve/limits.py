@@ -58,6 +58,24 @@ DRAIN = 3.0
 """Seconds after SIGTERM during which new requests are still answered, until load balancers have noticed."""
 RETRY_AFTER = 1
 """Seconds in the Retry-After header of a rejected request."""
+SHADOW_IMAGES = 64
+"""Images that wait for the candidate behind the champion. What finds no room is dropped and counted."""
+SHADOW_BYTES = MAX_BODY
+"""Bytes that they take. The requests' own budget (`MEMORY`) does not hold them."""
+SHADOW_WAIT = 600.0
+"""Seconds that an image waits for the candidate. It must not be kept, and logged, long after it was sent."""
+SHADOW_INSIDE = 1
+"""Images inside the server up to which the candidate gets its next one: the processor is spare then."""
+SHADOW_START = 300.0
+"""Seconds within which the candidate's process must have loaded it, on what the champion leaves of the processor."""
+SHADOW_DEADLINE = 60.0
+"""Seconds within which the candidate must answer to an image; then its process is killed."""
+SHADOW_ATTEMPTS = 5
+"""Failures in a row, to start or to stay alive, after which a candidate is left off."""
+SHADOW_AGAIN = 3600.0
+"""Seconds until a candidate that was left off for such failures gets another chance: the machine may have been busy."""
+SHADOW_MEMORY = 1_500_000_000
+"""Bytes of data that the candidate's process may allocate, beside the code and files that it maps."""
 
 
 class RequestError(Exception):

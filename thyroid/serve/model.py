@@ -29,8 +29,9 @@ from thyroid.serve import limits, payload, prometheus
 from thyroid.serve.admission import Admission, Files
 from thyroid.serve.answers import Answers, Scored, columns_used, heat_map, unlikeness
 from thyroid.serve.decisions.log import DecisionLog
-from thyroid.serve.payload import Instance
+from thyroid.serve.payload import Instance, Request
 from thyroid.serve.preprocessing import Prepared, Preprocessing
+from thyroid.serve.shadow.shadow import Shadow
 
 T = TypeVar("T")
 
@@ -42,16 +43,6 @@ The form's own largest difference is added to it.
 
 _NOT_FACTS = ("files", "usual_answers")
 """Fields of model.json that are too long for people: hashes, and thousands of values for the watch."""
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A parsed request, with everything that its answer needs."""
-
-    instances: Sequence[Instance]
-    clinical: Sequence[tuple[dict[str, Any], list[str]]]
-    v2: InferRequest | None
-    started: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +72,7 @@ class ThyroidModel(kserve.Model):
             scored and found close enough.
         admission: Limit on the images inside, shared by all models of a server. None for one of its own.
         log: Log of the decisions, shared by all models of a server. None for none.
+        shadow: The candidate that gets the same images once they are answered. None for none.
     """
 
     def __init__(
@@ -92,6 +84,7 @@ class ThyroidModel(kserve.Model):
         admission: Admission | None = None,
         *,
         log: DecisionLog | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         """Create a model that is not ready; `load` makes it so."""
         super().__init__(name)
@@ -99,7 +92,7 @@ class ThyroidModel(kserve.Model):
         self.source = Source(folder, released)
         self.form = form
         self.admission = admission or Admission()
-        self.log = log
+        self.log, self.shadow = log, shadow
         self.in_flight = 0
         histograms = {InferenceVerb.PREDICT: PREDICT_HIST_TIME, InferenceVerb.EXPLAIN: EXPLAIN_HIST_TIME}
         self._seconds = {verb: histogram.labels(**get_labels(name)) for verb, histogram in histograms.items()}
@@ -221,7 +214,7 @@ class ThyroidModel(kserve.Model):
             RequestError: The request is wrong, too much is waiting, or the deadline has passed.
         """
 
-        async def timed(request: _Request) -> Any:
+        async def timed(request: Request) -> Any:
             with self._seconds[verb].time():
                 return await (self.explain if verb is InferenceVerb.EXPLAIN else self.predict)(request)
 
@@ -244,7 +237,7 @@ class ThyroidModel(kserve.Model):
         del body
         return await admitted, {}
 
-    async def _admit(self, body: Any, answer: Callable[[_Request], Awaitable[Any]]) -> Any:
+    async def _admit(self, body: Any, answer: Callable[[Request], Awaitable[Any]]) -> Any:
         """Parse a request, admit its images, and answer it within the deadline."""
         started = time.perf_counter()
         self.in_flight += 1  # a request that is parsed here must still find this model
@@ -256,7 +249,7 @@ class ThyroidModel(kserve.Model):
                 instances = await asyncio.get_running_loop().run_in_executor(executor, payload.parse, body)
             v2 = body if isinstance(body, InferRequest) else None
             del body
-            request = _Request(instances, self._columns(instances), v2, started)
+            request = Request(instances, self._columns(instances), v2, started)
             with self.admission.admit(len(instances)), self._files.admit(sum(one.is_dicom for one in instances)):
                 async with asyncio.timeout(limits.DEADLINE):
                     return await answer(request)
@@ -288,8 +281,9 @@ class ThyroidModel(kserve.Model):
         return answer
 
     def _record(self, scored: Sequence[Scored]) -> None:
-        if self.log is not None:
-            self.log.record(self.publication.version, self.chosen, scored)
+        logged = [] if self.log is None else self.log.record(self.publication.version, self.chosen, scored)
+        if self.shadow is not None:
+            self.shadow.offer(scored, logged)
 
     async def score(self, instance: Instance) -> Scored:
         """Return what the model makes of one image, as in an answer, but without admission and without a deadline.
@@ -300,13 +294,13 @@ class ThyroidModel(kserve.Model):
         (clinical,) = self._columns([instance])
         return await self._score(instance, clinical, time.perf_counter())
 
-    async def _score_all(self, request: _Request) -> list[Scored]:
+    async def _score_all(self, request: Request) -> list[Scored]:
         if len(request.instances) == 1:
             return [await self._score(request.instances[0], request.clinical[0], request.started, alone=True)]
         pairs = zip(request.instances, request.clinical, strict=True)
         return await _all([self._score(instance, clinical, request.started) for instance, clinical in pairs])
 
-    async def _locate_all(self, request: _Request) -> dict[str, Any]:
+    async def _locate_all(self, request: Request) -> dict[str, Any]:
         steps = replace(self.preprocessing, hashes=False)  # since nothing of this is logged
         found = await _all([self._prepare(steps, instance, request.started) for instance in request.instances])
         return self.answers.boxes([prepared for prepared, _ in found])

@@ -31,6 +31,9 @@ class ServeOptions:
         log_features: Whether a decision holds the features of the network that novelty is computed from.
         site: Name of the cohort within which the patients' numbers of the requests are known, for their hashes in the
             log.
+        shadow: Whether the registry's candidate answers behind the champion, in a process of its own on what the
+            champion leaves of the processor, so that the log and the metrics show what it would have changed.
+        shadow_dir: Folder of the artefact that answers behind that of --model-dir, in the same way.
     """
 
     registry: storage.Location | None = None
@@ -46,3 +49,5 @@ class ServeOptions:
     log_url: str = ""
     log_features: bool = False
     site: str = ""
+    shadow: bool = False
+    shadow_dir: Path | None = None

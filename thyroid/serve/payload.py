@@ -73,6 +73,23 @@ class Instance:
         return isinstance(self.image, bytes) and self.image[128:132] == b"DICM"
 
 
+@dataclass(frozen=True)
+class Request:
+    """A parsed request, with everything that its answer needs.
+
+    Attributes:
+        instances: The images.
+        clinical: Checked clinical values and notes on them for every image, as `columns` returns them.
+        v2: The request itself, if it is of V2.
+        started: When its parsing began, by `time.perf_counter`.
+    """
+
+    instances: Sequence[Instance]
+    clinical: Sequence[tuple[dict[str, Any], list[str]]]
+    v2: InferRequest | None
+    started: float
+
+
 def columns(instances: Sequence[Instance], encoder: Encoder | None) -> list[tuple[dict[str, Any], list[str]]]:
     """Return the checked clinical values of every image, with notes on them.
 

@@ -28,6 +28,18 @@ REJECTED = Counter("thyroid_rejected", "Requests that were not answered, by reas
 MODEL = Gauge("thyroid_model_info", "Models that are served", ["name", "version", "form", "backbone"])
 """The value is 1 for a model that is served, and 0 for one that was replaced."""
 
+SHADOW = Counter(
+    "thyroid_shadow_images",
+    "Images of the champion by what the candidate behind it made of them: the same decision, a changed one, none "
+    "because it was too late (dropped), or an error (failed)",
+    ["result"],
+)
+SHADOW_CHANGED = Counter("thyroid_shadow_changed", "Decisions that the candidate would have changed", ["from", "to"])
+SHADOW_MODEL = Gauge("thyroid_shadow_info", "Candidates that answer behind the champion", ["version", "form"])
+"""The value is 1 for a candidate whose process answers, and 0 for one that ended."""
+SHADOW_MEMORY = Gauge("thyroid_shadow_memory_bytes", "Resident memory of the candidate's processes; 0 without one")
+SHADOW_LEFT_OFF = Gauge("thyroid_shadow_left_off", "Whether the candidate was left off after too many failures")
+
 
 def count(version: str, crop: dict[str, Any], decision: dict[str, Any], distance: float | None) -> None:
     """Count the answer to one image.

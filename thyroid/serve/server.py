@@ -59,6 +59,8 @@ class Server:
             with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's, if it is installed
                 runner.run(self._run())
         finally:
+            if self.state.shadow is not None:
+                self.state.shadow.close()
             if self.state.decisions is not None:
                 self.state.decisions.close()
         if self.loader.failure is not None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
+from pathlib import Path
 from typing import TypeVar
 
 from kserve.errors import ModelNotFound, ModelNotReady
@@ -22,6 +23,7 @@ from thyroid.serve.admission import Admission, Memory
 from thyroid.serve.decisions.log import DecisionLog
 from thyroid.serve.model import Source, ThyroidModel
 from thyroid.serve.options import ServeOptions
+from thyroid.serve.shadow.shadow import Shadow
 
 log = logging.getLogger("thyroid.serve")
 
@@ -49,6 +51,7 @@ class State:
         admission: Limit on the images inside, over all models and protocols.
         memory: Budget that the bytes of request bodies are taken from.
         decisions: Log of the decisions of all models; None if there is none.
+        shadow: The candidate behind the champion; None if nobody asks for it.
         draining: Whether the server is about to stop.
         closed: Whether the server has stopped accepting requests.
     """
@@ -64,6 +67,8 @@ class State:
         self.admission = Admission()
         self.memory = Memory()
         self.decisions = DecisionLog.start(options)
+        asked = options.shadow or options.shadow_dir is not None
+        self.shadow = Shadow(self.admission, self.decisions, options.form) if asked else None
         self.draining = False
         self.closed = False
 
@@ -113,6 +118,10 @@ class Loader:
         """Why the registry could not be read, so that a lasting reason is logged once."""
         self._not_fetched = ""
         """Why validations could not be fetched, for the same purpose."""
+        self._candidate: tuple[int | None, Path | None] = None, None
+        """Version and folder of the candidate that answers behind the champion."""
+        self._not_followed = ""
+        """Why the candidate could not be read, for the same purpose."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     def wanted(self) -> dict[str, Source]:
@@ -130,6 +139,22 @@ class Loader:
                 result[name] = Source(Registry(options.registry).locate(str(aliases[alias])), True)
         return result
 
+    def candidate(self) -> tuple[int | None, Path | None]:
+        """Return version and folder of what shall answer behind the champion; None for either if there is none."""
+        options = self.state.options
+        if options.registry is None:
+            return None, options.shadow_dir
+        registry = Registry(options.registry)
+        aliases = registry.read_aliases()
+        number = aliases.get("waiting", aliases.get("candidate"))
+        if "champion" not in aliases or number is None or number in (aliases["champion"], *registry.refuted()):
+            return None, None
+        if number == self._candidate[0]:
+            return self._candidate
+        folder = registry.locate(str(number))
+        registry.check(folder)
+        return number, folder
+
     async def watch(self, stop: asyncio.Event) -> None:
         """Load what the registry wants, and swap a model only when its successor is ready.
 
@@ -140,6 +165,7 @@ class Loader:
         """
         root = self.state.options.registry
         pause = WATCH_BUCKET_SECONDS if root is not None and storage.is_bucket(root) else WATCH_SECONDS
+        following: asyncio.Task[None] | None = None
         while not self.state.draining:
             for name, source in (await self._read()).items():
                 await self._update(name, source)
@@ -150,6 +176,8 @@ class Loader:
                 return
             for model in list(self.state.models.get_models().values()):
                 await self._fetch(model)
+            if following is None or following.done():  # a candidate that takes long to arrive delays no champion
+                following = asyncio.create_task(self._follow())
             await asyncio.sleep(pause)
 
     async def _read(self) -> dict[str, Source]:
@@ -184,6 +212,21 @@ class Loader:
         else:
             self._not_fetched = ""
 
+    async def _follow(self) -> None:
+        """Have the present candidate answer behind the champion. A failure is logged, and the present one stays."""
+        if self.state.shadow is None:
+            return
+        try:
+            self._candidate = await _in_daemon_thread(self.candidate)
+        except Exception as error:
+            reason = _reason(error)
+            if reason != self._not_followed:
+                log.error("candidate not read", extra={"fields": {"reason": reason}})
+            self._not_followed = reason
+            return
+        self._not_followed = ""
+        self.state.shadow.follow(self._candidate[1])
+
     async def _update(self, name: str, source: Source) -> None:
         """Load a model unless it is served already, or failed to load a short time ago."""
         served = self.state.models.get_model(name)
@@ -206,7 +249,10 @@ class Loader:
         if (root := options.registry) is not None:
             await _in_daemon_thread(lambda: Registry(root).check(source.folder))
         admission, decisions = self.state.admission, self.state.decisions
-        model = ThyroidModel(name, source.folder, source.released, options.form, admission, log=decisions)
+        shadow = self.state.shadow if name == MODEL_NAME else None
+        model = ThyroidModel(
+            name, source.folder, source.released, options.form, admission, log=decisions, shadow=shadow
+        )
         await asyncio.get_running_loop().run_in_executor(None, model.load)
         await self._fetch(model)
         old = models.get_model(name)

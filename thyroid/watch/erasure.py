@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from thyroid import atomic, storage
 from thyroid.errors import InputError
+from thyroid.records.watch import SHADOW_FOLDER, Decision, Shadowed
 from thyroid.registry.erasure import Held
 from thyroid.registry.inventory import Row
 from thyroid.storage import Location
@@ -77,7 +78,7 @@ def forget(
     wanted = _Wanted(frozenset(patients), frozenset(images))
     # whoever ships decisions to the archive waits, or those that it has just read would come back
     with log.lock(folder) if folder else nullcontext():
-        held = [item for path in (log.files(folder) if folder else ()) for item in _file(path, wanted, delete)]
+        held = [item for path in _files(folder) for item in _file(path, Path(folder), wanted, delete)]
         for name, table in archived.days(archive) if archive else ():
             if not (gone := pc.sum(wanted.rows(table)).as_py()):
                 continue
@@ -108,7 +109,7 @@ def expire(folder: Location, archive: Location, days: int, delete: bool = False)
     rows: list[Row] = []
     if folder:
         with log.lock(folder):
-            files = [(path.name, _day(path), path.stat().st_size) for path in log.files(folder)]
+            files = [(_name(path, folder), _day(path), path.stat().st_size) for path in _files(folder)]
             rows += _rows("log", files, first, days)
             for name, day, _ in files:
                 if delete and day < first:
@@ -125,6 +126,16 @@ def expire(folder: Location, archive: Location, days: int, delete: bool = False)
             if delete and day < first:
                 home.remove(name)
     return rows
+
+
+def _files(folder: Location) -> list[Path]:
+    """Return the files of a log, with those of a candidate behind the champion; none for no log."""
+    return [*log.files(folder), *log.shadow_files(folder)] if folder else []
+
+
+def _name(path: Path, folder: Location) -> str:
+    """Return the name of a file of a log below its folder."""
+    return path.relative_to(folder).as_posix()
 
 
 def _rows(kind: str, files: Collection[tuple[str, date, int]], first: date, days: int) -> Iterator[Row]:
@@ -148,8 +159,9 @@ def _day(path: Path) -> date:
         return datetime.fromtimestamp(path.stat().st_mtime, UTC).date()
 
 
-def _file(path: Path, wanted: _Wanted, delete: bool) -> Iterator[Held]:
+def _file(path: Path, folder: Path, wanted: _Wanted, delete: bool) -> Iterator[Held]:
     """Yield what a file of the log holds of the patient, and how much of it cannot be read; remove the former."""
+    record = Decision if path.parent == folder else Shadowed
     with _locked(path, exclusive=delete) as descriptor:
         if descriptor is None or not os.fstat(descriptor).st_size:
             return
@@ -157,27 +169,29 @@ def _file(path: Path, wanted: _Wanted, delete: bool) -> Iterator[Held]:
         kept: list[tuple[int, int]] = []
         with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as text:
             for start, end in _lines(text):
-                kind = _kind(text, start, end, wanted)
+                kind = _kind(text, start, end, wanted, record)
                 count[kind] += 1
                 if kind not in ("patient", "named"):
                     kept.append((start, end))
             if delete and len(kept) < count.total():
                 _replace(path, descriptor, text, kept)
     if gone := count["patient"] + count["named"]:
-        yield Held("log", path.name, f"decisions on the patient: {gone}")
+        yield Held("log", _name(path, folder), f"decisions on the patient: {gone}")
     if count["damaged"]:
         yield Held(
-            "unreadable", path.name, f"lines that are no decisions and do not name the patient: {count['damaged']}"
+            "unreadable",
+            _name(path, folder),
+            f"lines that are no decisions and do not name the patient: {count['damaged']}",
         )
 
 
-def _kind(text: mmap.mmap, start: int, end: int, wanted: _Wanted) -> str:
+def _kind(text: mmap.mmap, start: int, end: int, wanted: _Wanted, record: type[Decision | Shadowed]) -> str:
     """Return what a line is: "patient", "named" (damaged, with a hash as text), "damaged" or "other"."""
     try:
         if end - start > log.LONGEST:
             raise ValueError
         line = text[start:end]
-        return "other" if not line.strip() else "patient" if wanted.has(log.parse(line)) else "other"
+        return "other" if not line.strip() else "patient" if wanted.has(log.parse(line, record)) else "other"
     except ValueError:
         return "named" if wanted.named_in(text, start, end) else "damaged"
 
@@ -219,7 +233,7 @@ def _locked(path: Path, exclusive: bool) -> Iterator[int | None]:
 
 def _leftovers(folder: Location, archive: Location, delete: bool) -> Iterator[Held]:
     """Yield what killed writers have left half-written, and remove it with `delete`; the log's lock is held."""
-    found = list(Path(folder).glob(".*.tmp")) if folder else []
+    found = [*Path(folder).glob(".*.tmp"), *(Path(folder) / SHADOW_FOLDER).glob(".*.tmp")] if folder else []
     if archive and not storage.is_bucket(archive) and Path(archive).is_dir():
         with storage.lock(Path(archive)):  # whoever writes holds it
             found += (Path(archive) / archived.FOLDER).glob(".*.tmp")

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from thyroid import progress, storage
 from thyroid.errors import InputError
-from thyroid.records.watch import Decision
+from thyroid.records.watch import SHADOW_FOLDER, Decision, Shadowed
 from thyroid.storage import Location
 from thyroid.watch import archive as archived
 from thyroid.watch.archive import SCHEMA
@@ -133,23 +133,33 @@ def files(folder: Location) -> list[Path]:
     Raises:
         InputError: There is no such folder, or it is in a bucket.
     """
-    return sorted(path for path in _folder(folder).glob(PATTERN) if path.is_file() and not path.name.startswith("."))
+    return _files(_folder(folder))
 
 
-def parse(line: bytes) -> dict[str, Any]:
+def shadow_files(folder: Location) -> list[Path]:
+    """Return the files with the answers of a candidate behind the champion, sorted by name.
+
+    Raises:
+        InputError: There is no such folder, or it is in a bucket.
+    """
+    return _files(_folder(folder) / SHADOW_FOLDER)
+
+
+def parse(line: bytes, record: type[Decision | Shadowed] = Decision) -> dict[str, Any]:
     """Return the fields of a line. Those that only newer releases know are left out.
 
     Args:
         line: The line, of at most `LONGEST` bytes.
+        record: What the line should be.
 
     Returns:
-        The fields of `Decision`; `time` is a datetime in UTC.
+        The fields of the record; `time` is a datetime in UTC.
 
     Raises:
-        ValueError: The line is not a decision. Its message quotes nothing of the line.
+        ValueError: The line is none. Its message quotes nothing of the line.
     """
     try:
-        fields = Decision.model_validate_json(line, extra="ignore").__dict__
+        fields = record.model_validate_json(line, extra="ignore").__dict__
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -161,6 +171,34 @@ def parse(line: bytes) -> dict[str, Any]:
         return fields | {"time": moment.astimezone(UTC)}
     except (ValueError, OverflowError):
         raise ValueError("field time: not a time with its zone") from None
+
+
+def rows(path: Path, aside: Counter[str], record: type[Decision | Shadowed] = Decision) -> Iterator[dict[str, Any]]:
+    """Yield the fields of every line of a file, as `parse` returns them.
+
+    Args:
+        path: The file. There are no lines if a retention has removed it.
+        aside: Its count of "damaged" grows with every line that cannot be read.
+        record: What the lines should be.
+    """
+    try:
+        with path.open("rb") as opened:
+            for number, line in enumerate(_lines(opened), 1):
+                try:
+                    if line is None:
+                        raise ValueError(f"longer than {LONGEST} bytes")
+                    if line.strip():
+                        yield parse(line, record)
+                except ValueError as error:
+                    aside["damaged"] += 1
+                    if aside["damaged"] <= _TOLD:
+                        log.warning("%s, line %d: set aside: %s", path, number, error)
+    except FileNotFoundError:  # a retention has removed it since it was listed
+        return
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(PATTERN) if path.is_file() and not path.name.startswith("."))
 
 
 def _folder(folder: Location) -> Path:
@@ -191,15 +229,15 @@ def _joined(tables: Iterable[pa.Table], place: Location) -> pa.Table:
 
 def _tables(folder: Path, aside: Counter[str]) -> Iterator[pa.Table]:
     """Yield the decisions of a folder in parts, and count the damaged lines."""
-    rows: list[dict[str, Any]] = []
+    held: list[dict[str, Any]] = []
     found = files(folder)
     for path in progress.bar(found, len(found), "decision log", "file"):
-        for row in _rows(path, aside):
-            rows.append(row)
-            if len(rows) == _CHUNK:
-                yield pa.Table.from_pylist(rows, SCHEMA)
-                rows.clear()
-    yield pa.Table.from_pylist(rows, SCHEMA)
+        for row in rows(path, aside):
+            held.append(row)
+            if len(held) == _CHUNK:
+                yield pa.Table.from_pylist(held, SCHEMA)
+                held.clear()
+    yield pa.Table.from_pylist(held, SCHEMA)
 
 
 def _archived(archive: Location, aside: Counter[str]) -> Iterator[pa.Table]:
@@ -215,23 +253,6 @@ def _archived(archive: Location, aside: Counter[str]) -> Iterator[pa.Table]:
         found = table.filter(usable)
         aside["damaged"] += len(table) - len(found)
         yield found
-
-
-def _rows(path: Path, aside: Counter[str]) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open("rb") as opened:
-            for number, line in enumerate(_lines(opened), 1):
-                try:
-                    if line is None:
-                        raise ValueError(f"longer than {LONGEST} bytes")
-                    if line.strip():
-                        yield parse(line)
-                except ValueError as error:
-                    aside["damaged"] += 1
-                    if aside["damaged"] <= _TOLD:
-                        log.warning("%s, line %d: set aside: %s", path, number, error)
-    except FileNotFoundError:  # a retention has removed it since it was listed
-        return
 
 
 def _lines(opened: BinaryIO) -> Iterator[bytes | None]:

@@ -42,6 +42,9 @@ def write(record: WatchRecord, folder: Path) -> None:
     gauge("unlike_share", "Share of decisions on images unlike the training images", share)
     undecided = log.decided.get("abstain", 0) / log.decisions if log.decisions else None
     gauge("abstain_share", "Share of decisions that are abstentions", undecided)
+    if (shadow := record.shadow) is not None:
+        gauge("shadow_pictures", "Pictures that the candidate behind this version judged, too", shadow.pictures)
+        gauge("shadow_changed", "Decisions on them that the candidate would have changed", shadow.changed)
     for test in outcomes.tests if outcomes else []:
         known = test.n > 0
         gauge(test.name, f"Share of right decisions: {test.name}", test.value.value if known else None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from thyroid import rendering
 from thyroid.interval import Interval
+from thyroid.records.gate import ShadowChange
 from thyroid.records.watch import DriftRecord, DriftRow, EstimatedPerformance, OutcomesRecord, Sequential, WatchRecord
 from thyroid.validate.endpoint import UNDECIDED
 from thyroid.validate.plots import Picture
@@ -14,6 +15,7 @@ from thyroid.validate.unlike import listed
 from thyroid.watch import verdict
 from thyroid.watch.outcomes.outcomes import SELECTION
 from thyroid.watch.outcomes.table import REASONS
+from thyroid.watch.shadow import plot as shadow
 
 PROPERTIES = {
     "distance": ("How unlike the training pictures they are (from 1 on: unlike)", "number"),
@@ -37,6 +39,7 @@ SET_ASIDE = {
 """Reasons for which a line of the log is not used, in words."""
 
 _TEMPLATE = "report.html"
+_SHOWN = 50  # changed decisions that the page shows; the table has all
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,13 @@ class Extra:
         failed: What could not be done, in words.
         notes: What a reader must know of the outcomes beside `unseen`, a sentence each.
         unlike: Whether the new scans are like the training scans, in one sentence; None if that is not known.
+        changes: The pictures that a candidate behind this version decides on otherwise, newest first.
     """
 
     failed: Sequence[str] = ()
     notes: Sequence[str] = ()
     unlike: str | None = None
+    changes: Sequence[ShadowChange] = ()
 
 
 def write(output: Path, record: WatchRecord, pictures: Mapping[str, Picture], extra: Extra) -> None:
@@ -60,7 +65,7 @@ def write(output: Path, record: WatchRecord, pictures: Mapping[str, Picture], ex
     Args:
         output: Folder to write to; it must exist.
         record: What was found.
-        pictures: The plots by name, drift, and those of `thyroid.watch.outcomes.plots`.
+        pictures: The plots by name, drift, shadow, and those of `thyroid.watch.outcomes.plots`.
         extra: What the report says beside it.
     """
     environment = rendering.environment("thyroid.watch")
@@ -79,6 +84,8 @@ def write(output: Path, record: WatchRecord, pictures: Mapping[str, Picture], ex
         outcomes=None if record.outcomes is None else frequencies(record.outcomes),
         outcome_reasons=REASONS,
         unseen=unseen(record),
+        changes=extra.changes[:_SHOWN],
+        group_title=shadow.title,
         sources=verdict.SOURCES,
         set_aside=SET_ASIDE,
     )

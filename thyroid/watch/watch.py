@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from thyroid import RESEARCH_USE_ONLY, errors, locks, storage
+from thyroid import RESEARCH_USE_ONLY, errors, locks, notify, storage
 from thyroid.data import pseudonyms, tables
 from thyroid.errors import InputError
+from thyroid.evaluate.shadow.gate import ENOUGH
 from thyroid.imaging import images
 from thyroid.ingest.listing import NoScanError
 from thyroid.model.artefact import CARD, Artefact, code_version, sha256
+from thyroid.notify import words
 from thyroid.records.watch import WatchedLog, WatchedModel, WatchEntry, WatchRecord
 from thyroid.registry import watches
 from thyroid.registry.registry import Registry
@@ -30,11 +32,13 @@ from thyroid.watch.outcomes import outcomes, plots
 from thyroid.watch.outcomes.outcomes import SELECTION, Outcomes
 from thyroid.watch.outcomes.table import REASONS
 from thyroid.watch.scans import Judged
+from thyroid.watch.shadow import compare, plot, settle
+from thyroid.watch.shadow.compare import Compared
 
 PLOTS = "plots"
 SET_ASIDE = "set_aside.csv"
 """File with the new scans that were not judged, and why."""
-RESULTS = ("report.html", "watch.json", prometheus.FILE, SET_ASIDE)
+RESULTS = ("report.html", "watch.json", prometheus.FILE, SET_ASIDE, compare.CHANGED)
 """Files that a watch writes beside the folder of plots."""
 
 _SCANS = ".scans-"  # start of the name of the folder in which new scans are judged
@@ -89,7 +93,8 @@ class _Run:
 def watch(options: WatchOptions, output: Path) -> Watched:
     """Watch a registered model: read its log, compare, join the outcomes, write the report, and keep the verdict.
 
-    A part that fails does not end the others: the report is written, and says what could not be done.
+    A part that fails does not end the others: the report is written, and says what could not be done. Receivers of
+    notifications are told if the verdict is another one than they were told last.
 
     Args:
         options: The model, what it decided, and what became known since.
@@ -113,19 +118,38 @@ def watch(options: WatchOptions, output: Path) -> Watched:
         new = None if scanned is None else scanned.decisions
         every = found.decisions if new is None or new.empty else pd.concat([found.decisions, new], ignore_index=True)
         record = _record(options, artefact, run, released=released, found=found, every=every, joined=joined)
+        behind = _shadow(options, registry, artefact, found.decisions, output, run=run)
+        record = record.model_copy(update={"shadow": None if behind is None else behind.record})
+        newest = True
         with run.part("registry", options.registry):
-            watches.record(registry, record.model.version, _entry(record))
+            newest = watches.record(registry, record.model.version, _entry(record))
             run.told.append(f"kept beside version {record.model.version} in {options.registry}")
         record = record.model_copy(update={"seconds": run.total()})
         pictures = _draw(record, artefact, every, joined, output / PLOTS)
         notes = [] if joined is None else [note for note in joined.notes if note != SELECTION]
-        extra = report.Extra(run.failed, notes, None if scanned is None else scanned.unlike)
+        changes = [] if behind is None else behind.changes
+        extra = report.Extra(run.failed, notes, None if scanned is None else scanned.unlike, changes)
         report.write(output, record, pictures, extra)
         prometheus.write(record, output)
         record.write(output / "watch.json")
+    _tell(registry, record, len(run.failed), newest=newest)
     if run.failed:
         raise InputError("; ".join([*run.failed, *run.told, f"the report is written: {output / 'report.html'}"]))
     return Watched(output, record, run.told)
+
+
+def _tell(registry: Registry, record: WatchRecord, failed: int, *, newest: bool) -> None:
+    """Tell the receivers of notifications the verdict, unless that of a later night is known, and whether it failed."""
+    version, link = record.model.version, registry.address(record.model.version)
+    news = [words.watch_complete(version, record.model.sha256, failed, link)]
+    if newest and (verdict := words.watched(record, link)) is not None:
+        news.append(verdict)
+    if record.shadow is not None:
+        candidate = registry.address(record.shadow.candidate)
+        if (settled := words.settled(record.shadow, candidate)) is not None:
+            news.append(settled)
+    for one in news:
+        notify.tell(one, registry.root)
 
 
 def _check_places(options: WatchOptions, output: Path) -> None:
@@ -258,6 +282,34 @@ def _new(judged: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
     return new.assign(time=new["time"].astype(decisions["time"].dtype))
 
 
+def _shadow(
+    options: WatchOptions, registry: Registry, artefact: Artefact, decisions: pd.DataFrame, output: Path, *, run: _Run
+) -> Compared | None:
+    """Compare the present candidate with this version, behind which it answered, and keep that beside the candidate.
+
+    Returns:
+        The comparison; None if there is no candidate, or it has not answered.
+    """
+    aliases, version = registry.read_aliases(), artefact.publication.version
+    number = aliases.get("waiting", aliases.get("candidate"))
+    if not options.log or number in (None, version) or not log.shadow_files(options.log):
+        return None
+    with run.part("shadow", options.log):
+        candidate = Artefact.read(registry.find(str(number), CARD))
+        found = compare.compare(options.log, decisions, version, candidate, night=options.last_night, seed=options.seed)
+        if found is None:
+            return None
+        compare.write(found.changes, output)
+        run.told.append(found.record.summary)
+        settled = settle.settle(registry, candidate, found.record)
+        if settled.decision is not None:
+            run.told.append(f"the gate {settled.decision.decision} version {number}: {settled.decision.reasons[-1]}")
+        elif aliases.get("waiting") == number and (terms := candidate.publication.gate.shadow) is not None:
+            run.told.append(f"version {number} waits for {terms.pictures:,} live pictures of {ENOUGH} or more patients")
+        return replace(found, record=settled)
+    return None
+
+
 def _record(
     options: WatchOptions,
     artefact: Artefact,
@@ -319,11 +371,15 @@ def _entry(record: WatchRecord) -> WatchEntry:
 def _draw(
     record: WatchRecord, artefact: Artefact, decisions: pd.DataFrame, joined: Outcomes | None, folder: Path
 ) -> dict[str, Picture]:
-    """Draw every plot for which there is something to show: drift, and those of `outcomes.plots`."""
+    """Draw every plot for which there is something to show: drift, the shadow, and those of `outcomes.plots`."""
     folder.mkdir()
     drawn = {} if joined is None else plots.draw(joined, folder)
     if record.drift.skipped is None:
         path = folder / "drift.png"
         alt = drift_plots.trends(decisions, artefact.record.usual_answers or {}, record.drift, path)
         drawn["drift"] = Picture(images.data_uri(path.read_bytes()), alt)
+    if record.shadow is not None:
+        path = folder / "shadow.png"
+        alt = plot.draw(record.shadow, path)
+        drawn["shadow"] = Picture(images.data_uri(path.read_bytes()), alt)
     return drawn

@@ -16,6 +16,7 @@ from thyroid.errors import InputError
 from thyroid.serve.decisions.writer import Line, RefusedError
 
 TYPE = "thyroid.decision.v1"
+SHADOW_TYPE = "thyroid.shadow.v1"
 CONTENT_TYPE = "application/cloudevents-batch+json"
 TIMEOUT = 5.0
 """Seconds for each of: to connect, to send, and to get an answer."""
@@ -34,18 +35,20 @@ class Events:
 
     Args:
         url: http:// or https:// address. Name and password in it are sent as basic authentication.
+        name: Label of the metrics.
+        type_: Type of the events.
 
     Raises:
         InputError: It is no such address, which the message does not quote, since it may hold a password; or the
             environment names certificates or a proxy that cannot be used.
     """
 
-    name = "url"
     most = 100
     attempts = 5
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, name: str = "url", type_: str = TYPE) -> None:
         """Open no connection yet."""
+        self.name, self._type = name, type_
         try:
             self._url = httpx.URL(url)
             known = self._url.scheme in ("http", "https") and self._url.host and (self._url.port or 0) <= _LAST_PORT
@@ -69,7 +72,7 @@ class Events:
             ConnectionError: The receiver cannot take them now.
             httpx.HTTPError: It cannot be reached, or does not answer in time.
         """
-        batch = b"[" + b",".join(to_json(_event(line)) for line in lines) + b"]"
+        batch = b"[" + b",".join(to_json(_event(self._type, line)) for line in lines) + b"]"
         connected: list[socket.socket] = []
 
         def keep(event: str, info: Mapping[str, Any]) -> None:
@@ -98,10 +101,10 @@ def _cut(connected: Sequence[socket.socket]) -> None:
             one.shutdown(socket.SHUT_RDWR)
 
 
-def _event(line: Line) -> CloudEvent:
+def _event(type_: str, line: Line) -> CloudEvent:
     decision = orjson.loads(line.text)
     attributes = {
-        "type": TYPE,
+        "type": type_,
         "source": f"/thyroid/{decision['version']}",
         "id": decision["id"],
         "time": decision["time"],

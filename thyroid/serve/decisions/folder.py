@@ -25,17 +25,18 @@ class Folder:
 
     Args:
         folder: The folder, which is made if it does not exist.
+        name: Label of the metrics.
 
     Raises:
         InputError: It is a bucket, or cannot be written.
     """
 
-    name = "folder"
     most = 1000
     attempts = 0
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "folder") -> None:
         """Check the folder; the first write makes a file."""
+        self.name = name
         if folder.parts[:1] in (("gs:",), ("s3:",)):
             address = str(folder).replace("/", "//", 1)  # a Path keeps only one of the slashes
             raise InputError(

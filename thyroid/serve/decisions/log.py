@@ -3,9 +3,10 @@
 import logging
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from thyroid import logs
 from thyroid.data import pseudonyms
 from thyroid.errors import InputError
-from thyroid.records.watch import AUTO, FRAME, Decision
+from thyroid.records.watch import AUTO, FRAME, SHADOW_FOLDER, Decision, Shadowed
 from thyroid.serve.answers import Scored
-from thyroid.serve.decisions.events import Events
+from thyroid.serve.decisions.events import SHADOW_TYPE, Events
 from thyroid.serve.decisions.folder import Folder
 from thyroid.serve.decisions.writer import Line, Sink, Writer
 from thyroid.serve.options import ServeOptions
@@ -49,16 +50,25 @@ class DecisionLog:
         secret: Key of the hashes that stand for images and patients.
         site: Name of the cohort within which the patients' numbers are known.
         features: Whether a decision holds the projected features of its image.
+        shadow: Where the answers of a candidate behind the champion go.
 
     Attributes:
         features: As given. The model computes them only if they are wanted.
     """
 
-    def __init__(self, sinks: Sequence[Sink], secret: bytes, site: str = "", features: bool = False) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        secret: bytes,
+        site: str = "",
+        features: bool = False,
+        shadow: Sequence[Sink] = (),
+    ) -> None:
         """Start a thread for every sink."""
         self.features = features
         self._secret, self._site = secret, site
         self._writers = [Writer(sink) for sink in sinks]
+        self._shadow_writers = [Writer(sink) for sink in shadow]
         self._reported = False
 
     @classmethod
@@ -78,35 +88,68 @@ class DecisionLog:
                 option = "--log-features" if options.log_features else "--site"
                 raise InputError(f"{option}: there is no decision log; give --log FOLDER or --log-url URL as well")
             return None
-        return cls(sinks, _key(options), options.site, options.log_features)
+        shadow: list[Sink] = []
+        if options.shadow or options.shadow_dir is not None:
+            if options.log is not None:
+                shadow.append(Folder(options.log / SHADOW_FOLDER, "shadow-folder"))
+            if options.log_url:
+                shadow.append(Events(options.log_url, "shadow-url", SHADOW_TYPE))
+        return cls(sinks, _key(options), options.site, options.log_features, shadow)
 
-    def record(self, version: int, form: str, scored: Sequence[Scored]) -> None:
+    def record(self, version: int, form: str, scored: Sequence[Scored]) -> list[Decision]:
         """Log the decisions of one request. This takes about 0.1 ms an image, never waits and never raises.
 
         Args:
             version: Version of the model in the registry.
             form: Form of the model that answered.
             scored: The images of the request with their answers.
+
+        Returns:
+            What was logged, in the order of the images; nothing after an error.
         """
         try:
             now = datetime.now(UTC)
-            lines = [self._line(now, version, form, number, image) for number, image in enumerate(scored)]
+            decisions = [self._decision(now, version, form, number, image) for number, image in enumerate(scored)]
+            lines = [_line(now, decision) for decision in decisions]
         except Exception as error:
-            for writer in self._writers:
-                writer.fail(len(scored))
-            if not self._reported:
-                self._reported = True
-                fields = {"kind": type(error).__name__, "where": logs.place(error)}
-                log.error("decision not logged", extra={"fields": fields})
-            return
+            self._fail(self._writers, len(scored), error)
+            return []
         for writer in self._writers:
             writer.put(lines)
+        return decisions
 
-    def _line(self, now: datetime, version: int, form: str, number: int, image: Scored) -> Line:
+    def record_shadow(self, decision: Decision, answer: Mapping[str, Any]) -> None:
+        """Log what a candidate makes of an image. As `record`, this never waits and never raises.
+
+        Args:
+            decision: The champion's decision, as it was logged.
+            answer: The fields of `Shadowed` that are the candidate's own.
+        """
+        try:
+            now = datetime.now(UTC)
+            time = now.isoformat(timespec="milliseconds")
+            line = _line(
+                now, Shadowed(id=decision.id, time=time, image=decision.image, patient=decision.patient, **answer)
+            )
+        except Exception as error:
+            self._fail(self._shadow_writers, 1, error)
+            return
+        for writer in self._shadow_writers:
+            writer.put([line])
+
+    def _fail(self, writers: Sequence[Writer], count: int, error: Exception) -> None:
+        for writer in writers:
+            writer.fail(count)
+        if not self._reported:
+            self._reported = True
+            fields = {"kind": type(error).__name__, "where": logs.place(error)}
+            log.error("decision not logged", extra={"fields": fields})
+
+    def _decision(self, now: datetime, version: int, form: str, number: int, image: Scored) -> Decision:
         name, prepared = uuid.uuid4().hex, image.prepared
         patient = image.instance.patient or ""  # an empty name names nobody; V2 has no other way to leave one out
         source = prepared.done.get("source", FRAME)
-        decision = Decision(
+        return Decision(
             id=name,
             request=REQUEST.get() or name,
             number=number,
@@ -127,13 +170,13 @@ class DecisionLog:
             box=prepared.done["box"],
             features=_rounded(image.features) if self.features and image.features is not None else None,
         )
-        return Line(f"{now:%Y-%m-%d}", decision.model_dump_json(exclude_none=True).encode())
 
     def close(self) -> None:
         """Write what waits, for at most `writer.CLOSE_SECONDS`; what is left then is lost. This blocks."""
-        for writer in self._writers:
+        writers = [*self._writers, *self._shadow_writers]
+        for writer in writers:
             writer.finish()
-        for writer in self._writers:
+        for writer in writers:
             writer.close()
 
 
@@ -151,6 +194,10 @@ def _key(options: ServeOptions) -> bytes:
         f"{pseudonyms.KEY_VARIABLE}: a decision log without a registry needs a secret of at least "
         f"{pseudonyms.MIN_KEY} characters in this environment variable; use the one of the registry's commands"
     )
+
+
+def _line(now: datetime, record: Decision | Shadowed) -> Line:
+    return Line(f"{now:%Y-%m-%d}", record.model_dump_json(exclude_none=True).encode())
 
 
 def _rounded(features: NDArray[np.float32]) -> list[float]:

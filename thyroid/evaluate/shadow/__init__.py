@@ -1,0 +1,1 @@
+"""The part of the champion gate that live pictures decide."""

@@ -1,0 +1,1 @@
+"""What a candidate made of the champion's live pictures, kept beside its version."""

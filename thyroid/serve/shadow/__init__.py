@@ -1,0 +1,1 @@
+"""A candidate that answers behind the champion, in a process of its own."""

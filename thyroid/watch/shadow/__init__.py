@@ -1,0 +1,1 @@
+"""What a candidate behind the champion would have decided otherwise."""
