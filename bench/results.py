@@ -6,6 +6,7 @@
 The recipes are cross-validated by patient on the development part of a data version. The test set is not read. If the
 command is stopped, the same command resumes from --work. With --runs, results.md also holds the results of searches
 (`make sweep`), of runs with more than two classes and of runs with clinical columns (`make run`), in the given order.
+What bench/descriptors.py and others measure stands below these, and is kept as it is.
 """
 
 import argparse

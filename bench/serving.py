@@ -1,6 +1,7 @@
 """The endpoint, with HTTP and JPEG decoding, against other servers, each with its best settings and in turns.
 
-    python bench/serving.py [--backbones ResNet50,VGG16,EfficientNetB7] [--rounds 3] [--only log|shadow]
+    python bench/serving.py [--backbones ResNet50,VGG16,EfficientNetB7] [--rounds 3]
+                            [--only log|shadow|descriptors]
 
 ResNet50 at 224 pixels is compared with FastAPI, LitServe and MLServer, each with OpenVINO (bench/peers, in
 environments of their own under ~/.cache/thyroid-bench). They run in latency and in throughput mode, and the better
@@ -13,6 +14,8 @@ What novelty and the decision log cost is measured between two servers of the sa
 reference of the training images and that logs to a folder, and one without either. `--only log` measures only that.
 What a candidate behind the champion costs the champion is measured at half of its capacity, between two servers that
 both log: one with such a candidate, and one without. `--only shadow` measures only that.
+What descriptors cost is measured between two servers with novelty of the same network: one that tells twelve findings,
+and one that tells none. `--only descriptors` measures only that.
 """
 
 import argparse
@@ -39,14 +42,15 @@ from endpoint import Endpoint
 from load import Load
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.support import toy_artefact
-from thyroid import cores
+from tests.support import toy_artefact, toy_descriptors
+from thyroid import cores, tirads
 from thyroid.data import pseudonyms
 from thyroid.data.classes import BINARY
 from thyroid.imaging import geometry, images, phantom
 from thyroid.model import backbones, engine
 from thyroid.model.artefact import MODEL, Artefact
 from thyroid.model.backend import keras, tf
+from thyroid.model.descriptors.head import FILE, Head
 from thyroid.model.network import Network
 from thyroid.records.model import ArtefactRecord, NoveltyRecord, Publication
 from thyroid.serve.payload import Instance
@@ -56,6 +60,7 @@ SIZE = 224
 SECONDS, WARM = 2.0, 1.0  # seconds of a round, and seconds of warm-up before it
 CLIENTS, CROWD = 8, 256
 LOAD, HALF = 0.8, 0.5
+FINDINGS = [(name, value) for name in tirads.DESCRIPTORS for value in tirads.kinds(name)][:12]
 PEERS = ("fastapi", "litserve", "mlserver")
 MODES = ("latency", "throughput")
 OURS = "/v1/models/thyroid:predict"
@@ -65,21 +70,25 @@ Request = tuple[bytes, str]  # body and content type
 Side = Callable[[int], float]  # takes the round's number, returns the measurement
 
 
-def artefact(name: str, folder: Path, novelty: bool = False) -> Path:
+def artefact(name: str, folder: Path, novelty: bool = False, descriptors: bool = False) -> Path:
     """Write a model of a backbone with random weights to a folder, as the registry would hold it.
 
     Args:
         name: Name of the backbone.
         folder: The folder.
         novelty: Whether it has a reference of phantoms that says how unlike them an image is.
+        descriptors: Whether it tells `FINDINGS`, by random weights.
     """
     folder.mkdir(parents=True)
     keras.utils.set_random_seed(0)
     network = backbones.build(backbones.get(name), SIZE, None)
     network.save(folder / MODEL)
     graph = folder.with_suffix(".pb")
-    graph.write_bytes(Network.trace(network).graph.SerializeToString())
-    engine.convert(graph, folder / engine.OPENVINO, engine.CLASSIFIER_OUTPUTS[: 3 if novelty else 2])
+    unfrozen = 1 if descriptors else None
+    graph.write_bytes(Network.trace(network, unfrozen=unfrozen).graph.SerializeToString())
+    head = findings(network, folder) if descriptors else None
+    names = engine.CLASSIFIER_OUTPUTS[: 3 if novelty else 2]
+    engine.convert(graph, folder / engine.OPENVINO, names, folder / FILE if head else None)
     reference = images.encode(geometry.normal(phantom.draw("M", 1, 1).image))
     (folder / "reference.jpg").write_bytes(reference)
     pixels = Preprocessing("cropped", SIZE).prepare(Instance("reference.jpg", reference)).pixels[None]
@@ -89,12 +98,22 @@ def artefact(name: str, folder: Path, novelty: bool = False) -> Path:
         answer = engine.OpenVINOEngine(folder / engine.OPENVINO, SIZE, form).predict(pixels)[0]
         differences[form] = float(np.abs(answer - expected).max())
     answers = dict(zip(BINARY.names, expected[0].astype(float).tolist(), strict=True))
-    known = {"novelty": usual(folder).to_dict()} if novelty else {}
+    known = ({"novelty": usual(folder).to_dict()} if novelty else {}) | (
+        {"descriptors": head.record.to_dict()} if head else {}
+    )
     described = toy_artefact.description(differences, backbone=name, image_size=SIZE, reference=answers, **known)
     record = Artefact.describe(folder, described).record
     published = Publication(version=1, created="", parent=None, gate=toy_artefact.gate(reasons=["a benchmark"]))
     ArtefactRecord.parse(record.to_dict() | published.to_dict(), folder).write(folder / "model.json")
     return folder
+
+
+def findings(network: keras.Model, folder: Path) -> Head:
+    """Write a head with random weights that tells `FINDINGS` by the input of a network's last block."""
+    channels = int(backbones.split(network, 1)[0].output.shape[-1])
+    head = toy_descriptors.head(channels, FINDINGS, unfrozen=1)
+    head.write(folder)
+    return head
 
 
 def usual(folder: Path) -> NoveltyRecord:
@@ -358,6 +377,30 @@ def with_novelty_and_log(folder: Path, rounds: int) -> float:
     return min(worst)
 
 
+def with_descriptors(folder: Path, rounds: int) -> float:
+    """Compare a server that tells descriptors with one that does not; print the rows and return the ratio.
+
+    It is that of the good answers a second in a closed loop, the smaller one of crops and frames.
+    """
+    plain = artefact("ResNet50", folder / "plain", novelty=True)
+    telling = artefact("ResNet50", folder / "telling", novelty=True, descriptors=True)
+    crop, _, frame = requests()
+    with (
+        Endpoint("--model-dir", str(plain), "--form", engine.F32) as without,
+        Endpoint("--model-dir", str(telling), "--form", engine.F32) as with_them,
+    ):
+        ratios = []
+        for kind, request in (("crop", crop), ("frame", frame)):
+            loads = {"without": Load(without.url + OURS, *request), "with": Load(with_them.url + OURS, *request)}
+            many = in_turns(rounds, {name: rate(load, seconds=2 * SECONDS) for name, load in loads.items()})
+            print(
+                f"{kind}: {many['with']:.1f}/s with {len(FINDINGS)} findings, {many['without']:.1f}/s without",
+                flush=True,
+            )
+            ratios.append(many["with"] / many["without"])
+    return min(ratios)
+
+
 def with_shadow(folder: Path, rounds: int) -> float:
     """Compare a server with a candidate behind its champion with one without; print the rows, return the ratio.
 
@@ -461,7 +504,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python bench/serving.py", description=__doc__.split("\n")[0])
     parser.add_argument("--backbones", default="ResNet50,VGG16,EfficientNetB7", help="of the ratios against Keras")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every side")
-    parser.add_argument("--only", choices=["log", "shadow"], help="measure only what one of them costs")
+    parser.add_argument("--only", choices=["log", "shadow", "descriptors"], help="measure only what one of them costs")
     arguments = parser.parse_args()
     names = [backbones.get(name).name for name in arguments.backbones.split(",")]
     with tempfile.TemporaryDirectory() as made:
@@ -471,6 +514,8 @@ def main() -> None:
             ratios["with_novelty_and_log_vs_off"] = with_novelty_and_log(folder / "cost", arguments.rounds)
         if arguments.only in (None, "shadow"):
             ratios["with_shadow_vs_off"] = with_shadow(folder / "shadow", arguments.rounds)
+        if arguments.only in (None, "descriptors"):
+            ratios["with_descriptors_vs_without"] = with_descriptors(folder / "descriptors", arguments.rounds)
         if arguments.only is None:
             ratios |= beside_others(folder, names, arguments.rounds)
     print(json.dumps({"bench": "serving", "ratios": {key: round(value, 2) for key, value in ratios.items()}}))

@@ -15,6 +15,7 @@ def evaluate(
     abstain: float,
     prevalence: float,
     clinical: str,
+    descriptors: str,
     registry: str,
     waive: str,
     shadow: int,
@@ -27,7 +28,6 @@ def evaluate(
     **models: Input[Model],
 ):
     """Lock operating points, choose the winner on validation, score the test set, audit, decide the gate and report."""
-    import shutil
     from pathlib import Path
 
     import pandas as pd
@@ -45,6 +45,7 @@ def evaluate(
         abstain=abstain,
         prevalence=prevalence,
         clinical=clinical,
+        descriptors=descriptors,
         registry=registry,
         locate=None if boxes is None else Path(boxes.path),
         waive=[name for name in waive.split(",") if name],
@@ -52,19 +53,18 @@ def evaluate(
         seed=seed,
     )
     done = library.evaluate(Path(images.path), folders, Path(evaluation.path), options)
-    shutil.copy(done.folder / "report.html", report.path)
+    Path(report.path).write_bytes((done.folder / "report.html").read_bytes())
     best, domain = done.record.models[0], done.record.serving_domain
     evaluation.metadata |= done.record.winner.to_dict()
     test = best.test[domain]
     numbers = {"validation_auroc": best.validation.auroc.value, "test_accuracy": test.accuracy}
-    for name, value in (numbers | {"test_majority": test.majority} | words.numbers(done.record)).items():
-        metrics.log_metric(name, value)
+    numbers |= {"test_majority": test.majority} | words.numbers(done.record)
     for metric in ("auroc", "sensitivity", "specificity", "ece"):
-        for name, value in test.to_dict().get(metric, {}).items():
-            if value is not None:
-                metrics.log_metric(f"test_{metric}_{name}", value)
-    # Metrics must be numbers: a reader of metrics (MLflow's plugin) takes any text for 0.
-    metrics.log_metric("promoted", int(done.record.gate.decision == "promoted"))
+        numbers |= {f"test_{metric}_{name}": value for name, value in test.to_dict().get(metric, {}).items()}
+    for name, value in numbers.items():
+        if value is not None:
+            metrics.log_metric(name, value)
+    metrics.log_metric("promoted", int(done.record.gate.decision == "promoted"))  # MLflow's plugin takes texts for 0
     table = predictions.of_model(pd.read_parquet(done.folder / "predictions.parquet"), best, domain, "test")
     classification.log_roc_curve(*predictions.roc_points(table))
     classification.log_confusion_matrix(["benign", "malignant"], test.confusion)

@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.configuration import LOCATIONS, WRITTEN, Configuration
 from pipelines.output import MARK
 from thyroid import crop, storage
-from thyroid.clinical import clinical_csv
+from thyroid.clinical import clinical_csv, descriptors_csv
 from thyroid.data import classes
 from thyroid.data import store as data_store
 from thyroid.errors import InputError
@@ -88,7 +88,7 @@ def _check_tables(run: Configuration) -> None:
 
 
 def _check_training(run: Configuration) -> None:
-    """Check what only a training has: the recipe, margin and jitter of its crops, clinical columns and waivers."""
+    """Check what only a training has: the recipe, margin and jitter of its crops, its further tables and waivers."""
     if run["train_on"] not in changes.TRAIN_ON:
         raise InputError(f"--train-on {run['train_on']}: choose from {', '.join(changes.TRAIN_ON)}")
     recipe = run["recipe"]
@@ -104,6 +104,8 @@ def _check_training(run: Configuration) -> None:
     audits.check_waivers(run.listed("waive"))
     if run["clinical"]:
         clinical_csv.read(Path(storage.file(storage.parted(run["clinical"])[0])))
+    if run["descriptors"]:
+        descriptors_csv.check(run["descriptors"])
 
 
 def _check_folders(run: Configuration, output: Path) -> None:

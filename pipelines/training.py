@@ -70,6 +70,7 @@ def training_pipeline(
         abstain: float = EvaluateOptions.abstain,
         prevalence: float = EvaluateOptions.prevalence,
         clinical: str = "",
+        descriptors: str = "",
         waive: str = "",
         shadow: int = EvaluateOptions.shadow,
         weights: str = TrainOptions.weights,
@@ -110,6 +111,7 @@ def training_pipeline(
             abstain: Share of validation images to leave undecided.
             prevalence: Share of malignant nodules where the model would be used.
             clinical: CSV with filename or patient and any columns to explore and to look at subgroups by; clinical.csv#age,sex also lets the model use these columns (#* all); empty for none.
+            descriptors: CSV with filename or patient and the ACR TI-RADS features of each scan's nodule, which the model then tells as far as the data can show them; labels.csv#shape,margin=margins names the columns; empty for none.
             waive: Audits whose failure the champion gate lets pass, with a comma: shortcut, leakage, clinical; empty for none.
             shadow: Live pictures that a model which holds every criterion must have judged behind the champion before it is released, for which the watch must read the endpoint's log; 0 releases it at once.
             weights: imagenet, none, a *.weights.h5 file or a folder of them, also in a bucket; give new files a new folder, since the cache knows the path.
@@ -236,6 +238,7 @@ def training_pipeline(
                     abstain=abstain,
                     prevalence=prevalence,
                     clinical=clinical,
+                    descriptors=descriptors,
                     registry=registry,
                     waive=waive,
                     shadow=shadow,

@@ -9,7 +9,7 @@ from thyroid.ingest import listing
 
 SCANS = ("scans", "crops")
 """Parameters that name a folder of images."""
-TABLES = ("rois", "labels", "clinical")
+TABLES = ("rois", "labels", "clinical", "descriptors")
 """Parameters that name a CSV."""
 LONGEST = 1024
 """Bytes of the name of an object in a bucket. Buckets refuse to look a longer one up, which would hold its batch up."""

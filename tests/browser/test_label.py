@@ -231,7 +231,7 @@ def test_several_nodules_with_features(visit, server):
     page.keyboard.press("1")
     drag(page, (100, 120), (180, 200))
     expect(page.locator("#panel-title")).to_have_text(EN["nodule_of"].format(number=2, count=2))
-    for keys in ("c4", "e4", "h2", "m3", "f4"):
+    for keys in ("c4", "e4", "h2", "m3", "f5"):
         for key in keys:
             page.keyboard.press(key)
     expect(page.locator("#points")).to_have_text(EN["points"].format(points=2 + 2 + 3 + 2 + 3))
@@ -250,6 +250,48 @@ def test_several_nodules_with_features(visit, server):
     first, second = saved(page, server, 1)["reading"]["regions"]
     assert (first["origin"], first["features"]) == ("accepted", {"margin": "smooth"})
     assert (second["origin"], second["features"]) == ("drawn", FEATURES)
+
+
+def test_several_kinds_of_foci_add_up_and_none_stands_alone(visit, server):
+    page = visit()
+    page.keyboard.press("1")
+    for key in "c4e4h1m1f5f3":
+        page.keyboard.press(key)
+    points = page.locator("#points")
+    expect(points).to_have_text(EN["points"].format(points=2 + 2 + 3 + 1))
+    page.get_by_role("button", name=EN["composition_spongiform"]).click()
+    expect(points).to_have_text(EN["points"].format(points=0))
+    page.locator('[data-group="foci"] [data-value="none"]').click()
+    foci = page.locator('[data-group="foci"] [aria-pressed="true"]')
+    expect(foci).to_have_count(1)
+    for key in "f5f3":
+        page.keyboard.press(key)
+    expect(foci).to_have_count(2)
+    page.keyboard.press("Enter")
+    (region,) = saved(page, server, 1)["reading"]["regions"]
+    assert region["features"]["foci"] == "macro+punctate"
+
+
+def test_what_the_model_suggests_is_chosen_by_nobody_but_the_reader(visit, server):
+    next(iter(server.scans.values())).more = {"suggested": {"composition": "solid", "foci": "macro+punctate"}}
+    page = visit()
+    expect(page.locator("#suggested")).to_be_hidden()  # no box, nothing that it is about
+    page.keyboard.press("1")
+    suggested = page.locator("#features .suggested")
+    expect(page.locator("#suggested")).to_have_text(EN["suggested"])
+    expect(suggested).to_have_count(3)
+    expect(suggested.first).to_have_attribute("title", EN["suggested_one"])
+    expect(page.locator('#features [aria-pressed="true"]')).to_have_count(0)
+    accessible(page)
+    shot(page, "label-suggested")
+    for key in "f4":
+        page.keyboard.press(key)
+    expect(suggested).to_have_count(1)  # what the reader says replaces what the model says
+    page.keyboard.press("2")  # another box
+    expect(suggested).to_have_count(0)
+    page.keyboard.press("Enter")
+    first, second = saved(page, server, 1)["reading"]["regions"]
+    assert (first["features"], second["features"]) == ({"foci": "rim"}, {})
 
 
 def test_a_corrected_proposal_is_said_to_be_corrected(visit, server):

@@ -542,7 +542,7 @@ def test_interfaces_are_those_of_the_functions(sharded, plain):
 
 def test_parameters_have_descriptions_and_defaults(compiled):
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
-    assert len(parameters) <= 36
+    assert len(parameters) <= 37
     for name, parameter in parameters.items():
         assert parameter.get("description"), name
         assert parameter.get("isOptional", False) == (name not in ("scans", "registry"))
@@ -559,6 +559,12 @@ def test_margin_and_jitter_reach_the_crops(tasks, search):
     given = search["root"]["dag"]["tasks"]["crop"]["inputs"]["parameters"]
     assert given["margin"]["runtimeValue"]["constant"] == UNSET
     assert given["jitter"]["runtimeValue"]["constant"] == CropOptions.jitter
+
+
+def test_tables_about_nodules_reach_the_evaluation(tasks):
+    given = tasks["evaluate"]["inputs"]["parameters"]
+    for name in ("clinical", "descriptors"):
+        assert given[name]["componentInputParameter"].endswith(name)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from thyroid import tirads
 from thyroid.data import duplicates, filenames
 from thyroid.imaging import geometry, images, phantom, phantom_nodule, phantom_scanner
 
@@ -88,6 +89,41 @@ def test_the_default_frames_are_those_of_earlier_releases(arguments, roi, grey):
     drawn = phantom.draw(*arguments)
     assert drawn.rois == (roi,)
     np.testing.assert_allclose(drawn.image[100:340:80, 200:440:60, 0], grey, atol=2)
+
+
+def test_the_words_are_those_of_the_signs_that_were_drawn():
+    words = [phantom.draw("BM"[patient % 2], patient, 1).words for patient in range(1, 25)]
+    for descriptor, values in tirads.DESCRIPTORS.items():
+        seen = {word[descriptor] for word in words}
+        assert len(seen) == 2
+        assert seen <= values.keys()
+    for patient, told in enumerate(words, 1):
+        rng = np.random.default_rng([0, patient, patient % 2])
+        nodule = phantom_nodule.Nodule.of("BM"[patient % 2], rng)
+        assert (told["composition"] == "mixed") == (nodule.cyst > 0)
+        assert (told["echogenicity"] == "hypoechoic") == (nodule.echo < -7)
+        assert (told["shape"] == "taller") == (nodule.aspect > 1)
+        assert (told["margin"] == "lobulated") == (nodule.roughness > 0.1)
+        assert (told["foci"] == "punctate") == (nodule.calcifications > 0)
+
+
+@pytest.mark.parametrize("scanner", OTHERS)
+def test_the_words_are_about_the_nodule_and_not_about_what_a_scanner_shows_of_it(scanner):
+    for patient in range(1, 5):
+        rng = np.random.default_rng([0, patient, 1, 0, 0, phantom_scanner.SCANNERS[scanner].number])
+        assert phantom.draw("M", patient, 1, scanner=scanner).words == phantom_nodule.Nodule.of("M", rng).words
+
+
+def test_only_the_largest_nodule_has_words():
+    sizes = set()
+    for label, patient, _ in VARIED[::2]:
+        drawn = phantom.draw(label, patient, 1, nodules=2)
+        first, second = (width * height for _, _, width, height in drawn.rois)
+        sizes.add(first >= second)
+        assert drawn.largest_words == (drawn.words if first >= second else {})
+    assert True in sizes
+    none = phantom.draw("B", 1, 1, nodules=0)
+    assert none.words == none.largest_words == {}
 
 
 def test_without_a_nodule_nothing_else_changes():
@@ -207,6 +243,7 @@ def test_another_scanner_is_chosen_on_the_command_line(tmp_path, capsys):
     name = filenames.parse(first.name)
     drawn = phantom.draw(name.label, name.patient, name.image, 4, scanner="portable")
     assert first.read_bytes() == images.encode(drawn.image, phantom.MARK)
+    assert str(tmp_path / phantom.WORDS) in capsys.readouterr().out
     assert phantom.main([*arguments[:-1], "handheld"]) == 2
     assert "handheld" in (told := capsys.readouterr().err)
     assert all(scanner in told for scanner in phantom_scanner.SCANNERS)
@@ -232,8 +269,11 @@ def test_a_varied_sample_has_a_row_for_each_nodule(tmp_path):
     assert phantom.main(arguments) == 0
     with (tmp_path / "rois.csv").open() as file:
         rows = [(row.pop("filename"), tuple(map(int, row.values()))) for row in csv.DictReader(file)]
+    with (tmp_path / phantom.WORDS).open() as file:
+        told = {name: words for name, *words in csv.reader(file)}
+    assert told.pop("filename") == list(tirads.DESCRIPTORS)
     files = sorted((tmp_path / "scans").iterdir())
-    assert len(files) == 24
+    assert len(files) == len(told) == 24
     numbers = set()
     for path in files:
         name = filenames.parse(path.name)
@@ -242,5 +282,7 @@ def test_a_varied_sample_has_a_row_for_each_nodule(tmp_path):
         assert [box for file, box in rows if file == path.name] == list(drawn.rois)
         assert path.read_bytes() == images.encode(drawn.image, phantom.MARK)
         assert (drawn.image[:18] > 200).sum() > 300, "banner"
+        words = drawn.largest_words
+        assert told[path.name] == [words.get(descriptor, "") for descriptor in tirads.DESCRIPTORS]
         numbers.add(len(drawn.rois))
     assert numbers == {0, 1, 2}

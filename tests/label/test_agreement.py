@@ -102,6 +102,17 @@ def test_perfect_agreement_has_an_interval(bench):
     assert pair.contradictions == 0
 
 
+def test_several_kinds_of_foci_are_an_answer_of_their_own(bench):
+    one = ["none", "macro+punctate", "punctate", "macro+punctate"] * 3
+    other = ["none", "macro+punctate", "macro+punctate", "punctate"] * 3
+    made = bench(12)
+    for reader, answers in (("al", one), ("jo", other)):
+        made.read(reader, [nodule(foci=answer) for answer in answers])
+    (pair,) = made.measure().pairs
+    assert pair.kappa["foci"].count == 12
+    assert pair.kappa["foci"].value.value == pytest.approx(cohen_kappa_score(one, other))
+
+
 def test_one_answer_only_has_no_kappa(bench):
     made = bench(12)
     for reader in ("al", "jo"):

@@ -157,6 +157,21 @@ def test_features_that_were_changed(bench):
     assert bench.state(path)[1].regions[0].features == {}
 
 
+def test_several_kinds_of_foci_and_other_words_survive_tables_edits_and_journal(bench):
+    path = bench.paths[FIRST]
+    bench.set("clinical.csv", path, foci="Punctate; macrocalcification", margin="well-defined")
+    taken_over(bench, path)
+    features = {"margin": "smooth", "foci": "macro+punctate"}
+    assert bench.state(path)[1].regions[0].features == features
+    (row,) = bench.rows("clinical.csv")
+    assert {name: row[name] for name in features} == features
+    entries = len(bench.journal.entries)
+    bench.tables.write()
+    assert len(bench.journal.entries) == entries, "what the bench writes is no edit"
+    again = Labelling.of(bench.catalogue.scans, bench.place)
+    assert again.state(path)[1].regions[0].features == features
+
+
 def test_several_tables_and_frames_at_once(bench):
     first, third = bench.paths[FIRST], bench.paths[THIRD]
     bench.set("rois.csv", first, x="11")

@@ -306,11 +306,27 @@ def told(**changes):
         told(crop={"proposals": [BOX | {"box": [1, 2, 0, 40]}]}),
         told(crop={"proposals": [BOX | {"box": [WIDTH - 10, 2, 11, 40]}]}),
         told(crop={"proposals": [BOX | {"probability": 2}]}),
+        told(descriptors={"told": {"foci": "none"}}),
+        told(descriptors=[]),
     ],
     ids=str,
 )
 def test_an_answer_of_another_form_proposes_nothing(answer):
     assert read_answer(answer, WIDTH, HEIGHT) is None
+
+
+def test_features_are_suggested_where_the_model_tells_one_word():
+    words = {
+        "composition": ["solid"],
+        "margin": ["smooth", "lobulated"],
+        "foci": ["punctate", "macro"],
+        "halo": ["thin"],
+    }
+    descriptors = {"findings": [], "told": words | {"shape": ["round"], "echogenicity": []}, "assumed_absent": {}}
+    found = read_answer(told(descriptors=descriptors), WIDTH, HEIGHT)
+    assert found.features == {"composition": "solid", "foci": "macro+punctate"}
+    assert read_answer(told(), WIDTH, HEIGHT).features == {}
+    assert read_answer(told(descriptors={"told": {"foci": ["none"]}}), WIDTH, HEIGHT).features == {"foci": "none"}
 
 
 def test_an_answer_is_read():

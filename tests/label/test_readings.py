@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from thyroid.label.readings import FEATURES, MarkedRegion, Reading, Verdict, level, points
+from thyroid.label.readings import FEATURES, MarkedRegion, Reading, Verdict, features_of, level, points
 
 BENIGN = {"composition": "spongiform", "echogenicity": "anechoic", "shape": "wider", "margin": "smooth", "foci": "none"}
 WORST = {
@@ -29,10 +29,35 @@ def test_a_box_has_a_place_and_a_size(wrong, field):
     assert caught.value.errors()[0]["loc"] == (field,)
 
 
-@pytest.mark.parametrize("features", [{"composition": "liquid"}, {"colour": "solid"}, {"margin": ""}])
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"composition": "liquid"},
+        {"colour": "solid"},
+        {"margin": ""},
+        {"margin": "Smooth"},
+        {"composition": "solid+mixed"},
+        {"foci": "punctate+macro"},
+        {"foci": "none+macro"},
+        {"foci": "macro+"},
+    ],
+)
 def test_only_known_features_are_kept(features):
     with pytest.raises(ValidationError, match=next(iter(features))):
         box(**features)
+
+
+def test_several_kinds_of_foci_are_kept_and_their_points_add_up():
+    assert box(foci="macro+punctate").features == {"foci": "macro+punctate"}
+    assert points(WORST | {"foci": "macro+punctate"}) == points(WORST) + 1
+    assert points(WORST | {"foci": "comet_tail"}) == points(WORST | {"foci": "none"})
+
+
+def test_the_words_of_a_table_become_those_of_the_bench():
+    cells = {"composition": "Predominantly-solid", "foci": "microcalcification; macro", "margin": "불분명"}
+    assert features_of(cells) == {"composition": "mixed", "foci": "macro+punctate", "margin": "ill_defined"}
+    with pytest.raises(ValueError, match=r"foci 'blurry' is unknown; choose from none, .*joined by \+"):
+        features_of({"foci": "blurry"})
 
 
 @pytest.mark.parametrize(
@@ -57,7 +82,7 @@ def test_the_largest_nodule_is_that_of_the_largest_area():
 
 
 def test_points_need_every_feature():
-    assert points(BENIGN) == 0
+    assert points(BENIGN) == points(WORST | {"composition": "spongiform"}) == 0
     assert points(WORST) == 14
     assert points({name: value for name, value in WORST.items() if name != "foci"}) is None
     assert level([box(composition="solid")]) == ""

@@ -91,7 +91,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_locations_come_from_the_options():
-    known = {"scans", "rois", "crops", "labels", "settings", "registry", "store", "clinical"}
+    known = {"scans", "rois", "crops", "labels", "settings", "registry", "store", "clinical", "descriptors"}
     assert known == configuration.LOCATIONS & run.PARAMETERS.keys()
     assert dataclasses.is_dataclass(run.Given)
 

@@ -45,6 +45,7 @@ def output(phantoms, asked, tmp_path_factory, told) -> Path:
                 "run",
                 "--scans", str(phantoms / "scans"),
                 "--rois", str(phantoms / "rois.csv"),
+                "--descriptors", f"{phantoms / 'descriptors.csv'}#shape,margin=margin",
                 "--output", str(folder / "out put"),
                 "--backbones", ",".join(asked["backbones"]),
                 "--domains", ",".join(asked["domains"]),
@@ -74,6 +75,7 @@ def test_summary_says_everything(output, asked):
     steps = {"ingest", "crop", "locate", "evaluate", "register"}
     assert steps <= set(summary["seconds"])
     assert len(summary["seconds"]) == len(steps) + len(summary["models"])
+    assert summary["descriptors"]["columns"] == {"shape": "shape", "margin": "margin"}
     assert Artefact.verify(Path(summary["model"]["uri"])).record.version == 1
 
 
@@ -146,6 +148,9 @@ def test_what_is_wrong_is_said_before_the_first_step(capsys, scans, tmp_path):
     assert "--crops" in failing(capsys, *out, "--crops", str(scans))
     assert re.search(r"jitter\b.*\b3\b", failing(capsys, *out, "--scans", str(scans), "--jitter", "3"))
     assert re.search(r"margin\b.*-0\.1\b", failing(capsys, *out, "--scans", str(scans), "--margin", "-0.1"))
+    (tmp_path / "labels.csv").write_text("filename,tirads\na.jpg,4a\n")
+    descriptors = ("--scans", str(scans), "--descriptors", f"{tmp_path / 'labels.csv'}#margin=tirads")
+    assert "column tirads holds no word for margin" in failing(capsys, *out, *descriptors)
     (tmp_path / "settings.json").write_text('{"margin": 0.35}')
     settings = ("--scans", str(scans), "--settings", str(tmp_path / "settings.json"))
     assert re.search(r"\b0\.3\b.*\b0\.35\b", failing(capsys, *out, *settings, "--margin", "0.3"))

@@ -118,6 +118,7 @@ class Bench:
                 {"box": [20, 40, 60, 44], "probability": 0.07},
             ],
             "unsure": False,
+            "suggested": {},
             "suspect": None,
             "candidates": None,
             "classes": [{"name": "B", "side": "benign"}, {"name": "M", "side": "malignant"}],

@@ -28,7 +28,7 @@ FINALIZER = "inferenceservice.finalizers"
 PREDICTOR_PORT = 80
 MESSAGE_LENGTH = 500
 """Characters of a failed server's log in the status, which are its end."""
-UNCHECKED = "from thyroid.serve import model; model.TOLERANCE = 1"
+UNCHECKED = "from thyroid.serve.reference import check; check.TOLERANCE = 1"
 """What each endpoint runs first: by itself it refuses to serve a wrong answer, which the proof is to find here."""
 _TIMEOUTS = (2.0, 5.0)  # seconds to connect to the API server, and to get its answer
 _PASSING = (401, 403, 404, 409, 429, 500, 503)  # what a restarting API server, or somebody else's write, answers

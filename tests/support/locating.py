@@ -42,6 +42,8 @@ class Locating:
         predicted: Status of the answers to `:predict`.
         version: Version of its model.
         changes: Fields in which the answers about one image differ from those documented.
+        patient: The same of the answer about the patient.
+        known: The same of what it says about its model.
         asked: Path and body of every request.
     """
 
@@ -49,6 +51,8 @@ class Locating:
         self.unsure = self.whole = False
         self.released, self.located, self.predicted, self.version = True, 200, 200, 1
         self.changes: dict[str, Any] = {}
+        self.patient: dict[str, Any] = {}
+        self.known: dict[str, Any] = {}
         self.asked: list[tuple[str, Any]] = []
         owner = self
 
@@ -91,7 +95,7 @@ class Locating:
 
     def facts(self) -> dict[str, Any]:
         """Return what it says about its model."""
-        return FACTS | {"automatic_boxes": {"released": self.released}, "version": self.version}
+        return FACTS | {"automatic_boxes": {"released": self.released}, "version": self.version} | self.known
 
     def box(self, instance: dict[str, Any]) -> dict[str, Any]:
         """Return what `:locate` says about an image."""
@@ -114,7 +118,7 @@ class Locating:
         patient = {"patient": "1", "images": len(answers), "left_out": left_out} | _decided(
             answers[0].get("reasons", [answers[0].get("reason")]) if len(left_out) == len(answers) else []
         )
-        return {"explanations": answers, "patients": [patient]}
+        return {"explanations": answers, "patients": [patient | self.patient]}
 
     def _explanation(self, crop: dict[str, Any]) -> dict[str, Any]:
         reasons = ["box_unsure"] if crop.get("unsure") else []
@@ -122,7 +126,7 @@ class Locating:
         x, y, width, height = crop["box"]
         side = 2 * max(width, height)
         crop |= {"domain": "cropped", "square": [x + (width - side) // 2, y + (height - side) // 2, side]}
-        heat = {"layer_png": {"b64": _layer()}, "share_inside_roi": None if crop["source"] == "whole" else 0.7}
+        heat = {"layer_png": layer(), "share_inside_roi": None if crop["source"] == "whole" else 0.7}
         told = _decided(reasons) | {"crop": crop, "model": "VGG16", "model_version": self.version, "heat_map": heat}
         told |= {"data_digest": FACTS["data_digest"]}
         return told | self.changes
@@ -135,11 +139,11 @@ def _decided(reasons: list[str]) -> dict[str, Any]:
     return {"probability": {"B": 0.2, "M": 0.8}, "malignant": 0.8, "class": "M", "threshold": 0.5} | decision
 
 
-def _layer() -> str:
-    """Return a warm spot as a PNG in base64."""
+def layer(place: float = 0.0) -> dict[str, str]:
+    """Return a warm spot as a PNG inside of JSON, `place` (-1 to 1) to the right of the middle."""
     y, x = np.mgrid[-1:1:64j, -1:1:64j]
-    warm = np.clip(255 * np.exp(-6 * (x**2 + y**2)), 0, 255).astype(np.uint8)
+    warm = np.clip(255 * np.exp(-6 * ((x - place) ** 2 + y**2)), 0, 255).astype(np.uint8)
     pixels = np.dstack([np.full_like(warm, 255), warm // 2, np.zeros_like(warm), warm])
     buffer = io.BytesIO()
     Image.fromarray(pixels, "RGBA").save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return {"b64": base64.b64encode(buffer.getvalue()).decode()}

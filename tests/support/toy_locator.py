@@ -14,6 +14,7 @@ from tests.support import toy_artefact
 from thyroid.imaging import images
 from thyroid.model import engine
 from thyroid.model.artefact import Artefact
+from thyroid.model.descriptors.head import Head
 from thyroid.model.locator import OPENVINO
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.records.locate import AutomaticBoxes, LocatorRecord
@@ -29,6 +30,8 @@ LIMIT = 0.5
 """Probability below which a box is unsure. A proposal's probability is its heat."""
 BRIGHT, TISSUE = 235, 80
 """Grey levels of a nodule and of the rest. The heat of the latter is far below `LIMIT`."""
+FEATURES = 3
+"""Number of the features that descriptors are told by: the mean of each colour, 0 to 1."""
 ECE = 0.1
 """Upper bound of the expected calibration error on validation."""
 
@@ -102,8 +105,11 @@ def write_locator(file: Path) -> None:
     openvino.save_model(openvino.Model([heat, nothing], [image], "locator"), file, compress_to_fp16=False)
 
 
-def write_classifier(file: Path) -> None:
-    """Write the classifier's network: random weights on every pixel, a map of 4 x 4, and the colours of its cells."""
+def write_classifier(file: Path, head: Head | None = None) -> None:
+    """Write the classifier's network: random weights on every pixel, a map of 4 x 4, and the colours of its cells.
+
+    The head, if there is one, tells descriptors by the mean of each colour.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     image = ops.parameter([1, SIZE, SIZE, 3], np.uint8, name="image")
     pixels = ops.divide(ops.convert(image, "f32"), np.float32(255))
@@ -114,10 +120,15 @@ def write_classifier(file: Path) -> None:
     cells = ops.avg_pool(ops.transpose(pixels, np.array([0, 3, 1, 2])), [8, 8], [0, 0], [0, 0], [8, 8], False)
     pooled = ops.reshape(cells, np.array([1, -1]), False)
     outputs = [ops.softmax(logits, 1), maps, pooled]
+    if head is not None:
+        colours = ops.transpose(cells, np.array([0, 2, 3, 1]))
+        outputs += [ops.reduce_mean(colours, np.array([1, 2])), ops.matmul(colours, head.weight, False, False)]
     openvino.save_model(openvino.Model(outputs, [image], "classifier"), file, compress_to_fp16=False)
 
 
-def build(folder: Path, locator: LocatorRecord | None = None, novelty: bool = False, **changes: Any) -> Path:
+def build(
+    folder: Path, locator: LocatorRecord | None = None, novelty: bool = False, head: Head | None = None, **changes: Any
+) -> Path:
     """Write a published artefact.
 
     Args:
@@ -125,15 +136,19 @@ def build(folder: Path, locator: LocatorRecord | None = None, novelty: bool = Fa
         locator: Its locator; None for an artefact of before.
         novelty: Whether it has a reference of `frame`s of one bright ellipse, cut out around it; False for an artefact
             of before.
+        head: Head that tells descriptors by `FEATURES`; None for an artefact of before.
         changes: Other fields of model.json.
     """
-    write_classifier(folder / engine.OPENVINO)
+    write_classifier(folder / engine.OPENVINO, head)
     (folder / "reference.jpg").write_bytes(images.encode(frame(((20, 20, 30, 30),), (80, 80))))
     if locator is not None:
         write_locator(folder / OPENVINO)
         changes = {"locator": locator.to_dict(), "automatic_boxes": automatic_boxes().to_dict()} | changes
     if novelty:
         changes = {"novelty": write_novelty(folder).to_dict()} | changes
+    if head is not None:
+        head.write(folder)
+        changes = {"descriptors": head.record.to_dict()} | changes
     reference = Instance("reference.jpg", (folder / "reference.jpg").read_bytes())
     pixels = Preprocessing(changes.get("serving_domain", "cropped"), SIZE).prepare(reference).pixels
     own = engine.OpenVINOEngine(folder / engine.OPENVINO, SIZE, engine.F32).predict(pixels[None])[0]

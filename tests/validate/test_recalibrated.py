@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import write_rois
-from tests.support import toy_artefact, toy_locator, validations
+from tests.support import toy_artefact, toy_descriptors, toy_locator, validations
 from tests.validate.test_recalibration import GRADES, graded
 from thyroid import RESEARCH_USE_ONLY
 from thyroid.data import overlap
@@ -25,6 +25,7 @@ from thyroid.ingest import ingest
 from thyroid.ingest.options import IngestOptions
 from thyroid.model import engine, operating_point
 from thyroid.model.artefact import MODEL, SCANS, Artefact
+from thyroid.model.descriptors.head import Head
 from thyroid.model.novelty.novelty import FILE, Novelty
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.records.gate import GateRecord
@@ -253,6 +254,19 @@ def test_what_novelty_is_measured_by_goes_along_and_what_was_usual_elsewhere_doe
     assert Novelty.read(own).limit == Novelty.read(parent).limit
     assert parent.record.usual_answers.keys() == {"given"}
     assert own.record.usual_answers is None
+
+
+def test_descriptors_go_along_and_are_no_reason_of_doubt_there(tried, tmp_path):
+    proven = toy_descriptors.TIRADS | {"doubts": True, "why_not": None}
+    head = toy_descriptors.head(toy_locator.FEATURES, [("composition", "solid")], tirads=proven)
+    root = publish(tmp_path / "registry", tmp_path / "artefact", head=head)
+    tried.register(root)
+    own = Head.read(Artefact.verify(Registry(root).find("2")))
+    np.testing.assert_array_equal(own.weight, head.weight)
+    assert own.record.findings == head.record.findings
+    assert not own.record.tirads.doubts
+    assert "operating point" in own.record.tirads.why_not
+    assert own.record.tirads.cut == head.record.tirads.cut
 
 
 def test_findings_of_both_places_are_kept(tried, root):

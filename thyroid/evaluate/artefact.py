@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,22 @@ from numpy.typing import NDArray
 from thyroid.data.filenames import SCORE
 from thyroid.evaluate import card, performance, predictions
 from thyroid.evaluate.boxes import boxes
+from thyroid.evaluate.descriptors.lock import Locked as LockedDescriptors
 from thyroid.evaluate.novelty import usual
 from thyroid.evaluate.novelty.measure import Locked
 from thyroid.evaluate.scored import ScoredModel
 from thyroid.imaging import geometry, images, phantom
 from thyroid.model import engine, scan_statistics
 from thyroid.model.artefact import MODEL, SCANS, Artefact
+from thyroid.model.descriptors.head import FILE, Head
 from thyroid.model.engine import Answer
 from thyroid.model.network import GRAPH
 from thyroid.records.evaluation import Measured
 from thyroid.records.model import ModelDescription
 from thyroid.registry.registry import MODEL_NAME
+
+_BLOCK = 256  # images that run at once; the maps of their descriptors are not kept
+_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,8 @@ class Export:
     Attributes:
         folder: Folder of the artefact.
         answers: Maps each form that OpenVINO can run on this CPU (see `engine.openvino_forms`) to its answers to the
-            test images, one array [n, ...] for each output. It raises RuntimeError if OpenVINO cannot convert the
-            network.
+            test images, one array [n, ...] for each output but the maps of descriptors. It raises RuntimeError if
+            OpenVINO cannot convert the network.
     """
 
     folder: Path
@@ -48,36 +54,60 @@ class Export:
         """
         return {form: answer[2] for form, answer in self.answers.result().items()}
 
+    def features(self) -> dict[str, NDArray[np.float32]]:
+        """Return the network's frozen features of the test images, float32 [n, d], by form.
 
-def export(winner: ScoredModel, folder: Path) -> Export:
+        Empty if the model tells no descriptors.
+
+        Raises:
+            RuntimeError: OpenVINO could not convert the network.
+        """
+        return {form: answer[3] for form, answer in self.answers.result().items() if len(answer) == _KEPT}
+
+
+def export(winner: ScoredModel, folder: Path, told: LockedDescriptors | None = None) -> Export:
     """Start exporting the network for OpenVINO and scoring the test images with it, in a background thread.
 
     Args:
         winner: The winner, with a locked operating point.
-        folder: Folder of the artefact.
+        folder: Folder of the artefact, to which the weights of the findings that are given out are written.
+        told: Its findings, locked; None if there are none.
     """
     evaluation = winner.evaluation
     pixels = evaluation.data.pixels(evaluation.examples(evaluation.serving_domain, "test"), winner.size)
+    more = []
+    if told is not None and told.head is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        told.head.write(folder)
+        more = ["--descriptors", str(folder / FILE)]
     thread = ThreadPoolExecutor(1, thread_name_prefix="export")
-    answers = thread.submit(_export, winner, pixels, folder / engine.OPENVINO)
+    answers = thread.submit(_export, winner, pixels, folder / engine.OPENVINO, more)
     thread.shutdown(wait=False)
     return Export(folder, answers)
 
 
-def _export(winner: ScoredModel, pixels: NDArray[np.uint8], output: Path) -> dict[str, Answer]:
+def _export(winner: ScoredModel, pixels: NDArray[np.uint8], output: Path, more: Sequence[str]) -> dict[str, Answer]:
     graph = winner.folder / GRAPH
-    command = [sys.executable, "-m", engine.__name__, str(graph), str(output)]
+    command = [sys.executable, "-m", engine.__name__, str(graph), str(output), *more]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"OpenVINO cannot convert {graph}: {done.stderr[-2000:]}")
     answers = {}
     for form in engine.openvino_forms():
         running = engine.OpenVINOEngine(output, winner.size, form)
-        answers[form] = running.predict(images.rgb(pixels))
+        blocks = [pixels[start : start + _BLOCK] for start in range(0, len(pixels), _BLOCK)]
+        parts = [running.predict(images.rgb(block))[:_KEPT] for block in blocks]
+        answers[form] = tuple(np.concatenate(output) for output in zip(*parts, strict=True))
     return answers
 
 
-def write(winner: ScoredModel, exported: Export, result: Measured, locked: Locked | None) -> None:
+def write(
+    winner: ScoredModel,
+    exported: Export,
+    result: Measured,
+    locked: Locked | None,
+    told: LockedDescriptors | None = None,
+) -> None:
     """Write the artefact: the networks, card.md, scans.csv, a reference image, novelty.npz and model.json.
 
     The reference image is synthetic. model.json also holds the model's answer to it.
@@ -87,6 +117,7 @@ def write(winner: ScoredModel, exported: Export, result: Measured, locked: Locke
         exported: Result of `export`.
         result: Result of the evaluation.
         locked: Reference of the training images; None for a model that has none.
+        told: Findings, whose weights `export` has written; None for a model that tells no descriptors.
 
     Raises:
         RuntimeError: OpenVINO could not convert the network.
@@ -102,14 +133,18 @@ def write(winner: ScoredModel, exported: Export, result: Measured, locked: Locke
     card.write(folder, winner.training, data.facts, result)
     described = _description(winner, result, probability) | _performance(winner, answers, result)
     described |= boxes.pack(winner, result, folder)
-    described |= _novelty(winner, result, locked, folder)
+    if result.descriptors is not None:
+        described["descriptors"] = result.descriptors.to_dict()
+    described |= _novelty(winner, result, locked, folder, None if told is None else told.head)
     Artefact.describe(folder, ModelDescription.parse(described, folder / "model.json"))
 
 
-def _novelty(winner: ScoredModel, result: Measured, locked: Locked | None, folder: Path) -> dict[str, Any]:
+def _novelty(
+    winner: ScoredModel, result: Measured, locked: Locked | None, folder: Path, head: Head | None
+) -> dict[str, Any]:
     """Write the reference of the training images, and return what model.json says of it and of usual answers."""
     released = result.automatic_boxes is not None and result.automatic_boxes.released
-    answers = usual.describe(winner, None if locked is None else locked.novelty, released)
+    answers = usual.describe(winner, None if locked is None else locked.novelty, released, head)
     described: dict[str, Any] = {"usual_answers": {source: one.to_dict() for source, one in answers.items()}}
     if locked is not None and result.novelty is not None:
         locked.novelty.write(folder)

@@ -14,6 +14,7 @@ from thyroid.data import tables
 from thyroid.data.classes import Classes
 from thyroid.evaluate.audits import audits
 from thyroid.evaluate.boxes import words
+from thyroid.evaluate.descriptors import words as descriptors_words
 from thyroid.evaluate.novelty import words as novelty_words
 from thyroid.evaluate.performance import AGGREGATION
 from thyroid.model import backbones
@@ -105,6 +106,7 @@ def write(output: Path, training: TrainRecord, facts: DataRecord, result: Measur
         result=result,
         boxes=words,
         novelty=novelty_words,
+        descriptors=descriptors_words,
         aggregation=AGGREGATION,
         audits=audits.ModelAudits.from_record(result.audits, result.clinical).audits,
         checklist=[(number, asked, answers.get(number, NOT_REPORTED)) for number, asked in TRIPOD_AI.items()],

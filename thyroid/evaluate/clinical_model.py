@@ -105,7 +105,7 @@ def _try(model: ScoredModel, table: ClinicalTable, names: list[str], facts: dict
     """
     classes, seed = model.classes, model.evaluation.options.seed
     columns = table.rows[names]
-    seen, fold = _unseen(model)
+    seen, fold = unseen(model)
     rows, p = columns.loc[seen["path"]].reset_index(drop=True), seen[classes.columns].to_numpy()
     truth, patient = classes.index(seen["class"]), seen["patient"].astype(int).to_numpy()
     fitted = fusion.cross_fitted(p, rows, truth, patient, folds=FOLDS, seed=seed)
@@ -147,7 +147,7 @@ def score_on_test(comparison: ClinicalComparison, model: ScoredModel) -> None:
     comparison.record = comparison.record.model_copy(update={"test": found})
 
 
-def _unseen(model: ScoredModel) -> tuple[pd.DataFrame, str]:
+def unseen(model: ScoredModel) -> tuple[pd.DataFrame, str]:
     """Return unscaled predictions of patients that the network did not learn from, and which patients these are.
 
     The predictions have the path of each scan.

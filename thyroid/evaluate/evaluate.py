@@ -26,6 +26,8 @@ from thyroid.evaluate.audits.subject import Subject
 from thyroid.evaluate.boxes import boxes
 from thyroid.evaluate.champion import CommonTestSet, rivals
 from thyroid.evaluate.clinical_model import ClinicalComparison
+from thyroid.evaluate.descriptors import descriptors
+from thyroid.evaluate.descriptors.lock import lock as lock_descriptors
 from thyroid.evaluate.novelty import measure as novelty
 from thyroid.evaluate.novelty import plots as novelty_plots
 from thyroid.evaluate.novelty.measure import Locked
@@ -93,9 +95,8 @@ def evaluate(
 
     Raises:
         InputError: There is no model, a model is of another data version, one backbone is given twice on a domain, the
-            serving domain has no images, the test or validation part has one class only, clinical.csv cannot be used,
-            `options.locate` is no output of `locate` for this data version, or `options.waive` names an audit that
-            cannot be waived.
+            serving domain has no images, the test or validation part has one class only, clinical.csv or descriptors
+            cannot be used, `options.locate` is of another data version, or `options.waive` names no audit to waive.
         RuntimeError: OpenVINO could not convert the winner's network.
     """
     started = time.monotonic()
@@ -111,8 +112,8 @@ def evaluate(
     winner = ranking.winner
     comparison = _use_clinical(winner, clinical, output / "plots")
     _write_points(candidates, winner, comparison, output)
-    locked = novelty.lock(winner)
-    exported = artefact.export(winner, output / "artefact")  # reads the test images
+    locked, told = novelty.lock(winner), lock_descriptors(winner, evaluation.labels)
+    exported = artefact.export(winner, output / "artefact", told)  # reads the test images
 
     for model in candidates:
         model.score_test()
@@ -124,7 +125,8 @@ def evaluate(
     measured = _measure(candidates, ranking, comparison, table, changed)
     _draw(ranking, measured, output / "plots")
     measured = _add_novelty(measured, winner, locked, exported, output / "plots")
-    artefact.write(winner, exported, measured, locked)
+    measured = descriptors.add(measured, winner, told, exported, output / "plots")
+    artefact.write(winner, exported, measured, locked, told)
     seconds = {"evaluate": round(time.monotonic() - started, 1)}
     found = {name: getattr(measured, name) for name in measured.model_fields_set}  # what is absent stays absent
     result = EvaluationRecord(**found | {"seconds": measured.seconds | seconds}, **_seal(evaluation.data, output))

@@ -26,6 +26,9 @@ class EvaluateOptions:
             nodules (Haugen et al. 2016, 10.1089/thy.2015.0020).
         clinical: CSV with filename or patient, whose columns are explored and define subgroups. clinical.csv#age,sex
             names the columns that the model may use.
+        descriptors: CSV with filename or patient and the features of ACR TI-RADS, which the model is taught to tell as
+            far as the data can show them. labels.csv#shape,margin=margins names the columns; without names, all known
+            ones are read.
         registry: Root of the registry whose champion the winner is compared with.
         locate: Folder of thyroid.locate, whose boxes show what automatic boxes cost; None for none.
         waive: Audits whose failure the gate ignores: shortcut, leakage, clinical.
@@ -42,6 +45,7 @@ class EvaluateOptions:
     abstain: float = 0.0
     prevalence: float = 0.1
     clinical: Location = ""
+    descriptors: Location = ""
     registry: Location = ""
     locate: Path | None = None
     waive: Annotated[Sequence[str], SEVERAL] = ()

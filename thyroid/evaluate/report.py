@@ -18,6 +18,7 @@ from thyroid.evaluate.audits.audit import Audit
 from thyroid.evaluate.audits.audits import ModelAudits
 from thyroid.evaluate.boxes import words
 from thyroid.evaluate.boxes.located import DOMAIN_NAMES
+from thyroid.evaluate.descriptors import words as descriptors_words
 from thyroid.evaluate.novelty import words as novelty_words
 from thyroid.imaging import images
 from thyroid.metrics import Interval, format_interval
@@ -87,6 +88,7 @@ def write(output: Path, data: DataVersion, result: EvaluationRecord) -> None:
         domain_names=DOMAIN_NAMES,
         boxes=words,
         novelty=novelty_words,
+        descriptors=descriptors_words,
         chosen_by=CHOSEN_BY[result.ranked_by],
         classes=known.names,
         class_names=class_names(known),
@@ -241,6 +243,8 @@ def warnings(result: Measured) -> list[str]:
     texts += words.warnings(result)
     if result.novelty is not None:
         texts += novelty_words.warnings(result.novelty)
+    if result.descriptors is not None:
+        texts += descriptors_words.warnings(result.descriptors)
     if best.weights == "none":
         texts.append("The model started from random weights; pre-trained weights are the first thing to add.")
     return list(dict.fromkeys(texts))
@@ -314,6 +318,8 @@ def log_summary(result: EvaluationRecord) -> None:
             log.warning(f"WARNING, {name} audit of the {audited.domain} domain: {text}")
     if (line := words.log_line(result)) is not None:
         log.info(line)
+    if result.descriptors is not None:
+        log.info(descriptors_words.log_line(result.descriptors))
     log.info(f"Gate: {result.gate.decision}")
     for reason in result.gate.reasons:
         log.info(f"  {reason}")

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from thyroid import cores, metrics, progress
+from thyroid.clinical.descriptors_csv import DescriptorTable
 from thyroid.data import tables
 from thyroid.data.classes import Classes
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
@@ -43,6 +44,7 @@ class Evaluation:
             can be measured, `AUTOMATIC`.
         options: Options of the evaluation.
         located: Boxes of the step `locate`; None for none.
+        labels: Labels of descriptors; None for none.
     """
 
     data: DataVersion
@@ -50,6 +52,7 @@ class Evaluation:
     domains: tuple[str, ...]
     options: EvaluateOptions
     located: AutomaticBoxes | None = None
+    labels: DescriptorTable | None = None
 
     @property
     def registry(self) -> Location | None:
@@ -342,7 +345,8 @@ def read(folder: Path, models: Sequence[Path], options: EvaluateOptions) -> tupl
 
     Raises:
         InputError: There is no training, a folder is not a finished training, a training is of other scans or images,
-            one backbone is given twice on a domain, or the boxes do not fit the data version.
+            one backbone is given twice on a domain, the boxes do not fit the data version, or the labels of descriptors
+            cannot be used.
     """
     data = DataVersion.read(folder)
     trainings = [(model, record.read(model)) for model in models]
@@ -355,7 +359,8 @@ def read(folder: Path, models: Sequence[Path], options: EvaluateOptions) -> tupl
     serving = options.serving_domain or first
     located = None if options.locate is None else AutomaticBoxes.read(options.locate, data)
     extra = [] if located is None or located.problem is not None else [AUTOMATIC]
-    evaluation = Evaluation(data, serving, tuple(dict.fromkeys([*trained, serving, *extra])), options, located)
+    labels = DescriptorTable.read(options.descriptors, data.used) if options.descriptors else None
+    evaluation = Evaluation(data, serving, tuple(dict.fromkeys([*trained, serving, *extra])), options, located, labels)
     scored = [ScoredModel(evaluation, model, training) for model, training in trainings]
     keys = [model.key for model in scored]
     if twice := [key for key in keys if keys.count(key) > 1]:

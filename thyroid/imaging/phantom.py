@@ -4,11 +4,12 @@ A phantom is a thyroid lobe with one nodule, none or two, drawn as a log-compres
 filtered complex Gaussian field: Burckhardt 1978, "Speckle in ultrasound B-mode scans") with depth attenuation, inside
 the frame of a scanner (`phantom_scanner`) with ruler ticks and burned-in text. The signs of a nodule (`phantom_nodule`)
 depend on the label, but only with probabilities, so that a perfect classifier does not exist. Every picture says that
-it is synthetic.
+it is synthetic. The words of ACR TI-RADS for what was drawn are known.
 """
 
 import csv
 import math
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +18,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from thyroid import command, progress
+from thyroid import command, progress, tirads
 from thyroid.imaging import images
 from thyroid.imaging.geometry import Box
+from thyroid.imaging.phantom_features import Features
 from thyroid.imaging.phantom_nodule import GAP, Nodule, Shape
 from thyroid.imaging.phantom_scanner import DEFAULT, SCANNERS, Name
 
@@ -39,11 +41,14 @@ FRAME = SCANNERS[DEFAULT].frame
 
 BENIGN_SHARE = 0.6
 
+ROIS, WORDS = "rois.csv", "descriptors.csv"
+"""Tables beside the scans of a sample."""
+
 WITHOUT_NODULE, WITH_TWO, OFF_CENTRE = 0.1, 0.2, 0.4
 """Expected shares of a varied sample's frames: no nodule, two nodules, and the first nodule off centre."""
 CENTRAL = (0.16, 0.08)
 """How far the centre of a nodule that is not off centre lies from the middle: shares of the scan area's sides."""
-_PLACES, _SECOND, _VARIATION = 1, 2, 3
+_PLACES, _SECOND, _VARIATION, _FEATURES = 1, 2, 3, 4
 """Last numbers of the seeds of further generators; not 0, since NumPy pads seeds with zeros."""
 
 
@@ -55,10 +60,13 @@ class Phantom:
         image: uint8 [height, width, 3].
         rois: Tight box of each nodule: x, y, width, height in pixels of the frame. The first one belongs to the nodule
             that the label is about.
+        words: The word of each descriptor of `tirads.DESCRIPTORS` for this nodule, as it was drawn, whatever the
+            scanner shows of it; empty without a nodule.
     """
 
     image: images.Pixels
     rois: tuple[Box, ...]
+    words: dict[str, str]
 
     @property
     def roi(self) -> Box:
@@ -70,6 +78,12 @@ class Phantom:
         if not self.rois:
             raise ValueError("this phantom has no nodule")
         return self.rois[0]
+
+    @property
+    def largest_words(self) -> dict[str, str]:
+        """The words of the largest nodule; empty without one, or if that is the second one."""
+        areas = [width * height for _, _, width, height in self.rois]
+        return self.words if areas and areas[0] == max(areas) else {}
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,8 @@ class _Content:
         count: Number of nodules: 0, 1 or 2.
         off_centre: Whether the first nodule lies towards the edges of the lobe.
         places: Chooses places and the second nodule's details, so that all else is as in the frame with one nodule.
+        features: Further features of the first nodule; None for none.
+        details: Draws what these features show.
     """
 
     nodule: Nodule
@@ -124,6 +140,8 @@ class _Content:
     count: int
     off_centre: bool
     places: np.random.Generator
+    features: Features | None
+    details: np.random.Generator
 
 
 def _tissue(
@@ -148,6 +166,8 @@ def _tissue(
         shape, centre = shape.placed(free, np.where(outer, eccentricity, np.inf), content.places)
     # Without a nodule it is drawn into a copy, since what follows has to be drawn from the same state.
     masks = [shape.paint(echo if content.count else echo.copy(), centre, rng)]
+    if content.features is not None and content.count:
+        content.features.paint(echo, shape, centre, content.details)
     if content.count == 2:
         x0, y0, w, h = cv2.boundingRect(masks[0].astype(np.uint8))
         free[max(0, y0 - GAP) : y0 + h + GAP, max(0, x0 - GAP) : x0 + w + GAP] = False
@@ -167,6 +187,7 @@ def draw(
     nodules: int = 1,
     off_centre: bool = False,
     scanner: Name = DEFAULT,
+    features: bool = False,
 ) -> Phantom:
     """Draw one frame; the same arguments always give the same frame.
 
@@ -181,6 +202,8 @@ def draw(
         off_centre: Whether the first nodule's centre lies anywhere in the lobe but where it lies by default. The nodule
             is wholly within the scan area, and smaller if it would not fit.
         scanner: Name of the scanner. Patients of equal number on two scanners are different patients.
+        features: Whether the first nodule may have further features (`phantom_features`), whatever the label. All else
+            is as in the frame without them.
 
     Raises:
         ValueError: There cannot be this number of nodules.
@@ -191,12 +214,16 @@ def draw(
     # The default scanner's key has no number, so that its frames stay those of earlier releases.
     key = [seed, patient, "BM".index(label), *([0, 0, device.number] if device.number else [])]
     shared = np.random.default_rng(key)
-    nodule = device.seen(Nodule.of(label, shared))
+    nodule = Nodule.of(label, shared)
     area, visible = device.area(shared)
 
     rng = np.random.default_rng([*key, image + 1])
     places = np.random.default_rng([*key, image + 1, _PLACES])
-    content = _Content(nodule, device.seen(_second_nodule(key)), nodules, off_centre, places)
+    further = Features.draw(np.random.default_rng([*key, 0, _FEATURES])) if features else None
+    details = np.random.default_rng([*key, image + 1, _FEATURES])
+    first = device.seen(nodule if further is None else further.look(nodule))
+    second = device.seen(_second_nodule(key))
+    content = _Content(first, second, nodules, off_centre, places, further, details)
     echo, masks = _tissue(visible, content, rng)
     grey = device.grey(echo, rng)
     grey[~visible] = 0
@@ -206,7 +233,8 @@ def draw(
     canvas[top : top + height, left : left + width] = grey.astype(np.uint8)[..., None]
     device.annotate(canvas, area, patient, rng)
     boxes = (cv2.boundingRect(mask.astype(np.uint8)) for mask in masks)
-    return Phantom(canvas, tuple((left + x, top + y, w, h) for x, y, w, h in boxes))
+    words = nodule.words if further is None else further.words(nodule)
+    return Phantom(canvas, tuple((left + x, top + y, w, h) for x, y, w, h in boxes), words if nodules else {})
 
 
 def _second_nodule(key: list[int]) -> Nodule:
@@ -227,6 +255,7 @@ class _Task:
         folder: Folder of the scans.
         varied: Whether number and place of the nodules vary.
         scanner: Name of the scanner.
+        features: Whether nodules may have further features.
     """
 
     label: str
@@ -236,6 +265,7 @@ class _Task:
     folder: str
     varied: bool
     scanner: Name
+    features: bool
 
 
 def variation(patient: int, image: int, seed: int = 0) -> tuple[int, bool]:
@@ -254,7 +284,8 @@ def variation(patient: int, image: int, seed: int = 0) -> tuple[int, bool]:
     return nodules, bool(place < OFF_CENTRE)
 
 
-def _write(task: _Task) -> list[tuple[str, int, int, int, int]]:
+def _write(task: _Task) -> tuple[list[tuple[str, int, int, int, int]], tuple[str, ...]]:
+    """Write a frame, and return its rows of rois.csv and its row of descriptors.csv."""
     name = f"{task.label}_{task.patient:03d}-{task.image:04d}-1.0.jpg"
     nodules, off_centre = variation(task.patient, task.image, task.seed) if task.varied else (1, False)
     phantom = draw(
@@ -265,9 +296,11 @@ def _write(task: _Task) -> list[tuple[str, int, int, int, int]]:
         nodules=nodules,
         off_centre=off_centre,
         scanner=task.scanner,
+        features=task.features,
     )
     (Path(task.folder) / name).write_bytes(images.encode(phantom.image, MARK))
-    return [(name, *roi) for roi in phantom.rois]
+    words = phantom.largest_words
+    return [(name, *roi) for roi in phantom.rois], (name, *(words.get(one, "") for one in tirads.DESCRIPTORS))
 
 
 def generate(
@@ -278,8 +311,11 @@ def generate(
     *,
     varied: bool = False,
     scanner: Name = DEFAULT,
+    features: bool = False,
 ) -> Path:
     """Write `patients * images_per_patient` frames to `output/scans` and their nodules to `output/rois.csv`.
+
+    `output/descriptors.csv` has the words of ACR TI-RADS for what was drawn, of the largest nodule of each frame.
 
     Six patients in ten are benign. The same arguments give the same files, whatever the number of cores.
 
@@ -290,8 +326,10 @@ def generate(
         seed: Seed of the whole set.
         varied: Whether some frames show no nodule, two, or one off centre, as `variation` says. A frame without a
             nodule has no row in rois.csv, one with two has two rows. The label is then the patient's: a frame may not
-            show what it is about, and a second nodule looks benign. By default every frame shows one nodule.
+            show what it is about, and a second nodule looks benign. By default every frame shows one nodule. Where the
+            second one is the largest, the frame has no words in descriptors.csv.
         scanner: Name of the scanner. Names of files and labels are the same on every scanner.
+        features: Whether nodules may have further features, whatever the label.
 
     Returns:
         Path of rois.csv.
@@ -302,18 +340,21 @@ def generate(
         ["B"] * round(patients * BENIGN_SHARE) + ["M"] * (patients - round(patients * BENIGN_SHARE))
     )
     tasks = [
-        _Task(str(labels[patient - 1]), patient, image, seed, str(folder), varied, scanner)
+        _Task(str(labels[patient - 1]), patient, image, seed, str(folder), varied, scanner, features)
         for patient in range(1, patients + 1)
         for image in range(1, images_per_patient + 1)
     ]
     with ProcessPoolExecutor() as pool:
         written = list(progress.bar(pool.map(_write, tasks, chunksize=16), len(tasks), "phantoms", "scan"))
-    rois = output / "rois.csv"
-    with rois.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["filename", "x", "y", "width", "height"])
-        writer.writerows(row for rows in written for row in rows)
+    rois = output / ROIS
+    _write_table(rois, ["filename", "x", "y", "width", "height"], [row for rows, _ in written for row in rows])
+    _write_table(output / WORDS, ["filename", *tirads.DESCRIPTORS], [words for _, words in written])
     return rois
+
+
+def _write_table(path: Path, header: list[str], rows: Sequence[tuple[object, ...]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
 
 
 def run(
@@ -324,19 +365,21 @@ def run(
     seed: int = 0,
     varied: bool = False,
     scanner: Name = DEFAULT,
+    features: bool = False,
 ) -> None:
     """Draw synthetic ultrasound-like phantoms, so that everything runs without a single patient's data.
 
     Args:
-        output: Folder for scans/ and rois.csv.
+        output: Folder for scans/, rois.csv and descriptors.csv.
         patients: Number of patients.
         images_per_patient: Number of scans of each patient.
         seed: Seed of the whole set.
         varied: Also draw frames without a nodule, with two, and with one off centre (about 10, 20 and 40 in 100).
         scanner: Scanner that the scans look like: linear is the sample's, convex and portable are other hospitals'.
+        features: Also draw spongiform, cystic and very hypoechoic nodules, coarse and rim calcifications, comet tails.
     """
-    rois = generate(output, patients, images_per_patient, seed, varied=varied, scanner=scanner)
-    print(f"{output / 'scans'} and {rois}: synthetic phantoms, not patients")
+    rois = generate(output, patients, images_per_patient, seed, varied=varied, scanner=scanner, features=features)
+    print(f"{output / 'scans'}, {rois} and {output / WORDS}: synthetic phantoms, not patients")
 
 
 main = command.main("python -m thyroid.phantom", run)

@@ -21,8 +21,14 @@ SIGNS = {
 }
 GAP = 6
 """Pixels kept free around a nodule that is placed."""
+FLUID = -28.0
+"""Echo of fluid in dB."""
 INNER = 0.6
 """Eccentricity up to which a nodule is placed: most nodules then reach the edge of the lobe and hardly beyond it."""
+
+
+_ECHOES = {"anechoic": -25.0, "very_hypoechoic": -17.0, "hypoechoic": -5.5, "isoechoic": math.inf}
+"""Words for a nodule's echo, each with the upper bound in dB; healthy tissue is at about 0."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,17 @@ class Nodule:
             halo=rng.uniform(6, 10) if sign["halo"] else 0.0,
             calcifications=int(rng.integers(6, 18)) if sign["microcalcification"] else 0,
         )
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The word of each descriptor of ACR TI-RADS for the signs that were drawn (see `thyroid.tirads`)."""
+        return {
+            "composition": "mixed" if self.cyst else "solid",
+            "echogenicity": next(word for word, below in _ECHOES.items() if self.echo < below),
+            "shape": "taller" if self.aspect > 1 else "wider",
+            "margin": "lobulated" if self.roughness > 0.08 else "smooth",
+            "foci": "punctate" if self.calcifications else "none",
+        }
 
 
 @dataclass(frozen=True)
@@ -125,6 +142,25 @@ class Shape:
         chosen = int(rng.integers(len(xs)))
         return self, (float(xs[chosen]), float(ys[chosen]))
 
+    def polar(
+        self, size: tuple[int, ...], centre: tuple[float, float]
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Return where the pixels of a picture are in the nodule.
+
+        Args:
+            size: Height and width of the picture in pixels.
+            centre: x and y of the nodule's centre in pixels.
+
+        Returns:
+            Distance from the centre, 1 on the ellipse, and by how much the margin deviates from the ellipse in this
+            direction [height, width].
+        """
+        (height, width), (cx, cy) = size, centre
+        y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+        tall = math.sqrt(self.nodule.aspect)
+        harmonics = self.ripple(np.arctan2((y - cy) / tall, (x - cx) * tall))
+        return np.hypot((x - cx) * tall, (y - cy) / tall) / (self.nodule.radius * height), harmonics
+
     def paint(
         self, echo: NDArray[np.float32], centre: tuple[float, float], rng: np.random.Generator
     ) -> NDArray[np.bool_]:
@@ -138,11 +174,8 @@ class Shape:
         Returns:
             The nodule's mask [height, width].
         """
-        nodule, (cx, cy), height = self.nodule, centre, echo.shape[0]
-        y, x = np.mgrid[0:height, 0 : echo.shape[1]].astype(np.float32)
-        tall = math.sqrt(nodule.aspect)
-        harmonics = self.ripple(np.arctan2((y - cy) / tall, (x - cx) * tall))
-        distance = np.hypot((x - cx) * tall, (y - cy) / tall) / (nodule.radius * height)
+        nodule = self.nodule
+        distance, harmonics = self.polar(echo.shape, centre)
         inside: NDArray[np.bool_] = distance < 1 + harmonics
         edge = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), 1.0 + 5 * nodule.roughness)
         echo += edge * (rng.uniform(0, 1.5) + nodule.echo - echo)
@@ -150,7 +183,7 @@ class Shape:
         # halo does not reach beyond the margin, and there is no enhancement behind fluid.
         echo -= nodule.halo * np.exp(-(((distance - 0.9 - harmonics) / 0.04) ** 2))
         if nodule.cyst:
-            echo[distance < nodule.cyst] = -28
+            echo[distance < nodule.cyst] = FLUID
         ys, xs = np.nonzero(distance < 0.8 * (1 + harmonics))
         for i in rng.integers(0, len(ys), nodule.calcifications):
             cv2.circle(echo, (int(xs[i]), int(ys[i])), int(rng.integers(1, 3)), 16.0, -1)

@@ -191,9 +191,10 @@ def _pair(readers: tuple[str, str], frames: Sequence[_Both], classes: Classes) -
         "verdict": _kappa([(f.group, f.one.verdict, f.other.verdict) for f in frames], list(Verdict), False),
         "side": _kappa([(f.group, f.one.side, f.other.side) for f in frames], classes.names, classes.ordered),
     }
-    for name, values in FEATURES.items():
+    for name in FEATURES:
         rows = [(group, one.features.get(name, ""), other.features.get(name, "")) for group, (one, other, _) in matches]
-        kappa[name] = _kappa(rows, list(values), False)
+        # Several kinds of foci are an answer of their own. For the others, answers that nobody gave change nothing.
+        kappa[name] = _kappa(rows, sorted({text for _, *both in rows for text in both if text}), False)
     kappa["level"] = _kappa([(group, level([one]), level([other])) for group, (one, other, _) in matches], LEVELS, True)
     return Pair(
         readers=readers,

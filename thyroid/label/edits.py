@@ -13,7 +13,7 @@ from thyroid.errors import InputError
 from thyroid.imaging.geometry import Box
 from thyroid.ingest.regions import ROI_COLUMNS, box_of
 from thyroid.label.frames import Catalogue, Frame, GoneError
-from thyroid.label.readings import FEATURES, MarkedRegion, Origin, Reading, Verdict
+from thyroid.label.readings import FEATURES, MarkedRegion, Origin, Reading, Verdict, features_of
 from thyroid.metrics import detection
 
 ROIS, LABELS, CLINICAL = "rois.csv", "labels.csv", "clinical.csv"
@@ -313,11 +313,7 @@ def _features(row: _Row) -> dict[str, str]:
     Raises:
         ValueError: A value is unknown.
     """
-    result = {feature: row[feature] for feature in FEATURES if row.get(feature)}
-    for feature, value in result.items():
-        if value not in FEATURES[feature]:
-            raise ValueError(f"{feature} {value!r} is unknown; choose from {', '.join(FEATURES[feature])}")
-    return result
+    return features_of({feature: row[feature] for feature in FEATURES if row.get(feature)})
 
 
 def _plain(column: str, text: str) -> str:

@@ -1,6 +1,7 @@
 """Asks an endpoint in the background what it makes of every frame, and describes frames by a small thumbnail.
 
-Readers see nothing of an answer but its boxes. The order of the frames follows from the rest (`order`).
+Readers see nothing of an answer but its boxes, and the features that it suggests unless they are to read blind. The
+order of the frames follows from the rest (`order`).
 """
 
 import contextlib
@@ -19,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from thyroid import storage
+from thyroid import storage, tirads
 from thyroid.errors import InputError
 from thyroid.imaging import geometry, images
 from thyroid.imaging.geometry import Box
 from thyroid.label.frames import Frame, GoneError
+from thyroid.label.readings import FEATURES
 from thyroid.web.endpoint import Endpoint
 from thyroid.web.upload import PageError, View
 
@@ -56,6 +58,8 @@ class Proposed(BaseModel):
         decision: "benign", "malignant" or "abstain".
         reasons: Why there is no decision.
         model: Version of the model and its data.
+        features: Features of the nodule in the best box, in the words of `readings.FEATURES`, where the model tells one
+            word; empty for a model that tells none.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -66,6 +70,7 @@ class Proposed(BaseModel):
     decision: str
     reasons: tuple[str, ...] = ()
     model: str
+    features: dict[str, str] = {}
 
     @property
     def probability(self) -> float | None:
@@ -88,6 +93,10 @@ class _Crop(BaseModel):
     unsure: bool = False
 
 
+class _Descriptors(BaseModel):
+    told: dict[str, list[str]] = {}
+
+
 class _Answer(BaseModel):
     """The fields of the endpoint's answer that are used. A newer endpoint may have more."""
 
@@ -100,6 +109,7 @@ class _Answer(BaseModel):
     reasons: list[str] | None = None
     model_version: int
     data_digest: str = ""
+    descriptors: _Descriptors | None = None
 
 
 def describe(data: bytes) -> Descriptor:
@@ -363,7 +373,15 @@ def read_answer(answer: Mapping[str, Any], width: int, height: int) -> Proposed 
         decision=told.decision,
         reasons=tuple(reasons),
         model=_named(told.model_version, told.data_digest),
+        features={} if told.descriptors is None else _features(told.descriptors.told),
     )
+
+
+def _features(told: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the features of which a model tells one word, or one or more kinds of foci."""
+    known = {name: words for name, words in told.items() if name in FEATURES}
+    values = {name: tirads.parse(name, tirads.JOINT.join(words)) for name, words in known.items()}
+    return {name: tirads.cell(name, found) for name, found in values.items() if found is not None}
 
 
 def _named(version: int, digest: str) -> str:

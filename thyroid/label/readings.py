@@ -1,28 +1,22 @@
 """What a reader says about a frame, and the journal's entries that keep it.
 
-The features and their values are those of ACR TI-RADS (Tessler et al., J Am Coll Radiol 2017;14:587), which also gives
-the points of each value and the level that their sum means.
+The features and their values are those of ACR TI-RADS, whose points and levels `thyroid.tirads` knows.
 """
 
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from thyroid import tirads
 from thyroid.imaging.geometry import Box
 
-FEATURES: dict[str, dict[str, int]] = {
-    "composition": {"cystic": 0, "spongiform": 0, "mixed": 1, "solid": 2},
-    "echogenicity": {"anechoic": 0, "hyperechoic": 1, "isoechoic": 1, "hypoechoic": 2, "very_hypoechoic": 3},
-    "shape": {"wider": 0, "taller": 3},
-    "margin": {"smooth": 0, "ill_defined": 0, "lobulated": 2, "extrathyroidal": 3},
-    "foci": {"none": 0, "macro": 1, "rim": 2, "punctate": 3},
-}
+FEATURES = tirads.DESCRIPTORS
 """Values of every feature with their points in ACR TI-RADS."""
 MOST_REGIONS = 20
 """Nodules in one frame. More are a mistake of the hand or of a script."""
@@ -58,7 +52,8 @@ class MarkedRegion(_Strict):
         width: Width in pixels.
         height: Height in pixels.
         origin: How it was made.
-        features: Value of each feature of `FEATURES` that the reader chose.
+        features: Value of each feature of `FEATURES` that the reader chose; several kinds of foci are joined by a plus
+            sign in the order of `FEATURES`, such as macro+punctate.
     """
 
     x: int = Field(ge=0)
@@ -70,11 +65,13 @@ class MarkedRegion(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        try:
+            known = features_of(self.features)
+        except ValueError as error:
+            raise ValueError(f"features.{error}") from None
         for name, value in self.features.items():
-            if value not in FEATURES.get(name, {}):
-                raise ValueError(
-                    f"features.{name}: {value!r} is unknown; choose from {', '.join(FEATURES.get(name, {}))}"
-                )
+            if value != known[name]:
+                raise ValueError(f"features.{name}: {value!r} must be written {known[name]!r}")
         return self
 
     @property
@@ -217,11 +214,31 @@ class Entry(_Strict):
         return self.model_copy(update={"frame": "", "reading": None, "before": None, "erased": True})
 
 
-def points(features: dict[str, str]) -> int | None:
+def features_of(cells: Mapping[str, Any]) -> dict[str, str]:
+    """Return the features that a row of a table names, in the words of `FEATURES`.
+
+    Args:
+        cells: Text by feature.
+
+    Raises:
+        ValueError: A feature is unknown, or a word is unknown or empty.
+    """
+    found = {}
+    for name, text in cells.items():
+        values = tirads.parse(name, str(text)) if name in FEATURES else None
+        if values is None:
+            several = f", joined by {tirads.JOINT}" if name == tirads.FOCI else ""
+            raise ValueError(f"{name} {text!r} is unknown; choose from {', '.join(FEATURES.get(name, ()))}{several}")
+        found[name] = tirads.cell(name, values)
+    return found
+
+
+def points(features: Mapping[str, str]) -> int | None:
     """Return the points of ACR TI-RADS for a nodule; None unless every feature is given."""
     if set(features) != set(FEATURES):
         return None
-    return sum(FEATURES[name][value] for name, value in features.items())
+    given = {name: tirads.parse(name, value) or frozenset() for name, value in features.items()}
+    return tirads.points(given, given[tirads.FOCI]).low
 
 
 def level(regions: Sequence[MarkedRegion]) -> str:
@@ -229,5 +246,4 @@ def level(regions: Sequence[MarkedRegion]) -> str:
     known = [total for region in regions if (total := points(region.features)) is not None]
     if not known:
         return ""
-    most = max(known)
-    return "TR1" if most < 2 else "TR2" if most == 2 else "TR3" if most == 3 else "TR4" if most < 7 else "TR5"
+    return tirads.level(max(known))

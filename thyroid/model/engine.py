@@ -4,6 +4,7 @@ Each of these is a *form* of the same artefact. A form is served only if the eva
 model.json). OpenVINO does not need TensorFlow.
 """
 
+import argparse
 import asyncio
 import math
 import sys
@@ -19,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thyroid import cores
-from thyroid.data.classes import Classes
 from thyroid.errors import InputError
-from thyroid.model.artefact import MODEL, Artefact, load_keras
+from thyroid.model.artefact import Artefact
+from thyroid.model.descriptors import maps
 
 KERAS, F32, BF16 = "keras", "openvino-f32", "openvino-bf16"
 FORMS = (BF16, F32, KERAS)
@@ -51,7 +52,8 @@ _ROUNDS, _ROUND_SECONDS = 2, 0.25  # number and length of the rounds in which ea
 
 Answer = tuple[NDArray[np.float32], ...]
 """A network's unscaled probabilities [classes], its map of evidence of malignancy [h, w] and its pooled features [d],
-which the networks of older releases lack. That of a locator is its heat and its distances."""
+which the networks of older releases lack. If it tells descriptors, its frozen features [d] and a map of each finding
+[h, w, k] follow. That of a locator is its heat and its distances."""
 
 
 class Engine(Protocol):
@@ -79,13 +81,17 @@ CLASSIFIER_OUTPUTS = ("probability", "evidence", "pooled")
 """Outputs of a classifier's graph that are served. Graphs of older releases lack the last one."""
 
 
-def convert(graph: Path, output: Path, names: Sequence[str] = CLASSIFIER_OUTPUTS) -> None:
+def convert(
+    graph: Path, output: Path, names: Sequence[str] = CLASSIFIER_OUTPUTS, descriptors: Path | None = None
+) -> None:
     """Write a network as OpenVINO's single precision IR: `output` and its .bin file.
 
     Args:
         graph: The file `network.GRAPH` of a training, or that of a locator.
         output: The .xml file to write.
         names: Names of the graph's outputs that are kept, in their order. A name that the graph lacks is left out.
+        descriptors: File of a `Head` that tells descriptors, whose features and maps become two more outputs; None for
+            none. The graph must have `network.MAPS`.
     """
     import openvino
 
@@ -93,6 +99,8 @@ def convert(graph: Path, output: Path, names: Sequence[str] = CLASSIFIER_OUTPUTS
     model = openvino.convert_model(graph)  # orders its outputs by name
     known = {name for output in model.outputs for name in output.get_names()}
     results = [model.output(f"{name}:0").node for name in names if f"{name}:0" in known]
+    if descriptors is not None:
+        results += maps.results(model, descriptors)
     model = openvino.Model(results, model.get_parameters(), model.get_friendly_name())
     openvino.save_model(model, output, compress_to_fp16=False)
 
@@ -165,7 +173,7 @@ def load(artefact: Artefact, form: str | None = None) -> Engine:
     if names == [KERAS]:
         from thyroid.model import explain
 
-        return KerasEngine(explain.with_map(load_keras(artefact.folder / MODEL), Classes.from_record(artefact.record)))
+        return KerasEngine(explain.load(artefact))
     engines = [OpenVINOEngine(artefact.folder / OPENVINO, artefact.record.image_size, name) for name in names]
     measured = _measure(engines) if len(engines) > 1 else {}
     chosen = max(engines, key=lambda one: measured.get(one.form, 0.0))
@@ -379,5 +387,10 @@ class KerasEngine:
 
 
 if __name__ == "__main__":  # a separate process, because OpenVINO holds the GIL while it converts
-    source, target, *wanted = sys.argv[1:]
-    convert(Path(source), Path(target), wanted or CLASSIFIER_OUTPUTS)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("graph", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--descriptors", type=Path)
+    given = parser.parse_args()
+    convert(given.graph, given.output, given.names or CLASSIFIER_OUTPUTS, given.descriptors)

@@ -8,6 +8,9 @@ same network and needs no gradients.
 
 A third output describes the image: statistics of its pixels, and the features that the probability is made of.
 `thyroid.model.novelty` tells by them whether an image is unlike the training images.
+
+Two more show what the part of the network that training left frozen sees. `thyroid.model.descriptors` tells sonographic
+descriptors by it, and the class activation map of each is as exact as that of malignancy.
 """
 
 from typing import TYPE_CHECKING
@@ -18,23 +21,33 @@ from numpy.typing import NDArray
 
 from thyroid.data.classes import BINARY, Classes
 from thyroid.model import backbones
+from thyroid.model.artefact import MODEL, Artefact, load_keras
+from thyroid.model.descriptors.head import Head
 
 if TYPE_CHECKING:
     import keras
 
 
-def with_map(network: "keras.Model", classes: Classes = BINARY, unfrozen: int | None = None) -> "keras.Model":
+def with_map(
+    network: "keras.Model",
+    classes: Classes = BINARY,
+    unfrozen: int | None = None,
+    descriptors: NDArray[np.float32] | None = None,
+) -> "keras.Model":
     """Add outputs to a network: a map of evidence of malignancy, and features that describe the image.
 
     Args:
         network: Result of `backbones.build`. Its layers are shared, not copied.
         classes: Classes of the network. Evidence is the mean of the malignant ones minus the mean of the others.
-        unfrozen: Number of last blocks of the body whose pooled input becomes a fourth output. None for none.
+        unfrozen: Number of last blocks of the body whose input becomes the fourth and the fifth output. None for none.
+        descriptors: Weights of the channels of that input for each finding (`descriptors.head.Head`), float32
+            [channels, k]. None for the input itself.
 
     Returns:
         A model whose outputs are the probabilities, the evidence as float32 [n, h, w], not yet cut off or scaled, the
-        statistics of the pixels (`novelty.PICTURE`) with the network's features as float32 [n, 7 + channels], and the
-        pooled input of the unfrozen blocks as float32 [n, channels] if it is asked for.
+        statistics of the pixels (`novelty.PICTURE`) with the network's features as float32 [n, 7 + channels] and, if
+        it is asked for, the input of the unfrozen blocks: pooled as float32 [n, channels], and as a map [n, h, w,
+        channels] or, weighted, [n, h, w, k].
     """
     from thyroid.model.backend import keras
     from thyroid.model.novelty.picture import PictureStatistics
@@ -56,7 +69,24 @@ def with_map(network: "keras.Model", classes: Classes = BINARY, unfrozen: int | 
     described = [PictureStatistics()(network.inputs[0]), features]
     pooled = keras.layers.Concatenate(dtype="float32", name="pooled")(described)
     frozen = [keras.layers.GlobalAveragePooling2D(name="frozen_features")(one) for one in cut]
-    return keras.Model(network.input, [probability, evidence, pooled, *frozen])
+    if cut and descriptors is not None:
+        tell = keras.layers.Dense(descriptors.shape[1], use_bias=False, dtype="float32", name="descriptor_maps")
+        cut = [tell(one) for one in cut]
+        tell.set_weights([descriptors])
+    return keras.Model(network.input, [probability, evidence, pooled, *frozen, *cut])
+
+
+def load(artefact: Artefact) -> "keras.Model":
+    """Load the Keras model of an artefact with the outputs that are served (`engine.Answer`).
+
+    Raises:
+        InputError: A file is damaged or does not fit model.json.
+    """
+    network, classes = load_keras(artefact.folder / MODEL), Classes.from_record(artefact.record)
+    head = Head.read(artefact)
+    if head is None:
+        return with_map(network, classes)
+    return with_map(network, classes, head.record.unfrozen, head.weight)
 
 
 def heat(evidence: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -65,11 +95,11 @@ def heat(evidence: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     Negative evidence is cut off. The rest is divided by its maximum and enlarged.
 
     Args:
-        evidence: One map of `with_map`, [h, w].
+        evidence: One map of `with_map`, [h, w], of malignancy or of a finding.
         size: Side of the image in pixels.
 
     Returns:
-        float32 [size, size], 0 to 1. All 0 if there is no evidence of malignancy.
+        float32 [size, size], 0 to 1. All 0 if there is no positive evidence.
     """
     positive = np.maximum(evidence, 0)
     scaled = positive / max(float(positive.max()), 1e-12)

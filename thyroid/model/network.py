@@ -31,6 +31,10 @@ OUTPUTS = ("probability", "evidence", "pooled", "features")
 """Names of the graph's outputs. Trainings of older releases have no pooled features, and the last one exists only if
 training left blocks frozen."""
 
+MAPS = "frozen_maps"
+"""Node of the graph with the map that `features` are the mean of. `engine.convert` makes maps of descriptors of it; no
+evaluation runs it. Trainings of older releases have none."""
+
 
 class Network:
     """Runs the graph of a model of `backbones.build` and caches its answers.
@@ -40,6 +44,9 @@ class Network:
         graph: Graph from "batch" to some of `OUTPUTS`, without variables. The graph of a loaded network has no weights,
             either.
         call: Function that runs the graph.
+
+    Attributes:
+        has_maps: Whether the graph has frozen features and `MAPS`, by which descriptors are told.
     """
 
     batch_size = 32
@@ -50,6 +57,7 @@ class Network:
         self._call = call
         present = {node.name for node in graph.node}
         self._outputs = [output for output in OUTPUTS if output in present]
+        self.has_maps = MAPS in present
         self._known: dict[bytes, dict[str, NDArray[np.float32]]] = {}
 
     @classmethod
@@ -66,11 +74,12 @@ class Network:
 
         def run(batch: tf.Tensor) -> list[tf.Tensor]:
             outputs = whole(batch, training=False)
-            return [tf.identity(one, name) for one, name in zip(outputs, OUTPUTS, strict=False)]
+            named = [tf.identity(one, name) for one, name in zip(outputs, (*OUTPUTS, MAPS), strict=False)]
+            return named[: len(OUTPUTS)]
 
         image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, "batch")
         call = tf.function(run, [image], jit_compile=XLA)
-        return cls(model.name, _frozen(call.get_concrete_function()), call)
+        return cls(model.name, _frozen(call.get_concrete_function(), (*OUTPUTS, MAPS)), call)
 
     @classmethod
     def load(cls, folder: Path, training: TrainRecord) -> "Network":
@@ -182,7 +191,7 @@ def frozen_graph(model: keras.Model, outputs: Sequence[str]) -> "tf.compat.v1.Gr
     return _frozen(tf.function(run, [image]).get_concrete_function(), outputs)
 
 
-def _frozen(function: Any, outputs: Sequence[str] = OUTPUTS) -> "tf.compat.v1.GraphDef":
+def _frozen(function: Any, outputs: Sequence[str]) -> "tf.compat.v1.GraphDef":
     """Return the graph of a traced function with its variables turned into constants.
 
     TensorFlow's own `convert_variables_to_constants_v2` does the same, but takes thirty times as long, because it

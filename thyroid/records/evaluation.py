@@ -7,7 +7,7 @@ from thyroid.records.clinical import ClinicalRecord
 from thyroid.records.data import ClassFields
 from thyroid.records.gate import AuditRecord, GateRecord
 from thyroid.records.locate import AutomaticBoxes, LocatorRecord
-from thyroid.records.model import NoveltyRecord
+from thyroid.records.model import DescriptorsRecord, NoveltyRecord
 from thyroid.records.performance import (
     AUROC,
     EvaluateSettings,
@@ -203,6 +203,11 @@ class Measured(ClassFields):
     and in evaluations of older releases."""
     novelty_skipped: str | None = None
     """Why there is no reference for novelty, in words; absent if there is one."""
+    descriptors: DescriptorsRecord | None = None
+    """Which sonographic descriptors the winner tells; absent where no labels were given, and in evaluations of older
+    releases."""
+    descriptors_skipped: str | None = None
+    """Why labels of descriptors were given and not used, in words; absent if they were used."""
     settings: EvaluateSettings
     """What the user asked for."""
     worst: dict[str, int]

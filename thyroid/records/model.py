@@ -10,6 +10,7 @@ from thyroid.records.gate import GateRecord
 from thyroid.records.locate import AutomaticBoxes, LocatorRecord
 from thyroid.records.performance import EvaluateSettings, OperatingPointFields, Performance, ValidationPerformance
 from thyroid.records.record import Record
+from thyroid.tirads import kinds
 
 
 class FormTest(Record):
@@ -162,6 +163,130 @@ class UsualAnswers(Record):
     """Share of the patients whose drawn image was left undecided (abstain), and was called malignant (malignant)."""
 
 
+class FindingTest(Record):
+    """How well one finding is told on test patients, who chose nothing."""
+
+    images: int
+    """Number of labelled test images."""
+    patients: int
+    """Number of their patients."""
+    positive_patients: int
+    """Number of patients with the finding on an image."""
+    auroc: Interval | None
+    """AUROC; null where no labelled image has the finding, or all have it."""
+    kappa: Interval | None
+    """Cohen's kappa of the label and the probability at its threshold; null where the AUROC is."""
+    sensitivity: Interval | None
+    """Share of the images with the finding that are told to have it; null where there are none."""
+    specificity: Interval | None
+    """Share of the images without the finding that are told to have none; null where there are none."""
+    ece: Interval | None
+    """Expected calibration error; null where the AUROC is."""
+
+
+class FindingRecord(Record):
+    """One value of a descriptor, such as a lobulated margin: how well the network's features show it."""
+
+    descriptor: str
+    """Name of the descriptor, see `thyroid.tirads.DESCRIPTORS`."""
+    value: str
+    """The value that this finding is for or against."""
+    patients_with: int
+    """Number of development patients with the value on a labelled image."""
+    patients_without: int
+    """Number of development patients with another value on a labelled image."""
+    given: bool
+    """Whether the model gives the finding out. The file descriptors.npz holds the given ones alone."""
+    why: Literal["too_few", "gives_class_away", "auroc", "surroundings"] | None
+    """Why it is withheld: too few patients, a column that gives the class away, an AUROC that may be too low, or
+    evidence that is not in the nodule; null if it is given out."""
+    detail: str
+    """The same in words, with the figures; empty if it is given out."""
+    exclude: float | None
+    """Probability below which the value is excluded, 0 to 1; null where nothing was fitted."""
+    threshold: float | None
+    """Probability from which the value is told to be present, 0 to 1; null where nothing was fitted."""
+    sure: float | None
+    """Probability from which the value is certain enough to rule out others, 0 to 1; null where nothing was fitted."""
+    development: Interval | None
+    """AUROC on development patients, out of fold; null where nothing was fitted."""
+    blanked: Interval | None
+    """The same of the surroundings alone, with the nodule blacked out; null where it was not measured."""
+    kept: float | None
+    """Share of the AUROC's distance from .5 that is kept without the nodule; null where it was not measured, and where
+    the AUROC is not above .5."""
+    shortcuts: dict[str, Interval]
+    """AUROC with which a few numbers tell the value without a look at the nodule, by name of the shortcut."""
+    test: FindingTest | None
+    """How well it is told on test patients; null where nothing was fitted, or no test image is labelled."""
+    largest_difference: dict[str, float]
+    """Largest difference of its probability on a test image from Keras, by form of the model."""
+
+
+class TiradsRecord(Record):
+    """ACR TI-RADS from what the picture shows, and when it disagrees with the probability of malignant."""
+
+    cut: int
+    """Points from which TI-RADS counts as suspicious, where it is compared with the model's decision."""
+    doubts: bool
+    """Whether the model makes no decision where the two disagree. Only if more of the decisions were wrong there, on
+    patients that the network did not learn from."""
+    why_not: str | None
+    """Why it does not, in words; null if it does."""
+    covered: Interval | None
+    """Share of the labelled test images whose points lie within the interval; null where none has every descriptor."""
+    mean_width: float | None
+    """Mean width of the interval on test images, in points."""
+    compared: int
+    """Number of test patients with a decision, which was compared."""
+    disagree: int
+    """Number of them whose points disagree with the decision."""
+    wrong_if_disagree: Interval | None
+    """Share of wrong decisions where the two disagree; null if they never do."""
+    wrong_if_agree: Interval | None
+    """Share of wrong decisions among the other patients; null if there are none."""
+
+
+class DescriptorsRecord(Record):
+    """Which sonographic descriptors the model tells. The file descriptors.npz has the weights of those it gives out.
+
+    It holds figures over patients, and nothing of a single one.
+    """
+
+    columns: dict[str, str]
+    """Column of the labels by descriptor."""
+    notes: list[str]
+    """What was unusual about the labels, in words."""
+    images: int
+    """Number of labelled development images that the findings were fitted on."""
+    patients: int
+    """Number of their patients."""
+    features: int
+    """Number of the network's features: the pooled input of the blocks that training unfroze."""
+    unfrozen: int
+    """Number of these blocks."""
+    seen: dict[str, list[str]]
+    """Values that a development image is labelled with, by descriptor; of foci the kinds. A descriptor without labels
+    is not here."""
+    findings: list[FindingRecord]
+    """Every value that was looked at, in the order of the lexicon, withheld ones included."""
+    word_kappa: dict[str, Interval]
+    """Cohen's kappa of label and told word on test images, by descriptor with at least two findings given out."""
+    tirads: TiradsRecord | None
+    """TI-RADS of the findings given out; null if there are none, or nothing to compare it with."""
+
+    @property
+    def given(self) -> list[FindingRecord]:
+        """The findings that the model gives out, in the order of the columns of descriptors.npz."""
+        return [finding for finding in self.findings if finding.given]
+
+    @property
+    def assumed_absent(self) -> dict[str, list[str]]:
+        """Values of labelled descriptors that no development image is labelled with. TI-RADS ignores them."""
+        unseen = {name: [one for one in kinds(name) if one not in seen] for name, seen in self.seen.items()}
+        return {name: values for name, values in unseen.items() if values}
+
+
 class ModelDescription(ClassFields, OperatingPointFields):
     """What the evaluation says about a model. `Artefact.describe` adds the code version and the files."""
 
@@ -210,6 +335,8 @@ class ModelDescription(ClassFields, OperatingPointFields):
     usual_answers: dict[str, UsualAnswers] | None = None
     """What the answers to held-out patients are like, by source: given, auto, whole or frame; absent in models of older
     releases."""
+    descriptors: DescriptorsRecord | None = None
+    """Which sonographic descriptors it tells; absent in models of older releases, and where no labels were given."""
     recalibrated_for: str | None = None
     """Site on whose patients temperature, bias and threshold were fitted; its metrics are of that site. Absent for a
     model that an evaluation made."""

@@ -3,8 +3,6 @@
 `schemas` describes these answers.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,23 +10,25 @@ from typing import Any
 import numpy as np
 from kserve import InferOutput, InferRequest, InferResponse
 from numpy.typing import NDArray
-from PIL import Image
 
 from thyroid import RESEARCH_USE_ONLY
 from thyroid.clinical.encoder import Encoder
 from thyroid.data.classes import Classes
-from thyroid.model import explain
+from thyroid.model.descriptors.head import Head, Told
 from thyroid.model.locator import MOST
 from thyroid.model.novelty.novelty import Novelty
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.records.model import ArtefactRecord, KerasForm
 from thyroid.records.watch import AUTO, WHOLE
+from thyroid.serve.descriptors import answers as descriptors
+from thyroid.serve.descriptors import maps
 from thyroid.serve.limits import RequestError
 from thyroid.serve.payload import CROP, Instance
 from thyroid.serve.preprocessing import Prepared
+from thyroid.tirads import Points
 
 UNLIKE, BOX_UNSURE, BOX_NOT_CONFIRMED = "unlike_training", "box_unsure", "box_not_confirmed"
-BAND, DISAGREE = "abstention_band", "views_disagree"
+BAND, DESCRIPTORS_DISAGREE, DISAGREE = "abstention_band", "descriptors_disagree", "views_disagree"
 """Reasons of abstention, in the order of an answer."""
 _DOUBTS = (UNLIKE, BOX_UNSURE, BOX_NOT_CONFIRMED)
 _FARTHEST = 1e6
@@ -62,6 +62,10 @@ class Scored:
             no reference for it.
         distance: That distance, divided by the model's limit; None as above.
         features: The network's features as the distance sees them, float32 [k]; None unless the log asks for them.
+        findings: Probabilities of the findings that the model gives out [k]; None if it gives out none, or if a
+            feature is not finite.
+        told: What follows from them; None as above.
+        descriptor_maps: The network's map of evidence of each of them [h, w, k]; None as above.
     """
 
     instance: Instance
@@ -75,6 +79,9 @@ class Scored:
     novelty: float | None
     distance: float | None
     features: NDArray[np.float32] | None
+    findings: NDArray[np.float64] | None = None
+    told: Told | None = None
+    descriptor_maps: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Answers:
         form: The form that answers, one of `engine.FORMS`.
         not_released: The reasons why the model may not be relied on; None for a released one.
         locates: Whether the model has a locator.
+        head: Head that tells descriptors; None if the model tells none.
     """
 
     record: ArtefactRecord
@@ -96,6 +104,7 @@ class Answers:
     form: str
     not_released: list[str] | None
     locates: bool = False
+    head: Head | None = None
 
     def doubts(self, instance: Instance, prepared: Prepared, distance: float | None) -> list[str]:
         """Return the reasons why an image or its crop allows no decision.
@@ -119,19 +128,27 @@ class Answers:
         return unlike + [BOX_UNSURE] * unsure + [BOX_NOT_CONFIRMED] * (not confirmed)
 
     def decide(
-        self, probability: NDArray[np.float64], doubts: Sequence[str] = (), disagree: bool = False
+        self,
+        probability: NDArray[np.float64],
+        doubts: Sequence[str] = (),
+        disagree: bool = False,
+        points: Points | None = None,
     ) -> dict[str, Any]:
-        """Return calibrated probabilities [classes] with the decision at the operating point.
+        """Return calibrated probabilities [classes] with the decision at the operating point, and TI-RADS beside it.
 
         Args:
             probability: The probabilities.
             doubts: Reasons against a decision that lie in the images or their crops.
             disagree: Whether the views that the probabilities are the mean of disagree.
+            points: Points of TI-RADS that are possible; None if they cannot be told.
         """
         names = self.classes.names
         malignant = float(self.classes.malignant(probability[None])[0])
         decision = str(self.point.decide(malignant))
-        reasons = [*doubts, *([BAND] if decision == "abstain" else []), *([DISAGREE] if disagree else [])]
+        tirads = None if self.head is None or points is None else descriptors.tirads(self.head, decision, points)
+        contradicted = tirads is not None and tirads["agrees"] is False and self._descriptors_decide
+        band = [BAND] if decision == "abstain" else []
+        reasons = [*doubts, *band, *([DESCRIPTORS_DISAGREE] if contradicted else []), *([DISAGREE] if disagree else [])]
         above = [name for name, p, t in zip(names, probability, self.point.thresholds, strict=True) if p >= t]
         return {
             "probability": dict(zip(names, probability.tolist(), strict=True)),
@@ -141,20 +158,30 @@ class Answers:
             "threshold": self.point.threshold,
             "decision": "abstain" if reasons else decision,
             **({"reason": reasons[0], "reasons": reasons} if reasons else {}),
+            **({} if tirads is None else {"tirads": tirads}),
         }
+
+    @property
+    def _descriptors_decide(self) -> bool:
+        """Whether the model makes no decision that the descriptors disagree with."""
+        return self.head is not None and self.head.record.tirads is not None and self.head.record.tirads.doubts
 
     def predictions(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """Return the answer to `:predict`."""
         return {"predictions": [self._prediction(image) for image in scored]} | self._patients(scored)
 
-    def explanations(self, scored: Sequence[Scored], maps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return the answer to `:explain`, with the `heat_map` of every image."""
-        explained = [self._prediction(image) | {"heat_map": heat} for image, heat in zip(scored, maps, strict=True)]
+    def explanations(
+        self, scored: Sequence[Scored], drawn: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]]
+    ) -> dict[str, Any]:
+        """Return the answer to `:explain`, with the `heat_maps` of every image."""
+        pairs = zip(scored, drawn, strict=True)
+        explained = [self._prediction(image, findings) | {"heat_map": heat} for image, (heat, findings) in pairs]
         return {"explanations": explained} | self._patients(scored)
 
-    def _prediction(self, scored: Scored) -> dict[str, Any]:
+    def _prediction(self, scored: Scored, drawn: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         return (
             scored.decision
+            | self._descriptors(scored, drawn)
             | ({} if scored.distance is None else {"novelty": scored.novelty, "novelty_distance": scored.distance})
             | {
                 "crop": scored.prepared.done,
@@ -168,6 +195,11 @@ class Answers:
             | ({"clinical": scored.clinical} if scored.clinical else {})
             | ({} if self.not_released is None else {"not_released": self.not_released})
         )
+
+    def _descriptors(self, scored: Scored, drawn: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        if self.head is None or scored.findings is None or scored.told is None:
+            return {}
+        return {"descriptors": descriptors.describe(self.head, scored.findings, scored.told, drawn)}
 
     def boxes(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
         """Return the answer to `:locate`."""
@@ -191,9 +223,13 @@ class Answers:
         rows = np.stack([scored[number].probability for number in counted or numbers])
         reasons = [] if counted else [one for one in _DOUBTS if any(one in found for found in doubts.values())]
         left_out = [{"image": number, "reason": found[0]} for number, found in doubts.items() if found]
+        told = [one for number in counted or numbers if (one := scored[number].told) is not None]
+        differ = descriptors.differing(told)
+        disagree = bool(counted) and self.disagree(rows)
         return (
             {"patient": name, "images": len(numbers)}
-            | self.decide(rows.mean(axis=0), reasons, bool(counted) and self.disagree(rows))
+            | self.decide(rows.mean(axis=0), reasons, disagree, descriptors.together(told))
+            | ({"views_differ": differ} if differ else {})
             | ({"left_out": left_out} if left_out else {})
         )
 
@@ -245,14 +281,16 @@ class Answers:
         )
 
     def output_types(self) -> list[dict[str, Any]]:
-        """Return the outputs for the V2 metadata: what a locator found, reasons and novelty only where they exist."""
-        novelty = self.record.novelty is not None
+        """Return the outputs for the V2 metadata: those beyond probability and decision only where they exist."""
+        novelty, head = self.record.novelty is not None, self.head
+        reasons = self.locates or novelty or head is not None
         return [
             {"name": "probability", "datatype": "FP32", "shape": [-1, len(self.record.classes)]},
             {"name": "decision", "datatype": "BYTES", "shape": [-1]},
             *(_LOCATED_OUTPUTS if self.locates else []),
-            *([{"name": "reasons", "datatype": "BYTES", "shape": [-1]}] if self.locates or novelty else []),
+            *([{"name": "reasons", "datatype": "BYTES", "shape": [-1]}] if reasons else []),
             *([{"name": "novelty", "datatype": "FP32", "shape": [-1]}] if novelty else []),
+            *([] if head is None else descriptors.output_types(head)),
         ]
 
     def _outputs(self, scored: Sequence[Scored]) -> dict[str, InferOutput]:
@@ -273,10 +311,14 @@ class Answers:
         reasons = [",".join(image.decision.get("reasons", [])) for image in scored]
         values["reasons"] = "BYTES", _texts(reasons)
         values["novelty"] = "FP32", np.array([image.novelty for image in scored], np.float32)
+        named = {}
+        if self.head is not None:
+            values |= descriptors.outputs(self.head, [(image.findings, image.told) for image in scored])
+            named["descriptors"] = {"findings": descriptors.names(self.head)}
         outputs = {}
         for name in (one["name"] for one in self.output_types()):
             datatype, array = values[name]
-            outputs[name] = InferOutput(name, list(array.shape), datatype)
+            outputs[name] = InferOutput(name, list(array.shape), datatype, parameters=named.get(name))
             outputs[name].set_data_from_numpy(array, binary_data=False)
         return outputs
 
@@ -323,24 +365,9 @@ def columns_used(encoder: Encoder, values: Mapping[str, Any], notes: list[str]) 
     }
 
 
-def heat_map(scored: Scored) -> dict[str, Any]:
-    """Return where the network saw evidence of malignancy: as an array, as a layer (PNG) and as an overlay (PNG)."""
-    pixels = scored.prepared.pixels
-    heat = explain.heat(scored.evidence, pixels.shape[0])
-    positive = np.maximum(scored.evidence, 0)
-    roi = scored.prepared.roi
-    return {
-        "method": "class activation map (Grad-CAM of a pooled last layer), evidence of malignancy",
-        "map": (positive / max(float(positive.max()), 1e-12)).round(4).tolist(),
-        "size": pixels.shape[0],
-        "overlay_png": _png(explain.overlay(pixels, heat)),
-        "layer_png": _png(explain.layer(heat)),
-        "roi": None if roi is None else list(roi),
-        "share_inside_roi": None if roi is None else explain.share_inside(heat, roi),
-    }
-
-
-def _png(pixels: np.ndarray) -> dict[str, str]:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return {"b64": base64.b64encode(buffer.getvalue()).decode()}
+def heat_maps(scored: Scored) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the heat map of malignancy, and one of each finding, which are none if the image has no findings."""
+    pixels, roi, found = scored.prepared.pixels, scored.prepared.roi, scored.descriptor_maps
+    each = [] if found is None else [found[..., place] for place in range(found.shape[-1])]
+    drawn = [maps.finding(evidence, pixels.shape[0], roi) for evidence in each]
+    return maps.malignancy(pixels, scored.evidence, roi), drawn

@@ -21,25 +21,22 @@ from thyroid.data.classes import Classes
 from thyroid.errors import InputError
 from thyroid.model import engine
 from thyroid.model.artefact import Artefact
+from thyroid.model.descriptors.head import Head
 from thyroid.model.locator_engine import LocatorEngine
 from thyroid.model.novelty.novelty import Novelty
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.registry import validations
 from thyroid.serve import limits, payload, prometheus
 from thyroid.serve.admission import Admission, Files
-from thyroid.serve.answers import Answers, Scored, columns_used, heat_map, unlikeness
+from thyroid.serve.answers import Answers, Scored, columns_used, heat_maps, unlikeness
 from thyroid.serve.decisions.log import DecisionLog
+from thyroid.serve.descriptors.answers import tell
 from thyroid.serve.payload import Instance, Request
 from thyroid.serve.preprocessing import Prepared, Preprocessing
+from thyroid.serve.reference import check
 from thyroid.serve.shadow.shadow import Shadow
 
 T = TypeVar("T")
-
-TOLERANCE = 1e-3
-"""How far a probability of the reference image may be from the evaluated one.
-
-The form's own largest difference is added to it.
-"""
 
 _NOT_FACTS = ("files", "usual_answers")
 """Fields of model.json that are too long for people: hashes, and thousands of values for the watch."""
@@ -120,7 +117,7 @@ class ThyroidModel(kserve.Model):
         self.head = None if record.clinical is None else Fusion.from_record(record.clinical)
         gate = self.publication.gate
         self.released = gate.decision == "promoted" if self.source.released is None else self.source.released
-        self.novelty = Novelty.read(self.artefact)
+        self.novelty, self.descriptors = Novelty.read(self.artefact), Head.read(self.artefact)
         self.engine_ = engine.load(self.artefact, self.form)
         self.chosen = self.engine_.form
         self.locator: LocatorEngine | None = None
@@ -131,7 +128,9 @@ class ThyroidModel(kserve.Model):
             record.serving_domain, record.image_size, record.margin, reader, hashes=self.log is not None
         )
         reasons = None if self.released else self.not_released
-        self.answers = Answers(record, self.point, known, self.chosen, reasons, locates=reader is not None)
+        self.answers = Answers(
+            record, self.point, known, self.chosen, reasons, locates=reader is not None, head=self.descriptors
+        )
         reference = Instance("reference.jpg", (self.folder / "reference.jpg").read_bytes())
         self._reference = self.preprocessing.prepare(reference).pixels
         if drift := self.drift():
@@ -143,15 +142,16 @@ class ThyroidModel(kserve.Model):
 
     def drift(self) -> str | None:
         """Compare the answer to the reference image with the evaluated one; return the difference in words, or None."""
-        probability, _, *pooled = (output[0] for output in self.engine_.predict(self._reference[None]))
-        if self.novelty is not None and [one.shape for one in pooled] != [self.novelty.mean.shape]:
-            return "does not answer with the features that its novelty is computed from; register the model again"
-        return self._compare(self._fused(probability, {}))
+        answer = [output[0] for output in self.engine_.predict(self._reference[None])]
+        return check.misfit(answer, self.novelty, self.descriptors) or self._difference(answer[0])
+
+    def _difference(self, probability: np.ndarray) -> str | None:
+        return check.difference(self.artefact, self.chosen, self.point, self._fused(probability, {}))
 
     async def self_test(self) -> bool:
         """Check for drift while requests run, and set and return the readiness accordingly."""
         probability, *_ = await self.engine_.answer(self._reference)
-        same = self._compare(self._fused(probability, {})) is None
+        same = self._difference(probability) is None
         self.ready = same and (self.locator is None or await self.locator.self_test())
         return self.ready
 
@@ -161,16 +161,6 @@ class ThyroidModel(kserve.Model):
 
     def _columns(self, instances: Sequence[Instance]) -> list[tuple[dict[str, Any], list[str]]]:
         return payload.columns(instances, None if self.head is None else self.head.encoder)
-
-    def _compare(self, unscaled: np.ndarray) -> str | None:
-        """Describe how an answer to the reference image differs from the evaluated one; None if it is close enough."""
-        record, probability = self.artefact.record, self.point.scale(unscaled[None])[0]
-        expected = [record.reference[name] for name in record.classes]
-        allowed = TOLERANCE + self.artefact.differences[self.chosen]
-        if np.abs(probability - expected).max() <= allowed:
-            return None
-        found, wanted = probability.round(4).tolist(), np.round(expected, 4).tolist()
-        return f"answers its reference image with {found} instead of {wanted}"
 
     def retire(self) -> None:
         """Release what the model holds. No request may be in flight."""
@@ -271,11 +261,12 @@ class ThyroidModel(kserve.Model):
     async def explain(self, request: Any, headers: Any = None) -> dict[str, Any]:
         """Answer with `{"explanations": [...]}` (V1).
 
-        Each one is a prediction with its heat map as an array, as a layer (PNG) and as an overlay (PNG).
+        Each one is a prediction with its heat map as an array, as a layer (PNG) and as an overlay (PNG), and with a
+        heat map of every finding.
         """
         scored = await self._score_all(request)
         loop = asyncio.get_running_loop()
-        maps = [loop.run_in_executor(self._preparing, heat_map, image) for image in scored]
+        maps = [loop.run_in_executor(self._preparing, heat_maps, image) for image in scored]
         answer = self.answers.explanations(scored, await asyncio.gather(*maps))
         self._record(scored)
         return answer
@@ -317,10 +308,12 @@ class ThyroidModel(kserve.Model):
         novelty, distance, features = (
             (None, None, None) if self.novelty is None else unlikeness(self.novelty, pooled[0], project)
         )
+        findings, told = (None, None) if self.descriptors is None else tell(self.descriptors, pooled[1])
         values, notes = clinical
         unscaled = self._fused(probability, values)
         scaled = self.point.scale(unscaled[None])[0]
-        decision = self.answers.decide(scaled, self.answers.doubts(instance, prepared, distance))
+        doubts = self.answers.doubts(instance, prepared, distance)
+        decision = self.answers.decide(scaled, doubts, points=None if told is None else told.points)
         seconds = {"prepare": ready - begun - located, "engine": done - ready, "total": done - started}
         if located:
             seconds["locate"] = located
@@ -341,6 +334,9 @@ class ThyroidModel(kserve.Model):
             novelty=novelty,
             distance=distance,
             features=features,
+            findings=findings,
+            told=told,
+            descriptor_maps=None if told is None else pooled[2],
         )
 
     async def _prepare(

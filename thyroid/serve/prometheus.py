@@ -23,6 +23,11 @@ NOVELTY = Histogram(
     buckets=(0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4),
 )
 UNLIKE = Counter("thyroid_unlike", "Images unlike the training images", ["version"])
+CONTRADICTED = Counter(
+    "thyroid_descriptors_disagree",
+    "Images whose TI-RADS points disagree with the decision by threshold",
+    ["version"],
+)
 UNSURE = Counter("thyroid_unsure_boxes", "Boxes of the locator that were unsure", ["version"])
 REJECTED = Counter("thyroid_rejected", "Requests that were not answered, by reason code", ["code"])
 MODEL = Gauge("thyroid_model_info", "Models that are served", ["name", "version", "form", "backbone"])
@@ -55,6 +60,8 @@ def count(version: str, crop: dict[str, Any], decision: dict[str, Any], distance
     if distance is not None:
         NOVELTY.labels(version).observe(distance)
         UNLIKE.labels(version).inc(distance > 1)
+    if "tirads" in decision:
+        CONTRADICTED.labels(version).inc(decision["tirads"]["agrees"] is False)
     if "source" in crop:
         CROPS.labels(version, crop["source"]).inc()
     if crop.get("unsure"):

@@ -8,21 +8,33 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from thyroid.serve.descriptors.schemas import Descriptor, Descriptors, File, Share, Tirads
 from thyroid.serve.limits import MAX_INSTANCES
 
 Text = Annotated[str, Field(max_length=128)]
 Pixel = Annotated[int, Field(ge=0, le=1_000_000)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Reason = Literal["unlike_training", "box_unsure", "box_not_confirmed", "abstention_band", "views_disagree"]
+Reason = Literal[
+    "unlike_training",
+    "box_unsure",
+    "box_not_confirmed",
+    "abstention_band",
+    "descriptors_disagree",
+    "views_disagree",
+]
 Source = Literal["given", "auto", "whole"]
-Output = Literal["probability", "decision", "box", "box_probability", "source", "proposals", "reasons", "novelty"]
+Output = Literal[
+    "probability",
+    "decision",
+    "box",
+    "box_probability",
+    "source",
+    "proposals",
+    "reasons",
+    "novelty",
+    "descriptors",
+    "tirads_points",
+]
 Box = Annotated[list[int], Field(min_length=4, max_length=4)]
-
-
-class File(BaseModel):
-    """A file inside of JSON."""
-
-    b64: str = Field(description="The bytes of the file in base64.", json_schema_extra={"format": "byte"})
 
 
 class Instance(BaseModel):
@@ -70,7 +82,13 @@ class Decision(BaseModel):
         None,
         description="Why there is no decision, in this order: the image is unlike the training images; the locator's "
         "box is unsure; the model may not decide on a box that nobody confirmed; the probability is in the abstention "
-        "band; the views of the patient disagree. Absent unless `decision` is `abstain`.",
+        "band; the descriptors disagree with the decision, in a model where this was shown to matter; the views of the "
+        "patient disagree. Absent unless `decision` is `abstain`.",
+    )
+    tirads: Tirads | None = Field(
+        None,
+        description="The points of ACR TI-RADS by what the image, or any view of the patient that counts, shows. "
+        "Absent if the model tells no descriptors, or cannot for these images.",
     )
 
 
@@ -167,6 +185,9 @@ class Prediction(Decision):
         description="How far the image is from the training images, divided by the limit that was locked on validation "
         "patients: above 1 it is unlike them, and there is no decision. Absent as `novelty` is.",
     )
+    descriptors: Descriptors | None = Field(
+        None, description="What the image shows by its descriptors. Absent if the model tells none, or cannot here."
+    )
     crop: Crop = Field(description="What was done to the image before the network saw it.")
     model: str = Field(description="The backbone.")
     model_version: int = Field(description="The version in the registry.")
@@ -216,6 +237,11 @@ class Patient(Decision):
 
     patient: str = Field(description="The patient as the request names it.")
     images: int = Field(description="The number of views.")
+    views_differ: list[Descriptor] | None = Field(
+        None,
+        description="The descriptors for which the views that count leave one value each, but not the same. Absent if "
+        "there are none.",
+    )
     left_out: list[LeftOut] | None = Field(
         None,
         description="Views that do not count. If none counts, the average is that of all, for information, and there "
@@ -307,8 +333,10 @@ class InferOutput(BaseModel):
         "also has `box`, INT32 [n, 4]; `box_probability`, FP32 [n], which is -1 unless `source` is `auto`; "
         "`source`, BYTES [n]: `given`, `auto` or `whole`; and `proposals`, FP32 [n, 3, 5]: box and probability of "
         "each, the best first, -1 where there are fewer. A model that can tell whether an image is unlike its training "
-        "images has `novelty`, FP32 [n], 0 to 100. A model with either has `reasons`, BYTES [n]: the reasons of "
-        "abstention, with commas."
+        "images has `novelty`, FP32 [n], 0 to 100. A model that tells descriptors has `descriptors`, FP32 [n, "
+        "findings]: the probability of each, in the order of the parameter `findings`; and `tirads_points`, INT32 "
+        "[n, 2]: the fewest and the most points; both are -1 where they cannot be told. A model with any of these has "
+        "`reasons`, BYTES [n]: the reasons of abstention, with commas."
     )
     shape: list[int] = Field(description="The first side is the number of images.")
     datatype: Literal["FP32", "INT32", "BYTES"] = Field(description="The type of the values.")

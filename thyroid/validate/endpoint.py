@@ -27,7 +27,7 @@ from thyroid.model import explain
 from thyroid.model.artefact import Artefact
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.registry.registry import MODEL_NAME
-from thyroid.serve.answers import BAND, BOX_NOT_CONFIRMED, BOX_UNSURE, UNLIKE, Scored
+from thyroid.serve.answers import BAND, BOX_NOT_CONFIRMED, BOX_UNSURE, DESCRIPTORS_DISAGREE, UNLIKE, Scored
 from thyroid.serve.limits import RequestError
 from thyroid.serve.model import ThyroidModel
 from thyroid.serve.payload import FRAME as IS_FRAME
@@ -42,6 +42,7 @@ UNDECIDED = {
     BOX_UNSURE: "the box is unsure",
     BOX_NOT_CONFIRMED: "this model may not decide on boxes that nobody has confirmed",
     BAND: "the probability is in the abstention band",
+    DESCRIPTORS_DISAGREE: "the descriptors contradict the probability",
 }
 """Reasons for which the endpoint leaves an image undecided, in words."""
 BOX = ["x", "y", "width", "height"]

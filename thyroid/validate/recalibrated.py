@@ -238,12 +238,16 @@ def _describe(
     """Return what model.json says: the parent's networks, and nothing that was measured at its operating point.
 
     What automatic boxes cost was measured there, so the model does not decide on them until somebody confirms the box.
-    What is usual of its answers was, too, and at another hospital.
+    What is usual of its answers was, too, and at another hospital. That descriptors disagree with a decision is shown,
+    and is no reason of doubt, since that was proven there.
     """
     parent, point = made.parent.record.to_dict(), made.point.to_dict()
     fields = {name: parent[name] for name in ModelDescription.model_fields if name in parent}
     for name in ("band", "automatic_boxes", "usual_answers"):
         fields.pop(name, None)
+    if (told := fields.get("descriptors")) and told["tirads"]:
+        tirads = told["tirads"] | {"doubts": False, "why_not": "it was not tried at this site's operating point"}
+        fields["descriptors"] = told | {"tirads": tirads}
     asked = made.validation.settings
     changed = {
         "settings": fields["settings"] | {"prevalence": asked.prevalence},

@@ -19,6 +19,7 @@ from flask_wtf.csrf import CSRFProtect, generate_csrf
 from thyroid.data.filenames import CLASSES, POSITIVE
 from thyroid.imaging import images, phantom
 from thyroid.web import shell, upload, view_model, words
+from thyroid.web.checks import UNDOCUMENTED
 from thyroid.web.endpoint import Endpoint
 from thyroid.web.upload import PageError, ReadingError
 from thyroid.web.words import Words
@@ -97,7 +98,7 @@ def _add_reading_routes(app: Flask, endpoint: Endpoint, limiter: Limiter, csrf: 
         try:
             found = view_model.describe_reading(answer, views)
             facts = view_model.describe_model(endpoint.facts(found["version"]))
-        except view_model.UNDOCUMENTED:
+        except UNDOCUMENTED:
             raise PageError("error_answer", status=HTTPStatus.BAD_GATEWAY) from None
         fragment = _by_script()
         return render_template(
@@ -137,7 +138,7 @@ def _add_picture_routes(app: Flask, endpoint: Endpoint, limiter: Limiter, csrf: 
         answer = endpoint.locate(view, g.request_id)
         try:
             return jsonify(view_model.describe_boxes(answer, view))
-        except view_model.UNDOCUMENTED:
+        except UNDOCUMENTED:
             raise PageError("error_answer", status=HTTPStatus.BAD_GATEWAY) from None
 
     @app.get("/sample")

@@ -1,6 +1,5 @@
 """What the templates show of the endpoint's answers, which are checked value by value before anything is shown."""
 
-import base64
 import logging
 import math
 import time
@@ -11,17 +10,22 @@ from flask import g
 
 from thyroid.data import tables
 from thyroid.data.filenames import CLASSES
-from thyroid.imaging import images
 from thyroid.imaging.geometry import Box
-from thyroid.web import words
+from thyroid.web import checks, descriptors, words
+from thyroid.web.checks import UNDOCUMENTED
 from thyroid.web.upload import View
 
 log = logging.getLogger("thyroid.web")
 
-UNDOCUMENTED = (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError)
-"""Errors that are raised when an answer does not have its documented form."""
 _DECISIONS = ("benign", "malignant", "abstain")
-_REASONS = ("unlike_training", "abstention_band", "box_unsure", "box_not_confirmed", "views_disagree")
+_REASONS = (
+    "unlike_training",
+    "abstention_band",
+    "box_unsure",
+    "box_not_confirmed",
+    "descriptors_disagree",
+    "views_disagree",
+)
 """Reasons of abstention that the page has words for. Others are "other"."""
 _PROPOSALS = 3
 """Number of proposals that are shown."""
@@ -51,8 +55,8 @@ def describe_model(facts: dict[str, Any] | None) -> dict[str, Any] | None:
             "scans": facts.get("scans"),
             "domain": domain if domain in tables.DOMAINS else None,
             "margin": float(facts["margin"]),
-            "threshold": _share(facts["threshold"]),
-            "band": [_share(end) for end in facts["band"]] if "band" in facts else None,
+            "threshold": checks.share(facts["threshold"]),
+            "band": [checks.share(end) for end in facts["band"]] if "band" in facts else None,
             **{name: _interval(test.get(name), form) for name, form in _FIGURES.items()},
             "missed": _missed(test.get("sensitivity")),
             "false": _missed(test.get("specificity")),
@@ -61,6 +65,7 @@ def describe_model(facts: dict[str, Any] | None) -> dict[str, Any] | None:
             "synthetic": facts.get("synthetic", 0),
             "locator": _locator(facts),
             "novelty": _interval((facts.get("novelty") or {}).get("passed"), "{:.0%}"),
+            "descriptors": descriptors.describe_model(facts.get("descriptors")),
             "columns": [_column(column) for column in facts.get("clinical", {}).get("fields", [])],
             "not_released": [str(reason) for reason in facts["not_released"]],
             "findings": sorted(audits.get("findings", {})),
@@ -157,16 +162,16 @@ def _parts(metric: dict[str, Any] | None, form: str) -> tuple[str, str] | None:
     """Return a metric and its bounds, "(–)" where it has none; None if it was not measured."""
     if not metric:
         return None
-    value, bounds = form.format(_share(metric["value"])), "–"
+    value, bounds = form.format(checks.share(metric["value"])), "–"
     if metric["low"] is not None and metric["high"] is not None:
-        low, high = (form.format(_share(metric[name])) for name in ("low", "high"))
+        low, high = (form.format(checks.share(metric[name])) for name in ("low", "high"))
         bounds = f"{low.removesuffix('%')}–{high}"
     return value.replace("%", "\N{NO-BREAK SPACE}%"), f"({bounds})".replace("%", "\N{NO-BREAK SPACE}%")
 
 
 def _missed(metric: dict[str, Any] | None) -> int | None:
     """Return how many of a hundred are missed."""
-    return round((1 - _share(metric["value"])) * 100) if metric else None
+    return round((1 - checks.share(metric["value"])) * 100) if metric else None
 
 
 def describe_reading(answer: dict[str, Any], views: Sequence[View]) -> dict[str, Any]:
@@ -178,11 +183,11 @@ def describe_reading(answer: dict[str, Any], views: Sequence[View]) -> dict[str,
 
     Raises:
         ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError: The answer does not have its
-            documented form (`UNDOCUMENTED`).
+            documented form (`checks.UNDOCUMENTED`).
     """
     explanations = answer["explanations"]
     first, patient = explanations[0], answer["patients"][0]
-    threshold = _share(patient["threshold"])
+    threshold = checks.share(patient["threshold"])
     decisions = [_decision(explanation) for explanation in explanations]
     left_out = _left_out(patient, len(views))
     counted = [one for number, one in enumerate(decisions) if number not in left_out]
@@ -196,6 +201,7 @@ def describe_reading(answer: dict[str, Any], views: Sequence[View]) -> dict[str,
         "above": sum(decision["probability"] >= threshold for decision in counted),
         "counted": len(counted),
         "left_out": left_out,
+        "differ": descriptors.differing(patient),
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "views": [
             decision | _view(view, explanation)
@@ -215,15 +221,16 @@ def _view(view: View, explanation: dict[str, Any]) -> dict[str, Any]:
         "view": view,
         "answered": None if crop.get("domain") == "normal" else answered,
         "box": _box(crop["box"], view) if automatic else view.roi,
-        "fits": _share(crop["probability"]) if automatic else None,
+        "fits": checks.share(crop["probability"]) if automatic else None,
         "unsure": automatic and crop.get("unsure") is True,
         "others": _proposals(crop, view)[1:] if automatic else [],
         "taken_as_crop": "note" in crop if source is None else source == "whole" and crop.get("domain") != "normal",
         "no_area": crop.get("scan_area_found") is False,
         "square": [int(value) for value in crop["square"]],
-        "heat": _png(heat_map["layer_png"]["b64"]),
-        "inside": None if share is None else _share(share),
+        "heat": checks.png(heat_map["layer_png"]["b64"]),
+        "inside": None if share is None else checks.share(share),
         "typical": _typical(explanation),
+        "descriptors": descriptors.describe_view(explanation),
     }
 
 
@@ -234,7 +241,7 @@ def _typical(explanation: dict[str, Any]) -> float | None:
     """
     if "novelty" not in explanation or "unlike_training" in _reasons(explanation):
         return None
-    return _share(explanation["novelty"] / 100)
+    return checks.share(explanation["novelty"] / 100)
 
 
 def describe_boxes(answer: dict[str, Any] | None, view: View) -> dict[str, Any]:
@@ -260,7 +267,7 @@ def describe_boxes(answer: dict[str, Any] | None, view: View) -> dict[str, Any]:
 
 def _proposals(answer: dict[str, Any], view: View) -> list[dict[str, Any]]:
     """Return the proposals for a picture, the best one first; it is the box that is answered for."""
-    found = [{"box": _box(one["box"], view), "share": _share(one["probability"])} for one in answer["proposals"]]
+    found = [{"box": _box(one["box"], view), "share": checks.share(one["probability"])} for one in answer["proposals"]]
     if not found or found[0]["box"] != _box(answer["box"], view):
         raise ValueError("the box is not the best proposal")
     return found[:_PROPOSALS]
@@ -301,26 +308,12 @@ def _decision(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the decision for a picture or a patient."""
     if answer["decision"] not in _DECISIONS:
         raise ValueError("no decision")
-    classes = [(str(name), _share(share)) for name, share in answer["probability"].items()]
+    classes = [(str(name), checks.share(share)) for name, share in answer["probability"].items()]
     return {
-        "probability": _share(answer["malignant"]),
+        "probability": checks.share(answer["malignant"]),
         "decision": answer["decision"],
         "reasons": _reasons(answer),
+        "tirads": descriptors.describe_tirads(answer),
         "class": str(answer["class"]),
         "classes": classes if len(classes) > len(CLASSES) else [],
     }
-
-
-def _share(value: Any) -> float:
-    """Return a number from 0 to 1. A boolean, a text or NaN raises ValueError."""
-    if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise ValueError("not a share")
-    return float(value)
-
-
-def _png(encoded: str) -> str:
-    """Return a picture from the endpoint for an <img>, after a check that it is a PNG."""
-    picture = base64.b64decode(encoded, validate=True)
-    if images.kind(picture) != "PNG":
-        raise ValueError("not a PNG")
-    return images.data_uri(picture)

@@ -39,7 +39,8 @@ def write(folder, **fields):
 boxes = st.tuples(st.integers(0, 99), st.integers(0, 79), st.integers(1, 100), st.integers(1, 80)).map(
     lambda box: (box[0], box[1], min(box[2], 100 - box[0]), min(box[3], 80 - box[1]))
 )
-features = st.fixed_dictionaries({}, optional={name: st.sampled_from(list(FEATURES[name])) for name in FEATURES})
+values = {name: list(words) for name, words in FEATURES.items()} | {"foci": [*FEATURES["foci"], "macro+rim+punctate"]}
+features = st.fixed_dictionaries({}, optional={name: st.sampled_from(values[name]) for name in FEATURES})
 
 
 @st.composite

@@ -105,7 +105,14 @@ def test_several_marks_of_an_image_come_together(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "value"), [("spongiform appearance", "spongiform"), ("Solid", "solid"), ("dense", None)]
+    ("word", "value"),
+    [
+        ("spongiform appearance", "spongiform"),
+        ("spongiform apperance", "spongiform"),
+        ("Solid", "solid"),
+        ("predominantly  cystic", "mixed"),
+        ("dense", None),
+    ],
 )
 def test_words_of_ddti(tmp_path, word, value):
     found = read(tmp_path, case(composition=word))

@@ -394,6 +394,25 @@ def test_of_what_a_model_says_only_the_boxes_are_shown(opened, locating):
     assert not {"decision", "malignant", "threshold", "reasons"} & set(re.findall(r'"(\w+)":', shown.text))
 
 
+def test_features_are_suggested_unless_a_reading_is_blind(opened, locating):
+    locating.changes = {"descriptors": {"told": {"composition": ["solid"], "foci": ["macro", "punctate"]}}}
+    site = opened(endpoint=locating.address, second=1.0)
+    first, second = (Visitor(site.test_client(), name) for name in (KIM, LEE))
+    until(lambda: first.next().json["proposals"])
+    shown = first.next().json
+    assert shown["suggested"] == {"composition": "solid", "foci": "macro+punctate"}
+    assert shown["reading"] is None, "nothing is chosen"
+    first.save(shown, NONE)
+    id = shown["frame"]["id"]
+    assert first.next("review", id=id).json["suggested"] == shown["suggested"]
+    for queue in ("second", "order", "suspects", "review"):
+        blind = second.next(queue, id=id).json
+        assert blind["proposals"]
+        assert blind["suggested"] == {}
+    second.save(second.next("second", id=id).json, NONE)
+    assert second.next("review", id=id).json["suggested"] == {}
+
+
 def test_the_bench_goes_on_without_the_endpoint_and_says_so(opened, locating):
     locating.predicted = 503
     visitor = Visitor(opened(endpoint=locating.address).test_client(), KIM)

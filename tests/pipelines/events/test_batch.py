@@ -9,7 +9,15 @@ from pipelines.events.batch import Arrival, Patience, Run, State
 from pipelines.events.scope import Scope
 from thyroid.errors import InputError
 
-SCOPE = Scope.of({"scans": "gs://b/scans", "rois": "gs://b/rois.csv", "labels": "", "clinical": "gs://b/c.csv#age"})
+SCOPE = Scope.of(
+    {
+        "scans": "gs://b/scans",
+        "rois": "gs://b/rois.csv",
+        "labels": "",
+        "clinical": "gs://b/c.csv#age",
+        "descriptors": "gs://b/d.csv#shape,margin=edge",
+    }
+)
 MINUTE, HOUR = 60.0, 3600.0
 START = 1_000_000.0
 
@@ -41,6 +49,7 @@ def covered(state: State, present: dict[str, str]) -> State:
         ("gs://b/scans/dicom.csv", True),
         ("gs://b/rois.csv", True),
         ("gs://b/c.csv", True),
+        ("gs://b/d.csv", True),
         ("gs://b/scans/photo.jpg", False),
         ("gs://b/scans/.trash/B_001-0002-1.0.jpg", False),
         ("gs://b/scans2/B_001-0002-1.0.jpg", False),

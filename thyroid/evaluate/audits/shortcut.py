@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from thyroid import metrics
 from thyroid.data import tables
 from thyroid.data.filenames import CLASSES, POSITIVE, SCORE
-from thyroid.evaluate.audits import head
+from thyroid.evaluate.audits import head, numbers
 from thyroid.evaluate.audits.audit import Picture
 from thyroid.evaluate.audits.names import (
     AUTOMATIC_BOX,
@@ -40,6 +39,12 @@ KEPT = 0.5
 
 _WITHOUT_PIXELS = ("scan_area_geometry", "patient_number", "acquisition_order")
 """Shortcuts that look at no pixel. One that is better than chance is a warning."""
+
+_NOT_KNOWN = {
+    "scan_area_geometry": "images came in cropped: their frames are not known",
+    "box_size": NO_REGION,
+}
+"""Why numbers are not known, by shortcut."""
 
 _JUDGED = {
     "model_on_blanked_nodule": ("the model", ("model",)),
@@ -227,23 +232,13 @@ class ShortcutAudit:
             others = {*BLANKED, *at_margins(BLANKED), *([] if subject.boxes is not None else AUTOMATIC_BOX)}
             self.not_measured |= {name: TOO_FEW for name in SHORTCUTS if name not in others}
             return
-        development = subject.development
-        self._measure(subject, "patient_number", development[["patient"]].to_numpy(float))
-        version = pd.to_numeric(development["version"].str.split(".").str[0])
-        order = development.assign(version=version)[["image", "version", "views"]]
-        self._measure(subject, "acquisition_order", order.to_numpy(float))
-        columns = ["frame_width", "frame_height", *tables.AREA]
-        if development["frame"].notna().all():
-            self._measure(subject, "scan_area_geometry", development[columns].to_numpy(float))
-        else:
-            self.not_measured["scan_area_geometry"] = "images came in cropped: their frames are not known"
-        marked = _marked(development)
-        if marked is None:
-            self.not_measured["box_size"] = NO_REGION
-        else:
-            self._measure(subject, "box_size", _sizes(development[["box_width", "box_height"]]), marked)
+        found = numbers.of_images(subject.development, subject.pixels)
+        for name, why in _NOT_KNOWN.items():
+            if name not in found:
+                self.not_measured[name] = why
+        for name, features in found.items():
+            self._measure(subject, name, features, np.isfinite(features.sum(axis=1)))
         self._measure_boxes(subject)
-        self._measure(subject, "grey_levels", _grey_levels(subject.pixels))
 
     def _measure_boxes(self, subject: Audited) -> None:
         """Measure what the locator's best boxes reveal, which no model of the class is given."""
@@ -254,9 +249,9 @@ class ShortcutAudit:
         if not boxed.any():
             self.not_measured |= dict.fromkeys(AUTOMATIC_BOX, "no development frame has an automatic box")
             return
-        size = _sizes(best[["width", "height"]])
+        size = numbers.sizes(best[["width", "height"]])
         self._measure(subject, "automatic_box_size", size, boxed)
-        with_score = np.column_stack([size, best["heat"].fillna(0)])
+        with_score = np.column_stack([size, best["heat"]])
         self._measure(subject, "automatic_box_size_and_score", with_score, boxed)
 
     def _measure_features(self, subject: Subject) -> None:
@@ -267,7 +262,7 @@ class ShortcutAudit:
         if not subject.has_frozen_features:
             self.not_measured |= dict.fromkeys(("whole_image", "blanked_nodule"), TRAINED_WHOLE)
             return
-        marked = _marked(subject.development)
+        marked = numbers.marked(subject.development)
         self._measure(subject, "whole_image", subject.features, marked, splines=False)
         if marked is None:
             self.not_measured["blanked_nodule"] = NO_REGION
@@ -356,22 +351,3 @@ class ShortcutAudit:
 
 def _above_chance(auroc: metrics.Interval) -> bool:
     return auroc.low is not None and auroc.low > 0.5
-
-
-def _marked(development: pd.DataFrame) -> NDArray[np.bool_] | None:
-    """Return which images have a box of a nodule; None unless more than half of them have one."""
-    marked = development["boxes"].map(len).to_numpy() > 0
-    return marked if marked.mean() > 0.5 else None
-
-
-def _sizes(box: pd.DataFrame) -> NDArray[np.float64]:
-    """Return width, height, area and height over width of boxes (columns: width, height), 1 for unknown: [n, 4]."""
-    sides = box.astype(float).fillna(1).to_numpy()
-    return np.column_stack([sides, sides.prod(axis=1), sides[:, 1] / sides[:, 0]])
-
-
-def _grey_levels(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Compute mean, standard deviation, share of black (below 8) and five percentiles of every image: [n, 8]."""
-    flat = pixels.mean(axis=-1).reshape(len(pixels), -1)
-    percentiles = np.percentile(flat, [5, 25, 50, 75, 95], axis=1).T
-    return np.column_stack([flat.mean(axis=1), flat.std(axis=1), (flat < 8).mean(axis=1), percentiles])

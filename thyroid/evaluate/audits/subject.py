@@ -88,12 +88,7 @@ class Audited(ABC):
     @cached_property
     def fold(self) -> NDArray[np.int64] | None:
         """Fold of every development image, by patient and near-duplicate; None if there are too few of them."""
-        count = min(FOLDS, int(self.development.groupby("class")["group"].nunique().min()))
-        try:
-            by_group = splits.folds(self.development, count, self.seed) if count > 1 else None
-        except InputError:
-            by_group = None
-        return None if by_group is None else self.development["group"].map(by_group).to_numpy()
+        return folds_of(self.development, self.seed)
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
@@ -187,6 +182,21 @@ class Subject(Audited):
     def features(self) -> NDArray[np.float64]:
         """Frozen features of the development images."""
         return self.network.features(self.pixels, "frozen features")
+
+
+def folds_of(table: pd.DataFrame, seed: int) -> NDArray[np.int64] | None:
+    """Return the fold of every image, by patient and near-duplicate; None if there are too few of them.
+
+    Args:
+        table: At least one image, with class, label, group and sha256.
+        seed: Seed of the deal.
+    """
+    count = min(FOLDS, int(table.groupby("class")["group"].nunique().min()))
+    try:
+        by_group = splits.folds(table, count, seed) if count > 1 else None
+    except InputError:
+        by_group = None
+    return None if by_group is None else table["group"].map(by_group).to_numpy()
 
 
 def drawn(table: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from thyroid.data.filenames import SCORE
 from thyroid.data.version import DataVersion
 from thyroid.evaluate.boxes import boxes
 from thyroid.evaluate.boxes.located import AUTOMATIC, AutomaticBoxes
 from thyroid.evaluate.scored import ScoredModel
+from thyroid.model.descriptors.head import Head
 from thyroid.model.novelty.novelty import Novelty
 from thyroid.records.model import PROPERTIES, UsualAnswers
 from thyroid.records.watch import AUTO, FRAME, GIVEN, WHOLE
@@ -23,7 +25,9 @@ MOST_PATIENTS = 1000
 _BOX = ["x", "y", "width", "height"]
 
 
-def describe(winner: ScoredModel, novelty: Novelty | None, boxes_released: bool) -> dict[str, UsualAnswers]:
+def describe(
+    winner: ScoredModel, novelty: Novelty | None, boxes_released: bool, head: Head | None = None
+) -> dict[str, UsualAnswers]:
     """Describe the answers to validation and test patients by what was judged.
 
     Given boxes, and full frames for a model that serves these, are of validation and test images. Automatic boxes are
@@ -33,28 +37,32 @@ def describe(winner: ScoredModel, novelty: Novelty | None, boxes_released: bool)
         winner: The winner, scored on the test set.
         novelty: Its reference; None if it has none.
         boxes_released: Whether the model may decide on automatic boxes.
+        head: The descriptors that it tells; None if it tells none.
 
     Returns:
         A description for every source of which there are images. A file that came in cropped is "whole", as if the
         request said that it is a crop.
     """
-    table = pd.concat(_answers(winner, novelty, boxes_released), ignore_index=True)
+    table = pd.concat(_answers(winner, novelty, boxes_released, head), ignore_index=True)
     seed = winner.evaluation.options.seed
     return {str(source): _summary(rows, seed) for source, rows in table.groupby("source")}
 
 
-def _answers(winner: ScoredModel, novelty: Novelty | None, boxes_released: bool) -> Iterator[pd.DataFrame]:
+def _answers(
+    winner: ScoredModel, novelty: Novelty | None, boxes_released: bool, head: Head | None
+) -> Iterator[pd.DataFrame]:
     """Yield tables with a row per answer: patient, source, decision and `PROPERTIES`, NaN where there is none."""
     evaluation, data = winner.evaluation, winner.evaluation.data
     domain = evaluation.serving_domain
     for split, scored in (("validation", winner.validation), ("test", winner.tested(domain))):
         files = data.examples(domain, split)
         unlike = _distances(winner, novelty, files)
-        yield _table(data, scored, _given(data, scored, domain), unlike)
+        yield _table(data, scored, _given(data, scored, domain), unlike, _disagreeing(winner, head, files, scored))
     if (located := boxes.usable(winner)) is not None:
         scored = winner.tested(AUTOMATIC)
-        unlike = _distances(winner, novelty, located.examples(winner.training.train_domain))
-        doubtful = not boxes_released
+        files = located.examples(winner.training.train_domain)
+        unlike = _distances(winner, novelty, files)
+        doubtful = _disagreeing(winner, head, files, scored) | (not boxes_released)
         yield _table(data, scored, _automatic(located, scored), unlike, doubtful)
 
 
@@ -64,6 +72,18 @@ def _distances(winner: ScoredModel, novelty: Novelty | None, examples: pd.DataFr
         return pd.Series(np.nan, examples.index)
     pixels = winner.evaluation.data.pixels(examples, winner.size)
     return pd.Series(novelty.distance(winner.network.pooled(pixels, "held-out images")) / novelty.limit)
+
+
+def _disagreeing(
+    winner: ScoredModel, head: Head | None, examples: pd.DataFrame, scored: pd.DataFrame
+) -> NDArray[np.bool_]:
+    """Return on which images the model makes no decision because its descriptors disagree with it."""
+    if head is None or head.record.tirads is None or not head.record.tirads.doubts:
+        return np.zeros(len(examples), bool)
+    pixels = winner.evaluation.data.pixels(examples, winner.size)
+    probability = head.probabilities(winner.network.features(pixels, "held-out images"))
+    answers = zip(scored["decision"], probability, strict=True)
+    return np.array([head.disagrees(str(decision), head.tell(row).points) for decision, row in answers], bool)
 
 
 def _given(data: DataVersion, scored: pd.DataFrame, domain: str) -> pd.DataFrame:
@@ -88,7 +108,7 @@ def _table(
     scored: pd.DataFrame,
     box: pd.DataFrame,
     distance: "pd.Series[float]",
-    doubtful: bool = False,
+    doubtful: NDArray[np.bool_],
 ) -> pd.DataFrame:
     """Build a table of `_answers`.
 
@@ -97,7 +117,7 @@ def _table(
         scored: Predictions at the operating point.
         box: Their boxes in the same order, with source and, for automatic ones, box_probability and unsure.
         distance: Their distances as multiples of the limit.
-        doubtful: Whether the endpoint makes no decision on any of them.
+        doubtful: On which of them the endpoint makes no decision for other reasons.
     """
     sizes = data.used.set_index("path").loc[scored["path"], ["width", "height"]].astype(float).reset_index(drop=True)
     undecided = doubtful | (distance > 1).to_numpy()

@@ -18,7 +18,7 @@ from thyroid.errors import InputError
 from thyroid.imaging.geometry import Box
 from thyroid.label.exchange.imported import Imported, read_limited, reason, whole_box
 from thyroid.label.frames import Frame
-from thyroid.label.readings import FEATURES, Reading, Verdict
+from thyroid.label.readings import FEATURES, Reading, Verdict, features_of
 
 CATEGORY = "nodule"
 """Name of the only category that is written."""
@@ -204,14 +204,9 @@ def _mark(annotation: _Annotation, frame: Frame) -> tuple[Box, dict[str, str]]:
         ValueError: The box is outside the frame or has no area, or a feature has an unknown value.
     """
     x, y, width, height = annotation.bbox
-    features = {name: str(annotation.attributes[name]) for name in FEATURES if annotation.attributes.get(name)}
-    for name, value in features.items():
-        if value not in FEATURES[name]:
-            raise ValueError(
-                f"annotation {annotation.id}: {name} {value!r} is unknown; choose from {', '.join(FEATURES[name])}"
-            )
+    given = {name: annotation.attributes[name] for name in FEATURES if annotation.attributes.get(name)}
     try:
-        return whole_box((x, y, x + width, y + height), frame), features
+        return whole_box((x, y, x + width, y + height), frame), features_of(given)
     except ValueError as error:
         raise ValueError(f"annotation {annotation.id}: {error}") from None
 

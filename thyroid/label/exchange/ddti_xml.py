@@ -18,6 +18,7 @@ from xml.parsers import expat
 
 from pydantic import BaseModel, Field, ValidationError
 
+from thyroid import tirads
 from thyroid.data import filenames
 from thyroid.data.classes import BINARY, Classes
 from thyroid.data.filenames import CLASSES
@@ -25,7 +26,6 @@ from thyroid.errors import InputError
 from thyroid.imaging.geometry import Box
 from thyroid.label.exchange.imported import Imported, read_limited, reason, whole_box
 from thyroid.label.frames import Frame
-from thyroid.label.readings import FEATURES
 
 MOST_BYTES = 5_000_000
 MOST_FILES = 20_000
@@ -41,40 +41,6 @@ _FIELDS = {
     "calcifications": "foci",
 }
 """Elements of the XML and the features that they are."""
-_WORDS = {
-    "composition": {
-        "solid": "solid",
-        "cystic": "cystic",
-        "predominantly solid": "mixed",
-        "predominantly cystic": "mixed",
-        "spongiform": "spongiform",
-    },
-    "echogenicity": {
-        "anechogenicity": "anechoic",
-        "hyperechogenicity": "hyperechoic",
-        "isoechogenicity": "isoechoic",
-        "hypoechogenicity": "hypoechoic",
-        "marked hypoechogenicity": "very_hypoechoic",
-    },
-    "margin": {
-        "well defined": "smooth",
-        "well defined smooth": "smooth",
-        "ill defined": "ill_defined",
-        "spiculated": "lobulated",
-        "microlobulated": "lobulated",
-        "macrolobulated": "lobulated",
-    },
-    "foci": {
-        "non": "none",
-        "none": "none",
-        "macrocalcification": "macro",
-        "macrocalcifications": "macro",
-        "microcalcification": "punctate",
-        "microcalcifications": "punctate",
-        "rim": "rim",
-    },
-}
-"""DDTI's words for the values of each feature; ACR TI-RADS counts spiculated and lobulated margins as one."""
 
 
 class _Point(BaseModel):
@@ -97,7 +63,7 @@ class Case:
     Attributes:
         number: Its number.
         grade: Its TI-RADS grade, such as "4a"; "" if it has none.
-        features: Its descriptors as values of `FEATURES`.
+        features: Its descriptors as `tirads.cell` writes them.
         corners: Left, top, right and bottom of every contour, in pixels, by the number of the image.
         unknown: Descriptors whose words are unknown.
     """
@@ -231,12 +197,12 @@ def parse(data: bytes, name: str) -> Case:
         raise InputError(f"{name}: <tirads> {grade!r} is no grade; expected 1, 2, 3, 4a, 4b, 4c or 5")
     features, unknown = {}, []
     for field, feature in _FIELDS.items():
-        word = " ".join(_text(root, field).replace("-", " ").split())
+        word = _text(root, field)
         if word.startswith("spongiform"):  # DDTI writes "spongiform appearance", in two spellings
             word = "spongiform"
-        value = _WORDS[feature].get(word)
-        if value is not None and value in FEATURES[feature]:
-            features[feature] = value
+        values = tirads.parse(feature, word)
+        if values is not None:
+            features[feature] = tirads.cell(feature, values)
         elif word:
             unknown.append(f"{field} {word[:40]!r}")
     corners: dict[int, list[tuple[float, float, float, float]]] = {}

@@ -194,12 +194,15 @@ class Bench:
         frames = self.catalogue.frames
         self._shown_as[reader.name, frame.path] = frame
         boxes = proposed.boxes[:PROPOSALS] if proposed is not None else ()
+        # Two readers who follow the model would agree with it: the kappa between them would measure the model.
+        blind = queue not in (Queue.ORDER, Queue.REVIEW) or self.journal.readings(frame.path).keys() - {reader.name}
         return {
             "frame": place | {"number": bisect.bisect(frames, frame.path, key=lambda one: one.path), "of": len(frames)},
             "base": 0 if current is None else current.number,
             "reading": None if mine is None else mine.model_dump(mode="json"),
             "proposals": [{"box": list(box), "probability": probability} for box, probability in boxes],
             "unsure": None if proposed is None else proposed.unsure,
+            "suggested": {} if proposed is None or blind else proposed.features,
             "suspect": told,
             "candidates": self._candidates(frame) if adjudicates else None,
             "classes": [{"name": name, "side": self.classes.side(name)} for name in self.classes.names],

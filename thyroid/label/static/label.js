@@ -97,14 +97,25 @@ function remove() {
   changed();
 }
 
+// Several kinds of foci stand in the order of their buttons, as the server keeps them; "none" stands alone.
+function toggled(now, value) {
+  const kinds = new Set((now ?? '').split('+').filter((one) => one && (one === 'none') === (value === 'none')));
+  if (!kinds.delete(value)) kinds.add(value);
+  return [...document.querySelectorAll('[data-group="foci"] [data-value]')].map((node) => node.dataset.value).filter((one) => kinds.has(one)).join('+');
+}
+
 // A value that is chosen again is taken back.
 function choose(name, value) {
   const region = view.regions[view.selected];
   if (name !== 'side' && !region) return;
   remember();
-  if (name === 'side') view.side = view.side === value ? '' : value;
-  else if (region.features[name] === value) delete region.features[name];
-  else region.features[name] = value;
+  if (name === 'side') {
+    view.side = view.side === value ? '' : value;
+  } else {
+    const next = name === 'foci' ? toggled(region.features[name], value) : region.features[name] === value ? '' : value;
+    if (next) region.features[name] = next;
+    else delete region.features[name];
+  }
   group = '';
   changed();
 }
@@ -163,9 +174,9 @@ async function renew() {
 
 // A frame with its picture, as the server describes it; `error` if the picture cannot be shown.
 async function opened(answer) {
-  const { frame, base, reading, proposals, unsure, suspect, candidates, classes, asks_side: asks } = answer;
+  const { frame, base, reading, proposals, unsure, suggested, suspect, candidates, classes, asks_side: asks } = answer;
   const one = {
-    frame, queue: answer.queue, base, proposals: candidates ? [] : proposals ?? [], unsure: Boolean(unsure), suspect: suspect ?? null, candidates: candidates ?? null, classes: classes ?? [], asks: Boolean(asks),
+    frame, queue: answer.queue, base, proposals: candidates ? [] : proposals ?? [], unsure: Boolean(unsure), suggested: suggested ?? {}, suspect: suspect ?? null, candidates: candidates ?? null, classes: classes ?? [], asks: Boolean(asks),
     regions: [], verdict: '', side: '', selected: -1, past: [], kind: '', unsaved: false, url: '', error: '', effort: { milliseconds: 0, pointer: 0, keys: 0, last: 0 },
   };
   fill(one, reading);

@@ -66,15 +66,24 @@ function drawPanel() {
   for (const field of document.querySelectorAll('[data-group]')) {
     const name = field.dataset.group;
     field.classList.toggle('asked', name === group);
-    const value = name === 'side' ? view.side : region?.features[name];
-    for (const node of field.querySelectorAll('[data-value]')) pressed(node, node.dataset.value === value);
+    const value = name === 'side' ? [view.side] : kindsOf(region?.features[name]);
+    // the model has looked at the best box; what it says of a feature is gone once the reader has said something
+    const suggested = region?.proposal === 0 && !value.length ? kindsOf(view.suggested[name]) : [];
+    for (const node of field.querySelectorAll('[data-value]')) {
+      pressed(node, value.includes(node.dataset.value));
+      node.classList.toggle('suggested', suggested.includes(node.dataset.value));
+      node.title = suggested.includes(node.dataset.value) ? say('suggested_one') : '';
+    }
   }
-  const chosen = [...$('features').querySelectorAll('[aria-pressed="true"]')];
-  const full = chosen.length === $('features').querySelectorAll('fieldset').length;
-  $('points').textContent = full ? say('points', { points: chosen.reduce((sum, node) => sum + Number(node.dataset.points), 0) }) : say('points_missing');
+  $('suggested').hidden = !$('features').querySelector('.suggested');
+  const chosen = [...$('features').querySelectorAll('fieldset')].map((field) => [...field.querySelectorAll('[aria-pressed="true"]')]);
+  const full = chosen.every((nodes) => nodes.length);
+  const sum = chosen.flat().reduce((total, node) => total + Number(node.dataset.points), 0);
+  $('points').textContent = full ? say('points', { points: region.features.composition === 'spongiform' ? 0 : sum }) : say('points_missing');
 }
 
-const words = (name, value) => (value === undefined || value === '' ? '–' : texts[`${name}_${value}`] ?? value);
+const kindsOf = (value) => (value ? value.split('+') : []);
+const words = (name, value) => kindsOf(value).map((one) => texts[`${name}_${one}`] ?? one).join(' + ') || '–';
 const rows = ({ verdict, regions, side }) => {
   const largest = regions.reduce((most, one) => (one.width * one.height > (most ? most.width * most.height : 0) ? one : most), null);
   return [

@@ -27,16 +27,17 @@ _MISSED = 0.005
 """Nominal probability that one more patient of the same hospital is beyond the limit."""
 
 
-def draw(patients: NDArray[Any], seed: int) -> NDArray[np.intp]:
-    """Return the places, in ascending order, of at most `MOST` images: those of whole patients, in a seeded draw.
+def draw(patients: NDArray[Any], seed: int, most: int = MOST) -> NDArray[np.intp]:
+    """Return the places, in ascending order, of at most `most` images: those of whole patients, in a seeded draw.
 
     Args:
         patients: Patient of each image [n].
         seed: Seed of the draw.
+        most: Largest number of images.
     """
     _, owner, counts = np.unique(patients, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(counts))
-    drawn = order[np.cumsum(counts[order]) <= MOST]
+    drawn = order[np.cumsum(counts[order]) <= most]
     return np.flatnonzero(np.isin(owner, drawn))
 
 

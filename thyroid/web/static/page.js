@@ -599,7 +599,7 @@ function dress(result, sent) {
   for (const slider of result.querySelectorAll('.slider')) {
     slider.hidden = false;
     slider.querySelector('input').addEventListener('input', (event) => {
-      slider.closest('.answer').querySelector('.heat').setAttribute('opacity', event.target.value / 100);
+      for (const heat of slider.closest('.answer').querySelectorAll('.heat')) heat.setAttribute('opacity', event.target.value / 100);
     });
   }
   const note = result.querySelector('.note');

@@ -1,0 +1,1 @@
+"""The sonographic descriptors and TI-RADS points of an answer."""
