@@ -28,8 +28,8 @@ from thyroid.model import engine
 from thyroid.notify.receivers import PLAIN, SLACK
 from thyroid.records.evaluation import SummaryRecord
 from thyroid.records.watch import SHADOW_FOLDER, Decision, Shadowed, WatchRecord
+from thyroid.registry.beside import shadows
 from thyroid.registry.registry import Registry
-from thyroid.registry.shadow import kept
 from thyroid.watch import __main__ as watching
 
 SEED = 3
@@ -346,7 +346,7 @@ def check_settled(night: Night, record: WatchRecord) -> str:
     decided = {one.id: one.decision for one in night.decisions()}
     changed = [one for one in night.shadowed() if one.decision != decided[one.id]]
     assert found.changed == len(changed)
-    assert kept.last(night.registry, 2) == found
+    assert shadows.last(night.registry, 2) == found
     assert found.decision is not None
     accepted = all(one.passed for one in found.decision.criteria)
     assert found.decision.decision == ("accepted" if accepted else "refused")

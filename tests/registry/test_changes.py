@@ -15,7 +15,8 @@ from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.model.artefact import CARD, SCANS, Artefact, sha256
 from thyroid.records.watch import WatchEntry
-from thyroid.registry import changes, watches
+from thyroid.registry import changes
+from thyroid.registry.beside import watches
 from thyroid.registry.registry import Registry
 
 Scans = dict[str, tuple[str, list[tuple[int, int, int, int]]]]

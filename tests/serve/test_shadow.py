@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from prometheus_client import REGISTRY
 
 from tests.serve.test_decisions import SECRET, lines, until
 from tests.serve.test_decisions_served import FRAME, KEYED, call
-from tests.support import ROOT, toy_artefact, toy_locator
+from tests.support import ROOT, eager_shadow, toy_artefact, toy_locator
 from tests.support.serving import EXPLAIN, LOCATE, PREDICT, Server, encoded, errors_in
 from thyroid import cores
 from thyroid.data import pseudonyms
@@ -251,10 +252,29 @@ def behind(candidate) -> Iterator[tuple[Shadow, Admission]]:
     shadow.close()
 
 
+@contextmanager
+def busy(admission: Admission) -> Iterator[None]:
+    """A request that is inside within the context, on an event loop as in a server."""
+    inside, answered = threading.Event(), threading.Event()
+
+    async def request() -> None:
+        with admission.request():
+            inside.set()
+            await asyncio.to_thread(answered.wait)
+        await asyncio.sleep(10 * module._REST)
+
+    loop = threading.Thread(target=asyncio.run, args=(request(),))
+    loop.start()
+    inside.wait()
+    yield
+    answered.set()
+    loop.join()
+
+
 def test_nothing_is_handed_on_while_the_server_is_busy_and_the_queue_is_bounded(behind, answered):
     shadow, admission = behind
     before = counts()
-    with admission.admit(limits.SHADOW_INSIDE + 1):
+    with busy(admission):
         shadow.offer(answered(limits.SHADOW_IMAGES - 1), [])
         shadow.offer(answered(2), [])
         shadow.offer(answered(1), [])
@@ -267,11 +287,44 @@ def test_nothing_is_handed_on_while_the_server_is_busy_and_the_queue_is_bounded(
     assert shadow._size == 0
 
 
+def state(pid: int) -> str:
+    """A letter: T for a process that is halted."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_the_candidate_is_halted_while_a_request_is_inside(behind, answered, monkeypatch):
+    """That time does not count against it."""
+    shadow, admission = behind
+    pid, before = shadow._process._process.pid, counts()
+    monkeypatch.setattr(limits, "SHADOW_DEADLINE", 2.0)
+    for _ in range(2):
+        shadow.offer(answered(1), [])
+        with busy(admission):
+            until(lambda: state(pid) == "T")
+            time.sleep(2.5)
+            assert state(pid) == "T"
+        until(lambda: state(pid) != "T")
+    until(lambda: not shadow._waiting)
+    assert counts() == before | {"changed": before["changed"] + 2}
+    assert shadow._process._process.pid == pid
+
+
+def test_a_candidate_that_starts_while_a_request_is_inside_is_halted(candidate):
+    admission = Admission()
+    shadow = Shadow(admission, None, engine.F32)
+    with busy(admission):
+        shadow.follow(candidate)
+        until(lambda: shadow._process is not None)
+        until(lambda: state(shadow._process._process.pid) == "T")
+    until(lambda: shadow._process.ready)
+    shadow.close()
+
+
 def test_an_image_that_waits_too_long_is_dropped_even_while_the_server_is_busy(behind, answered, monkeypatch):
     shadow, admission = behind
     monkeypatch.setattr(limits, "SHADOW_WAIT", 0.1)
     before = counts()
-    with admission.admit(limits.SHADOW_INSIDE + 1):
+    with busy(admission):
         shadow.offer(answered(3), [])
         until(lambda: not shadow._waiting)
     assert counts() == before | {"dropped": before["dropped"] + 3}
@@ -283,7 +336,7 @@ def test_the_bytes_that_wait_are_bounded(behind, answered, monkeypatch):
     size = module._picture(answered(1)[0], None).size
     monkeypatch.setattr(limits, "SHADOW_BYTES", 3 * size)
     before = counts()
-    with admission.admit(limits.SHADOW_INSIDE + 1):
+    with busy(admission):
         for _ in range(5):
             shadow.offer(answered(1), [])
         assert len(shadow._waiting) == 3
@@ -337,24 +390,32 @@ def test_a_log_gets_lines_of_the_candidate_only_for_decisions_that_it_has(candid
 
 
 @pytest.fixture
-def patient(champion, candidate, tmp_path) -> Iterator[Server]:
+def hang(tmp_path) -> Path:
+    """A file that makes the candidate of `patient` hang at its next image, once."""
+    return tmp_path / "hang"
+
+
+@pytest.fixture
+def patient(champion, candidate, tmp_path, hang) -> Iterator[Server]:
     """A server whose candidate has five seconds for an image and is started again at once."""
     soon = (
         f"{BEFORE}; from thyroid.serve import limits; limits.SHADOW_DEADLINE = 5.0; "
         "from thyroid.serve.shadow import shadow; shadow.PAUSE = 0.05"
     )
     options = ("--model-dir", str(champion), "--shadow-dir", str(candidate), "--form", engine.F32)
-    server = Server(tmp_path / "log", *options, before=soon).wait()
+    server = Server(
+        tmp_path / "log", *options, environment=os.environ | {eager_shadow.HANG: str(hang)}, before=soon
+    ).wait()
     yield server
     if server.process.poll() is None:
         server.kill()
 
 
-def test_a_candidate_that_hangs_or_dies_is_started_again_and_the_champion_goes_on(patient, scan):
+def test_a_candidate_that_hangs_or_dies_is_started_again_and_the_champion_goes_on(patient, scan, hang):
     body = {"instances": [{"image": encoded(scan)}]}
     patient.wait_for(ANSWERS, 60)
     first = child_of(patient)
-    os.kill(first, signal.SIGSTOP)
+    hang.touch()
     assert patient.ask(PREDICT, body)[0] == 200
     until(lambda: metrics(patient)['images_total{result="failed"}'] == 1)
     until(lambda: patient.log.read_text().count(ANSWERS) == 2)
@@ -367,6 +428,7 @@ def test_a_candidate_that_hangs_or_dies_is_started_again_and_the_champion_goes_o
     until(lambda: metrics(patient)['images_total{result="changed"}'] == 1)
     assert not running(first)
     third = child_of(patient)
+    os.kill(third, signal.SIGSTOP)
     patient.kill()
     until(lambda: not running(third))  # an endpoint that is killed leaves nothing behind
 

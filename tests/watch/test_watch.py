@@ -24,7 +24,7 @@ from thyroid.imaging import images
 from thyroid.model import engine
 from thyroid.records.watch import WatchRecord
 from thyroid.registry import registry as registry_module
-from thyroid.registry import watches
+from thyroid.registry.beside import watches
 from thyroid.registry.registry import Registry
 from thyroid.serve.answers import Scored
 from thyroid.serve.model import ThyroidModel

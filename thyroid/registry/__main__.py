@@ -13,7 +13,8 @@ from thyroid.errors import InputError
 from thyroid.interval import format_interval
 from thyroid.model.artefact import CARD, Artefact
 from thyroid.records.validation import ValidationEntry
-from thyroid.registry import validations, watches
+from thyroid.registry import validations
+from thyroid.registry.beside import watches
 from thyroid.registry.hub import hub as kubeflow
 from thyroid.registry.registry import Registry
 from thyroid.storage import Location

@@ -16,7 +16,7 @@ from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.model.artefact import CARD, SCANS
 from thyroid.records.watch import WatchEntry
-from thyroid.registry import watches
+from thyroid.registry.beside import watches
 from thyroid.registry.registry import Registry
 
 _OF_MODELS = ["sha256", "label", "boxes"]

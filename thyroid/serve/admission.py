@@ -5,7 +5,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from thyroid.serve import limits, prometheus
@@ -19,12 +19,15 @@ class Admission:
 
     Attributes:
         inside: Images that are inside now.
+        requests: Requests that are being parsed or answered now.
+        on_change: Called on the event loop when `requests` has become 1 or 0 again.
     """
 
     def __init__(self, limit: int = limits.QUEUE) -> None:
         """Start with no image inside."""
         self.limit = limit
-        self.inside = 0
+        self.inside = self.requests = 0
+        self.on_change: Callable[[], object] = lambda: None
         self._waiting: deque[asyncio.Future[bool]] = deque()
 
     async def opening(self) -> None:
@@ -46,6 +49,19 @@ class Admission:
                 raise limits.overloaded()
         finally:
             timer.cancel()
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request within the context, from when its body has arrived."""
+        self.requests += 1
+        if self.requests == 1:
+            self.on_change()
+        try:
+            yield
+        finally:
+            self.requests -= 1
+            if not self.requests:
+                self.on_change()
 
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:

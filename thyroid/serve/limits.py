@@ -64,8 +64,6 @@ SHADOW_BYTES = MAX_BODY
 """Bytes that they take. The requests' own budget (`MEMORY`) does not hold them."""
 SHADOW_WAIT = 600.0
 """Seconds that an image waits for the candidate. It must not be kept, and logged, long after it was sent."""
-SHADOW_INSIDE = 1
-"""Images inside the server up to which the candidate gets its next one: the processor is spare then."""
 SHADOW_START = 300.0
 """Seconds within which the candidate's process must have loaded it, on what the champion leaves of the processor."""
 SHADOW_DEADLINE = 60.0

@@ -232,17 +232,18 @@ class ThyroidModel(kserve.Model):
         started = time.perf_counter()
         self.in_flight += 1  # a request that is parsed here must still find this model
         try:
-            if isinstance(body, bytes):
-                instances = payload.parse(body)
-            else:
-                executor = self._parsing if isinstance(body, memoryview) else self._preparing
-                instances = await asyncio.get_running_loop().run_in_executor(executor, payload.parse, body)
-            v2 = body if isinstance(body, InferRequest) else None
-            del body
-            request = Request(instances, self._columns(instances), v2, started)
-            with self.admission.admit(len(instances)), self._files.admit(sum(one.is_dicom for one in instances)):
-                async with asyncio.timeout(limits.DEADLINE):
-                    return await answer(request)
+            with self.admission.request():
+                if isinstance(body, bytes):
+                    instances = payload.parse(body)
+                else:
+                    executor = self._parsing if isinstance(body, memoryview) else self._preparing
+                    instances = await asyncio.get_running_loop().run_in_executor(executor, payload.parse, body)
+                v2 = body if isinstance(body, InferRequest) else None
+                del body
+                request = Request(instances, self._columns(instances), v2, started)
+                with self.admission.admit(len(instances)), self._files.admit(sum(one.is_dicom for one in instances)):
+                    async with asyncio.timeout(limits.DEADLINE):
+                        return await answer(request)
         except TimeoutError:
             raise limits.too_late() from None
         finally:

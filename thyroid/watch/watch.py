@@ -23,7 +23,7 @@ from thyroid.ingest.listing import NoScanError
 from thyroid.model.artefact import CARD, Artefact, code_version, sha256
 from thyroid.notify import words
 from thyroid.records.watch import WatchedLog, WatchedModel, WatchEntry, WatchRecord
-from thyroid.registry import watches
+from thyroid.registry.beside import watches
 from thyroid.registry.registry import Registry
 from thyroid.validate.plots import Picture
 from thyroid.watch import archive, drift, drift_plots, estimate, log, prometheus, report, scans, verdict

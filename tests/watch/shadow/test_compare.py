@@ -18,8 +18,8 @@ from thyroid.model.artefact import Artefact
 from thyroid.records.gate import ShadowRecord
 from thyroid.records.watch import WatchRecord
 from thyroid.registry import registry as registry_module
+from thyroid.registry.beside import shadows
 from thyroid.registry.registry import Registry
-from thyroid.registry.shadow import kept
 from thyroid.watch import log, prometheus
 from thyroid.watch.options import WatchOptions
 from thyroid.watch.shadow import compare, plot
@@ -195,8 +195,8 @@ def test_a_watch_reports_what_the_candidate_would_have_changed(root, tmp_path):
     assert pseudonyms.key_name(pseudonyms.key(root)) not in html
     assert (output / PLOTS / "shadow.png").exists()
     assert "thyroid_watch_shadow_changed" in (output / prometheus.FILE).read_text()
-    assert kept.last(Registry(root), 2) == done.record.shadow
-    assert kept.last(Registry(root), 1) is None
+    assert shadows.last(Registry(root), 2) == done.record.shadow
+    assert shadows.last(Registry(root), 1) is None
     Registry(root).promote("2", "a test", "somebody")
     again = watch(WatchOptions(root, folder, model="1", night=watched.NIGHT), output)
     assert again.record.shadow is not None, "of a version that was the champion before"
@@ -229,18 +229,18 @@ def record_of(root: Path, **changes: Any) -> ShadowRecord:
 
 def test_the_newest_comparison_is_kept(root):
     registry = Registry(root)
-    assert kept.record(registry, record_of(root))
-    assert not kept.record(registry, record_of(root, created="2025-07-13T12:00:00+00:00"))
+    assert shadows.record(registry, record_of(root))
+    assert not shadows.record(registry, record_of(root, created="2025-07-13T12:00:00+00:00"))
     later = record_of(root, created="2025-07-15T12:00:00+00:00")
-    assert kept.record(registry, later)
-    assert kept.last(registry, 2) == later
+    assert shadows.record(registry, later)
+    assert shadows.last(registry, 2) == later
     assert registry.find("2"), "the version is as it was published"
-    with pytest.raises(InputError, match="not the model that was compared"):
-        kept.record(registry, record_of(root, model="0" * 64))
+    with pytest.raises(InputError, match="not the model that was watched"):
+        shadows.record(registry, record_of(root, model="0" * 64))
 
 
 def test_a_damaged_comparison_is_named_and_replaced(root):
-    (root / "thyroid" / "2" / kept.FILE).write_text("{")
+    (root / "thyroid" / "2" / "shadow.json").write_text("{")
     with pytest.raises(InputError, match=r"shadow\.json: damaged"):
-        kept.last(Registry(root), 2)
-    assert kept.record(Registry(root), record_of(root))
+        shadows.last(Registry(root), 2)
+    assert shadows.record(Registry(root), record_of(root))

@@ -9,8 +9,8 @@ from tests.support import toy_artefact, toy_locator
 from thyroid.evaluate.shadow import gate
 from thyroid.model.artefact import Artefact, sha256
 from thyroid.records.gate import ShadowRecord
+from thyroid.registry.beside import shadows
 from thyroid.registry.registry import Registry
-from thyroid.registry.shadow import kept
 from thyroid.watch.shadow.settle import settle
 
 BAD = group(flipped_patients=500)
@@ -46,14 +46,14 @@ def test_a_waiting_version_is_the_candidate_and_not_the_champion(registry):
 def test_too_few_pictures_are_kept_and_decide_nothing(registry):
     found = settle(registry, candidate(registry), comparison(registry, pictures=7))
     assert found.decision is None
-    assert kept.last(registry, 2).pictures == 7
+    assert shadows.last(registry, 2).pictures == 7
     assert registry.champion() == 1
 
 
 def test_enough_pictures_release_it_by_its_gate(registry):
     found = settle(registry, candidate(registry), comparison(registry))
     assert found.decision.decision == "accepted"
-    assert kept.last(registry, 2) == found
+    assert shadows.last(registry, 2) == found
     assert registry.read_aliases() == {"candidate": 2, "champion": 2, "previous": 1, "anchor": 1}
     line = registry.history()[-1]
     assert (line["action"], line["version"]) == ("release", 2)
@@ -65,11 +65,11 @@ def test_it_is_refused_once_and_for_all(registry):
     later = comparison(registry, created="2025-07-15T12:00:00+00:00")
     assert settle(registry, candidate(registry), later).decision.decision == "refused"
     assert registry.champion() == 1
-    assert kept.last(registry, 2).groups[0].flipped_patients == 500
+    assert shadows.last(registry, 2).groups[0].flipped_patients == 500
     assert "waiting" not in registry.read_aliases()
     (line,) = [line for line in registry.history() if line["action"] == "refuse"]
     assert "500 of 1000 patients (all pictures), against 2 of 100 stored ones" in line["reason"]
-    (Path(str(registry.root)) / "thyroid" / "2" / kept.FILE).write_text("{")
+    (Path(str(registry.root)) / "thyroid" / "2" / "shadow.json").write_text("{")
     assert settle(registry, candidate(registry), comparison(registry)).decision is None, "nobody decides again"
     assert registry.champion() == 1
 
@@ -111,7 +111,7 @@ def test_a_watch_that_was_killed_is_carried_out_the_next_time(registry, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(kept, "carry_out", killed)
+        patched.setattr(shadows, "carry_out", killed)
         with pytest.raises(KeyboardInterrupt):
             settle(registry, candidate(registry), comparison(registry))
     assert registry.champion() == 1
@@ -153,7 +153,7 @@ def test_the_champion_that_changes_in_the_same_moment_is_not_replaced(registry, 
 
 
 def test_a_damaged_file_is_replaced(registry):
-    (Path(str(registry.root)) / "thyroid" / "2" / kept.FILE).write_text("{")
+    (Path(str(registry.root)) / "thyroid" / "2" / "shadow.json").write_text("{")
     assert settle(registry, candidate(registry), comparison(registry)).decision.decision == "accepted"
 
 
@@ -165,5 +165,5 @@ def test_a_candidate_that_does_not_wait_is_only_compared(registry, tmp_path):
     refused = Artefact.read(registry.find("3"))
     found = comparison(registry, candidate=3).model_copy(update={"model": sha256(refused.folder / "model.json")})
     assert settle(registry, refused, found).decision is None
-    assert kept.last(registry, 3) == found
+    assert shadows.last(registry, 3) == found
     assert registry.champion() == 1

@@ -6,6 +6,7 @@ standard output. It takes only what other processes leave of the processor, and 
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ from thyroid.errors import InputError
 from thyroid.registry.registry import MODEL_NAME
 from thyroid.serve import limits
 
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _FIRST_TO_GO = 1000
 """Value of oom_score_adj with which the system ends this process before any other when memory is short."""
 
@@ -30,10 +32,17 @@ def main() -> None:
     folder, form = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output of a library must not mix with the answers
+    _end_with_the_endpoint()
     _give_way()
     _within_limits()
     with contextlib.suppress(KeyboardInterrupt):  # the endpoint ends this process
         asyncio.run(_serve(folder, form, answers))
+
+
+def _end_with_the_endpoint() -> None:
+    """Have the system kill this process when the endpoint is killed; one that is halted notices no closed pipe."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _give_way() -> None:
@@ -67,9 +76,7 @@ async def _serve(folder: Path, form: str | None, answers: BinaryIO) -> None:
     while header := sys.stdin.buffer.readline():
         fields = json.loads(header)
         image = sys.stdin.buffer.read(fields["bytes"])
-        signal.setitimer(signal.ITIMER_REAL, 2 * limits.SHADOW_DEADLINE)  # its signal kills, if the endpoint cannot
         _write(answers, await _answer(model, fields, image))
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 async def _answer(model: Any, fields: dict[str, Any], image: bytes) -> dict[str, Any]:

@@ -8,9 +8,12 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +27,7 @@ MODULE = "thyroid.serve.shadow"
 _PROC = Path("/proc")
 _LONGEST = 65_536  # bytes of an answer
 _LONGEST_REASON = 500  # characters
+_SHORTEST_LOOK = 0.1  # seconds between two looks at a process whose time is nearly over, which may be halted
 _DECISIONS = get_args(Shadowed.model_fields["decision"].annotation)
 
 
@@ -52,13 +56,33 @@ class Process:
         command = [sys.executable, "-m", MODULE, str(folder), *([form] if form else [])]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self.ready: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._halted_at: float | None = None
+        self._halted = 0.0  # seconds until `_halted_at`
+
+    def halt(self, wanted: Callable[[], bool]) -> None:
+        """Halt the process, or let it go on. This takes microseconds.
+
+        Args:
+            wanted: Whether to halt it. Two threads that call this leave it as the later answer says.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if wanted() == (self._halted_at is not None):
+                return
+            if self._halted_at is None:
+                self._process.send_signal(signal.SIGSTOP)
+                self._halted_at = now
+            else:
+                self._process.send_signal(signal.SIGCONT)
+                self._halted, self._halted_at = self._halted + now - self._halted_at, None
 
     def start(self) -> None:
         """Wait until the candidate is loaded.
 
         Raises:
             InputError: The candidate cannot be served.
-            EndedError: The process ended, or took longer than `limits.SHADOW_START`.
+            EndedError: The process ended, or ran for longer than `limits.SHADOW_START`.
         """
         found = self._ask(b"", b"", limits.SHADOW_START)
         if "reason" in found:
@@ -78,7 +102,7 @@ class Process:
             The fields of `Shadowed` that are the candidate's own, or `failed` with a code if it cannot judge the image.
 
         Raises:
-            EndedError: The process ended, or took longer than `limits.SHADOW_DEADLINE`.
+            EndedError: The process ended, or ran for longer than `limits.SHADOW_DEADLINE`.
         """
         found = self._ask(header, image, limits.SHADOW_DEADLINE)
         if "failed" not in found and found.get("decision") not in _DECISIONS:
@@ -108,10 +132,10 @@ class Process:
     def _ask(self, header: bytes, image: bytes | memoryview, seconds: float) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        timer = threading.Timer(seconds, self.kill)
-        timer.daemon = True
+        answered = threading.Event()
+        late = threading.Thread(target=self._kill_if_late, args=(answered, self._ran() + seconds), daemon=True)
         try:
-            timer.start()
+            late.start()
             self._process.stdin.write(header)
             self._process.stdin.write(image)
             self._process.stdin.flush()
@@ -119,7 +143,18 @@ class Process:
         except (OSError, ValueError, RuntimeError):  # it is gone, does not keep to the protocol, or no thread starts
             raise EndedError from None
         finally:
-            timer.cancel()
+            answered.set()
         if not isinstance(answer, dict):
             raise EndedError
         return answer
+
+    def _kill_if_late(self, answered: threading.Event, end: float) -> None:
+        while not answered.wait(max(end - self._ran(), _SHORTEST_LOOK)):
+            if self._ran() >= end:
+                self.kill()
+                return
+
+    def _ran(self) -> float:
+        """Return the seconds of a clock that stands still while the process is halted."""
+        with self._lock:
+            return (time.monotonic() if self._halted_at is None else self._halted_at) - self._halted

@@ -4,6 +4,7 @@ The event loop only appends to a queue. A thread hands the images on while the s
 champion waits for any of this.
 """
 
+import asyncio
 import json
 import logging
 import math
@@ -33,6 +34,7 @@ PAUSE, MOST_PAUSE = 1.0, 60.0
 """Seconds after a failure until the process is started again; they double with each further one."""
 CLOSE_SECONDS = 5.0
 """Seconds that the end of the server waits for the end of the candidate's process."""
+_REST = 0.005  # seconds after the last request was answered until its answer has left the server
 _BUSY_PAUSE = 0.02  # seconds until it is looked again whether the processor is spare
 _MEMORY_SECONDS = 5.0  # seconds between two measurements of the memory
 _OVERHEAD = 500  # bytes of memory that an image takes beside its own and its header's
@@ -61,7 +63,7 @@ class Shadow:
     """The candidate behind the champion.
 
     Args:
-        admission: The images inside the server, which say whether the processor is spare.
+        admission: The requests inside the server, which say whether the processor is spare.
         decisions: Log of the decisions; None if there is none.
         form: Form of the candidate; None for the fastest one.
     """
@@ -81,6 +83,7 @@ class Shadow:
         for result in (SAME, CHANGED, DROPPED, FAILED):
             prometheus.SHADOW.labels(result)  # so that a rate has a first value
         prometheus.SHADOW_LEFT_OFF.set(0)
+        admission.on_change = self._follow_load
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
         self._thread.start()
 
@@ -145,6 +148,17 @@ class Shadow:
                 self._work(self._process)
         self._end()
 
+    def _follow_load(self) -> None:
+        """Halt the process while a request is inside, and let it go on soon after the last one was answered."""
+        if self._admission.requests:
+            self._halt_while_busy()
+        else:
+            asyncio.get_running_loop().call_later(_REST, self._halt_while_busy)
+
+    def _halt_while_busy(self) -> None:
+        if (process := self._process) is not None:
+            process.halt(lambda: self._admission.requests > 0)
+
     def _has_work(self) -> bool:
         return self._closed or self._wanted != self._folder or bool(self._waiting)
 
@@ -158,6 +172,7 @@ class Shadow:
             self._process = process
             if self._closed:
                 return
+        self._halt_while_busy()
         try:
             process.start()
         except InputError as error:
@@ -179,7 +194,7 @@ class Shadow:
             self._take()
             prometheus.SHADOW.labels(DROPPED).inc()
             return
-        if self._admission.inside > limits.SHADOW_INSIDE:
+        if self._admission.requests:
             time.sleep(_BUSY_PAUSE)
             return
         try:

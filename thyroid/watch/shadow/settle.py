@@ -4,9 +4,9 @@ from thyroid.errors import InputError
 from thyroid.evaluate.shadow import gate
 from thyroid.model.artefact import Artefact
 from thyroid.records.gate import ShadowDecision, ShadowRecord
+from thyroid.registry.beside import shadows
 from thyroid.registry.hub import hub
 from thyroid.registry.registry import Registry
-from thyroid.registry.shadow import kept
 
 
 def settle(registry: Registry, candidate: Artefact, found: ShadowRecord) -> ShadowRecord:
@@ -32,10 +32,10 @@ def settle(registry: Registry, candidate: Artefact, found: ShadowRecord) -> Shad
     if decision is None and waits:
         decision = gate.decide(decided, found)
     found = found.model_copy(update={"decision": decision})
-    if not kept.record(registry, found):
+    if not shadows.record(registry, found):
         found = found.model_copy(update={"decision": _before(registry, version)})
     if waits and found.decision is not None:
-        kept.carry_out(registry, version, decided, found.decision)
+        shadows.carry_out(registry, version, decided, found.decision)
         hub.update(registry)
     if found.decision is not None and found.decision.decision == "accepted" and registry.champion() != version:
         return found.model_copy(update={"decision": None})
@@ -45,7 +45,7 @@ def settle(registry: Registry, candidate: Artefact, found: ShadowRecord) -> Shad
 def _before(registry: Registry, version: int) -> ShadowDecision | None:
     """Return what the gate decided before; None if it has not, or if the file that says so is damaged."""
     try:
-        before = kept.last(registry, version)
+        before = shadows.last(registry, version)
     except InputError:  # the file is replaced
         return None
     return None if before is None else before.decision

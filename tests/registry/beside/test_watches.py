@@ -12,7 +12,7 @@ from thyroid.errors import InputError
 from thyroid.model.artefact import CARD, Artefact, sha256
 from thyroid.records.watch import WatchEntry
 from thyroid.registry import __main__ as commands
-from thyroid.registry import watches
+from thyroid.registry.beside import watches
 from thyroid.registry.registry import BESIDE, Registry
 
 FILE = "1/watch.json"
