@@ -18,8 +18,8 @@ FOLDERS = sorted(
     for folder in ("overlays", "service")
     for file in (MANIFESTS / folder).glob("*/kustomization.yaml")
 )
-OTHERS = {"PrometheusRule", "AuthorizationPolicy"}
-"""Kinds that come with Prometheus and Istio, which a cluster may lack."""
+OTHERS = {"PrometheusRule", "AuthorizationPolicy", "Trigger", "EventSource", "Sensor"}
+"""Kinds that come with Prometheus, Istio, Knative Eventing and Argo Events, which a cluster may lack."""
 SERVING, ROUTES, ARGO, CORE = "serving.kserve.io", "gateway.networking.k8s.io", "argoproj.io", ""
 RIGHTS = {
     # the deploy step

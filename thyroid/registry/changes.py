@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from thyroid import storage
 from thyroid.data import tables
@@ -78,6 +76,9 @@ def since_last(data: DataVersion, root: storage.Location) -> Changes:
     Raises:
         InputError: The list of scans of the newest version is missing or damaged.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     present = _of_models(data.contents)
     registry = Registry(root)
     version = registry.read_aliases().get("candidate")
