@@ -18,10 +18,10 @@ from typing import Any
 from thyroid import RESEARCH_USE_ONLY, atomic, errors, storage
 from thyroid.errors import InputError
 from thyroid.interval import Interval, format_interval
-from thyroid.model.artefact import CARD, sha256
 from thyroid.records.validation import Beside, ValidationEntry, ValidationsRecord
 from thyroid.registry.aliases import dump
-from thyroid.registry.registry import BESIDE, MODEL_NAME, Registry
+from thyroid.registry.beside.file import at, require_model, require_version
+from thyroid.registry.registry import BESIDE, Registry
 from thyroid.storage import ABSENT, ChangedError
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,8 @@ def record(registry: Registry, version: int, entry: ValidationEntry) -> None:
         InputError: There is no such version, the entry is of another model, validations.json is damaged, or the
             registry cannot be written.
     """
-    if sha256(registry.find(str(version), CARD) / CARD[0]) != entry.model:
-        raise InputError(f"version {version} of {registry.root} is not the model that was validated; validate it again")
-    home = _home(registry)
+    require_model(registry, version, entry.model, "validated", "validate it again")
+    home = at(registry)
     while True:
         content, generation = _read(registry, version)
         _add(content, entry)
@@ -72,9 +71,7 @@ def record(registry: Registry, version: int, entry: ValidationEntry) -> None:
         except ChangedError:
             time.sleep(random.uniform(0, _PAUSE))
     _write_markdown(registry, version)
-    if version not in registry.versions():  # its removal may have come before these files
-        home.remove(str(version))
-        raise InputError(f"{registry.root}: version {version} was removed in the meantime; nothing is kept of it")
+    require_version(registry, version)
 
 
 def check_writable(registry: Registry, version: int) -> None:
@@ -140,7 +137,7 @@ def fetch(registry: Registry, version: int, folder: Path) -> None:
         InputError: The bucket cannot be read.
         OSError: The copy cannot be written.
     """
-    data, generation = _home(registry).read(f"{version}/{JSON}")
+    data, generation = at(registry).read(f"{version}/{JSON}")
     local = folder / JSON
     if generation == ABSENT:
         local.unlink(missing_ok=True)
@@ -175,10 +172,6 @@ def _facts(path: Path, state: tuple[int, int, int]) -> list[dict[str, Any]] | No
         return None
 
 
-def _home(registry: Registry) -> storage.Folder | storage.Bucket:
-    return storage.at(storage.below(registry.root, MODEL_NAME))
-
-
 def _address(registry: Registry, version: int) -> str:
     return storage.below(registry.address(version), JSON)
 
@@ -189,7 +182,7 @@ def _read(registry: Registry, version: int) -> tuple[dict[str, Any], str]:
     Raises:
         InputError: The file is damaged.
     """
-    data, generation = _home(registry).read(f"{version}/{JSON}")
+    data, generation = at(registry).read(f"{version}/{JSON}")
     if generation == ABSENT:
         return {"validations": []}, generation
     return _parse(data, _address(registry, version)), generation
@@ -219,7 +212,7 @@ def _add(content: dict[str, Any], entry: ValidationEntry) -> None:
 
 def _write_markdown(registry: Registry, version: int) -> None:
     """Write validations.md. If another process adds a validation at the same time, the later one is in it, too."""
-    home = _home(registry)
+    home = at(registry)
     while True:
         generation = home.read(f"{version}/{JSON}")[1]
         home.write(f"{version}/{MARKDOWN}", markdown(version, read(registry, version)).encode())

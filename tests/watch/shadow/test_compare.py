@@ -235,7 +235,7 @@ def test_the_newest_comparison_is_kept(root):
     assert shadows.record(registry, later)
     assert shadows.last(registry, 2) == later
     assert registry.find("2"), "the version is as it was published"
-    with pytest.raises(InputError, match="not the model that was watched"):
+    with pytest.raises(InputError, match="not the model that was compared"):
         shadows.record(registry, record_of(root, model="0" * 64))
 
 

@@ -25,12 +25,13 @@ class FileBeside(Generic[R]):
     Args:
         name: Name of the file.
         kind: Class of its record.
+        was: What had been done to the model when the record was made, for an error.
         stays: Whether the present record (first argument) stays although another one (second argument) was found.
     """
 
-    def __init__(self, name: str, kind: type[R], stays: Callable[[R, R], bool]) -> None:
+    def __init__(self, name: str, kind: type[R], was: str, stays: Callable[[R, R], bool]) -> None:
         """Describe the file."""
-        self.name, self._kind, self._stays = name, kind, stays
+        self.name, self._kind, self._was, self._stays = name, kind, was, stays
 
     def record(self, registry: Registry, version: int, model: str, found: R) -> bool:
         """Keep a record beside its version, unless the present one stays. A damaged file is replaced.
@@ -47,8 +48,7 @@ class FileBeside(Generic[R]):
         Raises:
             InputError: There is no such version, the record is about another model, or the registry cannot be written.
         """
-        if sha256(registry.find(str(version), CARD) / CARD[0]) != model:
-            raise InputError(f"version {version} of {registry.root} is not the model that was watched; watch it again")
+        require_model(registry, version, model, self._was, "watch it again")
         home, path = at(registry), f"{version}/{self.name}"
         while True:
             data, generation = home.read(path)
@@ -63,9 +63,7 @@ class FileBeside(Generic[R]):
                 break
             except ChangedError:
                 time.sleep(random.uniform(0, _PAUSE))
-        if version not in registry.versions():  # its removal may have come before this file
-            home.remove(str(version))
-            raise InputError(f"{registry.root}: version {version} was removed in the meantime; nothing is kept of it")
+        require_version(registry, version)
         return True
 
     def last(self, registry: Registry, version: int) -> R | None:
@@ -89,3 +87,35 @@ class FileBeside(Generic[R]):
 def at(registry: Registry) -> storage.Folder | storage.Bucket:
     """Return the folder of the model in a registry, in which each version has one of its own."""
     return storage.at(storage.below(registry.root, MODEL_NAME))
+
+
+def require_model(registry: Registry, version: int, model: str, was: str, again: str) -> None:
+    """Check that a version is the model that something is to be kept of.
+
+    Args:
+        registry: Registry of the version.
+        version: Number of the version.
+        model: SHA-256 of the model.json that it is about.
+        was: What was done to the model.
+        again: What to do if the version is another model.
+
+    Raises:
+        InputError: There is no such version, or it is another model.
+    """
+    if sha256(registry.find(str(version), CARD) / CARD[0]) != model:
+        raise InputError(f"version {version} of {registry.root} is not the model that was {was}; {again}")
+
+
+def require_version(registry: Registry, version: int) -> None:
+    """Check that a version was not removed before something was written beside it, which is then removed again.
+
+    Args:
+        registry: Registry of the version.
+        version: Number of the version.
+
+    Raises:
+        InputError: It was removed.
+    """
+    if version not in registry.versions():
+        at(registry).remove(str(version))
+        raise InputError(f"{registry.root}: version {version} was removed in the meantime; nothing is kept of it")

@@ -9,6 +9,7 @@ from thyroid.registry.registry import BESIDE, Registry
 _FILE = FileBeside(
     BESIDE[2],
     ShadowRecord,
+    "compared",
     lambda present, found: present.decision is not None or present.created > found.created,
 )
 

@@ -5,7 +5,10 @@ from thyroid.registry.beside.file import FileBeside
 from thyroid.registry.registry import BESIDE, Registry
 
 _FILE = FileBeside(
-    BESIDE[-1], WatchEntry, lambda present, found: (present.night, present.created) > (found.night, found.created)
+    BESIDE[-1],
+    WatchEntry,
+    "watched",
+    lambda present, found: (present.night, present.created) > (found.night, found.created),
 )
 
 
