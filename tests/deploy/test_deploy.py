@@ -110,6 +110,12 @@ def away(_: int) -> dict:
     return {"error": 503}
 
 
+def stay_away(cluster) -> None:
+    """Let the endpoint be ready at the first look and never answer, however slow the machine of this test is."""
+    cluster.looks_until_ready = 0
+    cluster.answer = away
+
+
 def second(root: Path, **options) -> None:
     """Deploy the first version, and register the second one."""
     run(root, **options)
@@ -209,7 +215,7 @@ def test_a_wrong_answer_brings_back_what_was_there_and_a_retry_fails_too(cluster
 def test_a_refuted_version_does_not_come_back_when_the_good_one_fails_for_a_moment(cluster, root):
     test_a_wrong_answer_brings_back_what_was_there_and_a_retry_fails_too(cluster, root)
     aliases, before = Registry(root).read_aliases(), len(cluster.writes)
-    cluster.answer = away
+    stay_away(cluster)
     for _ in range(2):
         with pytest.raises(InputError, match="503"):
             shortly(root)
@@ -266,7 +272,7 @@ def test_a_registry_that_cannot_be_read_for_a_message_changes_no_outcome(cluster
 
 
 def test_a_version_that_is_served_after_all_is_told(cluster, root, receiver):
-    cluster.answer = away
+    stay_away(cluster)
     with pytest.raises(InputError, match="503"):
         shortly(root)
     cluster.answer = right
@@ -277,7 +283,7 @@ def test_a_version_that_is_served_after_all_is_told(cluster, root, receiver):
 
 def test_where_nothing_was_taken_back_nothing_is_told(cluster, root, receiver, impatient):
     run(root)
-    cluster.answer = away
+    stay_away(cluster)
     with pytest.raises(InputError, match="503"):
         shortly(root)
     assert version(cluster) == 1
@@ -288,7 +294,7 @@ def test_other_options_that_fail_refute_no_version_that_has_proven_itself(cluste
     second(root)
     run(root, 2)
     before = served(cluster)["spec"]
-    cluster.answer = away
+    stay_away(cluster)
     with pytest.raises(InputError, match="503"):
         shortly(root, serving_gpu=True)
     assert served(cluster)["spec"] == before
@@ -323,7 +329,7 @@ def test_what_the_cluster_had_is_not_put_back_where_it_was_refuted(cluster, root
 
 def test_where_there_is_nothing_to_go_back_to_what_was_sent_stays_and_that_is_said(cluster, root):
     refuted_and_not_put_back(cluster, root)
-    cluster.answer = away
+    stay_away(cluster)
     with pytest.raises(InputError, match=r"503.*InferenceService"):
         shortly(root)
     assert version(cluster) == champion(root) == 1
@@ -333,7 +339,7 @@ def test_a_version_that_has_proven_itself_is_not_refuted_where_it_is_made_anew(c
     second(root)
     run(root, 2)
     cluster.delete("inferenceservices", "thyroid")
-    cluster.answer = away
+    stay_away(cluster)
     with pytest.raises(InputError, match="503"):
         shortly(root)
     assert ("inferenceservices", "thyroid") not in cluster.objects
@@ -493,7 +499,7 @@ def test_a_canary_that_was_refuted_does_not_come_back(cluster, root, inside):
 def test_a_promotion_that_fails_for_a_moment_brings_the_canary_back(cluster, root, inside):
     second(root)
     run(root, 2, canary=10)
-    cluster.answer = away
+    stay_away(cluster)
     with pytest.raises(InputError, match="503"):
         shortly(root)
     assert (version(cluster), shares(cluster)) == (1, {"v2": 10})
@@ -847,6 +853,7 @@ def test_a_version_that_somebody_replaced_before_it_answered_is_not_refuted(clus
         cluster.edit("spec.predictor.model.storageUri", "gs://elsewhere/model/1")
         return away(number)
 
+    cluster.looks_until_ready = 0
     cluster.answer = replaced
     with pytest.raises(InputError, match=r"left.*\b2$"):
         shortly(root)
