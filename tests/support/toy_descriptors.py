@@ -42,7 +42,9 @@ def finding(descriptor: str, value: str, **changes: Any) -> dict[str, Any]:
         "blanked": CHANCE,
         "kept": 0.0,
         "shortcuts": {"grey_levels": CHANCE},
-        "test": test | dict.fromkeys(("auroc", "kappa", "sensitivity", "specificity", "ece"), CHANCE),
+        "test": test
+        | dict.fromkeys(("auroc", "kappa", "sensitivity", "specificity"), CHANCE)
+        | dict.fromkeys(("ece", "ece_if_calibrated"), 0.1),
         "largest_difference": {},
     }
     return content | changes

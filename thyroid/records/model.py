@@ -180,8 +180,10 @@ class FindingTest(Record):
     """Share of the images with the finding that are told to have it; null where there are none."""
     specificity: Interval | None
     """Share of the images without the finding that are told to have none; null where there are none."""
-    ece: Interval | None
+    ece: float | None
     """Expected calibration error; null where the AUROC is."""
+    ece_if_calibrated: float | None
+    """Expected calibration error of as many perfectly calibrated probabilities; null where the AUROC is."""
 
 
 class FindingRecord(Record):

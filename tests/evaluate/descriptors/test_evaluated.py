@@ -143,6 +143,9 @@ def test_report_and_card_say_what_is_told(described, result):
         assert "echogenic foci: macrocalcification" in text
         assert "10.1016/j.jacr.2017.01.046" in text
     assert "Comet tails" in section
+    echo = found(result, "echogenicity", "hypoechoic").test
+    assert 0 < echo.ece_if_calibrated < 0.5, "few images do not score 0"
+    assert f"{echo.ece:.3f} ({echo.ece_if_calibrated:.3f})" in section
     warnings = report[report.index('id="warnings"') : report.index('id="gate"')]
     assert "composition gives the class away" in warnings
     assert RESEARCH_USE_ONLY in report

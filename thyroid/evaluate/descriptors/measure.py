@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -115,13 +116,14 @@ def figures(rows: pd.DataFrame, threshold: float, seed: int) -> FindingTest:
     """
     positive, probability, patient = (rows[name].to_numpy() for name in ("positive", "probability", "patient"))
     draws, called = metrics.Draws(patient, seed=seed), probability >= threshold
-    both: dict[str, Interval | None] = dict.fromkeys(("auroc", "kappa", "ece"))
+    both: dict[str, Any] = dict.fromkeys(("auroc", "kappa", "ece", "ece_if_calibrated"))
     if len(np.unique(positive)) == len(CLASSES):
         kappa = metrics.kappa_draws(draws, positive.astype(int), called.astype(int), patient, classes=2, ordered=False)
         both = {
             "auroc": metrics.auroc_interval(draws, positive, probability, patient),
             "kappa": metrics.interval(kappa),
-            "ece": metrics.interval(metrics.ece_draws(draws, positive, probability, patient)),
+            "ece": float(metrics.ece_draws(draws, positive, probability, patient)[0]),
+            "ece_if_calibrated": metrics.ece_if_calibrated(probability, patient, seed=seed),
         }
     at = metrics.at_threshold(draws, positive, called, patient, 0.5)
     return FindingTest(

@@ -3,7 +3,7 @@
 from thyroid import tirads
 from thyroid.evaluate.descriptors.lock import CAUGHT, ENOUGH, LOWEST_AUROC
 from thyroid.interval import format_interval
-from thyroid.records.model import DescriptorsRecord, FindingRecord, TiradsRecord
+from thyroid.records.model import DescriptorsRecord, FindingRecord, FindingTest, TiradsRecord
 
 NAMES = {
     "cystic": "cystic",
@@ -50,7 +50,8 @@ EXPLANATION = (
     "give the class away, and at most half of the distance from .5 is kept without the nodule. Test patients decide "
     "nothing. The thresholds were locked before a test image was read: present from the largest sum of sensitivity and "
     f"specificity on; excluded where at most {1 - CAUGHT:.0%} of the images with the value are; sure where at most "
-    f"{1 - CAUGHT:.0%} of those without it are."
+    f"{1 - CAUGHT:.0%} of those without it are. In brackets behind the calibration error: what as many perfectly "
+    "calibrated probabilities would score, which is not 0 in small sets."
 )
 """How to read the table of `rows`."""
 
@@ -123,7 +124,7 @@ COLUMNS = (
     "Kappa",
     "Sensitivity",
     "Specificity",
-    "Calibration error",
+    "Calibration error (if perfect)",
 )
 """Headings of the table of `rows`."""
 
@@ -134,17 +135,8 @@ def rows(found: DescriptorsRecord) -> list[tuple[str, ...]]:
 
 
 def _row(one: FindingRecord) -> tuple[str, ...]:
-    tested = (
-        [None] * 5
-        if one.test is None
-        else [
-            one.test.auroc,
-            one.test.kappa,
-            one.test.sensitivity,
-            one.test.specificity,
-            one.test.ece,
-        ]
-    )
+    test = one.test
+    tested = [None] * 4 if test is None else [test.auroc, test.kappa, test.sensitivity, test.specificity]
     return (
         name(one.descriptor, one.value),
         f"{one.patients_with} / {one.patients_without}",
@@ -152,7 +144,14 @@ def _row(one: FindingRecord) -> tuple[str, ...]:
         _kept(one),
         "yes" if one.why is None else f"no: {_WHY[one.why]}",
         *(format_interval(metric) for metric in tested),
+        _calibration(test),
     )
+
+
+def _calibration(test: FindingTest | None) -> str:
+    if test is None or test.ece is None:
+        return "n/a"
+    return f"{test.ece:.3f} ({test.ece_if_calibrated:.3f})"
 
 
 def _kept(one: FindingRecord) -> str:
