@@ -71,11 +71,20 @@ def test_every_finding_has_its_words_and_its_share(telling, language):
     ], "the deck's six first"
     assert w("gauge_finding", probability=words.share(0.9), threshold=words.share(0.5)) in text
     shown = " ".join(said(text).split())
-    possible = f"{w('finding_margin_ill_defined')} / {w('finding_margin_lobulated')} · {w('finding_foci_punctate')}"
+    possible = f"{w('finding_margin_ill_defined')} / {w('finding_margin_lobulated')}"
     assert w("descriptors_told", names=possible) in shown
     assert w("descriptors_absent", names=w("finding_margin_extrathyroidal")) in shown
     assert w("tirads", levels="TR4–TR5", points="5–9") in shown
     assert w("tirads_hint") in shown
+
+
+def test_kinds_of_foci_are_not_all_that_is_possible_but_none_is(telling):
+    telling.changes |= {"descriptors": described(told={"foci": ["none"]})}
+    text = " ".join(said(Visitor(telling.address).read(NONE).text).split())
+    assert EN("descriptors_told", names=EN("finding_foci_none")) in text
+    telling.changes |= {"descriptors": described(told={"foci": ["punctate", "rim"]})}
+    text = " ".join(said(Visitor(telling.address).read(NONE).text).split())
+    assert EN("descriptors_told", names="").rstrip(" .") not in text
 
 
 def test_each_finding_has_a_heat_map_of_its_own_behind_a_choice(telling):
@@ -185,6 +194,12 @@ def test_the_models_facts_say_what_it_tells_and_why_not_more(telling, doubts):
     assert (EN("descriptors_doubts") in home) is doubts
 
 
+def test_a_column_whose_labels_nobody_has_is_no_label(telling):
+    telling.known = {"descriptors": facts(columns={name: name for name in tirads.DESCRIPTORS})}
+    home = said(Visitor(telling.address).home)
+    assert f"{EN('descriptor_composition')}: {EN('withheld_unlabelled')}" in home
+
+
 def test_a_model_that_withholds_all_says_so(telling):
     finding = toy_descriptors.finding("margin", "smooth", given=False, why="too_few", detail="3 patients")
     telling.known = {"descriptors": toy_descriptors.record(8, [finding], tirads=None).to_dict()}
@@ -194,6 +209,6 @@ def test_a_model_that_withholds_all_says_so(telling):
 
 
 def test_facts_of_another_form_do_not_keep_the_page_from_opening(telling):
-    for odd in ({}, 5, {"findings": [{}]}, facts() | {"columns": None}):
+    for odd in ({}, 5, {"findings": [{}]}, facts() | {"seen": None}):
         telling.known = {"descriptors": odd}
         assert EN("model_away") in said(Visitor(telling.address).home)
