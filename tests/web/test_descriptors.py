@@ -95,12 +95,24 @@ def test_each_finding_has_a_heat_map_of_its_own_behind_a_choice(telling):
     choices = re.findall(r'<input class="paper-not" type="radio" name="map-1" value="(\d)"( checked)?', text)
     assert choices == [("0", " checked"), ("1", ""), ("2", ""), ("3", "")]
     style = Visitor(telling.address).home
+    assert '[data-map]:not([data-map="0"]) { display: none; }' in style, "also in a browser that does not know :has"
     for value in "123":
         assert f'.answer:has([value="{value}"]:checked) [data-map="{value}"]' in style
     inside = re.findall(r'<p class="soft" data-map="(\d)">(.*?)</p>', text)
+    names = [EN(f"finding_{name}") for name in ("foci_punctate", "shape_taller", "margin_smooth")]
     assert inside[1:] == [
-        (str(n), EN("inside_finding", share=words.share(s))) for n, s in enumerate((0.2, 0.3, 0.1), 1)
-    ]
+        (str(n), f"{EN('shown_finding', name=name)} {EN('inside_finding', share=words.share(share))}")
+        for n, (name, share) in enumerate(zip(names, (0.2, 0.3, 0.1), strict=True), 1)
+    ], "named, since a printed page has no choices"
+
+
+def test_a_finding_without_evidence_says_so(telling):
+    findings = described()["findings"]
+    for one in findings:
+        one["heat_map"]["share_inside_roi"] = None
+    telling.changes |= {"descriptors": described(findings=findings)}
+    text = said(Visitor(telling.address).read(NONE).text)
+    assert text.count(EN("no_evidence_finding")) == len(findings)
 
 
 def test_there_is_a_rule_of_style_for_as_many_findings_as_the_lexicon_has(telling):
