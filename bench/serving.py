@@ -68,6 +68,8 @@ HERE = Path(__file__).parent
 
 Request = tuple[bytes, str]  # body and content type
 Side = Callable[[int], float]  # takes the round's number, returns the measurement
+Figures = dict[str, dict[str, float]]  # name of a figure to its value of every side
+RATE, ASKED, GOOD, P50 = "answers/s in a closed loop", "asked/s", "answers/s", "p50 in ms"
 
 
 def artefact(name: str, folder: Path, novelty: bool = False, descriptors: bool = False) -> Path:
@@ -343,6 +345,51 @@ def floors(name: str, folder: Path, rounds: int) -> dict[str, float]:
     }
 
 
+def off_and_on(
+    what: str, off: Endpoint, on: Endpoint, measure: Callable[[dict[str, Load]], Figures]
+) -> dict[str, float]:
+    """Measure two servers with crops and with frames, print the rows, and return how much worse the second one is.
+
+    Args:
+        what: What the second server does and the first does not.
+        off: The first server.
+        on: The second server.
+        measure: Takes the loads on both, "off" and "on", and returns figures of both.
+
+    Returns:
+        The ratio of each figure, the smaller one of crops and frames. Below 1 the second server does worse.
+    """
+    crop, _, frame = requests()
+    worst: dict[str, float] = {}
+    for kind, request in (("crop", crop), ("frame", frame)):
+        figures = measure({"off": Load(off.url + OURS, *request), "on": Load(on.url + OURS, *request)})
+        for side in ("off", "on"):
+            told = ", ".join(f"{name} {values[side]:.1f}" for name, values in figures.items())
+            print(f"{kind}, {what} {side}: {told}", flush=True)
+        for name, values in figures.items():
+            ratio = values["off"] / values["on"] if name == P50 else values["on"] / values["off"]
+            worst[name] = min(ratio, worst.get(name, ratio))
+    return worst
+
+
+def at_half(
+    loads: dict[str, Load], most: float, rounds: int, begin: Callable[[Side], Side] = lambda side: side
+) -> Figures:
+    """Return the good answers a second and the median of their milliseconds at half of a rate as a Poisson process.
+
+    Args:
+        loads: Loads on the servers.
+        most: The rate, in requests a second.
+        rounds: Turns of every side.
+        begin: Makes a measurement begin as it should.
+    """
+    asked = HALF * most
+    good = in_turns(rounds, {name: begin(steady(load, asked)) for name, load in loads.items()})
+    taken = in_turns(rounds, {name: begin(median(load, asked)) for name, load in loads.items()})
+    milliseconds = {name: seconds * 1000 for name, seconds in taken.items()}
+    return {ASKED: dict.fromkeys(loads, asked), GOOD: good, P50: milliseconds}
+
+
 def with_novelty_and_log(folder: Path, rounds: int) -> float:
     """Compare a server with novelty and a decision log with one that has neither; print the rows, return the ratio.
 
@@ -351,54 +398,38 @@ def with_novelty_and_log(folder: Path, rounds: int) -> float:
     """
     plain, whole = artefact("ResNet50", folder / "plain"), artefact("ResNet50", folder / "whole", novelty=True)
     os.environ.setdefault(pseudonyms.KEY_VARIABLE, "a secret for the benchmark")
-    crop, _, frame = requests()
+
+    def measure(loads: dict[str, Load]) -> Figures:
+        many = in_turns(rounds, {name: rate(load) for name, load in loads.items()})
+        return {RATE: many} | at_half(loads, many["off"], rounds)
+
     with (
         Endpoint("--model-dir", str(plain), "--form", engine.F32) as off,
         Endpoint("--model-dir", str(whole), "--form", engine.F32, "--log", str(folder / "log")) as on,
     ):
-        servers = {"off": off, "on": on}
-        worst = []
-        for kind, request in (("crop", crop), ("frame", frame)):
-            loads = {name: Load(server.url + OURS, *request) for name, server in servers.items()}
-            many = in_turns(rounds, {name: rate(load) for name, load in loads.items()})
-            asked = HALF * many["off"]
-            good = in_turns(rounds, {name: steady(load, asked) for name, load in loads.items()})
-            taken = in_turns(rounds, {name: median(load, asked) for name, load in loads.items()})
-            for name in servers:
-                print(
-                    f"{kind}, novelty and log {name}: {many[name]:.1f}/s; of {asked:.1f}/s asked {good[name]:.1f}/s "
-                    f"answered, p50 {taken[name] * 1000:.1f} ms",
-                    flush=True,
-                )
-            worst += [many["on"] / many["off"], good["on"] / good["off"]]
-        memory = {name: psutil.Process(one.process.pid).memory_info().rss / 1e6 for name, one in servers.items()}
+        ratios = off_and_on("novelty and log", off, on, measure)
+        memory = [psutil.Process(one.process.pid).memory_info().rss / 1e6 for one in (off, on)]
     logged = sum(1 for path in (folder / "log").iterdir() for _ in path.read_bytes().splitlines())
-    print(f"memory off {memory['off']:.0f} MB, on {memory['on']:.0f} MB; {logged} decisions logged", flush=True)
-    return min(worst)
+    print(f"memory off {memory[0]:.0f} MB, on {memory[1]:.0f} MB; {logged} decisions logged", flush=True)
+    return min(ratios[RATE], ratios[GOOD])
 
 
 def with_descriptors(folder: Path, rounds: int) -> float:
     """Compare a server that tells descriptors with one that does not; print the rows and return the ratio.
 
-    It is that of the good answers a second in a closed loop, the smaller one of crops and frames.
+    It is that of the good answers a second in a closed loop.
     """
     plain = artefact("ResNet50", folder / "plain", novelty=True)
     telling = artefact("ResNet50", folder / "telling", novelty=True, descriptors=True)
-    crop, _, frame = requests()
+
+    def measure(loads: dict[str, Load]) -> Figures:
+        return {RATE: in_turns(rounds, {name: rate(load, seconds=2 * SECONDS) for name, load in loads.items()})}
+
     with (
-        Endpoint("--model-dir", str(plain), "--form", engine.F32) as without,
-        Endpoint("--model-dir", str(telling), "--form", engine.F32) as with_them,
+        Endpoint("--model-dir", str(plain), "--form", engine.F32) as off,
+        Endpoint("--model-dir", str(telling), "--form", engine.F32) as on,
     ):
-        ratios = []
-        for kind, request in (("crop", crop), ("frame", frame)):
-            loads = {"without": Load(without.url + OURS, *request), "with": Load(with_them.url + OURS, *request)}
-            many = in_turns(rounds, {name: rate(load, seconds=2 * SECONDS) for name, load in loads.items()})
-            print(
-                f"{kind}: {many['with']:.1f}/s with {len(FINDINGS)} findings, {many['without']:.1f}/s without",
-                flush=True,
-            )
-            ratios.append(many["with"] / many["without"])
-    return min(ratios)
+        return off_and_on(f"{len(FINDINGS)} findings", off, on, measure)[RATE]
 
 
 def with_shadow(folder: Path, rounds: int) -> float:
@@ -409,31 +440,23 @@ def with_shadow(folder: Path, rounds: int) -> float:
     """
     model = artefact("ResNet50", folder / "champion", novelty=True)
     os.environ.setdefault(pseudonyms.KEY_VARIABLE, "a secret for the benchmark")
-    crop, _, frame = requests()
     common = ("--model-dir", str(model), "--form", engine.F32)
     with (
         Endpoint(*common, "--log", str(folder / "off")) as off,
         Endpoint(*common, "--log", str(folder / "on"), "--shadow-dir", str(model)) as on,
     ):
+
+        def measure(loads: dict[str, Load]) -> Figures:
+            most = in_turns(rounds, {"off": rate(loads["off"])})["off"]
+            return at_half(loads, most, rounds, lambda side: rested(side, on))
+
         while not shadow_metrics(on)["info"]:
             time.sleep(1)
-        worst = []
-        for kind, request in (("crop", crop), ("frame", frame)):
-            loads = {"off": Load(off.url + OURS, *request), "on": Load(on.url + OURS, *request)}
-            asked = HALF * in_turns(rounds, {"off": rate(loads["off"])})["off"]
-            good = in_turns(rounds, {name: rested(steady(load, asked), on) for name, load in loads.items()})
-            taken = in_turns(rounds, {name: rested(median(load, asked), on) for name, load in loads.items()})
-            for name in loads:
-                print(
-                    f"{kind}, shadow {name}: of {asked:.1f}/s asked {good[name]:.1f}/s answered, "
-                    f"p50 {taken[name] * 1000:.1f} ms",
-                    flush=True,
-                )
-            worst += [good["on"] / good["off"], taken["off"] / taken["on"]]
+        ratios = off_and_on("shadow", off, on, measure)
         counted = shadow_metrics(on)
     done = {name: int(counted[name]) for name in ("same", "changed", "dropped", "failed")}
     print(f"memory of the candidate {counted['memory_bytes'] / 1e6:.0f} MB; its images: {done}", flush=True)
-    return min(worst)
+    return min(ratios[GOOD], ratios[P50])
 
 
 def rested(side: Side, served: Endpoint) -> Side:

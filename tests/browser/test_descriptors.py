@@ -10,6 +10,7 @@ from tests.browser.test_page import DESK, PHONE, accessible, fits, read, shot
 from tests.support import pages
 from tests.support.locating import Locating
 from tests.web.test_descriptors import described, points
+from thyroid import tirads
 from thyroid.imaging import images, phantom
 from thyroid.web.words import LANGUAGES, Words
 
@@ -75,6 +76,31 @@ def test_the_chosen_finding_is_shown_on_the_picture(visit, language, form):
     shot(page, f"descriptors-{language}-{form}")
     page.get_by_label(w("descriptors_malignancy")).check()
     assert shown(page) == ["0", "0"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_word_of_the_lexicon_fits_a_phone(browser, scan, tmp_path, language):
+    pairs = [(name, value) for name in tirads.DESCRIPTORS for value in tirads.kinds(name)]
+    like, endpoint = described()["findings"][1], Locating()
+    findings = [like | {"descriptor": name, "value": value, "probability": 0.9375} for name, value in pairs]
+    endpoint.changes = {"descriptors": described(findings=findings)}
+    page = pages.Page(tmp_path / "log", endpoint.address).wait()
+    context = browser.new_context(**PHONE | {"locale": language})
+    try:
+        seen = context.new_page()
+        seen.goto(page.address)
+        seen.set_input_files("#files", [scan])
+        expect(seen.locator("#stage image")).to_be_visible()
+        read(seen)
+        expect(seen.locator(".findings tr")).to_have_count(1 + len(pairs))
+        fits(seen)
+        wide = seen.locator(".findings").evaluate("one => one.scrollWidth - one.clientWidth")
+        assert wide <= 0, "nor over the side of its card"
+        shot(seen, f"descriptors-all-{language}")
+    finally:
+        context.close()
+        page.stop()
+        endpoint.stop()
 
 
 def test_every_picture_has_a_choice_of_its_own(visit):

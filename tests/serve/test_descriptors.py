@@ -17,10 +17,12 @@ from prometheus_client import REGISTRY
 from tests.serve.test_locate import FRAME, LARGE, ask, instance, load, one
 from tests.support import toy_descriptors, toy_locator
 from tests.support.serving import INFER, PREDICT, Server, check_schema, encoded
+from thyroid import tirads
 from thyroid.errors import InputError
-from thyroid.model import engine
+from thyroid.model import engine, explain
 from thyroid.model.descriptors.head import FILE, Head
-from thyroid.serve import schemas
+from thyroid.serve import limits, schemas
+from thyroid.serve.descriptors import maps
 from thyroid.serve.model import ThyroidModel
 from thyroid.serve.payload import Instance
 
@@ -90,6 +92,13 @@ def test_what_cannot_be_told_is_absent(tmp_path):
 def test_no_kind_of_foci_is_none(tmp_path):
     none = load(tmp_path, head=head(weights=(40, 40, -40, -40), middle=0.2))
     assert one(none, LIGHT, roi=list(LARGE))["descriptors"]["told"]["foci"] == ["none"]
+
+
+def test_a_model_that_saw_no_kind_of_foci_does_not_tell_that_there_are_none(tmp_path):
+    made = toy_descriptors.head(toy_locator.FEATURES, FINDINGS[:2], seen=SEEN | {"foci": []})
+    told = one(load(tmp_path, head=made), LIGHT)["descriptors"]
+    assert "foci" not in told["told"]
+    assert told["assumed_absent"]["foci"] == list(tirads.kinds("foci"))
 
 
 @pytest.mark.parametrize("doubts", [False, True])
@@ -169,9 +178,9 @@ def test_every_finding_is_explained_by_a_heat_map_of_its_own(served):
     check_schema(schemas.ExplainAnswer, answer)
     explanation = answer["explanations"][0]
     prepared = served.preprocessing.prepare(Instance("image", LIGHT, LARGE))
-    *_, maps = (output[0] for output in served.engine_.predict(prepared.pixels[None]))
+    *_, found = (output[0] for output in served.engine_.predict(prepared.pixels[None]))
     for place, finding in enumerate(explanation["descriptors"]["findings"]):
-        heat, evidence = finding["heat_map"], maps[..., place]
+        heat, evidence = finding["heat_map"], found[..., place]
         logit = np.log(finding["probability"] / (1 - finding["probability"]))
         assert evidence.mean() + served.descriptors.bias[place] == pytest.approx(logit, abs=1e-4)
         shown, positive = np.array(heat["map"]), np.maximum(evidence, 0)
@@ -182,6 +191,15 @@ def test_every_finding_is_explained_by_a_heat_map_of_its_own(served):
     first, second, *_ = (finding["heat_map"]["map"] for finding in explanation["descriptors"]["findings"])
     assert np.max(first) == 1
     assert np.max(second) == 0, "nothing speaks for it"
+
+
+def test_heat_maps_of_findings_are_small_whatever_the_network_sees():
+    evidence = np.random.default_rng(0).normal(0, 1, (38, 38)).astype(np.float32)
+    drawn = maps.finding(evidence, 600, (150, 150, 300, 300))
+    assert Image.open(io.BytesIO(base64.b64decode(drawn["layer_png"]["b64"]))).size == (maps.LAYER, maps.LAYER)
+    assert drawn["share_inside_roi"] == explain.share_inside(explain.heat(evidence, 600), (150, 150, 300, 300))
+    most = limits.MAX_INSTANCES * sum(len(tirads.kinds(name)) for name in tirads.DESCRIPTORS)
+    assert len(json.dumps(drawn)) * most < 100e6, "bytes of an answer"
 
 
 def infer(model: ThyroidModel, pixels: np.ndarray) -> Any:
@@ -216,9 +234,9 @@ def test_features_that_are_not_finite_tell_nothing(served, monkeypatch):
     plain = served.engine_.answer
 
     async def broken(pixels):
-        probability, evidence, pooled, features, maps = await plain(pixels)
+        probability, evidence, pooled, features, shown = await plain(pixels)
         features[0] = np.nan
-        return probability, evidence, pooled, features, np.full_like(maps, np.nan)
+        return probability, evidence, pooled, features, np.full_like(shown, np.nan)
 
     monkeypatch.setattr(served.engine_, "answer", broken)
     body = {"instances": [instance(LIGHT, roi=list(LARGE), patient="p")]}

@@ -71,11 +71,20 @@ def test_every_finding_has_its_words_and_its_share(telling, language):
     ], "the deck's six first"
     assert w("gauge_finding", probability=words.share(0.9), threshold=words.share(0.5)) in text
     shown = " ".join(said(text).split())
-    possible = f"{w('finding_margin_ill_defined')} / {w('finding_margin_lobulated')} · {w('finding_foci_punctate')}"
+    possible = f"{w('finding_margin_ill_defined')} / {w('finding_margin_lobulated')}"
     assert w("descriptors_told", names=possible) in shown
     assert w("descriptors_absent", names=w("finding_margin_extrathyroidal")) in shown
     assert w("tirads", levels="TR4–TR5", points="5–9") in shown
     assert w("tirads_hint") in shown
+
+
+def test_kinds_of_foci_are_not_all_that_is_possible_but_none_is(telling):
+    telling.changes |= {"descriptors": described(told={"foci": ["none"]})}
+    text = " ".join(said(Visitor(telling.address).read(NONE).text).split())
+    assert EN("descriptors_told", names=EN("finding_foci_none")) in text
+    telling.changes |= {"descriptors": described(told={"foci": ["punctate", "rim"]})}
+    text = " ".join(said(Visitor(telling.address).read(NONE).text).split())
+    assert EN("descriptors_told", names="").rstrip(" .") not in text
 
 
 def test_each_finding_has_a_heat_map_of_its_own_behind_a_choice(telling):
@@ -86,12 +95,24 @@ def test_each_finding_has_a_heat_map_of_its_own_behind_a_choice(telling):
     choices = re.findall(r'<input class="paper-not" type="radio" name="map-1" value="(\d)"( checked)?', text)
     assert choices == [("0", " checked"), ("1", ""), ("2", ""), ("3", "")]
     style = Visitor(telling.address).home
+    assert '[data-map]:not([data-map="0"]) { display: none; }' in style, "also in a browser that does not know :has"
     for value in "123":
         assert f'.answer:has([value="{value}"]:checked) [data-map="{value}"]' in style
     inside = re.findall(r'<p class="soft" data-map="(\d)">(.*?)</p>', text)
+    names = [EN(f"finding_{name}") for name in ("foci_punctate", "shape_taller", "margin_smooth")]
     assert inside[1:] == [
-        (str(n), EN("inside_finding", share=words.share(s))) for n, s in enumerate((0.2, 0.3, 0.1), 1)
-    ]
+        (str(n), f"{EN('shown_finding', name=name)} {EN('inside_finding', share=words.share(share))}")
+        for n, (name, share) in enumerate(zip(names, (0.2, 0.3, 0.1), strict=True), 1)
+    ], "named, since a printed page has no choices"
+
+
+def test_a_finding_without_evidence_says_so(telling):
+    findings = described()["findings"]
+    for one in findings:
+        one["heat_map"]["share_inside_roi"] = None
+    telling.changes |= {"descriptors": described(findings=findings)}
+    text = said(Visitor(telling.address).read(NONE).text)
+    assert text.count(EN("no_evidence_finding")) == len(findings)
 
 
 def test_there_is_a_rule_of_style_for_as_many_findings_as_the_lexicon_has(telling):
@@ -185,6 +206,12 @@ def test_the_models_facts_say_what_it_tells_and_why_not_more(telling, doubts):
     assert (EN("descriptors_doubts") in home) is doubts
 
 
+def test_a_column_whose_labels_nobody_has_is_no_label(telling):
+    telling.known = {"descriptors": facts(columns={name: name for name in tirads.DESCRIPTORS})}
+    home = said(Visitor(telling.address).home)
+    assert f"{EN('descriptor_composition')}: {EN('withheld_unlabelled')}" in home
+
+
 def test_a_model_that_withholds_all_says_so(telling):
     finding = toy_descriptors.finding("margin", "smooth", given=False, why="too_few", detail="3 patients")
     telling.known = {"descriptors": toy_descriptors.record(8, [finding], tirads=None).to_dict()}
@@ -194,6 +221,6 @@ def test_a_model_that_withholds_all_says_so(telling):
 
 
 def test_facts_of_another_form_do_not_keep_the_page_from_opening(telling):
-    for odd in ({}, 5, {"findings": [{}]}, facts() | {"columns": None}):
+    for odd in ({}, 5, {"findings": [{}]}, facts() | {"seen": None}):
         telling.known = {"descriptors": odd}
         assert EN("model_away") in said(Visitor(telling.address).home)

@@ -31,7 +31,7 @@ def describe_model(record: dict[str, Any] | None) -> dict[str, Any] | None:
     return {
         "given": [_name(one) for one in findings if one["given"]],
         "withheld": withheld,
-        "unlabelled": [name for name in tirads.DESCRIPTORS if name not in record["columns"]],
+        "unlabelled": [name for name in tirads.DESCRIPTORS if name not in record["seen"]],
         "doubts": bool(record["tirads"]) and record["tirads"]["doubts"] is True,
     }
 
@@ -42,16 +42,19 @@ def describe_view(explanation: dict[str, Any]) -> dict[str, Any] | None:
     Returns:
         `findings`, in the order in which they are shown: name, share, threshold, state ("yes", "no" or "uncertain"),
         heat (data URI) and inside, the share of the evidence inside the box. `told`, the names that are possible by
-        descriptor, and `absent`, the names that are taken to be absent.
+        descriptor; kinds of foci are not among them, since others than those that are told may be there as well.
+        `absent`, the names that are taken to be absent.
     """
     if "descriptors" not in explanation:
         return None
     described = explanation["descriptors"]
-    told = [[_value(name, value) for value in values] for name, values in described["told"].items()]
+    told = {name: [_value(name, value) for value in values] for name, values in described["told"].items()}
+    if told.get(tirads.FOCI) != [_value(tirads.FOCI, tirads.NONE)]:
+        told.pop(tirads.FOCI, None)
     assumed = described.get("assumed_absent") or {}
     return {
         "findings": [_finding(one) for one in sorted(described["findings"], key=_order)],
-        "told": [names for names in told if names],
+        "told": [names for names in told.values() if names],
         "absent": [_value(name, value) for name, values in assumed.items() for value in values],
     }
 

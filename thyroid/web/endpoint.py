@@ -31,7 +31,7 @@ LOCATINGS = 2
 REPORTS = 3
 """Reports that are fetched at once."""
 MAX_ANSWER = 100_000_000
-"""Bytes of an answer. The answer for twelve pictures has some hundred thousand, a report some million."""
+"""Bytes of an answer. The answer for twelve pictures with heat maps has some million, as a report has."""
 FRESH = 5.0
 """Seconds for which the facts of the model are reused."""
 

@@ -56,6 +56,24 @@ def test_a_band_or_views_that_disagree_leave_a_patient_undecided(tmp_path):
     assert banded.table["decision"].tolist() == ["abstain", "abstain"]
 
 
+def test_descriptors_that_contradict_every_view_leave_a_patient_undecided(tmp_path):
+    """A view that is contradicted counts, as at the endpoint."""
+    contradicted = {"reasons": ["descriptors_disagree"], "decision": "abstain"}
+    decisions = table(
+        decision(0.9, "1", "a", **contradicted),
+        decision(0.7, "1", "b", **contradicted),
+        decision(0.9, "2", "c", **contradicted),
+        decision(0.5, "2", "d"),
+        decision(0.9, "3", "e", **contradicted),
+        decision(0.3, "3", "f", **contradicted),
+        decision(0.9, "4", "g", **contradicted),
+        decision(0.1, "4", "h", reasons=["unlike_training", "descriptors_disagree"], decision="abstain"),
+    )
+    found = measure(tmp_path, decisions, *(f",{patient},M,2026-02-0{patient}" for patient in range(1, 5)))
+    assert found.table["probability"].tolist() == pytest.approx([0.8, 0.7, 0.6, 0.9])
+    assert found.table["decision"].tolist() == ["abstain", "malignant", "malignant", "abstain"]
+
+
 def test_only_decisions_up_to_the_day_of_the_outcome_count(tmp_path):
     decisions = table(
         decision(0.9, "1", "a", time=pd.Timestamp("2026-02-01T23:59:59Z")),

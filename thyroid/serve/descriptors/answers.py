@@ -60,17 +60,18 @@ def describe(
 def _words(head: Head, told: Told) -> dict[str, list[str]]:
     """Return the values that are possible, by descriptor of which at least one value is excluded.
 
-    Of echogenic foci these are the kinds that are present, or `NONE` if all are excluded.
+    Of echogenic foci these are the kinds that are present, or `NONE` if all labelled kinds are excluded.
     """
     words = {}
     for descriptor, possible in told.possible.items():
+        excludes = len(possible) < len(head.record.seen[descriptor])
         if descriptor != FOCI:
-            if len(possible) < len(head.record.seen[descriptor]):
+            if excludes:
                 words[descriptor] = list(possible)
             continue
         present = [one.value for one, is_present in zip(head.given, told.present, strict=True) if is_present]
         kinds = [kind for kind in possible if kind in present]
-        if kinds or not possible:
+        if kinds or (excludes and not possible):
             words[descriptor] = kinds or [NONE]
     return words
 

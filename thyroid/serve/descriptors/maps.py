@@ -11,6 +11,12 @@ from PIL import Image
 from thyroid.imaging.geometry import Box
 from thyroid.model import explain
 
+LAYER = 112
+"""Most pixels of a side of a finding's layer.
+
+An answer may be about 64 images with 18 findings each, and whoever shows a layer stretches it over the image anyway.
+"""
+
 
 def malignancy(pixels: NDArray[np.uint8], evidence: NDArray[np.float32], roi: Box | None) -> dict[str, Any]:
     """Return where the network saw evidence of malignancy: as an array, as a layer (PNG) and as an overlay (PNG).
@@ -26,7 +32,7 @@ def malignancy(pixels: NDArray[np.uint8], evidence: NDArray[np.float32], roi: Bo
         "size": pixels.shape[0],
         "overlay_png": _png(explain.overlay(pixels, heat)),
         "roi": None if roi is None else list(roi),
-    } | _drawn(evidence, heat, roi)
+    } | _drawn(evidence, heat, heat, roi)
 
 
 def finding(evidence: NDArray[np.float32], size: int, roi: Box | None) -> dict[str, Any]:
@@ -37,14 +43,16 @@ def finding(evidence: NDArray[np.float32], size: int, roi: Box | None) -> dict[s
         size: Side of the network's input in pixels.
         roi: The nodule in pixels of the input; None if it is not known.
     """
-    return _drawn(evidence, explain.heat(evidence, size), roi)
+    return _drawn(evidence, explain.heat(evidence, size), explain.heat(evidence, min(size, LAYER)), roi)
 
 
-def _drawn(evidence: NDArray[np.float32], heat: NDArray[np.float32], roi: Box | None) -> dict[str, Any]:
+def _drawn(
+    evidence: NDArray[np.float32], heat: NDArray[np.float32], shown: NDArray[np.float32], roi: Box | None
+) -> dict[str, Any]:
     positive = np.maximum(evidence, 0)
     return {
         "map": (positive / max(float(positive.max()), 1e-12)).round(4).tolist(),
-        "layer_png": _png(explain.layer(heat)),
+        "layer_png": _png(explain.layer(shown)),
         "share_inside_roi": None if roi is None else explain.share_inside(heat, roi),
     }
 

@@ -25,7 +25,9 @@ class FindingMap(BaseModel):
     map: list[list[Share]] = Field(
         description="Evidence of the finding, by rows of the map that the features are the mean of."
     )
-    layer_png: File = Field(description="A PNG of the map, transparent where there is little evidence.")
+    layer_png: File = Field(
+        description="A PNG of the map, transparent where there is little evidence, with at most 112 pixels on a side."
+    )
     share_inside_roi: Share | None = Field(
         description="The share of the evidence inside `roi` of the answer's `heat_map`. Null if there is no `roi`, "
         "or no evidence."
@@ -57,8 +59,8 @@ class Descriptors(BaseModel):
         min_length=1,
     )
     told: dict[Descriptor, list[str]] = Field(
-        description="The values that are possible, by descriptor. For `foci`, the kinds that are present, or `none`. A "
-        "descriptor is absent if it cannot be told."
+        description="The values that are possible, by descriptor. For `foci`, the kinds that are present, beside which "
+        "others may be possible, or `none`. A descriptor is absent if it cannot be told."
     )
     assumed_absent: dict[Descriptor, list[str]] | None = Field(
         None,

@@ -15,7 +15,7 @@ from thyroid.interval import Interval
 from thyroid.model.operating_point import OperatingPoint
 from thyroid.records.model import ArtefactRecord, KerasForm
 from thyroid.records.watch import OutcomesRecord, Sequential
-from thyroid.serve.answers import BAND, Answers
+from thyroid.serve.answers import BAND, DESCRIPTORS_DISAGREE, Answers
 from thyroid.watch.options import WatchOptions
 from thyroid.watch.outcomes import table as outcomes_table
 from thyroid.watch.outcomes.sequential import FALSE_ALARM, HIGHEST, LOWEST, Chart, confidence_sequence
@@ -29,6 +29,7 @@ SELECTION = (
 )
 """What no number of outcomes shows, in words."""
 
+_COUNTED = {BAND, DESCRIPTORS_DISAGREE}  # reasons with which a view counts among those of its patient
 _CELLS = 10_000_000  # draws x patients of a bootstrap: 80 MB
 _FEWEST_DRAWS = 200
 _COLUMNS = ("image", "patient", "time", "id", "probability", "reasons", "box")
@@ -153,9 +154,10 @@ def _decided(views: pd.DataFrame, answers: Answers) -> pd.DataFrame:
     """
     last = views.assign(box=views["box"].map(tuple)).sort_values(["time", "id"], kind="stable")
     last = last.drop_duplicates(["unit", "image", "box"], keep="last")
-    last["doubted"] = last["reasons"].map(lambda reasons: bool(set(reasons) - {BAND})).astype(bool)
+    last["doubted"] = last["reasons"].map(lambda reasons: not _COUNTED.issuperset(reasons)).astype(bool)
     nothing = last.groupby("unit")["doubted"].transform("all").astype(bool)
-    score = last[nothing | ~last["doubted"]].groupby("unit")["probability"].agg(["mean", "min", "max"])
+    counted = last[nothing | ~last["doubted"]]
+    score = counted.groupby("unit")["probability"].agg(["mean", "min", "max"])
     cases = views.groupby("unit").agg(date=("date", "max"), malignant=("malignant", "max"), images=("image", "nunique"))
     table = cases.join(score).rename(columns={"mean": "probability"}).rename_axis("unit").reset_index()
     table = table.astype({"malignant": bool, "probability": float, "min": float, "max": float})
@@ -163,10 +165,22 @@ def _decided(views: pd.DataFrame, answers: Answers) -> pd.DataFrame:
     apart = [
         answers.disagree(np.array([[1 - low, low], [1 - high, high]])) for low, high in table[["min", "max"]].values
     ]
-    undecided = table["unit"].isin(last.loc[nothing, "unit"]) | np.array(apart, bool)
+    contradicted = table["unit"].isin(_contradicted(counted, answers))
+    undecided = table["unit"].isin(last.loc[nothing, "unit"]) | contradicted | np.array(apart, bool)
     table["decision"] = table["decision"].astype(object).mask(undecided, "abstain")
     table = table.drop(columns=["min", "max"])
     return table.sort_values(["date", "unit"], kind="stable", ignore_index=True)
+
+
+def _contradicted(views: pd.DataFrame, answers: Answers) -> "pd.Index[str]":
+    """Return the patients whose descriptors contradict the mean of their views, as far as the log can say.
+
+    It holds no points. Those of all views contradict the mean for certain if each view contradicts the same decision.
+    """
+    contradicts = views["reasons"].map(lambda reasons: DESCRIPTORS_DISAGREE in reasons).astype(bool)
+    sides = pd.Series(answers.point.decide(views["probability"]), views.index).where(contradicts, "none")
+    found = sides.groupby(views["unit"]).agg(["nunique", "first"])
+    return found.index[(found["nunique"] == 1) & (found["first"] != "none")]
 
 
 def _abstained(table: pd.DataFrame) -> dict[str, int]:
