@@ -11,12 +11,13 @@ from tests.conftest import drawing
 from tests.support import older
 from thyroid import RESEARCH_USE_ONLY
 from thyroid.clinical.descriptors_csv import DescriptorTable
+from thyroid.data.filenames import SCORE
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.evaluate import artefact as packing
 from thyroid.evaluate import evaluate, scored
 from thyroid.evaluate.audits import subject
-from thyroid.evaluate.descriptors import lock, measure
+from thyroid.evaluate.descriptors import lock, measure, tirads
 from thyroid.evaluate.novelty import usual
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.model import engine
@@ -169,6 +170,29 @@ def test_no_test_image_is_read_before_the_findings_are_locked(described, winner,
     other = lock.lock(winner, words)
     assert other.record == one.record
     np.testing.assert_array_equal(other.weight, one.weight)
+
+
+def test_points_are_compared_with_the_decisions_of_a_model_that_uses_clinical_columns(described, winner, monkeypatch):
+    class Sharpening:
+        """A head that changes every probability, and changes it again if it is applied twice."""
+
+        def apply(self, table, classes):
+            sharper = table[classes.columns] ** 3
+            return table.assign(**sharper.div(sharper.sum(axis=1), axis=0))
+
+    compared = []
+
+    def compare(model, head, images, plain=tirads.compare):
+        compared.append(images.set_index("name")[SCORE])
+        return plain(model, head, images)
+
+    winner.lock(Sharpening())
+    monkeypatch.setattr(tirads, "compare", compare)
+    lock.lock(winner, table_of(winner, described / "labels.csv"))
+    decided = winner.validation.set_index("file")[SCORE]
+    (scores,) = compared
+    assert set(scores.index) == set(decided.index)
+    np.testing.assert_allclose(scores, decided.loc[scores.index])
 
 
 def test_labels_of_the_test_part_alone_give_nothing_out(described, winner, tmp_path):

@@ -106,13 +106,20 @@ def lock(
     if patients["positive"].nunique() < len(CLASSES):
         return None
     cut = _youden(((patients["low"] + patients["high"]) / 2).to_numpy(), patients["positive"].to_numpy(bool))
-    raw, _ = clinical_model.unseen(winner)
-    if winner.clinical is not None:
-        raw = winner.clinical.apply(raw, winner.classes)
-    scored = predictions.at_point(raw.copy(), winner.point, winner.classes).set_index("file")[SCORE]
+    scored = _scores(winner)
     unseen = table[table["name"].isin(scored.index)]
     unseen = unseen.assign(**{SCORE: scored.loc[unseen["name"]].to_numpy()})
     return cut, compare(winner, with_cut(head, cut), unseen).why_not
+
+
+def _scores(winner: ScoredModel) -> "pd.Series[float]":
+    """Return the probability of malignant of the images that the network did not learn from, by their name."""
+    if not winner.cross_validated:
+        return winner.validation.set_index("file")[SCORE]
+    raw, _ = clinical_model.unseen(winner)
+    if winner.clinical is not None:
+        raw = winner.clinical.apply(raw, winner.classes)
+    return predictions.at_point(raw, winner.point, winner.classes).set_index("file")[SCORE]
 
 
 def with_cut(head: Head, cut: int, why_not: str | None = None) -> Head:
