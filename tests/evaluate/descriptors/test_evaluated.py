@@ -17,7 +17,7 @@ from thyroid.errors import InputError
 from thyroid.evaluate import artefact as packing
 from thyroid.evaluate import evaluate, scored
 from thyroid.evaluate.audits import subject
-from thyroid.evaluate.descriptors import lock, measure, tirads
+from thyroid.evaluate.descriptors import lock, measure, tirads, words
 from thyroid.evaluate.novelty import usual
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.model import engine
@@ -144,6 +144,10 @@ def test_report_and_card_say_what_is_told(described, result):
         assert "echogenic foci: macrocalcification" in text
         assert "10.1016/j.jacr.2017.01.046" in text
     assert "Comet tails" in section
+    assert words.EXPLANATION in card
+    assert "used, from the columns composition, echogenicity, shape, margin, foci." in card
+    told = words.lead(result.descriptors.model_copy(update={"columns": {"margin": "edges"}, "notes": []}))
+    assert "from the columns edges (margin)." in told[0]
     warnings = report[report.index('id="warnings"') : report.index('id="gate"')]
     assert "composition gives the class away" in warnings
     assert RESEARCH_USE_ONLY in report
@@ -161,13 +165,13 @@ def test_no_test_image_is_read_before_the_findings_are_locked(described, winner,
         return plain(self, examples, size)
 
     monkeypatch.setattr(DataVersion, "pixels", pixels)
-    words = table_of(winner, described / "labels.csv")
-    one = lock.lock(winner, words)
+    labels = table_of(winner, described / "labels.csv")
+    one = lock.lock(winner, labels)
     assert asked
     assert not held_back & set(asked)
     # other words of test scans change nothing
-    words.rows.loc[data.used.loc[data.used["split"] == "test", "path"]] = None
-    other = lock.lock(winner, words)
+    labels.rows.loc[data.used.loc[data.used["split"] == "test", "path"]] = None
+    other = lock.lock(winner, labels)
     assert other.record == one.record
     np.testing.assert_array_equal(other.weight, one.weight)
 

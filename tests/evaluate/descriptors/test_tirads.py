@@ -57,7 +57,7 @@ def test_nothing_to_compare():
 @pytest.mark.parametrize(
     ("compared", "why"),
     [
-        (Compared(100, 4, 4, 0), "4 of 100 patients, and 5 are needed"),
+        (Compared(100, 4, 4, 0), "4 of 100 patients that the network did not learn from, and 5 are needed"),
         (Compared(100, 5, 5, 5), None),
         (Compared(100, 10, 1, 9), r"10% .* \(10 patients\), and 10%"),
         (Compared(100, 10, 0, 50), "no more than chance"),

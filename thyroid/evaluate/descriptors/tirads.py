@@ -59,7 +59,10 @@ class Compared:
         The test is Fisher's exact one, one-sided.
         """
         if self.disagree < LEAST:
-            return f"the two disagree on {self.disagree} of {self.patients} patients, and {LEAST} are needed"
+            return (
+                f"the two disagree on {self.disagree} of {self.patients} patients that the network did not learn from, "
+                f"and {LEAST} are needed"
+            )
         agree = self.patients - self.disagree
         table = [
             [self.wrong_if_disagree, self.disagree - self.wrong_if_disagree],
@@ -72,8 +75,9 @@ class Compared:
         there = "n/a" if wrong is None else f"{wrong.value:.0%}"
         elsewhere = "n/a" if other is None else f"{other.value:.0%}"
         return (
-            f"{there} of the decisions are wrong where the two disagree ({self.disagree} patients), and {elsewhere} of "
-            f"the others ({agree} patients): no more than chance may give (p = {p:.2f})"
+            f"on patients that the network did not learn from, {there} of the decisions are wrong where the two "
+            f"disagree ({self.disagree} patients), and {elsewhere} of the others ({agree} patients): no more than "
+            f"chance may give (p = {p:.2f})"
         )
 
 
