@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from thyroid import metrics
 from thyroid.evaluate.descriptors import audit, fit, lock
 from thyroid.evaluate.descriptors.audit import Known, Leaks
 from thyroid.evaluate.descriptors.fit import Features
@@ -59,6 +60,16 @@ def test_noise_is_withheld(random):
     assert (record.given, record.why) == (False, "auroc")
     assert record.development.low < 0.6
     assert str(record.development) in record.detail
+
+
+def test_the_lower_bound_over_patients_decides(random):
+    exact, truth = drawn(random, 0.3)
+    images = known(exact)
+    record, fitted = judged(truth, images)
+    patient, fold = images.patient, images.features.fold
+    assert record.development == metrics.auroc(truth == 1, fitted.probability, patient, seed=0, fold=fold)
+    assert record.development.value > lock.LOWEST_AUROC > record.development.low
+    assert record.why == "auroc"
 
 
 def test_signal_in_the_surroundings_is_withheld(random):
@@ -193,5 +204,7 @@ def test_limits_keep_their_shares():
     assert (probability[positive] >= exclude).mean() >= 0.95
     assert (probability[~positive] < sure).mean() >= 0.95
     assert exclude < threshold < sure
+    rare = np.array([False] * 6 + [True, False, True, True])
+    assert lock.limits(rare, np.linspace(0.05, 0.5, 10))[1] == pytest.approx(0.325), "the largest sum of shares"
     perfect = np.where(positive, 0.9, 0.1)
     assert lock.limits(positive, perfect) == pytest.approx((0.5, 0.5, 0.5))
