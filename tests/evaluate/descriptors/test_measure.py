@@ -42,6 +42,9 @@ def test_crops_that_the_word_is_not_for_are_not_compared():
     wrong = pd.concat([shown, shown.assign(labelled=False)], ignore_index=True)
     told = np.array([SOLID, CYSTIC] * 20 + [CYSTIC, SOLID] * 20)
     assert measure._word_kappa(HEAD, wrong, locked, told, 0)["composition"].value == 1
+    found = measure._findings(wrong, locked, told)["composition", "solid"]
+    assert found["probability"].tolist() == [SOLID[1], CYSTIC[1]] * 20
+    assert found["positive"].tolist() == [True, False] * 20
     points = measure._points(HEAD, wrong, locked, told)
     assert points["labelled_low"].notna().tolist() == [True] * 40 + [False] * 40
 
