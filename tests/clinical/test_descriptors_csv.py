@@ -6,6 +6,7 @@ import pytest
 
 from thyroid.clinical import descriptors_csv
 from thyroid.clinical.descriptors_csv import DescriptorTable
+from thyroid.data import duplicates
 from thyroid.errors import InputError
 from thyroid.imaging import phantom
 
@@ -214,6 +215,21 @@ def test_near_duplicates_with_different_words_count_as_missing(read):
     assert table.notes == [
         "labels.csv: column margin: 2 near-duplicate scans have different words, which count as missing"
     ]
+
+
+def test_copies_are_looked_for_once_and_only_where_words_differ(read, monkeypatch):
+    compared = []
+
+    def near_duplicates(hashes, plain=duplicates.near_duplicates):
+        compared.append(len(hashes))
+        return plain(hashes)
+
+    monkeypatch.setattr(duplicates, "near_duplicates", near_duplicates)
+    of = scans(4, images=2)
+    read(rows_of("smooth,wider", "lobulated,wider", "smooth,wider", "smooth,taller", *["smooth,wider"] * 4), of=of)
+    assert compared == [4]
+    read(rows_of(*["smooth,wider"] * 8), of=of)
+    assert compared == [4]
 
 
 def test_the_words_of_phantoms_are_read(tmp_path):

@@ -125,6 +125,13 @@ def test_one_level_and_one_number_of_points_are_said_once(telling):
     assert EN("tirads", levels="TR5", points="7") in said(Visitor(telling.address).read(NONE).text)
 
 
+def test_points_that_exclude_no_level_say_so(telling):
+    telling.patient = {"tirads": {"points": [0, 14], "levels": ["TR1", "TR5"], "agrees": True}}
+    shown = said(Visitor(telling.address).read(NONE).text)
+    assert EN("tirads_open") in shown
+    assert EN("tirads_hint") not in shown
+
+
 @pytest.mark.parametrize(("agrees", "warned"), [(True, False), (None, False), (False, True)])
 def test_a_contradiction_that_decides_nothing_is_said(telling, agrees, warned):
     telling.patient = {"tirads": points(agrees=agrees)}

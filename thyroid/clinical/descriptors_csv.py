@@ -67,10 +67,13 @@ class DescriptorTable:
             raise InputError(_renamed(str(error), name)) from None
         notes = [_renamed(note, name) for note in notes]
         rows = pd.DataFrame(index=scans.index)
+        unknown = {}
         for descriptor, column in columns.items():
-            words, unknown = _words(joined[column], descriptor)
-            rows[descriptor] = words
-            found = [_describe_unknown(joined[column][unknown], scans["patient"]), *_settle(rows, descriptor, scans)]
+            rows[descriptor], unknown[descriptor] = _words(joined[column], descriptor)
+        copies = _copies(rows, scans)
+        for descriptor, column in columns.items():
+            told = _describe_unknown(joined[column][unknown[descriptor]], scans["patient"])
+            found = [told, *_settle(rows, descriptor, scans["patient"], copies)]
             notes += [f"{name}: column {column}: {note}" for note in found if note]
         return cls(rows.set_axis(scans["path"].to_numpy()), columns, notes)
 
@@ -203,20 +206,37 @@ def _describe_unknown(cells: pd.Series, patient: pd.Series) -> str:
     return f"{_count(len(cells), 'scan has', 'scans have')} a word that is not known{listed}, which counts as missing"
 
 
-def _settle(rows: pd.DataFrame, descriptor: str, scans: pd.DataFrame) -> list[str]:
+def _copies(rows: pd.DataFrame, scans: pd.DataFrame) -> pd.Series:
+    """Return a number that near-duplicates share, of the scans of groups with different words.
+
+    Args:
+        rows: Values by descriptor (index of `scans`).
+        scans: Scans in use, with group and phash.
+    """
+    differing = np.zeros(len(scans), bool)
+    for descriptor in rows:
+        differing |= (_texts(rows, str(descriptor)).groupby(scans["group"]).transform("nunique") > 1).to_numpy()
+    hashes = scans["phash"][differing]
+    pairs = duplicates.near_duplicates(hashes) if len(hashes) else []
+    return pd.Series(duplicates.groups(range(len(hashes)), pairs), hashes.index)
+
+
+def _texts(rows: pd.DataFrame, descriptor: str) -> pd.Series:
+    return rows[descriptor].map(lambda values: tirads.cell(descriptor, values), na_action="ignore")
+
+
+def _settle(rows: pd.DataFrame, descriptor: str, patient: pd.Series, copies: pd.Series) -> list[str]:
     """Empty the cells of near-duplicates whose words differ, and return notes on these and on contradicting views.
 
     Args:
-        rows: Values by descriptor, of which the column `descriptor` is changed (index of `scans`).
+        rows: Values by descriptor, of which the column `descriptor` is changed.
         descriptor: One of `tirads.DESCRIPTORS`.
-        scans: Scans in use, with patient, group and phash.
+        patient: Patient of each scan.
+        copies: Result of `_copies`.
     """
-    texts = rows[descriptor].map(lambda values: tirads.cell(descriptor, values), na_action="ignore")
-    known = scans[["patient", "group", "phash"]].assign(text=texts)[texts.notna().to_numpy()]
-    differing = known[known.groupby("group")["text"].transform("nunique") > 1]
-    pairs = duplicates.near_duplicates(differing["phash"]) if len(differing) else []
-    copies = pd.Series(duplicates.groups(range(len(differing)), pairs), differing.index)
-    disputed = differing.index[differing["text"].groupby(copies).transform("nunique") > 1]
+    known = pd.DataFrame({"patient": patient, "text": _texts(rows, descriptor)}).dropna()
+    several = known["text"].groupby(copies.reindex(known.index)).transform("nunique") > 1
+    disputed = known.index[several]
     rows.loc[disputed, descriptor] = None
     left = known.drop(disputed)
     patients = int((left.groupby("patient")["text"].nunique() > 1).sum())

@@ -218,7 +218,7 @@ class FindingRecord(Record):
     """Share of the AUROC's distance from .5 that is kept without the nodule; null where it was not measured, and where
     the AUROC is not above .5."""
     shortcuts: dict[str, Interval]
-    """AUROC with which a few numbers tell the value without a look at the nodule, by name of the shortcut."""
+    """AUROC with which a few numbers tell the value without the network, by name of the shortcut."""
     test: FindingTest | None
     """How well it is told on test patients; null where nothing was fitted, or no test image is labelled."""
     largest_difference: dict[str, float]

@@ -11,12 +11,13 @@ from tests.conftest import drawing
 from tests.support import older
 from thyroid import RESEARCH_USE_ONLY
 from thyroid.clinical.descriptors_csv import DescriptorTable
+from thyroid.data.filenames import SCORE
 from thyroid.data.version import DataVersion
 from thyroid.errors import InputError
 from thyroid.evaluate import artefact as packing
 from thyroid.evaluate import evaluate, scored
 from thyroid.evaluate.audits import subject
-from thyroid.evaluate.descriptors import lock, measure
+from thyroid.evaluate.descriptors import lock, measure, tirads, words
 from thyroid.evaluate.novelty import usual
 from thyroid.evaluate.options import EvaluateOptions
 from thyroid.model import engine
@@ -146,6 +147,10 @@ def test_report_and_card_say_what_is_told(described, result):
     echo = found(result, "echogenicity", "hypoechoic").test
     assert 0 < echo.ece_if_calibrated < 0.5, "few images do not score 0"
     assert f"{echo.ece:.3f} ({echo.ece_if_calibrated:.3f})" in section
+    assert words.EXPLANATION in card
+    assert "used, from the columns composition, echogenicity, shape, margin, foci." in card
+    told = words.lead(result.descriptors.model_copy(update={"columns": {"margin": "edges"}, "notes": []}))
+    assert "from the columns edges (margin)." in told[0]
     warnings = report[report.index('id="warnings"') : report.index('id="gate"')]
     assert "composition gives the class away" in warnings
     assert RESEARCH_USE_ONLY in report
@@ -163,15 +168,38 @@ def test_no_test_image_is_read_before_the_findings_are_locked(described, winner,
         return plain(self, examples, size)
 
     monkeypatch.setattr(DataVersion, "pixels", pixels)
-    words = table_of(winner, described / "labels.csv")
-    one = lock.lock(winner, words)
+    labels = table_of(winner, described / "labels.csv")
+    one = lock.lock(winner, labels)
     assert asked
     assert not held_back & set(asked)
     # other words of test scans change nothing
-    words.rows.loc[data.used.loc[data.used["split"] == "test", "path"]] = None
-    other = lock.lock(winner, words)
+    labels.rows.loc[data.used.loc[data.used["split"] == "test", "path"]] = None
+    other = lock.lock(winner, labels)
     assert other.record == one.record
     np.testing.assert_array_equal(other.weight, one.weight)
+
+
+def test_points_are_compared_with_the_decisions_of_a_model_that_uses_clinical_columns(described, winner, monkeypatch):
+    class Sharpening:
+        """A head that changes every probability, and changes it again if it is applied twice."""
+
+        def apply(self, table, classes):
+            sharper = table[classes.columns] ** 3
+            return table.assign(**sharper.div(sharper.sum(axis=1), axis=0))
+
+    compared = []
+
+    def compare(model, head, images, plain=tirads.compare):
+        compared.append(images.set_index("name")[SCORE])
+        return plain(model, head, images)
+
+    winner.lock(Sharpening())
+    monkeypatch.setattr(tirads, "compare", compare)
+    lock.lock(winner, table_of(winner, described / "labels.csv"))
+    decided = winner.validation.set_index("file")[SCORE]
+    (scores,) = compared
+    assert set(scores.index) == set(decided.index)
+    np.testing.assert_allclose(scores, decided.loc[scores.index])
 
 
 def test_labels_of_the_test_part_alone_give_nothing_out(described, winner, tmp_path):

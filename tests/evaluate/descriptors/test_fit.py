@@ -1,9 +1,11 @@
 """A finding is fitted on frozen features, and judged by what it says of patients that it did not see."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from thyroid.evaluate.descriptors import audit, fit, lock
+from thyroid import metrics
+from thyroid.evaluate.descriptors import audit, fit, lock, measure
 from thyroid.evaluate.descriptors.audit import Known, Leaks
 from thyroid.evaluate.descriptors.fit import Features
 
@@ -59,6 +61,16 @@ def test_noise_is_withheld(random):
     assert (record.given, record.why) == (False, "auroc")
     assert record.development.low < 0.6
     assert str(record.development) in record.detail
+
+
+def test_the_lower_bound_over_patients_decides(random):
+    exact, truth = drawn(random, 0.3)
+    images = known(exact)
+    record, fitted = judged(truth, images)
+    patient, fold = images.patient, images.features.fold
+    assert record.development == metrics.auroc(truth == 1, fitted.probability, patient, seed=0, fold=fold)
+    assert record.development.value > lock.LOWEST_AUROC > record.development.low
+    assert record.why == "auroc"
 
 
 def test_signal_in_the_surroundings_is_withheld(random):
@@ -193,5 +205,22 @@ def test_limits_keep_their_shares():
     assert (probability[positive] >= exclude).mean() >= 0.95
     assert (probability[~positive] < sure).mean() >= 0.95
     assert exclude < threshold < sure
+    rare = np.array([False] * 6 + [True, False, True, True])
+    assert lock.limits(rare, np.linspace(0.05, 0.5, 10))[1] == pytest.approx(0.325), "the largest sum of shares"
     perfect = np.where(positive, 0.9, 0.1)
     assert lock.limits(positive, perfect) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_figures_on_test_patients_resample_patients():
+    """Four equal views of each patient say no more than one."""
+    patient = np.arange(30)
+    one = pd.DataFrame({"patient": patient, "positive": patient % 3 == 0, "probability": (patient * 7 % 30) / 30})
+    four = pd.concat([one] * 4, ignore_index=True)
+    single, several = measure.figures(one, 0.5, seed=0), measure.figures(four, 0.5, seed=0)
+    assert (single.images, several.images) == (30, 120)
+    assert several.patients == single.patients == 30
+    assert several.positive_patients == single.positive_patients == 10
+    for name in ("auroc", "kappa", "sensitivity", "specificity"):
+        narrow, wide = getattr(several, name), getattr(single, name)
+        assert narrow.value == pytest.approx(wide.value)
+        assert narrow.high - narrow.low == pytest.approx(wide.high - wide.low, abs=0.05), name

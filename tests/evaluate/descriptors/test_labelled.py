@@ -146,6 +146,7 @@ def test_a_column_that_gives_the_class_away_is_found_and_missing_words_are_not(d
     assert list(found.columns) == ["composition"]
     assert "composition gives the class away" in found.columns["composition"]
     assert list(found.unknown) == ["margin"], "its words are of one class"
+    assert found.unknown["margin"].startswith("all rows are of one class"), "no word of clinical data"
 
 
 def test_columns_that_define_the_class_together_are_a_note(data):

@@ -37,11 +37,13 @@ def test_decisions_are_compared_by_patient():
             (3, "B", 0.1, 4, 9),  # called benign, and suspicious in any case
             (4, "M", 0.2, 4, 4),  # as well, and wrong
             (5, "B", 0.5, 0, 0),  # in the band
+            (6, "B", 0.1, 4, 9),  # one view is suspicious, and another one may not be: nothing contradicts benign
+            (6, "B", 0.1, 0, 9),
         ),
     )
-    assert found == Compared(patients=4, disagree=3, wrong_if_disagree=1, wrong_if_agree=1)
+    assert found == Compared(patients=5, disagree=3, wrong_if_disagree=1, wrong_if_agree=1)
     wrong, otherwise = found.shares
-    assert (wrong.value, otherwise.value) == (pytest.approx(1 / 3), 1)
+    assert (wrong.value, otherwise.value) == (pytest.approx(1 / 3), 0.5)
     assert wrong.low < 0.05
     assert wrong.high > 0.8
 
@@ -57,7 +59,7 @@ def test_nothing_to_compare():
 @pytest.mark.parametrize(
     ("compared", "why"),
     [
-        (Compared(100, 4, 4, 0), "4 of 100 patients, and 5 are needed"),
+        (Compared(100, 4, 4, 0), "4 of 100 patients that the network did not learn from, and 5 are needed"),
         (Compared(100, 5, 5, 5), None),
         (Compared(100, 10, 1, 9), r"10% .* \(10 patients\), and 10%"),
         (Compared(100, 10, 0, 50), "no more than chance"),

@@ -22,7 +22,8 @@ from thyroid.evaluate.descriptors.fit import Features, Fitted
 from thyroid.metrics import Interval
 
 SHORTCUTS = ("scan_area_geometry", "patient_number", "box_size", "grey_levels")
-"""Numbers that must not tell a finding, but for the box: its sides are the shape."""
+"""Numbers by which a finding may be told without the network. They are shown and withhold nothing: the sides of a box
+are the nodule's shape, and some of the grey levels are its echo."""
 
 Array = NDArray[np.float64]
 
@@ -72,7 +73,7 @@ def leaks(images: pd.DataFrame, table: DescriptorTable, classes: Classes, seed: 
                 seed=seed,
             )
         except InputError as error:
-            unknown[descriptor] = str(error)
+            unknown[descriptor] = str(error).removeprefix("clinical: ")
             continue
         if alone.findings:
             found[descriptor] = "; ".join(alone.findings)
@@ -95,7 +96,7 @@ class Evidence:
         blanked: The same of the surroundings alone; None where it was not measured.
         kept: Share of the distance from .5 that is kept without the nodule; None where it was not measured, or there is
             no distance to keep.
-        shortcuts: AUROC of numbers that need no look at the nodule, by name.
+        shortcuts: AUROC of a few numbers, by name.
     """
 
     development: Interval

@@ -59,33 +59,27 @@ def measure(winner: ScoredModel, locked: Locked, forms: Mapping[str, NDArray[np.
     pixels = evaluation.data.pixels(images, winner.size)
     features = winner.network.features(pixels, "test images").astype(np.float32)
     known = labelled.of_scans(evaluation.data, evaluation.serving_domain, locked.table)
-    has_label = images["name"].isin(known["name"]).to_numpy()
-    truths = {
-        (one.descriptor, one.value): np.where(
-            has_label, locked.table.labels(images["path"].tolist(), one.descriptor, one.value), np.nan
-        )
-        for one in locked.fitted
-    }
+    words = images.assign(labelled=images["name"].isin(known["name"]))
     probability = expit(features @ locked.weight.astype(np.float64) + locked.bias)
-    found = _findings(images, truths, probability)
+    found = _findings(words, locked, probability)
     record = _tested(locked, found, seed)
     head = locked.head
     if head is None:
         return Tested(record, found)
     own = head.probabilities(features)
     record = _with_differences(record, head, own, {form: answer[drawn] for form, answer in forms.items()})
-    words = images.assign(labelled=has_label)
     record = record.model_copy(update={"word_kappa": _word_kappa(head, words, locked, own, seed)})
     points = _points(head, words, locked, own)
     return Tested(_with_tirads(winner, head, record, points, seed), found, points)
 
 
-def _findings(images: pd.DataFrame, truths: Mapping[Finding, Array], probability: Array) -> dict[Finding, pd.DataFrame]:
-    """Return the labelled images of each finding: positive, probability and patient."""
+def _findings(images: pd.DataFrame, locked: Locked, probability: Array) -> dict[Finding, pd.DataFrame]:
+    """Return the labelled images of each finding that was fitted: positive, probability and patient."""
     found = {}
-    for (finding, truth), column in zip(truths.items(), probability.T, strict=True):
-        rows = np.isfinite(truth)
-        found[finding] = pd.DataFrame(
+    for one, column in zip(locked.fitted, probability.T, strict=True):
+        truth = locked.table.labels(images["path"].tolist(), one.descriptor, one.value)
+        rows = np.isfinite(truth) & images["labelled"].to_numpy(bool)
+        found[one.descriptor, one.value] = pd.DataFrame(
             {
                 "positive": truth[rows] == 1,
                 "probability": column[rows],

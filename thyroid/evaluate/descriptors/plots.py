@@ -33,7 +33,7 @@ def draw(found: Tested, folder: Path) -> None:
         if one.development is not None
     ]
     if measured:
-        plots.ranking([row for row in measured if row[1]], "development, out of fold", folder / f"{AUROC}.png")
+        plots.ranking(measured, "development, out of fold", folder / f"{AUROC}.png")
     _calibration(found, folder / f"{CALIBRATION}.png")
     if len(found.points):
         _points(found.points, folder / f"{TIRADS}.png")
@@ -81,8 +81,13 @@ def _points(table: pd.DataFrame, path: Path) -> None:
         axis.hlines(rows, part["low"] - 0.2, part["high"] + 0.2, color=COLOURS[label], lw=2, label=CLASS_NAMES[label])
     own = np.flatnonzero(shown["labelled_low"].notna())
     middle = (shown["labelled_low"] + shown["labelled_high"]).iloc[own] / 2
-    axis.plot(middle, own, "|", color="#1c2733", ms=5, label="of the labels")
-    axis.set(xlabel="points of TI-RADS", yticks=(), ylabel=f"{len(shown)} of {len(table)} test images")
+    axis.plot(middle, own, "|", color="#1c2733", ms=5, label="points of the labels")
+    axis.set(
+        xlabel="points of TI-RADS",
+        xticks=range(0, int(shown["high"].max()) + 1),
+        yticks=(),
+        ylabel=f"{len(shown)} of {len(table)} test images",
+    )
     axis.set_title("Points that cannot be excluded", fontsize=9)
     axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.05), ncols=3, frameon=False)
     save(figure, path)

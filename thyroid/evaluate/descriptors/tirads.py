@@ -59,7 +59,10 @@ class Compared:
         The test is Fisher's exact one, one-sided.
         """
         if self.disagree < LEAST:
-            return f"the two disagree on {self.disagree} of {self.patients} patients, and {LEAST} are needed"
+            return (
+                f"the two disagree on {self.disagree} of {self.patients} patients that the network did not learn from, "
+                f"and {LEAST} are needed"
+            )
         agree = self.patients - self.disagree
         table = [
             [self.wrong_if_disagree, self.disagree - self.wrong_if_disagree],
@@ -72,8 +75,9 @@ class Compared:
         there = "n/a" if wrong is None else f"{wrong.value:.0%}"
         elsewhere = "n/a" if other is None else f"{other.value:.0%}"
         return (
-            f"{there} of the decisions are wrong where the two disagree ({self.disagree} patients), and {elsewhere} of "
-            f"the others ({agree} patients): no more than chance may give (p = {p:.2f})"
+            f"on patients that the network did not learn from, {there} of the decisions are wrong where the two "
+            f"disagree ({self.disagree} patients), and {elsewhere} of the others ({agree} patients): no more than "
+            f"chance may give (p = {p:.2f})"
         )
 
 
@@ -106,13 +110,20 @@ def lock(
     if patients["positive"].nunique() < len(CLASSES):
         return None
     cut = _youden(((patients["low"] + patients["high"]) / 2).to_numpy(), patients["positive"].to_numpy(bool))
-    raw, _ = clinical_model.unseen(winner)
-    if winner.clinical is not None:
-        raw = winner.clinical.apply(raw, winner.classes)
-    scored = predictions.at_point(raw.copy(), winner.point, winner.classes).set_index("file")[SCORE]
+    scored = _scores(winner)
     unseen = table[table["name"].isin(scored.index)]
     unseen = unseen.assign(**{SCORE: scored.loc[unseen["name"]].to_numpy()})
     return cut, compare(winner, with_cut(head, cut), unseen).why_not
+
+
+def _scores(winner: ScoredModel) -> "pd.Series[float]":
+    """Return the probability of malignant of the images that the network did not learn from, by their name."""
+    if not winner.cross_validated:
+        return winner.validation.set_index("file")[SCORE]
+    raw, _ = clinical_model.unseen(winner)
+    if winner.clinical is not None:
+        raw = winner.clinical.apply(raw, winner.classes)
+    return predictions.at_point(raw, winner.point, winner.classes).set_index("file")[SCORE]
 
 
 def with_cut(head: Head, cut: int, why_not: str | None = None) -> Head:

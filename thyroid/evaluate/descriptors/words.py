@@ -62,7 +62,7 @@ SHORTCUTS = {
     "box_size": "Size of the box",
     "grey_levels": "Grey levels",
 }
-"""Numbers by which a finding should not be told, in words. The sides of a box are the shape, and may tell that one."""
+"""Numbers by which a finding is told without the network, in words."""
 
 
 def name(descriptor: str, value: str) -> str:
@@ -73,9 +73,12 @@ def name(descriptor: str, value: str) -> str:
 def lead(found: DescriptorsRecord) -> list[str]:
     """Say in plain sentences what the model tells, what it does not, and what that means for TI-RADS."""
     given = found.given
-    columns = ", ".join(f"{column} ({descriptor})" for descriptor, column in found.columns.items())
+    columns = ", ".join(
+        column if column == descriptor else f"{column} ({descriptor})" for descriptor, column in found.columns.items()
+    )
     sentences = [
-        f"Labels of {found.images} development images of {found.patients} patients were given in the columns {columns}."
+        f"Labels of {found.images} development images of {found.patients} patients were used, from the columns "
+        f"{columns}."
     ]
     if not given:
         return [*sentences, "The model gives out none of the descriptors: these data do not show that it can tell any."]
@@ -102,13 +105,14 @@ def _tirads(found: TiradsRecord) -> list[str]:
         )
     wrong, otherwise = (format_interval(one) for one in (found.wrong_if_disagree, found.wrong_if_agree))
     sentences.append(
-        f"From {found.cut} points on they count as suspicious. They disagree with the decision on {found.disagree} of "
-        f"{found.compared} test patients. The share of wrong decisions is {wrong} there, and {otherwise} elsewhere."
+        f"From {found.cut} points on they count as suspicious, a limit that development patients chose. They disagree "
+        f"with the decision on {found.disagree} of {found.compared} test patients. The share of wrong decisions is "
+        f"{wrong} there, and {otherwise} elsewhere."
     )
     if found.doubts:
         return [
             *sentences,
-            "On patients that the network did not learn from more decisions were wrong where the two disagree. The "
+            "On patients that the network did not learn from, more decisions were wrong where the two disagree. The "
             "model makes no decision there (reason: descriptors_disagree).",
         ]
     return [*sentences, f"The disagreement is shown and decides nothing: {found.why_not}."]
