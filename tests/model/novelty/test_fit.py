@@ -118,12 +118,13 @@ def test_a_few_patients_that_are_alike_by_chance_do_not_make_the_limit_tight():
     assert fit.limit(alike, np.arange(3), fitted, np.arange(60)) > np.exp(2 * 0.2)
 
 
-def test_whole_patients_are_drawn(monkeypatch):
-    monkeypatch.setattr(fit, "MOST", 50)
+def test_whole_patients_are_drawn():
     patients = np.random.default_rng(0).integers(0, 30, 200)
-    rows = fit.draw(patients, seed=1)
+    rows = fit.draw(patients, seed=1, most=50)
     assert 40 <= len(rows) <= 50
     assert not set(patients[rows]) & set(np.delete(patients, rows))
-    np.testing.assert_array_equal(rows, fit.draw(patients, seed=1))
-    assert set(rows) != set(fit.draw(patients, seed=2))
-    np.testing.assert_array_equal(fit.draw(patients[:50], seed=1), np.arange(50))
+    np.testing.assert_array_equal(rows, fit.draw(patients, seed=1, most=50))
+    assert set(rows) != set(fit.draw(patients, seed=2, most=50))
+    np.testing.assert_array_equal(fit.draw(patients[:50], seed=1, most=50), np.arange(50))
+    np.testing.assert_array_equal(fit.draw(np.zeros(50), seed=1, most=49), np.arange(50))
+    assert len(fit.draw(np.zeros(0), seed=1)) == 0

@@ -30,6 +30,8 @@ _MISSED = 0.005
 def draw(patients: NDArray[Any], seed: int, most: int = MOST) -> NDArray[np.intp]:
     """Return the places, in ascending order, of at most `most` images: those of whole patients, in a seeded draw.
 
+    If the first patient alone has more, they are all images of this one.
+
     Args:
         patients: Patient of each image [n].
         seed: Seed of the draw.
@@ -37,7 +39,7 @@ def draw(patients: NDArray[Any], seed: int, most: int = MOST) -> NDArray[np.intp
     """
     _, owner, counts = np.unique(patients, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(counts))
-    drawn = order[np.cumsum(counts[order]) <= most]
+    drawn = order[np.cumsum(counts[order]) <= max(most, counts[order[:1]].sum())]
     return np.flatnonzero(np.isin(owner, drawn))
 
 
