@@ -250,10 +250,7 @@ class TiradsRecord(Record):
 
 
 class DescriptorsRecord(Record):
-    """Which sonographic descriptors the model tells. The file descriptors.npz has the weights of those it gives out.
-
-    It holds figures over patients, and nothing of a single one.
-    """
+    """Which sonographic descriptors the model tells: figures over patients. descriptors.npz has the weights."""
 
     columns: dict[str, str]
     """Column of the labels by descriptor."""
